@@ -1,0 +1,3 @@
+//! The agent's own HTTP and control socket.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The sole wiring site: makes every room and connects them.

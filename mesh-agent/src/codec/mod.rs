@@ -1,0 +1,3 @@
+//! Recognising a protocol from its first bytes.
+
+#![forbid(unsafe_code)]

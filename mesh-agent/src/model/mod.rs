@@ -1,0 +1,15 @@
+//! Plain data every room speaks in: no I/O, no protobuf, no aya, no locks.
+//!
+//! Values are parsed once, where they enter (`source`, `admin`, `cli`), and are
+//! valid from then on.
+
+#![forbid(unsafe_code)]
+
+pub mod authz;
+pub mod captured;
+pub mod cluster;
+pub mod identity;
+pub mod listener;
+pub mod route;
+pub mod socket;
+pub mod workload;

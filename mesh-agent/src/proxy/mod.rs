@@ -1,0 +1,3 @@
+//! The two pipelines: outbound and inbound.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,61 @@
+//! The configuration in force: immutable snapshots behind one cell.
+//!
+//! One writer (`app`'s configuration task) applies what a source delivers; readers
+//! load once per connection or request and see one version throughout. This room
+//! must not know where resources came from.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod tables;
+
+use std::{sync::Arc, time::SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+pub use apply::{RejectedResource, Resources};
+pub use tables::{ListenerTable, Snapshot};
+
+/// The one place where the snapshot in force lives.
+#[derive(Debug)]
+pub struct SnapshotCell {
+    current: ArcSwap<Snapshot>,
+    version: watch::Sender<u64>,
+}
+
+impl Default for SnapshotCell {
+    fn default() -> Self {
+        Self { current: ArcSwap::from_pointee(Snapshot::default()), version: watch::Sender::new(0) }
+    }
+}
+
+impl SnapshotCell {
+    /// The snapshot in force now. Hold it for as long as one decision chain lasts.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Wakes its holder whenever a new snapshot is in force; the value is its version.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Replaces the whole configuration, or leaves the last good one in force.
+    ///
+    /// `label` is what the source calls this version, shown in `config dump`.
+    ///
+    /// # Errors
+    /// Every reference that leads nowhere and every clash, by resource and field.
+    pub fn replace(
+        &self,
+        resources: Resources,
+        label: String,
+    ) -> Result<u64, Vec<RejectedResource>> {
+        let version = self.current.load().version + 1;
+        let snapshot = apply::build(resources, version, label, SystemTime::now())?;
+        self.current.store(Arc::new(snapshot));
+        self.version.send_replace(version);
+        Ok(version)
+    }
+}

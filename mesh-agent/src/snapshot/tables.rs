@@ -1,0 +1,118 @@
+//! A snapshot's tables and the look-ups the data path makes in them.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use crate::model::{
+    cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
+    listener::{Direction, Listener, RouteSource},
+    route::RouteConfiguration,
+};
+
+/// One version of the whole configuration; complete, and consistent in itself:
+/// every cluster, route configuration and assignment that is named is there.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts from 1; 0 is the empty snapshot before any configuration.
+    pub version: u64,
+    /// What the source calls this version.
+    pub label: String,
+    pub applied_at: SystemTime,
+    pub listeners: Arc<ListenerTable>,
+    pub routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
+    pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
+    pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            version: 0,
+            label: String::new(),
+            applied_at: SystemTime::UNIX_EPOCH,
+            listeners: Arc::default(),
+            routes: Arc::default(),
+            clusters: Arc::default(),
+            assignments: Arc::default(),
+        }
+    }
+}
+
+impl Snapshot {
+    /// The cluster of that name. `None` only before any configuration.
+    pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<Cluster>> {
+        self.clusters.get(name)
+    }
+
+    /// A cluster's endpoints; `None` for an original-destination cluster.
+    pub fn assignment(&self, cluster: &Cluster) -> Option<Arc<LoadAssignment>> {
+        match &cluster.discovery {
+            Discovery::Static(assignment) => Some(Arc::clone(assignment)),
+            Discovery::Eds { service_name } => self.assignments.get(service_name).map(Arc::clone),
+            Discovery::OriginalDestination => None,
+        }
+    }
+
+    /// The route configuration a connection manager uses.
+    pub fn routes(&self, source: &RouteSource) -> Option<Arc<RouteConfiguration>> {
+        match source {
+            RouteSource::Inline(routes) => Some(Arc::clone(routes)),
+            RouteSource::Rds(name) => self.routes.get(name).map(Arc::clone),
+        }
+    }
+}
+
+/// Listeners, found by name or by the address they are for.
+#[derive(Debug, Default)]
+pub struct ListenerTable {
+    by_name: HashMap<Arc<str>, Arc<Listener>>,
+    by_address: HashMap<(Direction, SocketAddr), Arc<Listener>>,
+}
+
+impl ListenerTable {
+    /// Adds a listener.
+    ///
+    /// # Errors
+    /// The listener that already has this name, or this direction and address.
+    pub(super) fn insert(&mut self, listener: Arc<Listener>) -> Result<(), Arc<Listener>> {
+        let key = (listener.direction, listener.address);
+        let clash = self.by_name.get(&listener.name).or_else(|| self.by_address.get(&key));
+        if let Some(clash) = clash {
+            return Err(Arc::clone(clash));
+        }
+        self.by_name.insert(Arc::clone(&listener.name), Arc::clone(&listener));
+        self.by_address.insert(key, listener);
+        Ok(())
+    }
+
+    /// The listener for a connection: its exact address first, then the
+    /// unspecified address of its family with its port.
+    pub fn select(&self, direction: Direction, destination: SocketAddr) -> Option<&Arc<Listener>> {
+        let any = match destination.ip() {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        self.by_address
+            .get(&(direction, destination))
+            .or_else(|| self.by_address.get(&(direction, SocketAddr::new(any, destination.port()))))
+    }
+
+    /// Every listener, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.by_name.values()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+}

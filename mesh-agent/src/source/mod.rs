@@ -1,0 +1,3 @@
+//! Where configuration comes from. Protobuf types stop here.
+
+#![forbid(unsafe_code)]

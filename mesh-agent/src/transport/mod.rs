@@ -1,0 +1,3 @@
+//! Dialling, relaying bytes, HBONE tunnels and upstream HTTP connections.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! The contract between kernel and user space: map layouts, verdicts and the pure
+//! decisions both sides agree on.
+
+#![no_std]

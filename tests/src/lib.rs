@@ -1,0 +1,1 @@
+//! Builders for nodes, pods and wires made of network namespaces.

@@ -1,0 +1,3 @@
+//! The project's commands: `cargo xtask setup | ebpf | demo | test | tidy | ci`.
+
+fn main() {}
