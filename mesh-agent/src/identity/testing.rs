@@ -130,6 +130,7 @@ pub(super) fn node(trust_domain: &str, ttl: Duration) -> Node {
 /// A root that signs whatever a test wants.
 pub(super) struct Forge {
     pub(super) root: CertificateDer<'static>,
+    intermediates: Vec<CertificateDer<'static>>,
     issuer: Issuer<'static, PrivateKey>,
 }
 
@@ -142,7 +143,21 @@ impl Forge {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let root = params.self_signed(&key).unwrap().into();
-        Self { root, issuer: Issuer::new(params, key) }
+        Self { root, intermediates: vec![], issuer: Issuer::new(params, key) }
+    }
+
+    /// A CA that this one signed, whose certificate comes with each leaf it signs.
+    pub(super) fn intermediate(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let key = PrivateKey::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "intermediate");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().into();
+        let issuer = Issuer::new(params, key);
+        Self { root: self.root.clone(), intermediates: vec![certificate], issuer }
     }
 
     /// A good certificate for `san`, spoilt by `change`.
@@ -162,8 +177,9 @@ impl Forge {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         change(&mut params);
-        let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        Arc::new(CertifiedKey::new(vec![leaf.into()], Arc::new(key)))
+        let mut chain = vec![params.signed_by(&key, &self.issuer).unwrap().into()];
+        chain.extend_from_slice(&self.intermediates);
+        Arc::new(CertifiedKey::new(chain, Arc::new(key)))
     }
 }
 

@@ -61,9 +61,12 @@ pub(super) fn verify_chain(
         Role::Server => KeyUsage::server_auth(),
         Role::Client => KeyUsage::client_auth(),
     };
-    end_entity
+    let path = end_entity
         .verify_for_usage(algorithms.all, roots, intermediates, now, usage, None, None)
         .map_err(|error| chain_refusal(error, presented.clone(), role))?;
+    for intermediate in path.intermediate_certificates() {
+        check_may_sign(&intermediate.der(), &presented)?;
+    }
     Ok(presented)
 }
 
@@ -120,6 +123,17 @@ fn check_leaf_usage(
         return Err(wrong_purpose(presented.clone(), role));
     }
     Ok(())
+}
+
+/// Spec: RFC 5280 §6.1.4 (n); webpki leaves it out.
+fn check_may_sign(issuer: &CertificateDer<'_>, presented: &Identity) -> Result<(), RefusedPeer> {
+    match parse(issuer)?.key_usage().map_err(malformed)? {
+        Some(usage) if !usage.value.key_cert_sign() => Err(RefusedPeer::InvalidChain {
+            presented: presented.clone(),
+            reason: "an intermediate is not allowed to sign certificates".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn chain_refusal(error: webpki::Error, presented: Identity, role: Role) -> RefusedPeer {

@@ -284,6 +284,33 @@ async fn a_server_with_a_good_certificate_of_another_workload_is_refused() {
 }
 
 #[tokio::test]
+async fn intermediates_are_followed_and_held_to_their_own_rules() {
+    let root = Forge::new("test root");
+    let web = "spiffe://cluster.local/ns/shop/sa/web";
+    let good = root.intermediate(|_| {});
+    let client = client_of(&root, Some(good.leaf(web, |_| {})), CART);
+    let server = server_of(&root, Some(good.leaf(CART, |_| {})));
+    let (client, server) = handshake(&client, &server).await;
+    assert_eq!(peer_identity(client.unwrap().get_ref().1).unwrap().to_string(), CART);
+    assert_eq!(peer_identity(server.unwrap().get_ref().1).unwrap().to_string(), web);
+
+    let now = Timestamp::now(&system_clock());
+    let past = now.minus(Duration::from_secs(5)).date_time().unwrap();
+    for (spoilt, reason) in [
+        (root.intermediate(|p| p.not_after = past), "expired"),
+        (root.intermediate(|p| p.is_ca = IsCa::ExplicitNoCa), "invalid_chain"),
+        (root.intermediate(|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]), "invalid_chain"),
+        (good.intermediate(|_| {}), "unknown_issuer"),
+    ] {
+        let client = client_of(&root, Some(spoilt.leaf(web, |_| {})), CART);
+        let server = server_of(&root, Some(good.leaf(CART, |_| {})));
+        let refused = handshake(&client, &server).await.1.unwrap_err();
+        let refused = refusal(&refused).unwrap();
+        assert_eq!(refused.reason(), reason, "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn a_change_of_trust_applies_to_the_next_handshake() {
     let (here, there) = (node("cluster.local", HOUR), node("other.example", HOUR));
     let web = id("ns/shop/sa/web");
