@@ -1,3 +1,96 @@
-//! The two pipelines: outbound and inbound.
+//! The two pipelines, one screen each: [`outbound`] and [`inbound`].
+//!
+//! Both go `Captured → Flow → Permit → Destination → relay`; each arrow is another
+//! room's decision, and the private constructors of those types make it impossible
+//! to dial what was not authorized. This room must not know where configuration
+//! comes from, nor how connections were captured.
 
 #![forbid(unsafe_code)]
+
+mod failure;
+pub mod inbound;
+pub mod outbound;
+mod session;
+mod tcp;
+mod upstream;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use failure::Failure;
+pub use upstream::Upstream;
+
+use self::session::Session;
+use crate::{
+    identity::IdentityManager,
+    model::listener::{TcpProxy, TerminalFilter},
+    observe::{access_log::AccessLog, connections::Connections, metrics::Metrics},
+    policy::{OutboundPolicy, Permit},
+    route::Balancers,
+    snapshot::{Snapshot, SnapshotCell},
+    transport::{
+        hbone::{HbonePool, HboneServerOptions},
+        relay::Abort,
+    },
+};
+
+/// What every connection of the node shares.
+pub struct Dataplane {
+    pub snapshot: Arc<SnapshotCell>,
+    pub identities: Arc<IdentityManager>,
+    pub balancers: Arc<Balancers>,
+    pub hbone: HbonePool,
+    pub metrics: Metrics,
+    pub access_log: AccessLog,
+    pub connections: Connections,
+    pub options: Options,
+    /// Cancelled when the agent begins to drain: no new streams and requests are
+    /// taken on connections that live on.
+    pub draining: CancellationToken,
+    /// Every task that serves a connection.
+    pub tasks: TaskTracker,
+}
+
+/// Settings of the pipelines.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub outbound_policy: OutboundPolicy,
+    /// For a peer's TLS handshake on the HBONE port.
+    pub tls_handshake_timeout: Duration,
+    pub hbone_server: HboneServerOptions,
+}
+
+/// Serves a permitted connection by what its filter chain ends in, to its end.
+async fn serve<D>(
+    dataplane: &Arc<Dataplane>,
+    mut session: Session,
+    snapshot: &Snapshot,
+    permit: Permit,
+    mut downstream: D,
+) where
+    D: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
+{
+    let terminal = permit.flow().terminal().cloned();
+    if let Some(TerminalFilter::Http(http)) = terminal {
+        return http::serve(dataplane, session, permit, http, downstream).await;
+    }
+    let tcp = opaque(terminal.as_ref());
+    let failure = match tcp::open(dataplane, &mut session, snapshot, &permit, tcp).await {
+        Ok(upstream) => tcp::run(dataplane, &session, permit, tcp, downstream, upstream).await,
+        Err(failure) => {
+            downstream.abort();
+            Some(failure)
+        }
+    };
+    session.end(dataplane, failure);
+}
+
+/// The settings of an opaque connection; `None` for passthrough.
+fn opaque(terminal: Option<&TerminalFilter>) -> Option<&TcpProxy> {
+    match terminal {
+        Some(TerminalFilter::TcpProxy(tcp)) => Some(tcp),
+        Some(TerminalFilter::Http(_)) | None => None,
+    }
+}

@@ -1,0 +1,122 @@
+//! What went wrong, whose fault it was, and what the outside is told.
+
+use std::error::Error;
+
+use crate::{
+    identity,
+    observe::flags::ResponseFlag,
+    policy::{Denied, FlowError, Revoked},
+    route::NoDestination,
+    transport::{dial::DialError, hbone::HboneError},
+};
+
+/// The end of a connection or request that did not go as it should. Access log,
+/// metrics and HTTP status read this and nothing else.
+#[derive(Debug)]
+pub struct Failure {
+    /// Envoy's response flag.
+    pub flag: ResponseFlag,
+    /// A constant name of the cause, for a metric's label.
+    pub reason: &'static str,
+    /// The policy that denied, if one did.
+    pub policy: Option<String>,
+    /// The whole story in one line, causes included.
+    pub detail: String,
+}
+
+impl Failure {
+    fn new(flag: ResponseFlag, reason: &'static str, error: &(dyn Error + 'static)) -> Self {
+        Self { flag, reason, policy: None, detail: story(error) }
+    }
+
+    /// No certificate to present: nothing may be dialled or accepted.
+    pub fn no_certificate(error: &identity::IdentityError) -> Self {
+        Self::new(ResponseFlag::UpstreamConnectionFailure, "no_certificate", error)
+    }
+
+    /// Whether policy, not the network, is the cause.
+    pub fn is_denial(&self) -> bool {
+        self.flag == ResponseFlag::Denied
+    }
+}
+
+/// An error with its causes, `outer: inner: innermost`, leaving out what an outer
+/// message says already.
+pub(super) fn story(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+impl From<FlowError> for Failure {
+    fn from(error: FlowError) -> Self {
+        let (flag, reason) = match &error {
+            FlowError::NoListener { .. } => (ResponseFlag::NoRouteFound, "no_listener"),
+            FlowError::NoFilterChain { .. } => (ResponseFlag::NoRouteFound, "no_filter_chain"),
+            FlowError::PlaintextRefused { .. } => (ResponseFlag::Denied, "plaintext_refused"),
+            FlowError::NotThisWorkload { .. } => (ResponseFlag::NoRouteFound, "not_this_workload"),
+            FlowError::AgentPort { .. } => (ResponseFlag::NoRouteFound, "agent_port"),
+        };
+        Self::new(flag, reason, &error)
+    }
+}
+
+impl From<Denied> for Failure {
+    fn from(denied: Denied) -> Self {
+        Self {
+            policy: denied.policy().map(str::to_owned),
+            ..Self::new(ResponseFlag::Denied, denied.reason().as_str(), &denied)
+        }
+    }
+}
+
+impl From<Revoked> for Failure {
+    fn from(revoked: Revoked) -> Self {
+        match revoked {
+            Revoked::Flow(error) => error.into(),
+            Revoked::Denied(denied) => denied.into(),
+        }
+    }
+}
+
+impl From<NoDestination> for Failure {
+    fn from(error: NoDestination) -> Self {
+        let (flag, reason) = match &error {
+            NoDestination::NoCluster => (ResponseFlag::NoRouteFound, "no_cluster"),
+            NoDestination::NotPassthrough { .. } => (ResponseFlag::NoRouteFound, "not_passthrough"),
+            NoDestination::UnknownCluster { .. } => {
+                (ResponseFlag::NoClusterFound, "unknown_cluster")
+            }
+            NoDestination::NoHealthyEndpoint { .. } => {
+                (ResponseFlag::NoHealthyUpstream, "no_healthy_endpoint")
+            }
+        };
+        Self::new(flag, reason, &error)
+    }
+}
+
+impl From<DialError> for Failure {
+    fn from(error: DialError) -> Self {
+        Self::new(ResponseFlag::UpstreamConnectionFailure, "dial_failed", &error)
+    }
+}
+
+impl From<HboneError> for Failure {
+    fn from(error: HboneError) -> Self {
+        let reason = match &error {
+            HboneError::Handshake { .. } | HboneError::Alpn { .. } => "tls_handshake_failed",
+            HboneError::Refused { .. } => "refused_by_destination",
+            HboneError::Timeout { .. } => "connect_timeout",
+            _ => "hbone_failed",
+        };
+        Self::new(ResponseFlag::UpstreamConnectionFailure, reason, &error)
+    }
+}

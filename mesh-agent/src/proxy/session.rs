@@ -1,0 +1,194 @@
+//! One connection's place in the table of live connections, in the metrics and in
+//! the access log, from its capture to its end.
+
+use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering, time::Instant};
+
+use super::{Dataplane, Failure};
+use crate::{
+    model::{
+        captured::{CapturedInbound, CapturedOutbound, Pod},
+        identity::Identity,
+        listener::Direction,
+    },
+    observe::{
+        ConnectionSecurity,
+        access_log::AccessRecord,
+        connections::{ConnectionGuard, ConnectionInfo},
+        metrics::{PeerLabels, RequestProtocol, TrafficLabels},
+    },
+    policy::Permit,
+    route::{Destination, Target},
+};
+
+/// What is known of a connection before anything is decided.
+pub(super) struct Facts {
+    pub(super) pod: Arc<Pod>,
+    direction: Direction,
+    source: SocketAddr,
+    original_destination: SocketAddr,
+    /// Inbound: what mTLS proved. Outbound: the pod's own.
+    source_identity: Option<Identity>,
+}
+
+impl From<&CapturedOutbound> for Facts {
+    fn from(captured: &CapturedOutbound) -> Self {
+        Self {
+            pod: Arc::clone(&captured.pod),
+            direction: Direction::Outbound,
+            source: captured.source,
+            original_destination: captured.original_destination,
+            source_identity: Some(captured.pod.workload.identity.clone()),
+        }
+    }
+}
+
+impl From<&CapturedInbound> for Facts {
+    fn from(captured: &CapturedInbound) -> Self {
+        Self {
+            pod: Arc::clone(&captured.pod),
+            direction: Direction::Inbound,
+            source: captured.source,
+            original_destination: captured.original_destination,
+            source_identity: captured.peer.identity().cloned(),
+        }
+    }
+}
+
+impl Facts {
+    fn security(&self) -> ConnectionSecurity {
+        match (self.direction, &self.source_identity) {
+            (Direction::Inbound, Some(_)) => ConnectionSecurity::MutualTls,
+            // Outbound it depends on the destination, see `Session::destined`.
+            _ => ConnectionSecurity::None,
+        }
+    }
+
+    fn destination_identity(&self) -> Option<Identity> {
+        match self.direction {
+            Direction::Inbound => Some(self.pod.workload.identity.clone()),
+            Direction::Outbound => None,
+        }
+    }
+}
+
+/// A connection that is on the table.
+pub(super) struct Session {
+    pub(super) guard: ConnectionGuard,
+    facts: Facts,
+    record: AccessRecord,
+    began: Instant,
+}
+
+impl Session {
+    /// Counts the connection as captured and puts it on the table.
+    pub(super) fn begin(dataplane: &Dataplane, facts: Facts) -> Self {
+        dataplane.metrics.captured(facts.direction);
+        let guard = dataplane.connections.open(ConnectionInfo {
+            direction: facts.direction,
+            workload: facts.pod.workload.uid.clone(),
+            source: facts.source,
+            original_destination: facts.original_destination,
+            source_identity: facts.source_identity.clone(),
+            destination_identity: facts.destination_identity(),
+            security: facts.security(),
+        });
+        let mut record =
+            AccessRecord::new(facts.direction, facts.source, facts.original_destination);
+        let workload = Some(facts.pod.workload.name.as_str().into());
+        match facts.direction {
+            Direction::Outbound => record.source_workload = workload,
+            Direction::Inbound => record.destination_workload = workload,
+        }
+        record.source_identity = facts.source_identity.clone();
+        record.destination_identity = facts.destination_identity();
+        record.connection_security_policy = facts.security();
+        Self { guard, facts, record, began: Instant::now() }
+    }
+
+    /// Notes the listener, chain and policy that let the connection in.
+    pub(super) fn permitted(&mut self, permit: &Permit) {
+        let flow = permit.flow();
+        self.record.listener = flow.listener().map(|listener| Arc::clone(&listener.name));
+        self.record.filter_chain = flow.chain().map(|chain| Arc::clone(&chain.name));
+        self.record.policy = permit.policy().or(permit.logged_policy()).map(Into::into);
+        self.guard.set_policy(self.record.policy.clone());
+    }
+
+    /// Notes where the connection goes.
+    pub(super) fn destined(&mut self, destination: &Destination) {
+        let cluster = destination.cluster().map(|name| Arc::clone(&name.0));
+        self.record.upstream_cluster = cluster.clone();
+        self.record.upstream_host = Some(destination.address());
+        if let Target::Hbone { identity, .. } = destination.target() {
+            self.record.destination_identity = Some(identity.clone());
+            self.record.connection_security_policy = ConnectionSecurity::MutualTls;
+        }
+        let (identity, security) =
+            (self.record.destination_identity.clone(), self.record.connection_security_policy);
+        self.guard.update(|progress| {
+            progress.cluster = cluster;
+            progress.upstream = Some(destination.address());
+            progress.destination_identity = identity;
+            progress.security = Some(security);
+        });
+    }
+
+    /// Counts the connection in `istio_tcp_*` from now on.
+    pub(super) fn count_tcp(&self, dataplane: &Dataplane) {
+        self.guard.count_tcp(dataplane.metrics.tcp(&self.labels(RequestProtocol::Tcp)));
+    }
+
+    fn labels(&self, request_protocol: RequestProtocol) -> TrafficLabels {
+        let workload = &self.facts.pod.workload;
+        let local = PeerLabels::of_workload(workload);
+        let peer = |identity: &Option<Identity>| match identity {
+            Some(identity) => PeerLabels::of_identity(identity),
+            None => PeerLabels::unknown(),
+        };
+        let (source, destination, service) = match self.facts.direction {
+            Direction::Outbound => {
+                let cluster = self.record.upstream_cluster.clone();
+                let service = cluster.unwrap_or_else(|| "PassthroughCluster".into());
+                (local, peer(&self.record.destination_identity), service)
+            }
+            Direction::Inbound => {
+                (peer(&self.record.source_identity), local, workload.name.as_str().into())
+            }
+        };
+        TrafficLabels {
+            reporter: self.facts.direction.into(),
+            source,
+            destination,
+            destination_service: service,
+            request_protocol,
+            connection_security_policy: self.record.connection_security_policy,
+        }
+    }
+
+    /// Ends the session and writes its access log line.
+    pub(super) fn end(mut self, dataplane: &Dataplane, failure: Option<Failure>) {
+        let counters = self.guard.counters();
+        self.record.bytes_received = counters.received_bytes.load(Ordering::Relaxed);
+        self.record.bytes_sent = counters.sent_bytes.load(Ordering::Relaxed);
+        self.record.duration = self.began.elapsed();
+        if let Some(failure) = failure {
+            self.guard.add_flag(failure.flag);
+            self.record.response_flags.insert(failure.flag);
+            if failure.is_denial() {
+                dataplane.metrics.denied(self.facts.direction, failure.reason);
+            }
+            tracing::debug!(
+                source = %self.facts.source,
+                original_destination = %self.facts.original_destination,
+                flag = %failure.flag,
+                "{}",
+                failure.detail
+            );
+            if let Some(policy) = failure.policy {
+                self.record.policy = Some(policy.into());
+            }
+            self.record.denied_reason = Some(failure.detail);
+        }
+        dataplane.access_log.log(self.record);
+    }
+}

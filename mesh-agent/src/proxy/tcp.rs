@@ -1,0 +1,99 @@
+//! Opaque connections: pick, dial, relay, and judge again while they live.
+
+use super::{Dataplane, Failure, Upstream, session::Session};
+use crate::{
+    model::listener::TcpProxy,
+    observe::flags::ResponseFlag,
+    policy::{Permit, Revoked},
+    route::{self, Destination},
+    snapshot::Snapshot,
+    transport::relay::{Abort, EndedBy, RelayOutcome, Side, relay},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Decides where the connection goes and dials it. `tcp` is `None` for passthrough.
+pub(super) async fn open(
+    dataplane: &Dataplane,
+    session: &mut Session,
+    snapshot: &Snapshot,
+    permit: &Permit,
+    tcp: Option<&TcpProxy>,
+) -> Result<(Upstream, Destination), Failure> {
+    let destination = match tcp {
+        Some(tcp) => {
+            let random = &mut |below| rand::random_range(0..below);
+            route::decide_tcp(permit, tcp, snapshot, &dataplane.balancers, random)?
+        }
+        None => route::decide_passthrough(permit)?,
+    };
+    session.destined(&destination);
+    let upstream = dataplane.connect(permit.flow(), &destination).await?;
+    Ok((upstream, destination))
+}
+
+/// Relays until both ways have ended, or policy no longer lets the connection live.
+pub(super) async fn run<D>(
+    dataplane: &Dataplane,
+    session: &Session,
+    mut permit: Permit,
+    tcp: Option<&TcpProxy>,
+    downstream: D,
+    (upstream, destination): (Upstream, Destination),
+) -> Option<Failure>
+where
+    D: AsyncRead + AsyncWrite + Abort + Unpin,
+{
+    session.count_tcp(dataplane);
+    let _load = destination.into_load();
+    let idle = tcp.and_then(|tcp| tcp.idle_timeout);
+    let cancel = session.guard.cancelled();
+    let mut changes = dataplane.snapshot.changes();
+    let relayed = relay(downstream, upstream, idle, session.guard.counters(), cancel);
+    let mut relayed = std::pin::pin!(relayed);
+    loop {
+        tokio::select! {
+            outcome = &mut relayed => return explain(outcome),
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return explain(relayed.await);
+                }
+                let policy = dataplane.options.outbound_policy;
+                match permit.rejudge(&dataplane.snapshot.load(), policy) {
+                    Ok(renewed) => permit = renewed,
+                    Err(revoked) => {
+                        cancel.cancel();
+                        relayed.await;
+                        return Some(revoke(revoked));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn revoke(revoked: Revoked) -> Failure {
+    let mut failure = Failure::from(revoked);
+    failure.detail.insert_str(0, "connection cut after a change of configuration: ");
+    failure
+}
+
+fn explain(outcome: RelayOutcome) -> Option<Failure> {
+    let RelayOutcome { ended_by, error } = outcome;
+    let (flag, reason) = match (ended_by, &error) {
+        (EndedBy::Side(_), None) => return None,
+        (EndedBy::Side(Side::Downstream), Some(_)) => {
+            (ResponseFlag::DownstreamConnectionTermination, "downstream_reset")
+        }
+        (EndedBy::Side(Side::Upstream), Some(_)) => {
+            (ResponseFlag::UpstreamConnectionTermination, "upstream_reset")
+        }
+        (EndedBy::Idle, _) => (ResponseFlag::StreamIdleTimeout, "idle"),
+        (EndedBy::Cancelled, _) => (ResponseFlag::DurationTimeout, "cut"),
+    };
+    let detail = match error {
+        Some(error) => super::failure::story(&error),
+        None if ended_by == EndedBy::Idle => "idle timeout".to_owned(),
+        None => "cut by the agent".to_owned(),
+    };
+    Some(Failure { flag, reason, policy: None, detail })
+}

@@ -1,0 +1,167 @@
+//! From a destination to a connected byte stream.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{Dataplane, Failure};
+use crate::{
+    model::listener::Direction,
+    policy::Flow,
+    route::{Destination, Target},
+    transport::{
+        dial,
+        hbone::{HBONE_PORT, HboneStream, HboneTarget},
+        relay::{Abort, ReadBuffer},
+    },
+};
+
+/// A connection to where a flow goes.
+pub enum Upstream {
+    /// In the clear, on this node or to where the application asked.
+    Tcp(TcpStream),
+    /// Through a tunnel that proved the destination's identity.
+    Hbone(HboneStream),
+}
+
+impl Dataplane {
+    /// Dials from inside the pod's namespace.
+    ///
+    /// # Errors
+    /// The pod has no valid certificate, or the destination can't be reached.
+    pub(super) async fn connect(
+        &self,
+        flow: &Flow,
+        destination: &Destination,
+    ) -> Result<Upstream, Failure> {
+        let timeout = destination.connect_timeout();
+        let pod = flow.pod();
+        let sockets = &*pod.sockets;
+        match destination.target() {
+            // The application sees its real client.
+            Target::OriginalDestination { address } if flow.direction() == Direction::Inbound => {
+                let dialled = dial::connect_from(sockets, flow.source(), *address, timeout).await;
+                Ok(Upstream::Tcp(dialled?))
+            }
+            Target::OriginalDestination { address } => {
+                Ok(Upstream::Tcp(dial::connect(sockets, *address, timeout).await?))
+            }
+            Target::Direct { endpoint } => {
+                Ok(Upstream::Tcp(dial::connect(sockets, endpoint.address, timeout).await?))
+            }
+            Target::Hbone { endpoint, identity, workload } => {
+                let tls = self
+                    .identities
+                    .client_config(&pod.workload.identity, identity)
+                    .map_err(|error| Failure::no_certificate(&error))?;
+                let mut tunnel = endpoint.address;
+                tunnel.set_port(HBONE_PORT);
+                let target = HboneTarget {
+                    pod: std::sync::Arc::clone(pod),
+                    tunnel,
+                    authority: endpoint.address,
+                    identity: identity.clone(),
+                    workload: workload.clone(),
+                };
+                Ok(Upstream::Hbone(self.hbone.connect(&target, &tls, timeout).await?))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Hbone(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Hbone(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Hbone(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Hbone(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Hbone(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Hbone(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl Abort for Upstream {
+    fn abort(&mut self) {
+        match self {
+            Self::Tcp(stream) => stream.abort(),
+            Self::Hbone(stream) => stream.abort(),
+        }
+    }
+
+    fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuffer,
+    ) -> Poll<io::Result<Bytes>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_chunk(cx, buffer),
+            Self::Hbone(stream) => stream.poll_read_chunk(cx, buffer),
+        }
+    }
+
+    fn poll_write_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_chunk(cx, chunk),
+            Self::Hbone(stream) => stream.poll_write_chunk(cx, chunk),
+        }
+    }
+}
