@@ -1,3 +1,14 @@
 //! Dialling, relaying bytes, HBONE tunnels and upstream HTTP connections.
+//!
+//! `proxy` hands over where to go and a ready TLS configuration; this room moves
+//! bytes there and back. It must not know about policy, routes' matching or where
+//! certificates come from: a peer is who the configuration's verifier accepts.
 
 #![forbid(unsafe_code)]
+
+pub mod dial;
+pub mod hbone;
+pub mod relay;
+
+#[cfg(test)]
+mod testing;

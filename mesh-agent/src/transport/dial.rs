@@ -1,0 +1,176 @@
+//! TCP connections made from inside a pod's network namespace.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use socket2::{Socket, TcpKeepalive};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time,
+};
+
+use crate::model::socket::PodSockets;
+
+/// Silence after which the kernel probes the peer.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// Between probes; the third that stays unanswered ends the connection.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Why a TCP connection was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No socket could be made: the pod's network namespace is gone, or the agent
+    /// is out of file descriptors.
+    #[error("no socket in the pod's network namespace to dial {destination}")]
+    Socket {
+        destination: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody listens there.
+    #[error("{destination} refused the connection")]
+    Refused { destination: SocketAddr },
+    /// No answer in time.
+    #[error("{destination} did not answer within {after:?}")]
+    TimedOut { destination: SocketAddr, after: Duration },
+    /// No route from the pod, or its interface is gone.
+    #[error("{destination} is unreachable from the pod")]
+    Unreachable {
+        destination: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else that `connect(2)` said.
+    #[error("connecting to {destination}")]
+    Connect {
+        destination: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DialError {
+    /// Where the connection was to go.
+    pub fn destination(&self) -> SocketAddr {
+        match self {
+            Self::Socket { destination, .. }
+            | Self::Refused { destination }
+            | Self::TimedOut { destination, .. }
+            | Self::Unreachable { destination, .. }
+            | Self::Connect { destination, .. } => *destination,
+        }
+    }
+}
+
+/// Connects to `destination` from the pod's own address.
+///
+/// Dropping the future closes the socket.
+///
+/// # Errors
+/// See [`DialError`]; `timeout` covers the handshake, not the making of the socket.
+pub async fn connect(
+    sockets: &dyn PodSockets,
+    destination: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, DialError> {
+    let socket =
+        sockets.tcp(destination).map_err(|source| DialError::Socket { destination, source })?;
+    finish(socket, destination, timeout).await
+}
+
+/// Connects to `destination` such that the application there sees `source`'s
+/// address as its peer.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_from(
+    sockets: &dyn PodSockets,
+    source: SocketAddr,
+    destination: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, DialError> {
+    let socket = sockets
+        .tcp_from(source, destination)
+        .map_err(|source| DialError::Socket { destination, source })?;
+    finish(socket, destination, timeout).await
+}
+
+async fn finish(
+    socket: Socket,
+    destination: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, DialError> {
+    prepare(&socket).map_err(|source| DialError::Socket { destination, source })?;
+    let socket = TcpSocket::from_std_stream(socket.into());
+    match time::timeout(timeout, socket.connect(destination)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(source)) => Err(classify(destination, timeout, source)),
+        Err(_) => Err(DialError::TimedOut { destination, after: timeout }),
+    }
+}
+
+fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )
+}
+
+fn classify(destination: SocketAddr, after: Duration, source: io::Error) -> DialError {
+    match source.kind() {
+        io::ErrorKind::ConnectionRefused => DialError::Refused { destination },
+        io::ErrorKind::TimedOut => DialError::TimedOut { destination, after },
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable => DialError::Unreachable { destination, source },
+        _ => DialError::Connect { destination, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::testing::{FullListener, GoneSockets, PlainSockets};
+
+    const SHORT: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn a_listener_is_reached_without_delay_on_small_writes() {
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let destination = listener.local_addr().unwrap();
+        let stream = connect(&PlainSockets, destination, SHORT).await.unwrap();
+        assert!(stream.nodelay().unwrap());
+        let source = "127.0.0.1:1".parse().unwrap();
+        connect_from(&PlainSockets, source, destination, SHORT).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn failures_name_the_destination_and_the_cause() {
+        let closed = {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap()
+        };
+        let refused = connect(&PlainSockets, closed, SHORT).await.unwrap_err();
+        assert!(matches!(refused, DialError::Refused { .. }), "{refused:?}");
+        assert_eq!(refused.destination(), closed);
+
+        let full = FullListener::new();
+        let silent = connect(&PlainSockets, full.address(), SHORT).await.unwrap_err();
+        assert!(matches!(silent, DialError::TimedOut { .. }), "{silent:?}");
+
+        let gone = connect(&GoneSockets, closed, SHORT).await.unwrap_err();
+        assert!(matches!(gone, DialError::Socket { .. }), "{gone:?}");
+
+        let broadcast = "255.255.255.255:1".parse().unwrap();
+        let unreachable = connect(&PlainSockets, broadcast, SHORT).await.unwrap_err();
+        assert!(
+            matches!(unreachable, DialError::Unreachable { .. } | DialError::Connect { .. }),
+            "{unreachable:?}"
+        );
+    }
+}
