@@ -19,16 +19,14 @@ mod reject;
 
 use std::sync::Arc;
 
-use envoy_types::pb::{
-    envoy::config::{
-        cluster::v3::Cluster as PbCluster, endpoint::v3::ClusterLoadAssignment,
-        listener::v3::Listener as PbListener, route::v3::RouteConfiguration as PbRoutes,
-    },
-    google::protobuf::StringValue,
+use envoy_types::pb::envoy::config::{
+    cluster::v3::Cluster as PbCluster, endpoint::v3::ClusterLoadAssignment,
+    listener::v3::Listener as PbListener, route::v3::RouteConfiguration as PbRoutes,
 };
 use prost::{Message, Name as _};
 
 pub(super) use common::PLACEHOLDER;
+pub(super) use reject::REJECTIONS_MAX;
 
 use self::reject::Decoder;
 use crate::{
@@ -102,6 +100,14 @@ impl ResourceType {
         }
     }
 
+    /// The same field as canonical JSON spells it.
+    pub(super) fn json_name_field(self) -> &'static str {
+        match self {
+            Self::Listener | Self::Routes | Self::Cluster => "name",
+            Self::Endpoints => "clusterName",
+        }
+    }
+
     /// The type of that URL, whatever its prefix.
     pub(super) fn of_url(type_url: &str) -> Option<Self> {
         let name = type_url.rsplit('/').next()?;
@@ -163,13 +169,4 @@ fn decode<M: Message + Default>(
             Err(vec![RejectedResource { path, reason }])
         }
     }
-}
-
-/// The encoded [`PLACEHOLDER`] for an `Any` of the type of that name.
-pub(super) fn placeholder(type_name: &str) -> serde_json::Value {
-    debug_assert_eq!(StringValue::full_name(), PLACEHOLDER);
-    serde_json::json!({
-        "@type": format!("type.googleapis.com/{PLACEHOLDER}"),
-        "value": type_name,
-    })
 }

@@ -7,7 +7,7 @@ use envoy_types::pb::google::protobuf::Any;
 use crate::snapshot::RejectedResource;
 
 /// More than this many rejections are counted, not kept.
-pub(super) const REJECTIONS_MAX: usize = 100;
+pub(in crate::source) const REJECTIONS_MAX: usize = 100;
 
 /// Where a decoder is in a resource, and what it has refused so far.
 ///
