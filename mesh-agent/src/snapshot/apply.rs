@@ -35,6 +35,15 @@ impl fmt::Display for RejectedResource {
 
 impl std::error::Error for RejectedResource {}
 
+/// Whether a configuration could be applied: every reference leads somewhere and
+/// nothing clashes.
+///
+/// # Errors
+/// What [`SnapshotCell::replace`](super::SnapshotCell::replace) would say.
+pub fn check(resources: Resources) -> Result<(), Vec<RejectedResource>> {
+    build(resources, 0, String::new(), SystemTime::UNIX_EPOCH).map(drop)
+}
+
 pub(super) fn build(
     resources: Resources,
     version: u64,

@@ -14,7 +14,7 @@ use std::{sync::Arc, time::SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-pub use apply::{RejectedResource, Resources};
+pub use apply::{RejectedResource, Resources, check};
 pub use tables::{ListenerTable, Snapshot};
 
 /// The one place where the snapshot in force lives.

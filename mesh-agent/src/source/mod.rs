@@ -1,3 +1,19 @@
 //! Where configuration comes from. Protobuf types stop here.
+//!
+//! `file` reads a directory, `text` and `json` turn what is in it into encoded
+//! protobuf, `xds` decodes that into the model, strictly. What comes out is a whole
+//! [`Resources`](crate::snapshot::Resources) or every reason why not; this room must
+//! not know what is in force.
 
 #![forbid(unsafe_code)]
+
+mod file;
+mod json;
+mod text;
+mod xds;
+
+pub use file::{Delivery, SourceError, validate};
+pub use xds::{Resource, decode_any};
+
+#[cfg(test)]
+mod tests;

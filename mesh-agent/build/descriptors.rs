@@ -1,0 +1,121 @@
+//! Compiles the protobuf descriptors that `source` transcodes YAML and JSON with.
+//!
+//! The protos are those the `envoy-types` crate ships beside its Rust types, so the
+//! two can't drift apart. Only the ones that are decoded, and what they import, are
+//! compiled: a type that is not here is refused as unsupported at run time anyway.
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The roots: every type that may stand in an `@type` and is understood.
+const ROOTS: [&str; 10] = [
+    "envoy/config/cluster/v3/cluster.proto",
+    "envoy/config/endpoint/v3/endpoint.proto",
+    "envoy/config/listener/v3/listener.proto",
+    "envoy/config/route/v3/route.proto",
+    "envoy/extensions/filters/http/rbac/v3/rbac.proto",
+    "envoy/extensions/filters/http/router/v3/router.proto",
+    "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
+    "envoy/extensions/filters/network/rbac/v3/rbac.proto",
+    "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
+];
+
+/// The folders of the crate's `proto/` that imports are looked up in.
+const INCLUDES: [&str; 8] = [
+    "data-plane-api",
+    "xds",
+    "protoc-gen-validate",
+    "googleapis",
+    "cel-spec/proto",
+    "client_model",
+    "opentelemetry-proto",
+    "ratelimit",
+];
+
+/// Names a directory with the protos, for builds that cargo can't be asked about.
+const OVERRIDE: &str = "MESH_ENVOY_PROTO_DIR";
+
+/// Writes `envoy.fds`, an encoded `FileDescriptorSet`, to `OUT_DIR`.
+pub(crate) fn compile() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=build/descriptors.rs");
+    println!("cargo:rerun-if-changed=Cargo.toml");
+    println!("cargo:rerun-if-changed=../Cargo.lock");
+    println!("cargo:rerun-if-env-changed={OVERRIDE}");
+
+    let protos = locate()?;
+    let includes = INCLUDES.iter().map(|folder| protos.join(folder)).filter(|path| path.is_dir());
+    let mut compiler = protox::Compiler::new(includes)?;
+    compiler.include_imports(true).include_source_info(false);
+    for root in ROOTS {
+        compiler.open_file(root).map_err(|error| format!("{root}: {error:?}"))?;
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    fs::write(out.join("envoy.fds"), compiler.encode_file_descriptor_set())?;
+    Ok(())
+}
+
+/// The `proto` folder of the `envoy-types` that is being built against.
+fn locate() -> Result<PathBuf, Box<dyn Error>> {
+    if let Some(dir) = env::var_os(OVERRIDE) {
+        return Ok(dir.into());
+    }
+    // Cargo knows best: it heeds vendoring, patches and alternative registries. A
+    // partly filled registry (only what this build needs) makes it fail offline, and
+    // then the sources of this very build are still in the registry's usual place.
+    let crate_dir = match ask_cargo() {
+        Ok(dir) => dir,
+        Err(error) => search_registry().ok_or_else(|| {
+            format!("the sources of envoy-types were not found ({error}); set {OVERRIDE}")
+        })?,
+    };
+    let protos = crate_dir.join("proto");
+    if !protos.is_dir() {
+        return Err(format!("{} is not a directory; set {OVERRIDE}", protos.display()).into());
+    }
+    Ok(protos)
+}
+
+fn ask_cargo() -> Result<PathBuf, Box<dyn Error>> {
+    let cargo = env::var_os("CARGO").ok_or("CARGO is not set")?;
+    let target = env::var("TARGET")?;
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version=1", "--offline", "--locked", "--filter-platform"])
+        .arg(target)
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned().into());
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let manifest = metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|package| package["name"] == "envoy-types")
+        .and_then(|package| package["manifest_path"].as_str())
+        .ok_or("cargo metadata does not list envoy-types")?;
+    Ok(Path::new(manifest).parent().ok_or("the manifest has no folder")?.to_owned())
+}
+
+fn search_registry() -> Option<PathBuf> {
+    let workspace = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR")?).parent()?.to_owned();
+    let lock = fs::read_to_string(workspace.join("Cargo.lock")).ok()?;
+    let (_, entry) = lock.split_once("name = \"envoy-types\"\nversion = \"")?;
+    let (version, _) = entry.split_once('"')?;
+    let named = format!("envoy-types-{version}");
+
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))?;
+    let vendored = workspace.join("vendor");
+    let registries = fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
+    registries
+        .map(|registry| registry.path().join(&named))
+        .chain([vendored.join(&named), vendored.join("envoy-types")])
+        .find(|path| path.is_dir())
+}

@@ -1,0 +1,349 @@
+//! Clusters.
+//!
+//! Spec: `envoy/config/cluster/v3/cluster.proto`,
+//! `envoy/extensions/upstreams/http/v3/http_protocol_options.proto`.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                Cluster as PbCluster,
+                cluster::{
+                    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbConfig,
+                    LbPolicy as PbLbPolicy, LeastRequestLbConfig, RoundRobinLbConfig,
+                },
+            },
+            endpoint::v3::ClusterLoadAssignment,
+        },
+        extensions::upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{
+                ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+                explicit_http_config::ProtocolConfig,
+            },
+        },
+    },
+    google::protobuf::Any,
+};
+
+use super::{
+    common, eds, http_options,
+    reject::{Decoder, unsupported},
+};
+use crate::model::cluster::{
+    Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol,
+};
+
+const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Envoy's default and least `choice_count`.
+const CHOICE_COUNT_MIN: u32 = 2;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
+    let PbCluster {
+        transport_socket_matches,
+        transport_socket_matcher,
+        name,
+        // A name in statistics.
+        alt_stat_name: _,
+        stats_matcher,
+        eds_cluster_config,
+        connect_timeout,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        lb_policy,
+        load_assignment,
+        health_checks,
+        max_requests_per_connection,
+        circuit_breakers,
+        upstream_http_protocol_options,
+        common_http_protocol_options,
+        http_protocol_options,
+        http2_protocol_options,
+        typed_extension_protocol_options,
+        dns_refresh_rate,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_lookup_family,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        wait_for_warm_on_init,
+        outlier_detection,
+        cleanup_interval,
+        upstream_bind_config,
+        lb_subset_config,
+        common_lb_config,
+        transport_socket,
+        // Notes of the control plane: nothing that reads them is supported.
+        metadata: _,
+        protocol_selection,
+        upstream_connection_options,
+        close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        filters,
+        load_balancing_policy,
+        lrs_server,
+        lrs_report_endpoint_metrics,
+        track_timeout_budgets,
+        upstream_config,
+        track_cluster_stats,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        queuing_policies,
+        cluster_discovery_type,
+        lb_config,
+    } = value;
+    unsupported!(
+        d;
+        transport_socket_matches, transport_socket_matcher, stats_matcher,
+        per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
+        health_checks, max_requests_per_connection, circuit_breakers,
+        upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
+        dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
+        dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
+        typed_dns_resolver_config, wait_for_warm_on_init, outlier_detection, cleanup_interval,
+        upstream_bind_config, lb_subset_config, common_lb_config, protocol_selection,
+        upstream_connection_options, close_connections_on_host_health_failure,
+        ignore_health_on_host_removal, filters, load_balancing_policy, lrs_server,
+        lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config,
+        track_cluster_stats, preconnect_policy, connection_pool_per_downstream_connection,
+        queuing_policies,
+    );
+    if http2_protocol_options.is_some() {
+        let reason = format!("is not supported: use typed_extension_protocol_options[{HTTP_OPTIONS}]");
+        d.refuse_field("http2_protocol_options", reason);
+    }
+    if let Some(socket) = transport_socket {
+        d.field("transport_socket", |d| {
+            common::refuse_transport_socket(
+                d,
+                &socket,
+                "an endpoint whose metadata says so is reached by mTLS (HBONE)",
+            );
+        });
+    }
+    if name.is_empty() {
+        d.refuse_field("name", "is missing");
+    }
+
+    let discovery =
+        discovery(d, &name, cluster_discovery_type, eds_cluster_config, load_assignment);
+    let original_destination = matches!(discovery, Some(Discovery::OriginalDestination));
+    let lb_policy = match discovery {
+        Some(_) => balancing(d, lb_policy, lb_config, original_destination),
+        None => None,
+    };
+    let connect_timeout = match connect_timeout {
+        None => Some(CONNECT_TIMEOUT_DEFAULT),
+        Some(value) => common::duration(d, "connect_timeout", value).and_then(|timeout| {
+            match timeout.is_zero() {
+                true => d.field("connect_timeout", |d| d.refused("must be more than zero")),
+                false => Some(timeout),
+            }
+        }),
+    };
+    let upstream_protocol = protocol(d, typed_extension_protocol_options);
+    Some(Cluster {
+        name: ClusterName(name.into()),
+        discovery: discovery?,
+        lb_policy: lb_policy?,
+        connect_timeout: connect_timeout?,
+        upstream_protocol: upstream_protocol?,
+    })
+}
+
+fn discovery(
+    d: &mut Decoder,
+    name: &str,
+    kind: Option<ClusterDiscoveryType>,
+    eds_cluster_config: Option<EdsClusterConfig>,
+    load_assignment: Option<ClusterLoadAssignment>,
+) -> Option<Discovery> {
+    let kind = match kind {
+        None => DiscoveryType::Static,
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return d.field("cluster_type", |d| {
+                common::refuse_extension(d, &custom.name, "");
+                None
+            });
+        }
+        Some(ClusterDiscoveryType::Type(number)) => match DiscoveryType::try_from(number) {
+            Ok(kind) => kind,
+            Err(_) => return d.field("type", |d| d.refused(format!("{number} is unknown"))),
+        },
+    };
+    if kind != DiscoveryType::Eds && eds_cluster_config.is_some() {
+        d.refuse_field("eds_cluster_config", format!("is for EDS, not {}", kind.as_str_name()));
+    }
+    if kind != DiscoveryType::Static && load_assignment.is_some() {
+        d.refuse_field("load_assignment", format!("is for STATIC, not {}", kind.as_str_name()));
+    }
+    match kind {
+        DiscoveryType::Static => {
+            let assignment = match load_assignment {
+                Some(value) => d.field("load_assignment", |d| eds::assignment(d, value))?,
+                None => LoadAssignment::default(),
+            };
+            Some(Discovery::Static(Arc::new(assignment)))
+        }
+        DiscoveryType::Eds => {
+            let EdsClusterConfig { eds_config, service_name } =
+                eds_cluster_config.unwrap_or_default();
+            d.field("eds_cluster_config", |d| common::same_source(d, "eds_config", eds_config));
+            let service_name = if service_name.is_empty() { name } else { &service_name };
+            Some(Discovery::Eds { service_name: service_name.into() })
+        }
+        DiscoveryType::OriginalDst => Some(Discovery::OriginalDestination),
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
+            d.field("type", |d| d.refused(format!("{} is not supported", kind.as_str_name())))
+        }
+    }
+}
+
+fn balancing(
+    d: &mut Decoder,
+    policy: i32,
+    config: Option<LbConfig>,
+    original_destination: bool,
+) -> Option<LbPolicy> {
+    let policy = match PbLbPolicy::try_from(policy) {
+        Ok(policy) => policy,
+        Err(_) => return d.field("lb_policy", |d| d.refused(format!("{policy} is unknown"))),
+    };
+    if original_destination && policy != PbLbPolicy::ClusterProvided {
+        return d.field("lb_policy", |d| d.refused("must be CLUSTER_PROVIDED with ORIGINAL_DST"));
+    }
+    match (policy, config) {
+        (PbLbPolicy::RoundRobin, None) => Some(LbPolicy::RoundRobin),
+        (PbLbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
+            let RoundRobinLbConfig { slow_start_config } = config;
+            d.field("round_robin_lb_config", |d| unsupported!(d; slow_start_config));
+            Some(LbPolicy::RoundRobin)
+        }
+        (PbLbPolicy::LeastRequest, None) => {
+            Some(LbPolicy::LeastRequest { choice_count: CHOICE_COUNT_MIN })
+        }
+        (PbLbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
+            d.field("least_request_lb_config", |d| least_request(d, config))
+        }
+        // There is one endpoint to choose from: any policy chooses it.
+        (PbLbPolicy::ClusterProvided, None) if original_destination => Some(LbPolicy::RoundRobin),
+        (PbLbPolicy::ClusterProvided, _) if !original_destination => {
+            d.field("lb_policy", |d| d.refused("CLUSTER_PROVIDED is for ORIGINAL_DST"))
+        }
+        (
+            PbLbPolicy::RoundRobin | PbLbPolicy::LeastRequest | PbLbPolicy::ClusterProvided,
+            Some(config),
+        ) => {
+            let field = match config {
+                LbConfig::RingHashLbConfig(_) => "ring_hash_lb_config",
+                LbConfig::MaglevLbConfig(_) => "maglev_lb_config",
+                LbConfig::OriginalDstLbConfig(_) => "original_dst_lb_config",
+                LbConfig::LeastRequestLbConfig(_) => "least_request_lb_config",
+                LbConfig::RoundRobinLbConfig(_) => "round_robin_lb_config",
+            };
+            let reason = format!("is not supported with {}", policy.as_str_name());
+            d.field(field, |d| d.refused(reason))
+        }
+        (refused, _) => {
+            let reason = format!("{} is not supported", refused.as_str_name());
+            d.field("lb_policy", |d| d.refused(reason))
+        }
+    }
+}
+
+fn least_request(d: &mut Decoder, value: LeastRequestLbConfig) -> Option<LbPolicy> {
+    let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = value;
+    unsupported!(d; active_request_bias, slow_start_config);
+    let choice_count = choice_count.map_or(CHOICE_COUNT_MIN, |count| count.value);
+    if choice_count < CHOICE_COUNT_MIN {
+        let reason = format!("must be at least {CHOICE_COUNT_MIN}");
+        return d.field("choice_count", |d| d.refused(reason));
+    }
+    Some(LbPolicy::LeastRequest { choice_count })
+}
+
+fn protocol(d: &mut Decoder, options: HashMap<String, Any>) -> Option<UpstreamProtocol> {
+    let mut options: Vec<_> = options.into_iter().collect();
+    options.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut protocol = Some(UpstreamProtocol::Http1);
+    for (key, any) in options {
+        let decoded = d.item("typed_extension_protocol_options", &key, |d| {
+            let type_name = common::type_name(&any);
+            if key != HTTP_OPTIONS || type_name != HTTP_OPTIONS {
+                common::refuse_extension(d, "", &type_name);
+                return None;
+            }
+            common::unpack(d, &any).and_then(|options| http_protocol(d, options))
+        });
+        protocol = protocol.and(decoded);
+    }
+    protocol
+}
+
+fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<UpstreamProtocol> {
+    let HttpProtocolOptions {
+        common_http_protocol_options,
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = value;
+    unsupported!(
+        d;
+        common_http_protocol_options, upstream_http_protocol_options, http_filters,
+        header_validation_config, outlier_detection, request_mirror_policies, hash_policy,
+        retry_policy,
+    );
+    match upstream_protocol_options {
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config,
+        })) => d.field("explicit_http_config", |d| match protocol_config {
+            Some(ProtocolConfig::HttpProtocolOptions(options)) => {
+                d.field("http_protocol_options", |d| http_options::http1(d, options));
+                Some(UpstreamProtocol::Http1)
+            }
+            Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                d.field("http2_protocol_options", |d| http_options::http2(d, options));
+                Some(UpstreamProtocol::Http2)
+            }
+            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                d.not_supported("http3_protocol_options")
+            }
+            None => d.refused("has neither http_protocol_options nor http2_protocol_options"),
+        }),
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+            d.field("use_downstream_protocol_config", |d| {
+                let UseDownstreamHttpConfig {
+                    http_protocol_options,
+                    http2_protocol_options,
+                    http3_protocol_options,
+                } = config;
+                unsupported!(d; http3_protocol_options);
+                if let Some(options) = http_protocol_options {
+                    d.field("http_protocol_options", |d| http_options::http1(d, options));
+                }
+                if let Some(options) = http2_protocol_options {
+                    d.field("http2_protocol_options", |d| http_options::http2(d, options));
+                }
+            });
+            Some(UpstreamProtocol::SameAsDownstream)
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(_)) => {
+            d.not_supported("auto_config")
+        }
+        None => d.refused("has no upstream protocol: say explicit_http_config"),
+    }
+}

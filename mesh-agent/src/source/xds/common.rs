@@ -1,0 +1,226 @@
+//! What several resources share: addresses, durations, extensions, config sources.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use envoy_types::pb::{
+    envoy::config::accesslog::v3::AccessLog,
+    envoy::config::core::v3::{
+        Address, CidrRange, ConfigSource, SocketAddress, TransportSocket, address, config_source,
+        socket_address::{self, Protocol},
+        transport_socket,
+    },
+    google::protobuf,
+};
+use ipnet::IpNet;
+use prost::Message;
+
+use super::reject::{Decoder, unsupported};
+
+/// The longest duration a `google.protobuf.Duration` may hold, in seconds.
+const DURATION_MAX_SECONDS: i64 = 315_576_000_000;
+
+/// `resource_api_version`: AUTO and V3; V2 is gone from the world.
+const API_VERSIONS: [i32; 2] = [0, 2];
+
+/// What stands in for an `Any` of a type whose descriptor is not compiled in: a
+/// `StringValue` with the type's name. No decoder honours a `StringValue`, so one that
+/// somebody wrote is refused just the same.
+pub(in crate::source) const PLACEHOLDER: &str = "google.protobuf.StringValue";
+
+/// The full name of an `Any`'s type, without the URL's prefix.
+pub(super) fn type_name(any: &protobuf::Any) -> String {
+    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    if name == PLACEHOLDER
+        && let Ok(original) = protobuf::StringValue::decode(any.value.as_slice())
+    {
+        return original.value;
+    }
+    name.to_owned()
+}
+
+/// Decodes an `Any`'s value.
+pub(super) fn unpack<M: Message + Default>(d: &mut Decoder, any: &protobuf::Any) -> Option<M> {
+    match M::decode(any.value.as_slice()) {
+        Ok(message) => Some(message),
+        Err(error) => d.refused(format!("is not a valid {}: {error}", type_name(any))),
+    }
+}
+
+/// Refuses an extension by the name the operator wrote, and by its type where that
+/// name doesn't say it.
+pub(super) fn refuse_extension(d: &mut Decoder, name: &str, type_name: &str) {
+    d.refuse(match (name, type_name) {
+        ("", "") => "has neither name nor typed_config".to_owned(),
+        ("", only) | (only, "") => format!("{only} is not supported"),
+        (name, _) if name.starts_with("envoy.") => format!("{name} is not supported"),
+        (name, type_name) => format!("{name} ({type_name}) is not supported"),
+    });
+}
+
+/// A duration that may be zero; `None` if it was refused.
+pub(super) fn duration(
+    d: &mut Decoder,
+    field: &str,
+    value: protobuf::Duration,
+) -> Option<Duration> {
+    let protobuf::Duration { seconds, nanos } = value;
+    let valid = (0..=DURATION_MAX_SECONDS).contains(&seconds) && (0..1_000_000_000).contains(&nanos);
+    match (u64::try_from(seconds), u32::try_from(nanos)) {
+        (Ok(seconds), Ok(nanos)) if valid => Some(Duration::new(seconds, nanos)),
+        _ => {
+            d.refuse_field(field, "is negative or beyond ten thousand years");
+            None
+        }
+    }
+}
+
+/// A timeout with Envoy's reading: unset takes the default, zero disables.
+/// The outer `None` says it was refused.
+pub(super) fn timeout(
+    d: &mut Decoder,
+    field: &str,
+    value: Option<protobuf::Duration>,
+    default: Option<Duration>,
+) -> Option<Option<Duration>> {
+    match value {
+        None => Some(default),
+        Some(value) => duration(d, field, value).map(|t| Some(t).filter(|t| !t.is_zero())),
+    }
+}
+
+/// A port that can be dialled: 1 to 65535.
+pub(super) fn port(d: &mut Decoder, value: u32) -> Option<u16> {
+    match u16::try_from(value) {
+        Ok(port) if port != 0 => Some(port),
+        _ => d.refused(format!("{value} is not a port")),
+    }
+}
+
+/// A numeric TCP address. IPv4-mapped IPv6 is read as IPv4, as captured addresses are.
+pub(super) fn socket_address(
+    d: &mut Decoder,
+    field: &str,
+    value: Option<Address>,
+) -> Option<SocketAddr> {
+    d.field(field, |d| match value {
+        Some(Address { address: Some(address::Address::SocketAddress(address)) }) => {
+            d.field("socket_address", |d| numeric_address(d, address))
+        }
+        Some(Address { address: Some(address::Address::Pipe(_)) }) => {
+            d.not_supported("pipe")
+        }
+        Some(Address { address: Some(address::Address::EnvoyInternalAddress(_)) }) => {
+            d.not_supported("envoy_internal_address")
+        }
+        Some(Address { address: None }) | None => d.refused("is missing"),
+    })
+}
+
+fn numeric_address(d: &mut Decoder, value: SocketAddress) -> Option<SocketAddr> {
+    let SocketAddress {
+        protocol,
+        address,
+        resolver_name,
+        ipv4_compat,
+        network_namespace_filepath,
+        port_specifier,
+    } = value;
+    unsupported!(d; resolver_name, ipv4_compat, network_namespace_filepath);
+    if protocol != Protocol::Tcp as i32 {
+        d.refuse_field("protocol", "only TCP is supported");
+    }
+    let ip = d.field("address", |d| match address.parse::<IpAddr>() {
+        Ok(ip) => Some(ip.to_canonical()),
+        Err(_) if address.is_empty() => d.refused("is missing"),
+        Err(_) => d.refused(format!("`{address}` is not an IP address; names are not resolved")),
+    });
+    let port = match port_specifier {
+        Some(socket_address::PortSpecifier::PortValue(value)) => {
+            d.field("port_value", |d| port(d, value))
+        }
+        Some(socket_address::PortSpecifier::NamedPort(_)) => {
+            d.not_supported("named_port")
+        }
+        None => d.field("port_value", |d| d.refused("is missing")),
+    };
+    Some(SocketAddr::new(ip?, port?))
+}
+
+/// A range of addresses. Its host bits are cleared, as Envoy does.
+pub(super) fn cidr(d: &mut Decoder, value: CidrRange) -> Option<IpNet> {
+    let CidrRange { address_prefix, prefix_len } = value;
+    let Ok(ip) = address_prefix.parse::<IpAddr>() else {
+        return d.field("address_prefix", |d| {
+            d.refused(format!("`{address_prefix}` is not an IP address"))
+        });
+    };
+    if ip.to_canonical() != ip {
+        return d.field("address_prefix", |d| {
+            d.refused(format!("write it as IPv4: {} never appears on a connection", ip))
+        });
+    }
+    d.field("prefix_len", |d| {
+        // Envoy reads a missing length as 0: a whole policy would match everybody
+        // where one address was meant.
+        let length = match prefix_len {
+            Some(length) => length.value,
+            None if ip.is_unspecified() => 0,
+            None => return d.refused("is missing, which would match every address"),
+        };
+        match u8::try_from(length).ok().and_then(|length| IpNet::new(ip, length).ok()) {
+            Some(net) => Some(net.trunc()),
+            None => d.refused(format!("{length} is too long for {ip}")),
+        }
+    })
+}
+
+/// A config source that means "where this resource came from": the only kind there is
+/// here. Absent, `ads: {}` and `self: {}` all say so.
+pub(super) fn same_source(d: &mut Decoder, field: &str, value: Option<ConfigSource>) {
+    let Some(value) = value else { return };
+    let ConfigSource {
+        authorities,
+        initial_fetch_timeout,
+        resource_api_version,
+        config_source_specifier,
+    } = value;
+    d.field(field, |d| {
+        unsupported!(d; authorities, initial_fetch_timeout);
+        if !API_VERSIONS.contains(&resource_api_version) {
+            d.refuse_field("resource_api_version", "only V3 is supported");
+        }
+        use config_source::ConfigSourceSpecifier as Specifier;
+        #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+        let refused = match config_source_specifier {
+            None | Some(Specifier::Ads(_) | Specifier::Self_(_)) => return,
+            Some(Specifier::Path(_)) => "path",
+            Some(Specifier::PathConfigSource(_)) => "path_config_source",
+            Some(Specifier::ApiConfigSource(_)) => "api_config_source",
+        };
+        let reason = "is not supported: resources come from the source of this one (`ads: {}`)";
+        d.refuse_field(refused, reason);
+    });
+}
+
+/// Refuses a transport socket by name, with a hint at what the mesh does instead.
+pub(super) fn refuse_transport_socket(d: &mut Decoder, socket: &TransportSocket, hint: &str) {
+    let TransportSocket { name, config_type } = socket;
+    let type_name = match config_type {
+        Some(transport_socket::ConfigType::TypedConfig(any)) => type_name(any),
+        None => String::new(),
+    };
+    let what = if type_name.is_empty() { name } else { &type_name };
+    d.refuse(format!("{what} is not supported: {hint}"));
+}
+
+/// Refuses access logs by name.
+pub(super) fn refuse_access_logs(d: &mut Decoder, logs: &[AccessLog]) {
+    for (i, AccessLog { name, .. }) in logs.iter().enumerate() {
+        let name = if name.is_empty() { "an access log of its own" } else { name };
+        let reason = format!("{name} is not supported: the agent logs every connection itself");
+        d.item("access_log", i, |d| d.refuse(reason));
+    }
+}

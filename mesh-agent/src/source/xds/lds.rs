@@ -1,0 +1,377 @@
+//! Listeners, filter chains and network filters.
+//!
+//! Spec: `envoy/config/listener/v3/{listener,listener_components}.proto`,
+//! `envoy/extensions/filters/network/{rbac,tcp_proxy}/v3/*.proto`.
+
+use std::{sync::Arc, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::TrafficDirection,
+            listener::v3::{
+                Filter, FilterChain as PbFilterChain, FilterChainMatch as PbFilterChainMatch,
+                Listener as PbListener, filter,
+            },
+        },
+        extensions::filters::network::{
+            http_connection_manager::v3::HttpConnectionManager,
+            rbac::v3::Rbac as PbNetworkRbac,
+            tcp_proxy::v3::{
+                TcpProxy as PbTcpProxy,
+                tcp_proxy::{ClusterSpecifier, weighted_cluster::ClusterWeight},
+            },
+        },
+    },
+    google::protobuf::Any,
+};
+use prost::Name;
+
+use super::{
+    common, hcm,
+    rbac::{self, Place},
+    rds,
+    reject::{Decoder, unsupported},
+};
+use crate::model::listener::{
+    Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TerminalFilter,
+    TransportProtocol,
+};
+
+const TCP_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
+    let PbListener {
+        name,
+        address,
+        additional_addresses,
+        // A name in statistics.
+        stat_prefix: _,
+        stats_matcher,
+        filter_chains,
+        fcds_config,
+        filter_chain_matcher,
+        use_original_dst,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        // Notes of the control plane: nothing that reads them is supported.
+        metadata: _,
+        deprecated_v1,
+        drain_type,
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        traffic_direction,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        reuse_port,
+        enable_reuse_port,
+        access_log,
+        tcp_backlog_size,
+        max_connections_to_accept_per_socket_event,
+        bind_to_port,
+        enable_mptcp,
+        ignore_global_conn_limit,
+        bypass_overload_manager,
+        tcp_keepalive,
+        listener_specifier,
+    } = value;
+    unsupported!(
+        d;
+        additional_addresses, stats_matcher, fcds_config, filter_chain_matcher,
+        use_original_dst, per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type,
+        listener_filters_timeout, continue_on_listener_filters_timeout, transparent, freebind,
+        socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener,
+        connection_balance_config, reuse_port, enable_reuse_port, tcp_backlog_size,
+        max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
+        bypass_overload_manager, tcp_keepalive,
+    );
+    for (i, filter) in listener_filters.iter().enumerate() {
+        d.item("listener_filters", i, |d| common::refuse_extension(d, &filter.name, ""));
+    }
+    common::refuse_access_logs(d, &access_log);
+    if listener_specifier.is_some() {
+        d.refuse_field("internal_listener", "is not supported");
+    }
+    // Listeners of captured traffic bind no socket, which `false` says too.
+    if bind_to_port.is_some_and(|bind| bind.value) {
+        d.refuse_field("bind_to_port", "is not supported: traffic is captured, not bound to");
+    }
+    if name.is_empty() {
+        d.refuse_field("name", "is missing");
+    }
+    let direction = match TrafficDirection::try_from(traffic_direction) {
+        Ok(TrafficDirection::Inbound) => Some(Direction::Inbound),
+        Ok(TrafficDirection::Outbound) => Some(Direction::Outbound),
+        Ok(TrafficDirection::Unspecified) | Err(_) => d.field("traffic_direction", |d| {
+            d.refused("must be INBOUND or OUTBOUND; gateway listeners are not supported")
+        }),
+    };
+    let address = common::socket_address(d, "address", address);
+
+    if filter_chains.is_empty() && default_filter_chain.is_none() {
+        d.refuse_field("filter_chains", "is empty, and there is no default_filter_chain");
+    }
+    let mut seen: Vec<FilterChainMatch> = Vec::new();
+    let filter_chains = d.all("filter_chains", filter_chains, |d, value| {
+        let chain = filter_chain(d, value, direction)?;
+        if seen.contains(&chain.matches) {
+            return d.field("filter_chain_match", |d| d.refused("is the same as an earlier one's"));
+        }
+        seen.push(chain.matches.clone());
+        Some(Arc::new(chain))
+    });
+    let default_filter_chain = match default_filter_chain {
+        None => Some(None),
+        Some(value) => d.field("default_filter_chain", |d| {
+            if value.filter_chain_match.is_some() {
+                d.refuse_field("filter_chain_match", "has no effect on the default chain");
+            }
+            filter_chain(d, value, direction).map(|chain| Some(Arc::new(chain)))
+        }),
+    };
+    Some(Listener {
+        name: name.into(),
+        direction: direction?,
+        address: address?,
+        filter_chains: filter_chains?,
+        default_filter_chain: default_filter_chain?,
+    })
+}
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn filter_chain(
+    d: &mut Decoder,
+    value: PbFilterChain,
+    direction: Option<Direction>,
+) -> Option<FilterChain> {
+    let PbFilterChain {
+        filter_chain_match,
+        filters,
+        use_proxy_proto,
+        // Notes of the control plane: nothing that reads them is supported.
+        metadata: _,
+        transport_socket,
+        transport_socket_connect_timeout,
+        name,
+    } = value;
+    unsupported!(d; use_proxy_proto, transport_socket_connect_timeout);
+    if let Some(socket) = transport_socket {
+        d.field("transport_socket", |d| {
+            common::refuse_transport_socket(
+                d,
+                &socket,
+                "mTLS of captured traffic is the agent's own, with the workload's identity",
+            );
+        });
+    }
+    let matches = match filter_chain_match {
+        Some(value) => d.field("filter_chain_match", |d| chain_match(d, value, direction)),
+        None => Some(FilterChainMatch::default()),
+    };
+    let chain = filters_of(d, filters);
+    let (filters, terminal) = chain?;
+    Some(FilterChain { name: name.into(), matches: matches?, filters, terminal })
+}
+
+fn chain_match(
+    d: &mut Decoder,
+    value: PbFilterChainMatch,
+    direction: Option<Direction>,
+) -> Option<FilterChainMatch> {
+    let PbFilterChainMatch {
+        destination_port,
+        prefix_ranges,
+        address_suffix,
+        suffix_len,
+        direct_source_prefix_ranges,
+        source_type,
+        source_prefix_ranges,
+        source_ports,
+        server_names,
+        transport_protocol,
+        application_protocols,
+    } = value;
+    unsupported!(
+        d;
+        address_suffix, suffix_len, direct_source_prefix_ranges, source_type, server_names,
+        application_protocols,
+    );
+    let destination_port = match destination_port {
+        None => Some(None),
+        Some(port) => d.field("destination_port", |d| common::port(d, port.value)).map(Some),
+    };
+    let prefix_ranges = d.all("prefix_ranges", prefix_ranges, common::cidr);
+    let source_prefix_ranges = d.all("source_prefix_ranges", source_prefix_ranges, common::cidr);
+    let source_ports = d.all("source_ports", source_ports, common::port);
+    let transport_protocol = d.field("transport_protocol", |d| match transport_protocol.as_str() {
+        "" => Some(None),
+        "tls" | "raw_buffer" if direction == Some(Direction::Outbound) => {
+            d.refused("is for inbound listeners")
+        }
+        "tls" => Some(Some(TransportProtocol::Tls)),
+        "raw_buffer" => Some(Some(TransportProtocol::RawBuffer)),
+        other => d.refused(format!("`{other}` is not supported, only tls and raw_buffer")),
+    });
+    Some(FilterChainMatch {
+        destination_port: destination_port?,
+        prefix_ranges: prefix_ranges?,
+        source_prefix_ranges: source_prefix_ranges?,
+        source_ports: source_ports?,
+        transport_protocol: transport_protocol?,
+    })
+}
+
+/// One decoded network filter.
+enum Decoded {
+    Filter(NetworkFilter),
+    /// An RBAC filter without `rules`: Envoy enforces nothing, and so it is left out.
+    Nothing,
+    Terminal(TerminalFilter),
+}
+
+fn filters_of(
+    d: &mut Decoder,
+    values: Vec<Filter>,
+) -> Option<(Vec<NetworkFilter>, TerminalFilter)> {
+    let count = values.len();
+    if count == 0 {
+        return d.field("filters", |d| d.refused("is empty"));
+    }
+    let mut at = 0;
+    let decoded = d.all("filters", values, |d, value| {
+        at += 1;
+        let decoded = network_filter(d, value)?;
+        match (&decoded, at == count) {
+            (Decoded::Terminal(_), false) => d.refused("must be the last filter of its chain"),
+            (Decoded::Filter(_) | Decoded::Nothing, true) => d.refused(
+                "can't be the last filter of its chain: that is tcp_proxy's or \
+                 http_connection_manager's place",
+            ),
+            _ => Some(decoded),
+        }
+    })?;
+    let mut filters = Vec::new();
+    for filter in decoded {
+        match filter {
+            Decoded::Filter(filter) => filters.push(filter),
+            Decoded::Nothing => {}
+            Decoded::Terminal(terminal) => return Some((filters, terminal)),
+        }
+    }
+    None
+}
+
+fn network_filter(d: &mut Decoder, value: Filter) -> Option<Decoded> {
+    let Filter { name, config_type } = value;
+    let any: Any = match config_type {
+        Some(filter::ConfigType::TypedConfig(any)) => any,
+        Some(filter::ConfigType::ConfigDiscovery(_)) => {
+            return d.not_supported("config_discovery");
+        }
+        None => {
+            common::refuse_extension(d, &name, "");
+            return None;
+        }
+    };
+    let type_name = common::type_name(&any);
+    if type_name == PbNetworkRbac::full_name() {
+        let value = common::unpack(d, &any)?;
+        let rbac = network_rbac(d, value)?;
+        Some(rbac.map_or(Decoded::Nothing, Decoded::Filter))
+    } else if type_name == PbTcpProxy::full_name() {
+        let value = common::unpack(d, &any)?;
+        let proxy = tcp_proxy(d, value)?;
+        Some(Decoded::Terminal(TerminalFilter::TcpProxy(Arc::new(proxy))))
+    } else if type_name == HttpConnectionManager::full_name() {
+        let value = common::unpack(d, &any)?;
+        let manager = hcm::connection_manager(d, value)?;
+        Some(Decoded::Terminal(TerminalFilter::Http(Arc::new(manager))))
+    } else {
+        common::refuse_extension(d, &name, &type_name);
+        None
+    }
+}
+
+fn network_rbac(d: &mut Decoder, value: PbNetworkRbac) -> Option<Option<NetworkFilter>> {
+    let PbNetworkRbac {
+        rules,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        shadow_rules_stat_prefix,
+        stat_prefix,
+        enforcement_type,
+        delay_deny,
+    } = value;
+    unsupported!(
+        d;
+        matcher, shadow_rules, shadow_matcher, shadow_rules_stat_prefix, enforcement_type,
+        delay_deny,
+    );
+    let Some(rules) = rules else { return Some(None) };
+    let rbac = d.field("rules", |d| rbac::rbac(d, Place::Network, stat_prefix, rules))?;
+    Some(Some(NetworkFilter::Rbac(Arc::new(rbac))))
+}
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn tcp_proxy(d: &mut Decoder, value: PbTcpProxy) -> Option<TcpProxy> {
+    let PbTcpProxy {
+        stat_prefix,
+        on_demand,
+        metadata_match,
+        idle_timeout,
+        downstream_idle_timeout,
+        upstream_idle_timeout,
+        access_log,
+        max_connect_attempts,
+        backoff_options,
+        hash_policy,
+        tunneling_config,
+        max_downstream_connection_duration,
+        max_downstream_connection_duration_jitter_percentage,
+        access_log_flush_interval,
+        flush_access_log_on_connected,
+        access_log_options,
+        proxy_protocol_tlvs,
+        proxy_protocol_tlv_merge_policy,
+        upstream_connect_mode,
+        max_early_data_bytes,
+        check_drain_close,
+        cluster_specifier,
+    } = value;
+    unsupported!(
+        d;
+        on_demand, metadata_match, downstream_idle_timeout, upstream_idle_timeout,
+        max_connect_attempts, backoff_options, hash_policy, tunneling_config,
+        max_downstream_connection_duration,
+        max_downstream_connection_duration_jitter_percentage, access_log_flush_interval,
+        flush_access_log_on_connected, access_log_options, proxy_protocol_tlvs,
+        proxy_protocol_tlv_merge_policy, upstream_connect_mode, max_early_data_bytes,
+        check_drain_close,
+    );
+    common::refuse_access_logs(d, &access_log);
+    let clusters = match cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) => d.field("cluster", |d| rds::one_cluster(d, name)),
+        Some(ClusterSpecifier::WeightedClusters(value)) => d.field("weighted_clusters", |d| {
+            let clusters = d.all("clusters", value.clusters, |d, value| {
+                let ClusterWeight { name, weight, metadata_match } = value;
+                unsupported!(d; metadata_match);
+                rds::named_weight(d, name, weight)
+            })?;
+            rds::check_weights(d, &clusters).map(|_| clusters)
+        }),
+        None => d.refused("names no cluster: cluster or weighted_clusters"),
+    };
+    let idle_timeout =
+        common::timeout(d, "idle_timeout", idle_timeout, Some(TCP_IDLE_TIMEOUT_DEFAULT));
+    Some(TcpProxy { stat_prefix, clusters: clusters?, idle_timeout: idle_timeout? })
+}

@@ -1,0 +1,168 @@
+//! Matchers of strings, paths, headers and regexes.
+//!
+//! Spec: `envoy/type/matcher/v3/{string,regex,path}.proto`,
+//! `envoy/config/route/v3/route_components.proto` (`HeaderMatcher`).
+
+use envoy_types::pb::envoy::{
+    config::route::v3::{
+        HeaderMatcher as PbHeaderMatcher, header_matcher::HeaderMatchSpecifier as Specifier,
+    },
+    r#type::{
+        matcher::v3::{
+            PathMatcher, RegexMatcher, StringMatcher as PbStringMatcher, path_matcher,
+            regex_matcher::{EngineType, GoogleRe2},
+            string_matcher::MatchPattern,
+        },
+        v3::Int64Range,
+    },
+};
+use regex::{Regex, RegexBuilder};
+
+use super::reject::{Decoder, unsupported};
+use crate::model::{
+    authz::{StringMatcher, StringPattern},
+    route::{HeaderMatchKind, HeaderMatcher},
+};
+
+/// Bounds one compiled regex, in bytes: they come from the network and live for as
+/// long as a snapshot does.
+const REGEX_MAX_BYTES: usize = 1 << 20;
+
+/// The longest pattern that is tried.
+const PATTERN_MAX_BYTES: usize = 4096;
+
+/// The request's pseudo-headers that a matcher may name.
+const PSEUDO_HEADERS: [&str; 3] = [":authority", ":method", ":path"];
+
+/// A regex that matches whole values only: it is anchored at both ends here.
+pub(super) fn regex(d: &mut Decoder, value: RegexMatcher) -> Option<Regex> {
+    let RegexMatcher { regex, engine_type } = value;
+    #[expect(deprecated, reason = "control planes still send it, and it says nothing")]
+    if let Some(EngineType::GoogleRe2(GoogleRe2 { max_program_size })) = engine_type {
+        d.field("google_re2", |d| unsupported!(d; max_program_size));
+    }
+    d.field("regex", |d| {
+        if regex.is_empty() {
+            return d.refused("is missing");
+        }
+        if regex.len() > PATTERN_MAX_BYTES {
+            return d.refused(format!("is longer than {PATTERN_MAX_BYTES} bytes"));
+        }
+        let compile = |pattern: &str| {
+            RegexBuilder::new(pattern)
+                .size_limit(REGEX_MAX_BYTES)
+                .dfa_size_limit(REGEX_MAX_BYTES)
+                .build()
+        };
+        // First alone: `a)|(?:b` must not escape the group that anchors it.
+        match compile(&regex).and_then(|_| compile(&format!(r"\A(?:{regex})\z"))) {
+            Ok(regex) => Some(regex),
+            Err(regex::Error::CompiledTooBig(limit)) => {
+                d.refused(format!("needs more than {limit} bytes once compiled"))
+            }
+            Err(error) => {
+                // The last line says what is wrong; those above draw where.
+                let error = error.to_string();
+                let why = error.lines().last().unwrap_or_default();
+                d.refused(format!("`{regex}`: {}", why.trim_start_matches("error: ")))
+            }
+        }
+    })
+}
+
+/// Spec: `envoy.type.matcher.v3.StringMatcher`.
+pub(super) fn string(d: &mut Decoder, value: PbStringMatcher) -> Option<StringMatcher> {
+    let PbStringMatcher { ignore_case, match_pattern } = value;
+    let not_empty = |d: &mut Decoder, field: &str, s: String| match s.is_empty() {
+        true => d.field(field, |d| d.refused("is empty, which would match everything")),
+        false => Some(s),
+    };
+    let pattern = match match_pattern {
+        Some(MatchPattern::Exact(s)) => StringPattern::Exact(s),
+        Some(MatchPattern::Prefix(s)) => StringPattern::Prefix(not_empty(d, "prefix", s)?),
+        Some(MatchPattern::Suffix(s)) => StringPattern::Suffix(not_empty(d, "suffix", s)?),
+        Some(MatchPattern::Contains(s)) => StringPattern::Contains(not_empty(d, "contains", s)?),
+        Some(MatchPattern::SafeRegex(r)) => {
+            if ignore_case {
+                d.refuse_field("ignore_case", "has no effect on safe_regex; use (?i)");
+            }
+            StringPattern::Regex(d.field("safe_regex", |d| regex(d, r))?)
+        }
+        Some(MatchPattern::Custom(_)) => {
+            return d.not_supported("custom");
+        }
+        None => return d.refused("has no pattern"),
+    };
+    Some(StringMatcher { pattern, ignore_case })
+}
+
+/// Spec: `envoy.type.matcher.v3.PathMatcher`.
+pub(super) fn path(d: &mut Decoder, value: PathMatcher) -> Option<StringMatcher> {
+    match value.rule {
+        Some(path_matcher::Rule::Path(matcher)) => d.field("path", |d| string(d, matcher)),
+        None => d.refused("has no path"),
+    }
+}
+
+/// Spec: `envoy.config.route.v3.HeaderMatcher`, with its deprecated kinds.
+pub(super) fn header(d: &mut Decoder, value: PbHeaderMatcher) -> Option<HeaderMatcher> {
+    let PbHeaderMatcher {
+        name,
+        invert_match,
+        treat_missing_header_as_empty,
+        header_match_specifier,
+    } = value;
+    let name = d.field("name", |d| header_name(d, &name));
+    let exactly = |pattern| {
+        Some(HeaderMatchKind::String(StringMatcher { pattern, ignore_case: false }))
+    };
+    let not_empty = |d: &mut Decoder, field: &str, s: String, pattern: fn(String) -> _| {
+        if s.is_empty() {
+            return d.field(field, |d| d.refused("is empty, which would match everything"));
+        }
+        exactly(pattern(s))
+    };
+    #[expect(deprecated, reason = "control planes still send the deprecated kinds")]
+    let kind = match header_match_specifier {
+        // As Envoy: a matcher that says nothing else asks for the header's presence.
+        None => Some(HeaderMatchKind::Present(true)),
+        Some(Specifier::PresentMatch(present)) => Some(HeaderMatchKind::Present(present)),
+        Some(Specifier::StringMatch(matcher)) => {
+            d.field("string_match", |d| string(d, matcher)).map(HeaderMatchKind::String)
+        }
+        Some(Specifier::RangeMatch(Int64Range { start, end })) => d.field("range_match", |d| {
+            if start < end {
+                return Some(HeaderMatchKind::Range { start, end });
+            }
+            d.refused(format!("{start} up to but not {end} is empty and would never match"))
+        }),
+        Some(Specifier::ExactMatch(s)) => exactly(StringPattern::Exact(s)),
+        Some(Specifier::SafeRegexMatch(r)) => {
+            let regex = d.field("safe_regex_match", |d| regex(d, r));
+            regex.and_then(|regex| exactly(StringPattern::Regex(regex)))
+        }
+        Some(Specifier::PrefixMatch(s)) => not_empty(d, "prefix_match", s, StringPattern::Prefix),
+        Some(Specifier::SuffixMatch(s)) => not_empty(d, "suffix_match", s, StringPattern::Suffix),
+        Some(Specifier::ContainsMatch(s)) => {
+            not_empty(d, "contains_match", s, StringPattern::Contains)
+        }
+    };
+    Some(HeaderMatcher {
+        name: name?,
+        kind: kind?,
+        invert: invert_match,
+        treat_missing_as_empty: treat_missing_header_as_empty,
+    })
+}
+
+fn header_name(d: &mut Decoder, name: &str) -> Option<String> {
+    let name = name.to_ascii_lowercase();
+    match name.as_str() {
+        "" => d.refused("is missing"),
+        // Envoy's header map knows the two as one.
+        "host" => Some(":authority".to_owned()),
+        pseudo if PSEUDO_HEADERS.contains(&pseudo) => Some(pseudo.to_owned()),
+        other if http::HeaderName::try_from(other).is_ok() => Some(other.to_owned()),
+        other => d.refused(format!("`{other}` is not a header's name")),
+    }
+}

@@ -1,0 +1,172 @@
+//! From the wire's protobuf types to the model; nothing else knows protobuf.
+//!
+//! Files and ADS share these decoders. They are strict: a field that is set and not
+//! honoured refuses the resource, by the field's full path. Two rules keep that true
+//! as protos grow: every message is destructured without `..`, and what is bound and
+//! not decoded goes through [`reject::unsupported`]. What is knowingly ignored is
+//! bound to `_` with the reason beside it.
+
+mod cds;
+mod common;
+mod eds;
+mod hcm;
+mod http_options;
+mod lds;
+mod matchers;
+mod rbac;
+mod rds;
+mod reject;
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::{
+    cluster::v3::Cluster as PbCluster, endpoint::v3::ClusterLoadAssignment,
+    listener::v3::Listener as PbListener, route::v3::RouteConfiguration as PbRoutes,
+};
+use prost::{Message, Name as _};
+
+pub(super) use common::PLACEHOLDER;
+pub(super) use reject::REJECTIONS_MAX;
+
+use self::reject::Decoder;
+use crate::{
+    model::{
+        cluster::{Cluster, LoadAssignment},
+        listener::Listener,
+        route::RouteConfiguration,
+    },
+    snapshot::{RejectedResource, Resources},
+};
+
+/// One decoded top-level resource.
+#[derive(Debug, Clone)]
+pub enum Resource {
+    Listener(Listener),
+    Routes(RouteConfiguration),
+    Cluster(Cluster),
+    /// With its `cluster_name`.
+    Endpoints(Arc<str>, LoadAssignment),
+}
+
+impl Resource {
+    /// Adds the resource to a set.
+    pub fn add_to(self, resources: &mut Resources) {
+        match self {
+            Self::Listener(listener) => resources.listeners.push(listener),
+            Self::Routes(routes) => resources.routes.push(routes),
+            Self::Cluster(cluster) => resources.clusters.push(cluster),
+            Self::Endpoints(name, assignment) => resources.assignments.push((name, assignment)),
+        }
+    }
+}
+
+/// The types of resources, by full protobuf name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ResourceType {
+    Listener,
+    Routes,
+    Cluster,
+    Endpoints,
+}
+
+impl ResourceType {
+    pub(super) const ALL: [Self; 4] =
+        [Self::Listener, Self::Routes, Self::Cluster, Self::Endpoints];
+
+    pub(super) fn full_name(self) -> String {
+        match self {
+            Self::Listener => PbListener::full_name(),
+            Self::Routes => PbRoutes::full_name(),
+            Self::Cluster => PbCluster::full_name(),
+            Self::Endpoints => ClusterLoadAssignment::full_name(),
+        }
+    }
+
+    /// What a rejection's path starts with.
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::Listener => "listeners",
+            Self::Routes => "routes",
+            Self::Cluster => "clusters",
+            Self::Endpoints => "endpoints",
+        }
+    }
+
+    /// The field that names a resource of this type.
+    pub(super) fn name_field(self) -> &'static str {
+        match self {
+            Self::Listener | Self::Routes | Self::Cluster => "name",
+            Self::Endpoints => "cluster_name",
+        }
+    }
+
+    /// The same field as canonical JSON spells it.
+    pub(super) fn json_name_field(self) -> &'static str {
+        match self {
+            Self::Listener | Self::Routes | Self::Cluster => "name",
+            Self::Endpoints => "clusterName",
+        }
+    }
+
+    /// The type of that URL, whatever its prefix.
+    pub(super) fn of_url(type_url: &str) -> Option<Self> {
+        let name = type_url.rsplit('/').next()?;
+        Self::ALL.into_iter().find(|known| known.full_name() == name)
+    }
+}
+
+/// Decodes one resource as the wire carries it: `google.protobuf.Any` taken apart.
+///
+/// # Errors
+/// Every reason why it can't be honoured, by full path; at most a hundred and one.
+pub fn decode_any(type_url: &str, value: &[u8]) -> Result<Resource, Vec<RejectedResource>> {
+    let Some(kind) = ResourceType::of_url(type_url) else {
+        let path = "resource".to_owned();
+        let reason = format!("unknown @type `{}`", type_url.escape_debug());
+        return Err(vec![RejectedResource { path, reason }]);
+    };
+    match kind {
+        ResourceType::Listener => decode(kind, value, |m: &PbListener| &m.name, |d, m| {
+            lds::listener(d, m).map(Resource::Listener)
+        }),
+        ResourceType::Routes => decode(kind, value, |m: &PbRoutes| &m.name, |d, m| {
+            if m.name.is_empty() {
+                d.refuse_field("name", "is missing");
+            }
+            rds::configuration(d, m).map(Resource::Routes)
+        }),
+        ResourceType::Cluster => decode(kind, value, |m: &PbCluster| &m.name, |d, m| {
+            cds::cluster(d, m).map(Resource::Cluster)
+        }),
+        ResourceType::Endpoints => {
+            decode(kind, value, |m: &ClusterLoadAssignment| &m.cluster_name, |d, m| {
+                if m.cluster_name.is_empty() {
+                    d.refuse_field("cluster_name", "is missing");
+                }
+                let name = m.cluster_name.as_str().into();
+                eds::assignment(d, m).map(|assignment| Resource::Endpoints(name, assignment))
+            })
+        }
+    }
+}
+
+fn decode<M: Message + Default>(
+    kind: ResourceType,
+    value: &[u8],
+    name: impl FnOnce(&M) -> &String,
+    decode: impl FnOnce(&mut Decoder, M) -> Option<Resource>,
+) -> Result<Resource, Vec<RejectedResource>> {
+    match M::decode(value) {
+        Ok(message) => {
+            let root = format!("{}[{}]", kind.table(), name(&message));
+            let mut decoder = Decoder::new(root);
+            let decoded = decode(&mut decoder, message);
+            decoder.finish(decoded)
+        }
+        Err(error) => {
+            let path = format!("{}[]", kind.table());
+            let reason = format!("is not a valid {}: {error}", kind.full_name());
+            Err(vec![RejectedResource { path, reason }])
+        }
+    }
+}
