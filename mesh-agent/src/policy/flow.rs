@@ -140,17 +140,27 @@ impl Flow {
             InboundPeer::Mtls(_) => TransportProtocol::Tls,
             InboundPeer::Plaintext => TransportProtocol::RawBuffer,
         };
+        let strict = workload.mtls != MtlsMode::Permissive;
+        let refused = || FlowError::PlaintextRefused {
+            identity: workload.identity.clone(),
+            source_address,
+            destination,
+        };
+        let plaintext = transport == TransportProtocol::RawBuffer;
         let chosen = match snapshot.listeners.select(Direction::Inbound, destination) {
-            Some(listener) => Some(choose_chain(listener, source_address, destination, transport)?),
+            Some(listener) => {
+                match choose_chain(listener, source_address, destination, transport) {
+                    Ok(chosen) => Some(chosen),
+                    // Strict mTLS says more than that there is no chain for plaintext.
+                    Err(_) if plaintext && strict => return Err(refused()),
+                    Err(error) => return Err(error),
+                }
+            }
             None => None,
         };
         let asked_for = chosen.as_ref().and_then(|(_, chain)| chain.matches.transport_protocol);
-        if transport == TransportProtocol::RawBuffer
-            && asked_for != Some(TransportProtocol::RawBuffer)
-            && workload.mtls != MtlsMode::Permissive
-        {
-            let identity = workload.identity.clone();
-            return Err(FlowError::PlaintextRefused { identity, source_address, destination });
+        if plaintext && strict && asked_for != Some(TransportProtocol::RawBuffer) {
+            return Err(refused());
         }
         let principal = captured.peer.identity().map(|identity| identity.to_string().into());
         Ok(Self { captured: Captured::Inbound(captured), principal, chosen })
