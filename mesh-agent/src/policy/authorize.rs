@@ -315,3 +315,6 @@ pub fn authorize_request(
 fn http_rbacs(http: &HttpConnectionManager) -> impl Iterator<Item = &Rbac> {
     http.http_filters.iter().map(|HttpFilter::Rbac(rbac)| &**rbac)
 }
+
+#[cfg(test)]
+mod tests;

@@ -325,3 +325,6 @@ fn longest(ranges: &[IpNet], ip: IpAddr) -> Option<u8> {
     }
     ranges.iter().filter(|range| range.contains(&ip)).map(IpNet::prefix_len).max()
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,3 +124,6 @@ pub fn url_path(head: &Parts) -> &str {
     let path = head.uri.path_and_query().map_or("", |path| path.as_str());
     path.split(['?', '#']).next().unwrap_or("")
 }
+
+#[cfg(test)]
+mod tests;

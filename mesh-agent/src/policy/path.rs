@@ -172,3 +172,6 @@ fn is_overlong(previous: Option<u8>, escape: u8) -> bool {
         (_, 0xc0 | 0xc1) | (Some(0xe0), 0x80..=0x9f) | (Some(0xf0), 0x80..=0x8f)
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -182,3 +182,6 @@ fn of_header(header: &HeaderMatcher, subject: Subject<'_>) -> Truth {
 fn both(one: bool, other: bool) -> Truth {
     if one == other { one.into() } else { Truth::Unknown }
 }
+
+#[cfg(test)]
+mod tests;
