@@ -228,3 +228,6 @@ pub(super) fn random_below(bound: u64, random: &mut impl FnMut(u32) -> u32) -> O
     };
     Some(drawn.min(last))
 }
+
+#[cfg(test)]
+mod tests;
