@@ -56,8 +56,7 @@ impl DenyReason {
     }
 }
 
-/// A connection or request that policy does not let through. Envoy's response
-/// flag: UAEX.
+/// A connection or request that policy does not let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied(Box<Denial>);
 
@@ -98,6 +97,11 @@ impl Denied {
     /// Why.
     pub fn reason(&self) -> DenyReason {
         self.0.reason
+    }
+
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        "UAEX"
     }
 
     /// Who asked, if proven.
@@ -171,6 +175,24 @@ pub enum Revoked {
     /// Policy now denies it.
     #[error(transparent)]
     Denied(#[from] Denied),
+}
+
+impl Revoked {
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::Flow(error) => error.flag(),
+            Self::Denied(denied) => denied.flag(),
+        }
+    }
+
+    /// For a metric's label: lower case, stable.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Flow(error) => error.as_str(),
+            Self::Denied(denied) => denied.reason().as_str(),
+        }
+    }
 }
 
 /// What the filters so far have said.

@@ -22,7 +22,9 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// The agent's own ports in every pod: outbound, inbound plaintext, HBONE.
+/// The agent's own ports in every pod: outbound, inbound plaintext, HBONE. The BPF
+/// programs refuse them first; this holds for what gets here another way, such as an
+/// HBONE `:authority`.
 const AGENT_PORTS: [u16; 3] = [15001, 15006, 15008];
 
 /// What becomes of an outbound connection that no listener is for.
@@ -36,8 +38,7 @@ pub enum OutboundPolicy {
     RegistryOnly,
 }
 
-/// Why a connection has no filter chain to judge it. Envoy's response flag: NR, and
-/// UAEX for [`FlowError::PlaintextRefused`].
+/// Why a connection has no filter chain to judge it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
     /// Outbound, registry only.
@@ -63,6 +64,29 @@ pub enum FlowError {
         "{destination}, asked for by {source_address}, is the agent's own port in workload {workload}"
     )]
     AgentPort { workload: WorkloadUid, source_address: SocketAddr, destination: SocketAddr },
+}
+
+impl FlowError {
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::NoListener { .. } | Self::NoFilterChain { .. } => "NR",
+            Self::PlaintextRefused { .. }
+            | Self::NotThisWorkload { .. }
+            | Self::AgentPort { .. } => "UAEX",
+        }
+    }
+
+    /// For a metric's label: lower case, stable.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::NoListener { .. } => "no_listener",
+            Self::NoFilterChain { .. } => "no_filter_chain",
+            Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::NotThisWorkload { .. } => "not_this_workload",
+            Self::AgentPort { .. } => "agent_port",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

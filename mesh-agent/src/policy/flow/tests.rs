@@ -104,15 +104,16 @@ fn an_inbound_connection_is_for_the_workload_or_refused() {
 #[test]
 fn plaintext_is_let_in_where_the_workload_or_the_port_takes_it() {
     use MtlsMode::{Permissive, Strict};
+    type Case<'a> = (
+        &'a [(&'a str, Option<TransportProtocol>)],
+        Option<&'a str>,
+        MtlsMode,
+        Result<&'a str, &'a str>,
+    );
     const TLS: Option<TransportProtocol> = Some(TransportProtocol::Tls);
     const RAW: Option<TransportProtocol> = Some(TransportProtocol::RawBuffer);
     // Chains of the listener (none: no listener), caller, mode, the chain taken.
-    let cases: &[(
-        &[(&str, Option<TransportProtocol>)],
-        Option<&str>,
-        MtlsMode,
-        Result<&str, &str>,
-    )] = &[
+    let cases: &[Case] = &[
         (&[], Some("client"), Strict, Ok("")),
         (&[], None, Permissive, Ok("")),
         (&[], None, Strict, Err("strict")),
