@@ -221,3 +221,6 @@ fn choose_cluster<'a>(
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,3 +109,6 @@ fn route_matches(matches: &RouteMatch, path: &str, head: &Parts) -> bool {
 fn quoted(value: &[u8]) -> String {
     value[..value.len().min(QUOTED_MAX_BYTES)].escape_ascii().to_string()
 }
+
+#[cfg(test)]
+mod tests;
