@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{authz::StringMatcher, listener::WeightedCluster};
+use super::{
+    authz::{StringMatcher, WholeRegex},
+    listener::WeightedCluster,
+};
 
 #[derive(Debug, Clone, Serialize)]
 pub struct RouteConfiguration {
@@ -60,7 +63,7 @@ pub enum PathMatch {
     Prefix(String),
     Exact(String),
     /// The whole path must match.
-    Regex(#[serde(serialize_with = "regex_source")] regex::Regex),
+    Regex(WholeRegex),
 }
 
 /// Spec: `envoy.config.route.v3.HeaderMatcher`.
@@ -114,11 +117,4 @@ pub struct DirectResponse {
 
 fn lossy<S: serde::Serializer>(body: &bytes::Bytes, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&String::from_utf8_lossy(body))
-}
-
-pub(super) fn regex_source<S: serde::Serializer>(
-    r: &regex::Regex,
-    s: S,
-) -> Result<S::Ok, S::Error> {
-    s.serialize_str(r.as_str())
 }

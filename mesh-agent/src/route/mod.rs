@@ -1,3 +1,17 @@
-//! Where does this connection or request go? Synchronous; the clock is passed in.
+//! Where does a permitted connection or request go? Synchronous; randomness is
+//! passed in.
+//!
+//! Takes the permits that `policy` makes and turns them into a [`Destination`], the
+//! only thing `proxy` dials. This room knows no sockets and no tasks.
 
 #![forbid(unsafe_code)]
+
+pub mod decide;
+pub mod lb;
+pub mod match_http;
+
+pub use decide::{
+    Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
+};
+pub use lb::{Balancers, LoadGuard};
+pub use match_http::{Matched, NoRoute, match_route};

@@ -1,0 +1,309 @@
+//! From a flow to a permit, and from a request to a request permit.
+//!
+//! Filters are asked in their order; the first that denies ends it. Goes on to
+//! `route::decide`, which asks for the permits made here.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use http::{Method, StatusCode, request::Parts};
+
+use super::{
+    flow::{Flow, FlowError, OutboundPolicy},
+    matcher::{authority_is_ambiguous, url_path},
+    path,
+    rbac::{Outcome, Subject, evaluate},
+};
+use crate::{
+    model::{
+        authz::{Rbac, RbacAction},
+        identity::Identity,
+        listener::{HttpConnectionManager, HttpFilter, NetworkFilter, TerminalFilter},
+    },
+    snapshot::Snapshot,
+};
+
+/// The longest path, in bytes, that a denial quotes.
+const QUOTED_PATH_MAX_BYTES: usize = 256;
+
+/// Why something was denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DenyReason {
+    /// An `ALLOW` filter, and none of its policies matches.
+    NoPolicyMatched,
+    /// A `DENY` filter's policy matches.
+    PolicyMatched,
+    /// A `DENY` policy looks at HTTP and the connection's requests are not seen.
+    Unenforceable,
+    /// A policy looks at the path, and the path can be spelled in another way.
+    PathNotNormalized,
+    /// The request names several hosts.
+    AmbiguousAuthority,
+    /// A live connection is proxied as TCP, and policy now looks at its requests.
+    RequestsNotJudged,
+}
+
+impl DenyReason {
+    /// For a metric's label: lower case, stable.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoPolicyMatched => "no_policy_matched",
+            Self::PolicyMatched => "policy_matched",
+            Self::Unenforceable => "unenforceable",
+            Self::PathNotNormalized => "path_not_normalized",
+            Self::AmbiguousAuthority => "ambiguous_authority",
+            Self::RequestsNotJudged => "requests_not_judged",
+        }
+    }
+}
+
+/// A connection or request that policy does not let through. Envoy's response
+/// flag: UAEX.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied(Box<Denial>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Denial {
+    policy: Option<Arc<str>>,
+    filter: String,
+    reason: DenyReason,
+    identity: Option<Identity>,
+    source: SocketAddr,
+    original_destination: SocketAddr,
+    request: Option<(Method, String)>,
+}
+
+impl Denied {
+    fn new(subject: Subject<'_>, rbac: Option<&Rbac>, reason: DenyReason) -> Self {
+        Self(Box::new(Denial {
+            policy: None,
+            filter: rbac.map(|rbac| rbac.stat_prefix.clone()).unwrap_or_default(),
+            reason,
+            identity: subject.flow.source_identity().cloned(),
+            source: subject.flow.source(),
+            original_destination: subject.flow.original_destination(),
+            request: subject.head.map(|head| (head.method.clone(), quoted_path(head))),
+        }))
+    }
+
+    fn by(mut self, policy: Arc<str>) -> Self {
+        self.0.policy = Some(policy);
+        self
+    }
+
+    /// The policy that denied; `None` where none allowed.
+    pub fn policy(&self) -> Option<&str> {
+        self.0.policy.as_deref()
+    }
+
+    /// Why.
+    pub fn reason(&self) -> DenyReason {
+        self.0.reason
+    }
+
+    /// Who asked, if proven.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.0.identity.as_ref()
+    }
+
+    /// What a request is answered: 403, or 400 where it could not be judged safely.
+    pub fn status(&self) -> StatusCode {
+        match self.0.reason {
+            DenyReason::PathNotNormalized | DenyReason::AmbiguousAuthority => {
+                StatusCode::BAD_REQUEST
+            }
+            _ => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Denial { policy, filter, reason, identity, source, original_destination, request } =
+            &*self.0;
+        match identity {
+            Some(identity) => write!(f, "{identity} at {source}")?,
+            None => write!(f, "unauthenticated peer at {source}")?,
+        }
+        match request {
+            Some((method, path)) => write!(f, " may not {method} {path} on")?,
+            None => f.write_str(" may not connect to")?,
+        }
+        write!(f, " {original_destination}: ")?;
+        match (reason, policy.as_deref()) {
+            (DenyReason::NoPolicyMatched, _) => f.write_str("no policy allows it"),
+            (DenyReason::PolicyMatched, policy) => {
+                write!(f, "policy `{}` denies it", policy.unwrap_or_default())
+            }
+            (DenyReason::Unenforceable, policy) => {
+                let policy = policy.unwrap_or_default();
+                write!(f, "policy `{policy}` has HTTP rules, and the connection is not HTTP")
+            }
+            (DenyReason::PathNotNormalized, _) => {
+                f.write_str("policy looks at the path, and the path is not normalized")
+            }
+            (DenyReason::AmbiguousAuthority, _) => f.write_str("the request names several hosts"),
+            (DenyReason::RequestsNotJudged, _) => {
+                f.write_str("policy now looks at its requests, and it was opened as opaque TCP")
+            }
+        }?;
+        if filter.is_empty() { Ok(()) } else { write!(f, " (filter `{filter}`)") }
+    }
+}
+
+impl std::error::Error for Denied {}
+
+/// Escaped, so that a log line stays one line; and not longer than is useful.
+fn quoted_path(head: &Parts) -> String {
+    let path = url_path(head);
+    let end = path.floor_char_boundary(QUOTED_PATH_MAX_BYTES);
+    path[..end].escape_debug().to_string()
+}
+
+/// Why a live connection may not go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Revoked {
+    /// No listener or filter chain is for it any more.
+    #[error(transparent)]
+    Flow(#[from] FlowError),
+    /// Policy now denies it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+}
+
+/// What the filters so far have said.
+#[derive(Debug, Clone, Default)]
+struct Basis {
+    allowed_by: Option<Arc<str>>,
+    logged_by: Option<Arc<str>>,
+}
+
+impl Basis {
+    fn pass(&mut self, rbac: &Rbac, subject: Subject<'_>) -> Result<(), Denied> {
+        let denied = |reason| Denied::new(subject, Some(rbac), reason);
+        match evaluate(rbac, subject) {
+            Outcome::Allowed(policy) => self.allowed_by = policy.or_else(|| self.allowed_by.take()),
+            Outcome::Logged(policy) => self.logged_by = policy.or_else(|| self.logged_by.take()),
+            Outcome::NoPolicy => return Err(denied(DenyReason::NoPolicyMatched)),
+            Outcome::Denied(policy) => return Err(denied(DenyReason::PolicyMatched).by(policy)),
+            Outcome::Unenforceable(policy) => {
+                return Err(denied(DenyReason::Unenforceable).by(policy));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Proof that a connection passed its chain's network filters. Only [`authorize`]
+/// makes one.
+#[derive(Debug, Clone)]
+pub struct Permit {
+    flow: Flow,
+    basis: Basis,
+}
+
+impl Permit {
+    /// The connection.
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// The policy that allowed it, of the last `ALLOW` filter; `None` where no such
+    /// filter is in the chain.
+    pub fn policy(&self) -> Option<&str> {
+        self.basis.allowed_by.as_deref()
+    }
+
+    /// The policy of a `LOG` filter that matched.
+    pub fn logged_policy(&self) -> Option<&str> {
+        self.basis.logged_by.as_deref()
+    }
+
+    /// Judges the same connection by another snapshot. Take the permit returned:
+    /// its flow holds the filter chain in force, by which later requests are judged.
+    ///
+    /// # Errors
+    /// It would not be let in now. Also where it is opaque to the agent and its
+    /// requests would now be judged one by one, which can't be made up for.
+    pub fn rejudge(
+        &self,
+        snapshot: &Snapshot,
+        outbound_policy: OutboundPolicy,
+    ) -> Result<Self, Revoked> {
+        let permit = authorize(self.flow.again(snapshot, outbound_policy)?)?;
+        let opaque = !matches!(self.flow.terminal(), Some(TerminalFilter::Http(_)));
+        if opaque
+            && let Some(TerminalFilter::Http(http)) = permit.flow.terminal()
+            && let Some(rbac) = http_rbacs(http).find(|rbac| rbac.action != RbacAction::Log)
+        {
+            let subject = Subject { flow: &permit.flow, head: None };
+            return Err(Denied::new(subject, Some(rbac), DenyReason::RequestsNotJudged).into());
+        }
+        Ok(permit)
+    }
+}
+
+/// Asks the network filters of the flow's chain, in order. A flow without a chain
+/// is passthrough and needs no one's leave.
+///
+/// # Errors
+/// The first filter that denies.
+pub fn authorize(flow: Flow) -> Result<Permit, Denied> {
+    let mut basis = Basis::default();
+    for filter in flow.chain().map_or(&[][..], |chain| &chain.filters) {
+        let NetworkFilter::Rbac(rbac) = filter;
+        basis.pass(rbac, Subject { flow: &flow, head: None })?;
+    }
+    Ok(Permit { flow, basis })
+}
+
+/// Proof that a request passed the HTTP filters. Only [`authorize_request`] makes one.
+#[derive(Debug, Clone)]
+pub struct RequestPermit {
+    basis: Basis,
+}
+
+impl RequestPermit {
+    /// The policy that allowed the request, of the last `ALLOW` filter; `None` where
+    /// no such filter is in the connection manager. The connection's is
+    /// [`Permit::policy`].
+    pub fn policy(&self) -> Option<&str> {
+        self.basis.allowed_by.as_deref()
+    }
+
+    /// The policy of a `LOG` filter that matched.
+    pub fn logged_policy(&self) -> Option<&str> {
+        self.basis.logged_by.as_deref()
+    }
+}
+
+/// Asks the HTTP filters of a connection manager, in order. `head` is the request
+/// as received: nothing rewritten, `uri` as the client sent it.
+///
+/// # Errors
+/// The first filter that denies; or the request means different things to different
+/// readers: it names several hosts, or policy looks at its path and that is not in
+/// normal form (see [`path`]). [`Denied::status`] is what to answer.
+pub fn authorize_request(
+    permit: &Permit,
+    http: &HttpConnectionManager,
+    head: &Parts,
+) -> Result<RequestPermit, Denied> {
+    let subject = Subject { flow: &permit.flow, head: Some(head) };
+    if authority_is_ambiguous(head) {
+        return Err(Denied::new(subject, None, DenyReason::AmbiguousAuthority));
+    }
+    if !path::is_plain(head)
+        && let Some(rbac) = http_rbacs(http).find(|rbac| path::is_judged_by(rbac))
+    {
+        return Err(Denied::new(subject, Some(rbac), DenyReason::PathNotNormalized));
+    }
+    let mut basis = Basis::default();
+    for rbac in http_rbacs(http) {
+        basis.pass(rbac, subject)?;
+    }
+    Ok(RequestPermit { basis })
+}
+
+fn http_rbacs(http: &HttpConnectionManager) -> impl Iterator<Item = &Rbac> {
+    http.http_filters.iter().map(|HttpFilter::Rbac(rbac)| &**rbac)
+}

@@ -1,0 +1,317 @@
+//! From a captured connection to the listener and filter chain that judge it.
+//!
+//! Comes from `capture` (or an accepted HBONE stream), goes on to
+//! [`authorize`](super::authorize::authorize).
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{
+        captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
+        identity::Identity,
+        listener::{Direction, FilterChain, Listener, TerminalFilter, TransportProtocol},
+        workload::{MtlsMode, WorkloadUid},
+    },
+    snapshot::Snapshot,
+};
+
+/// The agent's own ports in every pod: outbound, inbound plaintext, HBONE.
+const AGENT_PORTS: [u16; 3] = [15001, 15006, 15008];
+
+/// What becomes of an outbound connection that no listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutboundPolicy {
+    /// It is passed through to its original destination, in the clear. The default.
+    #[default]
+    AllowAny,
+    /// It is refused.
+    RegistryOnly,
+}
+
+/// Why a connection has no filter chain to judge it. Envoy's response flag: NR, and
+/// UAEX for [`FlowError::PlaintextRefused`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FlowError {
+    /// Outbound, registry only.
+    #[error(
+        "no outbound listener is for {destination}, which {identity} at {source_address} asked for, and the outbound policy is registry-only"
+    )]
+    NoListener { identity: Identity, source_address: SocketAddr, destination: SocketAddr },
+    /// The listener has neither a chain that matches nor a default one.
+    #[error("no filter chain of listener `{listener}` matches {source_address} -> {destination}")]
+    NoFilterChain { listener: Arc<str>, source_address: SocketAddr, destination: SocketAddr },
+    /// Nobody vouches for the peer and neither the workload nor the port takes that.
+    #[error(
+        "plaintext from {source_address} to {destination} of {identity} is refused: mTLS is strict"
+    )]
+    PlaintextRefused { identity: Identity, source_address: SocketAddr, destination: SocketAddr },
+    /// An HBONE `:authority` or packet for an address the pod does not have.
+    #[error(
+        "{destination}, asked for by {source_address}, is not an address of workload {workload}"
+    )]
+    NotThisWorkload { workload: WorkloadUid, source_address: SocketAddr, destination: SocketAddr },
+    /// The connection would lead back into the agent.
+    #[error(
+        "{destination}, asked for by {source_address}, is the agent's own port in workload {workload}"
+    )]
+    AgentPort { workload: WorkloadUid, source_address: SocketAddr, destination: SocketAddr },
+}
+
+#[derive(Debug, Clone)]
+enum Captured {
+    Outbound(CapturedOutbound),
+    Inbound(CapturedInbound),
+}
+
+/// A captured connection and the filter chain that is to judge it.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    captured: Captured,
+    /// The source identity as a URI SAN, formatted once.
+    principal: Option<Arc<str>>,
+    /// Both or none; none is passthrough.
+    chosen: Option<(Arc<Listener>, Arc<FilterChain>)>,
+}
+
+impl Flow {
+    /// A connection that a local pod opened.
+    ///
+    /// # Errors
+    /// It leads to the agent itself, or has no listener or filter chain.
+    pub fn outbound(
+        mut captured: CapturedOutbound,
+        snapshot: &Snapshot,
+        policy: OutboundPolicy,
+    ) -> Result<Self, FlowError> {
+        let source = canonical(captured.source);
+        let destination = canonical(captured.original_destination);
+        (captured.source, captured.original_destination) = (source, destination);
+        let workload = &captured.pod.workload;
+        let ip = destination.ip();
+        // Connecting to the unspecified address is connecting to oneself.
+        let own = workload.owns(ip) || ip.is_loopback() || ip.is_unspecified();
+        if own && AGENT_PORTS.contains(&destination.port()) {
+            let workload = workload.uid.clone();
+            return Err(FlowError::AgentPort { workload, source_address: source, destination });
+        }
+        let chosen = match snapshot.listeners.select(Direction::Outbound, destination) {
+            Some(listener) => {
+                let transport = TransportProtocol::RawBuffer;
+                Some(choose_chain(listener, source, destination, transport)?)
+            }
+            None if policy == OutboundPolicy::AllowAny => None,
+            None => {
+                let identity = workload.identity.clone();
+                let source_address = source;
+                return Err(FlowError::NoListener { identity, source_address, destination });
+            }
+        };
+        let principal = Some(workload.identity.to_string().into());
+        Ok(Self { captured: Captured::Outbound(captured), principal, chosen })
+    }
+
+    /// A connection that arrived for a local pod.
+    ///
+    /// # Errors
+    /// It is not for the workload or for the agent itself, it is plaintext where
+    /// that is not taken, or it has no filter chain.
+    pub fn inbound(mut captured: CapturedInbound, snapshot: &Snapshot) -> Result<Self, FlowError> {
+        let source_address = canonical(captured.source);
+        let destination = canonical(captured.original_destination);
+        (captured.source, captured.original_destination) = (source_address, destination);
+        let workload = &captured.pod.workload;
+        if !workload.owns(destination.ip()) {
+            let workload = workload.uid.clone();
+            return Err(FlowError::NotThisWorkload { workload, source_address, destination });
+        }
+        if AGENT_PORTS.contains(&destination.port()) {
+            let workload = workload.uid.clone();
+            return Err(FlowError::AgentPort { workload, source_address, destination });
+        }
+        let transport = match captured.peer {
+            InboundPeer::Mtls(_) => TransportProtocol::Tls,
+            InboundPeer::Plaintext => TransportProtocol::RawBuffer,
+        };
+        let chosen = match snapshot.listeners.select(Direction::Inbound, destination) {
+            Some(listener) => Some(choose_chain(listener, source_address, destination, transport)?),
+            None => None,
+        };
+        let asked_for = chosen.as_ref().and_then(|(_, chain)| chain.matches.transport_protocol);
+        if transport == TransportProtocol::RawBuffer
+            && asked_for != Some(TransportProtocol::RawBuffer)
+            && workload.mtls != MtlsMode::Permissive
+        {
+            let identity = workload.identity.clone();
+            return Err(FlowError::PlaintextRefused { identity, source_address, destination });
+        }
+        let principal = captured.peer.identity().map(|identity| identity.to_string().into());
+        Ok(Self { captured: Captured::Inbound(captured), principal, chosen })
+    }
+
+    /// The same connection against another snapshot.
+    pub(super) fn again(
+        &self,
+        snapshot: &Snapshot,
+        policy: OutboundPolicy,
+    ) -> Result<Self, FlowError> {
+        match &self.captured {
+            Captured::Outbound(captured) => Self::outbound(captured.clone(), snapshot, policy),
+            Captured::Inbound(captured) => Self::inbound(captured.clone(), snapshot),
+        }
+    }
+
+    /// Relative to the local workload.
+    pub fn direction(&self) -> Direction {
+        match self.captured {
+            Captured::Outbound(_) => Direction::Outbound,
+            Captured::Inbound(_) => Direction::Inbound,
+        }
+    }
+
+    /// The local pod: the source of an outbound flow, the destination of an inbound one.
+    pub fn pod(&self) -> &Arc<Pod> {
+        match &self.captured {
+            Captured::Outbound(captured) => &captured.pod,
+            Captured::Inbound(captured) => &captured.pod,
+        }
+    }
+
+    /// Where the connection comes from. Never IPv4-mapped IPv6.
+    pub fn source(&self) -> SocketAddr {
+        match &self.captured {
+            Captured::Outbound(captured) => captured.source,
+            Captured::Inbound(captured) => captured.source,
+        }
+    }
+
+    /// What was asked for. Never IPv4-mapped IPv6.
+    pub fn original_destination(&self) -> SocketAddr {
+        match &self.captured {
+            Captured::Outbound(captured) => captured.original_destination,
+            Captured::Inbound(captured) => captured.original_destination,
+        }
+    }
+
+    /// Who opened the connection: the pod that dialled, or the identity that mTLS
+    /// proved; `None` for plaintext that arrived.
+    pub fn source_identity(&self) -> Option<&Identity> {
+        match &self.captured {
+            Captured::Outbound(captured) => Some(&captured.pod.workload.identity),
+            Captured::Inbound(captured) => captured.peer.identity(),
+        }
+    }
+
+    /// [`Flow::source_identity`] as its URI SAN.
+    pub fn source_principal(&self) -> Option<&str> {
+        self.principal.as_deref()
+    }
+
+    /// How an inbound connection arrived; `None` for an outbound one.
+    pub fn peer(&self) -> Option<&InboundPeer> {
+        match &self.captured {
+            Captured::Outbound(_) => None,
+            Captured::Inbound(captured) => Some(&captured.peer),
+        }
+    }
+
+    /// The listener that was selected; `None` for passthrough.
+    pub fn listener(&self) -> Option<&Arc<Listener>> {
+        self.chosen.as_ref().map(|(listener, _)| listener)
+    }
+
+    /// The filter chain that was selected; `None` for passthrough.
+    pub fn chain(&self) -> Option<&Arc<FilterChain>> {
+        self.chosen.as_ref().map(|(_, chain)| chain)
+    }
+
+    /// What the chain ends in; `None` for passthrough.
+    pub fn terminal(&self) -> Option<&TerminalFilter> {
+        self.chain().map(|chain| &chain.terminal)
+    }
+}
+
+/// `<identity> at <source> -> <original destination>`, for logs and errors.
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let identity = self.source_principal().unwrap_or("unauthenticated peer");
+        write!(f, "{identity} at {} -> {}", self.source(), self.original_destination())
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Narrows the chains down criterion by criterion in Envoy's order, each time
+/// keeping those with the most specific value that matches. There is no way back:
+/// a chain for the port hides every chain without one, whatever comes after.
+///
+/// Spec: `envoy.config.listener.v3.FilterChainMatch`, "The following order applies".
+fn choose_chain(
+    listener: &Arc<Listener>,
+    source: SocketAddr,
+    destination: SocketAddr,
+    transport: TransportProtocol,
+) -> Result<(Arc<Listener>, Arc<FilterChain>), FlowError> {
+    let chain = narrow(&listener.filter_chains, source, destination, transport)
+        .or(listener.default_filter_chain.as_ref());
+    match chain {
+        Some(chain) => Ok((Arc::clone(listener), Arc::clone(chain))),
+        None => Err(FlowError::NoFilterChain {
+            listener: Arc::clone(&listener.name),
+            source_address: source,
+            destination,
+        }),
+    }
+}
+
+/// One criterion: how specifically a chain asks for what the connection is, or
+/// `None` where it asks for something else.
+type Criterion<'a> = &'a dyn Fn(&FilterChain) -> Option<u8>;
+
+fn narrow(
+    chains: &[Arc<FilterChain>],
+    source: SocketAddr,
+    destination: SocketAddr,
+    transport: TransportProtocol,
+) -> Option<&Arc<FilterChain>> {
+    let criteria: [Criterion<'_>; 5] = [
+        &|c| exact(c.matches.destination_port.as_slice(), destination.port()),
+        &|c| longest(&c.matches.prefix_ranges, destination.ip()),
+        &|c| exact(c.matches.transport_protocol.as_slice(), transport),
+        &|c| longest(&c.matches.source_prefix_ranges, source.ip()),
+        &|c| exact(&c.matches.source_ports, source.port()),
+    ];
+    let mut kept = [None; 5];
+    for (i, criterion) in criteria.iter().enumerate() {
+        // The best value among the chains that every criterion so far has kept.
+        let left = chains.iter().filter(|chain| is_kept(chain, &criteria[..i], &kept));
+        kept[i] = Some(left.filter_map(|chain| criterion(chain)).max()?);
+    }
+    chains.iter().find(|chain| is_kept(chain, &criteria, &kept))
+}
+
+fn is_kept(chain: &FilterChain, criteria: &[Criterion<'_>], kept: &[Option<u8>; 5]) -> bool {
+    criteria.iter().zip(kept).all(|(criterion, kept)| criterion(chain) == *kept)
+}
+
+/// 0 for "any", 1 for the value itself.
+fn exact<T: PartialEq>(wanted: &[T], is: T) -> Option<u8> {
+    if wanted.is_empty() { Some(0) } else { wanted.contains(&is).then_some(1) }
+}
+
+/// The length of the longest prefix; none at all is the same as `/0`.
+fn longest(ranges: &[IpNet], ip: IpAddr) -> Option<u8> {
+    if ranges.is_empty() {
+        return Some(0);
+    }
+    ranges.iter().filter(|range| range.contains(&ip)).map(IpNet::prefix_len).max()
+}

@@ -1,0 +1,125 @@
+//! String and header matchers, as Envoy evaluates them.
+//!
+//! Values are bytes: a header may hold any. Nothing here allocates, except for a
+//! header that is there several times and for a regex on a value that is not UTF-8.
+//!
+//! Spec: `envoy/type/matcher/v3/string.proto`, `HeaderMatcher` in
+//! `envoy/config/route/v3/route_components.proto`.
+
+use std::borrow::Cow;
+
+use http::{header::HOST, request::Parts};
+
+use crate::model::{
+    authz::{StringMatcher, StringPattern},
+    route::{HeaderMatchKind, HeaderMatcher},
+};
+
+/// Whether `value` matches.
+///
+/// A regex sees bytes that are not UTF-8 as U+FFFD, so that `.*` still spans them.
+pub fn string_matches(matcher: &StringMatcher, value: &[u8]) -> bool {
+    let same = |a: &[u8], b: &[u8]| {
+        if matcher.ignore_case { a.eq_ignore_ascii_case(b) } else { a == b }
+    };
+    match &matcher.pattern {
+        StringPattern::Exact(exact) => same(value, exact.as_bytes()),
+        StringPattern::Prefix(prefix) => {
+            value.get(..prefix.len()).is_some_and(|head| same(head, prefix.as_bytes()))
+        }
+        StringPattern::Suffix(suffix) => {
+            let start = value.len().checked_sub(suffix.len());
+            start.is_some_and(|start| same(&value[start..], suffix.as_bytes()))
+        }
+        StringPattern::Contains(part) => {
+            let part = part.as_bytes();
+            // `windows` refuses a width of nought; every value contains nothing.
+            part.is_empty() || value.windows(part.len()).any(|window| same(window, part))
+        }
+        StringPattern::Regex(regex) => regex.is_match(&String::from_utf8_lossy(value)),
+    }
+}
+
+/// Whether a request's header matches.
+///
+/// A missing header matches nothing, inverted or not, except a `present_match` and
+/// where it is to be treated as empty. A header that is there several times is
+/// matched as its values joined by `,`.
+pub fn header_matches(matcher: &HeaderMatcher, head: &Parts) -> bool {
+    let value = match header_value(&matcher.name, head) {
+        Some(value) => Some(value),
+        None if matcher.treat_missing_as_empty => Some(Cow::Borrowed(&b""[..])),
+        None => None,
+    };
+    let matched = match (&matcher.kind, value) {
+        (HeaderMatchKind::Present(present), value) => *present == value.is_some(),
+        (_, None) => return false,
+        (HeaderMatchKind::String(string), Some(value)) => string_matches(string, &value),
+        (HeaderMatchKind::Range { start, end }, Some(value)) => {
+            integer(&value).is_some_and(|n| (*start..*end).contains(&n))
+        }
+    };
+    matched != matcher.invert
+}
+
+/// As `absl::SimpleAtoi`: a whole decimal number, white space around it allowed.
+fn integer(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
+}
+
+/// A header's value by lower-case name; pseudo-headers and `host` are answered from
+/// the request line, as in Envoy, where HTTP/1.1's `Host` is `:authority`.
+fn header_value<'a>(name: &str, head: &'a Parts) -> Option<Cow<'a, [u8]>> {
+    match name {
+        ":method" => Some(Cow::Borrowed(head.method.as_str().as_bytes())),
+        ":path" => {
+            let path = head.uri.path_and_query()?.as_str();
+            (!path.is_empty()).then_some(Cow::Borrowed(path.as_bytes()))
+        }
+        ":authority" | "host" => authority(head).map(Cow::Borrowed),
+        ":scheme" => Some(Cow::Borrowed(head.uri.scheme_str().unwrap_or("http").as_bytes())),
+        name => {
+            let mut values = head.headers.get_all(name).iter();
+            let first = values.next()?.as_bytes();
+            let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
+            let mut joined = [first, b",", second.as_bytes()].concat();
+            for value in values {
+                joined.push(b',');
+                joined.extend_from_slice(value.as_bytes());
+            }
+            Some(Cow::Owned(joined))
+        }
+    }
+}
+
+/// The host a request is for, with its port where it names one, as sent.
+///
+/// HTTP/2's `:authority` and HTTP/1.1's absolute form go before `Host`; a request
+/// where they differ never gets here, see [`authority_is_ambiguous`].
+pub fn authority(head: &Parts) -> Option<&[u8]> {
+    match head.uri.authority() {
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => head.headers.get(HOST).map(http::HeaderValue::as_bytes),
+    }
+}
+
+/// Whether policy and application might disagree about the host: several `Host`
+/// headers, one that differs from `:authority`, or credentials in it.
+///
+/// Spec: RFC 9112 §3.2 (several Host fields), RFC 9113 §8.3.1 (a Host that differs,
+/// userinfo).
+pub fn authority_is_ambiguous(head: &Parts) -> bool {
+    let mut hosts = head.headers.get_all(HOST).iter().map(http::HeaderValue::as_bytes);
+    let host = hosts.next();
+    let differs = match (head.uri.authority(), host) {
+        (Some(authority), Some(host)) => !authority.as_str().as_bytes().eq_ignore_ascii_case(host),
+        _ => false,
+    };
+    differs || hosts.next().is_some() || authority(head).is_some_and(|a| a.contains(&b'@'))
+}
+
+/// The path without query and fragment; empty for `CONNECT host:port`.
+pub fn url_path(head: &Parts) -> &str {
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+    path.split(['?', '#']).next().unwrap_or("")
+}

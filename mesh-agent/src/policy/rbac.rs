@@ -1,0 +1,157 @@
+//! Evaluates role-based access control as Envoy does, and stricter where a rule
+//! can't be judged.
+//!
+//! Spec: `envoy/config/rbac/v3/rbac.proto`.
+//!
+//! An HTTP rule (header, URL path) on a connection whose requests are not seen is
+//! *unknown*, not false: Envoy would take it for an empty request, so that
+//! `not header` lets everyone in and a `DENY` by method stops no one. Here unknown
+//! spreads as in Kleene's logic, an `ALLOW` policy must be true, and a `DENY`
+//! policy must be false.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+
+use super::{
+    flow::Flow,
+    matcher::{header_matches, string_matches, url_path},
+};
+use crate::model::authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy};
+
+/// What is judged: a connection, or one request on it.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub flow: &'a Flow,
+    pub head: Option<&'a Parts>,
+}
+
+/// What one filter says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// By this policy, or because no `DENY` policy matched.
+    Allowed(Option<Arc<str>>),
+    /// No `ALLOW` policy matched.
+    NoPolicy,
+    /// This `DENY` policy matched.
+    Denied(Arc<str>),
+    /// This `DENY` policy has an HTTP rule and the connection is not HTTP.
+    Unenforceable(Arc<str>),
+    /// A `LOG` filter, which never denies, and the policy that matched.
+    Logged(Option<Arc<str>>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Truth {
+    False,
+    Unknown,
+    True,
+}
+
+impl Truth {
+    fn not(self) -> Self {
+        match self {
+            Self::False => Self::True,
+            Self::Unknown => Self::Unknown,
+            Self::True => Self::False,
+        }
+    }
+
+    /// False as soon as one is; true of nothing.
+    fn all(each: impl Iterator<Item = Self>) -> Self {
+        Self::any(each.map(Self::not)).not()
+    }
+
+    /// True as soon as one is; false of nothing.
+    fn any(each: impl Iterator<Item = Self>) -> Self {
+        let mut sum = Self::False;
+        for truth in each {
+            match truth {
+                Self::True => return Self::True,
+                Self::Unknown => sum = Self::Unknown,
+                Self::False => {}
+            }
+        }
+        sum
+    }
+}
+
+impl From<bool> for Truth {
+    fn from(known: bool) -> Self {
+        if known { Self::True } else { Self::False }
+    }
+}
+
+pub(super) fn evaluate(rbac: &Rbac, subject: Subject<'_>) -> Outcome {
+    let first = |wanted: fn(Truth) -> bool| {
+        let mut judged = rbac.policies.iter().map(|policy| (policy, judge(policy, subject)));
+        judged.find(|(_, truth)| wanted(*truth)).map(|(policy, truth)| (&policy.name, truth))
+    };
+    match rbac.action {
+        RbacAction::Allow => match first(|truth| truth == Truth::True) {
+            Some((policy, _)) => Outcome::Allowed(Some(Arc::clone(policy))),
+            None => Outcome::NoPolicy,
+        },
+        RbacAction::Deny => match first(|truth| truth != Truth::False) {
+            Some((policy, Truth::True)) => Outcome::Denied(Arc::clone(policy)),
+            Some((policy, _)) => Outcome::Unenforceable(Arc::clone(policy)),
+            None => Outcome::Allowed(None),
+        },
+        RbacAction::Log => {
+            Outcome::Logged(first(|truth| truth == Truth::True).map(|(name, _)| Arc::clone(name)))
+        }
+    }
+}
+
+fn judge(policy: &RbacPolicy, subject: Subject<'_>) -> Truth {
+    let permission = Truth::any(policy.permissions.iter().map(|p| permission(p, subject)));
+    if permission == Truth::False {
+        return Truth::False;
+    }
+    let principal = Truth::any(policy.principals.iter().map(|p| principal(p, subject)));
+    Truth::all([permission, principal].into_iter())
+}
+
+fn permission(rule: &Permission, subject: Subject<'_>) -> Truth {
+    let destination = subject.flow.original_destination();
+    match rule {
+        Permission::And(all) => Truth::all(all.iter().map(|rule| permission(rule, subject))),
+        Permission::Or(any) => Truth::any(any.iter().map(|rule| permission(rule, subject))),
+        Permission::Not(rule) => permission(rule, subject).not(),
+        Permission::Any => Truth::True,
+        Permission::Header(header) => of_request(subject, |head| header_matches(header, head)),
+        Permission::UrlPath(path) => {
+            of_request(subject, |head| string_matches(path, url_path(head).as_bytes()))
+        }
+        Permission::DestinationIp(range) => range.contains(&destination.ip()).into(),
+        Permission::DestinationPort(port) => (*port == destination.port()).into(),
+        Permission::DestinationPortRange { start, end } => {
+            (*start..*end).contains(&u32::from(destination.port())).into()
+        }
+    }
+}
+
+fn principal(rule: &Principal, subject: Subject<'_>) -> Truth {
+    match rule {
+        Principal::And(all) => Truth::all(all.iter().map(|rule| principal(rule, subject))),
+        Principal::Or(any) => Truth::any(any.iter().map(|rule| principal(rule, subject))),
+        Principal::Not(rule) => principal(rule, subject).not(),
+        Principal::Any => Truth::True,
+        Principal::Authenticated(name) => match (subject.flow.source_principal(), name) {
+            (None, _) => Truth::False,
+            (Some(_), None) => Truth::True,
+            (Some(san), Some(name)) => string_matches(name, san.as_bytes()).into(),
+        },
+        Principal::DirectRemoteIp(range) | Principal::RemoteIp(range) => {
+            range.contains(&subject.flow.source().ip()).into()
+        }
+        Principal::Header(header) => of_request(subject, |head| header_matches(header, head)),
+        Principal::UrlPath(path) => {
+            of_request(subject, |head| string_matches(path, url_path(head).as_bytes()))
+        }
+    }
+}
+
+fn of_request(subject: Subject<'_>, matches: impl FnOnce(&Parts) -> bool) -> Truth {
+    subject.head.map_or(Truth::Unknown, |head| matches(head).into())
+}

@@ -1,0 +1,223 @@
+//! From a permit to a destination: the last step before a connection is dialled.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::lb::{Balancers, LoadGuard};
+use crate::{
+    model::{
+        cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
+        identity::Identity,
+        listener::{TcpProxy, WeightedCluster},
+        route::ForwardAction,
+        workload::WorkloadUid,
+    },
+    policy::{Permit, RequestPermit},
+    snapshot::Snapshot,
+};
+
+/// How long a dial may take where no cluster says. Envoy's default.
+const PASSTHROUGH_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where to, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The address the connection itself asked for, in the clear: inbound the
+    /// application, outbound passthrough.
+    OriginalDestination { address: SocketAddr },
+    /// An endpoint, in the clear.
+    Direct { endpoint: Arc<Endpoint> },
+    /// An endpoint by HBONE to port 15008 of its address, which has to prove `identity`.
+    Hbone { endpoint: Arc<Endpoint>, identity: Identity, workload: Option<WorkloadUid> },
+}
+
+/// What `proxy` may dial. Made by the `decide_*` functions only, each of which asks
+/// for the permit; counts as one connection or request in flight until it is dropped.
+#[derive(Debug)]
+pub struct Destination {
+    target: Target,
+    cluster: Option<ClusterName>,
+    connect_timeout: Duration,
+    upstream_protocol: UpstreamProtocol,
+    load: LoadGuard,
+}
+
+impl Destination {
+    /// Where to, and how.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The application's address: what is dialled, or with HBONE the `:authority`.
+    pub fn address(&self) -> SocketAddr {
+        match &self.target {
+            Target::OriginalDestination { address } => *address,
+            Target::Direct { endpoint } | Target::Hbone { endpoint, .. } => endpoint.address,
+        }
+    }
+
+    /// The cluster; `None` for passthrough.
+    pub fn cluster(&self) -> Option<&ClusterName> {
+        self.cluster.as_ref()
+    }
+
+    /// Bounds dial and handshakes together.
+    pub fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// What HTTP speaks there.
+    pub fn upstream_protocol(&self) -> UpstreamProtocol {
+        self.upstream_protocol
+    }
+
+    /// Keeps the in-flight count alone, for whoever outlives the destination.
+    pub fn into_load(self) -> LoadGuard {
+        self.load
+    }
+}
+
+/// Why there is nothing to dial.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoDestination {
+    /// The filter chain or route names no cluster with a weight.
+    #[error("no cluster has a weight")]
+    NoCluster,
+    /// A cluster that the snapshot does not have.
+    #[error("there is no cluster `{cluster}`")]
+    UnknownCluster { cluster: ClusterName },
+    /// The cluster has no endpoint that may take traffic.
+    #[error("cluster `{cluster}` has no healthy endpoint")]
+    NoHealthyEndpoint { cluster: ClusterName },
+    /// Passthrough was asked for, and a filter chain judges the connection.
+    #[error("{destination} is not passed through: filter chain `{chain}` is for it")]
+    NotPassthrough { destination: SocketAddr, chain: Arc<str> },
+}
+
+impl NoDestination {
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::NoCluster | Self::NotPassthrough { .. } => "NR",
+            Self::UnknownCluster { .. } => "NC",
+            Self::NoHealthyEndpoint { .. } => "UH",
+        }
+    }
+
+    /// The cluster, where one was chosen.
+    pub fn cluster(&self) -> Option<&ClusterName> {
+        match self {
+            Self::UnknownCluster { cluster } | Self::NoHealthyEndpoint { cluster } => Some(cluster),
+            Self::NoCluster | Self::NotPassthrough { .. } => None,
+        }
+    }
+}
+
+/// For a connection that no listener is for: its original destination.
+///
+/// # Errors
+/// [`NoDestination::NotPassthrough`] where there is a filter chain after all.
+pub fn decide_passthrough(permit: &Permit) -> Result<Destination, NoDestination> {
+    let flow = permit.flow();
+    let address = flow.original_destination();
+    match flow.chain() {
+        Some(chain) => Err(NoDestination::NotPassthrough {
+            destination: address,
+            chain: Arc::clone(&chain.name),
+        }),
+        None => Ok(Destination {
+            target: Target::OriginalDestination { address },
+            cluster: None,
+            connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
+            upstream_protocol: UpstreamProtocol::SameAsDownstream,
+            load: LoadGuard::default(),
+        }),
+    }
+}
+
+/// For a connection that is proxied as opaque bytes. `random(n)` is a uniformly
+/// random number below `n`; it is never called with 0.
+///
+/// # Errors
+/// No cluster, or no endpoint.
+pub fn decide_tcp(
+    permit: &Permit,
+    proxy: &TcpProxy,
+    snapshot: &Snapshot,
+    balancers: &Balancers,
+    random: &mut impl FnMut(u32) -> u32,
+) -> Result<Destination, NoDestination> {
+    decide(permit, &proxy.clusters, snapshot, balancers, random)
+}
+
+/// For one HTTP request on a permitted connection. `random` as for [`decide_tcp`].
+///
+/// # Errors
+/// No cluster, or no endpoint.
+pub fn decide_request(
+    _request: &RequestPermit,
+    permit: &Permit,
+    action: &ForwardAction,
+    snapshot: &Snapshot,
+    balancers: &Balancers,
+    random: &mut impl FnMut(u32) -> u32,
+) -> Result<Destination, NoDestination> {
+    decide(permit, &action.clusters, snapshot, balancers, random)
+}
+
+fn decide(
+    permit: &Permit,
+    clusters: &[WeightedCluster],
+    snapshot: &Snapshot,
+    balancers: &Balancers,
+    random: &mut impl FnMut(u32) -> u32,
+) -> Result<Destination, NoDestination> {
+    let name = choose_cluster(clusters, random).ok_or(NoDestination::NoCluster)?;
+    let unknown = || NoDestination::UnknownCluster { cluster: name.clone() };
+    let cluster = snapshot.cluster(name).ok_or_else(unknown)?;
+    let (target, load) = match &cluster.discovery {
+        Discovery::OriginalDestination => {
+            let address = permit.flow().original_destination();
+            (Target::OriginalDestination { address }, LoadGuard::default())
+        }
+        Discovery::Static(_) | Discovery::Eds { .. } => {
+            let assignment = snapshot.assignment(cluster);
+            let picked = assignment.and_then(|a| balancers.pick(cluster, &a, random));
+            let none = || NoDestination::NoHealthyEndpoint { cluster: name.clone() };
+            let (endpoint, load) = picked.ok_or_else(none)?;
+            (reach(endpoint), load)
+        }
+    };
+    let Cluster { connect_timeout, upstream_protocol, .. } = **cluster;
+    Ok(Destination {
+        target,
+        cluster: Some(name.clone()),
+        connect_timeout,
+        upstream_protocol,
+        load,
+    })
+}
+
+fn reach(endpoint: Arc<Endpoint>) -> Target {
+    match endpoint.tunnel.clone() {
+        Tunnel::Direct => Target::Direct { endpoint },
+        Tunnel::Hbone { identity, workload } => Target::Hbone { endpoint, identity, workload },
+    }
+}
+
+fn choose_cluster<'a>(
+    clusters: &'a [WeightedCluster],
+    random: &mut impl FnMut(u32) -> u32,
+) -> Option<&'a ClusterName> {
+    if let [only] = clusters {
+        return (only.weight > 0).then_some(&only.cluster);
+    }
+    let total = clusters.iter().map(|entry| u64::from(entry.weight)).sum();
+    let mut left = super::lb::random_below(total, random)?;
+    for WeightedCluster { cluster, weight } in clusters {
+        match left.checked_sub(u64::from(*weight)) {
+            Some(rest) => left = rest,
+            None => return Some(cluster),
+        }
+    }
+    None
+}
