@@ -101,8 +101,13 @@ enum Input {
 enum Waiting {
     /// On the service, or on a body: their timeouts are not the guard's.
     Nothing,
-    Idle { after: u64, until: Option<Instant> },
-    Head { until: Instant },
+    Idle {
+        after: u64,
+        until: Option<Instant>,
+    },
+    Head {
+        until: Instant,
+    },
 }
 
 #[derive(Debug)]

@@ -267,7 +267,11 @@ impl RequestScanner {
             (State::TargetStart | State::Target, b) if b.is_ascii_graphic() => State::Target,
             (State::Target, b' ') => State::Version(0),
             (State::Version(n), b) if b"HTTP/1.".get(usize::from(n)) == Some(&b) => {
-                if n == 6 { State::VersionMinor } else { State::Version(n + 1) }
+                if n == 6 {
+                    State::VersionMinor
+                } else {
+                    State::Version(n + 1)
+                }
             }
             (State::VersionMinor, b'0' | b'1') => {
                 head.http_10 = byte == b'0';

@@ -114,9 +114,7 @@ impl<B: UpstreamBody> Stream<B> {
         request: Request<B>,
     ) -> Result<Response<LeasedBody<B>>, SendFailure<B>> {
         match self.sender.try_send_request(request).await {
-            Ok(response) => {
-                Ok(response.map(|incoming| LeasedBody::http2(incoming, self.claim)))
-            }
+            Ok(response) => Ok(response.map(|incoming| LeasedBody::http2(incoming, self.claim))),
             Err(mut failed) => Err(SendFailure {
                 unsent: failed.take_message().map(Box::new),
                 error: failed.into_error(),
