@@ -40,6 +40,23 @@ impl Failure {
     }
 }
 
+/// Policy changed and no longer lets the connection live.
+pub(super) fn revoked(revoked: Revoked) -> Failure {
+    let mut failure = Failure::from(revoked);
+    failure.detail.insert_str(0, "connection cut after a change of configuration: ");
+    failure
+}
+
+/// The agent ended the connection: it drains, or somebody asked for it.
+pub(super) fn cut() -> Failure {
+    Failure {
+        flag: ResponseFlag::DurationTimeout,
+        reason: "cut",
+        policy: None,
+        detail: "cut by the agent".to_owned(),
+    }
+}
+
 /// An error with its causes, `outer: inner: innermost`, leaving out what an outer
 /// message says already.
 pub(super) fn story(error: &(dyn Error + 'static)) -> String {

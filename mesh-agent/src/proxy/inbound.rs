@@ -96,8 +96,13 @@ pub async fn serve_hbone(
         };
         match request {
             Some(Ok(request)) => {
-                let stream =
-                    serve_stream(Arc::clone(&dataplane), Arc::clone(&pod), request, source, peer.clone());
+                let stream = serve_stream(
+                    Arc::clone(&dataplane),
+                    Arc::clone(&pod),
+                    request,
+                    source,
+                    peer.clone(),
+                );
                 dataplane.tasks.spawn(stream);
             }
             Some(Err(error)) => {
@@ -150,7 +155,9 @@ async fn serve_stream(
     session.permitted(&permit);
     match permit.flow().terminal().cloned() {
         Some(TerminalFilter::Http(http)) => match request.accept() {
-            Ok(stream) => super::http::serve(&dataplane, session, permit, http, stream).await,
+            Ok(stream) => {
+                super::http_session::serve(&dataplane, session, permit, http, stream).await
+            }
             Err(error) => session.end(&dataplane, Some(downstream_gone(&error))),
         },
         terminal => {

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod failure;
+pub mod http;
+mod http_session;
 pub mod inbound;
 pub mod outbound;
 mod session;
@@ -20,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use failure::Failure;
-pub use upstream::Upstream;
+pub use upstream::{Connector, Upstream};
 
 use self::session::Session;
 use crate::{
@@ -30,10 +32,7 @@ use crate::{
     policy::{OutboundPolicy, Permit},
     route::Balancers,
     snapshot::{Snapshot, SnapshotCell},
-    transport::{
-        hbone::{HbonePool, HboneServerOptions},
-        relay::Abort,
-    },
+    transport::{hbone::HboneServerOptions, relay::Abort},
 };
 
 /// What every connection of the node shares.
@@ -41,7 +40,8 @@ pub struct Dataplane {
     pub snapshot: Arc<SnapshotCell>,
     pub identities: Arc<IdentityManager>,
     pub balancers: Arc<Balancers>,
-    pub hbone: HbonePool,
+    pub connector: Arc<Connector>,
+    pub http: http::HttpServices,
     pub metrics: Metrics,
     pub access_log: AccessLog,
     pub connections: Connections,
@@ -74,7 +74,7 @@ async fn serve<D>(
 {
     let terminal = permit.flow().terminal().cloned();
     if let Some(TerminalFilter::Http(http)) = terminal {
-        return http::serve(dataplane, session, permit, http, downstream).await;
+        return http_session::serve(dataplane, session, permit, http, downstream).await;
     }
     let tcp = opaque(terminal.as_ref());
     let failure = match tcp::open(dataplane, &mut session, snapshot, &permit, tcp).await {

@@ -1,12 +1,13 @@
 //! One connection's place in the table of live connections, in the metrics and in
 //! the access log, from its capture to its end.
 
-use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use super::{Dataplane, Failure};
 use crate::{
     model::{
         captured::{CapturedInbound, CapturedOutbound, Pod},
+        cluster::ClusterName,
         identity::Identity,
         listener::Direction,
     },
@@ -14,6 +15,7 @@ use crate::{
         ConnectionSecurity,
         access_log::AccessRecord,
         connections::{ConnectionGuard, ConnectionInfo},
+        counters::Counters,
         metrics::{PeerLabels, RequestProtocol, TrafficLabels},
     },
     policy::Permit,
@@ -69,14 +71,83 @@ impl Facts {
             Direction::Outbound => None,
         }
     }
+
+    fn labels(&self, record: &AccessRecord, request_protocol: RequestProtocol) -> TrafficLabels {
+        let workload = &self.pod.workload;
+        let local = PeerLabels::of_workload(workload);
+        let peer = |identity: &Option<Identity>| match identity {
+            Some(identity) => PeerLabels::of_identity(identity),
+            None => PeerLabels::unknown(),
+        };
+        let (source, destination, service) = match self.direction {
+            Direction::Outbound => {
+                let cluster = record.upstream_cluster.clone();
+                let service = cluster.unwrap_or_else(|| "PassthroughCluster".into());
+                (local, peer(&record.destination_identity), service)
+            }
+            Direction::Inbound => {
+                (peer(&record.source_identity), local, workload.name.as_str().into())
+            }
+        };
+        TrafficLabels {
+            reporter: self.direction.into(),
+            source,
+            destination,
+            destination_service: service,
+            request_protocol,
+            connection_security_policy: record.connection_security_policy,
+        }
+    }
 }
 
 /// A connection that is on the table.
 pub(super) struct Session {
     pub(super) guard: ConnectionGuard,
-    facts: Facts,
+    facts: Arc<Facts>,
     record: AccessRecord,
     began: Instant,
+}
+
+/// What all requests of a connection have in common.
+pub(super) struct RequestBase {
+    facts: Arc<Facts>,
+    record: AccessRecord,
+    counters: Arc<Counters>,
+}
+
+// === impl RequestBase ===
+
+impl RequestBase {
+    pub(super) fn direction(&self) -> Direction {
+        self.facts.direction
+    }
+
+    /// Counts bytes of a request that has ended.
+    pub(super) fn moved(&self, received_bytes: u64, sent_bytes: u64) {
+        self.counters.add_received(received_bytes);
+        self.counters.add_sent(sent_bytes);
+    }
+
+    /// A record for one request; `upstream` is the identity its endpoint had to prove.
+    pub(super) fn record(&self, upstream: Option<Identity>) -> AccessRecord {
+        let mut record = self.record.clone();
+        if let Some(identity) = upstream {
+            record.destination_identity = Some(identity);
+            record.connection_security_policy = ConnectionSecurity::MutualTls;
+        }
+        record
+    }
+
+    /// Labels of the requests that go to `cluster`.
+    pub(super) fn labels(
+        &self,
+        cluster: Option<&ClusterName>,
+        upstream: Option<&Identity>,
+    ) -> TrafficLabels {
+        let mut record = self.record(upstream.cloned());
+        record.upstream_cluster = cluster.map(|name| Arc::clone(&name.0));
+        self.facts.labels(&record, RequestProtocol::Http)
+    }
 }
 
 impl Session {
@@ -102,7 +173,16 @@ impl Session {
         record.source_identity = facts.source_identity.clone();
         record.destination_identity = facts.destination_identity();
         record.connection_security_policy = facts.security();
-        Self { guard, facts, record, began: Instant::now() }
+        Self { guard, facts: Arc::new(facts), record, began: Instant::now() }
+    }
+
+    /// For the requests of this connection.
+    pub(super) fn request_base(&self) -> RequestBase {
+        RequestBase {
+            facts: Arc::clone(&self.facts),
+            record: self.record.clone(),
+            counters: Arc::clone(self.guard.counters()),
+        }
     }
 
     /// Notes the listener, chain and policy that let the connection in.
@@ -135,41 +215,15 @@ impl Session {
 
     /// Counts the connection in `istio_tcp_*` from now on.
     pub(super) fn count_tcp(&self, dataplane: &Dataplane) {
-        self.guard.count_tcp(dataplane.metrics.tcp(&self.labels(RequestProtocol::Tcp)));
-    }
-
-    fn labels(&self, request_protocol: RequestProtocol) -> TrafficLabels {
-        let workload = &self.facts.pod.workload;
-        let local = PeerLabels::of_workload(workload);
-        let peer = |identity: &Option<Identity>| match identity {
-            Some(identity) => PeerLabels::of_identity(identity),
-            None => PeerLabels::unknown(),
-        };
-        let (source, destination, service) = match self.facts.direction {
-            Direction::Outbound => {
-                let cluster = self.record.upstream_cluster.clone();
-                let service = cluster.unwrap_or_else(|| "PassthroughCluster".into());
-                (local, peer(&self.record.destination_identity), service)
-            }
-            Direction::Inbound => {
-                (peer(&self.record.source_identity), local, workload.name.as_str().into())
-            }
-        };
-        TrafficLabels {
-            reporter: self.facts.direction.into(),
-            source,
-            destination,
-            destination_service: service,
-            request_protocol,
-            connection_security_policy: self.record.connection_security_policy,
-        }
+        let labels = self.facts.labels(&self.record, RequestProtocol::Tcp);
+        self.guard.count_tcp(dataplane.metrics.tcp(&labels));
     }
 
     /// Ends the session and writes its access log line.
     pub(super) fn end(mut self, dataplane: &Dataplane, failure: Option<Failure>) {
         let counters = self.guard.counters();
-        self.record.bytes_received = counters.received_bytes.load(Ordering::Relaxed);
-        self.record.bytes_sent = counters.sent_bytes.load(Ordering::Relaxed);
+        self.record.bytes_received = counters.received();
+        self.record.bytes_sent = counters.sent();
         self.record.duration = self.began.elapsed();
         if let Some(failure) = failure {
             self.guard.add_flag(failure.flag);

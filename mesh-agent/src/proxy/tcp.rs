@@ -1,10 +1,10 @@
 //! Opaque connections: pick, dial, relay, and judge again while they live.
 
-use super::{Dataplane, Failure, Upstream, session::Session};
+use super::{Dataplane, Failure, Upstream, failure, session::Session};
 use crate::{
     model::listener::TcpProxy,
     observe::flags::ResponseFlag,
-    policy::{Permit, Revoked},
+    policy::Permit,
     route::{self, Destination},
     snapshot::Snapshot,
     transport::relay::{Abort, EndedBy, RelayOutcome, Side, relay},
@@ -27,7 +27,7 @@ pub(super) async fn open(
         None => route::decide_passthrough(permit)?,
     };
     session.destined(&destination);
-    let upstream = dataplane.connect(permit.flow(), &destination).await?;
+    let upstream = dataplane.connector.connect(permit.flow(), &destination).await?;
     Ok((upstream, destination))
 }
 
@@ -63,7 +63,7 @@ where
                     Err(revoked) => {
                         cancel.cancel();
                         relayed.await;
-                        return Some(revoke(revoked));
+                        return Some(failure::revoked(revoked));
                     }
                 }
             }
@@ -71,16 +71,11 @@ where
     }
 }
 
-fn revoke(revoked: Revoked) -> Failure {
-    let mut failure = Failure::from(revoked);
-    failure.detail.insert_str(0, "connection cut after a change of configuration: ");
-    failure
-}
-
 fn explain(outcome: RelayOutcome) -> Option<Failure> {
     let RelayOutcome { ended_by, error } = outcome;
     let (flag, reason) = match (ended_by, &error) {
         (EndedBy::Side(_), None) => return None,
+        (EndedBy::Cancelled, _) => return Some(failure::cut()),
         (EndedBy::Side(Side::Downstream), Some(_)) => {
             (ResponseFlag::DownstreamConnectionTermination, "downstream_reset")
         }
@@ -88,12 +83,10 @@ fn explain(outcome: RelayOutcome) -> Option<Failure> {
             (ResponseFlag::UpstreamConnectionTermination, "upstream_reset")
         }
         (EndedBy::Idle, _) => (ResponseFlag::StreamIdleTimeout, "idle"),
-        (EndedBy::Cancelled, _) => (ResponseFlag::DurationTimeout, "cut"),
     };
     let detail = match error {
-        Some(error) => super::failure::story(&error),
-        None if ended_by == EndedBy::Idle => "idle timeout".to_owned(),
-        None => "cut by the agent".to_owned(),
+        Some(error) => failure::story(&error),
+        None => "idle timeout".to_owned(),
     };
     Some(Failure { flag, reason, policy: None, detail })
 }

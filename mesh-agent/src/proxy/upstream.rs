@@ -3,23 +3,30 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-use super::{Dataplane, Failure};
+use super::{
+    Failure,
+    http::{ConnectFailure, Upstreams},
+};
 use crate::{
+    identity::IdentityManager,
     model::listener::Direction,
-    policy::Flow,
+    policy::{Flow, Permit},
     route::{Destination, Target},
     transport::{
         dial,
-        hbone::{HBONE_PORT, HboneStream, HboneTarget},
+        hbone::{HBONE_PORT, HbonePool, HboneStream, HboneTarget},
+        http_pool::BoxedIo,
         relay::{Abort, ReadBuffer},
     },
 };
@@ -32,12 +39,18 @@ pub enum Upstream {
     Hbone(HboneStream),
 }
 
-impl Dataplane {
+/// Makes connections for the pipelines.
+pub struct Connector {
+    pub identities: Arc<IdentityManager>,
+    pub hbone: HbonePool,
+}
+
+impl Connector {
     /// Dials from inside the pod's namespace.
     ///
     /// # Errors
     /// The pod has no valid certificate, or the destination can't be reached.
-    pub(super) async fn connect(
+    pub async fn connect(
         &self,
         flow: &Flow,
         destination: &Destination,
@@ -65,7 +78,7 @@ impl Dataplane {
                 let mut tunnel = endpoint.address;
                 tunnel.set_port(HBONE_PORT);
                 let target = HboneTarget {
-                    pod: std::sync::Arc::clone(pod),
+                    pod: Arc::clone(pod),
                     tunnel,
                     authority: endpoint.address,
                     identity: identity.clone(),
@@ -74,6 +87,21 @@ impl Dataplane {
                 Ok(Upstream::Hbone(self.hbone.connect(&target, &tls, timeout).await?))
             }
         }
+    }
+}
+
+impl Upstreams for Connector {
+    fn connect<'a>(
+        &'a self,
+        permit: &'a Permit,
+        destination: &'a Destination,
+    ) -> BoxFuture<'a, Result<BoxedIo, ConnectFailure>> {
+        Box::pin(async move {
+            match Self::connect(self, permit.flow(), destination).await {
+                Ok(upstream) => Ok(Box::new(upstream) as BoxedIo),
+                Err(Failure { flag, detail, .. }) => Err(ConnectFailure { flag, message: detail }),
+            }
+        })
     }
 }
 

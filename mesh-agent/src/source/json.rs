@@ -52,9 +52,7 @@ pub(super) fn transcode(
     let mut walk = Walk { path: root, rejected: Vec::new() };
     walk.message(&descriptor, &mut fields);
     match read(&descriptor, &Value::Object(fields)) {
-        Ok(message) => {
-            Ok(Transcoded { bytes: message.encode_to_vec(), rejected: walk.rejected })
-        }
+        Ok(message) => Ok(Transcoded { bytes: message.encode_to_vec(), rejected: walk.rejected }),
         Err(reason) => {
             walk.refuse(reason);
             Err(walk.rejected)

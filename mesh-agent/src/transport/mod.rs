@@ -8,6 +8,7 @@
 
 pub mod dial;
 pub mod hbone;
+pub mod http_pool;
 pub mod relay;
 
 #[cfg(test)]

@@ -16,26 +16,18 @@ use envoy_types::pb::envoy::{
         v3::Int64Range,
     },
 };
-use regex::{Regex, RegexBuilder};
 
 use super::reject::{Decoder, unsupported};
 use crate::model::{
-    authz::{StringMatcher, StringPattern},
+    authz::{REGEX_MAX_BYTES, RegexError, StringMatcher, StringPattern, WholeRegex},
     route::{HeaderMatchKind, HeaderMatcher},
 };
-
-/// Bounds one compiled regex, in bytes: they come from the network and live for as
-/// long as a snapshot does.
-const REGEX_MAX_BYTES: usize = 1 << 20;
-
-/// The longest pattern that is tried.
-const PATTERN_MAX_BYTES: usize = 4096;
 
 /// The request's pseudo-headers that a matcher may name.
 const PSEUDO_HEADERS: [&str; 3] = [":authority", ":method", ":path"];
 
-/// A regex that matches whole values only: it is anchored at both ends here.
-pub(super) fn regex(d: &mut Decoder, value: RegexMatcher) -> Option<Regex> {
+/// Spec: `envoy.type.matcher.v3.RegexMatcher`.
+pub(super) fn regex(d: &mut Decoder, value: RegexMatcher) -> Option<WholeRegex> {
     let RegexMatcher { regex, engine_type } = value;
     #[expect(deprecated, reason = "control planes still send it, and it says nothing")]
     if let Some(EngineType::GoogleRe2(GoogleRe2 { max_program_size })) = engine_type {
@@ -45,22 +37,15 @@ pub(super) fn regex(d: &mut Decoder, value: RegexMatcher) -> Option<Regex> {
         if regex.is_empty() {
             return d.refused("is missing");
         }
-        if regex.len() > PATTERN_MAX_BYTES {
-            return d.refused(format!("is longer than {PATTERN_MAX_BYTES} bytes"));
-        }
-        let compile = |pattern: &str| {
-            RegexBuilder::new(pattern)
-                .size_limit(REGEX_MAX_BYTES)
-                .dfa_size_limit(REGEX_MAX_BYTES)
-                .build()
-        };
-        // First alone: `a)|(?:b` must not escape the group that anchors it.
-        match compile(&regex).and_then(|_| compile(&format!(r"\A(?:{regex})\z"))) {
+        match regex.parse() {
             Ok(regex) => Some(regex),
-            Err(regex::Error::CompiledTooBig(limit)) => {
+            Err(RegexError::TooLong(_)) => {
+                d.refused(format!("is longer than {REGEX_MAX_BYTES} bytes"))
+            }
+            Err(RegexError::Invalid(regex::Error::CompiledTooBig(limit))) => {
                 d.refused(format!("needs more than {limit} bytes once compiled"))
             }
-            Err(error) => {
+            Err(RegexError::Invalid(error)) => {
                 // The last line says what is wrong; those above draw where.
                 let error = error.to_string();
                 let why = error.lines().last().unwrap_or_default();
@@ -113,9 +98,8 @@ pub(super) fn header(d: &mut Decoder, value: PbHeaderMatcher) -> Option<HeaderMa
         header_match_specifier,
     } = value;
     let name = d.field("name", |d| header_name(d, &name));
-    let exactly = |pattern| {
-        Some(HeaderMatchKind::String(StringMatcher { pattern, ignore_case: false }))
-    };
+    let exactly =
+        |pattern| Some(HeaderMatchKind::String(StringMatcher { pattern, ignore_case: false }));
     let not_empty = |d: &mut Decoder, field: &str, s: String, pattern: fn(String) -> _| {
         if s.is_empty() {
             return d.field(field, |d| d.refused("is empty, which would match everything"));

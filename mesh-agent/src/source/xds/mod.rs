@@ -126,27 +126,41 @@ pub fn decode_any(type_url: &str, value: &[u8]) -> Result<Resource, Vec<Rejected
         return Err(vec![RejectedResource { path, reason }]);
     };
     match kind {
-        ResourceType::Listener => decode(kind, value, |m: &PbListener| &m.name, |d, m| {
-            lds::listener(d, m).map(Resource::Listener)
-        }),
-        ResourceType::Routes => decode(kind, value, |m: &PbRoutes| &m.name, |d, m| {
-            if m.name.is_empty() {
-                d.refuse_field("name", "is missing");
-            }
-            rds::configuration(d, m).map(Resource::Routes)
-        }),
-        ResourceType::Cluster => decode(kind, value, |m: &PbCluster| &m.name, |d, m| {
-            cds::cluster(d, m).map(Resource::Cluster)
-        }),
-        ResourceType::Endpoints => {
-            decode(kind, value, |m: &ClusterLoadAssignment| &m.cluster_name, |d, m| {
+        ResourceType::Listener => decode(
+            kind,
+            value,
+            |m: &PbListener| &m.name,
+            |d, m| lds::listener(d, m).map(Resource::Listener),
+        ),
+        ResourceType::Routes => decode(
+            kind,
+            value,
+            |m: &PbRoutes| &m.name,
+            |d, m| {
+                if m.name.is_empty() {
+                    d.refuse_field("name", "is missing");
+                }
+                rds::configuration(d, m).map(Resource::Routes)
+            },
+        ),
+        ResourceType::Cluster => decode(
+            kind,
+            value,
+            |m: &PbCluster| &m.name,
+            |d, m| cds::cluster(d, m).map(Resource::Cluster),
+        ),
+        ResourceType::Endpoints => decode(
+            kind,
+            value,
+            |m: &ClusterLoadAssignment| &m.cluster_name,
+            |d, m| {
                 if m.cluster_name.is_empty() {
                     d.refuse_field("cluster_name", "is missing");
                 }
                 let name = m.cluster_name.as_str().into();
                 eds::assignment(d, m).map(|assignment| Resource::Endpoints(name, assignment))
-            })
-        }
+            },
+        ),
     }
 }
 

@@ -1,0 +1,152 @@
+//! HTTP on a permitted connection: hands it to the engine in [`super::http`], turns
+//! what ends there into metrics and access log, and cuts it when policy changes.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    Dataplane, Failure, failure,
+    http::{HttpConnection, HttpOutcome, RequestObserver, RequestRecord, serve_http},
+    session::{RequestBase, Session},
+};
+use crate::{
+    model::{cluster::ClusterName, listener::HttpConnectionManager},
+    observe::{
+        access_log::{AccessLog, HttpRecord},
+        flags::ResponseFlag,
+        metrics::{HttpMetrics, Metrics},
+    },
+    policy::{Permit, Revoked},
+};
+
+/// Serves the connection to its end and ends the session.
+pub(super) async fn serve<D>(
+    dataplane: &Arc<Dataplane>,
+    session: Session,
+    permit: Permit,
+    http: Arc<HttpConnectionManager>,
+    downstream: D,
+) where
+    D: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let observer = Arc::new(Observer {
+        metrics: dataplane.metrics.clone(),
+        access_log: dataplane.access_log.clone(),
+        base: session.request_base(),
+        handles: Mutex::default(),
+    });
+    let version = dataplane.snapshot.load().version;
+    let connection = Arc::new(HttpConnection::new(
+        permit.clone(),
+        version,
+        http,
+        dataplane.http.clone(),
+        observer,
+        dataplane.draining.child_token(),
+    ));
+    let failure = tokio::select! {
+        outcome = serve_http(downstream, connection) => explain(outcome),
+        revoked = revoked(dataplane, permit) => Some(failure::revoked(revoked)),
+        () = session.guard.cancelled().cancelled() => Some(failure::cut()),
+    };
+    match failure {
+        Some(failure) => session.end(dataplane, Some(failure)),
+        // Every request has its own line.
+        None => drop(session),
+    }
+}
+
+/// Resolves when policy no longer lets the connection live.
+async fn revoked(dataplane: &Dataplane, mut permit: Permit) -> Revoked {
+    let mut changes = dataplane.snapshot.changes();
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let policy = dataplane.options.outbound_policy;
+        match permit.rejudge(&dataplane.snapshot.load(), policy) {
+            Ok(renewed) => permit = renewed,
+            Err(revoked) => return revoked,
+        }
+    }
+}
+
+/// Only a connection that broke off before its first request has a line of its own.
+fn explain(outcome: HttpOutcome) -> Option<Failure> {
+    let error = outcome.error.filter(|_| outcome.requests == 0)?;
+    Some(Failure {
+        flag: ResponseFlag::DownstreamProtocolError,
+        reason: "http_protocol_error",
+        policy: None,
+        detail: failure::story(&error),
+    })
+}
+
+/// Tells of the requests of one connection.
+struct Observer {
+    metrics: Metrics,
+    access_log: AccessLog,
+    base: RequestBase,
+    /// By cluster, so that a request costs no labels.
+    handles: Mutex<HashMap<Option<ClusterName>, HttpMetrics>>,
+}
+
+impl Observer {
+    fn metrics(&self, request: &RequestRecord) -> HttpMetrics {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = handles.get(&request.cluster) {
+            return handle.clone();
+        }
+        let labels = self.base.labels(request.cluster.as_ref(), request.upstream_identity.as_ref());
+        let handle = self.metrics.http(&labels);
+        handles.insert(request.cluster.clone(), handle.clone());
+        handle
+    }
+}
+
+impl RequestObserver for Observer {
+    fn request(&self, request: RequestRecord) {
+        let code = request.response_code.map_or(0, |code| code.as_u16());
+        self.metrics(&request).observe(code, request.flags, request.duration);
+        self.base.moved(request.request_bytes, request.response_bytes);
+        if request.flags.contains(ResponseFlag::Denied) {
+            self.metrics.denied(self.base.direction(), "http_rbac");
+        }
+        if !self.access_log.is_on() {
+            return;
+        }
+        let text = |value: Option<&http::HeaderValue>| {
+            value.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let authority = text(request.authority.as_ref()).unwrap_or_default();
+        let id = text(request.request_id.as_ref());
+        let mut http = HttpRecord::new(
+            request.method.unwrap_or_default(),
+            &authority,
+            request.path.as_deref().unwrap_or_default(),
+        )
+        .with_request_id(id.as_deref());
+        http.response_code = code;
+
+        let mut record = self.base.record(request.upstream_identity);
+        record.start_time =
+            SystemTime::now().checked_sub(request.duration).unwrap_or(record.start_time);
+        record.duration = request.duration;
+        record.protocol = request.protocol;
+        record.upstream_host = request.upstream;
+        record.upstream_cluster = request.cluster.map(|cluster| cluster.0);
+        record.route_name = request.route.filter(|name| !name.is_empty());
+        record.policy = request.policy.or(record.policy);
+        record.denied_reason = request.details.map(|details| details.into_owned());
+        record.response_flags = request.flags;
+        record.bytes_received = request.request_bytes;
+        record.bytes_sent = request.response_bytes;
+        record.http = Some(http);
+        self.access_log.log(record);
+    }
+}
