@@ -94,6 +94,11 @@ impl Denied {
         self.0.policy.as_deref()
     }
 
+    /// [`Denied::policy`], shared, for a record that outlives this.
+    pub fn policy_name(&self) -> Option<Arc<str>> {
+        self.0.policy.clone()
+    }
+
     /// Why.
     pub fn reason(&self) -> DenyReason {
         self.0.reason
@@ -239,6 +244,11 @@ impl Permit {
         self.basis.allowed_by.as_deref()
     }
 
+    /// [`Permit::policy`], shared, for a record that outlives this.
+    pub fn policy_name(&self) -> Option<Arc<str>> {
+        self.basis.allowed_by.clone()
+    }
+
     /// The policy of a `LOG` filter that matched.
     pub fn logged_policy(&self) -> Option<&str> {
         self.basis.logged_by.as_deref()
@@ -294,6 +304,11 @@ impl RequestPermit {
     /// [`Permit::policy`].
     pub fn policy(&self) -> Option<&str> {
         self.basis.allowed_by.as_deref()
+    }
+
+    /// [`RequestPermit::policy`], shared, for a record that outlives this.
+    pub fn policy_name(&self) -> Option<Arc<str>> {
+        self.basis.allowed_by.clone()
     }
 
     /// The policy of a `LOG` filter that matched.

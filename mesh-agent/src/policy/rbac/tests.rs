@@ -1,8 +1,9 @@
 use super::*;
 use crate::{
-    model::{authz::RbacAction::*, workload::MtlsMode},
+    model::{authz::RbacAction::*, route::HeaderMatchKind, workload::MtlsMode},
     policy::fixtures::{
-        exact, header_is, identity, inbound, is_identity, policy, prefix, rbac, regex, request,
+        exact, header, header_is, identity, inbound, is_identity, policy, prefix, rbac, regex,
+        request,
     },
     snapshot::Snapshot,
 };
@@ -134,4 +135,64 @@ fn an_http_rule_does_not_matter_where_the_caller_does_not_fit() {
         vec![policy("a", vec![Permission::UrlPath(exact("/"))], vec![is_identity("other")])];
     let flow = flow(Some("client"));
     assert_eq!(evaluate(&rbac(Deny, policies), tcp(&flow)), Outcome::Allowed(None));
+}
+
+/// Every rule of two levels over these, in a fixed order.
+fn rules() -> Vec<Permission> {
+    let leaves = || {
+        vec![
+            Permission::Any,
+            Permission::DestinationPort(80),
+            Permission::Header(header_is(":method", "GET")),
+            Permission::UrlPath(exact("/a:b")),
+            Permission::UrlPath(prefix("/admin")),
+            Permission::Header(header(":path", HeaderMatchKind::String(regex("/admin|/a:b")))),
+        ]
+    };
+    let pairs = |of: fn(Vec<Permission>) -> Permission, all: &[Permission]| {
+        let pairs = all.iter().flat_map(|a| all.iter().map(move |b| vec![a.clone(), b.clone()]));
+        pairs.map(of).collect::<Vec<_>>()
+    };
+    let mut rules = leaves();
+    rules.extend(leaves().into_iter().map(not));
+    let one = rules.clone();
+    rules.extend(pairs(Permission::And, &one));
+    rules.extend(pairs(Permission::Or, &one));
+    let two = rules.clone();
+    rules.extend(two.into_iter().map(not));
+    rules
+}
+
+#[test]
+fn what_is_known_of_a_connection_holds_for_each_of_its_requests() {
+    let flow = flow(None);
+    let heads = ["/", "/admin", "/a:b"].map(|path| request("GET", path, &[]));
+    let heads = heads.into_iter().chain([request("PUT", "/admin/x", &[])]).collect::<Vec<_>>();
+    for rule in rules() {
+        let known = permission(&rule, tcp(&flow));
+        for head in &heads {
+            let of_request = permission(&rule, Subject { head: Some(head), ..tcp(&flow) });
+            assert_ne!(of_request, Truth::Unknown, "{rule:?}");
+            assert!(known == Truth::Unknown || known == of_request, "{rule:?} {head:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_known_of_an_escaped_path_holds_for_both_readings() {
+    let flow = flow(None);
+    for (sent, read) in [("/a%3Ab", "/a:b"), ("/admin;x", "/admin"), ("/a%3Ab;x=1", "/a:b")] {
+        let (head, lenient) = (request("GET", sent, &[]), request("GET", read, &[]));
+        let lenient_path = LenientPath::of(&head);
+        assert!(lenient_path.is_some());
+        for rule in rules() {
+            let of = |head, lenient_path| {
+                permission(&rule, Subject { flow: &flow, head: Some(head), lenient_path })
+            };
+            let known = of(&head, lenient_path.as_ref());
+            for reading in [of(&head, None), of(&lenient, None)] {
+                assert!(known == Truth::Unknown || known == reading, "{rule:?} {sent}");
+            }
+        }
+    }
 }
