@@ -108,7 +108,7 @@ impl From<NoDestination> for Failure {
     fn from(error: NoDestination) -> Self {
         let (flag, reason) = match &error {
             NoDestination::NoCluster => (ResponseFlag::NoRouteFound, "no_cluster"),
-            NoDestination::NotPassthrough { .. } => (ResponseFlag::NoRouteFound, "not_passthrough"),
+            NoDestination::NotPermitted { .. } => (ResponseFlag::NoRouteFound, "not_permitted"),
             NoDestination::UnknownCluster { .. } => {
                 (ResponseFlag::NoClusterFound, "unknown_cluster")
             }

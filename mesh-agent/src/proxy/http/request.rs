@@ -178,7 +178,7 @@ fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
         NoDestination::UnknownCluster { .. } => {
             (ResponseFlag::NoClusterFound, "no healthy upstream")
         }
-        NoDestination::NoCluster | NoDestination::NotPassthrough { .. } => {
+        NoDestination::NoCluster | NoDestination::NotPermitted { .. } => {
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
     };
