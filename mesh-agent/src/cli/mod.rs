@@ -54,7 +54,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
-    Enroll(enroll::Enroll),
+    Enroll(Box<enroll::Enroll>),
     Unenroll(unenroll::Unenroll),
     Pods(pods::Pods),
     Status(status::Status),
