@@ -45,21 +45,21 @@ DELETE /pods/<uid>   un-enrol it
 POST /drain          drain and stop
 ";
 
-/// Refuses what must not even be looked at.
+/// The answer to what must not even be looked at; `None` lets it in.
 ///
 /// The `Host` check keeps web pages out: a browser tricked into resolving the
 /// page's name to this address still sends that name.
-pub(super) fn admit(head: &Parts, access: Access) -> Result<(), Response<Body>> {
-    let Access::Tcp { bound } = access else { return Ok(()) };
+pub(super) fn refuse(head: &Parts, access: Access) -> Option<Response<Body>> {
+    let Access::Tcp { bound } = access else { return None };
     if !host_is_ours(head, bound.map(|bound| bound.ip())) {
         let why = "this Host is not the agent's: use localhost or the admin address";
-        return Err(error(StatusCode::MISDIRECTED_REQUEST, why));
+        return Some(error(StatusCode::MISDIRECTED_REQUEST, why));
     }
     if head.method != Method::GET && head.method != Method::HEAD {
         let why = "the admin address only answers reads: changes go over the control socket";
-        return Err(not_allowed("GET, HEAD", why));
+        return Some(not_allowed("GET, HEAD", why));
     }
-    Ok(())
+    None
 }
 
 fn host_is_ours(head: &Parts, bound: Option<IpAddr>) -> bool {

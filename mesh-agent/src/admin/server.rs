@@ -169,7 +169,7 @@ async fn answer(
     control: &dyn AgentControl,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    if let Err(refused) = routes::admit(&head, access) {
+    if let Some(refused) = routes::refuse(&head, access) {
         return refused;
     }
     let body: Bytes =

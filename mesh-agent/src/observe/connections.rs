@@ -293,3 +293,59 @@ impl Drop for ConnectionGuard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(workload: &str) -> ConnectionInfo {
+        ConnectionInfo {
+            direction: Direction::Inbound,
+            workload: WorkloadUid(workload.into()),
+            source: "10.0.0.1:1".parse().unwrap(),
+            original_destination: "10.0.0.2:2".parse().unwrap(),
+            source_identity: None,
+            destination_identity: None,
+            security: ConnectionSecurity::None,
+        }
+    }
+
+    #[test]
+    fn a_connection_is_listed_while_its_guard_lives() {
+        let table = Connections::default();
+        let guards: Vec<_> =
+            (0..40).map(|i| table.open(info(if i % 2 == 0 { "even" } else { "odd" }))).collect();
+        guards[1].set_policy(Some("allow-web".into()));
+        guards[1].counters().sent_bytes.store(9, Ordering::Relaxed);
+        guards[1].update(|progress| progress.protocol = Protocol::Http2);
+
+        let list = table.list();
+        assert_eq!(list.len(), 40);
+        assert!(list.is_sorted_by_key(|entry| entry.started));
+        let entry = list.iter().find(|entry| entry.id == guards[1].id()).unwrap();
+        assert_eq!(entry.progress.policy.as_deref(), Some("allow-web"));
+        assert_eq!(entry.progress.protocol, Protocol::Http2);
+        assert_eq!(entry.sent_bytes, 9);
+        let counts: Vec<_> = table.by_workload().into_values().collect();
+        assert_eq!(counts, [20, 20]);
+
+        drop(guards);
+        assert!(table.is_empty());
+        assert!(table.list().is_empty());
+    }
+
+    #[test]
+    fn only_the_connections_that_are_meant_are_cancelled() {
+        let table = Connections::default();
+        let (a, b, c) = (table.open(info("x")), table.open(info("x")), table.open(info("y")));
+        assert!(table.cancel(a.id()));
+        assert!(a.cancelled().is_cancelled() && !b.cancelled().is_cancelled());
+        assert_eq!(table.cancel_workload(&WorkloadUid("x".into())), 2);
+        assert!(b.cancelled().is_cancelled() && !c.cancelled().is_cancelled());
+        assert_eq!(table.cancel_all(), 3);
+        assert!(c.cancelled().is_cancelled());
+        let gone = a.id();
+        drop(a);
+        assert!(!table.cancel(gone));
+    }
+}
