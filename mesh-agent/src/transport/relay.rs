@@ -156,10 +156,32 @@ impl RelayOutcome {
 }
 
 /// Copies until both ways have ended, one side fails, nothing was said for `idle`, or
-/// `cancel` fires; all but the first reset both sides. So does dropping the future.
-pub async fn relay<A, B>(
+/// `cancel` fires; all but the first reset both sides. So does dropping the future,
+/// polled or not.
+pub fn relay<A, B>(
     downstream: A,
     upstream: B,
+    idle: Option<Duration>,
+    counters: &Counters,
+    cancel: &CancellationToken,
+) -> impl Future<Output = RelayOutcome>
+where
+    A: AsyncRead + AsyncWrite + Abort + Unpin,
+    B: AsyncRead + AsyncWrite + Abort + Unpin,
+{
+    let relay = Relay {
+        downstream,
+        upstream,
+        up: Direction::new(Side::Downstream, Side::Upstream),
+        down: Direction::new(Side::Upstream, Side::Downstream),
+        first: None,
+        clean: false,
+    };
+    run(relay, idle, counters, cancel)
+}
+
+async fn run<A, B>(
+    mut relay: Relay<A, B>,
     idle: Option<Duration>,
     counters: &Counters,
     cancel: &CancellationToken,
@@ -168,14 +190,6 @@ where
     A: AsyncRead + AsyncWrite + Abort + Unpin,
     B: AsyncRead + AsyncWrite + Abort + Unpin,
 {
-    let mut relay = Relay {
-        downstream,
-        upstream,
-        up: Direction::new(Side::Downstream, Side::Upstream),
-        down: Direction::new(Side::Upstream, Side::Downstream),
-        first: None,
-        clean: false,
-    };
     let mut cancelled = pin!(cancel.cancelled());
     let mut timer = pin!(sleep_until(Instant::now() + idle.unwrap_or_default()));
     let mut last_moved = Instant::now();

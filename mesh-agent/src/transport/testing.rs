@@ -1,10 +1,6 @@
 //! What this room's tests are made of: plain sockets, self-made certificates, pods.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpStream},
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{
@@ -146,9 +142,4 @@ pub(crate) fn pod(uid: &str, sockets: Arc<dyn PodSockets>) -> Arc<Pod> {
         mtls: MtlsMode::Strict,
     };
     Arc::new(Pod { workload, sockets })
-}
-
-/// Whether the kernel says that this socket was reset.
-pub(crate) fn is_reset(stream: &TcpStream) -> bool {
-    stream.take_error().unwrap().is_some_and(|e| e.kind() == io::ErrorKind::ConnectionReset)
 }

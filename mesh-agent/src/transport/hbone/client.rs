@@ -14,14 +14,18 @@ use tokio::{net::TcpStream, time};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    ALPN_H2, CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, HboneError, MAX_FRAME_BYTES,
-    MAX_HEADER_LIST_BYTES, MAX_LOCAL_ERROR_RESETS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
-    pool::HboneTarget,
+    ALPN_H2, CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, HboneError, HboneFailure,
+    MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, MAX_LOCAL_ERROR_RESETS, SEND_BUFFER_BYTES,
+    STREAM_WINDOW_BYTES, pool::HboneTarget,
 };
 use crate::transport::dial;
 
 /// The longest reason taken from a peer's refusal, in bytes.
 const MAX_REASON_BYTES: usize = 256;
+
+/// How many streams we assume that the peer takes until it says so: more than any of
+/// our limits, and nothing that a peer would say.
+const UNTOLD_MAX_STREAMS: usize = 0x1_0001;
 
 pub(super) type ClientConnection = Connection<TlsStream<TcpStream>, Bytes>;
 
@@ -32,24 +36,20 @@ pub(super) async fn establish(
     connect_timeout: Duration,
     handshake_timeout: Duration,
 ) -> Result<(SendRequest<Bytes>, ClientConnection), HboneError> {
-    let (tunnel, identity) = (target.tunnel, || target.identity.clone());
-    let tcp = dial::connect(target.pod.sockets.as_ref(), tunnel, connect_timeout).await.map_err(
-        |source| HboneError::Dial { tunnel, identity: identity(), source: source.into() },
-    )?;
-    let failed = |source: io::Error| HboneError::Handshake {
-        tunnel,
-        identity: identity(),
-        source: source.into(),
-    };
+    let error = |failure| HboneError::new(target, failure);
+    let failed = |source: io::Error| error(HboneFailure::Handshake(source.into()));
+    let tcp = dial::connect(target.pod.sockets.as_ref(), target.tunnel, connect_timeout)
+        .await
+        .map_err(|source| error(HboneFailure::Dial(source.into())))?;
     // An address, so that no SNI is sent: the peer is named by its SPIFFE ID alone.
-    let name = ServerName::IpAddress(tunnel.ip().into());
+    let name = ServerName::IpAddress(target.tunnel.ip().into());
     let handshake = TlsConnector::from(tls).connect(name, tcp);
     let stream = match time::timeout(handshake_timeout, handshake).await {
         Ok(result) => result.map_err(failed)?,
         Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),
     };
     if stream.get_ref().1.alpn_protocol() != Some(ALPN_H2) {
-        return Err(HboneError::Alpn { tunnel, identity: identity() });
+        return Err(error(HboneFailure::Alpn));
     }
     builder().handshake(stream).await.map_err(|error| {
         failed(error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()))
@@ -66,9 +66,17 @@ fn builder() -> h2::client::Builder {
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .data_frame_budget(DATA_FRAME_BUDGET_BYTES)
         .max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
+        .initial_max_send_streams(UNTOLD_MAX_STREAMS)
         .max_concurrent_streams(0)
         .enable_push(false);
     builder
+}
+
+/// Whether the peer's SETTINGS have arrived: it accepted who we are and speaks HTTP/2.
+/// A server judges a client's certificate after the client's handshake is done, so
+/// nothing earlier says so.
+pub(super) fn is_settled(sender: &SendRequest<Bytes>) -> bool {
+    sender.current_max_send_streams() != UNTOLD_MAX_STREAMS
 }
 
 /// What became of a CONNECT that opened no stream.
@@ -85,7 +93,7 @@ pub(super) enum OpenError {
     /// The peer broke HTTP/2 or reset the stream.
     Protocol(h2::Error),
     /// The peer answered with this instead of 200.
-    Refused(StatusCode, Option<String>),
+    Refused(StatusCode, Option<Box<str>>),
 }
 
 /// Sends the CONNECT and waits for its answer. Dropped meanwhile, the stream is reset.
@@ -124,7 +132,8 @@ fn classify(error: h2::Error) -> OpenError {
 }
 
 /// What the peer's `proxy-status` says, bounded and printable.
-fn reason(response: &Response<RecvStream>) -> Option<String> {
+fn reason(response: &Response<RecvStream>) -> Option<Box<str>> {
     let value = response.headers().get("proxy-status")?.to_str().ok()?;
-    Some(value.chars().take(MAX_REASON_BYTES).collect())
+    // `to_str` gives ASCII only, so any byte is a boundary.
+    Some(value[..value.len().min(MAX_REASON_BYTES)].into())
 }

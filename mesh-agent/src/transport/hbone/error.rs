@@ -1,9 +1,10 @@
 //! Why a tunnel was not opened.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
+use super::HboneTarget;
 use crate::{model::identity::Identity, transport::dial::DialError};
 
 /// What a caller waited for when its time was up.
@@ -24,92 +25,108 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Why [`super::HbonePool::connect`] gave no stream. Cheap to clone: everyone who
-/// waited for one failed connection gets the same error.
+/// Why [`super::HbonePool::connect`] gave no stream: from whom, and what failed. Cheap
+/// to clone: everyone who waited for one failed connection gets the same error.
+#[derive(Debug, Clone)]
+pub struct HboneError {
+    peer: Box<(SocketAddr, Identity)>,
+    failure: HboneFailure,
+}
+
+/// What failed.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum HboneError {
+pub enum HboneFailure {
     /// TCP to the tunnel's address failed; often a NetworkPolicy without port 15008.
-    #[error("HBONE to {tunnel} ({identity}): no TCP connection")]
-    Dial {
-        tunnel: SocketAddr,
-        identity: Identity,
-        #[source]
-        source: Arc<DialError>,
-    },
+    #[error("no TCP connection")]
+    Dial(#[source] Arc<DialError>),
     /// TLS failed: the peer is not who we expect, or does not accept who we are. The
-    /// latter shows only after our side of the handshake is done.
-    #[error("HBONE to {tunnel} ({identity}): TLS handshake failed")]
-    Handshake {
-        tunnel: SocketAddr,
-        identity: Identity,
-        #[source]
-        source: Arc<io::Error>,
-    },
+    /// latter shows only after our side of the handshake is done, as an alert or as
+    /// a connection that is closed at once.
+    #[error("TLS handshake failed")]
+    Handshake(#[source] Arc<io::Error>),
     /// The peer speaks TLS but not HTTP/2 on it.
-    #[error("HBONE to {tunnel} ({identity}): the peer did not agree on ALPN h2")]
-    Alpn { tunnel: SocketAddr, identity: Identity },
+    #[error("the peer did not agree on ALPN h2")]
+    Alpn,
     /// The peer's agent answered, but not with 200.
-    #[error("HBONE to {tunnel} ({identity}): CONNECT {authority} was answered {status}{}", Why(.reason))]
+    #[error("CONNECT was answered {status}{}", Why(.reason))]
     Refused {
-        tunnel: SocketAddr,
-        identity: Identity,
-        authority: SocketAddr,
         status: StatusCode,
         /// The peer's `proxy-status`, as it said it. Spec: RFC 9209.
-        reason: Option<String>,
+        reason: Option<Box<str>>,
     },
     /// The caller's time was up.
-    #[error("HBONE to {tunnel} ({identity}): waited {after:?} for {phase}")]
-    Timeout { tunnel: SocketAddr, identity: Identity, phase: Phase, after: Duration },
+    #[error("waited {after:?} for {phase}")]
+    Timeout { phase: Phase, after: Duration },
     /// The peer did not process the CONNECT (GOAWAY or REFUSED_STREAM), twice.
-    #[error("HBONE to {tunnel} ({identity}): the peer takes no more streams")]
-    Unprocessed { tunnel: SocketAddr, identity: Identity },
+    #[error("the peer takes no more streams")]
+    Unprocessed,
     /// The connection broke before the CONNECT was answered.
-    #[error("HBONE to {tunnel} ({identity}): the connection broke")]
-    Lost {
-        tunnel: SocketAddr,
-        identity: Identity,
-        #[source]
-        source: Arc<io::Error>,
-    },
+    #[error("the connection broke")]
+    Lost(#[source] Arc<io::Error>),
     /// The peer broke HTTP/2, or reset the CONNECT.
-    #[error("HBONE to {tunnel} ({identity}): CONNECT {authority} failed")]
-    Protocol {
-        tunnel: SocketAddr,
-        identity: Identity,
-        authority: SocketAddr,
-        #[source]
-        source: Arc<h2::Error>,
-    },
+    #[error("HTTP/2 CONNECT failed")]
+    Protocol(#[source] Arc<h2::Error>),
     /// The endpoint was removed while its connection was being made.
-    #[error("HBONE to {tunnel} ({identity}): the endpoint was removed meanwhile")]
-    Evicted { tunnel: SocketAddr, identity: Identity },
+    #[error("the endpoint was removed meanwhile")]
+    Evicted,
     /// The agent is shutting down.
-    #[error("HBONE to {tunnel} ({identity}): the pool is closed")]
-    PoolClosed { tunnel: SocketAddr, identity: Identity },
+    #[error("the pool is closed")]
+    PoolClosed,
 }
 
 impl HboneError {
+    pub(super) fn new(target: &HboneTarget, failure: HboneFailure) -> Self {
+        Self { peer: Box::new((target.tunnel, target.identity.clone())), failure }
+    }
+
+    /// The address that was, or would have been, dialled.
+    pub fn tunnel(&self) -> SocketAddr {
+        self.peer.0
+    }
+
+    /// Whom the peer had to prove to be.
+    pub fn identity(&self) -> &Identity {
+        &self.peer.1
+    }
+
+    /// What failed.
+    pub fn failure(&self) -> &HboneFailure {
+        &self.failure
+    }
+
     /// Whether the same endpoint, or another, may be tried: no byte reached the
     /// inner destination, and the cause may pass.
     pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Dial { .. }
-            | Self::Timeout { phase: Phase::Connection, .. }
-            | Self::Unprocessed { .. }
-            | Self::Evicted { .. }
-            | Self::Lost { .. } => true,
-            Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Handshake { .. }
-            | Self::Alpn { .. }
-            | Self::Timeout { phase: Phase::Answer, .. }
-            | Self::Protocol { .. }
-            | Self::PoolClosed { .. } => false,
+        match &self.failure {
+            HboneFailure::Dial(_)
+            | HboneFailure::Timeout { phase: Phase::Connection, .. }
+            | HboneFailure::Unprocessed
+            | HboneFailure::Evicted
+            | HboneFailure::Lost(_) => true,
+            HboneFailure::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+            HboneFailure::Handshake(_)
+            | HboneFailure::Alpn
+            | HboneFailure::Timeout { phase: Phase::Answer, .. }
+            | HboneFailure::Protocol(_)
+            | HboneFailure::PoolClosed => false,
         }
     }
 }
 
-struct Why<'a>(&'a Option<String>);
+impl fmt::Display for HboneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HBONE to {} ({}): {}", self.tunnel(), self.identity(), self.failure)
+    }
+}
+
+impl Error for HboneError {
+    /// The failure's own cause: its text is part of ours.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.failure.source()
+    }
+}
+
+struct Why<'a>(&'a Option<Box<str>>);
 
 impl fmt::Display for Why<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -23,7 +23,7 @@ mod tests;
 use std::time::Duration;
 
 pub use authority::{AuthorityError, parse_authority};
-pub use error::{HboneError, Phase};
+pub use error::{HboneError, HboneFailure, Phase};
 pub use pool::{
     HboneKey, HbonePool, HbonePoolOptions, HboneTarget, PoolStatus, PooledConnectionStatus,
 };

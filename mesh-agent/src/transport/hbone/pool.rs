@@ -22,7 +22,7 @@ use connection::PooledConnection;
 pub(super) use connection::StreamLease;
 
 use super::{
-    HboneError, HboneStream, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Phase,
+    HboneError, HboneFailure, HboneStream, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Phase,
     client::{self, OpenError},
 };
 use crate::model::{captured::Pod, identity::Identity, workload::WorkloadUid};
@@ -191,8 +191,7 @@ impl HbonePool {
         let mut phase = Phase::Connection;
         let result = time::timeout(timeout, self.attempt(target, tls, &mut phase)).await;
         result.unwrap_or_else(|_| {
-            let (tunnel, identity) = (target.tunnel, target.identity.clone());
-            Err(HboneError::Timeout { tunnel, identity, phase, after: timeout })
+            Err(HboneError::new(target, HboneFailure::Timeout { phase, after: timeout }))
         })
     }
 
@@ -211,30 +210,27 @@ impl HbonePool {
             let connection = Arc::clone(lease.connection());
             // Retired between being picked and here: pick again.
             let Some(sender) = connection.sender() else { continue };
-            let error = match client::open(sender, target.authority).await {
-                Ok((send, recv)) => {
-                    connection.prove();
-                    return Ok(HboneStream::new(send, recv, Some(lease)));
-                }
+            let error = match client::open(sender.clone(), target.authority).await {
+                Ok((send, recv)) => return Ok(HboneStream::new(send, recv, Some(lease))),
                 Err(error) => error,
             };
+            let settled = client::is_settled(&sender);
             match &error {
-                OpenError::StreamRefused => connection.lower_limit(),
+                OpenError::StreamRefused => connection.stream_refused(),
                 OpenError::GoAway | OpenError::NotSent(_) | OpenError::Lost(_) => {
                     connection.retire();
                 }
-                OpenError::Refused(..) => connection.prove(),
-                OpenError::Protocol(_) => {}
+                OpenError::Refused(..) | OpenError::Protocol(_) => {}
             }
             let again = match &error {
                 // Costs a pooled connection each time, so it comes to an end.
-                OpenError::NotSent(_) if connection.is_proven() => continue,
-                OpenError::Lost(_) => connection.is_proven(),
+                OpenError::NotSent(_) if settled => continue,
+                OpenError::Lost(_) => settled,
                 OpenError::StreamRefused | OpenError::GoAway => true,
                 OpenError::NotSent(_) | OpenError::Protocol(_) | OpenError::Refused(..) => false,
             };
             if retried || !again {
-                return Err(explain(error, target, &connection));
+                return Err(explain(error, target, settled));
             }
             retried = true;
         }
@@ -255,10 +251,7 @@ impl HbonePool {
             match outcome.wait_for(Option::is_some).await.as_deref() {
                 Ok(Some(Err(error))) => return Err(error.clone()),
                 Ok(_) => {}
-                Err(_) => {
-                    let (tunnel, identity) = (target.tunnel, target.identity.clone());
-                    return Err(HboneError::Evicted { tunnel, identity });
-                }
+                Err(_) => return Err(HboneError::new(target, HboneFailure::Evicted)),
             }
         }
     }
@@ -335,8 +328,7 @@ impl Shared {
     ) -> Result<Leased, HboneError> {
         let mut peers = self.lock();
         if peers.closed {
-            let (tunnel, identity) = (target.tunnel, target.identity.clone());
-            return Err(HboneError::PoolClosed { tunnel, identity });
+            return Err(HboneError::new(target, HboneFailure::PoolClosed));
         }
         let peer = peers.by_key.entry(key.clone()).or_default();
         peer.connections.retain(|connection| connection.is_open());
@@ -417,27 +409,19 @@ async fn make(
 }
 
 /// What the caller is told of a CONNECT that opened no stream.
-fn explain(error: OpenError, target: &HboneTarget, connection: &PooledConnection) -> HboneError {
-    let (tunnel, identity, authority) = (target.tunnel, target.identity.clone(), target.authority);
-    match error {
-        // A server refuses a client's certificate after the client's side of the
-        // handshake is done, so that shows as a connection that never worked.
-        OpenError::Lost(source) if !connection.is_proven() => {
-            HboneError::Handshake { tunnel, identity, source: source.into() }
-        }
-        OpenError::Lost(source) => HboneError::Lost { tunnel, identity, source: source.into() },
-        OpenError::NotSent(error) if error.is_io() && !connection.is_proven() => {
+fn explain(error: OpenError, target: &HboneTarget, settled: bool) -> HboneError {
+    let failure = match error {
+        OpenError::Lost(source) if settled => HboneFailure::Lost(source.into()),
+        OpenError::Lost(source) => HboneFailure::Handshake(source.into()),
+        OpenError::NotSent(error) if error.is_io() && !settled => {
             let source = error.into_io().unwrap_or_else(|| std::io::ErrorKind::BrokenPipe.into());
-            HboneError::Handshake { tunnel, identity, source: source.into() }
+            HboneFailure::Handshake(source.into())
         }
         OpenError::NotSent(error) | OpenError::Protocol(error) => {
-            HboneError::Protocol { tunnel, identity, authority, source: error.into() }
+            HboneFailure::Protocol(error.into())
         }
-        OpenError::StreamRefused | OpenError::GoAway => {
-            HboneError::Unprocessed { tunnel, identity }
-        }
-        OpenError::Refused(status, reason) => {
-            HboneError::Refused { tunnel, identity, authority, status, reason }
-        }
-    }
+        OpenError::StreamRefused | OpenError::GoAway => HboneFailure::Unprocessed,
+        OpenError::Refused(status, reason) => HboneFailure::Refused { status, reason },
+    };
+    HboneError::new(target, failure)
 }

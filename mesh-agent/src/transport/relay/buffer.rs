@@ -60,4 +60,9 @@ impl ReadBuffer {
     pub fn release(&mut self) {
         self.bytes = BytesMut::new();
     }
+
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
 }

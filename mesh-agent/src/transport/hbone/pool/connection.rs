@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -25,8 +25,6 @@ pub(super) struct PooledConnection {
     streams: AtomicUsize,
     /// Lowered where the peer refuses streams.
     limit: AtomicUsize,
-    /// Whether the peer ever answered, which proves that it accepts who we are.
-    proven: AtomicBool,
     opened: Instant,
     idle_since: Mutex<Instant>,
 }
@@ -38,7 +36,6 @@ impl PooledConnection {
             sender: Mutex::new(Some(sender)),
             streams: AtomicUsize::new(0),
             limit: AtomicUsize::new(usize::MAX),
-            proven: AtomicBool::new(false),
             opened: now,
             idle_since: Mutex::new(now),
         }
@@ -67,17 +64,12 @@ impl PooledConnection {
         self.streams() < limit.min(self.limit.load(Ordering::Relaxed)).min(peers)
     }
 
-    /// The peer refused a stream: carry fewer than now.
-    pub(super) fn lower_limit(&self) {
-        self.limit.store(self.streams().saturating_sub(1).max(1), Ordering::Relaxed);
-    }
-
-    pub(super) fn prove(&self) {
-        self.proven.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_proven(&self) -> bool {
-        self.proven.load(Ordering::Relaxed)
+    /// The peer refused a stream that is still counted: carry fewer, or none.
+    pub(super) fn stream_refused(&self) {
+        match self.streams().saturating_sub(1) {
+            0 => self.retire(),
+            others => self.limit.store(others, Ordering::Relaxed),
+        }
     }
 
     pub(super) fn status(&self) -> PooledConnectionStatus {
