@@ -1,6 +1,67 @@
-//! The sole wiring site: makes every room and connects them.
+//! The sole wiring site: makes every room, connects them, and takes them down again.
+//!
+//! Two runtimes: what moves bytes runs on one of its own, so that configuration,
+//! certificates and admin requests never wait for it, nor it for them.
 
-use crate::config::AgentConfig;
+#![forbid(unsafe_code)]
+
+mod configuration;
+mod control;
+mod pods;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context;
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin::{self, PodsFile, RejectedConfig},
+    capture::{Capture, CaptureOptions, Exclusions, MapCapacities},
+    config::{self, AgentConfig},
+    identity::{DevelopmentCa, IdentityManager, IdentityOptions},
+    observe::{
+        access_log::{AccessLog, AccessLogWriter},
+        connections::Connections,
+        metrics::Metrics,
+    },
+    proxy::{
+        Connector, Dataplane, Options,
+        http::{HttpServices, Upstreams},
+    },
+    route::Balancers,
+    snapshot::SnapshotCell,
+    source::FileSource,
+    transport::{
+        hbone::{HbonePool, HbonePoolOptions, HboneServerOptions},
+        http_pool::{HttpPool, HttpPoolOptions},
+    },
+};
+
+use self::pods::Pods;
+
+/// For a peer's TLS handshake on the HBONE port.
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often stale kernel state and pods that are gone are looked for.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Configurations that wait to be applied.
+const UPDATES: usize = 4;
+
+/// What connections get to close after they were cut at the drain timeout.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// What the access log gets to write its last lines.
+const LOG_GRACE: Duration = Duration::from_secs(2);
 
 /// How `mesh-agent run` ended when nothing failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,5 +77,222 @@ pub enum ExitReason {
 /// # Errors
 /// What kept the agent from starting, or from going on.
 pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
-    anyhow::bail!("node {}: the agent's rooms are not wired", config.node.name)
+    raise_file_limit();
+    let data = runtime("mesh-data", None)?;
+    let control = runtime("mesh-control", Some(1))?;
+    let (agent, log_writer) = control.block_on(start(config, data.handle().clone()))?;
+    let ended = control.block_on(serve(&agent));
+    drop(agent);
+    control.shutdown_timeout(CUT_GRACE);
+    data.shutdown_timeout(CUT_GRACE);
+    if !log_writer.close(LOG_GRACE) {
+        tracing::warn!("access log: the last lines were not written in time");
+    }
+    ended
+}
+
+fn runtime(name: &str, workers: Option<usize>) -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(workers) = workers {
+        builder.worker_threads(workers);
+    }
+    builder.thread_name(name).enable_all().build().with_context(|| format!("runtime {name}"))
+}
+
+/// Every captured connection costs two descriptors.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
+}
+
+/// All that lives as long as the agent does.
+struct Agent {
+    config: AgentConfig,
+    started_at: SystemTime,
+    dataplane: Arc<Dataplane>,
+    capture: Capture,
+    pods: Pods,
+    last_rejected: Mutex<Option<RejectedConfig>>,
+    /// Where connections are served.
+    data: Handle,
+    /// Cancelled by SIGTERM and by whoever asks for a drain.
+    stop: CancellationToken,
+}
+
+impl Agent {
+    fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
+        self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn start(
+    config: AgentConfig,
+    data: Handle,
+) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
+    // What is the operator's to mend comes first, before anything is attached.
+    let source = FileSource::open(&config.source.directory)?;
+    let ca_dir = &config.identity.ca_dir;
+    let ca = DevelopmentCa::open_or_create(ca_dir, &config.node.trust_domain)
+        .with_context(|| format!("development CA in {}", ca_dir.display()))?
+        .with_ttl(config.identity.certificate_ttl);
+    let identities =
+        Arc::new(IdentityManager::new(Arc::new(ca), IdentityOptions::default()));
+
+    let metrics = Metrics::new();
+    let (access_log, log_writer) = AccessLog::start(
+        config.access_log.format,
+        &config.access_log.sink,
+        metrics.access_log_dropped(),
+    )?;
+    let capture = {
+        // Its listeners belong to the runtime that serves connections.
+        let _guard = data.enter();
+        Capture::start(capture_options(&config))?
+    };
+    let agent = Arc::new(Agent {
+        started_at: SystemTime::now(),
+        dataplane: dataplane(&config, identities, metrics, access_log),
+        capture,
+        pods: Pods::default(),
+        last_rejected: Mutex::default(),
+        data,
+        stop: CancellationToken::new(),
+        config,
+    });
+    listen(&agent).await?;
+
+    let (updates, received) = mpsc::channel(UPDATES);
+    let stop = agent.stop.clone();
+    tokio::spawn(async move {
+        if let Err(error) = source.watch(updates, stop).await {
+            tracing::error!(%error, "configuration is no longer watched");
+        }
+    });
+    tokio::spawn(configuration::follow(Arc::clone(&agent), received));
+    tokio::spawn(pods::restore(Arc::clone(&agent)));
+    Ok((agent, log_writer))
+}
+
+/// The admin address and the control socket.
+async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
+    let socket = admin::bind_unix(&agent.config.admin.socket)?;
+    let tcp = admin::bind_tcp(agent.config.admin.address).await?;
+    tracing::info!(
+        address = %agent.config.admin.address,
+        socket = %socket.path().display(),
+        "admin is served"
+    );
+    let control = || Arc::new(control::Control(Arc::clone(agent))) as Arc<dyn admin::AgentControl>;
+    // They answer until the very end: their owner is the runtime.
+    tokio::spawn(admin::serve_tcp(tcp, control(), CancellationToken::new()));
+    tokio::spawn(admin::serve_unix(socket, control(), CancellationToken::new()));
+    Ok(())
+}
+
+fn capture_options(config: &AgentConfig) -> CaptureOptions {
+    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions } =
+        config.capture.clone();
+    CaptureOptions {
+        cgroup_root,
+        bpffs,
+        instance,
+        state_dir: config.node.state_dir.clone(),
+        exclusions: Exclusions {
+            outbound_ports: exclusions.outbound_ports,
+            outbound_cidrs: exclusions.outbound_cidrs,
+            inbound_ports: exclusions.inbound_ports,
+        },
+        bpf_log,
+        capacities: MapCapacities::default(),
+    }
+}
+
+fn dataplane(
+    config: &AgentConfig,
+    identities: Arc<IdentityManager>,
+    metrics: Metrics,
+    access_log: AccessLog,
+) -> Arc<Dataplane> {
+    let snapshot = Arc::new(SnapshotCell::default());
+    let balancers = Arc::new(Balancers::default());
+    let outbound_policy = config.traffic.outbound_policy;
+    let connector = Arc::new(Connector {
+        identities: Arc::clone(&identities),
+        hbone: HbonePool::new(HbonePoolOptions::default()),
+    });
+    let http = HttpServices {
+        snapshots: Arc::clone(&snapshot),
+        balancers: Arc::clone(&balancers),
+        outbound_policy,
+        upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
+        pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
+    };
+    Arc::new(Dataplane {
+        snapshot,
+        identities,
+        balancers,
+        connector,
+        http,
+        metrics,
+        access_log,
+        connections: Connections::default(),
+        options: Options {
+            outbound_policy,
+            tls_handshake_timeout: TLS_HANDSHAKE_TIMEOUT,
+            hbone_server: HboneServerOptions {
+                drain_timeout: config.traffic.drain_timeout,
+                ..HboneServerOptions::default()
+            },
+        },
+        draining: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    })
+}
+
+/// Until the agent is told to stop; then drains.
+async fn serve(agent: &Arc<Agent>) -> anyhow::Result<ExitReason> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut maintenance = time::interval(MAINTENANCE_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => agent.stop.cancel(),
+            _ = interrupt.recv() => agent.stop.cancel(),
+            () = agent.stop.cancelled() => break,
+            _ = maintenance.tick() => agent.remove_vanished_pods().await,
+        }
+    }
+    Ok(drain(agent).await)
+}
+
+/// Takes nothing new, lets what runs come to its end, cuts the rest. Capture stays
+/// attached: new connections of enrolled pods are refused until an agent is back.
+async fn drain(agent: &Agent) -> ExitReason {
+    let dataplane = &agent.dataplane;
+    let timeout = agent.config.traffic.drain_timeout;
+    tracing::info!(connections = dataplane.connections.len(), ?timeout, "draining");
+    dataplane.draining.cancel();
+    agent.pods.stop_accepting();
+    dataplane.tasks.close();
+    let pool = dataplane.connector.hbone.close_all(timeout);
+    let ended = time::timeout(timeout, dataplane.tasks.wait());
+    let (ended, ()) = tokio::join!(ended, pool);
+    let reason = match ended {
+        Ok(()) => ExitReason::Drained,
+        Err(_) => match dataplane.connections.cancel_all() {
+            // Idle keep-alive connections of peers are no loss.
+            0 => ExitReason::Drained,
+            connections => ExitReason::Cut { connections },
+        },
+    };
+    if time::timeout(CUT_GRACE, dataplane.tasks.wait()).await.is_err() {
+        tracing::debug!("connections were dropped, not closed");
+    }
+    dataplane.identities.shutdown().await;
+    tracing::info!(?reason, "stopped; capture stays attached and refuses new connections");
+    reason
 }

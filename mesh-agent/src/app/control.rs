@@ -1,0 +1,176 @@
+//! What the admin server can ask of the agent.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::{Agent, pods::RunningPod};
+use crate::{
+    admin::{
+        AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
+        HboneView, PodView, Readiness, SnapshotView, StatusView, Timestamp, VerdictView,
+    },
+    capture,
+    identity::CertificateStatus,
+    model::workload::WorkloadUid,
+};
+
+/// The agent as `admin` sees it.
+pub(super) struct Control(pub(super) Arc<Agent>);
+
+impl AgentControl for Control {
+    fn enroll(&self, request: EnrollRequest) -> BoxFuture<'_, Result<PodView, ControlError>> {
+        let agent = Arc::clone(&self.0);
+        // A task of its own: the client may go away in the middle.
+        let enrolled = tokio::spawn(async move {
+            let uid = request.uid.clone();
+            let request = agent.enrollment(request)?;
+            agent.enroll(request).await?;
+            agent.pod(&uid).ok_or(ControlError::NotFound(uid))
+        });
+        Box::pin(async move {
+            enrolled.await.unwrap_or_else(|error| Err(ControlError::Failed(error.to_string())))
+        })
+    }
+
+    fn unenroll(&self, uid: WorkloadUid) -> BoxFuture<'_, Result<(), ControlError>> {
+        let agent = Arc::clone(&self.0);
+        let unenrolled = tokio::spawn(async move { agent.unenroll(&uid).await });
+        Box::pin(async move {
+            unenrolled.await.unwrap_or_else(|error| Err(ControlError::Failed(error.to_string())))
+        })
+    }
+
+    fn drain(&self) {
+        self.0.stop.cancel();
+    }
+
+    fn pods(&self) -> Vec<PodView> {
+        let connections = self.0.dataplane.connections.by_workload();
+        let count = |uid| connections.get(uid).copied().unwrap_or_default();
+        self.0.pods.running().iter().map(|(uid, pod)| view(pod, count(uid))).collect()
+    }
+
+    fn status(&self) -> StatusView {
+        let agent = &self.0;
+        let config = &agent.config;
+        let pool = agent.dataplane.connector.hbone.status();
+        let pooled = || pool.iter().flat_map(|peer| &peer.connections);
+        StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: config.node.name.clone(),
+            instance: config.capture.instance.clone(),
+            trust_domain: config.node.trust_domain.to_string(),
+            started_at: agent.started_at.into(),
+            uptime_seconds: agent.started_at.elapsed().unwrap_or_default().as_secs(),
+            readiness: self.readiness(),
+            draining: agent.stop.is_cancelled(),
+            snapshot: SnapshotView::of(&agent.dataplane.snapshot.load()),
+            last_rejected: agent.last_rejected().clone(),
+            certificates: agent.dataplane.identities.status().iter().map(certificate).collect(),
+            pods: agent.pods.running().len(),
+            connections: agent.dataplane.connections.len(),
+            hbone: HboneView {
+                connections: pooled().count(),
+                streams: pooled().map(|connection| connection.streams).sum(),
+            },
+            bpf: agent
+                .verdicts()
+                .into_iter()
+                .map(|(verdict, count)| VerdictView { verdict: verdict.to_owned(), count })
+                .collect(),
+        }
+    }
+
+    fn config_dump(&self) -> ConfigDump {
+        ConfigDump::of(&self.0.dataplane.snapshot.load(), self.0.last_rejected().clone())
+    }
+
+    fn connections(&self) -> Vec<ConnectionView> {
+        self.0.dataplane.connections.list().into_iter().map(Into::into).collect()
+    }
+
+    fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if self.0.stop.is_cancelled() {
+            reasons.push("draining".to_owned());
+        }
+        if self.0.dataplane.snapshot.load().version == 0 {
+            let rejected = self.0.last_rejected().clone();
+            reasons.push(match rejected {
+                Some(rejected) => {
+                    format!("no configuration was good so far: {}", rejected.reasons.join("; "))
+                }
+                None => "no configuration has been applied yet".to_owned(),
+            });
+        }
+        for (uid, why) in self.0.pods.waiting().iter() {
+            reasons.push(format!("pod {uid} is not served yet: {why}"));
+        }
+        Readiness::from_reasons(reasons)
+    }
+
+    fn metrics(&self) -> String {
+        let dataplane = &self.0.dataplane;
+        let metrics = &dataplane.metrics;
+        metrics.bpf_verdicts(self.0.verdicts());
+        let status = self.status();
+        metrics.hbone_pool(status.hbone.connections, status.hbone.streams);
+        metrics.ready(status.readiness.ready);
+        for certificate in dataplane.identities.status() {
+            if let Some(not_after) = certificate.not_after {
+                metrics.certificate(&certificate.identity, system_time(not_after));
+            }
+        }
+        metrics.encode(&dataplane.connections)
+    }
+}
+
+impl Agent {
+    fn pod(&self, uid: &WorkloadUid) -> Option<PodView> {
+        let connections = self.dataplane.connections.by_workload();
+        let count = connections.get(uid).copied().unwrap_or_default();
+        self.pods.running().get(uid).map(|pod| view(pod, count))
+    }
+
+    fn verdicts(&self) -> Vec<(&'static str, u64)> {
+        self.capture.counters().unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's counters can't be read");
+            Vec::new()
+        })
+    }
+}
+
+fn view(running: &RunningPod, connections: usize) -> PodView {
+    let workload = &running.pod.workload;
+    PodView {
+        uid: workload.uid.clone(),
+        name: workload.name.clone(),
+        identity: workload.identity.clone(),
+        addresses: workload.addresses.clone(),
+        mtls: workload.mtls,
+        netns: match &running.request.netns {
+            capture::NetnsRef::Path(path) => path.display().to_string(),
+            capture::NetnsRef::Pid(pid) => format!("pid {pid}"),
+        },
+        labels: workload.labels.clone(),
+        captured: true,
+        connections,
+        enrolled_at: running.enrolled_at.into(),
+    }
+}
+
+fn certificate(status: &CertificateStatus) -> CertificateView {
+    CertificateView {
+        identity: status.identity.clone(),
+        serial: status.serial.clone(),
+        not_before: status.not_before.map(|at| system_time(at).into()),
+        not_after: status.not_after.map(|at| system_time(at).into()),
+        last_error: status.last_error.clone(),
+    }
+}
+
+fn system_time(at: crate::identity::Timestamp) -> std::time::SystemTime {
+    let seconds = u64::try_from(at.unix_seconds()).unwrap_or_default();
+    std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+}

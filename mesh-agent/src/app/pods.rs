@@ -1,0 +1,308 @@
+//! Pods of this node: enrolled, served, and let go.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::Semaphore,
+    time,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Agent, PodsFile};
+use crate::{
+    admin::{ControlError, EnrollRequest, NetnsRef},
+    capture::{self, EnrollError, EnrollPod, EnrolledPod, Exclusions},
+    model::{captured::Pod, workload::WorkloadUid},
+    proxy::{Dataplane, inbound, outbound},
+};
+
+/// Connections of one pod that the agent serves at once, of each kind; more wait in
+/// the listener's backlog, so that one pod can't take every descriptor.
+const MAX_CONNECTIONS_PER_POD: usize = 16_384;
+
+/// How long to wait after a failed accept: out of descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long to wait before a pod that could not be restored is tried again.
+const RESTORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The enrolled pods.
+#[derive(Default)]
+pub(super) struct Pods {
+    running: Mutex<BTreeMap<WorkloadUid, RunningPod>>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+    /// Pods that are to be enrolled as soon as that is possible, and why it is not yet.
+    waiting: Mutex<BTreeMap<WorkloadUid, String>>,
+}
+
+pub(super) struct RunningPod {
+    pub(super) request: EnrollPod,
+    pub(super) pod: Arc<Pod>,
+    pub(super) enrolled_at: SystemTime,
+    accepting: CancellationToken,
+}
+
+impl Pods {
+    pub(super) fn running(&self) -> MutexGuard<'_, BTreeMap<WorkloadUid, RunningPod>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why pods that should be enrolled are not.
+    pub(super) fn waiting(&self) -> MutexGuard<'_, BTreeMap<WorkloadUid, String>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes every listener: whoever dials is refused.
+    pub(super) fn stop_accepting(&self) {
+        for running in self.running().values() {
+            running.accepting.cancel();
+        }
+    }
+}
+
+impl Agent {
+    /// What capture needs to know of a request.
+    pub(super) fn enrollment(&self, request: EnrollRequest) -> Result<EnrollPod, ControlError> {
+        let identity = request
+            .identity(self.config.node.trust_domain.clone())
+            .map_err(|error| ControlError::Invalid(error.to_string()))?;
+        Ok(EnrollPod {
+            uid: request.uid,
+            name: request.name,
+            identity,
+            labels: request.labels,
+            mtls: request.mtls,
+            netns: match request.netns {
+                NetnsRef::Path(path) => capture::NetnsRef::Path(path),
+                NetnsRef::Pid(pid) => capture::NetnsRef::Pid(pid),
+            },
+            exclusions: Exclusions {
+                outbound_ports: request.exclude_outbound_ports,
+                outbound_cidrs: request.exclude_outbound_cidrs,
+                inbound_ports: request.exclude_inbound_ports,
+            },
+        })
+    }
+
+    /// Certificate, listeners, then capture: when it answers, the pod's new
+    /// connections are captured. Not cancel safe.
+    pub(super) async fn enroll(self: &Arc<Self>, request: EnrollPod) -> Result<(), ControlError> {
+        let _one_at_a_time = self.pods.changing.lock().await;
+        if self.stop.is_cancelled() {
+            return Err(ControlError::Draining);
+        }
+        let uid = request.uid.clone();
+        if let Some(running) = self.pods.running().get(&uid) {
+            return match running.request == request {
+                true => Ok(()),
+                false => Err(ControlError::Conflict(format!(
+                    "pod `{uid}` is enrolled with other settings: un-enrol it first"
+                ))),
+            };
+        }
+        if self.dataplane.snapshot.load().version == 0 {
+            return Err(ControlError::Failed(format!(
+                "pod `{uid}` is not enrolled: no configuration has been applied yet"
+            )));
+        }
+        let identity = request.identity.clone();
+        let identities = &self.dataplane.identities;
+        identities.ensure(&identity).await.map_err(failed)?;
+        let agent = Arc::clone(self);
+        // Its listeners belong to the runtime that serves them.
+        let opened = self.data.spawn(async move { agent.open(request).await }).await;
+        let opened = opened.map_err(failed).and_then(|opened| opened);
+        if opened.is_err() {
+            identities.release(&identity);
+        }
+        self.dataplane.metrics.pods_enrolled(self.pods.running().len());
+        opened
+    }
+
+    async fn open(self: &Arc<Self>, request: EnrollPod) -> Result<(), ControlError> {
+        let uid = request.uid.clone();
+        let enrolled = self.capture.enroll(request.clone()).await.map_err(refused)?;
+        let pod = Arc::clone(&enrolled.pod);
+        let accepting = CancellationToken::new();
+        serve(&self.dataplane, enrolled, &accepting);
+        if let Err(error) = self.capture.activate(&uid) {
+            accepting.cancel();
+            if let Err(error) = self.capture.unenroll(&uid).await {
+                tracing::error!(pod = %uid, %error, "a failed enrolment can't be undone");
+            }
+            return Err(refused(error));
+        }
+        let running = RunningPod { request, pod, enrolled_at: SystemTime::now(), accepting };
+        self.pods.running().insert(uid, running);
+        Ok(())
+    }
+
+    /// Plain networking again. Connections through the agent are cut: the
+    /// application dials again, without it. Not cancel safe.
+    pub(super) async fn unenroll(&self, uid: &WorkloadUid) -> Result<(), ControlError> {
+        let _one_at_a_time = self.pods.changing.lock().await;
+        let unenrolled = self.capture.unenroll(uid).await.map_err(refused);
+        self.pods.waiting().remove(uid);
+        let Some(running) = self.pods.running().remove(uid) else { return unenrolled };
+        running.accepting.cancel();
+        let dataplane = &self.dataplane;
+        dataplane.connections.cancel_workload(uid);
+        dataplane.connector.hbone.retain(|key| key.source_workload != *uid);
+        dataplane.http.pool.retain(|key| key.pod != *uid);
+        dataplane.identities.release(&running.request.identity);
+        dataplane.metrics.pods_enrolled(self.pods.running().len());
+        unenrolled
+    }
+
+    /// Lets go of pods that were deleted without being un-enrolled.
+    pub(super) async fn remove_vanished_pods(&self) {
+        for uid in self.capture.maintain() {
+            tracing::warn!(pod = %uid, "the pod's network namespace is gone: un-enrolling it");
+            if let Err(error) = self.unenroll(&uid).await {
+                tracing::error!(pod = %uid, %error, "a vanished pod can't be un-enrolled");
+            }
+        }
+    }
+}
+
+/// Enrols the pods an earlier agent had, and those of `pods.yaml`, as soon as there
+/// is a configuration to serve them by. Those that were captured stay refused until
+/// then: nothing passes unjudged.
+pub(super) async fn restore(agent: Arc<Agent>) {
+    let mut wanted = BTreeMap::new();
+    match agent.capture.persisted() {
+        Ok(pods) => wanted.extend(pods.into_iter().map(|pod| (pod.uid.clone(), pod))),
+        Err(error) => tracing::error!(%error, "enrolled pods can't be restored"),
+    }
+    if let Some(path) = &agent.config.node.pods {
+        match PodsFile::read(path) {
+            Ok(file) => {
+                for request in file.pods {
+                    match agent.enrollment(request) {
+                        // The file is newer than what was recorded.
+                        Ok(pod) => drop(wanted.insert(pod.uid.clone(), pod)),
+                        Err(error) => tracing::error!(path = %path.display(), %error, "pod skipped"),
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "pods can't be read"),
+        }
+    }
+    agent.pods.waiting().extend(
+        wanted.keys().map(|uid| (uid.clone(), "no configuration has been applied yet".to_owned())),
+    );
+    let mut changes = agent.dataplane.snapshot.changes();
+    if changes.wait_for(|version| *version > 0).await.is_err() {
+        return;
+    }
+    while !wanted.is_empty() && !agent.stop.is_cancelled() {
+        for pod in std::mem::take(&mut wanted).into_values() {
+            let uid = pod.uid.clone();
+            if !agent.pods.waiting().contains_key(&uid) {
+                // Somebody un-enrolled it meanwhile.
+                continue;
+            }
+            match agent.enroll(pod.clone()).await {
+                Ok(()) => drop(agent.pods.waiting().remove(&uid)),
+                Err(error) => {
+                    let why = error.to_string();
+                    let known = agent.pods.waiting().insert(uid.clone(), why.clone());
+                    if known.as_ref() != Some(&why) {
+                        tracing::error!(pod = %uid, "not enrolled, will be tried again: {why}");
+                    }
+                    wanted.insert(uid, pod);
+                }
+            }
+        }
+        time::sleep(RESTORE_PAUSE).await;
+    }
+}
+
+/// Accepts the pod's connections until `accepting` is cancelled.
+fn serve(dataplane: &Arc<Dataplane>, enrolled: EnrolledPod, accepting: &CancellationToken) {
+    let EnrolledPod { pod, outbound, inbound, hbone } = enrolled;
+    let uid = pod.workload.uid.clone();
+    {
+        let dataplane = Arc::clone(dataplane);
+        let accepted = accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
+            let (stream, captured) = outbound.accept().await?;
+            Ok(outbound::serve(Arc::clone(&dataplane), stream, captured))
+        });
+        tokio::spawn(accepted);
+    }
+    {
+        let dataplane = Arc::clone(dataplane);
+        let accepted = accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
+            let (stream, captured) = inbound.accept().await?;
+            Ok(inbound::serve_plaintext(Arc::clone(&dataplane), stream, captured))
+        });
+        tokio::spawn(accepted);
+    }
+    let dataplane = Arc::clone(dataplane);
+    let accepted = accept(uid, accepting.clone(), Arc::clone(&dataplane), async move || {
+        let (stream, source) = hbone.accept().await?;
+        let (dataplane, pod) = (Arc::clone(&dataplane), Arc::clone(&pod));
+        Ok(inbound::serve_hbone(dataplane, pod, stream, source))
+    });
+    tokio::spawn(accepted);
+}
+
+async fn accept<A, S>(
+    uid: WorkloadUid,
+    accepting: CancellationToken,
+    dataplane: Arc<Dataplane>,
+    next: A,
+) where
+    A: AsyncFn() -> io::Result<S>,
+    S: Future<Output = ()> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = accepting.cancelled() => return,
+            accepted = next() => accepted,
+        };
+        match accepted {
+            Ok(connection) => {
+                dataplane.tasks.spawn(async move {
+                    connection.await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(pod = %uid, %error, "a connection was not accepted");
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn failed(error: impl std::error::Error + 'static) -> ControlError {
+    ControlError::Failed(story(&error))
+}
+
+fn refused(error: EnrollError) -> ControlError {
+    match &error {
+        EnrollError::NotEnrolled(uid) => ControlError::NotFound(uid.clone()),
+        EnrollError::AlreadyEnrolled(_) | EnrollError::NetnsInUse { .. } => {
+            ControlError::Conflict(story(&error))
+        }
+        EnrollError::Uid(_)
+        | EnrollError::HostNetwork(_)
+        | EnrollError::NoAddress(_)
+        | EnrollError::Netns { .. } => ControlError::Invalid(story(&error)),
+        _ => ControlError::Failed(story(&error)),
+    }
+}
+
+fn story(error: &(dyn std::error::Error + 'static)) -> String {
+    crate::proxy::story(error)
+}
