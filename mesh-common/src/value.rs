@@ -16,7 +16,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct PodEntry {
-    /// When it was enrolled, nanoseconds of the boot clock; for people who dump the map.
+    /// When it was enrolled, `CLOCK_MONOTONIC` in nanoseconds; for people who dump the map.
     pub enrolled_ns: u64,
 }
 
