@@ -1,1 +1,33 @@
 //! eBPF programs, their maps, and the pods whose connections they steer. aya types stop here.
+//!
+//! Knows nothing of policy, routes or certificates. Connections enter here: the
+//! kernel steers them to listeners inside each pod's network namespace
+//! ([`accept`]), which yield `model::captured` values for `proxy`; `proxy` dials
+//! back out through `model::socket::PodSockets` ([`sockets`]).
+//!
+//! What the kernel holds (programs, maps, links) is pinned under
+//! `<bpffs>/<instance>/` and outlives the agent: while no agent is there, enrolled
+//! pods' connections are refused.
+
+mod accept;
+mod bpffs;
+mod cgroup;
+mod doctor;
+mod enroll;
+mod error;
+mod loader;
+mod log;
+mod maps;
+mod netns;
+mod orig_dst;
+mod persist;
+mod routing;
+mod sockets;
+
+pub use accept::{HboneListener, InboundListener, OutboundListener};
+pub use cgroup::cgroup2_root;
+pub use doctor::{Check, CheckStatus, doctor};
+pub use enroll::{Capture, CaptureOptions, EnrollPod, EnrolledPod, Exclusions};
+pub use error::{CaptureError, EnrollError};
+pub use maps::MapCapacities;
+pub use netns::{NetnsError, NetnsRef, PodNetns};

@@ -1,0 +1,202 @@
+//! Whether this kernel can capture: for `mesh-agent doctor`.
+#![forbid(unsafe_code)]
+
+use std::{fs, fs::File, os::fd::AsFd, path::Path};
+
+use super::{
+    bpffs::is_bpffs,
+    cgroup::cgroup2_root,
+    enroll::CaptureOptions,
+    loader::{CGROUP_PROGRAMS, try_load},
+    maps::attached_programs,
+    netns::PodNetns,
+};
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckStatus {
+    Ok,
+    /// Works, but an operator should know.
+    Warn,
+    /// Capture will not work.
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Check {
+    pub name: String,
+    pub status: CheckStatus,
+    /// What was found, and what to do about it.
+    pub detail: String,
+}
+
+/// Looks at the kernel and the mounts. Changes nothing.
+pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
+    let mut checks = vec![kernel_version(), btf()];
+    checks.extend(programs());
+    checks.push(netns_cookie());
+    checks.extend(cgroup(options));
+    checks.push(bpffs(&options.bpffs));
+    checks.extend(sysctls());
+    checks
+}
+
+fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>) -> Check {
+    Check { name: name.into(), status, detail: detail.into() }
+}
+
+/// `SO_NETNS_COOKIE` is the newest thing capture cannot do without.
+const OLDEST: (u32, u32) = (5, 14);
+
+fn kernel_version() -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let status = if version >= OLDEST { CheckStatus::Ok } else { CheckStatus::Fail };
+    check("kernel", status, format!("{release} (needs {}.{})", OLDEST.0, OLDEST.1))
+}
+
+fn btf() -> Check {
+    let path = "/sys/kernel/btf/vmlinux";
+    if Path::new(path).exists() {
+        check("btf", CheckStatus::Ok, path)
+    } else {
+        check("btf", CheckStatus::Warn, format!("{path} is not there (CONFIG_DEBUG_INFO_BTF)"))
+    }
+}
+
+fn programs() -> Vec<Check> {
+    match try_load() {
+        Ok(programs) => programs
+            .into_iter()
+            .map(|(name, result)| match result {
+                Ok(()) => check(format!("program {name}"), CheckStatus::Ok, "loads"),
+                Err(error) => {
+                    check(format!("program {name}"), CheckStatus::Fail, chain(&error))
+                }
+            })
+            .collect(),
+        Err(error) => vec![check("programs", CheckStatus::Fail, chain(&error))],
+    }
+}
+
+fn netns_cookie() -> Check {
+    match PodNetns::own() {
+        Ok(own) => check("netns cookie", CheckStatus::Ok, format!("own: {}", own.cookie())),
+        Err(error) => check("netns cookie", CheckStatus::Fail, chain(&error)),
+    }
+}
+
+fn cgroup(options: &CaptureOptions) -> Vec<Check> {
+    let root = match options.cgroup_root.clone().map_or_else(cgroup2_root, Ok) {
+        Ok(root) => root,
+        Err(error) => return vec![check("cgroup v2", CheckStatus::Fail, chain(&error))],
+    };
+    if !root.join("cgroup.procs").exists() {
+        let detail = format!("{} is not a cgroup v2 directory", root.display());
+        return vec![check("cgroup v2", CheckStatus::Fail, detail)];
+    }
+    let mut checks = vec![check("cgroup v2", CheckStatus::Ok, root.display().to_string())];
+    let directory = match File::open(&root) {
+        Ok(directory) => directory,
+        Err(error) => {
+            checks.push(check("cgroup programs", CheckStatus::Fail, chain(&error)));
+            return checks;
+        }
+    };
+    // Attach types of `enum bpf_attach_type`.
+    for (name, attach_type) in [
+        ("sock_ops", 3),
+        ("connect4", 10),
+        ("connect6", 11),
+        ("getpeername4", 29),
+        ("getpeername6", 30),
+    ] {
+        let name = format!("cgroup {name}");
+        checks.push(match attached_programs(directory.as_fd(), attach_type) {
+            Ok(ids) => {
+                let others: Vec<_> = ids.into_iter().filter_map(foreign).collect();
+                if others.is_empty() {
+                    check(name, CheckStatus::Ok, "no other programs")
+                } else {
+                    let detail = format!(
+                        "other programs run here too and may rewrite addresses before capture \
+                         sees them: {}",
+                        others.join(", ")
+                    );
+                    check(name, CheckStatus::Warn, detail)
+                }
+            }
+            Err(error) => check(name, CheckStatus::Warn, format!("cannot be queried: {error}")),
+        });
+    }
+    checks
+}
+
+/// The program's name, if it is not one of ours.
+fn foreign(id: u32) -> Option<String> {
+    let name = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == id)
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .unwrap_or_default();
+    // The kernel keeps 15 bytes of a name.
+    let ours = CGROUP_PROGRAMS.iter().any(|known| !name.is_empty() && known.starts_with(&name));
+    (!ours).then(|| format!("{name} (id {id})"))
+}
+
+fn bpffs(directory: &Path) -> Check {
+    let existing = directory.ancestors().find(|path| path.exists());
+    match existing {
+        Some(path) if is_bpffs(path) => {
+            check("bpffs", CheckStatus::Ok, directory.display().to_string())
+        }
+        _ => check(
+            "bpffs",
+            CheckStatus::Warn,
+            format!("{} is on no BPF filesystem: the agent will mount one", directory.display()),
+        ),
+    }
+}
+
+fn sysctls() -> Vec<Check> {
+    let read = |path: &str| fs::read_to_string(path).ok().map(|value| value.trim().to_owned());
+    let fwmark_accept = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+    let jit = "/proc/sys/net/core/bpf_jit_enable";
+    vec![
+        match read(fwmark_accept) {
+            Some(value) => check(
+                "sysctl net.ipv4.tcp_fwmark_accept",
+                CheckStatus::Ok,
+                format!("{value} here; set to 1 inside enrolled pods"),
+            ),
+            None => check(
+                "sysctl net.ipv4.tcp_fwmark_accept",
+                CheckStatus::Fail,
+                "missing: applications cannot see their clients' addresses",
+            ),
+        },
+        match read(jit).as_deref() {
+            Some("0") => {
+                check("sysctl net.core.bpf_jit_enable", CheckStatus::Warn, "0: programs are interpreted, which is slow")
+            }
+            Some(value) => check("sysctl net.core.bpf_jit_enable", CheckStatus::Ok, value),
+            None => check("sysctl net.core.bpf_jit_enable", CheckStatus::Ok, "always on"),
+        },
+    ]
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,591 @@
+//! Capture of one node: start, enrol and un-enrol pods, leave.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    num::NonZeroU32,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use mesh_common::{abi::ABI_VERSION, key::ListenerKind, verdict::Verdict};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    accept::{DualListener, HboneListener, InboundListener, OutboundListener},
+    bpffs,
+    cgroup::cgroup2_root,
+    error::{CaptureError, EnrollError},
+    loader::Pins,
+    maps::{MapCapacities, Maps, monotonic_ns},
+    netns::{NetnsRef, PodNetns},
+    orig_dst::OriginalDestinations,
+    persist::{Record, Records},
+    routing::{self, RoutingError},
+    sockets::NetnsSockets,
+};
+use crate::model::{
+    captured::Pod,
+    identity::Identity,
+    workload::{MtlsMode, Workload, WorkloadUid},
+};
+
+/// Published connections that nobody accepted for this long are forgotten.
+const STALE: Duration = Duration::from_secs(60);
+
+/// Where capture works, and how.
+#[derive(Debug, Clone)]
+pub struct CaptureOptions {
+    /// Whose sockets are captured; `None`: the cgroup v2 root.
+    pub cgroup_root: Option<PathBuf>,
+    /// Where programs, maps and links are pinned; a BPF filesystem is mounted if there is none.
+    pub bpffs: PathBuf,
+    /// Tells several agents on one kernel apart.
+    pub instance: String,
+    /// Where enrolled pods are recorded; one agent at a time.
+    pub state_dir: PathBuf,
+    /// What is not captured, for all pods.
+    pub exclusions: Exclusions,
+    /// Whether programs log what they decide (through `log`, target `mesh_ebpf`).
+    pub bpf_log: bool,
+    /// How many entries the maps hold.
+    pub capacities: MapCapacities,
+}
+
+impl Default for CaptureOptions {
+    fn default() -> Self {
+        Self {
+            cgroup_root: None,
+            bpffs: PathBuf::from("/sys/fs/bpf/mesh"),
+            instance: "default".to_owned(),
+            state_dir: PathBuf::from("/var/lib/mesh"),
+            exclusions: Exclusions::default(),
+            bpf_log: false,
+            capacities: MapCapacities::default(),
+        }
+    }
+}
+
+/// Connections that capture leaves alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Exclusions {
+    /// Destination ports of connections that the pod opens.
+    pub outbound_ports: Vec<u16>,
+    /// Destination networks of connections that the pod opens.
+    pub outbound_cidrs: Vec<IpNet>,
+    /// Ports of the pod that are reached without the agent.
+    pub inbound_ports: Vec<u16>,
+}
+
+impl Exclusions {
+    /// What either excludes.
+    #[must_use]
+    fn union(&self, other: &Self) -> Self {
+        let mut union = self.clone();
+        union.outbound_ports.extend(&other.outbound_ports);
+        union.outbound_cidrs.extend(&other.outbound_cidrs);
+        union.inbound_ports.extend(&other.inbound_ports);
+        union
+    }
+}
+
+/// A pod to enrol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrollPod {
+    pub uid: WorkloadUid,
+    pub name: String,
+    pub identity: Identity,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub mtls: MtlsMode,
+    pub netns: NetnsRef,
+    /// Beside the node's own.
+    #[serde(default)]
+    pub exclusions: Exclusions,
+}
+
+/// A pod whose listeners are open. Dropping the listeners refuses its connections.
+#[derive(Debug)]
+pub struct EnrolledPod {
+    pub pod: Arc<Pod>,
+    pub outbound: OutboundListener,
+    pub inbound: InboundListener,
+    pub hbone: HboneListener,
+}
+
+/// The kernel's side of one agent. Dropping it leaves everything pinned: enrolled
+/// pods' new connections are refused until an agent is back.
+#[derive(Debug)]
+pub struct Capture {
+    pins: Pins,
+    records: Records,
+    exclusions: Exclusions,
+    own: PodNetns,
+    state: Mutex<State>,
+    log: Option<tokio::task::JoinHandle<()>>,
+    /// Held for as long as the agent lives.
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct State {
+    maps: Maps,
+    pods: HashMap<WorkloadUid, Slot>,
+    /// What [`Capture::maintain`] has reported before.
+    publish_failures: u64,
+}
+
+/// One pod in memory.
+#[derive(Debug)]
+struct Slot {
+    cookie: u64,
+    netns: Arc<PodNetns>,
+    /// `None` while it is being enrolled.
+    record: Option<Record>,
+}
+
+impl Capture {
+    /// Loads the programs and attaches them, or adopts what an earlier agent of the
+    /// same instance left. Pods that it had enrolled stay captured throughout.
+    ///
+    /// With `bpf_log` the caller must be in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`CaptureError`]; nothing that was pinned before is taken away.
+    pub fn start(options: CaptureOptions) -> Result<Self, CaptureError> {
+        if !is_name(&options.instance) {
+            return Err(CaptureError::Instance(options.instance));
+        }
+        bpffs::create(&options.state_dir)?;
+        let lock = lock(&options.state_dir)?;
+        let records = Records::open(&options.state_dir)?;
+        let known = records.load_all()?;
+        let cgroup_root = match options.cgroup_root {
+            Some(root) => root,
+            None => cgroup2_root()?,
+        };
+        let own = PodNetns::own().map_err(|error| CaptureError::File {
+            act: "use",
+            path: PathBuf::from("/proc/thread-self/ns/net"),
+            source: std::io::Error::other(error),
+        })?;
+        let pins = Pins::prepare(&options.bpffs, &options.instance, options.capacities)?;
+        let mut ebpf = pins.load(None)?;
+        let log = options.bpf_log.then(|| super::log::pump(&mut ebpf)).flatten();
+        let mut maps = Maps::take(&mut ebpf, &pins.maps())?;
+        match maps.abi_version()? {
+            ABI_VERSION | 0 => {}
+            found => {
+                return Err(CaptureError::Abi { path: pins.maps(), found, expected: ABI_VERSION });
+            }
+        }
+        maps.configure(options.bpf_log)?;
+        // No listener is open yet: whoever published these has been refused since.
+        maps.withdraw(|_, _| true);
+        // Before the links run programs that use these maps, which may be new.
+        for record in known.iter().filter(|record| record.active) {
+            maps.add_pod(record.netns_cookie)?;
+        }
+        pins.attach_cgroup(&mut ebpf, &cgroup_root)?;
+        pins.remove_other_versions()?;
+        forget_strangers(&pins, &mut maps, &known)?;
+        tracing::info!(
+            cgroup = %cgroup_root.display(), instance = options.instance, adopted = known.len(),
+            "capture is attached"
+        );
+        Ok(Self {
+            pins,
+            records,
+            exclusions: options.exclusions,
+            own,
+            state: Mutex::new(State { maps, pods: HashMap::new(), publish_failures: 0 }),
+            log,
+            _lock: lock,
+        })
+    }
+
+    /// Pods that an earlier agent had enrolled, in the order of their UIDs: enrol them
+    /// again. Those whose namespace is gone have been dropped.
+    ///
+    /// # Errors
+    /// [`CaptureError`] where the state directory cannot be read.
+    pub fn persisted(&self) -> Result<Vec<EnrollPod>, CaptureError> {
+        Ok(self.records.load_all()?.into_iter().map(|record| record.pod).collect())
+    }
+
+    /// Opens listeners inside the pod and prepares everything to capture it. Capture
+    /// begins with [`Capture::activate`]; a pod that an earlier agent had activated
+    /// is captured already.
+    ///
+    /// Not cancel safe: run it to its end, or un-enrol the pod.
+    ///
+    /// # Errors
+    /// [`EnrollError`]; the pod is then as it was before.
+    pub async fn enroll(&self, request: EnrollPod) -> Result<EnrolledPod, EnrollError> {
+        let uid = request.uid.clone();
+        if !is_name(&uid.0) {
+            return Err(EnrollError::Uid(uid.0.chars().take(128).collect()));
+        }
+        if self.state().pods.contains_key(&uid) {
+            return Err(EnrollError::AlreadyEnrolled(uid));
+        }
+        let kernel = kernel(&uid);
+        let mut request = request;
+        let given = request.netns.clone();
+        let before = self.records.load(&uid).map_err(&kernel)?;
+        request.netns = self.records.hold(&request).map_err(&kernel)?;
+        let held = request.netns != given;
+        let outcome = self.enroll_held(&request, before.as_ref()).await;
+        if outcome.is_err() && held {
+            self.records.remove(&request).map_err(&kernel)?;
+        }
+        outcome
+    }
+
+    async fn enroll_held(
+        &self,
+        request: &EnrollPod,
+        before: Option<&Record>,
+    ) -> Result<EnrolledPod, EnrollError> {
+        let uid = &request.uid;
+        let netns = PodNetns::open(&request.netns)
+            .map(Arc::new)
+            .map_err(|source| EnrollError::Netns { uid: uid.clone(), source })?;
+        let cookie = netns.cookie();
+        if cookie == self.own.cookie() {
+            return Err(EnrollError::HostNetwork(uid.clone()));
+        }
+        let before = before.filter(|record| record.netns_cookie == cookie);
+        self.reserve(uid, &netns)?;
+        match self.prepare(request, &netns, before).await {
+            Ok((enrolled, record)) => {
+                let mut state = self.state();
+                if let Some(slot) = state.pods.get_mut(uid) {
+                    slot.record = Some(record);
+                }
+                tracing::info!(pod = %uid, netns = %netns.path().display(), cookie, "enrolled");
+                Ok(enrolled)
+            }
+            Err(error) => {
+                if before.is_none() {
+                    self.undo(&netns, "0").await;
+                }
+                self.state().pods.remove(uid);
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps UID and namespace from being enrolled twice.
+    fn reserve(&self, uid: &WorkloadUid, netns: &Arc<PodNetns>) -> Result<(), EnrollError> {
+        let cookie = netns.cookie();
+        let mut state = self.state();
+        if state.pods.contains_key(uid) {
+            return Err(EnrollError::AlreadyEnrolled(uid.clone()));
+        }
+        if let Some((other, _)) = state.pods.iter().find(|(_, slot)| slot.cookie == cookie) {
+            return Err(EnrollError::NetnsInUse { uid: uid.clone(), other: other.clone() });
+        }
+        let slot = Slot { cookie, netns: Arc::clone(netns), record: None };
+        state.pods.insert(uid.clone(), slot);
+        Ok(())
+    }
+
+    async fn prepare(
+        &self,
+        request: &EnrollPod,
+        netns: &Arc<PodNetns>,
+        before: Option<&Record>,
+    ) -> Result<(EnrolledPod, Record), EnrollError> {
+        let uid = &request.uid;
+        let cookie = netns.cookie();
+        let kernel = kernel(uid);
+        let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
+        let found = netns.addresses().await.map_err(in_netns)?;
+        if found.is_empty() {
+            return Err(EnrollError::NoAddress(uid.clone()));
+        }
+        let addresses: Vec<_> = found.iter().map(|(ip, _)| *ip).collect();
+        let node: Vec<_> =
+            self.own.addresses().await.map_err(in_netns)?.into_iter().map(|(ip, _)| ip).collect();
+
+        let open = |(v4, v6), interface| {
+            DualListener::open(netns, v4, v6, interface).map_err(|(address, source)| {
+                EnrollError::Listen { uid: uid.clone(), address, source }
+            })
+        };
+        let outbound = open(OutboundListener::ADDRESSES, None)?;
+        let inbound = open(InboundListener::ADDRESSES, only_interface(&found))?;
+        let hbone = open(HboneListener::ADDRESSES, None)?;
+
+        let v6 = outbound.has_v6();
+        let fwmark_accept = routing::install(netns, v6).await.map_err(|error| match error {
+            RoutingError::Netlink { what, source } => {
+                EnrollError::Routing { uid: uid.clone(), what, source: Box::new(source) }
+            }
+            RoutingError::Sysctl { name, source } => {
+                EnrollError::Sysctl { uid: uid.clone(), name, source }
+            }
+        })?;
+
+        let exclusions = self.exclusions.union(&request.exclusions);
+        {
+            let mut state = self.state();
+            state.maps.set_facts(cookie, &addresses, &node, &exclusions).map_err(&kernel)?;
+            state.maps.remove_listeners(cookie).map_err(&kernel)?;
+            for (kind, listener) in
+                [(ListenerKind::Inbound, &inbound), (ListenerKind::Hbone, &hbone)]
+            {
+                for (v6, socket) in listener.sockets() {
+                    state.maps.add_listener(cookie, kind, v6, socket).map_err(&kernel)?;
+                }
+            }
+        }
+        let destinations =
+            OriginalDestinations::open(&self.pins.maps(), cookie).map_err(&kernel)?;
+        self.pins.attach_pod(netns).map_err(&kernel)?;
+        let record = Record {
+            boot_id: self.records.boot_id().to_owned(),
+            netns_cookie: cookie,
+            // An agent before us has set it already; what counts is what was before that.
+            fwmark_accept: before.map_or(fwmark_accept, |record| record.fwmark_accept.clone()),
+            active: before.is_some_and(|record| record.active),
+            pod: request.clone(),
+        };
+        self.records.save(&record).map_err(&kernel)?;
+
+        let pod = Arc::new(Pod {
+            workload: Workload {
+                uid: uid.clone(),
+                name: request.name.clone(),
+                identity: request.identity.clone(),
+                addresses,
+                labels: request.labels.clone(),
+                mtls: request.mtls,
+            },
+            sockets: Arc::new(NetnsSockets(Arc::clone(netns))),
+        });
+        let enrolled = EnrolledPod {
+            outbound: OutboundListener { listener: outbound, pod: Arc::clone(&pod), destinations },
+            inbound: InboundListener { listener: inbound, pod: Arc::clone(&pod) },
+            hbone: HboneListener { listener: hbone },
+            pod,
+        };
+        Ok((enrolled, record))
+    }
+
+    /// Turns capture on: the pod's new connections, both ways, go to the agent from now on.
+    ///
+    /// # Errors
+    /// [`EnrollError::NotEnrolled`], or [`EnrollError::Kernel`] where a map is full:
+    /// the pod then has plain networking, un-enrol it.
+    pub fn activate(&self, uid: &WorkloadUid) -> Result<(), EnrollError> {
+        let kernel = kernel(uid);
+        let mut state = self.state();
+        let State { maps, pods, .. } = &mut *state;
+        let record = pods
+            .get_mut(uid)
+            .and_then(|slot| slot.record.as_mut())
+            .ok_or_else(|| EnrollError::NotEnrolled(uid.clone()))?;
+        maps.add_pod(record.netns_cookie).map_err(&kernel)?;
+        record.active = true;
+        self.records.save(record).map_err(&kernel)
+    }
+
+    /// Gives the pod plain networking back, at once for new connections. Connections
+    /// through the agent end when their listeners' owner drops them.
+    ///
+    /// # Errors
+    /// [`EnrollError`]; capture is off if the kernel took that first step.
+    pub async fn unenroll(&self, uid: &WorkloadUid) -> Result<(), EnrollError> {
+        let kernel = kernel(uid);
+        let slot = {
+            let mut state = self.state();
+            let enrolled = state.pods.get(uid).is_some_and(|slot| slot.record.is_some());
+            if enrolled { state.pods.remove(uid) } else { None }
+        };
+        let (record, netns) = match slot {
+            Some(Slot { record: Some(record), netns, .. }) => (record, Some(netns)),
+            // Not restored by this agent, but known from an earlier one.
+            _ => {
+                let record = self.records.load(uid).map_err(&kernel)?;
+                let record = record.ok_or_else(|| EnrollError::NotEnrolled(uid.clone()))?;
+                let netns = PodNetns::open(&record.pod.netns).ok().map(Arc::new);
+                (record, netns)
+            }
+        };
+        let cookie = record.netns_cookie;
+        self.state().maps.remove_pod(cookie).map_err(&kernel)?;
+        match netns.filter(|netns| netns.cookie() == cookie) {
+            Some(netns) => self.undo(&netns, &record.fwmark_accept).await,
+            None => self.undo_kernel(cookie),
+        }
+        self.records.remove(&record.pod).map_err(&kernel)?;
+        tracing::info!(pod = %uid, "un-enrolled");
+        Ok(())
+    }
+
+    /// Takes away what `prepare` may have set. What fails is logged: the rest must go too.
+    async fn undo(&self, netns: &PodNetns, fwmark_accept: &str) {
+        self.undo_kernel(netns.cookie());
+        if let Err(error) = routing::remove(netns, fwmark_accept).await {
+            tracing::warn!(netns = %netns.path().display(), ?error, "cannot remove routing");
+        }
+    }
+
+    fn undo_kernel(&self, cookie: u64) {
+        let mut state = self.state();
+        let steps = [
+            state.maps.remove_pod(cookie),
+            self.pins.detach_pod(cookie),
+            state.maps.remove_listeners(cookie),
+            state.maps.remove_facts(cookie),
+        ];
+        for error in steps.into_iter().filter_map(Result::err) {
+            tracing::warn!(cookie, %error, "cannot clean up after a pod");
+        }
+    }
+
+    /// To be called now and then: forgets connections that nobody accepted, and logs
+    /// what the programs could not do.
+    ///
+    /// Returns enrolled pods whose namespace's file is gone or is another one's: the
+    /// pod was most likely deleted without being un-enrolled.
+    pub fn maintain(&self) -> Vec<WorkloadUid> {
+        let mut state = self.state();
+        let oldest = monotonic_ns()
+            .saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
+        state.maps.withdraw(|_, value| value.published_ns < oldest);
+        let failures = state
+            .maps
+            .verdicts()
+            .ok()
+            .and_then(|all| all.into_iter().find(|(verdict, _)| *verdict == Verdict::PublishFailed))
+            .map_or(0, |(_, count)| count);
+        if failures > state.publish_failures {
+            tracing::error!(
+                refused = failures - state.publish_failures,
+                map = mesh_common::abi::map::ORIGINAL_DESTINATIONS,
+                "connections were refused because the map is full: raise its capacity"
+            );
+            state.publish_failures = failures;
+        }
+        let enrolled = state.pods.iter().filter(|(_, slot)| slot.record.is_some());
+        enrolled.filter(|(_, slot)| !slot.netns.is_current()).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// What the programs decided, by name, since the maps were made.
+    ///
+    /// # Errors
+    /// [`CaptureError::Map`].
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, CaptureError> {
+        let verdicts = self.state().maps.verdicts()?;
+        Ok(verdicts.into_iter().map(|(verdict, count)| (verdict.name(), count)).collect())
+    }
+
+    /// Leaves with everything pinned: enrolled pods' new connections are refused until
+    /// an agent of this instance is back.
+    pub fn suspend(self) {
+        let enrolled = self.state().pods.len();
+        tracing::info!(enrolled, "capture stays attached; new connections are refused");
+    }
+
+    /// Un-enrols every pod and removes programs, maps and links.
+    ///
+    /// # Errors
+    /// The first failure; the rest has been tried.
+    pub async fn teardown(self) -> Result<(), CaptureError> {
+        let known = self.records.load_all()?;
+        for record in known {
+            if let Err(error) = self.unenroll(&record.pod.uid).await {
+                tracing::warn!(pod = %record.pod.uid, %error, "cannot un-enrol");
+            }
+        }
+        self.pins.remove_all()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change of the maps stands for itself: a panic leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if let Some(log) = &self.log {
+            log.abort();
+        }
+    }
+}
+
+fn kernel(uid: &WorkloadUid) -> impl Fn(CaptureError) -> EnrollError {
+    move |source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) }
+}
+
+/// Removes what the kernel holds for pods whose namespace is gone, and names those
+/// that are captured without a record: they stay refused, for who knows why.
+fn forget_strangers(pins: &Pins, maps: &mut Maps, known: &[Record]) -> Result<(), CaptureError> {
+    let is_known = |cookie: u64| known.iter().any(|record| record.netns_cookie == cookie);
+    let attached = pins.attached_pods()?;
+    for (cookie, alive) in &attached {
+        if *alive && is_known(*cookie) {
+            continue;
+        }
+        if *alive {
+            tracing::warn!(
+                cookie,
+                "a pod is captured that no record names: its connections stay refused until \
+                 it is enrolled again, or capture is torn down"
+            );
+            continue;
+        }
+        maps.remove_pod(*cookie)?;
+        maps.remove_listeners(*cookie)?;
+        maps.remove_facts(*cookie)?;
+        pins.detach_pod(*cookie)?;
+    }
+    for cookie in maps.pods() {
+        if !is_known(cookie) && !attached.iter().any(|(other, _)| *other == cookie) {
+            maps.remove_pod(cookie)?;
+            maps.remove_facts(cookie)?;
+        }
+    }
+    Ok(())
+}
+
+/// The interface of a pod that has one. What arrives for the application is bound to
+/// it, for the agent's own dial to the application (over `lo`, from the client's
+/// address) may get the client's port number, and would then be taken for it.
+fn only_interface(addresses: &[(std::net::IpAddr, u32)]) -> Option<NonZeroU32> {
+    let (_, first) = addresses.first()?;
+    let only = addresses.iter().all(|(_, index)| index == first);
+    NonZeroU32::new(*first).filter(|_| only)
+}
+
+/// Letters, digits, `.`, `-`, `_`; usable as a file name.
+fn is_name(name: &str) -> bool {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(valid)
+}
+
+fn lock(state_dir: &std::path::Path) -> Result<File, CaptureError> {
+    let path = state_dir.join("agent.lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| CaptureError::File { act: "open", path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(CaptureError::InUse(state_dir.to_owned())),
+        Err(fs::TryLockError::Error(source)) => {
+            Err(CaptureError::File { act: "lock", path, source })
+        }
+    }
+}

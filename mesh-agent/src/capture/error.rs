@@ -1,0 +1,91 @@
+//! Why capture could not start, or a pod could not be enrolled.
+#![forbid(unsafe_code)]
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
+
+use super::netns::NetnsError;
+use crate::model::workload::WorkloadUid;
+
+/// Why capture could not start, stop, or read its maps.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// No cgroup v2 hierarchy is mounted.
+    #[error("no cgroup v2 mount in /proc/self/mountinfo: mount one, or set the cgroup root")]
+    NoCgroup2,
+    /// A file or directory could not be used.
+    #[error("cannot {act} {path}")]
+    File { act: &'static str, path: PathBuf, source: io::Error },
+    /// Another agent holds the state directory.
+    #[error("another agent uses the state directory {0}: give each agent its own")]
+    InUse(PathBuf),
+    /// The instance name cannot name a directory.
+    #[error("`{0}` is not an instance name: use letters, digits, `.`, `-`, `_`")]
+    Instance(String),
+    /// The kernel refused the object or one of its maps.
+    #[error("the kernel refused the BPF object")]
+    Load(#[source] Box<EbpfError>),
+    /// The embedded object lacks a program or map of this name.
+    #[error("the BPF object has no `{0}`")]
+    Missing(&'static str),
+    /// The kernel refused a program; the source carries the verifier's log.
+    #[error("program {program} was refused")]
+    Program { program: &'static str, source: Box<ProgramError> },
+    /// A link could not be pinned.
+    #[error("cannot pin {path}")]
+    Pin { path: PathBuf, source: PinError },
+    /// A link could not be made, read or updated.
+    #[error("link of {program}")]
+    Link { program: String, source: io::Error },
+    /// A map could not be read or written.
+    #[error("map {map}")]
+    Map { map: &'static str, source: MapError },
+    /// A map has no room left.
+    #[error("map {map} is full ({capacity} entries): raise its capacity")]
+    MapFull { map: &'static str, capacity: u32 },
+    /// The pinned maps are of another version although their directory says otherwise.
+    #[error("pinned maps in {path} have ABI version {found}, this agent has {expected}: remove them")]
+    Abi { path: PathBuf, found: u32, expected: u32 },
+    /// A record of an enrolled pod cannot be read or written.
+    #[error("pod record {path}")]
+    Record { path: PathBuf, source: serde_json::Error },
+}
+
+/// Why a pod could not be enrolled or un-enrolled. Nothing of the attempt remains.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrollError {
+    /// The UID cannot name a file.
+    #[error("`{0}` is not a workload UID: use up to 128 letters, digits, `.`, `-`, `_`")]
+    Uid(String),
+    /// This workload is enrolled already.
+    #[error("workload {0} is enrolled already")]
+    AlreadyEnrolled(WorkloadUid),
+    /// No such workload is enrolled.
+    #[error("workload {0} is not enrolled")]
+    NotEnrolled(WorkloadUid),
+    /// Another workload lives in the same namespace.
+    #[error("workload {uid}: its network namespace belongs to workload {other}")]
+    NetnsInUse { uid: WorkloadUid, other: WorkloadUid },
+    /// The pod shares the agent's own network namespace.
+    #[error("workload {0} uses the node's network namespace, which cannot be captured")]
+    HostNetwork(WorkloadUid),
+    /// The pod has no address that peers could dial.
+    #[error("workload {0}: its network namespace has no address but loopback and link-local ones")]
+    NoAddress(WorkloadUid),
+    /// The namespace could not be entered or read.
+    #[error("workload {uid}")]
+    Netns { uid: WorkloadUid, source: NetnsError },
+    /// A listener could not be opened inside the pod.
+    #[error("workload {uid}: cannot listen on {address} inside the pod")]
+    Listen { uid: WorkloadUid, address: std::net::SocketAddr, source: io::Error },
+    /// Routes or rules could not be set inside the pod.
+    #[error("workload {uid}: cannot set {what} inside the pod")]
+    Routing { uid: WorkloadUid, what: &'static str, source: Box<rtnetlink::Error> },
+    /// A sysctl could not be set inside the pod.
+    #[error("workload {uid}: cannot set {name} inside the pod")]
+    Sysctl { uid: WorkloadUid, name: &'static str, source: io::Error },
+    /// The kernel's side failed.
+    #[error("workload {uid}")]
+    Kernel { uid: WorkloadUid, source: Box<CaptureError> },
+}

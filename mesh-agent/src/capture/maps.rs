@@ -1,0 +1,447 @@
+//! Typed handles of the kernel's maps, and the bpf(2) commands that aya does not offer.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    fmt,
+    io,
+    net::IpAddr,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, SockHash, lpm_trie},
+};
+use mesh_common::{
+    abi::{ABI_VERSION, capacity, map},
+    key::{AddressKey, ConnectionKey, ListenerKey, ListenerKind, PortKey},
+    value::{Config, OriginalDestination, Owner, PodEntry},
+    verdict::Verdict,
+};
+
+use super::{enroll::Exclusions, error::CaptureError};
+
+/// How many entries the maps hold, over all pods of the node. A change takes effect
+/// when the maps are made anew: after `teardown`, or with another ABI version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapCapacities {
+    /// Enrolled pods.
+    pub pods: u32,
+    /// Addresses of pods, and of the node once for each pod.
+    pub addresses: u32,
+    /// Excluded ports, for each direction.
+    pub excluded_ports: u32,
+    /// Excluded networks.
+    pub excluded_cidrs: u32,
+    /// Captured connections that wait for the agent to accept them.
+    pub original_destinations: u32,
+}
+
+impl Default for MapCapacities {
+    fn default() -> Self {
+        Self {
+            pods: capacity::PODS,
+            addresses: capacity::ADDRESSES,
+            excluded_ports: capacity::EXCLUDED_PORTS,
+            excluded_cidrs: capacity::EXCLUDED_CIDRS,
+            original_destinations: capacity::ORIGINAL_DESTINATIONS,
+        }
+    }
+}
+
+impl MapCapacities {
+    /// Each resizable map with its capacity.
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 7] {
+        [
+            (map::PODS, self.pods),
+            (map::ADDRESSES, self.addresses),
+            (map::OUTBOUND_PORTS, self.excluded_ports),
+            (map::INBOUND_PORTS, self.excluded_ports),
+            (map::OUTBOUND_CIDRS, self.excluded_cidrs),
+            (map::ORIGINAL_DESTINATIONS, self.original_destinations),
+            (map::LISTENERS, self.pods.saturating_mul(4)),
+        ]
+    }
+}
+
+/// The maps that the agent writes and reads.
+pub(super) struct Maps {
+    config: Array<MapData, Config>,
+    pods: HashMap<MapData, u64, PodEntry>,
+    addresses: HashMap<MapData, AddressKey, u32>,
+    outbound_ports: HashMap<MapData, PortKey, u32>,
+    outbound_cidrs: LpmTrie<MapData, AddressKey, u32>,
+    inbound_ports: HashMap<MapData, PortKey, u32>,
+    original_destinations: HashMap<MapData, ConnectionKey, OriginalDestination>,
+    listeners: SockHash<MapData, ListenerKey>,
+    verdicts: PerCpuArray<MapData, u64>,
+    /// As the kernel has them: pinned maps keep their size whatever the options say.
+    capacities: BTreeMap<&'static str, u32>,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maps").field("capacities", &self.capacities).finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    /// Takes the maps, which are pinned in `directory`, out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, directory: &Path) -> Result<Self, CaptureError> {
+        fn one<T: TryFrom<Map, Error = MapError>>(
+            ebpf: &mut Ebpf,
+            name: &'static str,
+        ) -> Result<T, CaptureError> {
+            ebpf.take_map(name)
+                .ok_or(CaptureError::Missing(name))?
+                .try_into()
+                .map_err(|source| CaptureError::Map { map: name, source })
+        }
+        let mut capacities = BTreeMap::new();
+        for name in map::PINNED {
+            let info = MapInfo::from_pin(directory.join(name))
+                .map_err(|source| CaptureError::Map { map: name, source })?;
+            capacities.insert(name, info.max_entries());
+        }
+        Ok(Self {
+            capacities,
+            config: one(ebpf, map::CONFIG)?,
+            pods: one(ebpf, map::PODS)?,
+            addresses: one(ebpf, map::ADDRESSES)?,
+            outbound_ports: one(ebpf, map::OUTBOUND_PORTS)?,
+            outbound_cidrs: one(ebpf, map::OUTBOUND_CIDRS)?,
+            inbound_ports: one(ebpf, map::INBOUND_PORTS)?,
+            original_destinations: one(ebpf, map::ORIGINAL_DESTINATIONS)?,
+            listeners: one(ebpf, map::LISTENERS)?,
+            verdicts: one(ebpf, map::VERDICTS)?,
+        })
+    }
+
+    /// The ABI version of who made the maps; 0 where they are new.
+    pub(super) fn abi_version(&self) -> Result<u32, CaptureError> {
+        let config = self.config.get(&0, 0).map_err(refused(&self.capacities, map::CONFIG))?;
+        Ok(config.abi_version)
+    }
+
+    pub(super) fn configure(&mut self, log: bool) -> Result<(), CaptureError> {
+        let config = Config { abi_version: ABI_VERSION, log: log.into() };
+        self.config.set(0, config, 0).map_err(refused(&self.capacities, map::CONFIG))
+    }
+
+    /// Turns capture on for a pod.
+    pub(super) fn add_pod(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        let entry = PodEntry { enrolled_ns: monotonic_ns() };
+        self.pods.insert(cookie, entry, 0).map_err(refused(&self.capacities, map::PODS))
+    }
+
+    /// Turns capture off for a pod.
+    pub(super) fn remove_pod(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        absent_is_fine(self.pods.remove(&cookie)).map_err(refused(&self.capacities, map::PODS))
+    }
+
+    /// The pods that capture is on for.
+    pub(super) fn pods(&self) -> Vec<u64> {
+        self.pods.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Writes what the decisions ask about one pod, in place of what was there.
+    pub(super) fn set_facts(
+        &mut self,
+        cookie: u64,
+        own: &[IpAddr],
+        node: &[IpAddr],
+        exclusions: &Exclusions,
+    ) -> Result<(), CaptureError> {
+        self.remove_facts(cookie)?;
+        let owned = node
+            .iter()
+            .map(|ip| (ip, Owner::Node))
+            // After the node's: a pod may share an address with its node.
+            .chain(own.iter().map(|ip| (ip, Owner::Pod)));
+        for (ip, owner) in owned {
+            let key = AddressKey { netns_cookie: cookie, address: (*ip).into() };
+            self.addresses
+                .insert(key, owner as u32, 0)
+                .map_err(refused(&self.capacities, map::ADDRESSES))?;
+        }
+        for port in &exclusions.outbound_ports {
+            self.outbound_ports
+                .insert(PortKey::new(cookie, *port), 1, 0)
+                .map_err(refused(&self.capacities, map::OUTBOUND_PORTS))?;
+        }
+        for port in &exclusions.inbound_ports {
+            self.inbound_ports
+                .insert(PortKey::new(cookie, *port), 1, 0)
+                .map_err(refused(&self.capacities, map::INBOUND_PORTS))?;
+        }
+        for cidr in &exclusions.outbound_cidrs {
+            let before =
+                if cidr.addr().is_ipv4() { AddressKey::V4_PREFIX_BITS } else { AddressKey::V6_PREFIX_BITS };
+            let address = AddressKey { netns_cookie: cookie, address: cidr.network().into() };
+            let key = lpm_trie::Key::new(before + u32::from(cidr.prefix_len()), address);
+            self.outbound_cidrs
+                .insert(&key, 1, 0)
+                .map_err(refused(&self.capacities, map::OUTBOUND_CIDRS))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what the decisions ask about one pod, its listeners, and what it has
+    /// published.
+    pub(super) fn remove_facts(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        let keys: Vec<_> = mine(self.addresses.keys(), |key| key.netns_cookie == cookie);
+        for key in keys {
+            absent_is_fine(self.addresses.remove(&key)).map_err(refused(&self.capacities, map::ADDRESSES))?;
+        }
+        let keys: Vec<_> = mine(self.outbound_ports.keys(), |key| key.netns_cookie == cookie);
+        for key in keys {
+            absent_is_fine(self.outbound_ports.remove(&key))
+                .map_err(refused(&self.capacities, map::OUTBOUND_PORTS))?;
+        }
+        let keys: Vec<_> = mine(self.inbound_ports.keys(), |key| key.netns_cookie == cookie);
+        for key in keys {
+            absent_is_fine(self.inbound_ports.remove(&key))
+                .map_err(refused(&self.capacities, map::INBOUND_PORTS))?;
+        }
+        let keys: Vec<_> = mine(self.outbound_cidrs.keys(), |key| key.data().netns_cookie == cookie);
+        for key in keys {
+            absent_is_fine(self.outbound_cidrs.remove(&key))
+                .map_err(refused(&self.capacities, map::OUTBOUND_CIDRS))?;
+        }
+        self.withdraw(|key, _| key.netns_cookie == cookie);
+        Ok(())
+    }
+
+    /// Puts one of the agent's listening sockets where the lookup program finds it.
+    pub(super) fn add_listener(
+        &mut self,
+        cookie: u64,
+        kind: ListenerKind,
+        v6: bool,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), CaptureError> {
+        self.listeners
+            .insert(ListenerKey::new(cookie, kind, v6), socket.as_raw_fd(), 0)
+            .map_err(refused(&self.capacities, map::LISTENERS))
+    }
+
+    /// Takes a pod's listeners away.
+    pub(super) fn remove_listeners(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        for kind in [ListenerKind::Inbound, ListenerKind::Hbone] {
+            for v6 in [false, true] {
+                absent_is_fine(self.listeners.remove(&ListenerKey::new(cookie, kind, v6)))
+                    .map_err(refused(&self.capacities, map::LISTENERS))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes published original destinations that match; returns how many.
+    pub(super) fn withdraw(
+        &mut self,
+        matches: impl Fn(&ConnectionKey, &OriginalDestination) -> bool,
+    ) -> usize {
+        let stale: Vec<_> = self
+            .original_destinations
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(key, value)| matches(key, value))
+            .map(|(key, _)| key)
+            .collect();
+        stale.iter().filter(|key| self.original_destinations.remove(key).is_ok()).count()
+    }
+
+    /// Each verdict's count since the maps were made.
+    pub(super) fn verdicts(&self) -> Result<Vec<(Verdict, u64)>, CaptureError> {
+        Verdict::ALL
+            .into_iter()
+            .map(|verdict| {
+                let per_cpu = self
+                    .verdicts
+                    .get(&(verdict as u32), 0)
+                    .map_err(refused(&self.capacities, map::VERDICTS))?;
+                Ok((verdict, per_cpu.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+/// What the kernel's answer means: a map that is full is told apart, by name.
+fn refused(
+    capacities: &BTreeMap<&'static str, u32>,
+    map: &'static str,
+) -> impl FnOnce(MapError) -> CaptureError {
+    let capacity = capacities.get(map).copied().unwrap_or_default();
+    move |source| match errno(&source) {
+        // A full hash map says E2BIG, a full trie ENOSPC.
+        Some(libc::E2BIG | libc::ENOSPC) => CaptureError::MapFull { map, capacity },
+        _ => CaptureError::Map { map, source },
+    }
+}
+
+fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(error) if is_absent(&error) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether the map merely has no such key.
+pub(super) fn is_absent(error: &MapError) -> bool {
+    matches!(error, MapError::KeyNotFound | MapError::ElementNotFound)
+        || errno(error) == Some(libc::ENOENT)
+}
+
+fn mine<K>(
+    keys: impl Iterator<Item = Result<K, MapError>>,
+    is_mine: impl Fn(&K) -> bool,
+) -> Vec<K> {
+    keys.filter_map(Result::ok).filter(is_mine).collect()
+}
+
+/// Nanoseconds of the clock that `bpf_ktime_get_ns` reads.
+pub(super) fn monotonic_ns() -> u64 {
+    nix::time::ClockId::CLOCK_MONOTONIC.now().map_or(0, |now| {
+        let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
+        seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or_default()
+    })
+}
+
+/// What a link is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LinkTarget {
+    /// A cgroup, by its ID (which is its inode); 0 when it is gone.
+    Cgroup(u64),
+    /// A network namespace, by its inode; 0 when it is gone.
+    Netns(u32),
+    /// Something else.
+    Other,
+}
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_NETNS: u32 = 5;
+
+/// Opens what is pinned at `path`.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    /// `union bpf_attr`, `BPF_OBJ_*`.
+    #[repr(C)]
+    struct Attributes {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes {
+        pathname: name.as_ptr().expose_provenance() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes an attached link run `program` from now on: no connection sees neither.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// `union bpf_attr`, `link_update`.
+    #[repr(C)]
+    struct Attributes {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let mut attributes = Attributes {
+        link_fd: link.as_raw_fd().cast_unsigned(),
+        new_prog_fd: program.as_raw_fd().cast_unsigned(),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Asks the kernel what a link is attached to.
+pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    /// `struct bpf_link_info`, with room for kernels that know more.
+    #[repr(C, align(8))]
+    struct Info {
+        kind: u32,
+        id: u32,
+        program_id: u32,
+        _pad: u32,
+        target: [u32; 60],
+    }
+    /// `union bpf_attr`, `info`.
+    #[repr(C)]
+    struct Attributes {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = Info { kind: 0, id: 0, program_id: 0, _pad: 0, target: [0; 60] };
+    let mut attributes = Attributes {
+        bpf_fd: link.as_raw_fd().cast_unsigned(),
+        info_len: size_of::<Info>() as u32,
+        info: (&raw mut info).expose_provenance() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let [low, high, ..] = info.target;
+    Ok(match info.kind {
+        BPF_LINK_TYPE_CGROUP => LinkTarget::Cgroup(u64::from(high) << 32 | u64::from(low)),
+        BPF_LINK_TYPE_NETNS => LinkTarget::Netns(low),
+        _ => LinkTarget::Other,
+    })
+}
+
+/// IDs of the programs attached to a cgroup itself (not inherited) for `attach_type`.
+pub(super) fn attached_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    /// `union bpf_attr`, `query`.
+    #[repr(C)]
+    struct Attributes {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        _pad: u32,
+    }
+    let mut ids = [0_u32; 64];
+    let mut attributes = Attributes {
+        target_fd: cgroup.as_raw_fd().cast_unsigned(),
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: (&raw mut ids).expose_provenance() as u64,
+        prog_cnt: ids.len() as u32,
+        _pad: 0,
+    };
+    bpf(BPF_PROG_QUERY, &mut attributes)?;
+    Ok(ids.into_iter().take(attributes.prog_cnt as usize).collect())
+}
+
+/// bpf(2). `attributes` must be laid out as the kernel wants them for `command`.
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: the callers above pass the structure that belongs to the
+    // command, by its true size; pointers inside are to locals that outlive the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+    };
+    i32::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(io::Error::last_os_error)
+}

@@ -1,0 +1,228 @@
+//! A pod's network namespace: open it, work inside it, tell it apart.
+
+use std::{
+    fs::File,
+    io,
+    net::IpAddr,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use futures_util::TryStreamExt;
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_route::{AddressFamily, address::AddressAttribute};
+use serde::{Deserialize, Serialize};
+
+/// How an operator names a network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetnsRef {
+    /// A file that is bound to the namespace, for example `/run/netns/x`.
+    Path(PathBuf),
+    /// The namespace of this process, as seen from the agent's PID namespace.
+    Pid(u32),
+}
+
+impl NetnsRef {
+    /// The file to open.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        }
+    }
+}
+
+/// Why a network namespace could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// The file is not there, or may not be read.
+    #[error("cannot open network namespace {path}")]
+    Open { path: PathBuf, source: io::Error },
+    /// `setns(2)` or a socket inside refused; the file may be no network namespace.
+    #[error("cannot enter network namespace {path}")]
+    Enter { path: PathBuf, source: io::Error },
+    /// The kernel does not tell a namespace's cookie (needs Linux 5.14).
+    #[error("cannot read the cookie of network namespace {path} (needs Linux 5.14)")]
+    Cookie { path: PathBuf, source: io::Error },
+    /// Its addresses could not be listed.
+    #[error("cannot list the addresses of network namespace {path}")]
+    Addresses { path: PathBuf, source: Box<rtnetlink::Error> },
+}
+
+/// An open network namespace, and the way home.
+///
+/// The namespace lives for as long as this value, even when the pod is gone.
+#[derive(Debug)]
+pub struct PodNetns {
+    path: PathBuf,
+    namespace: File,
+    home: File,
+    cookie: u64,
+}
+
+impl PodNetns {
+    /// Opens the namespace; the calling thread must be in the agent's own.
+    ///
+    /// # Errors
+    /// Any [`NetnsError`] but `Addresses`.
+    pub fn open(netns: &NetnsRef) -> Result<Self, NetnsError> {
+        let path = netns.path();
+        let open = |path: &Path| {
+            File::open(path).map_err(|source| NetnsError::Open { path: path.to_owned(), source })
+        };
+        let namespace = open(&path)?;
+        let home = open(Path::new("/proc/thread-self/ns/net"))?;
+        let mut this = Self { path, namespace, home, cookie: 0 };
+        this.cookie = this
+            .run(|| socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None))
+            .and_then(|socket| socket)
+            .map_err(|source| NetnsError::Enter { path: this.path.clone(), source })
+            .and_then(|socket| {
+                socket_netns_cookie(socket.as_fd())
+                    .map_err(|source| NetnsError::Cookie { path: this.path.clone(), source })
+            })?;
+        Ok(this)
+    }
+
+    /// The agent's own namespace.
+    ///
+    /// # Errors
+    /// As [`PodNetns::open`].
+    pub fn own() -> Result<Self, NetnsError> {
+        Self::open(&NetnsRef::Path(PathBuf::from("/proc/thread-self/ns/net")))
+    }
+
+    /// The kernel's number for the namespace: unique until reboot.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// The file it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file still leads to this namespace.
+    pub(super) fn is_current(&self) -> bool {
+        let inode = |metadata: std::io::Result<std::fs::Metadata>| {
+            metadata.map(|metadata| (metadata.dev(), metadata.ino())).ok()
+        };
+        let now = inode(std::fs::metadata(&self.path));
+        now.is_some() && now == inode(self.namespace.metadata())
+    }
+
+    /// Runs `work` on this thread inside the namespace. `work` must not await or spawn threads.
+    ///
+    /// Aborts the process if the thread cannot come home: everything it did from
+    /// then on would be done in a pod's name.
+    ///
+    /// # Errors
+    /// What `setns(2)` said; `work` has not run then.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        setns(&self.namespace, CloneFlags::CLONE_NEWNET)?;
+        let _return = Return(self.home.as_fd());
+        Ok(work())
+    }
+
+    /// A netlink connection into the namespace; its task runs on the current tokio runtime.
+    pub(super) fn netlink(&self) -> io::Result<Netlink> {
+        let (connection, handle, _) = self.run(rtnetlink::new_connection)??;
+        Ok(Netlink { handle, task: tokio::spawn(connection) })
+    }
+
+    /// Addresses that peers may dial (not loopback, not link-local), each with its
+    /// interface's index, in the kernel's order.
+    ///
+    /// # Errors
+    /// [`NetnsError::Enter`] or [`NetnsError::Addresses`].
+    pub async fn addresses(&self) -> Result<Vec<(IpAddr, u32)>, NetnsError> {
+        let netlink = self
+            .netlink()
+            .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
+        let mut stream = netlink.handle.address().get().execute();
+        let mut found = Vec::new();
+        while let Some(message) = stream.try_next().await.map_err(|source| {
+            NetnsError::Addresses { path: self.path.clone(), source: Box::new(source) }
+        })? {
+            if !matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
+                continue;
+            }
+            // IPv4 tells its own address in `Local` (`Address` is the peer's on a
+            // point-to-point link); IPv6 only has `Address` unless there is a peer.
+            let pick = |local: bool| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(ip) if local => Some(*ip),
+                    AddressAttribute::Address(ip) if !local => Some(*ip),
+                    _ => None,
+                })
+            };
+            if let Some(ip) = pick(true).or_else(|| pick(false))
+                && is_dialable(ip)
+            {
+                found.push((ip, message.header.index));
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl AsFd for PodNetns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+}
+
+/// A netlink connection; dropping it ends its task.
+pub(super) struct Netlink {
+    pub(super) handle: rtnetlink::Handle,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Brings the thread home, also when the work panicked.
+struct Return<'a>(BorrowedFd<'a>);
+
+impl Drop for Return<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
+            tracing::error!(%error, "cannot leave a pod's network namespace: aborting");
+            std::process::abort();
+        }
+    }
+}
+
+fn is_dialable(ip: IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local)
+}
+
+
+
+
+fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are to a u64 and to its size, both live for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

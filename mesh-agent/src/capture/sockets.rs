@@ -1,0 +1,57 @@
+//! Sockets inside a pod's namespace, marked as the agent's own.
+#![forbid(unsafe_code)]
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use mesh_common::abi::{APPLICATION_MARK, UPSTREAM_MARK};
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::netns::PodNetns;
+use crate::model::socket::PodSockets;
+
+/// Dials of one pod.
+#[derive(Debug)]
+pub(super) struct NetnsSockets(pub(super) Arc<PodNetns>);
+
+impl NetnsSockets {
+    fn socket(&self, family: IpAddr, mark: u32) -> io::Result<Socket> {
+        let domain = if family.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let socket = self.0.run(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
+        socket.set_mark(mark)?;
+        Ok(socket)
+    }
+}
+
+impl PodSockets for NetnsSockets {
+    fn tcp(&self, destination: SocketAddr) -> io::Result<Socket> {
+        self.socket(destination.ip(), UPSTREAM_MARK)
+    }
+
+    fn tcp_from(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<Socket> {
+        let source = source.ip().to_canonical();
+        let family = destination.ip();
+        if source.is_ipv4() != family.is_ipv4() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("cannot dial {destination} from {source}: not one address family"),
+            ));
+        }
+        let socket = self.socket(family, APPLICATION_MARK)?;
+        if source.is_ipv4() {
+            socket.set_ip_transparent_v4(true)?;
+        } else {
+            socket.set_ip_transparent_v6(true)?;
+        }
+        // The port is chosen at connect, so that it only has to be unique for
+        // this destination. Works on IPv6 sockets too.
+        setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        Ok(socket)
+    }
+}

@@ -1,0 +1,84 @@
+//! Names, numbers and sizes that kernel and user space share.
+
+/// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
+/// programs read into them. Raise it with any change of either: an agent never
+/// adopts maps of another version.
+pub const ABI_VERSION: u32 = 1;
+
+/// In-pod port (on 127.0.0.1 and ::1) that outbound connections are rewritten to.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// In-pod port of the listener that plaintext inbound connections are steered to.
+pub const INBOUND_PORT: u16 = 15006;
+/// Port of the HBONE listener, reachable from outside the pod.
+pub const HBONE_PORT: u16 = 15008;
+
+/// `SO_MARK` of what the agent dials out of a pod: capture leaves it alone, routing
+/// treats it as any traffic of the pod.
+pub const UPSTREAM_MARK: u32 = 0x006d_0001;
+/// `SO_MARK` of what the agent dials to the pod's application with the client's
+/// source address: capture leaves it alone, and a routing rule in the pod's
+/// namespace brings everything that carries it (replies too, by
+/// `tcp_fwmark_accept`) back to the local stack.
+pub const APPLICATION_MARK: u32 = 0x006d_0002;
+
+/// Routing table, in each enrolled pod's namespace, that delivers everything locally.
+pub const APPLICATION_TABLE: u32 = 15_006;
+/// Priority of the rule that selects [`APPLICATION_TABLE`]: before main (32766).
+pub const APPLICATION_RULE_PRIORITY: u32 = 15_006;
+
+/// `lo` has this index in every network namespace.
+pub const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Names of the maps, which are also the file names of their pins.
+pub mod map {
+    /// `Array<Config>`, one entry.
+    pub const CONFIG: &str = "CONFIG";
+    /// `HashMap<u64 netns cookie, PodEntry>`: the enrolled pods.
+    pub const PODS: &str = "PODS";
+    /// `HashMap<AddressKey, u32 Owner>`: addresses of the pod itself and of its node.
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// `HashMap<PortKey, u32>`: outbound ports that are not captured.
+    pub const OUTBOUND_PORTS: &str = "OUTBOUND_PORTS";
+    /// `LpmTrie<AddressKey, u32>`: outbound networks that are not captured.
+    pub const OUTBOUND_CIDRS: &str = "OUTBOUND_CIDRS";
+    /// `HashMap<PortKey, u32>`: inbound ports that are not captured.
+    pub const INBOUND_PORTS: &str = "INBOUND_PORTS";
+    /// `SkStorage<Asked>`: per socket, what the application asked for.
+    pub const ASKED: &str = "ASKED";
+    /// `HashMap<ConnectionKey, OriginalDestination>`: connections the agent is to accept.
+    pub const ORIGINAL_DESTINATIONS: &str = "ORIGINAL_DESTINATIONS";
+    /// `SockHash<ListenerKey>`: the agent's in-pod inbound listeners.
+    pub const LISTENERS: &str = "LISTENERS";
+    /// `PerCpuArray<u64>` indexed by `Verdict`.
+    pub const VERDICTS: &str = "VERDICTS";
+
+    /// Every map that outlives the agent by a pin.
+    pub const PINNED: [&str; 10] = [
+        CONFIG,
+        PODS,
+        ADDRESSES,
+        OUTBOUND_PORTS,
+        OUTBOUND_CIDRS,
+        INBOUND_PORTS,
+        ASKED,
+        ORIGINAL_DESTINATIONS,
+        LISTENERS,
+        VERDICTS,
+    ];
+}
+
+/// Default capacities; the agent's options override them.
+pub mod capacity {
+    /// Enrolled pods of one node.
+    pub const PODS: u32 = 1024;
+    /// Addresses, over all pods (a pod's own and its node's).
+    pub const ADDRESSES: u32 = 32_768;
+    /// Excluded ports, over all pods, per direction.
+    pub const EXCLUDED_PORTS: u32 = 16_384;
+    /// Excluded networks, over all pods.
+    pub const EXCLUDED_CIDRS: u32 = 16_384;
+    /// Captured connections that wait for the agent's accept, over all pods.
+    pub const ORIGINAL_DESTINATIONS: u32 = 65_536;
+    /// Listeners: four for each pod.
+    pub const LISTENERS: u32 = 4 * PODS;
+}

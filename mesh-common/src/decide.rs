@@ -1,0 +1,225 @@
+//! What becomes of a connection: pure, so that unit tests and the kernel run the same code.
+
+use crate::{
+    abi::{APPLICATION_MARK, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, UPSTREAM_MARK},
+    address::Address,
+    key::ListenerKind,
+    value::Owner,
+    verdict::Verdict,
+};
+
+/// What the maps know about one pod, asked only when it matters.
+pub trait Tables {
+    /// Whether the pod of `netns_cookie` is enrolled.
+    fn enrolled(&self, netns_cookie: u64) -> bool;
+    /// Whose address it is.
+    fn owner(&self, netns_cookie: u64, address: &Address) -> Owner;
+    /// Whether connections to `port` stay uncaptured.
+    fn outbound_port_excluded(&self, netns_cookie: u64, port: u16) -> bool;
+    /// Whether connections to `address` stay uncaptured.
+    fn outbound_address_excluded(&self, netns_cookie: u64, address: &Address) -> bool;
+    /// Whether connections from outside to `port` stay uncaptured.
+    fn inbound_port_excluded(&self, netns_cookie: u64, port: u16) -> bool;
+}
+
+/// A connect(2) that is about to happen.
+#[derive(Debug, Clone, Copy)]
+pub struct Dial {
+    pub netns_cookie: u64,
+    pub tcp: bool,
+    /// `SO_MARK` of the socket.
+    pub mark: u32,
+    pub destination: Address,
+    pub port: u16,
+}
+
+/// What the connect hook does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outbound {
+    Pass(Verdict),
+    Refuse(Verdict),
+    Capture,
+}
+
+/// Judges a dial.
+#[inline(always)]
+pub fn outbound(dial: &Dial, tables: &impl Tables) -> Outbound {
+    if !dial.tcp {
+        return Outbound::Pass(Verdict::OutboundNotTcp);
+    }
+    if !tables.enrolled(dial.netns_cookie) {
+        return Outbound::Pass(Verdict::OutboundNotEnrolled);
+    }
+    if dial.mark == UPSTREAM_MARK || dial.mark == APPLICATION_MARK {
+        return Outbound::Pass(Verdict::OutboundAgent);
+    }
+    let local = dial.destination.is_loopback() || dial.destination.is_unspecified();
+    let owner = if local { Owner::Pod } else { tables.owner(dial.netns_cookie, &dial.destination) };
+    let agent_port = dial.port == OUTBOUND_PORT || dial.port == INBOUND_PORT || dial.port == HBONE_PORT;
+    if agent_port && !matches!(owner, Owner::Other) {
+        // The agent would dial itself, for ever.
+        return Outbound::Refuse(Verdict::OutboundAgentPort);
+    }
+    if local {
+        return Outbound::Pass(Verdict::OutboundLoopback);
+    }
+    if matches!(owner, Owner::Pod) {
+        return Outbound::Pass(Verdict::OutboundOwnAddress);
+    }
+    if tables.outbound_port_excluded(dial.netns_cookie, dial.port) {
+        return Outbound::Pass(Verdict::OutboundPortExcluded);
+    }
+    if tables.outbound_address_excluded(dial.netns_cookie, &dial.destination) {
+        return Outbound::Pass(Verdict::OutboundCidrExcluded);
+    }
+    Outbound::Capture
+}
+
+/// A new connection that reached a pod's namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    pub netns_cookie: u64,
+    pub tcp: bool,
+    /// It came in by `lo`: from the pod itself, or the agent's dial to the application.
+    pub from_loopback: bool,
+    /// The port it asks for.
+    pub port: u16,
+}
+
+/// What the lookup hook does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inbound {
+    Pass(Verdict),
+    Refuse(Verdict),
+    Steer(ListenerKind),
+}
+
+/// Judges an arrival.
+#[inline(always)]
+pub fn inbound(arrival: &Arrival, tables: &impl Tables) -> Inbound {
+    if !arrival.tcp {
+        return Inbound::Pass(Verdict::InboundNotTcp);
+    }
+    if arrival.from_loopback {
+        return Inbound::Pass(Verdict::InboundLoopback);
+    }
+    if !tables.enrolled(arrival.netns_cookie) {
+        return Inbound::Pass(Verdict::InboundNotEnrolled);
+    }
+    if arrival.port == HBONE_PORT {
+        // Steered, not left to the port's lookup: an application that listens on
+        // 15008 of one address would otherwise be preferred to the agent.
+        return Inbound::Steer(ListenerKind::Hbone);
+    }
+    if arrival.port == OUTBOUND_PORT || arrival.port == INBOUND_PORT {
+        return Inbound::Refuse(Verdict::InboundAgentPort);
+    }
+    if tables.inbound_port_excluded(arrival.netns_cookie, arrival.port) {
+        return Inbound::Pass(Verdict::InboundPortExcluded);
+    }
+    Inbound::Steer(ListenerKind::Inbound)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    /// One enrolled pod, cookie 7, at 10.0.0.2 / fd00::2 on the node 192.168.0.1.
+    struct OnePod;
+
+    fn is(address: &Address, s: &str) -> bool {
+        *address == Address::from(s.parse::<IpAddr>().unwrap())
+    }
+
+    impl Tables for OnePod {
+        fn enrolled(&self, netns_cookie: u64) -> bool {
+            netns_cookie == 7
+        }
+        fn owner(&self, _: u64, address: &Address) -> Owner {
+            if is(address, "10.0.0.2") || is(address, "fd00::2") {
+                Owner::Pod
+            } else if is(address, "192.168.0.1") {
+                Owner::Node
+            } else {
+                Owner::Other
+            }
+        }
+        fn outbound_port_excluded(&self, _: u64, port: u16) -> bool {
+            port == 3306
+        }
+        fn outbound_address_excluded(&self, _: u64, address: &Address) -> bool {
+            is(address, "169.254.169.254")
+        }
+        fn inbound_port_excluded(&self, _: u64, port: u16) -> bool {
+            port == 9100
+        }
+    }
+
+    #[test]
+    fn dials() {
+        use Outbound::{Capture, Pass, Refuse};
+        for (destination, port, expected) in [
+            ("10.9.9.9", 80, Capture),
+            ("fd00::9", 80, Capture),
+            ("::ffff:10.9.9.9", 80, Capture),
+            ("10.9.9.9", 15008, Capture),
+            ("127.0.0.1", 80, Pass(Verdict::OutboundLoopback)),
+            ("127.1.2.3", 80, Pass(Verdict::OutboundLoopback)),
+            ("::1", 80, Pass(Verdict::OutboundLoopback)),
+            ("::ffff:127.0.0.1", 80, Pass(Verdict::OutboundLoopback)),
+            ("0.0.0.0", 80, Pass(Verdict::OutboundLoopback)),
+            ("::", 80, Pass(Verdict::OutboundLoopback)),
+            ("10.0.0.2", 80, Pass(Verdict::OutboundOwnAddress)),
+            ("fd00::2", 80, Pass(Verdict::OutboundOwnAddress)),
+            ("192.168.0.1", 80, Capture),
+            ("10.9.9.9", 3306, Pass(Verdict::OutboundPortExcluded)),
+            ("169.254.169.254", 80, Pass(Verdict::OutboundCidrExcluded)),
+            ("127.0.0.1", 15001, Refuse(Verdict::OutboundAgentPort)),
+            ("::1", 15006, Refuse(Verdict::OutboundAgentPort)),
+            ("0.0.0.0", 15001, Refuse(Verdict::OutboundAgentPort)),
+            ("::ffff:127.0.0.1", 15001, Refuse(Verdict::OutboundAgentPort)),
+            ("10.0.0.2", 15008, Refuse(Verdict::OutboundAgentPort)),
+            ("192.168.0.1", 15006, Refuse(Verdict::OutboundAgentPort)),
+        ] {
+            let dial = Dial {
+                netns_cookie: 7,
+                tcp: true,
+                mark: 0,
+                destination: destination.parse::<IpAddr>().unwrap().into(),
+                port,
+            };
+            assert_eq!(outbound(&dial, &OnePod), expected, "{destination} port {port}");
+            let other = Dial { netns_cookie: 8, ..dial };
+            assert_eq!(outbound(&other, &OnePod), Pass(Verdict::OutboundNotEnrolled));
+            let udp = Dial { tcp: false, ..dial };
+            assert_eq!(outbound(&udp, &OnePod), Pass(Verdict::OutboundNotTcp));
+            for mark in [UPSTREAM_MARK, APPLICATION_MARK] {
+                let agent = Dial { mark, ..dial };
+                assert_eq!(outbound(&agent, &OnePod), Pass(Verdict::OutboundAgent));
+            }
+        }
+    }
+
+    #[test]
+    fn arrivals() {
+        use Inbound::{Pass, Refuse, Steer};
+        for (port, expected) in [
+            (80, Steer(ListenerKind::Inbound)),
+            (15008, Steer(ListenerKind::Hbone)),
+            (9100, Pass(Verdict::InboundPortExcluded)),
+            (15001, Refuse(Verdict::InboundAgentPort)),
+            (15006, Refuse(Verdict::InboundAgentPort)),
+        ] {
+            let arrival = Arrival { netns_cookie: 7, tcp: true, from_loopback: false, port };
+            assert_eq!(inbound(&arrival, &OnePod), expected, "port {port}");
+            let inside = Arrival { from_loopback: true, ..arrival };
+            assert_eq!(inbound(&inside, &OnePod), Pass(Verdict::InboundLoopback));
+            let other = Arrival { netns_cookie: 8, ..arrival };
+            assert_eq!(inbound(&other, &OnePod), Pass(Verdict::InboundNotEnrolled));
+            let udp = Arrival { tcp: false, ..arrival };
+            assert_eq!(inbound(&udp, &OnePod), Pass(Verdict::InboundNotTcp));
+        }
+    }
+}

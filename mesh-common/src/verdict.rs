@@ -1,0 +1,129 @@
+//! Why a program let a connection pass, took it or refused it: one counter each.
+
+/// The end of every path through a program. Numbers are stable: they index the
+/// counters map, which outlives the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Verdict {
+    /// connect: rewritten to the agent.
+    OutboundCaptured = 0,
+    /// connect: not TCP.
+    OutboundNotTcp = 1,
+    /// connect: from a namespace that is not enrolled.
+    OutboundNotEnrolled = 2,
+    /// connect: the agent's own socket.
+    OutboundAgent = 3,
+    /// connect: to loopback.
+    OutboundLoopback = 4,
+    /// connect: the pod to its own address.
+    OutboundOwnAddress = 5,
+    /// connect: excluded by port.
+    OutboundPortExcluded = 6,
+    /// connect: excluded by network.
+    OutboundCidrExcluded = 7,
+    /// connect: refused, one of the agent's own ports at the pod or its node.
+    OutboundAgentPort = 8,
+    /// connect: refused, no room to remember the original destination.
+    OutboundNoStorage = 9,
+    /// sock_ops: original destination published to the agent.
+    Published = 10,
+    /// sock_ops: could not publish (map full); the agent will reset the connection.
+    PublishFailed = 11,
+    /// sock_ops: an attempt ended before the agent could accept it.
+    Withdrawn = 12,
+    /// sk_lookup: steered to the agent's plaintext listener.
+    InboundSteered = 13,
+    /// sk_lookup: steered to the agent's HBONE listener.
+    InboundHbone = 14,
+    /// sk_lookup: not TCP.
+    InboundNotTcp = 15,
+    /// sk_lookup: the pod is not enrolled (any more).
+    InboundNotEnrolled = 16,
+    /// sk_lookup: from inside the pod.
+    InboundLoopback = 17,
+    /// sk_lookup: excluded by port.
+    InboundPortExcluded = 18,
+    /// sk_lookup: refused, one of the agent's internal ports.
+    InboundAgentPort = 19,
+    /// sk_lookup: refused, the agent is not there.
+    InboundNoListener = 20,
+    /// sk_lookup: refused, the kernel did not take the listener.
+    InboundAssignFailed = 21,
+    /// getpeername: the asked address was shown.
+    PeerNameRestored = 22,
+}
+
+impl Verdict {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 23] = [
+        Self::OutboundCaptured,
+        Self::OutboundNotTcp,
+        Self::OutboundNotEnrolled,
+        Self::OutboundAgent,
+        Self::OutboundLoopback,
+        Self::OutboundOwnAddress,
+        Self::OutboundPortExcluded,
+        Self::OutboundCidrExcluded,
+        Self::OutboundAgentPort,
+        Self::OutboundNoStorage,
+        Self::Published,
+        Self::PublishFailed,
+        Self::Withdrawn,
+        Self::InboundSteered,
+        Self::InboundHbone,
+        Self::InboundNotTcp,
+        Self::InboundNotEnrolled,
+        Self::InboundLoopback,
+        Self::InboundPortExcluded,
+        Self::InboundAgentPort,
+        Self::InboundNoListener,
+        Self::InboundAssignFailed,
+        Self::PeerNameRestored,
+    ];
+
+    /// Room for later verdicts without a new map.
+    pub const SLOTS: u32 = 64;
+
+    /// The name under which the counter is exported.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OutboundCaptured => "outbound_captured",
+            Self::OutboundNotTcp => "outbound_not_tcp",
+            Self::OutboundNotEnrolled => "outbound_not_enrolled",
+            Self::OutboundAgent => "outbound_agent",
+            Self::OutboundLoopback => "outbound_loopback",
+            Self::OutboundOwnAddress => "outbound_own_address",
+            Self::OutboundPortExcluded => "outbound_port_excluded",
+            Self::OutboundCidrExcluded => "outbound_cidr_excluded",
+            Self::OutboundAgentPort => "outbound_agent_port",
+            Self::OutboundNoStorage => "outbound_no_storage",
+            Self::Published => "published",
+            Self::PublishFailed => "publish_failed",
+            Self::Withdrawn => "withdrawn",
+            Self::InboundSteered => "inbound_steered",
+            Self::InboundHbone => "inbound_hbone",
+            Self::InboundNotTcp => "inbound_not_tcp",
+            Self::InboundNotEnrolled => "inbound_not_enrolled",
+            Self::InboundLoopback => "inbound_loopback",
+            Self::InboundPortExcluded => "inbound_port_excluded",
+            Self::InboundAgentPort => "inbound_agent_port",
+            Self::InboundNoListener => "inbound_no_listener",
+            Self::InboundAssignFailed => "inbound_assign_failed",
+            Self::PeerNameRestored => "peer_name_restored",
+        }
+    }
+}
+
+const _: () = assert!(Verdict::ALL.len() <= Verdict::SLOTS as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::Verdict;
+
+    #[test]
+    fn numbers_are_the_order() {
+        for (i, verdict) in Verdict::ALL.into_iter().enumerate() {
+            assert_eq!(verdict as usize, i, "{}", verdict.name());
+        }
+    }
+}

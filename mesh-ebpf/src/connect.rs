@@ -1,0 +1,112 @@
+//! `cgroup/connect4` and `connect6`: an enrolled pod's TCP dials go to the agent.
+
+use aya_ebpf::{
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use aya_log_ebpf::info;
+use mesh_common::{
+    abi::OUTBOUND_PORT,
+    address::Address,
+    decide::{Dial, Outbound, outbound},
+    value::Asked,
+    verdict::Verdict,
+};
+
+use crate::{
+    ctx::{self, IPPROTO_TCP, read},
+    maps::{ASKED, KernelTables, count, log_enabled},
+};
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, false)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, true)
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
+    let dial = Dial {
+        netns_cookie: ctx::netns_cookie(ctx),
+        tcp: read!((*ctx.sock_addr).protocol) == IPPROTO_TCP,
+        mark: ctx::mark(ctx),
+        destination: ctx::user_address(ctx, v6),
+        port: ctx::user_port(ctx),
+    };
+    match outbound(&dial, &KernelTables) {
+        Outbound::Pass(verdict) => {
+            count(verdict);
+            if !matches!(verdict, Verdict::OutboundNotTcp | Verdict::OutboundNotEnrolled) {
+                forget(ctx);
+            }
+            ALLOW
+        }
+        Outbound::Refuse(verdict) => {
+            count(verdict);
+            log(ctx, &dial, verdict);
+            REFUSE
+        }
+        Outbound::Capture => capture(ctx, v6, &dial),
+    }
+}
+
+#[inline(always)]
+fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
+    let mut asked = Asked {
+        netns_cookie: dial.netns_cookie,
+        address: dial.destination,
+        port: u32::from(dial.port),
+        _zero: 0,
+    };
+    // SAFETY: the context is this program's own and carries a socket.
+    let stored = unsafe { ASKED.get_or_insert_ptr_mut(ctx, Some(&mut asked)) };
+    if stored.is_null() {
+        count(Verdict::OutboundNoStorage);
+        log(ctx, dial, Verdict::OutboundNoStorage);
+        return REFUSE;
+    }
+    // A socket that connects again already has storage, with its earlier wish.
+    // SAFETY: not null, and the storage lives as long as the socket.
+    unsafe { *stored = asked };
+    let agent = if dial.destination.is_v4() {
+        Address::from_v4_be(u32::from_be_bytes([127, 0, 0, 1]).to_be())
+    } else {
+        Address([0, 0, 0, 1_u32.to_be()])
+    };
+    ctx::set_user_address(ctx, v6, &agent, OUTBOUND_PORT);
+    count(Verdict::OutboundCaptured);
+    log(ctx, dial, Verdict::OutboundCaptured);
+    ALLOW
+}
+
+/// A socket that was captured before and now is not must not show the old address.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) {
+    let sk = ctx::socket(ctx);
+    if !sk.is_null() {
+        // SAFETY: not null; nothing to delete is no failure.
+        let _ = unsafe { ASKED.delete(sk) };
+    }
+}
+
+#[inline(always)]
+fn log(ctx: &SockAddrContext, dial: &Dial, verdict: Verdict) {
+    if log_enabled() {
+        info!(
+            ctx,
+            "connect netns={} port={} address={:x}:{:x} verdict={}",
+            dial.netns_cookie,
+            dial.port,
+            u32::from_be(dial.destination.0[2]),
+            u32::from_be(dial.destination.0[3]),
+            verdict as u32
+        );
+    }
+}

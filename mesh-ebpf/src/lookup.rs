@@ -1,0 +1,75 @@
+//! `sk_lookup`: connections from outside an enrolled pod go to the agent's listeners.
+//!
+//! The hook cannot ask for its namespace's cookie, so each pod gets its own
+//! instance of the program with [`POD`] set when it is loaded.
+
+use aya_ebpf::{
+    bindings::sk_action,
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use mesh_common::{
+    abi::LOOPBACK_IFINDEX,
+    decide::{Arrival, Inbound, inbound},
+    key::{ListenerKey, ListenerKind},
+    verdict::Verdict,
+};
+
+use crate::{
+    ctx::{AF_INET6, IPPROTO_TCP, read},
+    maps::{KernelTables, LISTENERS, count},
+};
+
+/// `ENOENT`: no socket under the key.
+const ENOENT: i32 = 2;
+
+/// The pod's netns cookie. Written by the loader.
+#[unsafe(no_mangle)]
+static POD: u64 = 0;
+
+#[sk_lookup]
+pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
+    // SAFETY: a valid static; volatile, for its value is not the compiler's to know.
+    let netns_cookie = unsafe { core::ptr::read_volatile(core::ptr::addr_of!(POD)) };
+    let arrival = Arrival {
+        netns_cookie,
+        tcp: read!((*ctx.lookup).protocol) == IPPROTO_TCP,
+        from_loopback: read!((*ctx.lookup).ingress_ifindex) == LOOPBACK_IFINDEX,
+        port: read!((*ctx.lookup).local_port) as u16,
+    };
+    match inbound(&arrival, &KernelTables) {
+        Inbound::Pass(verdict) => {
+            count(verdict);
+            sk_action::SK_PASS
+        }
+        Inbound::Refuse(verdict) => {
+            count(verdict);
+            sk_action::SK_DROP
+        }
+        Inbound::Steer(kind) => steer(&ctx, netns_cookie, kind),
+    }
+}
+
+/// Without the agent's listener the connection is refused, never passed.
+#[inline(always)]
+fn steer(ctx: &SkLookupContext, netns_cookie: u64, kind: ListenerKind) -> u32 {
+    let v6 = read!((*ctx.lookup).family) == AF_INET6;
+    let key = ListenerKey::new(netns_cookie, kind, v6);
+    match LISTENERS.redirect_sk_lookup(ctx, &key, 0) {
+        Ok(()) => {
+            count(match kind {
+                ListenerKind::Inbound => Verdict::InboundSteered,
+                ListenerKind::Hbone => Verdict::InboundHbone,
+            });
+            sk_action::SK_PASS
+        }
+        Err(error) => {
+            count(if error == -ENOENT {
+                Verdict::InboundNoListener
+            } else {
+                Verdict::InboundAssignFailed
+            });
+            sk_action::SK_DROP
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The mesh's eBPF programs. Each reads its context, asks `mesh_common::decide`,
+//! acts, and counts a verdict; the agent's `capture` room loads and attaches them.
+
+#![no_std]
+#![no_main]
+
+mod connect;
+mod ctx;
+mod getpeername;
+mod lookup;
+mod maps;
+mod sockops;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// Some helpers are for programs under a GPL-compatible licence only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

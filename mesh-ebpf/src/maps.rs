@@ -1,0 +1,97 @@
+//! All maps. Names, keys and values are `mesh_common`'s.
+
+use aya_ebpf::{
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, SockHash, lpm_trie::Key},
+};
+use mesh_common::{
+    abi::capacity,
+    address::Address,
+    decide::Tables,
+    key::{AddressKey, ConnectionKey, ListenerKey, PortKey},
+    value::{Asked, Config, OriginalDestination, Owner, PodEntry},
+    verdict::Verdict,
+};
+
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+pub static PODS: HashMap<u64, PodEntry> = HashMap::with_max_entries(capacity::PODS, 0);
+#[map]
+pub static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(capacity::ADDRESSES, NO_PREALLOC);
+#[map]
+pub static OUTBOUND_PORTS: HashMap<PortKey, u32> =
+    HashMap::with_max_entries(capacity::EXCLUDED_PORTS, NO_PREALLOC);
+#[map]
+pub static OUTBOUND_CIDRS: LpmTrie<AddressKey, u32> =
+    LpmTrie::with_max_entries(capacity::EXCLUDED_CIDRS, NO_PREALLOC);
+#[map]
+pub static INBOUND_PORTS: HashMap<PortKey, u32> =
+    HashMap::with_max_entries(capacity::EXCLUDED_PORTS, NO_PREALLOC);
+#[map]
+pub static ORIGINAL_DESTINATIONS: HashMap<ConnectionKey, OriginalDestination> =
+    HashMap::with_max_entries(capacity::ORIGINAL_DESTINATIONS, NO_PREALLOC);
+#[map]
+pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(capacity::LISTENERS, 0);
+#[map]
+pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::SLOTS, 0);
+#[btf_map]
+pub static ASKED: SkStorage<Asked> = SkStorage::new();
+
+/// `BPF_F_NO_PREALLOC`: entries are allocated as they come, an empty map is small.
+const NO_PREALLOC: u32 = 1;
+
+/// Adds one to the verdict's counter.
+#[inline(always)]
+pub fn count(verdict: Verdict) {
+    if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
+        // SAFETY: the pointer is into this CPU's slot of a live map; programs of
+        // these types are not preempted by each other on one slot in a way that
+        // matters to a counter.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Whether the agent asked for logs.
+#[inline(always)]
+pub fn log_enabled() -> bool {
+    CONFIG.get(0).is_some_and(|config| config.log != 0)
+}
+
+/// The maps as the decisions see them.
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn enrolled(&self, netns_cookie: u64) -> bool {
+        PODS.get_ptr(&netns_cookie).is_some()
+    }
+
+    #[inline(always)]
+    fn owner(&self, netns_cookie: u64, address: &Address) -> Owner {
+        let key = AddressKey { netns_cookie, address: *address };
+        // SAFETY: entries are only replaced whole, by the agent, at enrolment.
+        match unsafe { ADDRESSES.get(&key) } {
+            Some(1) => Owner::Pod,
+            Some(2) => Owner::Node,
+            _ => Owner::Other,
+        }
+    }
+
+    #[inline(always)]
+    fn outbound_port_excluded(&self, netns_cookie: u64, port: u16) -> bool {
+        OUTBOUND_PORTS.get_ptr(&PortKey::new(netns_cookie, port)).is_some()
+    }
+
+    #[inline(always)]
+    fn outbound_address_excluded(&self, netns_cookie: u64, address: &Address) -> bool {
+        let key = Key::new(AddressKey::BITS, AddressKey { netns_cookie, address: *address });
+        OUTBOUND_CIDRS.get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn inbound_port_excluded(&self, netns_cookie: u64, port: u16) -> bool {
+        INBOUND_PORTS.get_ptr(&PortKey::new(netns_cookie, port)).is_some()
+    }
+}

@@ -1,0 +1,121 @@
+//! `sock_ops`: publishes the original destination before the SYN leaves.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    },
+    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns, generated::bpf_sk_storage_get},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use mesh_common::{
+    address::Address,
+    key::ConnectionKey,
+    value::{Asked, OriginalDestination},
+    verdict::Verdict,
+};
+
+use crate::{
+    ctx::read,
+    maps::{ASKED, ORIGINAL_DESTINATIONS, count},
+};
+
+/// Always 1: the return value means nothing for these callbacks, and the verifier
+/// wants 0 or 1.
+#[sock_ops]
+pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
+    match read!((*ctx.ops).op) {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx),
+        BPF_SOCK_OPS_STATE_CB => withdraw(&ctx),
+        _ => {}
+    }
+    1
+}
+
+#[inline(always)]
+fn publish(ctx: &SockOpsContext) {
+    let Some(asked) = asked(ctx) else { return };
+    let key = connection_key(ctx, &asked);
+    let value = OriginalDestination {
+        address: asked.address,
+        port: asked.port,
+        _zero: 0,
+        socket_cookie: socket_cookie(ctx),
+        // SAFETY: takes no argument.
+        published_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    if ORIGINAL_DESTINATIONS.insert(&key, &value, 0).is_err() {
+        // The agent finds no original destination and resets the connection.
+        count(Verdict::PublishFailed);
+        return;
+    }
+    count(Verdict::Published);
+    // Needed to withdraw; without it the entry stays until the agent sweeps.
+    let flags = read!((*ctx.ops).bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+    let _ = ctx.set_cb_flags(flags as i32);
+}
+
+/// An attempt that never got established has nobody to accept it. One that was is
+/// the agent's to take, even if the client has closed since.
+#[inline(always)]
+fn withdraw(ctx: &SockOpsContext) {
+    let old = read!((*ctx.ops).__bindgen_anon_1.args[0]);
+    let new = read!((*ctx.ops).__bindgen_anon_1.args[1]);
+    if old != BPF_TCP_SYN_SENT || new != BPF_TCP_CLOSE {
+        return;
+    }
+    let Some(asked) = asked(ctx) else { return };
+    let key = connection_key(ctx, &asked);
+    // SAFETY: read at once; the entry is only replaced whole.
+    let published_by = match unsafe { ORIGINAL_DESTINATIONS.get(&key) } {
+        Some(value) => value.socket_cookie,
+        None => return,
+    };
+    // The port may have been given to another socket meanwhile.
+    if published_by == socket_cookie(ctx) && ORIGINAL_DESTINATIONS.remove(&key).is_ok() {
+        count(Verdict::Withdrawn);
+    }
+}
+
+/// What the connect hook remembered: only captured sockets have it.
+#[inline(always)]
+fn asked(ctx: &SockOpsContext) -> Option<Asked> {
+    // SAFETY: every sock_ops context has this field; it may be null.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: a map of socket storage and a socket that is not null; nothing is created.
+    let asked: *const Asked = unsafe {
+        bpf_sk_storage_get(core::ptr::addr_of!(ASKED).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0)
+    }
+    .cast();
+    if asked.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and the storage lives as long as the socket.
+    Some(unsafe { *asked })
+}
+
+#[inline(always)]
+fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
+    // An IPv6 socket that dials a mapped IPv4 address talks IPv4.
+    let source = if asked.address.is_v4() {
+        Address::from_v4_be(read!((*ctx.ops).local_ip4))
+    } else {
+        Address([
+            read!((*ctx.ops).local_ip6[0]),
+            read!((*ctx.ops).local_ip6[1]),
+            read!((*ctx.ops).local_ip6[2]),
+            read!((*ctx.ops).local_ip6[3]),
+        ])
+    };
+    ConnectionKey::new(asked.netns_cookie, source, read!((*ctx.ops).local_port) as u16)
+}
+
+#[inline(always)]
+fn socket_cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the program's own context.
+    unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
+}
