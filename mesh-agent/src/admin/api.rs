@@ -14,6 +14,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::{
     model::{
         identity::Identity,
+        listener::Direction,
         workload::{MtlsMode, WorkloadUid},
     },
     observe::connections::ConnectionEntry,
@@ -38,7 +39,7 @@ impl Timestamp {
 impl From<SystemTime> for Timestamp {
     fn from(at: SystemTime) -> Self {
         let at = OffsetDateTime::from(at);
-        Self(at.replace_nanosecond(at.millisecond() as u32 * 1_000_000).unwrap_or(at))
+        Self(at.replace_nanosecond(u32::from(at.millisecond()) * 1_000_000).unwrap_or(at))
     }
 }
 
@@ -203,8 +204,8 @@ impl From<ConnectionEntry> for ConnectionView {
     fn from(entry: ConnectionEntry) -> Self {
         let ConnectionEntry { id, started, info, progress, sent_bytes, received_bytes } = entry;
         let direction = match info.direction {
-            crate::model::listener::Direction::Inbound => "inbound",
-            crate::model::listener::Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
         };
         Self {
             id,

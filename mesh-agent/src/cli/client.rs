@@ -62,7 +62,7 @@ impl Client {
         })?;
         if status.is_success() {
             return Ok(serde_json::from_slice(&answer)
-                .with_context(|| format!("GET {path}: the answer is not what was asked for"))?);
+                .with_context(|| format!("{path}: the answer is not what was asked for"))?);
         }
         let reason = match serde_json::from_slice::<ErrorView>(&answer) {
             Ok(view) => view.error,

@@ -229,6 +229,9 @@ pub fn variable(key: &str) -> String {
 
 /// What to say of a key that is no setting.
 pub(super) fn unknown(key: &str) -> String {
+    if key == "config" {
+        return "can't be set in the file it names".to_owned();
+    }
     let like = key.replace('-', "_").to_ascii_lowercase();
     let like = SETTINGS.iter().find(|setting| {
         setting.key == like

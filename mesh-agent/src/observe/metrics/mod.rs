@@ -120,7 +120,7 @@ impl Own {
             self.label_sets_overflowed.clone(),
         );
         r.register("mesh_ready", "1 while the agent is ready", self.ready.clone());
-        r.register("mesh_build", "The running version", self.build.clone());
+        r.register("mesh_build_info", "The running version", self.build.clone());
     }
 }
 

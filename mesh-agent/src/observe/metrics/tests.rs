@@ -177,6 +177,7 @@ fn our_own_series_read_well() {
         "mesh_hbone_pool_streams 16",
         "mesh_access_log_dropped_total 1",
         "mesh_ready 1",
+        concat!("mesh_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ] {
         assert_line(&text, line);
     }

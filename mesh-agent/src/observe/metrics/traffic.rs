@@ -28,6 +28,9 @@ const MAX_OUTCOMES: usize = 48;
 /// when room is needed.
 const IDLE: Duration = Duration::from_secs(3600);
 
+/// How often at most to look for such pairs.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// Envoy's own buckets, in milliseconds.
 const DURATION_BUCKETS_MS: [f64; 19] = [
     0.5,
@@ -151,7 +154,6 @@ struct Http {
     outcomes: RwLock<Vec<Outcome>>,
 }
 
-#[derive(Clone)]
 struct Outcome {
     key: (u16, ResponseFlags),
     requests: Counter,
@@ -161,9 +163,14 @@ struct Outcome {
 impl HttpMetrics {
     /// A request ended: `response_code` 0 where no response was sent.
     pub fn observe(&self, response_code: u16, flags: ResponseFlags, duration: Duration) {
-        let outcome = self.0.outcome(response_code, flags);
-        outcome.requests.inc();
-        outcome.durations.observe(duration.as_secs_f64() * 1_000.0);
+        let key = (response_code, flags);
+        {
+            let outcomes = self.0.outcomes.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(outcome) = outcomes.iter().find(|outcome| outcome.key == key) {
+                return outcome.observe(duration);
+            }
+        }
+        self.0.observe_first(key, duration);
     }
 }
 
@@ -173,30 +180,30 @@ impl fmt::Debug for HttpMetrics {
     }
 }
 
+impl Outcome {
+    fn observe(&self, duration: Duration) {
+        self.requests.inc();
+        self.durations.observe(duration.as_secs_f64() * 1_000.0);
+    }
+}
+
 impl Http {
-    fn outcome(&self, code: u16, flags: ResponseFlags) -> Outcome {
-        let known =
-            |outcomes: &[Outcome], key| outcomes.iter().find(|outcome| outcome.key == key).cloned();
-        {
-            let outcomes = self.outcomes.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(outcome) = known(&outcomes, (code, flags)) {
-                return outcome;
-            }
-        }
+    fn observe_first(&self, (code, flags): (u16, ResponseFlags), duration: Duration) {
         let mut outcomes = self.outcomes.write().unwrap_or_else(PoisonError::into_inner);
         // An upstream that makes up statuses must not make up series.
         let code = if outcomes.len() < MAX_OUTCOMES { code } else { code / 100 * 100 };
-        if let Some(outcome) = known(&outcomes, (code, flags)) {
-            return outcome;
+        let key = (code, flags);
+        if let Some(outcome) = outcomes.iter().find(|outcome| outcome.key == key) {
+            return outcome.observe(duration);
         }
-        let series = self.series((code, flags));
+        let series = self.series(key);
         let outcome = Outcome {
-            key: (code, flags),
+            key,
             requests: self.families.requests.get_or_create_owned(&series),
             durations: self.families.durations.get_or_create_owned(&series),
         };
-        outcomes.push(outcome.clone());
-        outcome
+        outcome.observe(duration);
+        outcomes.push(outcome);
     }
 
     fn series(&self, (response_code, response_flags): (u16, ResponseFlags)) -> HttpSeries {
@@ -267,6 +274,8 @@ impl Handle for HttpMetrics {
 pub(super) struct Handles<H> {
     started: Instant,
     limit: usize,
+    /// When idle entries were last looked for, in seconds after `started`.
+    swept: AtomicU64,
     entries: RwLock<HashMap<Arc<TrafficLabels>, Entry<H>>>,
 }
 
@@ -279,7 +288,12 @@ struct Entry<H> {
 
 impl<H: Handle> Handles<H> {
     pub(super) fn new(limit: usize) -> Self {
-        Self { started: Instant::now(), limit, entries: RwLock::default() }
+        Self {
+            started: Instant::now(),
+            limit,
+            swept: AtomicU64::new(0),
+            entries: RwLock::default(),
+        }
     }
 
     /// The handle for `labels`; allocates only the first time. `overflowed` is
@@ -299,7 +313,9 @@ impl<H: Handle> Handles<H> {
             }
         }
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= self.limit {
+        let swept = self.swept.load(Ordering::Relaxed);
+        if entries.len() >= self.limit && now.saturating_sub(swept) >= SWEEP.as_secs() {
+            self.swept.store(now, Ordering::Relaxed);
             entries.retain(|_, entry| {
                 let idle = now.saturating_sub(entry.used.load(Ordering::Relaxed));
                 let keep = entry.handle.is_held() || idle < IDLE.as_secs();
