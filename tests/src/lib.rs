@@ -42,6 +42,6 @@ pub use mesh::Mesh;
 pub use node::Node;
 pub use pod::{Pod, PodBuilder};
 pub use process::{Process, Ran};
-pub use run::{kept_runs, reap, remove_kept};
+pub use run::{RunId, kept_runs, reap, remove_kept};
 pub use sniff::Capture;
 pub use wire::Wire;

@@ -59,18 +59,26 @@ impl Netns {
         &self.file
     }
 
-    /// Runs each line as an `ip` command inside the namespace.
+    /// Runs each line as an `ip` command inside the namespace; those that start with
+    /// `-6` after the others.
     pub fn ip(&self, lines: &[&str]) {
-        self.batch("ip", lines);
+        // A batch knows no options in its lines.
+        let v6: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("-6 ")).collect();
+        let rest: Vec<&str> = lines.iter().copied().filter(|l| !l.starts_with("-6 ")).collect();
+        self.batch("ip", &[], &rest);
+        if !v6.is_empty() {
+            self.batch("ip", &["-6"], &v6);
+        }
     }
 
     /// Runs each line as a `tc` command inside the namespace.
     pub fn tc(&self, lines: &[&str]) {
-        self.batch("tc", lines);
+        self.batch("tc", &[], lines);
     }
 
-    fn batch(&self, tool: &str, lines: &[&str]) {
+    fn batch(&self, tool: &str, options: &[&str], lines: &[&str]) {
         let mut child = Command::new(tool)
+            .args(options)
             .args(["-n", &self.name, "-batch", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
