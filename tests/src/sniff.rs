@@ -194,10 +194,9 @@ fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     let bytes: i32 = 64 << 20;
-    for (option, value) in [(libc::SO_RCVBUFFORCE, (&raw const bytes).cast::<libc::c_void>())] {
-        // SAFETY: `value` points to an `i32` that outlives the call. Best effort.
-        unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, value, 4) };
-    }
+    let buffer = (&raw const bytes).cast();
+    // SAFETY: `buffer` points to an `i32` that outlives the call. Best effort.
+    unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, buffer, 4) };
     Ok(fd)
 }
 

@@ -1,0 +1,127 @@
+//! `cargo xtask ebpf`: builds the BPF object that the agent embeds.
+//!
+//! The object needs `core` from source for a target that stable toolchains do not
+//! ship. Two recipes, whichever is there: rustup's nightly with `rust-src`, or the
+//! distribution's own toolchain with its source package and `RUSTC_BOOTSTRAP`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const LINKER_VERSION: &str = "0.13.0";
+const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
+const SYSTEM_CARGO: &str = "/usr/bin/cargo";
+const SYSTEM_CORE_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/core/Cargo.toml";
+
+/// Builds the object if its sources changed.
+///
+/// Returns its path, `<workspace>/target/ebpf/mesh-ebpf`.
+///
+/// # Errors
+/// Where no toolchain is found, or what cargo and the linker said.
+pub fn build() -> Result<PathBuf> {
+    let workspace = workspace()?;
+    let target = workspace.join("target");
+    let linker = linker(&target)?;
+
+    let mut cargo = toolchain()?;
+    let flags = [
+        format!("-Clinker={}", linker.display()),
+        "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+    ];
+    let status = cargo
+        .current_dir(workspace.join("mesh-ebpf"))
+        .args(["build", "--release", "--locked", "-Zbuild-std=core", "--target=bpfel-unknown-none"])
+        .arg("--target-dir")
+        .arg(target.join("ebpf-build"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env_remove("RUSTFLAGS")
+        .status()
+        .context("cargo for mesh-ebpf did not start")?;
+    ensure!(status.success(), "the BPF object did not build ({status})");
+
+    let built = target.join("ebpf-build/bpfel-unknown-none/release/mesh-ebpf");
+    let object = target.join("ebpf/mesh-ebpf");
+    copy_if_changed(&built, &object)?;
+    Ok(object)
+}
+
+fn workspace() -> Result<PathBuf> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(manifest.parent().context("xtask is not inside a workspace")?.to_owned())
+}
+
+/// A cargo that can build `core`, with the outer cargo's variables taken away.
+fn toolchain() -> Result<Command> {
+    let rustup_nightly = Command::new("rustup")
+        .args(["component", "list", "--installed", "--toolchain", "nightly"])
+        .output()
+        .is_ok_and(|out| {
+            out.status.success() && String::from_utf8_lossy(&out.stdout).contains("rust-src")
+        });
+    let mut cargo;
+    if rustup_nightly {
+        cargo = Command::new("rustup");
+        cargo.args(["run", "nightly", "cargo"]);
+        cargo.env_remove("RUSTC");
+    } else if Path::new(SYSTEM_CORE_SOURCE).exists() && Path::new(SYSTEM_CARGO).exists() {
+        cargo = Command::new(SYSTEM_CARGO);
+        cargo.env("RUSTC", SYSTEM_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+    } else {
+        bail!(
+            "no toolchain can build the BPF object: run `cargo xtask setup`, or install \
+             rustup's nightly with rust-src, or the packages rustc-web cargo-web rust-web-src"
+        );
+    }
+    // What cargo set for xtask itself would steer the inner build.
+    for name in
+        ["CARGO", "RUSTUP_TOOLCHAIN", "CARGO_MANIFEST_DIR", "CARGO_TARGET_DIR", "RUSTC_WRAPPER"]
+    {
+        cargo.env_remove(name);
+    }
+    Ok(cargo)
+}
+
+/// The BPF linker, installed into the target directory where it is missing.
+fn linker(target: &Path) -> Result<PathBuf> {
+    let root = target.join("tools");
+    let linker = root.join("bin/bpf-linker");
+    if linker.exists() {
+        return Ok(linker);
+    }
+    eprintln!(
+        "installing bpf-linker {LINKER_VERSION} into {} (once, about a minute)",
+        root.display()
+    );
+    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked"])
+        .args(["--no-default-features", "--features", "llvm-22", "--root"])
+        .arg(&root)
+        .env("LLVM_PREFIX", "/usr/lib/llvm-22")
+        .status()
+        .context("cargo install bpf-linker did not start")?;
+    ensure!(
+        status.success() && linker.exists(),
+        "bpf-linker did not build ({status}): it needs llvm-22-dev libzstd-dev zlib1g-dev libxml2-dev"
+    );
+    Ok(linker)
+}
+
+/// Leaves the file's time alone when nothing changed, so that the agent is not rebuilt.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    if let Some(directory) = to.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+    }
+    fs::write(to, new).with_context(|| format!("cannot write {}", to.display()))
+}
