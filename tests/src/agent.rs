@@ -212,7 +212,7 @@ impl Agent {
     /// Enrols a running pod by the command line.
     pub fn enroll(&self, pod: &Pod) -> Ran {
         let flags = pod.enroll_flags();
-        let mut arguments = vec!["enroll"];
+        let mut arguments = vec!["enroll", pod.name()];
         arguments.extend(flags.iter().map(String::as_str));
         self.cli(&arguments).expect_success()
     }
@@ -237,9 +237,9 @@ impl Agent {
         self.cli(&["connections", "--output", "json"]).expect_success().json()
     }
 
-    /// `mesh-agent config dump`.
+    /// `mesh-agent config dump --output json`.
     pub fn config_dump(&self) -> Value {
-        self.cli(&["config", "dump"]).expect_success().json()
+        self.cli(&["config", "dump", "--output", "json"]).expect_success().json()
     }
 
     /// The metrics page.

@@ -202,12 +202,11 @@ impl Pod {
         })
     }
 
-    /// The flags of `mesh-agent enroll` that say the same as [`Pod::enrolment`].
+    /// What `mesh-agent enroll NAME` takes to say the same as [`Pod::enrolment`].
     pub fn enroll_flags(&self) -> Vec<String> {
         let b = &self.0.builder;
         let mut flags: Vec<(&str, String)> = vec![
             ("--uid", self.uid()),
-            ("--name", b.name.clone()),
             ("--namespace", b.namespace.clone()),
             ("--service-account", b.service_account.clone()),
             ("--netns", self.netns().path().display().to_string()),
