@@ -1,1 +1,18 @@
 //! The integration tests: one binary over real network namespaces.
+//!
+//! Run by `cargo xtask test` (as root: it builds the agent first). Each test makes a
+//! bed of its own, so they run beside each other.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod builders;
+mod capture;
+mod cli;
+mod config;
+mod hbone_client;
+mod hostile;
+mod http;
+mod identity;
+mod ipv6;
+mod lifecycle;
+mod tcp;

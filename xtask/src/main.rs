@@ -1,28 +1,67 @@
-//! The project's commands: `cargo xtask setup | ebpf | demo | test | tidy | ci`.
+//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | tidy | ci | deny`.
+//!
+//! This crate must build on a machine that has nothing but a compiler: it depends on
+//! nothing that `setup` has yet to install.
 
+mod build;
+#[allow(unreachable_pub, reason = "a binary has no outside to be reachable from")]
 mod ebpf;
+mod setup;
+mod tidy;
 
 use clap::{Parser, Subcommand};
 
-#[derive(Parser)]
-#[command(name = "cargo xtask", about = "The project's commands")]
+/// The project's commands, run as `cargo xtask <COMMAND>`.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
 struct Arguments {
     #[command(subcommand)]
-    task: Task,
+    command: Command,
 }
 
-#[derive(Subcommand)]
-enum Task {
-    /// Build the BPF object that the agent embeds
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install and mount what is missing (as root); quick when nothing is.
+    Setup,
+    /// Build the BPF object that the agent embeds.
     Ebpf,
+    /// Build everything, then show the mesh at work between two nodes made of namespaces.
+    Demo {
+        /// Leave everything up, and print how to enter the pods and query the agents.
+        #[arg(long)]
+        keep: bool,
+        /// Remove what an earlier `--keep` left up.
+        #[arg(long, conflicts_with = "keep")]
+        down: bool,
+    },
+    /// The same as `demo --down`.
+    Down,
+    /// Set up, build and run all tests: fuzz seeds, unit, integration over real namespaces.
+    Test {
+        /// Run only the tests whose names contain this.
+        filter: Option<String>,
+    },
+    /// Check the house rules: layers, file sizes, module docs, leftovers.
+    Tidy,
+    /// What CI runs: fmt, clippy, tidy, test, and deny where cargo-deny is installed.
+    Ci,
+    /// Check licences, advisories and bans with cargo-deny, installing it if needed (long).
+    Deny,
 }
 
 fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
-        Task::Ebpf => {
-            let object = ebpf::build()?;
-            println!("{}", object.display());
+    match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::Ebpf => {
+            setup::run()?;
+            println!("built {}", ebpf::build()?.display());
+            Ok(())
         }
+        Command::Demo { down: true, .. } | Command::Down => build::demo_down(),
+        Command::Demo { keep, .. } => build::demo(keep),
+        Command::Test { filter } => build::test(filter.as_deref()),
+        Command::Tidy => tidy::run(&build::workspace()),
+        Command::Ci => build::ci(),
+        Command::Deny => build::deny(),
     }
-    Ok(())
 }

@@ -1,0 +1,363 @@
+//! A node's agent, driven as its users drive it: command line, files, Unix socket.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, OpenOptions},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{
+    MeshConfig, Node, Pod, Process, Ran, eventually_within,
+    http::{self, Answer},
+    pod::TRUST_DOMAIN,
+    process::{self, agent_binary},
+};
+
+/// A debug build of the agent loads its descriptor pool and BPF programs at start.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How an agent will run.
+#[derive(Debug, Clone)]
+pub struct AgentBuilder {
+    node: Node,
+    flags: Vec<String>,
+    pods: Vec<Pod>,
+    ca_dir: PathBuf,
+    trust_domain: String,
+}
+
+impl AgentBuilder {
+    pub(crate) fn new(node: &Node) -> Self {
+        Self {
+            node: node.clone(),
+            flags: Vec::new(),
+            pods: Vec::new(),
+            ca_dir: node.ca_dir(),
+            trust_domain: TRUST_DOMAIN.to_owned(),
+        }
+    }
+
+    /// Adds flags of `mesh-agent run`.
+    #[must_use]
+    pub fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    /// Enrols `pod` at start, by the pods file.
+    #[must_use]
+    pub fn with_pod(mut self, pod: &Pod) -> Self {
+        self.pods.push(pod.clone());
+        self
+    }
+
+    /// With a certificate authority of its own instead of the bed's.
+    #[must_use]
+    pub fn own_ca(mut self, trust_domain: &str) -> Self {
+        self.ca_dir = self.node.directory().join("own-ca");
+        trust_domain.clone_into(&mut self.trust_domain);
+        self
+    }
+
+    /// Makes the certificate authority if there is none, starts the agent and waits
+    /// until it is ready.
+    pub fn start(self) -> Agent {
+        let agent = self.start_unready();
+        agent.wait_ready();
+        agent
+    }
+
+    /// As [`AgentBuilder::start`] without waiting.
+    pub fn start_unready(self) -> Agent {
+        create_ca(&self.ca_dir, &self.trust_domain);
+        let pods_file = self.node.directory().join("pods.yaml");
+        let pods: Vec<Value> = self.pods.iter().map(Pod::enrolment).collect();
+        let yaml = serde_yaml_ng::to_string(&serde_json::json!({ "pods": pods }));
+        fs::write(&pods_file, yaml.expect("pods are YAML")).expect("write pods.yaml");
+        let process = spawn(&self, &pods_file);
+        Agent { builder: self, pods_file, process }
+    }
+}
+
+fn create_ca(directory: &Path, trust_domain: &str) {
+    if directory.join("root.pem").exists() {
+        return;
+    }
+    let mut command = Command::new(agent_binary());
+    command.args(["ca", "init", "--trust-domain", trust_domain, "--dir"]).arg(directory);
+    process::run_here(command, process::RUN_DEADLINE).expect_success();
+}
+
+fn spawn(builder: &AgentBuilder, pods_file: &Path) -> Process {
+    let AgentBuilder { node, flags, ca_dir, trust_domain, .. } = builder;
+    let mut command = Command::new(agent_binary());
+    command.arg("run").args(["--node-name", &node.name(), "--instance", &node.name()]);
+    command.args(["--trust-domain", trust_domain, "--access-log", "json"]);
+    for (flag, path) in [
+        ("--config-dir", &node.config_dir()),
+        ("--state-dir", &node.state_dir()),
+        ("--cgroup-root", &node.cgroup()),
+        ("--bpffs", &node.bpffs()),
+        ("--socket", &node.socket()),
+        ("--pods", &pods_file.to_owned()),
+        ("--ca-dir", ca_dir),
+    ] {
+        command.arg(flag).arg(path);
+    }
+    if !flags.iter().any(|flag| flag == "--log") {
+        command.args(["--log", "info,mesh_agent=debug"]);
+    }
+    command.args(flags);
+    let open = |path: PathBuf| {
+        OpenOptions::new().create(true).append(true).open(path).expect("open the agent's log")
+    };
+    let place = node.place("agent");
+    let (stdout, log) = (stdout_file(node), log_file(node));
+    Process::start_with(
+        command,
+        &place,
+        &format!("agent of {}", node.name()),
+        &log.clone(),
+        open(stdout),
+        open(log),
+    )
+}
+
+fn stdout_file(node: &Node) -> PathBuf {
+    node.directory().join("agent.stdout.log")
+}
+
+fn log_file(node: &Node) -> PathBuf {
+    node.directory().join("agent.log")
+}
+
+/// A node's agent. Dropping it kills it; its pins stay until the bed goes.
+#[derive(Debug)]
+pub struct Agent {
+    builder: AgentBuilder,
+    pods_file: PathBuf,
+    process: Process,
+}
+
+impl Agent {
+    /// The node it serves.
+    pub fn node(&self) -> &Node {
+        &self.builder.node
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// What it logged (not the access log).
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Waits until `/readyz` says so.
+    ///
+    /// # Panics
+    /// With the log, if it ends or does not become ready.
+    pub fn wait_ready(&self) {
+        eventually_within(START_PATIENCE, &format!("{} is ready", self.process.label()), || {
+            if let Some(status) = self.process.ended() {
+                panic!("{} ended: {status}\n{}", self.process.label(), self.log());
+            }
+            match http::get(&self.node().socket(), "/readyz") {
+                Ok(Answer { status: 200, .. }) => Ok(()),
+                other => Err(format!("{other:?}\n{}", tail(&self.log()))),
+            }
+        });
+    }
+
+    /// Kills it as a crash would: nothing is cleaned up.
+    pub fn kill_9(&self) {
+        self.process.kill_9();
+    }
+
+    /// Asks it to end and waits.
+    pub fn terminate(&self) -> ExitStatus {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait()
+    }
+
+    /// Starts it again, as it was, and waits until it is ready.
+    pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// As [`Agent::restart`] with further flags.
+    pub fn restart_with(&mut self, flags: &[&str]) {
+        if self.process.ended().is_none() {
+            self.kill_9();
+        }
+        self.builder = self.builder.clone().flags(flags);
+        self.process = spawn(&self.builder, &self.pods_file);
+        self.wait_ready();
+    }
+
+    /// Runs a command of the agent's against its socket, on the node.
+    pub fn cli(&self, arguments: &[&str]) -> Ran {
+        let mut command = Command::new(agent_binary());
+        command.args(arguments).arg("--socket").arg(self.node().socket());
+        process::run(command, &self.node().place("host"), process::RUN_DEADLINE)
+    }
+
+    /// Enrols a running pod by the command line.
+    pub fn enroll(&self, pod: &Pod) -> Ran {
+        let flags = pod.enroll_flags();
+        let mut arguments = vec!["enroll", pod.name()];
+        arguments.extend(flags.iter().map(String::as_str));
+        self.cli(&arguments).expect_success()
+    }
+
+    /// Takes a pod out of the mesh by the command line.
+    pub fn unenroll(&self, pod: &Pod) -> Ran {
+        self.cli(&["unenroll", &pod.uid()]).expect_success()
+    }
+
+    /// `mesh-agent status --output json`.
+    pub fn status(&self) -> Value {
+        self.cli(&["status", "--output", "json"]).expect_success().json()
+    }
+
+    /// `mesh-agent pods --output json`.
+    pub fn pods(&self) -> Value {
+        self.cli(&["pods", "--output", "json"]).expect_success().json()
+    }
+
+    /// `mesh-agent connections --output json`.
+    pub fn connections(&self) -> Value {
+        self.cli(&["connections", "--output", "json"]).expect_success().json()
+    }
+
+    /// `mesh-agent config dump --output json`.
+    pub fn config_dump(&self) -> Value {
+        self.cli(&["config", "dump", "--output", "json"]).expect_success().json()
+    }
+
+    /// The metrics page.
+    pub fn metrics(&self) -> Metrics {
+        let answer = http::get(&self.node().socket(), "/metrics").expect("read the metrics");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        Metrics(answer.body)
+    }
+
+    /// The access log so far, one JSON object per connection or request.
+    pub fn access_log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(stdout_file(self.node())).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for an access log entry that contains all of `texts` and returns it.
+    ///
+    /// # Panics
+    /// With the entries there are, if it does not come.
+    pub fn logs_access(&self, texts: &[&str]) -> Value {
+        let what = format!("{} logs an access with {texts:?}", self.node().name());
+        eventually_within(Duration::from_secs(5), &what, || {
+            let entries = self.access_log();
+            let holds = |entry: &&Value| {
+                let line = entry.to_string();
+                texts.iter().all(|text| line.contains(text))
+            };
+            entries.iter().rev().find(holds).cloned().ok_or_else(|| {
+                let mut all = String::new();
+                for entry in &entries {
+                    let _ = write!(all, "\n  {entry}");
+                }
+                all
+            })
+        })
+    }
+
+    /// Waits until the log contains all of `texts` in one line; returns that line.
+    ///
+    /// # Panics
+    /// With the log's end, if it does not come.
+    pub fn logs(&self, texts: &[&str]) -> String {
+        let what = format!("{} logs {texts:?}", self.node().name());
+        eventually_within(Duration::from_secs(5), &what, || {
+            let log = self.log();
+            let holds = |line: &&str| {
+                let line = line.to_lowercase();
+                texts.iter().all(|text| line.contains(&text.to_lowercase()))
+            };
+            log.lines().find(holds).map(str::to_owned).ok_or_else(|| tail(&log))
+        })
+    }
+
+    /// Gives it a configuration and waits until it is in force.
+    pub fn configure(&self, config: &MeshConfig) {
+        let before = self.snapshot_version();
+        config.write_to(&self.node().config_dir());
+        eventually_within(Duration::from_secs(10), "the configuration is in force", || {
+            let now = self.snapshot_version();
+            if now > before { Ok(()) } else { Err(format!("{before} -> {now}")) }
+        });
+    }
+
+    /// The version of the snapshot in force.
+    pub fn snapshot_version(&self) -> u64 {
+        self.metrics().sum("mesh_snapshot_version", &[]) as u64
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+/// A page in Prometheus' text format.
+#[derive(Debug, Clone)]
+pub struct Metrics(String);
+
+impl Metrics {
+    /// The sum of all series of `name` whose labels contain each of `labels`
+    /// (`key="value"`).
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let of_series = |line: &&str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|label| line.contains(label))
+        };
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        self.0.lines().filter(of_series).filter_map(value).sum()
+    }
+
+    /// Whether there is a series of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.lines().any(|line| line.starts_with(name))
+    }
+
+    /// The page itself.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_only_the_series_asked_for() {
+        let page = Metrics(
+            "# TYPE a counter\na_total{x=\"1\",y=\"2\"} 3\na_total{x=\"2\"} 4\nab_total 9\nb 2.5\n"
+                .into(),
+        );
+        let check = |name, labels: &[&str], expected: f64| {
+            assert!((page.sum(name, labels) - expected).abs() < 1e-9, "{name} {labels:?}");
+        };
+        check("a_total", &[], 7.0);
+        check("a_total", &["x=\"1\""], 3.0);
+        check("b", &[], 2.5);
+        check("c", &[], 0.0);
+        assert!(page.has("ab_total"));
+    }
+}

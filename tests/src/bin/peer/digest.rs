@@ -1,0 +1,118 @@
+//! Bulk transfer in both directions at once, checked by SHA-256.
+//!
+//! A client sends two big-endian `u64` (bytes up, bytes down), then its data, then
+//! FIN; the server sends its data, the digest of what it received, then FIN.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, TcpStream},
+    process::ExitCode,
+    thread,
+    time::Instant,
+};
+
+use sha2::{Digest, Sha256};
+
+const CHUNK: usize = 1 << 16;
+
+/// A stream of bytes that no compression or repetition explains.
+struct Noise(u64);
+
+impl Noise {
+    const UP: Self = Self(0x9e37_79b9_7f4a_7c15);
+    const DOWN: Self = Self(0xd1b5_4a32_d192_ed03);
+
+    fn fill(&mut self, buffer: &mut [u8]) {
+        for word in buffer.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
+        }
+    }
+}
+
+/// Writes `total` bytes of `noise`; returns their digest.
+fn send(stream: &mut impl Write, mut noise: Noise, total: u64) -> io::Result<Vec<u8>> {
+    let (mut digest, mut buffer, mut left) = (Sha256::new(), vec![0; CHUNK], total);
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        noise.fill(&mut buffer[..length]);
+        digest.update(&buffer[..length]);
+        stream.write_all(&buffer[..length])?;
+        left -= length as u64;
+    }
+    Ok(digest.finalize().to_vec())
+}
+
+/// Reads up to `limit` bytes, or to the end; returns how many and their digest.
+fn receive(stream: impl Read, limit: u64) -> io::Result<(u64, Vec<u8>)> {
+    let (mut stream, mut digest) = (stream.take(limit), Sha256::new());
+    let (mut buffer, mut total) = (vec![0; CHUNK], 0);
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok((total, digest.finalize().to_vec())),
+            length => {
+                digest.update(&buffer[..length]);
+                total += length as u64;
+            }
+        }
+    }
+}
+
+/// Serves one connection.
+pub(crate) fn serve(mut stream: TcpStream) -> io::Result<()> {
+    let mut header = [0; 16];
+    stream.read_exact(&mut header)?;
+    let down = u64::from_be_bytes(header[8..].try_into().expect("eight bytes"));
+    let mut writer = stream.try_clone()?;
+    let sender = thread::spawn(move || send(&mut writer, Noise::DOWN, down));
+    let (_, digest) = receive(stream.try_clone()?, u64::MAX)?;
+    sender.join().expect("the sender does not panic")?;
+    stream.write_all(&digest)?;
+    stream.shutdown(Shutdown::Write)
+}
+
+/// Runs `streams` transfers at once against a server.
+pub(crate) fn transfer(address: &str, up: &str, down: &str, streams: &str) -> ExitCode {
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let (up, down, start) = (number(up), number(down), Instant::now());
+    let running: Vec<_> = (0..number(streams))
+        .map(|_| {
+            let address = address.to_owned();
+            thread::spawn(move || one(&address, up, down))
+        })
+        .collect();
+    let mut failed = 0;
+    for result in running {
+        match result.join().expect("a stream does not panic") {
+            Ok(()) => {}
+            Err(error) => {
+                eprintln!("{address}: {error}");
+                failed += 1;
+            }
+        }
+    }
+    println!("{{\"failed\":{failed},\"seconds\":{:.3}}}", start.elapsed().as_secs_f64());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn one(address: &str, up: u64, down: u64) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(&[up.to_be_bytes(), down.to_be_bytes()].concat())?;
+    let mut writer = stream.try_clone()?;
+    let sender = thread::spawn(move || {
+        let digest = send(&mut writer, Noise::UP, up)?;
+        writer.shutdown(Shutdown::Write)?;
+        Ok::<_, io::Error>(digest)
+    });
+    let (received, got) = receive(&mut stream, down)?;
+    let sent = sender.join().expect("the sender does not panic")?;
+    let expected = send(&mut io::sink(), Noise::DOWN, down)?;
+    let mut theirs = Vec::new();
+    stream.read_to_end(&mut theirs)?;
+    let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(io::Error::other(what)) };
+    check(received == down, &format!("{received} of {down} bytes came down"))?;
+    check(got == expected, "what came down was damaged")?;
+    check(theirs == sent, "what went up was damaged or cut short")
+}

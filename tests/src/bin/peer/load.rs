@@ -1,0 +1,86 @@
+//! A closed-loop HTTP/1.1 keep-alive load, for quick figures.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Runs the load and prints `{requests, errors, seconds, p50_us, p99_us}`.
+pub(crate) fn run(address: &str, host: &str, connections: &str, seconds: &str) -> ExitCode {
+    let connections: usize = connections.parse().expect("a number of connections");
+    let length = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
+    let start = Instant::now();
+    let workers: Vec<_> = (0..connections)
+        .map(|_| {
+            let (address, host) = (address.to_owned(), host.to_owned());
+            thread::spawn(move || worker(&address, &host, start + length))
+        })
+        .collect();
+    let (mut latencies, mut errors) = (Vec::new(), 0);
+    for worker in workers {
+        let (mine, error) = worker.join().expect("a worker does not panic");
+        latencies.extend(mine);
+        if let Some(error) = error {
+            eprintln!("{address}: {error}");
+            errors += 1;
+        }
+    }
+    let elapsed = start.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let at = |per_cent: usize| {
+        let index = (latencies.len() * per_cent / 100).min(latencies.len().saturating_sub(1));
+        latencies.get(index).map_or(0, Duration::as_micros)
+    };
+    println!(
+        "{{\"requests\":{},\"errors\":{errors},\"seconds\":{elapsed:.3},\"p50_us\":{},\"p99_us\":{}}}",
+        latencies.len(),
+        at(50),
+        at(99)
+    );
+    if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn worker(address: &str, host: &str, end: Instant) -> (Vec<Duration>, Option<io::Error>) {
+    let mut latencies = Vec::new();
+    let result = TcpStream::connect(address).and_then(|stream| {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut writer = stream;
+        let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        while Instant::now() < end {
+            let start = Instant::now();
+            writer.write_all(request.as_bytes())?;
+            read_answer(&mut reader)?;
+            latencies.push(start.elapsed());
+        }
+        Ok(())
+    });
+    (latencies, result.err())
+}
+
+fn read_answer(reader: &mut impl BufRead) -> io::Result<()> {
+    let (mut line, mut length, mut first) = (String::new(), 0u64, true);
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if first && line.split(' ').nth(1) != Some("200") {
+            return Err(io::Error::other(format!("answered {}", line.trim_end())));
+        }
+        first = false;
+        if line == "\r\n" {
+            break;
+        }
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().map_err(io::Error::other)?;
+        }
+    }
+    let mut body = reader.take(length);
+    io::copy(&mut body, &mut io::sink()).map(drop)
+}

@@ -1,0 +1,109 @@
+//! A program for pods: the servers and clients that Debian has no package for.
+//!
+//! Servers listen on all addresses of both families and serve each connection on a
+//! thread of its own.
+
+mod digest;
+mod load;
+mod talk;
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    process::ExitCode,
+    thread,
+};
+
+const HELP: &str = "usage:
+  peer echo PORT               sends back what it gets; half-closes when its peer does
+  peer greet PORT              speaks first (`220 ready`), then echoes
+  peer who PORT                says `you are ADDRESS, I am ADDRESS` and closes
+  peer mute PORT               accepts and never reads
+  peer digest PORT             the other side of `transfer`
+  peer talk ADDRESS [--mapped] stdin and stdout over one connection; exits with 0 after
+                               FIN, 3 after RST, 4 when it cannot connect; `--mapped` dials
+                               an IPv4 address by an IPv6 socket
+  peer asks ADDRESS            connects and prints getpeername and getsockname
+  peer transfer ADDRESS UP DOWN STREAMS
+                               moves bytes both ways at once on each stream, checks SHA-256
+  peer load ADDRESS HOST CONNECTIONS SECONDS
+                               GET / over keep-alive connections; prints JSON
+  peer abandon                 makes a test bed with a pod and dies without removing it
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["echo", port] => serve(port, echo),
+        ["greet", port] => serve(port, |mut stream| {
+            stream.write_all(b"220 ready\r\n")?;
+            echo(stream)
+        }),
+        ["who", port] => serve(port, |mut stream| {
+            let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+            let plain = |a: std::net::SocketAddr| (a.ip().to_canonical(), a.port());
+            let ((peer, peer_port), (local, local_port)) = (plain(peer), plain(local));
+            writeln!(stream, "you are {peer} {peer_port}, I am {local} {local_port}")
+        }),
+        ["mute", port] => serve(port, |stream| {
+            thread::park();
+            drop(stream);
+            Ok(())
+        }),
+        ["digest", port] => serve(port, digest::serve),
+        ["talk", address] => talk::talk(address, false),
+        ["talk", address, "--mapped"] => talk::talk(address, true),
+        ["asks", address] => talk::asks(address),
+        ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
+        ["load", address, host, connections, seconds] => {
+            load::run(address, host, connections, seconds)
+        }
+        ["abandon"] => abandon(),
+        _ => {
+            eprint!("{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn serve(
+    port: &str,
+    handle: impl Fn(TcpStream) -> io::Result<()> + Copy + Send + 'static,
+) -> ExitCode {
+    let port: u16 = port.parse().expect("a port number");
+    // `[::]` takes IPv4 as well: Linux's default for `bindv6only` is 0.
+    let listener = TcpListener::bind(("::", port)).expect("bind the port");
+    for stream in listener.incoming() {
+        match stream {
+            Ok(stream) => drop(thread::spawn(move || {
+                let peer = stream.peer_addr();
+                if let Err(error) = handle(stream) {
+                    eprintln!("{peer:?}: {error}");
+                }
+            })),
+            Err(error) => eprintln!("accept: {error}"),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return stream.shutdown(Shutdown::Write),
+            length => stream.write_all(&buffer[..length])?,
+        }
+    }
+}
+
+fn abandon() -> ExitCode {
+    let bed = tests::Testbed::two_nodes("abandoned");
+    let pod = bed.node(1).pod("orphan").start();
+    let _echo = pod.serves("echo", 7);
+    println!("{}", bed.run());
+    io::stdout().flush().expect("tell the name");
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).expect("die");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,55 @@
+//! Waiting for a condition instead of for a time.
+
+use std::{
+    fmt::Debug,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long [`eventually`] waits.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Retries `attempt` until it succeeds and returns what it gave.
+///
+/// # Panics
+/// With `what` and the last error when [`PATIENCE`] is over.
+pub fn eventually<T, E: Debug>(what: &str, attempt: impl FnMut() -> Result<T, E>) -> T {
+    eventually_within(PATIENCE, what, attempt)
+}
+
+/// As [`eventually`], with its own patience.
+///
+/// # Panics
+/// With `what` and the last error when `patience` is over.
+pub fn eventually_within<T, E: Debug>(
+    patience: Duration,
+    what: &str,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> T {
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(2);
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) if start.elapsed() > patience => {
+                panic!("{what}: not within {patience:?}; last: {error:?}")
+            }
+            Err(_) => thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Watches for `during` that `seen` stays `None`.
+///
+/// # Panics
+/// As soon as `seen` gives something.
+pub fn never<T: Debug>(during: Duration, what: &str, mut seen: impl FnMut() -> Option<T>) {
+    let start = Instant::now();
+    while start.elapsed() < during {
+        if let Some(value) = seen() {
+            panic!("{what}: must not happen, but after {:?}: {value:?}", start.elapsed());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

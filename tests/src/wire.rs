@@ -1,0 +1,68 @@
+//! The wire between the nodes: captured, cut, mended, slowed.
+
+use crate::{Capture, Node};
+
+/// A veth pair called `wire` on both nodes.
+#[derive(Debug)]
+pub struct Wire {
+    nodes: [Node; 2],
+}
+
+impl Wire {
+    pub(crate) fn join(one: &Node, two: &Node) -> Self {
+        one.netns()
+            .ip(&[&format!("link add wire type veth peer name wire netns {}", two.netns().name())]);
+        for (this, other) in [(one, two), (two, one)] {
+            let ((v4, v6), (via4, via6)) = (this.wire_addresses(), other.wire_addresses());
+            let number = other.number();
+            this.netns().ip(&[
+                &format!("addr add {v4}/24 dev wire"),
+                &format!("addr add {v6}/64 dev wire nodad"),
+                "link set wire up",
+                &format!("route add 10.244.{number}.0/24 via {via4}"),
+                &format!("-6 route add fd00:244:{number}::/64 via {via6}"),
+            ]);
+        }
+        Self { nodes: [one.clone(), two.clone()] }
+    }
+
+    /// Records every packet from now on.
+    pub fn capture(&self) -> Capture {
+        Capture::start(self.nodes[0].netns(), "wire")
+    }
+
+    /// Silently drops everything that arrives, on both sides.
+    pub fn cut(&self) {
+        self.rules("add");
+    }
+
+    /// Undoes [`Wire::cut`].
+    pub fn mend(&self) {
+        self.rules("del");
+    }
+
+    fn rules(&self, verb: &str) {
+        for node in &self.nodes {
+            node.netns().ip(&[
+                &format!("rule {verb} iif wire blackhole pref 1"),
+                &format!("-6 rule {verb} iif wire blackhole pref 1"),
+            ]);
+        }
+    }
+
+    /// Limits both directions to `mbit` per second.
+    pub fn slow(&self, mbit: u32) {
+        for node in &self.nodes {
+            node.netns().tc(&[&format!(
+                "qdisc replace dev wire root tbf rate {mbit}mbit burst 128kb latency 100ms"
+            )]);
+        }
+    }
+
+    /// Undoes [`Wire::slow`].
+    pub fn full_speed(&self) {
+        for node in &self.nodes {
+            node.netns().tc(&["qdisc del dev wire root"]);
+        }
+    }
+}

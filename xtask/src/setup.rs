@@ -1,0 +1,232 @@
+//! `cargo xtask setup`: what the build, the tests and the demo need of the machine.
+//!
+//! Looks first and acts only on what is missing, saying so; a second run is quick.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::build::workspace;
+
+const PACKAGES: &[&str] = &[
+    // The BPF object: a compiler with `core`'s source, and the linker's libraries.
+    "rustc-web",
+    "cargo-web",
+    "rust-web-src",
+    "llvm-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+    "libxml2-dev",
+    // The agent.
+    "gcc",
+    "libc6-dev",
+    "make",
+    "cmake",
+    "pkg-config",
+    "ca-certificates",
+    // The test bed, and what runs in its pods.
+    "iproute2",
+    "curl",
+    "nginx-light",
+    "tcpdump",
+    "iperf3",
+    "python3",
+    "procps",
+];
+
+const BPF_LINKER: &str = "0.13.0";
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// The oldest kernel whose helpers the programs use; see README.
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
+
+/// Where tools are cached that are built from source.
+pub(crate) fn tools() -> PathBuf {
+    workspace().join("target/tools")
+}
+
+/// Checks and completes the machine.
+pub(crate) fn run() -> Result<()> {
+    let uid = fs::metadata("/proc/self").context("/proc is not mounted")?.uid();
+    ensure!(uid == 0, "root is needed: it loads BPF programs and makes network namespaces");
+    check_kernel()?;
+    packages()?;
+    bpf_linker()?;
+    mounts()
+}
+
+fn check_kernel() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the release")?;
+    let release = release.trim();
+    let version = parse_release(release).with_context(|| format!("odd kernel `{release}`"))?;
+    let (major, minor) = OLDEST_KERNEL;
+    ensure!(version >= OLDEST_KERNEL, "kernel {release} is too old: {major}.{minor} is needed");
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        println!("setup: kernel {release} has no BTF; loading the BPF object may fail");
+    }
+    Ok(())
+}
+
+fn parse_release(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn packages() -> Result<()> {
+    let query = Command::new("dpkg-query")
+        .args(["-W", "-f=${Package} ${db:Status-Status}\\n"])
+        .args(PACKAGES)
+        .output()
+        .context("dpkg-query did not start: setup knows Debian only")?;
+    let missing = missing(&String::from_utf8_lossy(&query.stdout));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("setup: installing {}", missing.join(" "));
+    // A package must not start its service on a machine that only wants its program.
+    let policy = NoServices::declare()?;
+    apt(&["update"])?;
+    apt(&[&["install", "-y", "--no-install-recommends"], &missing[..]].concat())?;
+    drop(policy);
+    if missing.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
+        println!("setup: keeping nginx from starting at boot");
+        let disabled = Command::new("systemctl").args(["disable", "--now", "nginx"]).status();
+        ensure!(disabled.is_ok_and(|s| s.success()), "`systemctl disable nginx` failed");
+    }
+    Ok(())
+}
+
+fn missing(installed: &str) -> Vec<&'static str> {
+    let there: BTreeSet<&str> =
+        installed.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+    PACKAGES.iter().copied().filter(|package| !there.contains(package)).collect()
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .args(["-q", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("apt-get did not start")?;
+    ensure!(status.success(), "`apt-get {}` failed ({status})", arguments.join(" "));
+    Ok(())
+}
+
+/// Forbids maintainer scripts to start services, for as long as it lives.
+struct NoServices {
+    ours: bool,
+}
+
+impl NoServices {
+    fn declare() -> Result<Self> {
+        if Path::new(POLICY_FILE).exists() {
+            return Ok(Self { ours: false });
+        }
+        fs::write(POLICY_FILE, "#!/bin/sh\nexit 101\n").context("write policy-rc.d")?;
+        let policy = Self { ours: true };
+        fs::set_permissions(POLICY_FILE, fs::Permissions::from_mode(0o755))
+            .context("make policy-rc.d executable")?;
+        Ok(policy)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY_FILE)
+        {
+            eprintln!("setup: remove {POLICY_FILE} yourself: {error}");
+        }
+    }
+}
+
+fn bpf_linker() -> Result<()> {
+    let program = tools().join("bin/bpf-linker");
+    let version = Command::new(&program).arg("--version").output();
+    if version.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(BPF_LINKER)) {
+        return Ok(());
+    }
+    println!("setup: building bpf-linker {BPF_LINKER} into {} (minutes)", tools().display());
+    let status = Command::new("cargo")
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--no-default-features"])
+        .args(["--features", "llvm-22", "--force", "--root"])
+        .arg(tools())
+        .env("LLVM_PREFIX", LLVM_PREFIX)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .current_dir("/")
+        .status()
+        .context("cargo did not start")?;
+    ensure!(status.success(), "bpf-linker did not build ({status})");
+    Ok(())
+}
+
+fn mounts() -> Result<()> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
+    if !is_mounted(&mountinfo, "cgroup2", None) {
+        let sys = Path::new("/sys/fs/cgroup");
+        // On a hybrid machine a tmpfs with the v1 hierarchies is there already.
+        let hybrid = is_mounted(&mountinfo, "tmpfs", Some("/sys/fs/cgroup"));
+        mount("cgroup2", &if hybrid { sys.join("unified") } else { sys.to_owned() })?;
+    }
+    if !is_mounted(&mountinfo, "bpf", Some("/sys/fs/bpf")) {
+        mount("bpf", Path::new("/sys/fs/bpf"))?;
+    }
+    Ok(())
+}
+
+fn is_mounted(mountinfo: &str, fs_type: &str, at: Option<&str>) -> bool {
+    mountinfo.lines().filter_map(|line| line.split_once(" - ")).any(|(before, after)| {
+        after.split(' ').next() == Some(fs_type)
+            && at.is_none_or(|at| before.split(' ').nth(4) == Some(at))
+    })
+}
+
+fn mount(fs_type: &str, at: &Path) -> Result<()> {
+    println!("setup: mounting {fs_type} at {}", at.display());
+    fs::create_dir_all(at).with_context(|| format!("make {}", at.display()))?;
+    let status = Command::new("mount").args(["-t", fs_type, fs_type]).arg(at).status();
+    if !status.is_ok_and(|s| s.success()) {
+        bail!("mounting {fs_type} at {} failed", at.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_are_read() {
+        assert_eq!(parse_release("6.18.44-cloud"), Some((6, 18)));
+        assert_eq!(parse_release("5.10"), Some((5, 10)));
+        assert_eq!(parse_release("6.1-rc1"), Some((6, 1)));
+        assert_eq!(parse_release("linux"), None);
+    }
+
+    #[test]
+    fn packages_that_are_half_there_are_missing() {
+        let all: String = PACKAGES.iter().map(|p| format!("{p} installed\n")).collect();
+        assert_eq!(missing(&all), Vec::<&str>::new());
+        let removed = all.replace("curl installed", "curl config-files");
+        assert_eq!(missing(&removed), ["curl"]);
+        assert_eq!(missing("").len(), PACKAGES.len());
+    }
+
+    #[test]
+    fn mounts_are_found_by_type_and_place() {
+        let info = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                    41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert!(is_mounted(info, "cgroup2", None));
+        assert!(is_mounted(info, "tmpfs", Some("/sys/fs/cgroup")));
+        assert!(!is_mounted(info, "cgroup", None));
+        assert!(!is_mounted(info, "bpf", Some("/sys/fs/bpf")));
+    }
+}
