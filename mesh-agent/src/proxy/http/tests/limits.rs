@@ -1,0 +1,1 @@
+//! Timeouts, and bodies larger than any buffer.
