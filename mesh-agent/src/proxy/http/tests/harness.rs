@@ -30,7 +30,9 @@ use super::super::{
 };
 use crate::{
     model::{
-        authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern},
+        authz::{
+            Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
+        },
         captured::{CapturedOutbound, Pod},
         cluster::{
             Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment, Tunnel,
@@ -154,14 +156,13 @@ fn to(cluster: &str) -> ForwardAction {
     }
 }
 
-fn cluster(name: &str, address: Option<SocketAddr>, upstream_protocol: UpstreamProtocol) -> Cluster {
+fn cluster(
+    name: &str,
+    address: Option<SocketAddr>,
+    upstream_protocol: UpstreamProtocol,
+) -> Cluster {
     let endpoint = |address| {
-        Arc::new(Endpoint {
-            address,
-            tunnel: Tunnel::Direct,
-            weight: 1,
-            health: Health::Healthy,
-        })
+        Arc::new(Endpoint { address, tunnel: Tunnel::Direct, weight: 1, health: Health::Healthy })
     };
     let endpoints = address.into_iter().map(endpoint).collect();
     Cluster {
@@ -401,14 +402,11 @@ impl Client {
         self.response().await
     }
 
-    pub(super) async fn http2(
-        self,
-    ) -> hyper::client::conn::http2::SendRequest<BoxBody> {
-        let (sender, connection) =
-            hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-                .handshake(TokioIo::new(self.stream))
-                .await
-                .unwrap();
+    pub(super) async fn http2(self) -> hyper::client::conn::http2::SendRequest<BoxBody> {
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .handshake(TokioIo::new(self.stream))
+            .await
+            .unwrap();
         tokio::spawn(connection);
         sender
     }

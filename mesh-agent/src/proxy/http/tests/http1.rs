@@ -41,23 +41,43 @@ async fn a_request_goes_through_and_connections_are_reused() {
 #[tokio::test]
 async fn the_agent_answers_for_itself() {
     for (request, status, body, flag) in [
-        ("GET /secret/x HTTP/1.1\r\nhost: app.test\r\n\r\n", "403 Forbidden", "RBAC: access denied", "UAEX"),
+        (
+            "GET /secret/x HTTP/1.1\r\nhost: app.test\r\n\r\n",
+            "403 Forbidden",
+            "RBAC: access denied",
+            "UAEX",
+        ),
         ("GET / HTTP/1.1\r\nhost: elsewhere\r\n\r\n", "404 Not Found", "", "NR"),
-        ("GET /none HTTP/1.1\r\nhost: app.test\r\n\r\n", "503 Service Unavailable", "no healthy upstream", "UH"),
+        (
+            "GET /none HTTP/1.1\r\nhost: app.test\r\n\r\n",
+            "503 Service Unavailable",
+            "no healthy upstream",
+            "UH",
+        ),
         (
             "GET /dead HTTP/1.1\r\nhost: app.test\r\n\r\n",
             "503 Service Unavailable",
             "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
             "UF",
         ),
-        ("GET /direct HTTP/1.1\r\nhost: app.test\r\n\r\n", "418 I'm a teapot", "short and stout", "-"),
+        (
+            "GET /direct HTTP/1.1\r\nhost: app.test\r\n\r\n",
+            "418 I'm a teapot",
+            "short and stout",
+            "-",
+        ),
         (
             "GET /slow HTTP/1.1\r\nhost: app.test\r\n\r\n",
             "504 Gateway Timeout",
             "upstream request timeout",
             "UT",
         ),
-        ("CONNECT app.test:80 HTTP/1.1\r\nhost: app.test\r\n\r\n", "501 Not Implemented", "not supported by this proxy", "DPE"),
+        (
+            "CONNECT app.test:80 HTTP/1.1\r\nhost: app.test\r\n\r\n",
+            "501 Not Implemented",
+            "not supported by this proxy",
+            "DPE",
+        ),
         (
             "GET / HTTP/1.1\r\nhost: app.test\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
             "501 Not Implemented",
@@ -139,7 +159,8 @@ async fn requests_may_be_pipelined() {
 async fn a_client_may_ask_before_it_sends() {
     let mesh = Mesh::new(Setup::new(mirror_upstream().await));
     let mut client = mesh.connect().await;
-    let head = "POST / HTTP/1.1\r\nhost: app.test\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+    let head =
+        "POST / HTTP/1.1\r\nhost: app.test\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
     let go_on = client.ask(head).await;
     assert_eq!(go_on, "HTTP/1.1 100 Continue\r\n\r\n");
     let response = client.ask("hello").await;
@@ -156,7 +177,10 @@ async fn http_1_0_is_served_and_closed() {
     let mut client = mesh.connect().await;
     client.write("GET /old HTTP/1.0\r\nhost: app.test\r\n\r\n").await;
     let (response, reset) = client.rest().await;
-    assert!(response.starts_with("HTTP/1.0 200 ") && response.contains("GET /old HTTP/1.1"), "{response}");
+    assert!(
+        response.starts_with("HTTP/1.0 200 ") && response.contains("GET /old HTTP/1.1"),
+        "{response}"
+    );
     assert!(!reset);
 }
 
@@ -176,7 +200,9 @@ async fn responses_without_a_body_keep_their_framing() {
     let mesh = Mesh::new(Setup::new(upstream.await));
     let mut client = mesh.connect().await;
     // All at once: a byte too many would break the next response.
-    for (method, path) in [("GET", "/204"), ("GET", "/304"), ("HEAD", "/chunked"), ("HEAD", "/sized")] {
+    for (method, path) in
+        [("GET", "/204"), ("GET", "/304"), ("HEAD", "/chunked"), ("HEAD", "/sized")]
+    {
         client.write(format!("{method} {path} HTTP/1.1\r\nhost: app.test\r\n\r\n")).await;
     }
     client.write("GET /direct HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\n\r\n").await;
@@ -186,7 +212,10 @@ async fn responses_without_a_body_keep_their_framing() {
     assert_eq!(heads.len(), 6, "{all}");
     assert!(heads[0].starts_with("HTTP/1.1 204 ") && !heads[0].contains("content-length"), "{all}");
     assert!(heads[1].starts_with("HTTP/1.1 304 ") && heads[1].contains("etag"), "{all}");
-    assert!(heads[2].starts_with("HTTP/1.1 200 ") && !heads[2].contains("content-length: 0"), "{all}");
+    assert!(
+        heads[2].starts_with("HTTP/1.1 200 ") && !heads[2].contains("content-length: 0"),
+        "{all}"
+    );
     assert!(heads[3].contains("content-length: 42"), "{all}");
     assert_eq!(heads[5], "short and stout");
     for n in 0..5 {
@@ -208,7 +237,8 @@ async fn a_response_that_breaks_off_is_seen_to() {
         let mut client = mesh.connect().await;
         client.write(GET).await;
         let (response, _) = client.rest().await;
-        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        // hyper drops what it has not written yet: the client sees part, or nothing.
+        assert!(response.is_empty() || response.starts_with("HTTP/1.1 200 "), "{response}");
         assert!(!response.ends_with("0\r\n\r\n"), "looks complete: {response}");
         let record = mesh.record(0).await;
         assert_eq!(record.flags.to_string(), flag, "{record:?}");
@@ -218,7 +248,8 @@ async fn a_response_that_breaks_off_is_seen_to() {
 
 #[tokio::test]
 async fn an_upstream_that_ends_or_babbles_is_503() {
-    for (reply, flag) in [("", "UC"), ("garbage\r\n\r\n", "UPE"), ("HTTP/1.1 101 X\r\n\r\n", "UPE")] {
+    for (reply, flag) in [("", "UC"), ("garbage\r\n\r\n", "UPE"), ("HTTP/1.1 101 X\r\n\r\n", "UPE")]
+    {
         let upstream = raw_upstream(move |mut stream, _| async move {
             read_head(&mut stream).await.unwrap();
             stream.write_all(reply.as_bytes()).await.unwrap();
@@ -311,7 +342,9 @@ async fn the_response_may_overtake_the_request() {
     });
     let mesh = Mesh::new(Setup::new(upstream.await));
     let mut client = mesh.connect().await;
-    client.write(format!("POST / HTTP/1.1\r\nhost: app.test\r\ncontent-length: {}\r\n\r\n", 4 << 20)).await;
+    client
+        .write(format!("POST / HTTP/1.1\r\nhost: app.test\r\ncontent-length: {}\r\n\r\n", 4 << 20))
+        .await;
     client.write(vec![b'x'; 4 << 20]).await;
     assert!(client.response().await.ends_with("\r\n\r\nok"));
 }
@@ -329,7 +362,10 @@ async fn draining_closes_after_the_requests_in_hand() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     mesh.drain.cancel();
     let (response, reset) = busy.rest().await;
-    assert!(response.starts_with("HTTP/1.1 200 ") && response.contains("connection: close"), "{response}");
+    assert!(
+        response.starts_with("HTTP/1.1 200 ") && response.contains("connection: close"),
+        "{response}"
+    );
     assert!(!reset);
     assert_eq!(idle.rest().await, (String::new(), false));
     assert!(busy.served.await.unwrap().error.is_none());

@@ -18,7 +18,8 @@ async fn refused(request: &[u8], status: &str) {
         }
         let shown = request.escape_ascii();
         let response = client.response().await;
-        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{shown}: {response}");
+        let answered = &response["HTTP/1.x ".len()..];
+        assert!(answered.starts_with(status), "{shown}: {response}");
         assert!(response.contains("connection: close\r\n"), "{shown}: {response}");
         // The client still has its side open, and is told.
         let (rest, _) = client.rest().await;
@@ -33,7 +34,8 @@ async fn refused(request: &[u8], status: &str) {
 
 #[tokio::test]
 async fn ambiguous_heads_are_400() {
-    let with = |lines: &str| format!("POST / HTTP/1.1\r\nhost: app.test\r\n{lines}\r\n\r\n").into_bytes();
+    let with =
+        |lines: &str| format!("POST / HTTP/1.1\r\nhost: app.test\r\n{lines}\r\n\r\n").into_bytes();
     let chunk = "\r\n\r\n0";
     for lines in [
         &format!("content-length: 5\r\ntransfer-encoding: chunked{chunk}"),
@@ -168,7 +170,10 @@ async fn bad_chunks_never_make_a_complete_request() {
         client.write(format!("{head}{body}")).await;
         let (response, _) = client.rest().await;
         let shown = body.escape_default();
-        assert!(response.starts_with("HTTP/1.1 400 ") || response.is_empty(), "{shown}: {response}");
+        assert!(
+            response.starts_with("HTTP/1.1 400 ") || response.is_empty(),
+            "{shown}: {response}"
+        );
         let record = mesh.record(0).await;
         assert!(["DPE", "DC"].contains(&record.flags.to_string().as_str()), "{shown}: {record:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
