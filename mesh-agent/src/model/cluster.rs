@@ -99,6 +99,7 @@ pub enum Tunnel {
 pub enum Health {
     Healthy,
     Degraded,
-    /// UNHEALTHY, TIMEOUT and DRAINING: takes no new connection.
+    /// UNHEALTHY, TIMEOUT and DRAINING: takes no new connection, except in panic, when
+    /// most of the cluster's endpoints are so.
     Unhealthy,
 }

@@ -10,7 +10,7 @@ use http::{Method, StatusCode, request::Parts};
 use super::{
     flow::{Flow, FlowError, OutboundPolicy},
     matcher::{authority_is_ambiguous, url_path},
-    path,
+    path::{self, LenientPath},
     rbac::{Outcome, Subject, evaluate},
 };
 use crate::{
@@ -56,8 +56,7 @@ impl DenyReason {
     }
 }
 
-/// A connection or request that policy does not let through. Envoy's response
-/// flag: UAEX.
+/// A connection or request that policy does not let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied(Box<Denial>);
 
@@ -95,9 +94,19 @@ impl Denied {
         self.0.policy.as_deref()
     }
 
+    /// [`Denied::policy`], shared, for a record that outlives this.
+    pub fn policy_name(&self) -> Option<Arc<str>> {
+        self.0.policy.clone()
+    }
+
     /// Why.
     pub fn reason(&self) -> DenyReason {
         self.0.reason
+    }
+
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        "UAEX"
     }
 
     /// Who asked, if proven.
@@ -138,8 +147,11 @@ impl fmt::Display for Denied {
                 let policy = policy.unwrap_or_default();
                 write!(f, "policy `{policy}` has HTTP rules, and the connection is not HTTP")
             }
-            (DenyReason::PathNotNormalized, _) => {
+            (DenyReason::PathNotNormalized, None) => {
                 f.write_str("policy looks at the path, and the path is not normalized")
+            }
+            (DenyReason::PathNotNormalized, Some(policy)) => {
+                write!(f, "policy `{policy}` may match the path once its escapes are decoded")
             }
             (DenyReason::AmbiguousAuthority, _) => f.write_str("the request names several hosts"),
             (DenyReason::RequestsNotJudged, _) => {
@@ -170,6 +182,24 @@ pub enum Revoked {
     Denied(#[from] Denied),
 }
 
+impl Revoked {
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::Flow(error) => error.flag(),
+            Self::Denied(denied) => denied.flag(),
+        }
+    }
+
+    /// For a metric's label: lower case, stable.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Flow(error) => error.as_str(),
+            Self::Denied(denied) => denied.reason().as_str(),
+        }
+    }
+}
+
 /// What the filters so far have said.
 #[derive(Debug, Clone, Default)]
 struct Basis {
@@ -185,8 +215,9 @@ impl Basis {
             Outcome::Logged(policy) => self.logged_by = policy.or_else(|| self.logged_by.take()),
             Outcome::NoPolicy => return Err(denied(DenyReason::NoPolicyMatched)),
             Outcome::Denied(policy) => return Err(denied(DenyReason::PolicyMatched).by(policy)),
-            Outcome::Unenforceable(policy) => {
-                return Err(denied(DenyReason::Unenforceable).by(policy));
+            Outcome::Unknown(policy) => {
+                let request = subject.head.map(|_| DenyReason::PathNotNormalized);
+                return Err(denied(request.unwrap_or(DenyReason::Unenforceable)).by(policy));
             }
         }
         Ok(())
@@ -213,6 +244,11 @@ impl Permit {
         self.basis.allowed_by.as_deref()
     }
 
+    /// [`Permit::policy`], shared, for a record that outlives this.
+    pub fn policy_name(&self) -> Option<Arc<str>> {
+        self.basis.allowed_by.clone()
+    }
+
     /// The policy of a `LOG` filter that matched.
     pub fn logged_policy(&self) -> Option<&str> {
         self.basis.logged_by.as_deref()
@@ -235,7 +271,7 @@ impl Permit {
             && let Some(TerminalFilter::Http(http)) = permit.flow.terminal()
             && let Some(rbac) = http_rbacs(http).find(|rbac| rbac.action != RbacAction::Log)
         {
-            let subject = Subject { flow: &permit.flow, head: None };
+            let subject = Subject { flow: &permit.flow, head: None, lenient_path: None };
             return Err(Denied::new(subject, Some(rbac), DenyReason::RequestsNotJudged).into());
         }
         Ok(permit)
@@ -251,7 +287,7 @@ pub fn authorize(flow: Flow) -> Result<Permit, Denied> {
     let mut basis = Basis::default();
     for filter in flow.chain().map_or(&[][..], |chain| &chain.filters) {
         let NetworkFilter::Rbac(rbac) = filter;
-        basis.pass(rbac, Subject { flow: &flow, head: None })?;
+        basis.pass(rbac, Subject { flow: &flow, head: None, lenient_path: None })?;
     }
     Ok(Permit { flow, basis })
 }
@@ -268,6 +304,11 @@ impl RequestPermit {
     /// [`Permit::policy`].
     pub fn policy(&self) -> Option<&str> {
         self.basis.allowed_by.as_deref()
+    }
+
+    /// [`RequestPermit::policy`], shared, for a record that outlives this.
+    pub fn policy_name(&self) -> Option<Arc<str>> {
+        self.basis.allowed_by.clone()
     }
 
     /// The policy of a `LOG` filter that matched.
@@ -288,14 +329,18 @@ pub fn authorize_request(
     http: &HttpConnectionManager,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
-    let subject = Subject { flow: &permit.flow, head: Some(head) };
+    let mut subject = Subject { flow: &permit.flow, head: Some(head), lenient_path: None };
     if authority_is_ambiguous(head) {
         return Err(Denied::new(subject, None, DenyReason::AmbiguousAuthority));
     }
-    if !path::is_plain(head)
-        && let Some(rbac) = http_rbacs(http).find(|rbac| path::is_judged_by(rbac))
-    {
-        return Err(Denied::new(subject, Some(rbac), DenyReason::PathNotNormalized));
+    let lenient_path;
+    if !path::is_plain(head) {
+        if let Some(rbac) = http_rbacs(http).find(|rbac| path::is_judged_by(rbac)) {
+            return Err(Denied::new(subject, Some(rbac), DenyReason::PathNotNormalized));
+        }
+    } else {
+        lenient_path = LenientPath::of(head);
+        subject.lenient_path = lenient_path.as_ref();
     }
     let mut basis = Basis::default();
     for rbac in http_rbacs(http) {
@@ -307,3 +352,6 @@ pub fn authorize_request(
 fn http_rbacs(http: &HttpConnectionManager) -> impl Iterator<Item = &Rbac> {
     http.http_filters.iter().map(|HttpFilter::Rbac(rbac)| &**rbac)
 }
+
+#[cfg(test)]
+mod tests;

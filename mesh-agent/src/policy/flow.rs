@@ -22,7 +22,9 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// The agent's own ports in every pod: outbound, inbound plaintext, HBONE.
+/// The agent's own ports in every pod: outbound, inbound plaintext, HBONE. The BPF
+/// programs refuse them first; this holds for what gets here another way, such as an
+/// HBONE `:authority`.
 const AGENT_PORTS: [u16; 3] = [15001, 15006, 15008];
 
 /// What becomes of an outbound connection that no listener is for.
@@ -36,8 +38,7 @@ pub enum OutboundPolicy {
     RegistryOnly,
 }
 
-/// Why a connection has no filter chain to judge it. Envoy's response flag: NR, and
-/// UAEX for [`FlowError::PlaintextRefused`].
+/// Why a connection has no filter chain to judge it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
     /// Outbound, registry only.
@@ -63,6 +64,29 @@ pub enum FlowError {
         "{destination}, asked for by {source_address}, is the agent's own port in workload {workload}"
     )]
     AgentPort { workload: WorkloadUid, source_address: SocketAddr, destination: SocketAddr },
+}
+
+impl FlowError {
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::NoListener { .. } | Self::NoFilterChain { .. } => "NR",
+            Self::PlaintextRefused { .. }
+            | Self::NotThisWorkload { .. }
+            | Self::AgentPort { .. } => "UAEX",
+        }
+    }
+
+    /// For a metric's label: lower case, stable.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::NoListener { .. } => "no_listener",
+            Self::NoFilterChain { .. } => "no_filter_chain",
+            Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::NotThisWorkload { .. } => "not_this_workload",
+            Self::AgentPort { .. } => "agent_port",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -140,17 +164,27 @@ impl Flow {
             InboundPeer::Mtls(_) => TransportProtocol::Tls,
             InboundPeer::Plaintext => TransportProtocol::RawBuffer,
         };
+        let strict = workload.mtls != MtlsMode::Permissive;
+        let refused = || FlowError::PlaintextRefused {
+            identity: workload.identity.clone(),
+            source_address,
+            destination,
+        };
+        let plaintext = transport == TransportProtocol::RawBuffer;
         let chosen = match snapshot.listeners.select(Direction::Inbound, destination) {
-            Some(listener) => Some(choose_chain(listener, source_address, destination, transport)?),
+            Some(listener) => {
+                match choose_chain(listener, source_address, destination, transport) {
+                    Ok(chosen) => Some(chosen),
+                    // Strict mTLS says more than that there is no chain for plaintext.
+                    Err(_) if plaintext && strict => return Err(refused()),
+                    Err(error) => return Err(error),
+                }
+            }
             None => None,
         };
         let asked_for = chosen.as_ref().and_then(|(_, chain)| chain.matches.transport_protocol);
-        if transport == TransportProtocol::RawBuffer
-            && asked_for != Some(TransportProtocol::RawBuffer)
-            && workload.mtls != MtlsMode::Permissive
-        {
-            let identity = workload.identity.clone();
-            return Err(FlowError::PlaintextRefused { identity, source_address, destination });
+        if plaintext && strict && asked_for != Some(TransportProtocol::RawBuffer) {
+            return Err(refused());
         }
         let principal = captured.peer.identity().map(|identity| identity.to_string().into());
         Ok(Self { captured: Captured::Inbound(captured), principal, chosen })
@@ -315,3 +349,6 @@ fn longest(ranges: &[IpNet], ip: IpAddr) -> Option<u8> {
     }
     ranges.iter().filter(|range| range.contains(&ip)).map(IpNet::prefix_len).max()
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,17 +46,18 @@ pub fn string_matches(matcher: &StringMatcher, value: &[u8]) -> bool {
 /// where it is to be treated as empty. A header that is there several times is
 /// matched as its values joined by `,`.
 pub fn header_matches(matcher: &HeaderMatcher, head: &Parts) -> bool {
-    let value = match header_value(&matcher.name, head) {
-        Some(value) => Some(value),
-        None if matcher.treat_missing_as_empty => Some(Cow::Borrowed(&b""[..])),
-        None => None,
-    };
+    value_matches(matcher, header_value(&matcher.name, head).as_deref())
+}
+
+/// As [`header_matches`], of a value that was found already.
+pub(super) fn value_matches(matcher: &HeaderMatcher, value: Option<&[u8]>) -> bool {
+    let value = value.or(matcher.treat_missing_as_empty.then_some(b""));
     let matched = match (&matcher.kind, value) {
         (HeaderMatchKind::Present(present), value) => *present == value.is_some(),
         (_, None) => return false,
-        (HeaderMatchKind::String(string), Some(value)) => string_matches(string, &value),
+        (HeaderMatchKind::String(string), Some(value)) => string_matches(string, value),
         (HeaderMatchKind::Range { start, end }, Some(value)) => {
-            integer(&value).is_some_and(|n| (*start..*end).contains(&n))
+            integer(value).is_some_and(|n| (*start..*end).contains(&n))
         }
     };
     matched != matcher.invert
@@ -123,3 +124,6 @@ pub fn url_path(head: &Parts) -> &str {
     let path = head.uri.path_and_query().map_or("", |path| path.as_str());
     path.split(['?', '#']).next().unwrap_or("")
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,8 @@
 #![forbid(unsafe_code)]
 
 pub mod authorize;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod flow;
 pub mod matcher;
 pub mod path;

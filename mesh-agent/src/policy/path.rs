@@ -3,16 +3,23 @@
 //! Envoy matches the path as sent unless told to normalize it, so that a `DENY` of
 //! `/admin` is walked around with `/./admin`, `//admin`, `/%61dmin` or `\admin`,
 //! which many servers read as `/admin`. Normalizing would hand the application a
-//! path it was not sent. So where a rule that can deny looks at the path, a path
-//! with more than one spelling is refused (400) instead.
+//! path it was not sent. So where a rule that can deny looks at the path:
 //!
-//! Not covered, because servers treat them as part of the name: `;parameters`
-//! after a segment other than `.` and `..`, double encoding (`%252e`), letter case.
+//! - a path that leads somewhere else than it says is refused (400): dot segments,
+//!   empty segments, `\`, and escapes of what needs none or separates segments;
+//! - one with other escapes (`%3A` for `:`) or with `;parameters` is read in two
+//!   ways, as sent and as a lenient server would, and a rule on which the two differ
+//!   is unknown: it fulfils no `ALLOW` and is no way around a `DENY`. A pattern that
+//!   holds `%` or `;` itself is about the path as sent.
+//!
+//! Not covered: double encoding (`%252e`), letter case, and the case of hex digits
+//! in patterns that hold escapes.
 
 use http::{Method, request::Parts};
 
+use super::matcher::url_path;
 use crate::model::{
-    authz::{Permission, Principal, Rbac, RbacAction},
+    authz::{Permission, Principal, Rbac, RbacAction, StringMatcher, StringPattern},
     route::HeaderMatcher,
 };
 
@@ -54,16 +61,65 @@ fn principal_reads_path(principal: &Principal) -> bool {
 /// Whether a request's path has one spelling only: what policy matches is what
 /// every server reads.
 pub(super) fn is_plain(head: &Parts) -> bool {
-    let path = head.uri.path_and_query().map_or("", |path| path.as_str());
-    match path.split(['?', '#']).next().unwrap_or("") {
+    match url_path(head) {
         // RFC 9110 §9.3.7: the server as a whole.
         "*" => head.method == Method::OPTIONS,
         path => path.starts_with('/') && path_is_plain(path),
     }
 }
 
+/// A path as a lenient server reads it: without `;parameters`, escapes decoded.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LenientPath {
+    /// Path and query.
+    pub whole: Vec<u8>,
+    path_bytes: usize,
+}
+
+impl LenientPath {
+    /// `None` where it is the path as sent. Expects a path that [`is_plain`].
+    pub(super) fn of(head: &Parts) -> Option<Self> {
+        let sent = head.uri.path_and_query().map_or("", |path| path.as_str());
+        let path = url_path(head);
+        if !path.contains(['%', ';']) {
+            return None;
+        }
+        let mut whole = Vec::with_capacity(sent.len());
+        for segment in path.split_inclusive('/') {
+            let name = segment.split([';', '/']).next().unwrap_or("");
+            let mut bytes = name.bytes();
+            while let Some(byte) = bytes.next() {
+                whole.push(if byte == b'%' { escape(&mut bytes)? } else { byte });
+            }
+            if segment.ends_with('/') {
+                whole.push(b'/');
+            }
+        }
+        let path_bytes = whole.len();
+        whole.extend_from_slice(&sent.as_bytes()[path.len()..]);
+        Some(Self { whole, path_bytes })
+    }
+
+    /// The path without its query.
+    pub(super) fn path(&self) -> &[u8] {
+        &self.whole[..self.path_bytes]
+    }
+
+    /// Whether a pattern is about paths as sent, and must not be compared with this.
+    pub(super) fn is_foreign_to(matcher: &StringMatcher) -> bool {
+        let pattern = match &matcher.pattern {
+            StringPattern::Exact(s)
+            | StringPattern::Prefix(s)
+            | StringPattern::Suffix(s)
+            | StringPattern::Contains(s) => s,
+            StringPattern::Regex(regex) => regex.as_str(),
+        };
+        pattern.contains(['%', ';'])
+    }
+}
+
 /// Refuses `.` and `..` segments (with `;parameters` too), empty segments but the
-/// last, `\`, broken escapes, and escapes of `/`, `\`, controls, of characters
+/// last, `\`, what RFC 3986 wants escaped, broken escapes, and escapes of `/`, `\`, controls, of characters
 /// that need none (RFC 3986 §2.3, thus `%2e` and `%61`), and of overlong UTF-8.
 fn path_is_plain(path: &str) -> bool {
     let mut segments = path.split('/').skip(1).peekable();
@@ -77,22 +133,28 @@ fn path_is_plain(path: &str) -> bool {
     // The escape just before this byte, for two-byte checks.
     let mut previous = None;
     while let Some(byte) = bytes.next() {
-        let escape = match byte {
-            b'%' => match (bytes.next().and_then(nibble), bytes.next().and_then(nibble)) {
-                (Some(high), Some(low)) => Some(high << 4 | low),
-                _ => return false,
+        let escaped = match byte {
+            b'%' => match escape(&mut bytes) {
+                Some(byte) => Some(byte),
+                None => return false,
             },
-            b'\\' | 0..=b' ' | 0x7f => return false,
+            b'\\' | 0..=b' ' | 0x7f.. => return false,
             _ => None,
         };
-        if let Some(escape) = escape
-            && (is_deceptive(escape) || is_overlong(previous, escape))
+        if let Some(byte) = escaped
+            && (is_deceptive(byte) || is_overlong(previous, byte))
         {
             return false;
         }
-        previous = escape;
+        previous = escaped;
     }
     true
+}
+
+/// The byte that two hex digits stand for.
+fn escape(digits: &mut impl Iterator<Item = u8>) -> Option<u8> {
+    let (high, low) = (nibble(digits.next()?)?, nibble(digits.next()?)?);
+    Some(high << 4 | low)
 }
 
 fn nibble(digit: u8) -> Option<u8> {
@@ -110,3 +172,6 @@ fn is_overlong(previous: Option<u8>, escape: u8) -> bool {
         (_, 0xc0 | 0xc1) | (Some(0xe0), 0x80..=0x9f) | (Some(0xf0), 0x80..=0x8f)
     )
 }
+
+#[cfg(test)]
+mod tests;

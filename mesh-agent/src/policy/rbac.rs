@@ -5,9 +5,9 @@
 //!
 //! An HTTP rule (header, URL path) on a connection whose requests are not seen is
 //! *unknown*, not false: Envoy would take it for an empty request, so that
-//! `not header` lets everyone in and a `DENY` by method stops no one. Here unknown
-//! spreads as in Kleene's logic, an `ALLOW` policy must be true, and a `DENY`
-//! policy must be false.
+//! `not header` lets everyone in and a `DENY` by method stops no one. So is a rule
+//! about a path that can be read in two ways ([`super::path`]). Unknown spreads as in
+//! Kleene's logic, an `ALLOW` policy must be true, and a `DENY` policy must be false.
 
 use std::sync::Arc;
 
@@ -15,15 +15,21 @@ use http::request::Parts;
 
 use super::{
     flow::Flow,
-    matcher::{header_matches, string_matches, url_path},
+    matcher::{header_matches, string_matches, url_path, value_matches},
+    path::LenientPath,
 };
-use crate::model::authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy};
+use crate::model::{
+    authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher},
+    route::{HeaderMatchKind, HeaderMatcher},
+};
 
 /// What is judged: a connection, or one request on it.
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
     pub flow: &'a Flow,
     pub head: Option<&'a Parts>,
+    /// Where it differs from the path as sent.
+    pub lenient_path: Option<&'a LenientPath>,
 }
 
 /// What one filter says.
@@ -35,8 +41,8 @@ pub(super) enum Outcome {
     NoPolicy,
     /// This `DENY` policy matched.
     Denied(Arc<str>),
-    /// This `DENY` policy has an HTTP rule and the connection is not HTTP.
-    Unenforceable(Arc<str>),
+    /// Whether this `DENY` policy matches is unknown.
+    Unknown(Arc<str>),
     /// A `LOG` filter, which never denies, and the policy that matched.
     Logged(Option<Arc<str>>),
 }
@@ -94,7 +100,7 @@ pub(super) fn evaluate(rbac: &Rbac, subject: Subject<'_>) -> Outcome {
         },
         RbacAction::Deny => match first(|truth| truth != Truth::False) {
             Some((policy, Truth::True)) => Outcome::Denied(Arc::clone(policy)),
-            Some((policy, _)) => Outcome::Unenforceable(Arc::clone(policy)),
+            Some((policy, _)) => Outcome::Unknown(Arc::clone(policy)),
             None => Outcome::Allowed(None),
         },
         RbacAction::Log => {
@@ -119,10 +125,8 @@ fn permission(rule: &Permission, subject: Subject<'_>) -> Truth {
         Permission::Or(any) => Truth::any(any.iter().map(|rule| permission(rule, subject))),
         Permission::Not(rule) => permission(rule, subject).not(),
         Permission::Any => Truth::True,
-        Permission::Header(header) => of_request(subject, |head| header_matches(header, head)),
-        Permission::UrlPath(path) => {
-            of_request(subject, |head| string_matches(path, url_path(head).as_bytes()))
-        }
+        Permission::Header(header) => of_header(header, subject),
+        Permission::UrlPath(path) => of_path(path, subject),
         Permission::DestinationIp(range) => range.contains(&destination.ip()).into(),
         Permission::DestinationPort(port) => (*port == destination.port()).into(),
         Permission::DestinationPortRange { start, end } => {
@@ -145,13 +149,39 @@ fn principal(rule: &Principal, subject: Subject<'_>) -> Truth {
         Principal::DirectRemoteIp(range) | Principal::RemoteIp(range) => {
             range.contains(&subject.flow.source().ip()).into()
         }
-        Principal::Header(header) => of_request(subject, |head| header_matches(header, head)),
-        Principal::UrlPath(path) => {
-            of_request(subject, |head| string_matches(path, url_path(head).as_bytes()))
-        }
+        Principal::Header(header) => of_header(header, subject),
+        Principal::UrlPath(path) => of_path(path, subject),
     }
 }
 
-fn of_request(subject: Subject<'_>, matches: impl FnOnce(&Parts) -> bool) -> Truth {
-    subject.head.map_or(Truth::Unknown, |head| matches(head).into())
+fn of_path(path: &StringMatcher, subject: Subject<'_>) -> Truth {
+    let Some(head) = subject.head else { return Truth::Unknown };
+    let as_sent = string_matches(path, url_path(head).as_bytes());
+    match subject.lenient_path {
+        Some(lenient) if !LenientPath::is_foreign_to(path) => {
+            both(as_sent, string_matches(path, lenient.path()))
+        }
+        _ => as_sent.into(),
+    }
 }
+
+fn of_header(header: &HeaderMatcher, subject: Subject<'_>) -> Truth {
+    let Some(head) = subject.head else { return Truth::Unknown };
+    let as_sent = header_matches(header, head);
+    match (subject.lenient_path, &header.kind) {
+        (Some(lenient), HeaderMatchKind::String(path))
+            if header.name == ":path" && !LenientPath::is_foreign_to(path) =>
+        {
+            both(as_sent, value_matches(header, Some(&lenient.whole)))
+        }
+        _ => as_sent.into(),
+    }
+}
+
+/// What two readings of one request agree on.
+fn both(one: bool, other: bool) -> Truth {
+    if one == other { one.into() } else { Truth::Unknown }
+}
+
+#[cfg(test)]
+mod tests;

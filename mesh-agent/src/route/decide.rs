@@ -7,7 +7,7 @@ use crate::{
     model::{
         cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
         identity::Identity,
-        listener::{TcpProxy, WeightedCluster},
+        listener::{TcpProxy, TerminalFilter, WeightedCluster},
         route::ForwardAction,
         workload::WorkloadUid,
     },
@@ -88,16 +88,17 @@ pub enum NoDestination {
     /// The cluster has no endpoint that may take traffic.
     #[error("cluster `{cluster}` has no healthy endpoint")]
     NoHealthyEndpoint { cluster: ClusterName },
-    /// Passthrough was asked for, and a filter chain judges the connection.
-    #[error("{destination} is not passed through: filter chain `{chain}` is for it")]
-    NotPassthrough { destination: SocketAddr, chain: Arc<str> },
+    /// The permit is for something else: another filter chain, or one that judges
+    /// requests, or none. A mistake in `proxy`, caught before it dials.
+    #[error("the permit for {destination} is for filter chain `{chain}`, not for this")]
+    NotPermitted { destination: SocketAddr, chain: Arc<str> },
 }
 
 impl NoDestination {
     /// Envoy's response flag.
     pub fn flag(&self) -> &'static str {
         match self {
-            Self::NoCluster | Self::NotPassthrough { .. } => "NR",
+            Self::NoCluster | Self::NotPermitted { .. } => "NR",
             Self::UnknownCluster { .. } => "NC",
             Self::NoHealthyEndpoint { .. } => "UH",
         }
@@ -107,7 +108,7 @@ impl NoDestination {
     pub fn cluster(&self) -> Option<&ClusterName> {
         match self {
             Self::UnknownCluster { cluster } | Self::NoHealthyEndpoint { cluster } => Some(cluster),
-            Self::NoCluster | Self::NotPassthrough { .. } => None,
+            Self::NoCluster | Self::NotPermitted { .. } => None,
         }
     }
 }
@@ -115,15 +116,11 @@ impl NoDestination {
 /// For a connection that no listener is for: its original destination.
 ///
 /// # Errors
-/// [`NoDestination::NotPassthrough`] where there is a filter chain after all.
+/// [`NoDestination::NotPermitted`] where there is a filter chain after all.
 pub fn decide_passthrough(permit: &Permit) -> Result<Destination, NoDestination> {
-    let flow = permit.flow();
-    let address = flow.original_destination();
-    match flow.chain() {
-        Some(chain) => Err(NoDestination::NotPassthrough {
-            destination: address,
-            chain: Arc::clone(&chain.name),
-        }),
+    let address = permit.flow().original_destination();
+    match permit.flow().chain() {
+        Some(_) => Err(not_permitted(permit)),
         None => Ok(Destination {
             target: Target::OriginalDestination { address },
             cluster: None,
@@ -134,11 +131,12 @@ pub fn decide_passthrough(permit: &Permit) -> Result<Destination, NoDestination>
     }
 }
 
-/// For a connection that is proxied as opaque bytes. `random(n)` is a uniformly
-/// random number below `n`; it is never called with 0.
+/// For a connection that is proxied as opaque bytes. `proxy` is what the filter chain
+/// of the permit's flow ends in. `random(n)` is a uniformly random number below `n`;
+/// it is never called with 0.
 ///
 /// # Errors
-/// No cluster, or no endpoint.
+/// No cluster, or no endpoint; or `proxy` is another chain's.
 pub fn decide_tcp(
     permit: &Permit,
     proxy: &TcpProxy,
@@ -146,7 +144,20 @@ pub fn decide_tcp(
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, &proxy.clusters, snapshot, balancers, random)
+    match permit.flow().terminal() {
+        Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
+            decide(permit, &proxy.clusters, snapshot, balancers, random)
+        }
+        _ => Err(not_permitted(permit)),
+    }
+}
+
+fn not_permitted(permit: &Permit) -> NoDestination {
+    let chain = permit.flow().chain().map(|chain| Arc::clone(&chain.name));
+    NoDestination::NotPermitted {
+        destination: permit.flow().original_destination(),
+        chain: chain.unwrap_or_default(),
+    }
 }
 
 /// For one HTTP request on a permitted connection. `random` as for [`decide_tcp`].
@@ -221,3 +232,6 @@ fn choose_cluster<'a>(
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

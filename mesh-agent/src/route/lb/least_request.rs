@@ -36,3 +36,6 @@ pub(super) fn pick(
     }
     best.map(|(index, ..)| index)
 }
+
+#[cfg(test)]
+mod tests;

@@ -218,7 +218,7 @@ impl Drop for LoadGuard {
 
 /// A random number below `bound`, `None` for 0; from two draws where one is too small.
 pub(super) fn random_below(bound: u64, random: &mut impl FnMut(u32) -> u32) -> Option<u64> {
-    let Some(last) = bound.checked_sub(1) else { return None };
+    let last = bound.checked_sub(1)?;
     let drawn = match u32::try_from(bound) {
         Ok(bound) => u64::from(random(bound)),
         Err(_) => {
@@ -228,3 +228,6 @@ pub(super) fn random_below(bound: u64, random: &mut impl FnMut(u32) -> u32) -> O
     };
     Some(drawn.min(last))
 }
+
+#[cfg(test)]
+mod tests;

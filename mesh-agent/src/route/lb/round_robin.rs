@@ -64,3 +64,6 @@ impl Rotation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

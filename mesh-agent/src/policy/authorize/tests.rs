@@ -1,0 +1,276 @@
+use super::*;
+use crate::{
+    model::{
+        authz::{Permission, Principal, RbacAction::*, RbacPolicy},
+        listener::{Direction, FilterChain, FilterChainMatch},
+        workload::MtlsMode,
+    },
+    policy::fixtures::{
+        chain, exact, header_is, http_terminal, inbound, is_identity, listener, manager,
+        outbound_permit, outbound_to, permit_for, policy, prefix, rbac, regex, request, snapshot,
+        with_filters,
+    },
+};
+
+fn any(name: &str) -> RbacPolicy {
+    policy(name, vec![Permission::Any], vec![Principal::Any])
+}
+
+fn only(name: &str, caller: &str) -> RbacPolicy {
+    policy(name, vec![Permission::Any], vec![is_identity(caller)])
+}
+
+fn path(name: &str, path: crate::model::authz::StringMatcher) -> RbacPolicy {
+    policy(name, vec![Permission::UrlPath(path)], vec![Principal::Any])
+}
+
+fn with_chain(chain: FilterChain) -> Arc<Snapshot> {
+    snapshot(vec![listener(Direction::Inbound, "10.1.0.2:8080", vec![chain], None)], vec![])
+}
+
+fn with_network_filters(filters: Vec<Rbac>) -> Arc<Snapshot> {
+    with_chain(with_filters(chain("c", FilterChainMatch::default()), filters))
+}
+
+fn connect(caller: &str, snapshot: &Snapshot) -> Result<Permit, Denied> {
+    let captured = inbound(Some(caller), MtlsMode::Strict, "10.1.0.2:8080");
+    authorize(Flow::inbound(captured, snapshot).unwrap())
+}
+
+#[test]
+fn network_filters_are_asked_in_order() {
+    let allow = |policies| rbac(Allow, policies);
+    let deny = |policies| rbac(Deny, policies);
+    for (filters, expected) in [
+        (vec![], Ok(None)),
+        (vec![allow(vec![])], Err((None, DenyReason::NoPolicyMatched))),
+        (vec![allow(vec![any("a")])], Ok(Some("a"))),
+        (vec![allow(vec![only("a", "client")])], Ok(Some("a"))),
+        (vec![allow(vec![only("a", "other")])], Err((None, DenyReason::NoPolicyMatched))),
+        (vec![deny(vec![])], Ok(None)),
+        (vec![deny(vec![only("d", "other")]), allow(vec![any("a")])], Ok(Some("a"))),
+        (vec![allow(vec![any("a")]), deny(vec![only("d", "other")])], Ok(Some("a"))),
+        (
+            vec![allow(vec![any("a")]), deny(vec![only("d", "client")])],
+            Err((Some("d"), DenyReason::PolicyMatched)),
+        ),
+        (vec![deny(vec![any("d")]), allow(vec![])], Err((Some("d"), DenyReason::PolicyMatched))),
+        (vec![allow(vec![any("a")]), allow(vec![any("b")])], Ok(Some("b"))),
+        (vec![allow(vec![any("a")]), allow(vec![])], Err((None, DenyReason::NoPolicyMatched))),
+        (vec![deny(vec![path("d", exact("/"))])], Err((Some("d"), DenyReason::Unenforceable))),
+        (vec![allow(vec![path("a", exact("/"))])], Err((None, DenyReason::NoPolicyMatched))),
+        (vec![rbac(Log, vec![any("l")])], Ok(None)),
+    ] {
+        let result = connect("client", &with_network_filters(filters.clone()));
+        let result = match &result {
+            Ok(permit) => Ok(permit.policy()),
+            Err(denied) => Err((denied.policy(), denied.reason())),
+        };
+        assert_eq!(result, expected, "{filters:?}");
+    }
+}
+
+#[test]
+fn a_log_filter_is_remembered() {
+    let filters = vec![rbac(Log, vec![any("l")]), rbac(Allow, vec![any("a")]), rbac(Log, vec![])];
+    let permit = connect("client", &with_network_filters(filters)).unwrap();
+    assert_eq!((permit.logged_policy(), permit.policy()), (Some("l"), Some("a")));
+}
+
+#[test]
+fn a_denial_says_who_what_and_why() {
+    let mut allow = rbac(Allow, vec![only("a", "other")]);
+    allow.stat_prefix = "l4".to_owned();
+    let denied = connect("client", &with_network_filters(vec![allow])).unwrap_err();
+    assert_eq!(
+        denied.to_string(),
+        "spiffe://cluster.local/ns/shop/sa/client at 10.2.0.7:50000 may not connect to \
+         10.1.0.2:8080: no policy allows it (filter `l4`)"
+    );
+    assert_eq!(denied.status(), StatusCode::FORBIDDEN);
+
+    let http = manager(vec![rbac(Deny, vec![path("no-admin", prefix("/admin"))])]);
+    let head = request("DELETE", "/admin/x?token=secret", &[("host", "web")]);
+    let denied = authorize_request(&permit_for(None), &http, &head).unwrap_err();
+    assert_eq!(
+        denied.to_string(),
+        "unauthenticated peer at 10.2.0.7:50000 may not DELETE /admin/x on 10.1.0.2:8080: \
+         policy `no-admin` denies it"
+    );
+    assert_eq!(denied.identity(), None);
+
+    let long = format!("/admin/{}", "x".repeat(5000));
+    let denied = authorize_request(&permit_for(None), &http, &request("GET", &long, &[]));
+    assert!(denied.unwrap_err().to_string().len() < 600);
+}
+
+#[test]
+fn requests_are_judged_by_method_path_and_caller() {
+    let read = policy(
+        "read",
+        vec![Permission::And(vec![
+            Permission::Header(header_is(":method", "GET")),
+            Permission::UrlPath(prefix("/api/")),
+        ])],
+        vec![is_identity("client")],
+    );
+    let http = manager(vec![rbac(Allow, vec![read])]);
+    for (caller, method, uri, expected) in [
+        (Some("client"), "GET", "/api/x", Ok(Some("read"))),
+        (Some("client"), "GET", "/api/x?y=z#f", Ok(Some("read"))),
+        (Some("client"), "POST", "/api/x", Err(403)),
+        (Some("client"), "GET", "/admin", Err(403)),
+        (Some("client"), "GET", "/API/x", Err(403)),
+        (Some("other"), "GET", "/api/x", Err(403)),
+        (None, "GET", "/api/x", Err(403)),
+        (Some("client"), "GET", "/api/../admin", Err(400)),
+        (Some("client"), "GET", "/api/%2e%2e/admin", Err(400)),
+        (Some("client"), "GET", "/api/..%2fadmin", Err(400)),
+        (Some("client"), "GET", "//api/x", Err(400)),
+        (Some("client"), "CONNECT", "10.1.0.2:8080", Err(400)),
+    ] {
+        let result = authorize_request(&permit_for(caller), &http, &request(method, uri, &[]));
+        let result = match &result {
+            Ok(permit) => Ok(permit.policy()),
+            Err(denied) => Err(denied.status().as_u16()),
+        };
+        assert_eq!(result, expected, "{caller:?} {method} {uri}");
+    }
+}
+
+#[test]
+fn no_spelling_of_a_path_leads_around_a_denial() {
+    let plain = path("d", exact("/admin"));
+    let starts = path("d", prefix("/admin"));
+    let whole = policy(
+        "d",
+        vec![Permission::Header(crate::policy::fixtures::header(
+            ":path",
+            crate::model::route::HeaderMatchKind::String(regex("/admin(/.*)?")),
+        ))],
+        vec![Principal::Any],
+    );
+    for rule in [plain, starts, whole] {
+        let http = manager(vec![rbac(Deny, vec![rule.clone()])]);
+        for uri in [
+            "/admin",
+            "/./admin",
+            "//admin",
+            "/x/../admin",
+            "/%61dmin",
+            "/x/%2E%2e/admin",
+            "/%2fadmin",
+            "\\admin",
+            "/admin;x=1",
+            "/admin;",
+            "HTTP://h/admin",
+            "/admin#x",
+        ] {
+            let Ok(uri) = uri.parse::<http::Uri>() else { continue };
+            let head = request("GET", &uri.to_string(), &[]);
+            let result = authorize_request(&permit_for(None), &http, &head);
+            assert!(result.is_err(), "{rule:?} let {uri} through");
+        }
+        for uri in ["/", "/public", "/public?next=/admin", "/public/a%20b;v=1"] {
+            let result = authorize_request(&permit_for(None), &http, &request("GET", uri, &[]));
+            assert!(result.is_ok(), "{rule:?}: {}", result.unwrap_err());
+        }
+    }
+}
+
+#[test]
+fn an_escaped_path_must_be_allowed_in_both_readings() {
+    let verb = |action, rule| manager(vec![rbac(action, vec![path("p", rule)])]);
+    let suffix = crate::policy::fixtures::string(crate::model::authz::StringPattern::Suffix(
+        ":delete".to_owned(),
+    ));
+    let judge = |http: &HttpConnectionManager, uri| {
+        authorize_request(&permit_for(None), http, &request("POST", uri, &[])).is_ok()
+    };
+    let deny = verb(Deny, suffix.clone());
+    assert!(!judge(&deny, "/v1/items/7:delete"));
+    assert!(!judge(&deny, "/v1/items/7%3Adelete"));
+    assert!(judge(&deny, "/v1/items/7%3Aget"));
+    let all_but = Permission::Not(Box::new(Permission::UrlPath(suffix)));
+    let all_but =
+        manager(vec![rbac(Allow, vec![policy("p", vec![all_but], vec![Principal::Any])])]);
+    assert!(!judge(&all_but, "/v1/items/7%3Adelete"));
+    assert!(judge(&all_but, "/v1/items/7%3Aget"));
+    // A pattern with an escape of its own is about the path as sent.
+    assert!(judge(&verb(Allow, exact("/a%20b")), "/a%20b"));
+    assert!(judge(&verb(Allow, prefix("/files/")), "/files/a%20b"));
+}
+
+#[test]
+fn where_no_policy_looks_at_the_path_it_may_be_anything() {
+    let http = manager(vec![rbac(Allow, vec![any("a")]), rbac(Log, vec![path("l", exact("/"))])]);
+    for uri in ["//x", "/a/../b", "/%61", "/a%2fb"] {
+        let result = authorize_request(&permit_for(None), &http, &request("GET", uri, &[]));
+        assert_eq!(result.unwrap().policy(), Some("a"), "{uri}");
+    }
+}
+
+#[test]
+fn a_request_for_several_hosts_is_refused_without_any_policy() {
+    let http = manager(vec![]);
+    let head = request("GET", "/", &[("host", "a"), ("host", "b")]);
+    let denied = authorize_request(&permit_for(Some("client")), &http, &head).unwrap_err();
+    assert_eq!(denied.reason(), DenyReason::AmbiguousAuthority);
+    assert_eq!(denied.status(), StatusCode::BAD_REQUEST);
+    let head = request("GET", "/", &[("host", "a")]);
+    assert!(authorize_request(&permit_for(Some("client")), &http, &head).is_ok());
+}
+
+#[test]
+fn a_live_connection_is_judged_by_the_new_snapshot() {
+    let open = with_network_filters(vec![rbac(Allow, vec![any("a")])]);
+    let permit = connect("client", &open).unwrap();
+    let rejudge = |snapshot: &Snapshot| permit.rejudge(snapshot, OutboundPolicy::AllowAny);
+
+    let renamed = with_network_filters(vec![rbac(Allow, vec![only("b", "client")])]);
+    assert_eq!(rejudge(&renamed).unwrap().policy(), Some("b"));
+
+    let closed = with_network_filters(vec![rbac(Allow, vec![only("b", "other")])]);
+    let Err(Revoked::Denied(denied)) = rejudge(&closed) else { panic!("was not revoked") };
+    assert_eq!(denied.reason(), DenyReason::NoPolicyMatched);
+
+    let port = FilterChainMatch { destination_port: Some(1), ..FilterChainMatch::default() };
+    let error = rejudge(&with_chain(chain("c", port))).unwrap_err();
+    assert!(matches!(error, Revoked::Flow(FlowError::NoFilterChain { .. })), "{error}");
+
+    // No listener for it: mTLS is let in without policy.
+    assert_eq!(rejudge(&Snapshot::default()).unwrap().policy(), None);
+}
+
+#[test]
+fn an_opaque_connection_does_not_outlive_the_start_of_http_policy() {
+    let http = |filters| {
+        let mut chain = chain("c", FilterChainMatch::default());
+        chain.terminal = http_terminal(filters);
+        with_chain(chain)
+    };
+    let judged = http(vec![rbac(Log, vec![]), rbac(Allow, vec![any("a")])]);
+    let unjudged = http(vec![rbac(Log, vec![])]);
+    let opaque = connect("client", &with_network_filters(vec![])).unwrap();
+    let passed = connect("client", &Snapshot::default()).unwrap();
+    for permit in [opaque, passed] {
+        assert!(permit.rejudge(&unjudged, OutboundPolicy::AllowAny).is_ok());
+        let error = permit.rejudge(&judged, OutboundPolicy::AllowAny).unwrap_err();
+        let Revoked::Denied(denied) = error else { panic!("{error}") };
+        assert_eq!(denied.reason(), DenyReason::RequestsNotJudged);
+    }
+    let permit = connect("client", &unjudged).unwrap();
+    assert!(permit.rejudge(&judged, OutboundPolicy::AllowAny).is_ok());
+}
+
+#[test]
+fn passthrough_ends_when_the_registry_closes() {
+    let permit = outbound_permit("192.0.2.1:443", &Snapshot::default());
+    let empty = Snapshot::default();
+    assert!(permit.rejudge(&empty, OutboundPolicy::AllowAny).is_ok());
+    let error = permit.rejudge(&empty, OutboundPolicy::RegistryOnly).unwrap_err();
+    assert!(matches!(error, Revoked::Flow(FlowError::NoListener { .. })), "{error}");
+    let refused =
+        Flow::outbound(outbound_to("192.0.2.1:443"), &empty, OutboundPolicy::RegistryOnly);
+    assert!(refused.is_err());
+}

@@ -1,0 +1,187 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    model::route::{DirectResponse, ForwardAction, HeaderMatchKind, RouteAction},
+    policy::fixtures::{exact, header, header_is, request, weighted},
+};
+
+fn route(name: &str, path: PathMatch) -> Route {
+    let action = RouteAction::Forward(ForwardAction {
+        clusters: weighted(&[("c", 1)]),
+        timeout: Some(Duration::from_secs(15)),
+        prefix_rewrite: None,
+        host_rewrite: None,
+    });
+    let matches = RouteMatch { path, case_sensitive: true, headers: Vec::new() };
+    Route { name: name.into(), matches, action }
+}
+
+fn starts(path: &str) -> PathMatch {
+    PathMatch::Prefix(path.to_owned())
+}
+
+fn is(path: &str) -> PathMatch {
+    PathMatch::Exact(path.to_owned())
+}
+
+fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
+    VirtualHost { name: name.into(), domains: domains.to_vec(), routes }
+}
+
+fn configuration(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
+    RouteConfiguration { name: "rc".into(), virtual_hosts }
+}
+
+fn domain(pattern: &str) -> Domain {
+    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        (Some(""), _) => Domain::Any,
+        (Some(suffix), _) => Domain::Suffix(suffix.to_owned()),
+        (None, Some(prefix)) => Domain::Prefix(prefix.to_owned()),
+        (None, None) => Domain::Exact(pattern.to_owned()),
+    }
+}
+
+#[test]
+fn a_virtual_host_is_found_in_envoys_order() {
+    let all = [
+        "*",
+        "web.*",
+        "web.shop.*",
+        "*.com",
+        "*.shop.com",
+        "*-bar.shop.com",
+        "web.shop.com",
+        "web.shop.com:8080",
+        "[fd00::1]:80",
+    ];
+    let hosts = || all.map(|d| host(d, &[domain(d)], vec![route("r", starts("/"))]));
+    let forward = configuration(hosts().to_vec());
+    let backward = configuration(hosts().into_iter().rev().collect());
+    for (authority, expected) in [
+        ("web.shop.com", "web.shop.com"),
+        ("WEB.Shop.com", "web.shop.com"),
+        ("web.shop.com:8080", "web.shop.com:8080"),
+        // Another port is another host: only the prefixes are left.
+        ("web.shop.com:81", "web.shop.*"),
+        ("x.shop.com", "*.shop.com"),
+        ("X.SHOP.COM", "*.shop.com"),
+        ("baz-bar.shop.com", "*-bar.shop.com"),
+        // A wildcard is not empty.
+        ("-bar.shop.com", "*.shop.com"),
+        (".shop.com", "*.com"),
+        (".com", "*"),
+        ("web.shop.", "web.*"),
+        ("web.", "*"),
+        // Suffixes go before prefixes.
+        ("web.x.com", "*.com"),
+        ("web.shop.org", "web.shop.*"),
+        ("web.org", "web.*"),
+        ("other", "*"),
+        ("[FD00::1]:80", "[fd00::1]:80"),
+        ("web.shop.com.", "web.shop.*"),
+    ] {
+        let head = request("GET", "/", &[("host", authority)]);
+        for configuration in [&forward, &backward] {
+            let matched = match_route(configuration, &head).unwrap();
+            assert_eq!(&*matched.virtual_host.name, expected, "{authority}");
+        }
+    }
+    let none = request("GET", "/", &[]);
+    assert_eq!(&*match_route(&forward, &none).unwrap().virtual_host.name, "*");
+}
+
+#[test]
+fn a_virtual_hosts_best_domain_counts() {
+    let routes = || vec![route("r", starts("/"))];
+    let configuration = configuration(vec![
+        host("a", &[domain("*"), domain("web")], routes()),
+        host("b", &[domain("w*")], routes()),
+    ]);
+    let at = |authority| {
+        let head = request("GET", "/", &[("host", authority)]);
+        match_route(&configuration, &head).unwrap().virtual_host.name.to_string()
+    };
+    assert_eq!(at("web"), "a");
+    assert_eq!(at("web2"), "b");
+    assert_eq!(at("x"), "a");
+}
+
+#[test]
+fn the_first_route_that_matches_wins() {
+    let mut loose = route("loose", is("/Loose"));
+    loose.matches.case_sensitive = false;
+    let mut loose_prefix = route("loose-prefix", starts("/LP/"));
+    loose_prefix.matches.case_sensitive = false;
+    let mut beta = route("beta", starts("/"));
+    beta.matches.headers =
+        vec![header_is("x-beta", "yes"), header(":method", HeaderMatchKind::String(exact("GET")))];
+    let mut teapot = route("teapot", is("/teapot"));
+    teapot.action =
+        RouteAction::DirectResponse(DirectResponse { status: 418, body: "short".into() });
+    let configuration = configuration(vec![host(
+        "any",
+        &[Domain::Any],
+        vec![
+            beta,
+            route("exact", is("/a")),
+            route("regex", PathMatch::Regex("/r/[0-9]+|/r".parse().unwrap())),
+            route("prefix", starts("/a")),
+            route("late", is("/a/late")),
+            loose,
+            loose_prefix,
+            teapot,
+        ],
+    )]);
+    for (method, uri, headers, expected) in [
+        ("GET", "/a", &[][..], Some("exact")),
+        ("GET", "/a?b=c", &[], Some("exact")),
+        ("GET", "/a/", &[], Some("prefix")),
+        ("GET", "/ab", &[], Some("prefix")),
+        ("GET", "/a/late", &[], Some("prefix")),
+        ("GET", "/r/12", &[], Some("regex")),
+        ("GET", "/r/12?x", &[], Some("regex")),
+        ("GET", "/r/12x", &[], None),
+        ("GET", "/x/r/12", &[], None),
+        ("GET", "/A", &[], None),
+        ("GET", "/lOOSE", &[], Some("loose")),
+        ("GET", "/lp/x", &[], Some("loose-prefix")),
+        ("GET", "/lp", &[], None),
+        ("GET", "/teapot", &[], Some("teapot")),
+        ("GET", "/teapot", &[("x-beta", "yes")], Some("beta")),
+        ("POST", "/teapot", &[("x-beta", "yes")], Some("teapot")),
+        ("GET", "/teapot", &[("x-beta", "no")], Some("teapot")),
+        ("GET", "/%61", &[], None),
+        ("GET", "/./a", &[], None),
+        ("OPTIONS", "*", &[], None),
+        ("GET", "http://h", &[], None),
+        ("CONNECT", "h:443", &[], None),
+    ] {
+        let matched = match_route(&configuration, &request(method, uri, headers));
+        let name = matched.as_ref().map(|matched| &*matched.route.name);
+        assert_eq!(name.ok(), expected, "{method} {uri} {headers:?}");
+    }
+}
+
+#[test]
+fn a_connect_request_matches_no_pattern_for_paths() {
+    let everything = PathMatch::Regex(".*".parse().unwrap());
+    let configuration =
+        configuration(vec![host("any", &[Domain::Any], vec![route("r", everything)])]);
+    assert!(match_route(&configuration, &request("CONNECT", "h:443", &[])).is_err());
+    assert!(match_route(&configuration, &request("GET", "http://h", &[])).is_ok());
+}
+
+#[test]
+fn no_route_says_what_is_missing() {
+    let web = host("web", &[domain("web")], vec![route("r", starts("/api"))]);
+    let configuration = configuration(vec![web]);
+    let error = |authority: &str, uri: &str| {
+        let head = request("GET", uri, &[("host", authority)]);
+        match_route(&configuration, &head).unwrap_err().to_string()
+    };
+    assert_eq!(error("shop", "/"), "route configuration `rc` has no virtual host for `shop`");
+    assert_eq!(error("web", "/x?y"), "virtual host `web` has no route for GET /x");
+    assert!(error(&"a".repeat(9000), "/").len() < 400);
+    assert!(error("web", &format!("/{}", "a".repeat(9000))).len() < 400);
+}
