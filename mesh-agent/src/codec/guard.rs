@@ -388,3 +388,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HeadGuard<IO> {
         self.io.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests;

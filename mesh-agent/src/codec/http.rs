@@ -473,3 +473,48 @@ fn fuzz_outcome(parts: &[&[u8]]) -> (usize, Option<Refusal>) {
     }
     (heads, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Refusal, RequestScanner, Scanned, fuzz_scan};
+
+    #[test]
+    fn framing_is_followed_across_requests() {
+        let stream = b"\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n\
+            POST / HTTP/1.1\r\nContent-Length: 3\r\ncontent-length:3 \r\n\r\nGET\
+            PUT / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n\
+            3;ext=\"x\"\r\nabc\r\nA\r\n0123456789\r\n0\r\nx: y\r\nz:\r\n\r\n\
+            DELETE /x HTTP/1.0\r\n\r\n";
+        let mut scanner = RequestScanner::new(1024);
+        let (mut at, mut heads) = (0, 0);
+        while at < stream.len() {
+            let (n, scanned) = scanner.scan(&stream[at..]).unwrap();
+            at += n;
+            heads += usize::from(scanned == Scanned::HeadEnd);
+        }
+        assert_eq!(heads, 4);
+        assert!(scanner.at_start());
+        for split in 0..stream.len() {
+            fuzz_scan(stream, split);
+        }
+    }
+
+    #[test]
+    fn a_refusal_stays() {
+        let mut scanner = RequestScanner::new(1024);
+        assert_eq!(scanner.scan(b"GET / HTTP/1.1\n"), Err(Refusal::BareLf));
+        assert_eq!(scanner.scan(b"GET / HTTP/1.1\r\n\r\n"), Err(Refusal::BareLf));
+    }
+
+    #[test]
+    fn heads_are_bounded() {
+        let mut scanner = RequestScanner::new(64);
+        let head = b"GET / HTTP/1.1\r\nhost: a\r\nx: 567890123456789012345678901234567\r\n\r\n";
+        assert_eq!(scanner.scan(&head[..64]).map(|(n, _)| n), Ok(64));
+        assert_eq!(scanner.scan(&head[64..]), Err(Refusal::TooLarge));
+        assert_eq!(
+            RequestScanner::new(64).scan(&[b'\r', b'\n'].repeat(40)),
+            Err(Refusal::TooLarge)
+        );
+    }
+}

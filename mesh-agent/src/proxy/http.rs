@@ -84,6 +84,8 @@ const HTTP2_PENDING_RESETS_MAX: usize = 20;
 const HTTP2_LOCAL_RESETS_MAX: usize = 256;
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// From GOAWAY to the end of a connection without requests.
+const HTTP2_IDLE_GRACE: Duration = Duration::from_secs(5);
 
 /// Why no connection to an upstream could be made.
 #[derive(Debug, thiserror::Error)]
@@ -337,13 +339,17 @@ where
         .keep_alive_timeout(HTTP2_PING_TIMEOUT)
         .serve_connection(TokioIo::new(Replayed { io, sniffed: sniffed.freeze() }), service);
     let mut served = std::pin::pin!(served);
-    tokio::select! {
+    let idle = tokio::select! {
         served = served.as_mut() => return served,
-        () = connection.drain.cancelled() => {}
-        () = http2_idle(connection) => {}
-    }
+        () = connection.drain.cancelled() => false,
+        () = http2_idle(connection) => true,
+    };
     // GOAWAY: no new streams, those there are finished.
     served.as_mut().graceful_shutdown();
+    if idle {
+        // The client only has to acknowledge.
+        return tokio::time::timeout(HTTP2_IDLE_GRACE, served).await.unwrap_or(Ok(()));
+    }
     served.await
 }
 

@@ -131,13 +131,13 @@ pub struct HttpPool<B: UpstreamBody> {
 
 struct Table<B: UpstreamBody> {
     slots: HashMap<HttpKey, Slot<B>>,
-    /// Tells a slot from a later one of the same key.
-    next_slot: u64,
     closed: bool,
 }
 
 struct Slot<B: UpstreamBody> {
-    id: u64,
+    /// Tells a slot from a later one of the same key; shared with leases, so that one
+    /// in use is not swept.
+    mark: Arc<()>,
     idle: Vec<Idle<B>>,
     http2: Vec<Arc<Http2<B>>>,
     /// HTTP/2: one request at a time opens a connection, the others wait for it.
@@ -153,7 +153,7 @@ struct Idle<B: UpstreamBody> {
 pub(super) struct Home<B: UpstreamBody> {
     pool: Arc<HttpPool<B>>,
     key: HttpKey,
-    slot: u64,
+    slot: Arc<()>,
 }
 
 /// A connection to send one request on.
@@ -176,7 +176,7 @@ impl<B: UpstreamBody> std::fmt::Debug for HttpPool<B> {
 impl<B: UpstreamBody> HttpPool<B> {
     /// An empty pool.
     pub fn new(options: HttpPoolOptions) -> Self {
-        let table = Table { slots: HashMap::new(), next_slot: 0, closed: false };
+        let table = Table { slots: HashMap::new(), closed: false };
         Self { options, table: Mutex::new(table) }
     }
 
@@ -258,12 +258,12 @@ impl<B: UpstreamBody> HttpPool<B> {
         Ok(Lease { reused: false, kind: LeaseKind::Http2(stream) })
     }
 
-    fn take_idle(&self, key: &HttpKey, fresh: bool) -> (u64, Option<Idle<B>>) {
+    fn take_idle(&self, key: &HttpKey, fresh: bool) -> (Arc<()>, Option<Idle<B>>) {
         let mut table = self.table();
         let slot = table.slot(key);
         // The most recently used: the others may grow old and be closed.
         let idle = if fresh { None } else { slot.idle.pop() };
-        (slot.id, idle)
+        (Arc::clone(&slot.mark), idle)
     }
 
     /// The least loaded connection with room; the least loaded of all where no more may
@@ -308,7 +308,8 @@ impl<B: UpstreamBody> HttpPool<B> {
             slot.http2.retain(|connection| {
                 !connection.is_closed() && !connection.idle_for(now, idle_timeout)
             });
-            let in_use = slot.connecting.available_permits() == 0;
+            let in_use =
+                Arc::strong_count(&slot.mark) > 1 || Arc::strong_count(&slot.connecting) > 1;
             in_use || !slot.idle.is_empty() || !slot.http2.is_empty()
         });
     }
@@ -333,15 +334,11 @@ impl<B: UpstreamBody> HttpPool<B> {
 
 impl<B: UpstreamBody> Table<B> {
     fn slot(&mut self, key: &HttpKey) -> &mut Slot<B> {
-        let next_slot = &mut self.next_slot;
-        self.slots.entry(key.clone()).or_insert_with(|| {
-            *next_slot += 1;
-            Slot {
-                id: *next_slot,
-                idle: Vec::new(),
-                http2: Vec::new(),
-                connecting: Arc::new(Semaphore::new(1)),
-            }
+        self.slots.entry(key.clone()).or_insert_with(|| Slot {
+            mark: Arc::new(()),
+            idle: Vec::new(),
+            http2: Vec::new(),
+            connecting: Arc::new(Semaphore::new(1)),
         })
     }
 }
@@ -354,7 +351,7 @@ impl<B: UpstreamBody> Home<B> {
             return;
         }
         let Some(slot) = table.slots.get_mut(&self.key) else { return };
-        if slot.id == self.slot && slot.idle.len() < self.pool.options.idle_max {
+        if Arc::ptr_eq(&slot.mark, &self.slot) && slot.idle.len() < self.pool.options.idle_max {
             slot.idle.push(Idle { connection, since: Instant::now() });
         }
     }

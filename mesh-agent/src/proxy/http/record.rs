@@ -1,6 +1,11 @@
 //! What is told about each request, once it has ended.
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use http::{HeaderValue, Method, StatusCode};
 
@@ -53,25 +58,9 @@ pub struct RequestRecord {
     pub duration: Duration,
 }
 
-/// A request in hand: whatever becomes of it, dropping this tells.
-pub(super) struct RequestLog {
-    connection: Arc<HttpConnection>,
-    guard: Option<Arc<GuardShared>>,
-    pub(super) exchange: Arc<Exchange>,
-    pub(super) record: RequestRecord,
-    /// The response was handed over to its end, or cut for a reason that was noted.
-    ended: bool,
-}
-
-impl RequestLog {
-    pub(super) fn new(
-        connection: Arc<HttpConnection>,
-        guard: Option<Arc<GuardShared>>,
-        exchange: Arc<Exchange>,
-        protocol: Protocol,
-    ) -> Self {
-        connection.active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let record = RequestRecord {
+impl RequestRecord {
+    fn new(protocol: Protocol) -> Self {
+        Self {
             protocol,
             method: None,
             path: None,
@@ -89,7 +78,29 @@ impl RequestLog {
             request_bytes: 0,
             response_bytes: 0,
             duration: Duration::ZERO,
-        };
+        }
+    }
+}
+
+/// A request in hand: whatever becomes of it, dropping this tells.
+pub(super) struct RequestLog {
+    connection: Arc<HttpConnection>,
+    guard: Option<Arc<GuardShared>>,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) record: RequestRecord,
+    /// The response was handed over to its end, or cut for a reason that was noted.
+    ended: bool,
+}
+
+impl RequestLog {
+    pub(super) fn new(
+        connection: Arc<HttpConnection>,
+        guard: Option<Arc<GuardShared>>,
+        exchange: Arc<Exchange>,
+        protocol: Protocol,
+    ) -> Self {
+        connection.active.fetch_add(1, Ordering::Relaxed);
+        let record = RequestRecord::new(protocol);
         Self { connection, guard, exchange, record, ended: false }
     }
 
@@ -108,11 +119,12 @@ impl RequestLog {
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
-        self.connection.active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.connection.active.fetch_sub(1, Ordering::Relaxed);
         if let Some(guard) = &self.guard {
             guard.finished();
         }
-        let mut record = self.record.clone();
+        let empty = RequestRecord::new(self.record.protocol);
+        let mut record = std::mem::replace(&mut self.record, empty);
         if !self.ended {
             record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
             record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
