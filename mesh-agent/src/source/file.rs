@@ -105,14 +105,8 @@ impl Contents {
         let mut names = Vec::new();
         for entry in fs::read_dir(directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let format = match Path::new(&name).extension().and_then(|e| e.to_str()) {
-                Some("yaml" | "yml") => Format::Yaml,
-                Some("json") => Format::Json,
-                _ => continue,
-            };
-            let shown = name.to_string_lossy().into_owned();
-            if !shown.starts_with('.') {
-                names.push((shown, format, directory.join(name)));
+            if let Some(format) = format_of(Path::new(&name)) {
+                names.push((name.to_string_lossy().into_owned(), format, directory.join(name)));
             }
         }
         names.sort_by(|(a, ..), (b, ..)| a.cmp(b));
@@ -168,6 +162,16 @@ impl Contents {
             Err(_) => format!("sha256:{digest}"),
         };
         Ok(Delivery { resources, label })
+    }
+}
+
+/// How a file of that name is read; `None` if it isn't.
+pub(super) fn format_of(name: &Path) -> Option<Format> {
+    let hidden = name.as_os_str().as_encoded_bytes().starts_with(b".");
+    match name.extension().and_then(|extension| extension.to_str()) {
+        Some("yaml" | "yml") if !hidden => Some(Format::Yaml),
+        Some("json") if !hidden => Some(Format::Json),
+        _ => None,
     }
 }
 
