@@ -105,14 +105,8 @@ impl Contents {
         let mut names = Vec::new();
         for entry in fs::read_dir(directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let format = match Path::new(&name).extension().and_then(|e| e.to_str()) {
-                Some("yaml" | "yml") => Format::Yaml,
-                Some("json") => Format::Json,
-                _ => continue,
-            };
-            let shown = name.to_string_lossy().into_owned();
-            if !shown.starts_with('.') {
-                names.push((shown, format, directory.join(name)));
+            if let Some(format) = format_of(Path::new(&name)) {
+                names.push((name.to_string_lossy().into_owned(), format, directory.join(name)));
             }
         }
         names.sort_by(|(a, ..), (b, ..)| a.cmp(b));
@@ -171,7 +165,20 @@ impl Contents {
     }
 }
 
-fn digest_of(files: &[(String, Format, Vec<u8>)], rejected: &[RejectedResource]) -> [u8; 32] {
+/// How a file of that name is read; `None` if it isn't.
+pub(super) fn format_of(name: &Path) -> Option<Format> {
+    let hidden = name.as_os_str().as_encoded_bytes().starts_with(b".");
+    match name.extension().and_then(|extension| extension.to_str()) {
+        Some("yaml" | "yml") if !hidden => Some(Format::Yaml),
+        Some("json") if !hidden => Some(Format::Json),
+        _ => None,
+    }
+}
+
+fn digest_of(
+    files: &[(String, Format, Vec<u8>)],
+    rejected: &[RejectedResource],
+) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut add = |part: &[u8]| {
         context.update(&(part.len() as u64).to_be_bytes());
@@ -307,9 +314,9 @@ impl Decoding {
             Ok(_) => self.rejected.extend(rejected),
             Err(further) => {
                 // A field that was refused and left out is also missing: said once.
-                let further = further
-                    .into_iter()
-                    .filter(|f| !rejected.iter().any(|r| follows_from(&f.path, &r.path)));
+                let further = further.into_iter().filter(|f| {
+                    !rejected.iter().any(|r| follows_from(&f.path, &r.path))
+                });
                 let further: Vec<_> = further.collect();
                 self.rejected.extend(rejected);
                 self.rejected.extend(further);

@@ -1,7 +1,7 @@
 //! Where configuration comes from. Protobuf types stop here.
 //!
 //! `file` reads a directory, `text` and `json` turn what is in it into encoded
-//! protobuf, `xds` decodes that into the model, strictly. What comes out is a whole
+//! protobuf, `xds` decodes that into the model, strictly; `watch` does so at every change. What comes out is a whole
 //! [`Resources`](crate::snapshot::Resources) or every reason why not; this room must
 //! not know what is in force.
 
@@ -10,9 +10,11 @@
 mod file;
 mod json;
 mod text;
+mod watch;
 mod xds;
 
 pub use file::{Delivery, SourceError, validate};
+pub use watch::{FileSource, Update};
 pub use xds::{Resource, decode_any};
 
 #[cfg(test)]
