@@ -20,8 +20,8 @@ use super::harness::{Client, LONG, echo, eventually, ping, serve};
 use crate::transport::{
     dial::DialError,
     hbone::{
-        ConnectRequest, HboneFailure, HbonePoolOptions, HboneServerOptions, HboneTarget, Phase,
-        accept_tls,
+        ConnectRequest, HboneFailure, HbonePoolOptions, HboneServer, HboneServerOptions,
+        HboneTarget, Phase, accept_tls,
     },
     testing::{FullListener, GoneSockets, PlainSockets, pod},
 };
@@ -264,8 +264,7 @@ async fn a_slow_handshake_holds_up_its_own_key_only_and_survives_its_first_calle
         sleep(Duration::from_millis(400)).await;
         let stream = accept_tls(tcp, tls, LONG).await.unwrap();
         let options = HboneServerOptions::default();
-        let mut server =
-            crate::transport::hbone::HboneServer::handshake(stream, options).await.unwrap();
+        let mut server = HboneServer::handshake(stream, options).await.unwrap();
         while let Some(Ok(request)) = server.next().await {
             tokio::spawn(echo(request));
         }
