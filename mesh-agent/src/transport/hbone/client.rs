@@ -56,7 +56,8 @@ pub(super) async fn establish(
     })
 }
 
-fn builder() -> h2::client::Builder {
+/// Our limits towards a server.
+pub(super) fn builder() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW_BYTES)

@@ -7,7 +7,7 @@
 //! ## Memory
 //! What one peer can make us hold is bounded per connection: unread bytes by
 //! [`CONNECTION_WINDOW_BYTES`], unread small frames by [`DATA_FRAME_BUDGET_BYTES`],
-//! unsent bytes by [`SEND_BUFFER_BYTES`] for each stream.
+//! unsent bytes by [`SEND_BUFFER_BYTES`] for each stream (1,024 small writes).
 
 pub mod authority;
 mod client;
@@ -15,6 +15,7 @@ mod error;
 mod keepalive;
 mod pool;
 mod server;
+mod small_frames;
 mod stream;
 
 #[cfg(test)]

@@ -338,7 +338,9 @@ impl Shared {
         if let Some(best) = best.filter(|best| full || best.has_room(limit)) {
             return Ok(Leased::Stream(StreamLease::new(best)));
         }
-        if let Some(connecting) = &peer.connecting {
+        // A task that panicked left no outcome and nobody to wait for.
+        let alive = |connecting: &&Connecting| connecting.outcome.has_changed().is_ok();
+        if let Some(connecting) = peer.connecting.as_ref().filter(alive) {
             return Ok(Leased::Wait(connecting.outcome.clone()));
         }
         let (sender, outcome) = watch::channel(None);

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{MAX_WRITE_BYTES, pool::StreamLease};
+use super::{MAX_WRITE_BYTES, pool::StreamLease, small_frames::SmallFrames};
 use crate::transport::relay::{Abort, ReadBuffer};
 
 /// The bytes of one CONNECT, both ways.
@@ -28,6 +28,7 @@ pub struct HboneStream {
     unread: Bytes,
     read_closed: bool,
     write_closed: bool,
+    small: SmallFrames,
     /// Counts this stream on its pooled connection; none on the server's side.
     _lease: Option<StreamLease>,
 }
@@ -44,6 +45,7 @@ impl HboneStream {
             unread: Bytes::new(),
             read_closed: false,
             write_closed: false,
+            small: SmallFrames::default(),
             _lease: lease,
         }
     }
@@ -74,6 +76,7 @@ impl HboneStream {
         if self.write_closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        ready!(self.small.poll_room(cx));
         let wanted = wanted.min(MAX_WRITE_BYTES);
         self.send.reserve_capacity(wanted);
         let window = match self.send.capacity() {
@@ -88,10 +91,9 @@ impl HboneStream {
     }
 
     fn send_data(&mut self, cx: &mut Context<'_>, data: Bytes, end: bool) -> io::Result<()> {
-        match self.send.send_data(data, end) {
-            Ok(()) => Ok(()),
-            Err(_) => Err(self.write_error(cx)),
-        }
+        // An empty frame, END_STREAM, is never held up.
+        let data = if data.is_empty() { data } else { self.small.count(data) };
+        self.send.send_data(data, end).map_err(|_| self.write_error(cx))
     }
 
     /// Why the sending side is closed though we did not close it.

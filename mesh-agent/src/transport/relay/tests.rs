@@ -189,3 +189,13 @@ async fn buffers_grow_with_bulk_and_go_when_idle() {
     buffer.release();
     assert_eq!(buffer.held_bytes(), 0);
 }
+
+/// One is held for each live connection.
+#[tokio::test]
+async fn a_relay_is_small() {
+    let (downstream, _client) = sockets().await;
+    let (upstream, _server) = sockets().await;
+    let (counters, cancel) = (Counters::default(), CancellationToken::new());
+    let size = size_of_val(&relay(downstream, upstream, None, &counters, &cancel));
+    assert!(size <= 1024, "{size} bytes");
+}

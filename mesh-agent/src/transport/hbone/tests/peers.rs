@@ -302,3 +302,47 @@ async fn a_vanished_server_is_noticed() {
     let read = timeout(Duration::from_secs(5), stream.read(&mut [0; 1])).await;
     read.expect("noticed").unwrap_err();
 }
+
+/// What follows a good preface is noise, or good frames with a few bytes changed.
+#[tokio::test]
+async fn noise_ends_the_connection_and_never_panics() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let headers = b"\x00\x00\x16\x01\x04\x00\x00\x00\x01\x02\x07CONNECT\x01\x0b10.0.0.9:80";
+    let data = b"\x00\x00\x04\x00\x00\x00\x00\x00\x01ping";
+    let settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+    for round in 0..300 {
+        let (mut near, far) = tokio::io::duplex(1 << 16);
+        let serving = tokio::spawn(async move {
+            let Ok(mut server) = HboneServer::handshake(far, HboneServerOptions::default()).await
+            else {
+                return;
+            };
+            while let Some(next) = server.next().await {
+                if let Ok(request) = next {
+                    tokio::spawn(echo(request));
+                }
+            }
+        });
+        let mut bytes = settings.to_vec();
+        for _ in 0..4 {
+            bytes.extend_from_slice(headers);
+            bytes.extend_from_slice(data);
+        }
+        for _ in 0..round % 8 {
+            let at = random() as usize % bytes.len();
+            bytes[at] = random() as u8;
+        }
+        near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        near.write_all(&bytes).await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        timeout(LONG, near.read_to_end(&mut answer)).await.unwrap().unwrap();
+        timeout(LONG, serving).await.unwrap().unwrap();
+    }
+}

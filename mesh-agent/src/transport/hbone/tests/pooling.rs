@@ -20,8 +20,8 @@ use super::harness::{Client, LONG, echo, eventually, ping, serve};
 use crate::transport::{
     dial::DialError,
     hbone::{
-        ConnectRequest, HboneFailure, HbonePoolOptions, HboneServerOptions, HboneTarget, Phase,
-        accept_tls,
+        ConnectRequest, HboneFailure, HbonePoolOptions, HboneServer, HboneServerOptions,
+        HboneTarget, Phase, accept_tls,
     },
     testing::{FullListener, GoneSockets, PlainSockets, pod},
 };
@@ -113,6 +113,9 @@ async fn wayward(
             tokio::spawn(async move {
                 let stream = accept_tls(tcp, tls, LONG).await.unwrap();
                 let mut connection = h2::server::handshake(stream).await.unwrap();
+                if matches!(treat(number), Treatment::GoAwayAtOnce) {
+                    connection.abrupt_shutdown(Reason::NO_ERROR);
+                }
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     match treat(number) {
                         Treatment::Serve => {
@@ -122,7 +125,7 @@ async fn wayward(
                         }
                         Treatment::Refuse => respond.send_reset(Reason::REFUSED_STREAM),
                         Treatment::GoAway => connection.abrupt_shutdown(Reason::NO_ERROR),
-                        Treatment::Hangup => return,
+                        Treatment::Hangup | Treatment::GoAwayAtOnce => return,
                     }
                 }
             });
@@ -134,7 +137,10 @@ async fn wayward(
 enum Treatment {
     Serve,
     Refuse,
+    /// Once the CONNECT has been seen.
     GoAway,
+    /// With a last stream of zero.
+    GoAwayAtOnce,
     Hangup,
 }
 
@@ -143,6 +149,7 @@ async fn what_a_peer_did_not_process_is_sent_once_more() {
     for treat in [
         (|n| if n == 0 { Treatment::Refuse } else { Treatment::Serve }) as fn(usize) -> Treatment,
         |n| if n == 0 { Treatment::GoAway } else { Treatment::Serve },
+        |n| if n == 0 { Treatment::GoAwayAtOnce } else { Treatment::Serve },
     ] {
         let client = Client::new(HbonePoolOptions::default());
         let (address, accepted) = wayward(&client, treat).await;
@@ -159,6 +166,7 @@ async fn a_peer_that_never_processes_anything_is_an_error_not_a_loop() {
     for treat in [
         (|_| Treatment::Refuse) as fn(usize) -> Treatment,
         |_| Treatment::GoAway,
+        |_| Treatment::GoAwayAtOnce,
         |_| Treatment::Hangup,
     ] {
         let client = Client::new(HbonePoolOptions::default());
@@ -264,8 +272,7 @@ async fn a_slow_handshake_holds_up_its_own_key_only_and_survives_its_first_calle
         sleep(Duration::from_millis(400)).await;
         let stream = accept_tls(tcp, tls, LONG).await.unwrap();
         let options = HboneServerOptions::default();
-        let mut server =
-            crate::transport::hbone::HboneServer::handshake(stream, options).await.unwrap();
+        let mut server = HboneServer::handshake(stream, options).await.unwrap();
         while let Some(Ok(request)) = server.next().await {
             tokio::spawn(echo(request));
         }

@@ -18,13 +18,16 @@ use tokio::{
 
 use super::harness::{Client, LONG, echo, inner, ping, serve};
 use crate::transport::{
-    hbone::{ConnectRequest, HbonePoolOptions, HboneServerOptions, HboneStream},
+    hbone::{
+        ConnectRequest, HbonePoolOptions, HboneServer, HboneServerOptions, HboneStream, accept_tls,
+        client, small_frames,
+    },
     relay::Abort,
 };
 
 const MIB: usize = 1 << 20;
 
-fn client() -> Client {
+fn a_client() -> Client {
     Client::new(HbonePoolOptions::default())
 }
 
@@ -66,7 +69,7 @@ async fn is_reset(stream: &mut HboneStream) {
 #[tokio::test]
 async fn bytes_come_back_over_ipv4_and_ipv6() {
     for bind in ["127.0.0.1:0", "[::1]:0"] {
-        let client = client();
+        let client = a_client();
         let node = serve(&client.authority, bind, HboneServerOptions::default(), echo).await;
         let mut stream = client.connect(node.address).await.unwrap();
         ping(&mut stream).await;
@@ -77,7 +80,7 @@ async fn bytes_come_back_over_ipv4_and_ipv6() {
 
 #[tokio::test]
 async fn either_side_may_finish_first() {
-    let client = client();
+    let client = a_client();
     let (mut near, mut far) = pair(&client).await;
     near.write_all(b"request").await.unwrap();
     near.shutdown().await.unwrap();
@@ -103,7 +106,7 @@ async fn either_side_may_finish_first() {
 
 #[tokio::test]
 async fn either_side_may_reset() {
-    let client = client();
+    let client = a_client();
     let (mut near, mut far) = pair(&client).await;
     near.abort();
     is_reset(&mut far).await;
@@ -125,7 +128,7 @@ async fn either_side_may_reset() {
 
 #[tokio::test]
 async fn a_reset_after_a_half_close_reaches_the_writer() {
-    let client = client();
+    let client = a_client();
     let (mut near, mut far) = pair(&client).await;
     far.shutdown().await.unwrap();
     ends(&mut near).await;
@@ -156,7 +159,7 @@ async fn push(stream: &mut HboneStream, total: usize) -> usize {
 
 #[tokio::test]
 async fn a_reader_that_does_not_read_stops_its_writer_and_nobody_else() {
-    let client = client();
+    let client = a_client();
     for far_reads in [true, false] {
         let (mut near, mut far) = pair(&client).await;
         let (writer, reader) =
@@ -235,7 +238,7 @@ async fn receive(mut from: impl AsyncReadExt + Unpin) -> (usize, Vec<u8>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quarter_gibibyte_each_way_arrives_whole() {
     const TOTAL: usize = 256 * MIB;
-    let client = client();
+    let client = a_client();
     let (near, far) = pair(&client).await;
     let (near_reader, near_writer) = tokio::io::split(near);
     let (far_reader, far_writer) = tokio::io::split(far);
@@ -251,7 +254,7 @@ async fn a_quarter_gibibyte_each_way_arrives_whole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_streams_share_a_connection() {
-    let client = Arc::new(client());
+    let client = Arc::new(a_client());
     let node = serve(&client.authority, "127.0.0.1:0", HboneServerOptions::default(), echo).await;
     let tasks: Vec<_> = (0..16)
         .map(|seed| {
@@ -273,17 +276,16 @@ async fn sixteen_streams_share_a_connection() {
 
 #[tokio::test]
 async fn a_server_that_vanishes_breaks_the_stream() {
-    let client = client();
+    let client = a_client();
     let gone = Arc::new(Notify::new());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, tls) = (listener.local_addr().unwrap(), client.authority.server());
     let told = Arc::clone(&gone);
     tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        let stream = crate::transport::hbone::accept_tls(tcp, tls, LONG).await.unwrap();
+        let stream = accept_tls(tcp, tls, LONG).await.unwrap();
         let options = HboneServerOptions::default();
-        let mut server =
-            crate::transport::hbone::HboneServer::handshake(stream, options).await.unwrap();
+        let mut server = HboneServer::handshake(stream, options).await.unwrap();
         let request = server.next().await.unwrap().unwrap();
         let _stream = request.accept().unwrap();
         tokio::select! {
@@ -304,4 +306,36 @@ async fn a_server_that_vanishes_breaks_the_stream() {
         ),
         "{error:?}"
     );
+}
+
+#[tokio::test]
+async fn small_writes_that_nobody_sends_are_bounded_and_go_on_later() {
+    let (near, far) = tokio::io::duplex(4096);
+    let serving = tokio::spawn(async move {
+        let mut server = HboneServer::handshake(far, HboneServerOptions::default()).await.unwrap();
+        while let Some(request) = server.next().await {
+            tokio::spawn(echo(request.unwrap()));
+        }
+    });
+    let (sender, mut connection) = client::builder().handshake(near).await.unwrap();
+    let opening = client::open(sender.clone(), inner());
+    let (send, recv) = tokio::select! {
+        opened = opening => opened.unwrap(),
+        _ = &mut connection => panic!("the connection ended"),
+    };
+    let mut stream = HboneStream::new(send, recv, None);
+    // Nobody drives the connection meanwhile.
+    let mut written = 0;
+    while timeout(Duration::from_millis(50), stream.write_all(b"x")).await.is_ok() {
+        written += 1;
+    }
+    assert_eq!(written, small_frames::MAX_WAITING);
+    tokio::spawn(connection);
+    timeout(LONG, stream.write_all(b"y")).await.unwrap().unwrap();
+    stream.shutdown().await.unwrap();
+    let mut echoed = Vec::new();
+    timeout(LONG, stream.read_to_end(&mut echoed)).await.unwrap().unwrap();
+    assert_eq!(echoed.len(), written + 1);
+    drop((stream, sender));
+    serving.await.unwrap();
 }
