@@ -80,8 +80,13 @@ pub fn outbound(dial: &Dial, tables: &impl Tables) -> Outbound {
 pub struct Arrival {
     pub netns_cookie: u64,
     pub tcp: bool,
-    /// It came in by `lo`: from the pod itself, or the agent's dial to the application.
+    /// It came in by `lo`, as the kernel tells it: the agent's dial to the application,
+    /// which is bound to `lo`. A dial to an address of the pod from the pod itself
+    /// runs over `lo` too, but is told as of the interface that has the address.
     pub from_loopback: bool,
+    /// Where it comes from. From outside, the kernel takes neither loopback nor the
+    /// pod's own addresses here (martians; with IPv6 the answer never leaves the pod).
+    pub source: Address,
     /// The port it asks for.
     pub port: u16,
 }
@@ -105,6 +110,11 @@ pub fn inbound(arrival: &Arrival, tables: &impl Tables) -> Inbound {
     }
     if !tables.enrolled(arrival.netns_cookie) {
         return Inbound::Pass(Verdict::InboundNotEnrolled);
+    }
+    let own = arrival.source.is_loopback()
+        || matches!(tables.owner(arrival.netns_cookie, &arrival.source), Owner::Pod);
+    if own {
+        return Inbound::Pass(Verdict::InboundLoopback);
     }
     if arrival.port == HBONE_PORT {
         // Steered, not left to the port's lookup: an application that listens on
@@ -212,10 +222,17 @@ mod tests {
             (15001, Refuse(Verdict::InboundAgentPort)),
             (15006, Refuse(Verdict::InboundAgentPort)),
         ] {
-            let arrival = Arrival { netns_cookie: 7, tcp: true, from_loopback: false, port };
+            let source = "10.9.9.9".parse::<IpAddr>().unwrap().into();
+            let arrival = Arrival { netns_cookie: 7, tcp: true, from_loopback: false, source, port };
             assert_eq!(inbound(&arrival, &OnePod), expected, "port {port}");
             let inside = Arrival { from_loopback: true, ..arrival };
             assert_eq!(inbound(&inside, &OnePod), Pass(Verdict::InboundLoopback));
+            for own in ["10.0.0.2", "fd00::2", "127.0.0.1", "::1"] {
+                let itself = Arrival { source: own.parse::<IpAddr>().unwrap().into(), ..arrival };
+                assert_eq!(inbound(&itself, &OnePod), Pass(Verdict::InboundLoopback), "{own}");
+            }
+            let node = Arrival { source: "192.168.0.1".parse::<IpAddr>().unwrap().into(), ..arrival };
+            assert_eq!(inbound(&node, &OnePod), expected, "port {port} from the node");
             let other = Arrival { netns_cookie: 8, ..arrival };
             assert_eq!(inbound(&other, &OnePod), Pass(Verdict::InboundNotEnrolled));
             let udp = Arrival { tcp: false, ..arrival };

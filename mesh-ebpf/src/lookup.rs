@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     abi::LOOPBACK_IFINDEX,
+    address::Address,
     decide::{Arrival, Inbound, inbound},
     key::{ListenerKey, ListenerKind},
     verdict::Verdict,
@@ -31,7 +32,16 @@ static POD: u64 = 0;
 pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     // SAFETY: a valid static; volatile, for its value is not the compiler's to know.
     let netns_cookie = unsafe { core::ptr::read_volatile(core::ptr::addr_of!(POD)) };
+    // Read whatever the family: see `sockops::connection_key`.
+    let v4 = Address::from_v4_be(read!((*ctx.lookup).remote_ip4));
+    let v6 = Address([
+        read!((*ctx.lookup).remote_ip6[0]),
+        read!((*ctx.lookup).remote_ip6[1]),
+        read!((*ctx.lookup).remote_ip6[2]),
+        read!((*ctx.lookup).remote_ip6[3]),
+    ]);
     let arrival = Arrival {
+        source: if read!((*ctx.lookup).family) == AF_INET6 { v6 } else { v4 },
         netns_cookie,
         tcp: read!((*ctx.lookup).protocol) == IPPROTO_TCP,
         from_loopback: read!((*ctx.lookup).ingress_ifindex) == LOOPBACK_IFINDEX,

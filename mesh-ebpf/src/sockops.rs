@@ -100,17 +100,17 @@ fn asked(ctx: &SockOpsContext) -> Option<Asked> {
 
 #[inline(always)]
 fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
+    // Both are read whatever the family: reads in two branches are merged into one
+    // at a computed offset, which the verifier refuses.
+    let v4 = Address::from_v4_be(read!((*ctx.ops).local_ip4));
+    let v6 = Address([
+        read!((*ctx.ops).local_ip6[0]),
+        read!((*ctx.ops).local_ip6[1]),
+        read!((*ctx.ops).local_ip6[2]),
+        read!((*ctx.ops).local_ip6[3]),
+    ]);
     // An IPv6 socket that dials a mapped IPv4 address talks IPv4.
-    let source = if asked.address.is_v4() {
-        Address::from_v4_be(read!((*ctx.ops).local_ip4))
-    } else {
-        Address([
-            read!((*ctx.ops).local_ip6[0]),
-            read!((*ctx.ops).local_ip6[1]),
-            read!((*ctx.ops).local_ip6[2]),
-            read!((*ctx.ops).local_ip6[3]),
-        ])
-    };
+    let source = if asked.address.is_v4() { v4 } else { v6 };
     ConnectionKey::new(asked.netns_cookie, source, read!((*ctx.ops).local_port) as u16)
 }
 

@@ -359,6 +359,7 @@ impl Capture {
         };
         self.records.save(&record).map_err(&kernel)?;
 
+        let own = addresses.clone();
         let pod = Arc::new(Pod {
             workload: Workload {
                 uid: uid.clone(),
@@ -368,7 +369,7 @@ impl Capture {
                 labels: request.labels.clone(),
                 mtls: request.mtls,
             },
-            sockets: Arc::new(NetnsSockets(Arc::clone(netns))),
+            sockets: Arc::new(NetnsSockets { netns: Arc::clone(netns), own }),
         });
         let enrolled = EnrolledPod {
             outbound: OutboundListener { listener: outbound, pod: Arc::clone(&pod), destinations },

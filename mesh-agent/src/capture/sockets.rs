@@ -4,10 +4,11 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
 };
 
-use mesh_common::abi::{APPLICATION_MARK, UPSTREAM_MARK};
+use mesh_common::abi::{APPLICATION_MARK, LOOPBACK_IFINDEX, UPSTREAM_MARK};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -16,13 +17,17 @@ use crate::model::socket::PodSockets;
 
 /// Dials of one pod.
 #[derive(Debug)]
-pub(super) struct NetnsSockets(pub(super) Arc<PodNetns>);
+pub(super) struct NetnsSockets {
+    pub(super) netns: Arc<PodNetns>,
+    /// The pod's own addresses.
+    pub(super) own: Vec<IpAddr>,
+}
 
 impl NetnsSockets {
     fn socket(&self, family: IpAddr, mark: u32) -> io::Result<Socket> {
         let domain = if family.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let kind = Type::STREAM.nonblocking().cloexec();
-        let socket = self.0.run(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
+        let socket = self.netns.run(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
         socket.set_mark(mark)?;
         Ok(socket)
     }
@@ -43,14 +48,25 @@ impl PodSockets for NetnsSockets {
             ));
         }
         let socket = self.socket(family, APPLICATION_MARK)?;
-        if source.is_ipv4() {
-            socket.set_ip_transparent_v4(true)?;
-        } else {
-            socket.set_ip_transparent_v6(true)?;
-        }
         // The port is chosen at connect, so that it only has to be unique for
         // this destination. Works on IPv6 sockets too.
         setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        if source.is_loopback() || self.own.contains(&source) {
+            // The pod calls itself: both ends are local, replies come home as they are.
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+            return Ok(socket);
+        }
+        // Bound to `lo`, the dial is routed by the mark's table and arrives "from lo";
+        // by the local table it would arrive as from the interface that has the
+        // address, which is where connections are steered.
+        let lo = NonZeroU32::new(LOOPBACK_IFINDEX);
+        if source.is_ipv4() {
+            socket.set_ip_transparent_v4(true)?;
+            socket.bind_device_by_index_v4(lo)?;
+        } else {
+            socket.set_ip_transparent_v6(true)?;
+            socket.bind_device_by_index_v6(lo)?;
+        }
         socket.bind(&SocketAddr::new(source, 0).into())?;
         Ok(socket)
     }
