@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{Capture, CaptureOptions, Exclusions, MapCapacities},
+    capture::{Capture, CaptureOptions, Exclusions},
     config::{self, AgentConfig},
     identity::{DevelopmentCa, IdentityManager, IdentityOptions},
     observe::{
@@ -129,18 +129,14 @@ impl Agent {
     }
 }
 
-async fn start(
-    config: AgentConfig,
-    data: Handle,
-) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
+async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
     // What is the operator's to mend comes first, before anything is attached.
     let source = FileSource::open(&config.source.directory)?;
     let ca_dir = &config.identity.ca_dir;
     let ca = DevelopmentCa::open_or_create(ca_dir, &config.node.trust_domain)
         .with_context(|| format!("development CA in {}", ca_dir.display()))?
         .with_ttl(config.identity.certificate_ttl);
-    let identities =
-        Arc::new(IdentityManager::new(Arc::new(ca), IdentityOptions::default()));
+    let identities = Arc::new(IdentityManager::new(Arc::new(ca), IdentityOptions::default()));
 
     let metrics = Metrics::new();
     let (access_log, log_writer) = AccessLog::start(
@@ -151,7 +147,10 @@ async fn start(
     let capture = {
         // Its listeners belong to the runtime that serves connections.
         let _guard = data.enter();
-        Capture::start(capture_options(&config))?
+        Capture::start(CaptureOptions {
+            state_dir: config.node.state_dir.clone(),
+            ..capture_options(config.capture.clone())
+        })?
     };
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
@@ -193,21 +192,20 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn capture_options(config: &AgentConfig) -> CaptureOptions {
-    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions } =
-        config.capture.clone();
+/// Capture's share of the settings, but for the state directory.
+pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
+    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions } = config;
     CaptureOptions {
         cgroup_root,
         bpffs,
         instance,
-        state_dir: config.node.state_dir.clone(),
         exclusions: Exclusions {
             outbound_ports: exclusions.outbound_ports,
             outbound_cidrs: exclusions.outbound_cidrs,
             inbound_ports: exclusions.inbound_ports,
         },
         bpf_log,
-        capacities: MapCapacities::default(),
+        ..CaptureOptions::default()
     }
 }
 

@@ -23,6 +23,7 @@ use serde::Serialize;
 use crate::{
     model::identity::TrustDomain,
     observe::access_log::{AccessLogFormat, AccessLogSink},
+    policy::OutboundPolicy,
 };
 
 use self::layers::Layers;
@@ -104,17 +105,6 @@ pub struct TrafficConfig {
     pub outbound_policy: OutboundPolicy,
     /// How long live connections may go on after SIGTERM.
     pub drain_timeout: Duration,
-}
-
-/// What becomes of an outbound connection that no listener is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum OutboundPolicy {
-    /// It goes where the application asked, in the clear.
-    #[default]
-    AllowAny,
-    /// It is refused.
-    RegistryOnly,
 }
 
 /// The access log.

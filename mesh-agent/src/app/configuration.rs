@@ -47,7 +47,12 @@ impl Agent {
             .http
             .pool
             .retain(|key| key.client.is_some() || reachable.endpoints.contains(&key.address));
-        tracing::info!(version, label, listeners = snapshot.listeners.len(), "configuration applied");
+        tracing::info!(
+            version,
+            label,
+            listeners = snapshot.listeners.len(),
+            "configuration applied"
+        );
     }
 
     fn reject(&self, reasons: &[RejectedResource]) {

@@ -8,7 +8,7 @@ use super::{Agent, pods::RunningPod};
 use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
-        HboneView, PodView, Readiness, SnapshotView, StatusView, Timestamp, VerdictView,
+        HboneView, PodView, Readiness, SnapshotView, StatusView, VerdictView,
     },
     capture,
     identity::CertificateStatus,
@@ -65,7 +65,7 @@ impl AgentControl for Control {
             uptime_seconds: agent.started_at.elapsed().unwrap_or_default().as_secs(),
             readiness: self.readiness(),
             draining: agent.stop.is_cancelled(),
-            snapshot: SnapshotView::of(&agent.dataplane.snapshot.load()),
+            snapshot: SnapshotView::from(&*agent.dataplane.snapshot.load()),
             last_rejected: agent.last_rejected().clone(),
             certificates: agent.dataplane.identities.status().iter().map(certificate).collect(),
             pods: agent.pods.running().len(),
@@ -171,6 +171,6 @@ fn certificate(status: &CertificateStatus) -> CertificateView {
 }
 
 fn system_time(at: crate::identity::Timestamp) -> std::time::SystemTime {
-    let seconds = u64::try_from(at.unix_seconds()).unwrap_or_default();
+    let seconds = at.unix_seconds();
     std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
 }

@@ -8,10 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    sync::Semaphore,
-    time,
-};
+use tokio::{sync::Semaphore, time};
 use tokio_util::sync::CancellationToken;
 
 use super::{Agent, PodsFile};
@@ -19,7 +16,7 @@ use crate::{
     admin::{ControlError, EnrollRequest, NetnsRef},
     capture::{self, EnrollError, EnrollPod, EnrolledPod, Exclusions},
     model::{captured::Pod, workload::WorkloadUid},
-    proxy::{Dataplane, inbound, outbound},
+    proxy::{Dataplane, inbound, outbound, story},
 };
 
 /// Connections of one pod that the agent serves at once, of each kind; more wait in
@@ -188,7 +185,9 @@ pub(super) async fn restore(agent: Arc<Agent>) {
                     match agent.enrollment(request) {
                         // The file is newer than what was recorded.
                         Ok(pod) => drop(wanted.insert(pod.uid.clone(), pod)),
-                        Err(error) => tracing::error!(path = %path.display(), %error, "pod skipped"),
+                        Err(error) => {
+                            tracing::error!(path = %path.display(), %error, "pod skipped")
+                        }
                     }
                 }
             }
@@ -231,18 +230,20 @@ fn serve(dataplane: &Arc<Dataplane>, enrolled: EnrolledPod, accepting: &Cancella
     let uid = pod.workload.uid.clone();
     {
         let dataplane = Arc::clone(dataplane);
-        let accepted = accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
-            let (stream, captured) = outbound.accept().await?;
-            Ok(outbound::serve(Arc::clone(&dataplane), stream, captured))
-        });
+        let accepted =
+            accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
+                let (stream, captured) = outbound.accept().await?;
+                Ok(outbound::serve(Arc::clone(&dataplane), stream, captured))
+            });
         tokio::spawn(accepted);
     }
     {
         let dataplane = Arc::clone(dataplane);
-        let accepted = accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
-            let (stream, captured) = inbound.accept().await?;
-            Ok(inbound::serve_plaintext(Arc::clone(&dataplane), stream, captured))
-        });
+        let accepted =
+            accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
+                let (stream, captured) = inbound.accept().await?;
+                Ok(inbound::serve_plaintext(Arc::clone(&dataplane), stream, captured))
+            });
         tokio::spawn(accepted);
     }
     let dataplane = Arc::clone(dataplane);
@@ -301,8 +302,4 @@ fn refused(error: EnrollError) -> ControlError {
         | EnrollError::Netns { .. } => ControlError::Invalid(story(&error)),
         _ => ControlError::Failed(story(&error)),
     }
-}
-
-fn story(error: &(dyn std::error::Error + 'static)) -> String {
-    crate::proxy::story(error)
 }

@@ -459,8 +459,8 @@ impl Capture {
     /// pod was most likely deleted without being un-enrolled.
     pub fn maintain(&self) -> Vec<WorkloadUid> {
         let mut state = self.state();
-        let oldest = monotonic_ns()
-            .saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
+        let oldest =
+            monotonic_ns().saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
         state.maps.withdraw(|_, value| value.published_ns < oldest);
         let failures = state
             .maps

@@ -1,6 +1,6 @@
 //! `mesh-agent config dump` and `mesh-agent config validate`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
@@ -10,10 +10,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::{
-    admin::SnapshotView,
-    snapshot::{RejectedResource, Resources, SnapshotCell},
-};
+use crate::{admin::SnapshotView, snapshot::SnapshotCell, source};
 
 /// Look at the configuration in force, or check one before it is
 #[derive(Debug, Subcommand)]
@@ -129,8 +126,8 @@ fn variant(value: &Value) -> String {
 impl Validate {
     fn run(self) -> Result<Output, CliError> {
         let cell = SnapshotCell::default();
-        let label = self.directory.display().to_string();
-        let judged = read(&self.directory).and_then(|resources| cell.replace(resources, label));
+        let judged = source::validate(&self.directory)
+            .and_then(|delivery| cell.replace(delivery.resources, delivery.label));
         let (reasons, code) = match judged {
             Ok(_) => (Vec::new(), 0),
             Err(rejected) => (rejected.iter().map(ToString::to_string).collect::<Vec<_>>(), 2),
@@ -155,15 +152,6 @@ impl Validate {
         };
         Ok(Output { text, code })
     }
-}
-
-/// What `source` makes of the directory.
-fn read(directory: &Path) -> Result<Resources, Vec<RejectedResource>> {
-    // WIRE: crate::source::file::validate(directory)
-    Err(vec![RejectedResource {
-        path: directory.display().to_string(),
-        reason: "this build has no configuration source".to_owned(),
-    }])
 }
 
 #[cfg(test)]

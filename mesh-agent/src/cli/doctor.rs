@@ -1,13 +1,16 @@
 //! `mesh-agent doctor`
 
 use clap::Args;
-use serde::Serialize;
 
 use super::{
     CliError, Output,
     output::{self, OutputFormat, Table},
 };
-use crate::config::{self, CaptureConfig, settings::CaptureFlags};
+use crate::{
+    app::capture_options,
+    capture::{self, Check, CheckStatus},
+    config::{self, settings::CaptureFlags},
+};
 
 /// Check whether this machine can run the agent
 #[derive(Debug, Args)]
@@ -28,31 +31,12 @@ pub(super) struct Doctor {
     output: OutputFormat,
 }
 
-/// One thing that was looked at.
-#[derive(Debug, Serialize)]
-struct Check {
-    name: String,
-    outcome: Outcome,
-    /// What was found, and what to do about it.
-    detail: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Outcome {
-    #[expect(dead_code, reason = "made where capture's checks are taken over")]
-    Ok,
-    #[expect(dead_code, reason = "made where capture's checks are taken over")]
-    Warning,
-    Failed,
-}
-
 impl Doctor {
     pub(super) fn run(self) -> Result<Output, CliError> {
         let config = config::load_capture(&self.flags.0, &config::process_environment)
             .map_err(|errors| CliError::Usage(errors.to_string()))?;
-        let checks = checks(&config);
-        let failed = checks.iter().any(|check| check.outcome == Outcome::Failed);
+        let checks = capture::doctor(&capture_options(config));
+        let failed = checks.iter().any(|check| check.status == CheckStatus::Fail);
         let text = match self.output {
             OutputFormat::Json => output::json(&checks)?,
             OutputFormat::Table => table(&checks),
@@ -64,21 +48,12 @@ impl Doctor {
 fn table(checks: &[Check]) -> String {
     let mut table = Table::new(["", "CHECK", "DETAIL"]);
     for check in checks {
-        let outcome = match check.outcome {
-            Outcome::Ok => "ok",
-            Outcome::Warning => "WARNING",
-            Outcome::Failed => "FAILED",
+        let outcome = match check.status {
+            CheckStatus::Ok => "ok",
+            CheckStatus::Warn => "WARNING",
+            CheckStatus::Fail => "FAILED",
         };
         table.row([outcome.to_owned(), check.name.clone(), check.detail.clone()]);
     }
     table.render()
-}
-
-fn checks(config: &CaptureConfig) -> Vec<Check> {
-    // WIRE: crate::capture's doctor checks for this configuration
-    vec![Check {
-        name: "capture".to_owned(),
-        outcome: Outcome::Failed,
-        detail: format!("this build has no capture to check for instance {}", config.instance),
-    }]
 }

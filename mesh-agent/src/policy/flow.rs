@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use mesh_common::abi::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -25,10 +26,10 @@ use crate::{
 /// The agent's own ports in every pod: outbound, inbound plaintext, HBONE. The BPF
 /// programs refuse them first; this holds for what gets here another way, such as an
 /// HBONE `:authority`.
-const AGENT_PORTS: [u16; 3] = [15001, 15006, 15008];
+const AGENT_PORTS: [u16; 3] = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT];
 
 /// What becomes of an outbound connection that no listener is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum OutboundPolicy {
     /// It is passed through to its original destination, in the clear. The default.

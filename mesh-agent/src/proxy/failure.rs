@@ -7,7 +7,10 @@ use crate::{
     observe::flags::ResponseFlag,
     policy::{Denied, FlowError, Revoked},
     route::NoDestination,
-    transport::{dial::DialError, hbone::HboneError},
+    transport::{
+        dial::DialError,
+        hbone::{HboneError, HboneFailure},
+    },
 };
 
 /// The end of a connection or request that did not go as it should. Access log,
@@ -59,7 +62,7 @@ pub(super) fn cut() -> Failure {
 
 /// An error with its causes, `outer: inner: innermost`, leaving out what an outer
 /// message says already.
-pub(super) fn story(error: &(dyn Error + 'static)) -> String {
+pub fn story(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -128,10 +131,10 @@ impl From<DialError> for Failure {
 
 impl From<HboneError> for Failure {
     fn from(error: HboneError) -> Self {
-        let reason = match &error {
-            HboneError::Handshake { .. } | HboneError::Alpn { .. } => "tls_handshake_failed",
-            HboneError::Refused { .. } => "refused_by_destination",
-            HboneError::Timeout { .. } => "connect_timeout",
+        let reason = match error.failure() {
+            HboneFailure::Handshake(_) | HboneFailure::Alpn => "tls_handshake_failed",
+            HboneFailure::Refused { .. } => "refused_by_destination",
+            HboneFailure::Timeout { .. } => "connect_timeout",
             _ => "hbone_failed",
         };
         Self::new(ResponseFlag::UpstreamConnectionFailure, reason, &error)

@@ -21,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use failure::Failure;
+pub use failure::{Failure, story};
 pub use upstream::{Connector, Upstream};
 
 use self::session::Session;

@@ -175,10 +175,7 @@ pub(super) fn format_of(name: &Path) -> Option<Format> {
     }
 }
 
-fn digest_of(
-    files: &[(String, Format, Vec<u8>)],
-    rejected: &[RejectedResource],
-) -> [u8; 32] {
+fn digest_of(files: &[(String, Format, Vec<u8>)], rejected: &[RejectedResource]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut add = |part: &[u8]| {
         context.update(&(part.len() as u64).to_be_bytes());
@@ -314,9 +311,9 @@ impl Decoding {
             Ok(_) => self.rejected.extend(rejected),
             Err(further) => {
                 // A field that was refused and left out is also missing: said once.
-                let further = further.into_iter().filter(|f| {
-                    !rejected.iter().any(|r| follows_from(&f.path, &r.path))
-                });
+                let further = further
+                    .into_iter()
+                    .filter(|f| !rejected.iter().any(|r| follows_from(&f.path, &r.path)));
                 let further: Vec<_> = further.collect();
                 self.rejected.extend(rejected);
                 self.rejected.extend(further);

@@ -36,8 +36,7 @@ impl Bed {
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root");
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("mc{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("mc{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = cgroup2_root().unwrap().join(format!("mesh-test-{name}"));
         let bed = Self { name, cgroup, directory: tempfile::tempdir().unwrap() };
         fs::create_dir(&bed.cgroup).unwrap();
