@@ -128,3 +128,23 @@ async fn a_stuck_application_stops_the_one_that_writes_to_it() {
         got += timeout(LONG, chain.server.read(&mut bytes)).await.unwrap().unwrap();
     }
 }
+
+/// The tunnel's last bytes wait for the peer's window after both relays' sources ended.
+#[tokio::test]
+async fn what_was_written_before_the_end_arrives_after_it() {
+    const TOTAL: usize = 24 << 20;
+    let mut chain = chain().await;
+    chain.client.shutdown().await.unwrap();
+    let mut server = chain.server;
+    let writing = tokio::spawn(async move {
+        server.write_all(&vec![9; TOTAL]).await.unwrap();
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut got = Vec::new();
+    timeout(LONG, chain.client.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert_eq!(got.len(), TOTAL);
+    writing.await.unwrap();
+    for _ in 0..2 {
+        assert!(timeout(LONG, chain.outcomes.recv()).await.unwrap().unwrap().is_clean());
+    }
+}
