@@ -3,4 +3,5 @@
 mod harness;
 mod peers;
 mod pooling;
+mod relayed;
 mod streams;
