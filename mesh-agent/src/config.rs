@@ -1,1 +1,394 @@
 //! Settings from flags, environment and a YAML file, in that order.
+//!
+//! [`settings`] names every setting once; flags, `MESH_*` variables, file keys and
+//! help come from that table. [`load`] reports all that is wrong at once, each with
+//! the key and where its value came from.
+
+mod duration;
+mod layers;
+pub mod settings;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::{
+    model::identity::TrustDomain,
+    observe::access_log::{AccessLogFormat, AccessLogSink},
+};
+
+use self::layers::Layers;
+
+/// Everything `mesh-agent run` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    pub node: NodeConfig,
+    pub source: SourceConfig,
+    pub capture: CaptureConfig,
+    pub identity: IdentityConfig,
+    pub admin: AdminConfig,
+    pub traffic: TrafficConfig,
+    pub access_log: AccessLogConfig,
+    pub log: LogConfig,
+}
+
+/// Who this agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Unique in the mesh.
+    pub name: String,
+    pub trust_domain: TrustDomain,
+    /// Survives restarts; private to this agent.
+    pub state_dir: PathBuf,
+    /// Pods to enrol at start.
+    pub pods: Option<PathBuf>,
+}
+
+/// Where listeners, routes, clusters and endpoints come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceConfig {
+    /// Watched for changes.
+    pub directory: PathBuf,
+}
+
+/// What is captured, and where the kernel objects live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureConfig {
+    /// The cgroup-v2 directory to attach to; `None`: the host's root, found in
+    /// `/proc/self/mountinfo`.
+    pub cgroup_root: Option<PathBuf>,
+    /// Programs, maps and links are pinned here.
+    pub bpffs: PathBuf,
+    /// Tells the agents of one kernel apart.
+    pub instance: String,
+    /// Whether the programs log every decision.
+    pub bpf_log: bool,
+    pub exclusions: Exclusions,
+}
+
+/// Left alone for every pod of this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exclusions {
+    pub outbound_ports: Vec<u16>,
+    pub outbound_cidrs: Vec<IpNet>,
+    pub inbound_ports: Vec<u16>,
+}
+
+/// Where certificates come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityConfig {
+    /// The development CA: `root.pem` and `root-key.pem`.
+    pub ca_dir: PathBuf,
+    /// How long a workload's certificate lives; it is renewed at half of that.
+    pub certificate_ttl: Duration,
+}
+
+/// Where the agent answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    pub address: SocketAddr,
+    pub socket: PathBuf,
+}
+
+/// What becomes of connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrafficConfig {
+    pub outbound_policy: OutboundPolicy,
+    /// How long live connections may go on after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// What becomes of an outbound connection that no listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutboundPolicy {
+    /// It goes where the application asked, in the clear.
+    #[default]
+    AllowAny,
+    /// It is refused.
+    RegistryOnly,
+}
+
+/// The access log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    pub format: AccessLogFormat,
+    pub sink: AccessLogSink,
+}
+
+/// The agent's own log, on standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// In `tracing`'s syntax: `info,mesh_agent::identity=debug`.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Values that flags gave, by setting's key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given(pub BTreeMap<&'static str, Vec<String>>);
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Flag,
+    Environment,
+    File(PathBuf),
+    Default,
+}
+
+/// One setting that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The setting, or the unknown key, or `config` for the file itself.
+    pub key: String,
+    pub origin: Origin,
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, origin, reason } = self;
+        match origin {
+            Origin::Flag => write!(f, "{key} (from --{}): {reason}", settings::flag(key)),
+            Origin::Environment => write!(f, "{key} (from {}): {reason}", settings::variable(key)),
+            Origin::File(path) => write!(f, "{key} (from {}): {reason}", path.display()),
+            Origin::Default => write!(f, "{key}: {reason}"),
+        }
+    }
+}
+
+/// Everything that is wrong with the settings; one a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => f.write_str("bad configuration:")?,
+            n => write!(f, "bad configuration, {n} faults:")?,
+        }
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// The process's environment, or a test's.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The process's environment; a value that is not Unicode keeps its shape.
+pub fn process_environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The settings of `mesh-agent run`.
+///
+/// # Errors
+/// Everything that is wrong, not only the first.
+pub fn load(given: &Given, environment: Environment<'_>) -> Result<AgentConfig, ConfigErrors> {
+    let mut layers = Layers::read(given, environment);
+    let config = agent(&mut layers);
+    layers.finish(config)
+}
+
+/// The settings of `mesh-agent doctor`: the part of [`load`]'s about capture.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_capture(
+    given: &Given,
+    environment: Environment<'_>,
+) -> Result<CaptureConfig, ConfigErrors> {
+    let mut layers = Layers::read(given, environment);
+    let config = capture(&mut layers);
+    layers.finish(config)
+}
+
+/// `None` only where an error was noted.
+fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
+    let node = node(layers);
+    let directory = layers.one("config_dir", absolute);
+    let capture = capture(layers);
+    let identity = identity(layers);
+    let admin = admin(layers);
+    let traffic = traffic(layers);
+    let access_log = access_log(layers);
+    let filter = layers.one("log", log_filter);
+    let format = layers.one("log_format", choice::<LogFormat>);
+    Some(AgentConfig {
+        node: node?,
+        source: SourceConfig { directory: directory? },
+        capture: capture?,
+        identity: identity?,
+        admin: admin?,
+        traffic: traffic?,
+        access_log: access_log?,
+        log: LogConfig { filter: filter?, format: format? },
+    })
+}
+
+fn node(layers: &mut Layers<'_>) -> Option<NodeConfig> {
+    let name = layers.one_or("node_name", host_name, name);
+    let trust_domain =
+        layers.one("trust_domain", |s| s.parse::<TrustDomain>().map_err(|e| e.to_string()));
+    let state_dir = layers.one("state_dir", absolute);
+    let pods = layers.optional("pods", absolute);
+    Some(NodeConfig {
+        name: name?,
+        trust_domain: trust_domain?,
+        state_dir: state_dir?,
+        pods: pods?,
+    })
+}
+
+fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
+    let cgroup_root = layers.optional("cgroup_root", absolute);
+    let bpffs = layers.one("bpffs", absolute);
+    let instance = layers.one("instance", name);
+    let bpf_log = layers.one("bpf_log", |s| match s {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(format!("`{other}` is neither true nor false")),
+    });
+    let outbound_ports = layers.many("exclude_outbound_port", port);
+    let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
+    let inbound_ports = layers.many("exclude_inbound_port", port);
+    Some(CaptureConfig {
+        cgroup_root: cgroup_root?,
+        bpffs: bpffs?,
+        instance: instance?,
+        bpf_log: bpf_log?,
+        exclusions: Exclusions {
+            outbound_ports: outbound_ports?,
+            outbound_cidrs: outbound_cidrs?,
+            inbound_ports: inbound_ports?,
+        },
+    })
+}
+
+fn identity(layers: &mut Layers<'_>) -> Option<IdentityConfig> {
+    // A state_dir that is wrong is reported once, by `node`.
+    let state_dir = layers.peek("state_dir").unwrap_or_default();
+    let ca_dir = layers.one_or("ca_dir", || Ok(format!("{state_dir}/ca")), absolute);
+    let ttl = layers.one("certificate_ttl", |s| {
+        between(s, Duration::from_secs(10), Duration::from_secs(90 * 24 * 3600))
+    });
+    Some(IdentityConfig { ca_dir: ca_dir?, certificate_ttl: ttl? })
+}
+
+fn admin(layers: &mut Layers<'_>) -> Option<AdminConfig> {
+    let address = layers.one("admin", |s| {
+        s.parse::<SocketAddr>()
+            .map_err(|_| format!("`{s}` is not an address and port, such as 127.0.0.1:15000"))
+    });
+    let socket = layers.one("socket", |s| {
+        // sun_path holds 107 bytes and a NUL; the lock beside it is an ordinary file.
+        if s.len() > 107 {
+            Err(format!("`{s}` is longer than a socket's name may be, 107 bytes"))
+        } else {
+            absolute(s)
+        }
+    });
+    Some(AdminConfig { address: address?, socket: socket? })
+}
+
+fn traffic(layers: &mut Layers<'_>) -> Option<TrafficConfig> {
+    let outbound_policy = layers.one("outbound_policy", choice::<OutboundPolicy>);
+    let drain_timeout =
+        layers.one("drain_timeout", |s| between(s, Duration::ZERO, Duration::from_secs(3600)));
+    Some(TrafficConfig { outbound_policy: outbound_policy?, drain_timeout: drain_timeout? })
+}
+
+fn access_log(layers: &mut Layers<'_>) -> Option<AccessLogConfig> {
+    let format = layers.one("access_log", choice::<AccessLogFormat>);
+    let file = layers.optional("access_log_file", absolute);
+    let sink = file?.map_or(AccessLogSink::Stdout, AccessLogSink::File);
+    Some(AccessLogConfig { format: format?, sink })
+}
+
+// === parsers: the reason names the value ===
+
+fn absolute(s: &str) -> Result<PathBuf, String> {
+    let path = Path::new(s);
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    if s.is_empty() {
+        return Err("the path is empty".to_owned());
+    }
+    // Taken once, at start: the agent may change directory, its settings must not.
+    std::path::absolute(path).map_err(|error| format!("`{s}` can't be made absolute: {error}"))
+}
+
+fn name(s: &str) -> Result<String, String> {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    if s.is_empty() || s.len() > 63 || s.starts_with('.') || !s.bytes().all(valid) {
+        return Err(format!("`{s}` must be 1 to 63 letters, digits, `.`, `-` or `_`"));
+    }
+    Ok(s.to_owned())
+}
+
+fn port(s: &str) -> Result<u16, String> {
+    match s.parse() {
+        Ok(0) | Err(_) => Err(format!("`{s}` is not a port from 1 to 65535")),
+        Ok(port) => Ok(port),
+    }
+}
+
+fn cidr(s: &str) -> Result<IpNet, String> {
+    s.parse::<IpNet>()
+        .or_else(|_| s.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| format!("`{s}` is neither an address nor a network such as 10.0.0.0/8"))
+}
+
+fn choice<T: ValueEnum>(s: &str) -> Result<T, String> {
+    T::from_str(s, false).map_err(|_| {
+        let names = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names: Vec<_> = names.map(|value| value.get_name().to_owned()).collect();
+        format!("`{s}` is none of {}", names.join(", "))
+    })
+}
+
+fn between(s: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let given = duration::parse(s)?;
+    if given < least || given > most {
+        return Err(format!(
+            "`{s}` is not between {} and {}",
+            duration::show(least),
+            duration::show(most)
+        ));
+    }
+    Ok(given)
+}
+
+fn log_filter(s: &str) -> Result<String, String> {
+    match s.parse::<tracing_subscriber::EnvFilter>() {
+        Ok(_) => Ok(s.to_owned()),
+        Err(error) => Err(format!("`{s}` is not a filter such as info,mesh_agent=debug: {error}")),
+    }
+}
+
+fn host_name() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
 //! The `mesh-agent` command.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    mesh_agent::cli::main(std::env::args_os())
 }

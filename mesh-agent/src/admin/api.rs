@@ -1,0 +1,228 @@
+//! What the admin server answers, as JSON; the `cli` reads the same types.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{
+    model::{
+        identity::Identity,
+        listener::Direction,
+        workload::{MtlsMode, WorkloadUid},
+    },
+    observe::connections::ConnectionEntry,
+};
+
+/// A point in time, RFC 3339 in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(OffsetDateTime);
+
+impl Timestamp {
+    /// Now.
+    pub fn now() -> Self {
+        SystemTime::now().into()
+    }
+
+    /// Seconds from `self` until `later`; negative where that is earlier.
+    pub fn seconds_until(self, later: Self) -> i64 {
+        (later.0 - self.0).whole_seconds()
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(at: SystemTime) -> Self {
+        let at = OffsetDateTime::from(at);
+        Self(at.replace_nanosecond(u32::from(at.millisecond()) * 1_000_000).unwrap_or(at))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.format(&Rfc3339).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = time::error::Parse;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        OffsetDateTime::parse(s, &Rfc3339).map(Self)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorView {
+    pub error: String,
+}
+
+/// Whether the agent can do its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    pub ready: bool,
+    /// Why not; empty where ready.
+    pub reasons: Vec<String>,
+}
+
+impl Readiness {
+    /// Ready where there is no reason not to be.
+    pub fn from_reasons(reasons: Vec<String>) -> Self {
+        Self { ready: reasons.is_empty(), reasons }
+    }
+}
+
+/// A configuration that was delivered and refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedConfig {
+    pub at: Timestamp,
+    /// One `<path>: <reason>` for each resource or file.
+    pub reasons: Vec<String>,
+}
+
+/// One enrolled pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodView {
+    pub uid: WorkloadUid,
+    pub name: String,
+    pub identity: Identity,
+    pub addresses: Vec<IpAddr>,
+    pub mtls: MtlsMode,
+    /// As it was given: a path, or `pid 123`.
+    pub netns: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether new connections are captured.
+    pub captured: bool,
+    /// Live connections.
+    pub connections: usize,
+    pub enrolled_at: Timestamp,
+}
+
+/// The configuration in force, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// 0: none was applied yet.
+    pub version: u64,
+    pub label: String,
+    pub applied_at: Option<Timestamp>,
+    pub listeners: usize,
+    pub routes: usize,
+    pub clusters: usize,
+    pub endpoints: usize,
+}
+
+/// One workload certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    pub identity: Identity,
+    pub serial: Option<String>,
+    pub not_before: Option<Timestamp>,
+    pub not_after: Option<Timestamp>,
+    /// What the last attempt to fetch it said; `None` where it succeeded.
+    pub last_error: Option<String>,
+}
+
+/// The HBONE pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HboneView {
+    pub connections: usize,
+    pub streams: usize,
+}
+
+/// How often the kernel programs decided so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictView {
+    pub verdict: String,
+    pub count: u64,
+}
+
+/// The agent in one page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    pub version: String,
+    pub node: String,
+    pub instance: String,
+    pub trust_domain: String,
+    pub started_at: Timestamp,
+    pub uptime_seconds: u64,
+    pub readiness: Readiness,
+    pub draining: bool,
+    pub snapshot: SnapshotView,
+    pub last_rejected: Option<RejectedConfig>,
+    pub certificates: Vec<CertificateView>,
+    pub pods: usize,
+    pub connections: usize,
+    pub hbone: HboneView,
+    pub bpf: Vec<VerdictView>,
+}
+
+/// One live connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionView {
+    pub id: u64,
+    pub started_at: Timestamp,
+    /// `inbound` or `outbound`.
+    pub direction: String,
+    pub protocol: String,
+    /// The pod of this node.
+    pub workload: WorkloadUid,
+    pub source: SocketAddr,
+    pub source_identity: Option<Identity>,
+    pub original_destination: SocketAddr,
+    pub destination_identity: Option<Identity>,
+    pub cluster: Option<String>,
+    pub upstream: Option<SocketAddr>,
+    pub connection_security_policy: String,
+    /// The policy that decided; `None` where no rule applied.
+    pub policy: Option<String>,
+    /// From the downstream.
+    pub bytes_received: u64,
+    /// To the downstream.
+    pub bytes_sent: u64,
+}
+
+impl From<ConnectionEntry> for ConnectionView {
+    fn from(entry: ConnectionEntry) -> Self {
+        let ConnectionEntry { id, started, info, progress, sent_bytes, received_bytes } = entry;
+        let direction = match info.direction {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+        };
+        Self {
+            id,
+            started_at: started.into(),
+            direction: direction.to_owned(),
+            protocol: progress.protocol.to_string(),
+            workload: info.workload,
+            source: info.source,
+            source_identity: info.source_identity,
+            original_destination: info.original_destination,
+            destination_identity: progress.destination_identity.or(info.destination_identity),
+            cluster: progress.cluster.map(|name| name.to_string()),
+            upstream: progress.upstream,
+            connection_security_policy: progress.security.unwrap_or(info.security).to_string(),
+            policy: progress.policy.map(|name| name.to_string()),
+            bytes_received: received_bytes,
+            bytes_sent: sent_bytes,
+        }
+    }
+}

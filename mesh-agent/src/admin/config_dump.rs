@@ -1,0 +1,82 @@
+//! The configuration in force, resource by resource.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+
+use super::api::{RejectedConfig, SnapshotView, Timestamp};
+use crate::{
+    model::{
+        cluster::{Cluster, Discovery, LoadAssignment},
+        listener::Listener,
+        route::RouteConfiguration,
+    },
+    snapshot::Snapshot,
+};
+
+/// Every resource by name, with the version it belongs to.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConfigDump {
+    pub version: u64,
+    pub label: String,
+    pub applied_at: Option<Timestamp>,
+    /// The last configuration that was refused, and why.
+    pub last_rejected: Option<RejectedConfig>,
+    pub listeners: BTreeMap<Arc<str>, Arc<Listener>>,
+    pub routes: BTreeMap<Arc<str>, Arc<RouteConfiguration>>,
+    pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
+    /// By the name they are delivered under.
+    pub endpoints: BTreeMap<Arc<str>, Arc<LoadAssignment>>,
+}
+
+impl ConfigDump {
+    /// Shares the snapshot's resources; copies none.
+    pub fn of(snapshot: &Snapshot, last_rejected: Option<RejectedConfig>) -> Self {
+        let named = |(name, value): (&Arc<str>, &Arc<_>)| (Arc::clone(name), Arc::clone(value));
+        Self {
+            version: snapshot.version,
+            label: snapshot.label.clone(),
+            applied_at: applied_at(snapshot),
+            last_rejected,
+            listeners: snapshot
+                .listeners
+                .iter()
+                .map(|listener| (Arc::clone(&listener.name), Arc::clone(listener)))
+                .collect(),
+            routes: snapshot
+                .routes
+                .iter()
+                .map(|(name, routes)| (Arc::clone(name), Arc::clone(routes)))
+                .collect(),
+            clusters: snapshot
+                .clusters
+                .iter()
+                .map(|(name, cluster)| (Arc::clone(&name.0), Arc::clone(cluster)))
+                .collect(),
+            endpoints: snapshot.assignments.iter().map(named).collect(),
+        }
+    }
+}
+
+impl From<&Snapshot> for SnapshotView {
+    fn from(snapshot: &Snapshot) -> Self {
+        let in_clusters = snapshot.clusters.values().map(|cluster| match &cluster.discovery {
+            Discovery::Static(assignment) => assignment.endpoints.len(),
+            Discovery::Eds { .. } | Discovery::OriginalDestination => 0,
+        });
+        let by_eds = snapshot.assignments.values().map(|assignment| assignment.endpoints.len());
+        Self {
+            version: snapshot.version,
+            label: snapshot.label.clone(),
+            applied_at: applied_at(snapshot),
+            listeners: snapshot.listeners.len(),
+            routes: snapshot.routes.len(),
+            clusters: snapshot.clusters.len(),
+            endpoints: in_clusters.chain(by_eds).sum(),
+        }
+    }
+}
+
+fn applied_at(snapshot: &Snapshot) -> Option<Timestamp> {
+    (snapshot.version > 0).then(|| snapshot.applied_at.into())
+}

@@ -1,0 +1,158 @@
+//! `mesh-agent status`
+
+use std::fmt::Write as _;
+
+use clap::Args;
+
+use super::{
+    CliError, Output,
+    client::Client,
+    output::{self, OutputFormat, Table},
+};
+use crate::admin::{StatusView, Timestamp};
+
+/// Show the agent in one page: ready or why not, configuration, certificates
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    client: Client,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<Output, CliError> {
+        let status: StatusView = self.client.get("/status")?;
+        Ok(match self.client.output {
+            OutputFormat::Json => output::json(&status)?,
+            OutputFormat::Table => page(&status, Timestamp::now()),
+        }
+        .into())
+    }
+}
+
+fn page(status: &StatusView, now: Timestamp) -> String {
+    let snapshot = &status.snapshot;
+    let ready = match (status.draining, status.readiness.ready) {
+        (true, _) => "draining".to_owned(),
+        (false, true) => "yes".to_owned(),
+        (false, false) => format!("no: {}", status.readiness.reasons.join("; ")),
+    };
+    let configuration = match snapshot.applied_at {
+        None => "none applied yet".to_owned(),
+        Some(at) => format!(
+            "version {} ({}), {} ago: {} listeners, {} routes, {} clusters, {} endpoints",
+            snapshot.version,
+            snapshot.label,
+            output::age(at.seconds_until(now)),
+            snapshot.listeners,
+            snapshot.routes,
+            snapshot.clusters,
+            snapshot.endpoints,
+        ),
+    };
+    let mut head = Table::new(["Node", ""]);
+    head.row(["  name".into(), status.node.clone()]);
+    head.row(["  agent".into(), format!("{} (instance {})", status.version, status.instance)]);
+    head.row(["  trust domain".into(), status.trust_domain.clone()]);
+    head.row([
+        "  up".into(),
+        output::age(i64::try_from(status.uptime_seconds).unwrap_or(i64::MAX)),
+    ]);
+    head.row(["  ready".into(), ready]);
+    head.row(["  configuration".into(), configuration]);
+    head.row(["  pods".into(), status.pods.to_string()]);
+    head.row(["  connections".into(), status.connections.to_string()]);
+    head.row([
+        "  HBONE pool".into(),
+        format!("{} connections, {} streams", status.hbone.connections, status.hbone.streams),
+    ]);
+    let mut text = head.render();
+
+    // Writing to a String does not fail.
+    if let Some(rejected) = &status.last_rejected {
+        _ = writeln!(
+            text,
+            "\nLast refused configuration, {} ago",
+            output::age(rejected.at.seconds_until(now))
+        );
+        for reason in &rejected.reasons {
+            _ = writeln!(text, "  {reason}");
+        }
+    }
+    if !status.certificates.is_empty() {
+        let mut table = Table::new(["Certificates", "EXPIRES IN", "SERIAL", "LAST ERROR"]);
+        for certificate in &status.certificates {
+            let expires = certificate.not_after.map(|at| match now.seconds_until(at) {
+                left if left <= 0 => "EXPIRED".to_owned(),
+                left => output::age(left),
+            });
+            table.row([
+                format!("  {}", certificate.identity),
+                expires.unwrap_or_else(|| "never issued".to_owned()),
+                output::shown(certificate.serial.as_ref()),
+                output::shown(certificate.last_error.as_ref()),
+            ]);
+        }
+        _ = write!(text, "\n{}", table.render());
+    }
+    if status.bpf.iter().any(|verdict| verdict.count > 0) {
+        let mut table = Table::new(["Kernel verdicts", "COUNT"]);
+        for verdict in status.bpf.iter().filter(|verdict| verdict.count > 0) {
+            table.row([format!("  {}", verdict.verdict), verdict.count.to_string()]);
+        }
+        _ = write!(text, "\n{}", table.render());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView};
+
+    #[test]
+    fn the_page_says_what_is_wrong() {
+        let at: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+        let now: Timestamp = "2026-01-02T04:04:05Z".parse().unwrap();
+        let status = StatusView {
+            version: "0.1.0".into(),
+            node: "n1".into(),
+            instance: "default".into(),
+            trust_domain: "cluster.local".into(),
+            started_at: at,
+            uptime_seconds: 3600,
+            readiness: Readiness::from_reasons(vec!["no configuration yet".into()]),
+            draining: false,
+            snapshot: SnapshotView {
+                version: 0,
+                label: String::new(),
+                applied_at: None,
+                listeners: 0,
+                routes: 0,
+                clusters: 0,
+                endpoints: 0,
+            },
+            last_rejected: Some(RejectedConfig { at, reasons: vec!["lds.yaml: bad".into()] }),
+            certificates: vec![CertificateView {
+                identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
+                serial: None,
+                not_before: None,
+                not_after: Some(at),
+                last_error: Some("the CA is gone".into()),
+            }],
+            pods: 1,
+            connections: 2,
+            hbone: HboneView::default(),
+            bpf: Vec::new(),
+        };
+        let page = page(&status, now);
+        for expected in [
+            "no: no configuration yet",
+            "Last refused configuration, 1h0m ago\n  lds.yaml: bad",
+            "EXPIRED",
+            "the CA is gone",
+            "none applied yet",
+        ] {
+            assert!(page.contains(expected), "{expected:?} is missing in:\n{page}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+use std::{collections::HashMap, fs};
+
+use super::*;
+
+/// Loads with these flags, variables and file.
+fn try_load(
+    flags: &[(&'static str, &str)],
+    variables: &[(&str, &str)],
+    file: Option<&str>,
+) -> Result<AgentConfig, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut given = Given::default();
+    for (key, value) in flags {
+        given.0.entry(key).or_default().push((*value).to_owned());
+    }
+    if let Some(text) = file {
+        let path = dir.path().join("agent.yaml");
+        fs::write(&path, text).unwrap();
+        given.0.insert("config", vec![path.display().to_string()]);
+    }
+    let variables: HashMap<_, _> = variables.iter().copied().collect();
+    let environment = |name: &str| variables.get(name).map(|value| (*value).to_owned());
+    load(&given, &environment).map_err(|errors| errors.to_string())
+}
+
+#[test]
+fn defaults_are_what_the_help_says() {
+    let config =
+        try_load(&[("config_dir", "/etc/mesh/xds"), ("node_name", "n1")], &[], None).unwrap();
+    assert_eq!(config.node.trust_domain.as_str(), "cluster.local");
+    assert_eq!(config.node.state_dir, Path::new("/var/lib/mesh"));
+    assert_eq!(config.identity.ca_dir, Path::new("/var/lib/mesh/ca"));
+    assert_eq!(config.identity.certificate_ttl, Duration::from_secs(24 * 3600));
+    assert_eq!(config.admin.address.to_string(), "127.0.0.1:15000");
+    assert_eq!(config.admin.socket, Path::new("/run/mesh/agent.sock"));
+    assert_eq!(config.capture.bpffs, Path::new("/sys/fs/bpf/mesh"));
+    assert_eq!(config.capture.instance, "default");
+    assert_eq!(config.capture.cgroup_root, None);
+    assert!(!config.capture.bpf_log);
+    assert_eq!(config.traffic.drain_timeout, Duration::from_secs(5));
+    assert_eq!(config.traffic.outbound_policy, OutboundPolicy::AllowAny);
+    assert_eq!(config.access_log.format, AccessLogFormat::Json);
+    assert_eq!(config.access_log.sink, AccessLogSink::Stdout);
+    assert_eq!(config.log.format, LogFormat::Text);
+}
+
+#[test]
+fn a_node_without_a_name_takes_the_hosts() {
+    let config = try_load(&[("config_dir", "/c")], &[], None).unwrap();
+    assert!(!config.node.name.is_empty());
+}
+
+#[test]
+fn flags_win_over_variables_over_the_file() {
+    let file = "config_dir: /from/file\nnode_name: file\ninstance: file\ndrain_timeout: 1s\n\
+                exclude_outbound_port: [53, '123']\nbpf_log: true\n";
+    let variables = [("MESH_NODE_NAME", "variable"), ("MESH_INSTANCE", "variable")];
+    let config = try_load(&[("node_name", "flag")], &variables, Some(file)).unwrap();
+    assert_eq!(config.node.name, "flag");
+    assert_eq!(config.capture.instance, "variable");
+    assert_eq!(config.source.directory, Path::new("/from/file"));
+    assert_eq!(config.traffic.drain_timeout, Duration::from_secs(1));
+    assert_eq!(config.capture.exclusions.outbound_ports, [53, 123]);
+    assert!(config.capture.bpf_log);
+}
+
+#[test]
+fn a_list_comes_from_one_layer_only() {
+    let file = "config_dir: /c\nexclude_outbound_port: 53\nexclude_outbound_cidr: [10.0.0.0/8]\n";
+    let variables = [("MESH_EXCLUDE_OUTBOUND_PORT", "1, 2,")];
+    let config = try_load(&[], &variables, Some(file)).unwrap();
+    assert_eq!(config.capture.exclusions.outbound_ports, [1, 2]);
+    assert_eq!(config.capture.exclusions.outbound_cidrs.len(), 1);
+    let flags = [("exclude_outbound_port", "7"), ("exclude_outbound_port", "8")];
+    let config = try_load(&flags, &variables, Some(file)).unwrap();
+    assert_eq!(config.capture.exclusions.outbound_ports, [7, 8]);
+}
+
+#[test]
+fn all_faults_are_reported_with_their_origin() {
+    let file = "instance: a/b\nnode-name: x\nports: 3\nlog_format: [json]\n";
+    let flags = [("drain_timeout", "5"), ("exclude_inbound_port", "0")];
+    let variables = [
+        ("MESH_ADMIN", "localhost"),
+        ("MESH_TRUST_DOMAIN", "Cluster"),
+        ("MESH_OUTBOUND_POLICY", "deny"),
+        ("MESH_LOG", "mesh=loud"),
+    ];
+    let errors = try_load(&flags, &variables, Some(file)).unwrap_err();
+    for expected in [
+        "bad configuration, 11 faults:",
+        "drain_timeout (from --drain-timeout): `5` is not a duration",
+        "exclude_inbound_port (from --exclude-inbound-port): `0` is not a port",
+        "admin (from MESH_ADMIN): `localhost` is not an address and port",
+        "trust_domain (from MESH_TRUST_DOMAIN): `Cluster`",
+        "outbound_policy (from MESH_OUTBOUND_POLICY): `deny` is none of allow-any, registry-only",
+        "log (from MESH_LOG): `mesh=loud`",
+        "agent.yaml): `a/b` must be 1 to 63",
+        "node-name (from ",
+        "did you mean `node_name`?",
+        "ports (from ",
+        "agent.yaml): takes one value, not a list",
+        "config_dir: is not set: use --config-dir, MESH_CONFIG_DIR or `config_dir` in the file",
+    ] {
+        assert!(errors.contains(expected), "{expected:?} is missing in:\n{errors}");
+    }
+}
+
+#[test]
+fn a_file_that_is_none_is_a_fault() {
+    for (text, expected) in [
+        ("- a", "is not a mapping"),
+        ("a: [", "is not YAML"),
+        ("config: /x", "can't be set in the file it names"),
+    ] {
+        let errors = try_load(&[("config_dir", "/c")], &[], Some(text)).unwrap_err();
+        assert!(errors.contains(expected), "{text:?} said {errors}");
+    }
+    try_load(&[("config_dir", "/c")], &[], Some("")).unwrap();
+    let errors = try_load(&[("config_dir", "/c"), ("config", "/none/x")], &[], None).unwrap_err();
+    assert!(errors.contains("config (from --config): /none/x can't be read"), "{errors}");
+}
+
+#[test]
+fn bounds_hold() {
+    for (key, value) in [
+        ("certificate_ttl", "1s"),
+        ("certificate_ttl", "365d"),
+        ("drain_timeout", "2h"),
+        ("socket", ""),
+        ("config_dir", ""),
+        ("exclude_outbound_cidr", "10.0.0.0/33"),
+        ("bpf_log", "yes"),
+        ("node_name", ".."),
+    ] {
+        let flags = [("config_dir", "/c"), (key, value)];
+        assert!(try_load(&flags, &[], None).is_err(), "{key} = {value:?} was accepted");
+    }
+    let long = format!("/{}", "x".repeat(107));
+    assert!(try_load(&[("config_dir", "/c"), ("socket", &long)], &[], None).is_err());
+}
+
+#[test]
+fn doctor_needs_no_more_than_capture() {
+    let config = load_capture(&Given::default(), &|_| None).unwrap();
+    assert_eq!(config.instance, "default");
+}

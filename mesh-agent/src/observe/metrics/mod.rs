@@ -1,0 +1,271 @@
+//! Prometheus metrics: Istio's names where they exist, our own under `mesh_`.
+
+mod labels;
+mod traffic;
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use self::{
+    labels::{ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
+    traffic::{Families, Handles, MAX_LABEL_SETS},
+};
+pub use self::{
+    labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
+    traffic::{HttpMetrics, TcpMetrics},
+};
+use super::connections::Connections;
+use crate::model::{identity::Identity, listener::Direction};
+
+/// What the exposition is, for `Content-Type`.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every metric of the agent. Cheap to clone: clones count into the same series.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    families: Families,
+    tcp: Handles<TcpMetrics>,
+    http: Handles<HttpMetrics>,
+    own: Own,
+}
+
+/// The families under `mesh_`.
+#[derive(Default)]
+struct Own {
+    captured: Family<ByDirection, Counter>,
+    denied: Family<ByReason, Counter>,
+    handshake_failures: Family<ByReason, Counter>,
+    open_connections: Family<ByDirection, Gauge>,
+    configs: Family<ByResult, Counter>,
+    snapshot_version: Gauge,
+    certificate_expiry: Family<ByIdentity, Gauge>,
+    rotation_failures: Family<ByIdentity, Counter>,
+    pods: Gauge,
+    verdicts: Family<ByVerdict, Counter>,
+    hbone_connections: Gauge,
+    hbone_streams: Gauge,
+    access_log_dropped: Counter,
+    label_sets_overflowed: Counter,
+    ready: Gauge,
+    build: Family<ByVersion, Gauge>,
+}
+
+impl Own {
+    fn register(&self, registry: &mut Registry) {
+        let r = registry;
+        r.register(
+            "mesh_captured_connections",
+            "Connections capture handed to the agent",
+            self.captured.clone(),
+        );
+        r.register(
+            "mesh_denied",
+            "Connections and requests refused, by reason",
+            self.denied.clone(),
+        );
+        r.register(
+            "mesh_handshake_failures",
+            "TLS handshakes that failed, by reason",
+            self.handshake_failures.clone(),
+        );
+        r.register("mesh_open_connections", "Live connections", self.open_connections.clone());
+        r.register("mesh_config_updates", "Configurations delivered", self.configs.clone());
+        r.register(
+            "mesh_snapshot_version",
+            "The version of the configuration in force",
+            self.snapshot_version.clone(),
+        );
+        r.register(
+            "mesh_certificate_expiry_timestamp_seconds",
+            "When a workload's certificate expires, as Unix time",
+            self.certificate_expiry.clone(),
+        );
+        r.register(
+            "mesh_certificate_rotation_failures",
+            "Certificates that could not be fetched",
+            self.rotation_failures.clone(),
+        );
+        r.register("mesh_pods_enrolled", "Enrolled pods of this node", self.pods.clone());
+        r.register("mesh_bpf_verdicts", "What the kernel programs decided", self.verdicts.clone());
+        r.register(
+            "mesh_hbone_pool_connections",
+            "HTTP/2 connections to other nodes",
+            self.hbone_connections.clone(),
+        );
+        r.register(
+            "mesh_hbone_pool_streams",
+            "CONNECT streams on them",
+            self.hbone_streams.clone(),
+        );
+        r.register(
+            "mesh_access_log_dropped",
+            "Access log lines that were not written",
+            self.access_log_dropped.clone(),
+        );
+        r.register(
+            "mesh_metrics_overflowed",
+            "Look-ups of istio_* series folded into `overflow` labels",
+            self.label_sets_overflowed.clone(),
+        );
+        r.register("mesh_ready", "1 while the agent is ready", self.ready.clone());
+        r.register("mesh_build_info", "The running version", self.build.clone());
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// A registry of its own with every family in it.
+    pub fn new() -> Self {
+        Self::with_limit(MAX_LABEL_SETS)
+    }
+
+    fn with_limit(label_sets: usize) -> Self {
+        let mut registry = Registry::default();
+        let families = Families::register(&mut registry);
+        let own = Own::default();
+        own.register(&mut registry);
+        own.build.get_or_create(&ByVersion(env!("CARGO_PKG_VERSION"))).set(1);
+        Self(Arc::new(Inner {
+            registry,
+            families,
+            tcp: Handles::new(label_sets),
+            http: Handles::new(label_sets),
+            own,
+        }))
+    }
+
+    /// The TCP series for these labels; keep it for a connection's life.
+    pub fn tcp(&self, labels: &TrafficLabels) -> TcpMetrics {
+        let overflowed = || _ = self.0.own.label_sets_overflowed.inc();
+        self.0.tcp.of(labels, &self.0.families, overflowed)
+    }
+
+    /// The HTTP series for these labels; keep it for a connection's life, or look
+    /// it up per request: that costs a hash of the labels and no allocation.
+    pub fn http(&self, labels: &TrafficLabels) -> HttpMetrics {
+        let overflowed = || _ = self.0.own.label_sets_overflowed.inc();
+        self.0.http.of(labels, &self.0.families, overflowed)
+    }
+
+    /// Capture handed over a connection.
+    pub fn captured(&self, direction: Direction) {
+        self.0.own.captured.get_or_create(&ByDirection(labels::direction(direction))).inc();
+    }
+
+    /// A connection or request was refused; `reason` is one of a fixed few, snake_case.
+    pub fn denied(&self, direction: Direction, reason: &'static str) {
+        let series = ByReason { direction: labels::direction(direction), reason };
+        self.0.own.denied.get_or_create(&series).inc();
+    }
+
+    /// A TLS handshake failed; `reason` is one of a fixed few, snake_case.
+    pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
+        let series = ByReason { direction: labels::direction(direction), reason };
+        self.0.own.handshake_failures.get_or_create(&series).inc();
+    }
+
+    /// A configuration was applied.
+    pub fn config_applied(&self, version: u64) {
+        self.0.own.configs.get_or_create(&ByResult("applied")).inc();
+        self.0.own.snapshot_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
+    /// A configuration was refused; the last good one stays.
+    pub fn config_rejected(&self) {
+        self.0.own.configs.get_or_create(&ByResult("rejected")).inc();
+    }
+
+    /// A workload has a certificate until then.
+    pub fn certificate(&self, identity: &Identity, not_after: SystemTime) {
+        let seconds = not_after.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let series = ByIdentity(identity.to_string().into());
+        let gauge = self.0.own.certificate_expiry.get_or_create_owned(&series);
+        gauge.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// A workload's certificate could not be fetched or renewed.
+    pub fn rotation_failed(&self, identity: &Identity) {
+        let series = ByIdentity(identity.to_string().into());
+        self.0.own.rotation_failures.get_or_create(&series).inc();
+    }
+
+    /// No pod of this identity is left: its certificate's series go.
+    pub fn forget_identity(&self, identity: &Identity) {
+        let series = ByIdentity(identity.to_string().into());
+        self.0.own.certificate_expiry.remove(&series);
+        self.0.own.rotation_failures.remove(&series);
+    }
+
+    /// How many pods are enrolled.
+    pub fn pods_enrolled(&self, pods: usize) {
+        self.0.own.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
+    /// The kernel's own counters, as totals.
+    pub fn bpf_verdicts(&self, totals: impl IntoIterator<Item = (impl AsRef<str>, u64)>) {
+        for (verdict, total) in totals {
+            let counter =
+                self.0.own.verdicts.get_or_create_owned(&ByVerdict(verdict.as_ref().into()));
+            counter.inner().store(total, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// The size of the HBONE pool.
+    pub fn hbone_pool(&self, connections: usize, streams: usize) {
+        self.0.own.hbone_connections.set(i64::try_from(connections).unwrap_or(i64::MAX));
+        self.0.own.hbone_streams.set(i64::try_from(streams).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the agent is ready.
+    pub fn ready(&self, ready: bool) {
+        self.0.own.ready.set(i64::from(ready));
+    }
+
+    /// Counts access log lines that could not be written; give it to the access log.
+    pub fn access_log_dropped(&self) -> Counter {
+        self.0.own.access_log_dropped.clone()
+    }
+
+    /// The exposition in OpenMetrics text, live connections' bytes included.
+    pub fn encode(&self, connections: &Connections) -> String {
+        connections.settle();
+        let (inbound, outbound) = connections.by_direction();
+        for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
+            let gauge = self.0.own.open_connections.get_or_create_owned(&ByDirection(direction));
+            gauge.set(i64::try_from(open).unwrap_or(i64::MAX));
+        }
+        let mut text = String::with_capacity(16 * 1024);
+        if text::encode(&mut text, &self.0.registry).is_err() {
+            // Writing to a String does not fail; an encoder that does is a bug to see, not to hide.
+            tracing::error!("metrics could not be encoded");
+            text.clear();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;
