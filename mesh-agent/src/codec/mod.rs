@@ -1,3 +1,8 @@
-//! Recognising a protocol from its first bytes.
+//! Recognising a protocol from its first bytes, and refusing HTTP/1 heads that
+//! two parsers could read differently.
 
 #![forbid(unsafe_code)]
+
+pub mod detect;
+pub mod guard;
+pub mod http;
