@@ -1,0 +1,91 @@
+//! A response's body, and the connection it holds until it has ended.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{Home, UpstreamBody, http1::Http1, http2::Claim};
+
+/// The body of a response. Dropped before its end, it ends the exchange: HTTP/1.1
+/// closes the connection, HTTP/2 resets the stream.
+pub struct LeasedBody<B: UpstreamBody> {
+    incoming: Incoming,
+    held: Held<B>,
+}
+
+enum Held<B: UpstreamBody> {
+    Http1(Box<(Http1<B>, Home<B>)>),
+    /// For its drop.
+    Http2(#[expect(dead_code, reason = "counted until dropped")] Claim<B>),
+    Nothing,
+}
+
+impl<B: UpstreamBody> LeasedBody<B> {
+    pub(super) fn http1(incoming: Incoming, connection: Http1<B>, home: Home<B>) -> Self {
+        Self { incoming, held: Held::Http1(Box::new((connection, home))) }
+    }
+
+    pub(super) fn http2(incoming: Incoming, claim: Claim<B>) -> Self {
+        Self { incoming, held: Held::Http2(claim) }
+    }
+}
+
+impl<B: UpstreamBody> LeasedBody<B> {
+    /// Lets go of the connection if the body has ended. [`Body::poll_frame`] does it by
+    /// itself; a body that is empty from the beginning is never polled.
+    pub fn release_if_ended(&mut self, cx: &mut Context<'_>) {
+        if self.incoming.is_end_stream() {
+            self.release(cx);
+        }
+    }
+
+    fn release(&mut self, cx: &mut Context<'_>) {
+        if let Held::Http1(held) = std::mem::replace(&mut self.held, Held::Nothing) {
+            let (connection, home) = *held;
+            connection.release(home, cx);
+        }
+    }
+}
+
+impl<B: UpstreamBody> Body for LeasedBody<B> {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        if let Held::Http1(held) = &mut this.held {
+            held.0.drive(cx);
+        }
+        let mut polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        if polled.is_pending()
+            && let Held::Http1(held) = &mut this.held
+        {
+            // Polling told hyper that another frame is wanted: it may be there already.
+            held.0.drive(cx);
+            polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        }
+        let frame = ready!(polled);
+        match &frame {
+            Some(Ok(_)) if !this.incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => this.release(cx),
+            Some(Err(_)) => this.held = Held::Nothing,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

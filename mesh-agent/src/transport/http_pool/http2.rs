@@ -1,0 +1,125 @@
+//! One HTTP/2 connection with a task of its own, shared by many requests.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::Instant;
+
+use super::{BoxedIo, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody};
+
+/// A slow reader holds at most this much of its response in the agent.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// And all slow readers of a connection, before they slow down the others.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+const SEND_BUFFER_MAX_BYTES: usize = 128 * 1024;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(super) struct Http2<B> {
+    sender: http2::SendRequest<B>,
+    streams: AtomicUsize,
+    /// The server's limit, as last told.
+    streams_max: Arc<AtomicUsize>,
+    /// When the last stream ended.
+    idle_since: Mutex<Instant>,
+}
+
+/// A claim on one of the connection's streams.
+pub(super) struct Stream<B> {
+    sender: http2::SendRequest<B>,
+    claim: Claim<B>,
+}
+
+/// Counts a stream for as long as it lives.
+pub(super) struct Claim<B>(Arc<Http2<B>>);
+
+impl<B> Drop for Claim<B> {
+    fn drop(&mut self) {
+        if self.0.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+}
+
+impl<B> Http2<B> {
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Requests that are on their way.
+    pub(super) fn load(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// As many streams as both sides want to have.
+    pub(super) fn streams_max(&self, own: usize) -> usize {
+        self.streams_max.load(Ordering::Relaxed).clamp(1, own)
+    }
+
+    pub(super) fn idle_for(&self, now: Instant, timeout: Duration) -> bool {
+        let since = *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.load() == 0 && now.duration_since(since) >= timeout
+    }
+
+    pub(super) fn stream(self: &Arc<Self>) -> Stream<B> {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Stream { sender: self.sender.clone(), claim: Claim(Arc::clone(self)) }
+    }
+}
+
+impl<B: UpstreamBody> Http2<B> {
+    pub(super) async fn handshake(
+        io: BoxedIo,
+        options: &HttpPoolOptions,
+    ) -> Result<(Arc<Self>, Stream<B>), hyper::Error> {
+        let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_MAX_BYTES)
+            .max_header_list_size(options.response_head_max_bytes)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .handshake(TokioIo::new(io))
+            .await?;
+        // Ends when the last sender is dropped or the peer closes; requests in hand are
+        // told its error.
+        let streams_max = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+        let told = Arc::clone(&streams_max);
+        tokio::spawn(std::future::poll_fn(move |cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            told.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            polled
+        }));
+        let idle_since = Mutex::new(Instant::now());
+        let streams = AtomicUsize::new(0);
+        let connection = Arc::new(Self { sender, streams, streams_max, idle_since });
+        let stream = connection.stream();
+        Ok((connection, stream))
+    }
+}
+
+impl<B: UpstreamBody> Stream<B> {
+    pub(super) async fn send(
+        mut self,
+        request: Request<B>,
+    ) -> Result<Response<LeasedBody<B>>, SendFailure<B>> {
+        match self.sender.try_send_request(request).await {
+            Ok(response) => Ok(response.map(|incoming| LeasedBody::http2(incoming, self.claim))),
+            Err(mut failed) => Err(SendFailure {
+                unsent: failed.take_message().map(Box::new),
+                error: failed.into_error(),
+            }),
+        }
+    }
+}
