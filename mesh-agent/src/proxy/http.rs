@@ -1,0 +1,434 @@
+//! One captured connection through an HTTP connection manager, request by request.
+//!
+//! Bytes come from `capture` or an accepted HBONE stream by way of the pipelines; each
+//! request is checked, judged by policy, routed, and sent on a pooled upstream
+//! connection that [`Upstreams`] opened. Bodies stream both ways and are never
+//! gathered: a slow reader slows the writer down, whatever protocols lie between.
+//!
+//! ```text
+//! HeadGuard → hyper → head checks → authorize_request → match_route → decide_request
+//!           → HttpPool (Upstreams) → forward → ResponseBody → hyper
+//! ```
+//!
+//! Every request ends in exactly one [`RequestRecord`].
+
+mod body;
+mod forward;
+mod headers;
+mod record;
+mod reply;
+mod request;
+#[cfg(test)]
+mod tests;
+mod timing;
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    body::RequestBody,
+    record::{RequestObserver, RequestRecord},
+};
+use crate::{
+    codec::{
+        detect::{Detected, HTTP2_PREFACE, detect},
+        guard::{GuardLimits, GuardShared, HeadGuard},
+    },
+    model::listener::{CodecType, HttpConnectionManager},
+    observe::{Protocol, flags::ResponseFlag},
+    policy::{OutboundPolicy, Permit},
+    route::{Balancers, Destination},
+    snapshot::SnapshotCell,
+    transport::http_pool::{BoxedIo, HttpPool},
+};
+
+/// How long a request's head may take where the listener does not say.
+const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Envoy takes heads up to this size at most.
+const HEADERS_MAX_KIB: u32 = 8192;
+/// What one HTTP/1 connection buffers each way, at most, beyond a head.
+const HTTP1_BUFFER_MIN_BYTES: usize = 64 * 1024;
+
+const HTTP2_STREAMS_MAX: u32 = 256;
+/// A client whose upstream is slow has at most this much of its upload in the agent.
+const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const HTTP2_SEND_BUFFER_BYTES: usize = 128 * 1024;
+/// Streams a client reset before they were served, per connection: rapid reset.
+const HTTP2_PENDING_RESETS_MAX: usize = 20;
+/// Streams that were reset for the client's errors, per connection.
+const HTTP2_LOCAL_RESETS_MAX: usize = 256;
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// From GOAWAY to the end of a connection without requests.
+const HTTP2_IDLE_GRACE: Duration = Duration::from_secs(5);
+
+/// Why no connection to an upstream could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ConnectFailure {
+    /// [`ResponseFlag::UpstreamConnectionFailure`], or what is more precise.
+    pub flag: ResponseFlag,
+    /// Names address and identity.
+    pub message: String,
+}
+
+/// Opens connections to upstreams. Implemented by the pipelines over `transport`.
+pub trait Upstreams: Send + Sync {
+    /// A new connection to `destination` on behalf of `permit`'s flow: from the pod's
+    /// network namespace, inbound with the client's source address, by HBONE where the
+    /// destination says so. Dropping the future gives up.
+    fn connect<'a>(
+        &'a self,
+        permit: &'a Permit,
+        destination: &'a Destination,
+    ) -> BoxFuture<'a, Result<BoxedIo, ConnectFailure>>;
+}
+
+/// Upstream connections of this engine.
+pub type UpstreamPool = HttpPool<RequestBody>;
+
+/// What all connections share.
+#[derive(Clone)]
+pub struct HttpServices {
+    pub snapshots: Arc<SnapshotCell>,
+    pub balancers: Arc<Balancers>,
+    pub outbound_policy: OutboundPolicy,
+    pub upstreams: Arc<dyn Upstreams>,
+    pub pool: Arc<UpstreamPool>,
+}
+
+impl fmt::Debug for HttpServices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpServices").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+/// One permitted connection whose chain ends in an HTTP connection manager.
+pub struct HttpConnection {
+    services: HttpServices,
+    http: Arc<HttpConnectionManager>,
+    /// By the snapshot that was in force when last looked.
+    judged: ArcSwap<Judged>,
+    observer: Arc<dyn RequestObserver>,
+    drain: CancellationToken,
+    requests: AtomicU64,
+    /// HTTP/2: requests that have not ended.
+    active: AtomicU64,
+}
+
+/// A permit, and the version of the snapshot it was made of.
+struct Judged {
+    version: u64,
+    permit: Permit,
+}
+
+impl HttpConnection {
+    /// A connection that `permit`, made of snapshot `version`, lets in.
+    ///
+    /// `http` is the terminal filter of the permit's chain; its codec, limits and
+    /// timeouts hold for the connection's life, its filters and routes are taken anew
+    /// from the snapshot in force for each request. Once `drain` is cancelled the
+    /// connection ends after the requests in hand.
+    pub fn new(
+        permit: Permit,
+        version: u64,
+        http: Arc<HttpConnectionManager>,
+        services: HttpServices,
+        observer: Arc<dyn RequestObserver>,
+        drain: CancellationToken,
+    ) -> Self {
+        let judged = ArcSwap::from_pointee(Judged { version, permit });
+        let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { services, http, judged, observer, drain, requests, active }
+    }
+
+    fn head_max_bytes(&self) -> usize {
+        let kib = self.http.max_request_headers_kib.clamp(1, HEADERS_MAX_KIB);
+        usize::try_from(kib).unwrap_or(usize::MAX).saturating_mul(1024)
+    }
+
+    fn headers_timeout(&self) -> Duration {
+        self.http.request_headers_timeout.unwrap_or(REQUEST_HEADERS_TIMEOUT)
+    }
+}
+
+impl fmt::Debug for HttpConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpConnection")
+            .field("http", &self.http.stat_prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a connection's life ended.
+#[derive(Debug)]
+pub struct HttpOutcome {
+    /// What it spoke; `None` where it ended before that was known.
+    pub protocol: Option<Protocol>,
+    /// Requests that were read from it, refused ones included.
+    pub requests: u64,
+    /// Why it broke off; `None` where either side closed it in order.
+    pub error: Option<HttpError>,
+}
+
+/// Why a connection broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Before its protocol was known.
+    #[error("no request was read")]
+    Sniff(#[source] io::Error),
+    /// HTTP/1 or HTTP/2 said so: the client broke the protocol or went away mid-request.
+    #[error("the HTTP connection broke off")]
+    Http(#[source] hyper::Error),
+}
+
+/// Serves one connection until it ends.
+///
+/// Dropping the future cuts it; requests in hand are recorded as ended by downstream.
+pub async fn serve_http<IO>(io: IO, connection: Arc<HttpConnection>) -> HttpOutcome
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut io = io;
+    let mut sniffed = BytesMut::new();
+    let protocol = match sniff(&mut io, &mut sniffed, &connection).await {
+        Ok(Some(protocol)) => protocol,
+        Ok(None) => return HttpOutcome { protocol: None, requests: 0, error: None },
+        Err(error) => {
+            let error = Some(HttpError::Sniff(error));
+            return HttpOutcome { protocol: None, requests: 0, error };
+        }
+    };
+    let served = match protocol {
+        Protocol::Http2 => serve_http2(io, sniffed, &connection).await,
+        Protocol::Http1 | Protocol::Tcp => serve_http1(io, sniffed, &connection).await,
+    };
+    HttpOutcome {
+        protocol: Some(protocol),
+        requests: connection.requests.load(Ordering::Relaxed),
+        error: served.err().map(HttpError::Http),
+    }
+}
+
+/// Which codec to use; `None` where the client closes or stays silent.
+async fn sniff<IO: AsyncRead + Unpin>(
+    io: &mut IO,
+    sniffed: &mut BytesMut,
+    connection: &HttpConnection,
+) -> io::Result<Option<Protocol>> {
+    match connection.http.codec {
+        CodecType::Http1 => return Ok(Some(Protocol::Http1)),
+        CodecType::Http2 => return Ok(Some(Protocol::Http2)),
+        CodecType::Auto => {}
+    }
+    // Room for the head that most likely follows.
+    sniffed.reserve(4096);
+    let mut deadline = connection.http.idle_timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let read = async {
+            tokio::select! {
+                read = io.read_buf(sniffed) => read,
+                () = connection.drain.cancelled() => Ok(0),
+            }
+        };
+        let read = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, read).await,
+            None => Ok(read.await),
+        };
+        match read {
+            Ok(Ok(0)) if sniffed.is_empty() => return Ok(None),
+            // Whatever is there is hyper's to refuse.
+            Ok(Ok(0)) => return Ok(Some(Protocol::Http1)),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(None),
+        }
+        match detect(sniffed) {
+            Detected::Http2 => return Ok(Some(Protocol::Http2)),
+            Detected::NeedMore if sniffed.len() < HTTP2_PREFACE.len() => {}
+            Detected::NeedMore | Detected::Http1 | Detected::Opaque => {
+                return Ok(Some(Protocol::Http1));
+            }
+        }
+        let headers_by = Instant::now() + connection.headers_timeout();
+        deadline = Some(deadline.map_or(headers_by, |deadline| deadline.min(headers_by)));
+    }
+}
+
+async fn serve_http1<IO>(
+    io: IO,
+    sniffed: BytesMut,
+    connection: &Arc<HttpConnection>,
+) -> Result<(), hyper::Error>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let head_max_bytes = connection.head_max_bytes();
+    let limits = GuardLimits {
+        head_max_bytes,
+        head_timeout: connection.headers_timeout(),
+        idle_timeout: connection.http.idle_timeout,
+    };
+    let (guarded, shared) = HeadGuard::new(io, sniffed, limits);
+    let service = service_fn(|head| serve_request(connection, Some(&shared), head));
+    let served = http1::Builder::new()
+        // The guard's work.
+        .header_read_timeout(None)
+        .max_buf_size(head_max_bytes.max(HTTP1_BUFFER_MIN_BYTES))
+        .serve_connection(TokioIo::new(guarded), service);
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        served = served.as_mut() => return served,
+        () = connection.drain.cancelled() => {}
+    }
+    served.as_mut().graceful_shutdown();
+    served.await
+}
+
+async fn serve_http2<IO>(
+    io: IO,
+    sniffed: BytesMut,
+    connection: &Arc<HttpConnection>,
+) -> Result<(), hyper::Error>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = {
+        let connection = Arc::clone(connection);
+        service_fn(move |head| {
+            let connection = Arc::clone(&connection);
+            async move { serve_request(&connection, None, head).await }
+        })
+    };
+    let headers_max_bytes = u32::try_from(connection.head_max_bytes()).unwrap_or(u32::MAX);
+    let served = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .max_header_list_size(headers_max_bytes)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
+        .max_pending_accept_reset_streams(HTTP2_PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(HTTP2_LOCAL_RESETS_MAX)
+        .keep_alive_interval(HTTP2_PING_INTERVAL)
+        .keep_alive_timeout(HTTP2_PING_TIMEOUT)
+        .serve_connection(TokioIo::new(Replayed { io, sniffed: sniffed.freeze() }), service);
+    let mut served = std::pin::pin!(served);
+    let idle = tokio::select! {
+        served = served.as_mut() => return served,
+        () = connection.drain.cancelled() => false,
+        () = http2_idle(connection) => true,
+    };
+    // GOAWAY: no new streams, those there are finished.
+    served.as_mut().graceful_shutdown();
+    if idle {
+        // The client only has to acknowledge.
+        return tokio::time::timeout(HTTP2_IDLE_GRACE, served).await.unwrap_or(Ok(()));
+    }
+    served.await
+}
+
+/// Returns when no request has been in hand for the listener's `idle_timeout`.
+async fn http2_idle(connection: &HttpConnection) {
+    let Some(timeout) = connection.http.idle_timeout else { return std::future::pending().await };
+    let mut seen = connection.requests.load(Ordering::Relaxed);
+    loop {
+        // Ends between one and two timeouts after the last request's end.
+        tokio::time::sleep(timeout).await;
+        let requests = connection.requests.load(Ordering::Relaxed);
+        if requests == seen && connection.active.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        seen = requests;
+    }
+}
+
+/// hyper's service: the response, or, where the exchange must be cut, an error.
+fn serve_request(
+    connection: &Arc<HttpConnection>,
+    guard: Option<&Arc<GuardShared>>,
+    request: http::Request<hyper::body::Incoming>,
+) -> impl Future<Output = Result<http::Response<body::ResponseBody>, std::convert::Infallible>>
++ Send
++ use<> {
+    let (connection, guard) = (Arc::clone(connection), guard.map(Arc::clone));
+    connection.requests.fetch_add(1, Ordering::Relaxed);
+    async move { Ok(request::serve(connection, guard, request).await) }
+}
+
+/// A connection whose first bytes have been read already.
+struct Replayed<IO> {
+    io: IO,
+    sniffed: Bytes,
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Replayed<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.sniffed.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let n = self.sniffed.len().min(buf.remaining());
+        buf.put_slice(&self.sniffed[..n]);
+        self.sniffed.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Replayed<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

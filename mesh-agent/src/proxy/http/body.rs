@@ -1,0 +1,221 @@
+//! Bodies on their way through: counted, timed, never gathered.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{
+    headers::strip_trailers,
+    record::RequestLog,
+    timing::{Deadline, Exchange, Expired},
+};
+use crate::{observe::flags::ResponseFlag, route::LoadGuard, transport::http_pool::LeasedBody};
+
+/// A request's body, from downstream to upstream.
+#[derive(Debug)]
+pub struct RequestBody {
+    /// `None` is no body.
+    incoming: Option<Incoming>,
+    exchange: Arc<Exchange>,
+}
+
+impl RequestBody {
+    pub(super) fn new(incoming: Incoming, exchange: Arc<Exchange>) -> Self {
+        if incoming.is_end_stream() {
+            exchange.request_completed();
+        }
+        Self { incoming: Some(incoming), exchange }
+    }
+
+    /// For a request that is sent again.
+    pub(super) fn empty(exchange: Arc<Exchange>) -> Self {
+        Self { incoming: None, exchange }
+    }
+
+    pub(super) fn exchange(&self) -> Arc<Exchange> {
+        Arc::clone(&self.exchange)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self { incoming, exchange } = self.get_mut();
+        let Some(incoming) = incoming else { return Poll::Ready(None) };
+        let polled = Pin::new(&mut *incoming).poll_frame(cx);
+        Poll::Ready(match ready!(polled) {
+            Some(Ok(frame)) => {
+                let (frame, bytes) = counted(frame);
+                exchange.request_moved(bytes);
+                if incoming.is_end_stream() {
+                    exchange.request_completed();
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                exchange.request_broke();
+                Some(Err(error))
+            }
+            None => {
+                exchange.request_completed();
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// Trailers that may go on, and how much body a frame is.
+fn counted(frame: Frame<Bytes>) -> (Frame<Bytes>, usize) {
+    match frame.into_data() {
+        Ok(data) => {
+            let bytes = data.len();
+            (Frame::data(data), bytes)
+        }
+        Err(frame) => match frame.into_trailers() {
+            Ok(mut trailers) => {
+                strip_trailers(&mut trailers);
+                (Frame::trailers(trailers), 0)
+            }
+            // No frame is of a third kind.
+            Err(_) => (Frame::trailers(HeaderMap::new()), 0),
+        },
+    }
+}
+
+/// A response's body, towards downstream. Dropping it ends the request's record.
+pub(super) struct ResponseBody {
+    source: Source,
+    log: RequestLog,
+}
+
+enum Source {
+    Local(Bytes),
+    Upstream(Box<Upstream>),
+}
+
+struct Upstream {
+    body: LeasedBody<RequestBody>,
+    deadline: Deadline,
+    /// In flight until the response has ended.
+    _load: LoadGuard,
+}
+
+/// Why a response that has begun is cut short.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CutShort {
+    #[error("upstream broke off its response")]
+    Upstream(#[source] hyper::Error),
+    #[error("the response took too long")]
+    Expired(Expired),
+}
+
+impl ResponseBody {
+    pub(super) fn local(body: Bytes, mut log: RequestLog) -> Self {
+        if body.is_empty() {
+            log.end();
+        }
+        Self { source: Source::Local(body), log }
+    }
+
+    pub(super) fn upstream(
+        body: LeasedBody<RequestBody>,
+        deadline: Deadline,
+        load: LoadGuard,
+        mut log: RequestLog,
+    ) -> Self {
+        if body.is_end_stream() {
+            log.end();
+        }
+        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, _load: load })), log }
+    }
+
+    /// The response has no body whatever its headers say: HEAD.
+    pub(super) fn bodiless(mut self) -> Self {
+        self.log.end();
+        self
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = CutShort;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
+        let Self { source, log } = self.get_mut();
+        let upstream = match source {
+            Source::Local(body) => {
+                log.end();
+                let body = std::mem::take(body);
+                log.exchange.response_moved(body.len());
+                return Poll::Ready((!body.is_empty()).then(|| Ok(Frame::data(body))));
+            }
+            Source::Upstream(upstream) => upstream,
+        };
+        match Pin::new(&mut upstream.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let (frame, bytes) = counted(frame);
+                log.exchange.response_moved(bytes);
+                if upstream.body.is_end_stream() {
+                    log.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                log.cut(ResponseFlag::UpstreamConnectionTermination, error.to_string());
+                Poll::Ready(Some(Err(CutShort::Upstream(error))))
+            }
+            Poll::Ready(None) => {
+                log.end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => upstream.deadline.poll_expired(cx).map(|expired| {
+                match expired {
+                    Expired::Route => {
+                        log.cut(ResponseFlag::UpstreamRequestTimeout, "route timeout");
+                    }
+                    Expired::StreamIdle => {
+                        log.cut(ResponseFlag::StreamIdleTimeout, "stream idle timeout");
+                    }
+                }
+                Some(Err(CutShort::Expired(expired)))
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Local(body) => body.is_empty(),
+            Source::Upstream(upstream) => upstream.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Local(body) => SizeHint::with_exact(body.len() as u64),
+            Source::Upstream(upstream) => upstream.body.size_hint(),
+        }
+    }
+}

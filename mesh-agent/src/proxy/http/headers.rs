@@ -1,0 +1,305 @@
+//! Heads as they come and as they go on: checked, stripped, translated.
+//!
+//! Spec: RFC 9110 §7.6.1 (hop-by-hop), RFC 9112 §3.2 (host), RFC 9113 §8.2.2, §8.2.3, §8.3.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    header::{
+        CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE,
+    },
+    request::Parts,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use super::reply::Reply;
+use crate::{
+    model::route::{ForwardAction, PathMatch},
+    observe::flags::ResponseFlag,
+    transport::http_pool::HttpProtocol,
+};
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// What a request is sent to, once its head has been found sound.
+#[derive(Debug, Clone)]
+pub(super) struct Checked {
+    pub(super) authority: Authority,
+}
+
+/// Refuses heads that could not be forwarded unambiguously, and methods that the agent
+/// does not proxy.
+pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
+    let unsupported = |details: &'static str| {
+        let flag = Some(ResponseFlag::DownstreamProtocolError);
+        let body = "not supported by this proxy";
+        Reply { close: true, ..Reply::new(StatusCode::NOT_IMPLEMENTED, body, flag, details) }
+    };
+    if head.method == Method::CONNECT {
+        return Err(unsupported("CONNECT is not supported"));
+    }
+    if head.headers.get_all(UPGRADE).iter().any(is_unsupported_upgrade) {
+        return Err(unsupported("upgrade is not supported"));
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Reply::bad_request("several host headers"));
+    }
+    let authority = match (head.uri.authority(), host) {
+        // Where they differ policy refuses.
+        (Some(authority), _) => authority.clone(),
+        (None, Some(host)) => Authority::try_from(host.as_bytes())
+            .map_err(|_| Reply::bad_request("invalid host header"))?,
+        (None, None) => return Err(Reply::bad_request("no host header")),
+    };
+    if authority.as_str().contains('@') {
+        return Err(Reply::bad_request("credentials in the authority"));
+    }
+    let scheme = head.uri.scheme();
+    if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err(Reply::bad_request("unsupported scheme"));
+    }
+    let path = head.uri.path();
+    if !(path.starts_with('/') || path == "*" && head.method == Method::OPTIONS) {
+        return Err(Reply::bad_request("invalid request target"));
+    }
+    Ok(Checked { authority })
+}
+
+/// A server may ignore an offer of HTTP/2, and the client goes on in HTTP/1.1; any
+/// other protocol it would not speak at all.
+fn is_unsupported_upgrade(offers: &HeaderValue) -> bool {
+    let mut offers = offers.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    !offers.all(|offer| offer.is_empty() || offer.eq_ignore_ascii_case(b"h2c"))
+}
+
+/// Turns a request's head into the one that goes upstream.
+pub(super) fn forwarded(
+    head: &mut Parts,
+    authority: Authority,
+    action: &ForwardAction,
+    matched: &PathMatch,
+    protocol: HttpProtocol,
+) -> Result<(), Reply> {
+    let trailers = wants_trailers(&head.headers);
+    strip_hop_by_hop(&mut head.headers);
+    // Answered by the agent: the body is asked for when the upstream wants it.
+    head.headers.remove(EXPECT);
+    if !head.headers.contains_key(&FORWARDED_PROTO) {
+        head.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    let authority = match &action.host_rewrite {
+        Some(host) => Authority::try_from(host.as_str())
+            .map_err(|_| misconfigured("host_rewrite is not an authority"))?,
+        None => authority,
+    };
+    let path = rewritten(&head.uri, action, matched)?;
+    match protocol {
+        HttpProtocol::Http1 => {
+            head.version = Version::HTTP_11;
+            // Always the authority that was judged, whatever form it came in.
+            let host = HeaderValue::from_str(authority.as_str())
+                .map_err(|_| Reply::bad_request("invalid authority"))?;
+            head.headers.insert(HOST, host);
+            if trailers {
+                head.headers.insert(TE, HeaderValue::from_static("trailers"));
+                head.headers.insert(CONNECTION, HeaderValue::from_static("te"));
+            }
+            join_cookies(&mut head.headers);
+            head.uri = Uri::from(path);
+        }
+        HttpProtocol::Http2 => {
+            head.version = Version::HTTP_2;
+            head.headers.remove(HOST);
+            if trailers {
+                head.headers.insert(TE, HeaderValue::from_static("trailers"));
+            }
+            head.uri = Uri::builder()
+                .scheme(Scheme::HTTP)
+                .authority(authority)
+                .path_and_query(path)
+                .build()
+                .map_err(|_| Reply::bad_request("invalid request target"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The path and query that go upstream. As Envoy does: a prefix is replaced, an exact
+/// or regex match is replaced whole.
+fn rewritten(
+    uri: &Uri,
+    action: &ForwardAction,
+    matched: &PathMatch,
+) -> Result<PathAndQuery, Reply> {
+    let Some(replacement) = &action.prefix_rewrite else {
+        let path = uri.path_and_query().cloned();
+        return Ok(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    };
+    let rest = match matched {
+        // A route of this prefix has matched, if without regard to case.
+        PathMatch::Prefix(prefix) => uri.path().get(prefix.len()..).unwrap_or(""),
+        PathMatch::Exact(_) | PathMatch::Regex(_) => "",
+    };
+    let path = match uri.query() {
+        Some(query) => format!("{replacement}{rest}?{query}"),
+        None => format!("{replacement}{rest}"),
+    };
+    PathAndQuery::try_from(path).map_err(|_| misconfigured("prefix_rewrite makes no valid path"))
+}
+
+fn misconfigured(details: &'static str) -> Reply {
+    Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None, details)
+}
+
+/// A response's head as it goes downstream.
+///
+/// # Errors
+/// What is wrong with it, where it can't be passed on.
+pub(super) fn sanitize_response(
+    status: StatusCode,
+    headers: &mut HeaderMap,
+) -> Result<(), &'static str> {
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err("upstream switched protocols without being asked");
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        return Err("upstream used an unsupported transfer-encoding");
+    }
+    // Spec: RFC 9112 §6.3, item 3: not to be passed on.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    strip_hop_by_hop(headers);
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(CONTENT_LENGTH);
+    }
+    Ok(())
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let nominated: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            // Naming these would take away what frames, routes or judges the message.
+            .filter(|name| ![HOST, CONTENT_LENGTH, TRAILER].contains(name))
+            .collect();
+        for name in nominated {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Spec: RFC 9110 §6.5.1: fields that frame, route or authenticate are no trailers.
+pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    for name in [CONTENT_LENGTH, HOST, CONTENT_TYPE, TRAILER, EXPECT] {
+        trailers.remove(name);
+    }
+}
+
+/// Whether the client understands trailers.
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    let mut tokens =
+        headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    tokens.any(|token| token.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// HTTP/2 may split the one `cookie` header of HTTP/1. Spec: RFC 9113 §8.2.3.
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Parts of valid values, joined by visible characters, are one.
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, cookie);
+    }
+}
+
+/// Whether the client speaks gRPC and wants errors told so.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.and_then(|kind| kind.strip_prefix(b"application/grpc"))
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// A random UUID. Spec: RFC 9562 §5.4.
+pub(super) fn new_request_id() -> HeaderValue {
+    let mut id: u128 = rand::random();
+    id = (id & !(0xf << 76)) | (0x4 << 76);
+    id = (id & !(0b11 << 62)) | (0b10 << 62);
+    let hex = format!("{id:032x}");
+    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    // Hexadecimal digits and dashes always are a valid value.
+    HeaderValue::from_str(&parts.join("-")).unwrap_or(HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::{CONNECTION, COOKIE, HOST, TE};
+
+    use super::{HeaderMap, HeaderValue, is_grpc, join_cookies, new_request_id, strip_hop_by_hop};
+
+    #[test]
+    fn a_request_id_is_a_version_4_uuid() {
+        let id = new_request_id();
+        let id = id.to_str().unwrap();
+        assert_eq!(id.len(), 36, "{id}");
+        assert_eq!(id.as_bytes()[14], b'4', "{id}");
+        assert!(b"89ab".contains(&id.as_bytes()[19]), "{id}");
+        assert_ne!(id, new_request_id().to_str().unwrap());
+    }
+
+    #[test]
+    fn hop_by_hop_headers_go_no_further() {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_static("a"));
+        headers.append(CONNECTION, HeaderValue::from_static("x-hop, close , host"));
+        headers.append(CONNECTION, HeaderValue::from_static("x-other"));
+        headers.insert(TE, HeaderValue::from_static("gzip"));
+        for name in ["x-hop", "x-other", "keep-alive", "x-end"] {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(|name| name.as_str()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["host", "x-end"]);
+    }
+
+    #[test]
+    fn cookie_crumbs_are_joined() {
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, HeaderValue::from_static("a=1"));
+        headers.append(COOKIE, HeaderValue::from_static("b=2"));
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (kind, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-type", HeaderValue::from_static(kind));
+            assert_eq!(is_grpc(&headers), expected, "{kind}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What is told about each request, once it has ended.
+
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use http::{HeaderValue, Method, StatusCode};
+
+use super::{HttpConnection, timing::Exchange};
+use crate::{
+    codec::guard::GuardShared,
+    model::{cluster::ClusterName, identity::Identity},
+    observe::{
+        Protocol,
+        flags::{ResponseFlag, ResponseFlags},
+    },
+};
+
+/// Takes note of finished requests: metrics and access log of one connection.
+pub trait RequestObserver: Send + Sync {
+    /// Called exactly once per request, from wherever it ended; must not block.
+    fn request(&self, record: RequestRecord);
+}
+
+/// One request, ended. Strings come from the network and are not escaped.
+#[derive(Debug, Clone)]
+pub struct RequestRecord {
+    /// Downstream's.
+    pub protocol: Protocol,
+    /// `None`, like path and authority, where the head was refused unread.
+    pub method: Option<Method>,
+    /// As it came: with the query string, before any rewrite.
+    pub path: Option<String>,
+    pub authority: Option<HeaderValue>,
+    pub request_id: Option<HeaderValue>,
+    pub user_agent: Option<HeaderValue>,
+    /// The route's name; empty where it has none.
+    pub route: Option<Arc<str>>,
+    pub cluster: Option<ClusterName>,
+    /// The endpoint that was chosen.
+    pub upstream: Option<SocketAddr>,
+    /// The identity that endpoint had to prove.
+    pub upstream_identity: Option<Identity>,
+    /// The policy that allowed or denied.
+    pub policy: Option<Arc<str>>,
+    /// `None` where downstream went away before there was one.
+    pub response_code: Option<StatusCode>,
+    pub flags: ResponseFlags,
+    /// For people: why, where the agent answered itself or cut the exchange.
+    pub details: Option<Cow<'static, str>>,
+    /// Body bytes received from downstream.
+    pub request_bytes: u64,
+    /// Body bytes sent to downstream.
+    pub response_bytes: u64,
+    pub duration: Duration,
+}
+
+impl RequestRecord {
+    fn new(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            method: None,
+            path: None,
+            authority: None,
+            request_id: None,
+            user_agent: None,
+            route: None,
+            cluster: None,
+            upstream: None,
+            upstream_identity: None,
+            policy: None,
+            response_code: None,
+            flags: ResponseFlags::NONE,
+            details: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            duration: Duration::ZERO,
+        }
+    }
+}
+
+/// A request in hand: whatever becomes of it, dropping this tells.
+pub(super) struct RequestLog {
+    connection: Arc<HttpConnection>,
+    guard: Option<Arc<GuardShared>>,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) record: RequestRecord,
+    /// The response was handed over to its end, or cut for a reason that was noted.
+    ended: bool,
+}
+
+impl RequestLog {
+    pub(super) fn new(
+        connection: Arc<HttpConnection>,
+        guard: Option<Arc<GuardShared>>,
+        exchange: Arc<Exchange>,
+        protocol: Protocol,
+    ) -> Self {
+        connection.active.fetch_add(1, Ordering::Relaxed);
+        let record = RequestRecord::new(protocol);
+        Self { connection, guard, exchange, record, ended: false }
+    }
+
+    /// The response has been handed over to its end.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// The exchange is cut, because of `flag`.
+    pub(super) fn cut(&mut self, flag: ResponseFlag, details: impl Into<Cow<'static, str>>) {
+        self.record.flags.insert(flag);
+        self.record.details = Some(details.into());
+        self.ended = true;
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        self.connection.active.fetch_sub(1, Ordering::Relaxed);
+        if let Some(guard) = &self.guard {
+            guard.finished();
+        }
+        let empty = RequestRecord::new(self.record.protocol);
+        let mut record = std::mem::replace(&mut self.record, empty);
+        if !self.ended {
+            record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
+        }
+        record.request_bytes = self.exchange.request_bytes();
+        record.response_bytes = self.exchange.response_bytes();
+        record.duration = self.exchange.elapsed();
+        self.connection.observer.request(record);
+    }
+}

@@ -1,0 +1,106 @@
+//! Responses the agent makes itself, in Envoy's words.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE},
+};
+
+use super::{body::ResponseBody, record::RequestLog};
+use crate::observe::flags::ResponseFlag;
+
+/// A response of the agent's own.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+    pub(super) flag: Option<ResponseFlag>,
+    /// For the log.
+    pub(super) details: Cow<'static, str>,
+    /// HTTP/1: what follows on the connection can't be trusted to be a request.
+    pub(super) close: bool,
+}
+
+impl Reply {
+    pub(super) fn new(
+        status: StatusCode,
+        body: &'static str,
+        flag: Option<ResponseFlag>,
+        details: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let body = Bytes::from_static(body.as_bytes());
+        Self { status, body, flag, details: details.into(), close: false }
+    }
+
+    /// The client broke the protocol.
+    pub(super) fn bad_request(details: impl Into<Cow<'static, str>>) -> Self {
+        let flag = Some(ResponseFlag::DownstreamProtocolError);
+        Self { close: true, ..Self::new(StatusCode::BAD_REQUEST, "Bad Request", flag, details) }
+    }
+
+    /// The upstream failed before it answered.
+    pub(super) fn upstream_reset(
+        flag: ResponseFlag,
+        body: &'static str,
+        details: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, body, Some(flag), details)
+    }
+
+    /// The response, its record noted.
+    pub(super) fn into_response(
+        self,
+        mut log: RequestLog,
+        version: Version,
+        grpc: bool,
+    ) -> Response<ResponseBody> {
+        log.record.details = Some(self.details);
+        if let Some(flag) = self.flag {
+            log.record.flags.insert(flag);
+        }
+        let mut headers = HeaderMap::with_capacity(4);
+        let (status, body) = if grpc {
+            grpc_headers(self.status, &self.body, &mut headers);
+            (StatusCode::OK, Bytes::new())
+        } else {
+            if !self.body.is_empty() {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            }
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            (self.status, self.body)
+        };
+        if self.close && version < Version::HTTP_2 {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        log.record.response_code = Some(status);
+        let mut response = Response::new(ResponseBody::local(body, log));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// A gRPC client reads no status code and no body: it is told in trailers-only form.
+///
+/// Spec: gRPC over HTTP/2, "Responses"; codes as Envoy maps them.
+fn grpc_headers(status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
+    let code = match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 | 501 => 12,
+        408 | 429 | 502..=504 => 14,
+        _ => 2,
+    };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(code));
+    // Own messages and configured bodies; what is not plain text is left out.
+    if let Ok(message) = HeaderValue::from_bytes(message)
+        && !message.as_bytes().contains(&b'%')
+        && message.to_str().is_ok()
+    {
+        headers.insert("grpc-message", message);
+    }
+}

@@ -1,0 +1,226 @@
+//! One request's way: checked, judged, routed, forwarded, answered.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version, header::USER_AGENT, request::Parts,
+};
+use hyper::body::Incoming;
+
+use super::{
+    HttpConnection, Judged, RequestBody,
+    body::ResponseBody,
+    forward::{Forward, forward},
+    headers::{self, Checked, REQUEST_ID},
+    record::RequestLog,
+    reply::Reply,
+    timing::{Deadline, Exchange},
+};
+use crate::{
+    codec::{guard::GuardShared, http::Refusal},
+    model::{
+        listener::{Direction, HttpConnectionManager, TerminalFilter},
+        route::{PathMatch, RouteAction},
+    },
+    observe::{Protocol, flags::ResponseFlag},
+    policy::{Permit, authorize_request},
+    route::{Destination, NoDestination, decide_request, match_route},
+    snapshot::Snapshot,
+};
+
+/// Answers one request; never fails: what goes wrong before the response's head is
+/// answered, what goes wrong after cuts its body.
+pub(super) async fn serve(
+    connection: Arc<HttpConnection>,
+    guard: Option<Arc<GuardShared>>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let refused = guard.as_ref().and_then(|guard| guard.next_request());
+    let (mut head, body) = request.into_parts();
+    let protocol = match head.version {
+        Version::HTTP_2 => Protocol::Http2,
+        _ => Protocol::Http1,
+    };
+    let exchange = Exchange::new();
+    let mut log = RequestLog::new(Arc::clone(&connection), guard, Arc::clone(&exchange), protocol);
+    if let Some(refusal) = refused {
+        return refuse(refusal).into_response(log, head.version, false);
+    }
+    let body = RequestBody::new(body, exchange);
+    let version = head.version;
+    let grpc = headers::is_grpc(&head.headers);
+    match answer(&connection, &mut log, &mut head, body).await {
+        Ok(answer) => answer.into_response(log),
+        Err(reply) => reply.into_response(log, version, grpc),
+    }
+}
+
+/// What the guard refused.
+fn refuse(refusal: Refusal) -> Reply {
+    let body = match refusal {
+        Refusal::TooLarge => "Request Header Fields Too Large",
+        Refusal::Timeout => "Request Timeout",
+        _ => "Bad Request",
+    };
+    let flag = (refusal != Refusal::Timeout).then_some(ResponseFlag::DownstreamProtocolError);
+    let reply = Reply::new(refusal.status(), body, flag, refusal.to_string());
+    Reply { close: true, ..reply }
+}
+
+/// An upstream's answer, and what it holds.
+pub(super) struct Answer {
+    pub(super) response: Response<crate::transport::http_pool::LeasedBody<RequestBody>>,
+    pub(super) deadline: Deadline,
+    pub(super) destination: Destination,
+    pub(super) head_request: bool,
+}
+
+impl Answer {
+    fn into_response(self, mut log: RequestLog) -> Response<ResponseBody> {
+        let Self { response, deadline, destination, head_request } = self;
+        log.record.response_code = Some(response.status());
+        response.map(|body| {
+            let body = ResponseBody::upstream(body, deadline, destination.into_load(), log);
+            if head_request { body.bodiless() } else { body }
+        })
+    }
+}
+
+async fn answer(
+    connection: &HttpConnection,
+    log: &mut RequestLog,
+    head: &mut Parts,
+    body: RequestBody,
+) -> Result<Answer, Reply> {
+    log.record.method = Some(head.method.clone());
+    log.record.path = Some(path_and_query(head).to_owned());
+    log.record.user_agent = head.headers.get(USER_AGENT).cloned();
+    log.record.request_id = head.headers.get(REQUEST_ID).cloned();
+    let Checked { authority } = headers::check(head)?;
+    log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
+
+    // One version of the configuration for the whole request.
+    let snapshot = connection.services.snapshots.load();
+    let judged = connection.judge(&snapshot)?;
+    let permit = &judged.permit;
+    let http = connection.manager(permit)?;
+    let request_permit = authorize_request(permit, http, head).map_err(|denied| {
+        log.record.policy = denied.policy_name();
+        let body = match denied.status() {
+            StatusCode::BAD_REQUEST => "Bad Request",
+            _ => "RBAC: access denied",
+        };
+        let reply = Reply::new(
+            denied.status(),
+            body,
+            Some(ResponseFlag::Denied),
+            format!("rbac_access_denied: {denied}"),
+        );
+        tracing::debug!(%denied, "request denied");
+        reply
+    })?;
+    log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
+
+    let no_route = |details: String| {
+        Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
+    };
+    let routes = snapshot
+        .routes(&http.routes)
+        .ok_or_else(|| no_route("there is no route configuration".to_owned()))?;
+    let matched = match_route(&routes, head).map_err(|error| no_route(error.to_string()))?;
+    log.record.route = Some(Arc::clone(&matched.route.name));
+    let action = match &matched.route.action {
+        RouteAction::Forward(action) => action,
+        RouteAction::DirectResponse(direct) => {
+            let status =
+                StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let reply = Reply::new(status, "", None, "direct_response");
+            return Err(Reply { body: Bytes::clone(&direct.body), ..reply });
+        }
+    };
+    let destination = decide_request(
+        &request_permit,
+        permit,
+        action,
+        &snapshot,
+        &connection.services.balancers,
+        &mut |below| rand::random_range(0..below),
+    )
+    .map_err(|error| no_destination(&error, log))?;
+    log.record.cluster = destination.cluster().cloned();
+    log.record.upstream = Some(destination.address());
+
+    if permit.flow().direction() == Direction::Outbound && log.record.request_id.is_none() {
+        let id = headers::new_request_id();
+        head.headers.insert(REQUEST_ID, id.clone());
+        log.record.request_id = Some(id);
+    }
+    let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
+    deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
+    let matched: &PathMatch = &matched.route.matches.path;
+    forward(
+        Forward { connection, permit, destination, action, matched, authority, deadline },
+        log,
+        head,
+        body,
+    )
+    .await
+}
+
+fn path_and_query(head: &Parts) -> &str {
+    head.uri.path_and_query().map_or("", |path| path.as_str())
+}
+
+fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
+    log.record.cluster = error.cluster().cloned();
+    let (flag, body) = match error {
+        NoDestination::NoHealthyEndpoint { .. } => {
+            (ResponseFlag::NoHealthyUpstream, "no healthy upstream")
+        }
+        NoDestination::UnknownCluster { .. } => {
+            (ResponseFlag::NoClusterFound, "no healthy upstream")
+        }
+        NoDestination::NoCluster | NoDestination::NotPermitted { .. } => {
+            (ResponseFlag::NoRouteFound, "no healthy upstream")
+        }
+    };
+    Reply::upstream_reset(flag, body, error.to_string())
+}
+
+impl HttpConnection {
+    /// The connection's permit by the snapshot in force: made anew where that is
+    /// another than last time.
+    fn judge(&self, snapshot: &Snapshot) -> Result<Arc<Judged>, Reply> {
+        let judged = self.judged.load_full();
+        if judged.version == snapshot.version {
+            return Ok(judged);
+        }
+        let permit =
+            judged.permit.rejudge(snapshot, self.services.outbound_policy).map_err(|revoked| {
+                tracing::debug!(%revoked, "connection denied by a later configuration");
+                let flag = Some(ResponseFlag::Denied);
+                let details = format!("rbac_access_denied: {revoked}");
+                let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
+                Reply { close: true, ..reply }
+            })?;
+        let judged = Arc::new(Judged { version: snapshot.version, permit });
+        self.judged.store(Arc::clone(&judged));
+        Ok(judged)
+    }
+
+    /// The connection manager of the permit's chain.
+    fn manager<'a>(&self, permit: &'a Permit) -> Result<&'a HttpConnectionManager, Reply> {
+        match permit.flow().terminal() {
+            Some(TerminalFilter::Http(http)) => Ok(http),
+            // It was HTTP when the connection began. The client's next one is handled
+            // as configured now.
+            Some(TerminalFilter::TcpProxy(_)) | None => {
+                let details = "the listener is no longer HTTP";
+                let flag = Some(ResponseFlag::NoRouteFound);
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Err(Reply { close: true, ..Reply::new(status, "", flag, details) })
+            }
+        }
+    }
+}

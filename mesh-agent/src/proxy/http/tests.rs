@@ -1,0 +1,8 @@
+//! The engine between real sockets: a client that writes bytes, the connection under
+//! test, and an upstream that is scripted.
+
+mod harness;
+mod http1;
+mod http2;
+mod limits;
+mod smuggling;

@@ -1,0 +1,507 @@
+//! A mesh of one connection.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::super::{
+    ConnectFailure, HttpConnection, HttpOutcome, HttpServices, RequestObserver, RequestRecord,
+    Upstreams, serve_http,
+};
+use crate::{
+    model::{
+        authz::{
+            Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
+        },
+        captured::{CapturedOutbound, Pod},
+        cluster::{
+            Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment, Tunnel,
+            UpstreamProtocol,
+        },
+        listener::{
+            CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
+            Listener, RouteSource, TerminalFilter, WeightedCluster,
+        },
+        route::{
+            DirectResponse, Domain, ForwardAction, PathMatch, Route, RouteAction,
+            RouteConfiguration, RouteMatch, VirtualHost,
+        },
+        socket::PodSockets,
+        workload::{MtlsMode, Workload, WorkloadUid},
+    },
+    observe::flags::ResponseFlag,
+    policy::{Flow, OutboundPolicy, Permit, authorize},
+    route::{Balancers, Destination},
+    snapshot::{Resources, SnapshotCell},
+    transport::http_pool::{BoxedIo, HttpPool, HttpPoolOptions},
+};
+
+pub(super) type BoxBody = UnsyncBoxBody<Bytes, io::Error>;
+
+#[derive(Debug)]
+struct NoSockets;
+
+impl PodSockets for NoSockets {
+    fn tcp(&self, _: SocketAddr) -> io::Result<socket2::Socket> {
+        Err(io::Error::other("not in this test"))
+    }
+
+    fn tcp_from(&self, _: SocketAddr, _: SocketAddr) -> io::Result<socket2::Socket> {
+        Err(io::Error::other("not in this test"))
+    }
+}
+
+/// Dials loopback and counts.
+#[derive(Default)]
+pub(super) struct Dialler {
+    pub(super) connections: AtomicUsize,
+}
+
+impl Upstreams for Dialler {
+    fn connect<'a>(
+        &'a self,
+        _: &'a Permit,
+        destination: &'a Destination,
+    ) -> BoxFuture<'a, Result<BoxedIo, ConnectFailure>> {
+        Box::pin(async move {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+            let address = destination.address();
+            match TcpStream::connect(address).await {
+                Ok(stream) => Ok(Box::new(stream) as BoxedIo),
+                Err(error) => Err(ConnectFailure {
+                    flag: ResponseFlag::UpstreamConnectionFailure,
+                    message: format!("{address}: {error}"),
+                }),
+            }
+        })
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Records(Mutex<Vec<RequestRecord>>);
+
+impl RequestObserver for Records {
+    fn request(&self, record: RequestRecord) {
+        self.0.lock().unwrap().push(record);
+    }
+}
+
+/// What a test may want otherwise.
+pub(super) struct Setup {
+    pub(super) upstream: SocketAddr,
+    pub(super) protocol: UpstreamProtocol,
+    pub(super) codec: CodecType,
+    pub(super) request_headers_timeout: Option<Duration>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) stream_idle_timeout: Option<Duration>,
+    pub(super) headers_kib: u32,
+}
+
+impl Setup {
+    pub(super) fn new(upstream: SocketAddr) -> Self {
+        Self {
+            upstream,
+            protocol: UpstreamProtocol::Http1,
+            codec: CodecType::Auto,
+            request_headers_timeout: None,
+            idle_timeout: Some(Duration::from_secs(60)),
+            stream_idle_timeout: Some(Duration::from_secs(60)),
+            headers_kib: 60,
+        }
+    }
+
+    pub(super) fn http2(upstream: SocketAddr) -> Self {
+        Self { protocol: UpstreamProtocol::Http2, ..Self::new(upstream) }
+    }
+}
+
+fn route(prefix: &str, action: RouteAction) -> Route {
+    Route {
+        name: prefix.into(),
+        matches: RouteMatch {
+            path: PathMatch::Prefix(prefix.to_owned()),
+            case_sensitive: true,
+            headers: vec![],
+        },
+        action,
+    }
+}
+
+fn to(cluster: &str) -> ForwardAction {
+    ForwardAction {
+        clusters: vec![WeightedCluster { cluster: ClusterName(cluster.into()), weight: 1 }],
+        timeout: Some(Duration::from_secs(15)),
+        prefix_rewrite: None,
+        host_rewrite: None,
+    }
+}
+
+fn cluster(
+    name: &str,
+    address: Option<SocketAddr>,
+    upstream_protocol: UpstreamProtocol,
+) -> Cluster {
+    let endpoint = |address| {
+        Arc::new(Endpoint { address, tunnel: Tunnel::Direct, weight: 1, health: Health::Healthy })
+    };
+    let endpoints = address.into_iter().map(endpoint).collect();
+    Cluster {
+        name: ClusterName(name.into()),
+        discovery: Discovery::Static(Arc::new(LoadAssignment { endpoints })),
+        lb_policy: LbPolicy::RoundRobin,
+        connect_timeout: Duration::from_secs(2),
+        upstream_protocol,
+    }
+}
+
+fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
+    let forward = |prefix, cluster| route(prefix, RouteAction::Forward(to(cluster)));
+    let routes = vec![
+        route(
+            "/direct",
+            RouteAction::DirectResponse(DirectResponse {
+                status: 418,
+                body: Bytes::from_static(b"short and stout"),
+            }),
+        ),
+        route(
+            "/slow",
+            RouteAction::Forward(ForwardAction {
+                timeout: Some(Duration::from_millis(300)),
+                ..to("app")
+            }),
+        ),
+        route(
+            "/api/",
+            RouteAction::Forward(ForwardAction {
+                prefix_rewrite: Some("/v1/".to_owned()),
+                host_rewrite: Some("internal.test".to_owned()),
+                ..to("app")
+            }),
+        ),
+        route("/stream", RouteAction::Forward(ForwardAction { timeout: None, ..to("app") })),
+        forward("/none", "empty"),
+        forward("/dead", "dead"),
+        forward("/", "app"),
+        forward("*", "app"),
+    ];
+    let configuration = RouteConfiguration {
+        name: "test".into(),
+        virtual_hosts: vec![VirtualHost {
+            name: "app".into(),
+            domains: vec![Domain::Exact("app.test".into())],
+            routes,
+        }],
+    };
+    let rbac = Rbac {
+        stat_prefix: String::new(),
+        action: RbacAction::Deny,
+        policies: vec![RbacPolicy {
+            name: "no-secrets".into(),
+            permissions: vec![Permission::UrlPath(StringMatcher {
+                pattern: StringPattern::Prefix(denied_prefix.into()),
+                ignore_case: false,
+            })],
+            principals: vec![Principal::Any],
+        }],
+    };
+    let http = HttpConnectionManager {
+        stat_prefix: "test".into(),
+        codec: setup.codec,
+        routes: RouteSource::Inline(Arc::new(configuration)),
+        http_filters: vec![HttpFilter::Rbac(Arc::new(rbac))],
+        idle_timeout: setup.idle_timeout,
+        stream_idle_timeout: setup.stream_idle_timeout,
+        request_headers_timeout: setup.request_headers_timeout,
+        max_request_headers_kib: setup.headers_kib,
+    };
+    let chain = FilterChain {
+        name: "http".into(),
+        matches: FilterChainMatch::default(),
+        filters: vec![],
+        terminal: TerminalFilter::Http(Arc::new(http)),
+    };
+    let listener = Listener {
+        name: "outbound".into(),
+        direction: Direction::Outbound,
+        address: "10.0.0.1:80".parse().unwrap(),
+        filter_chains: vec![Arc::new(chain)],
+        default_filter_chain: None,
+    };
+    Resources {
+        listeners: vec![listener],
+        clusters: vec![
+            cluster("app", Some(setup.upstream), setup.protocol),
+            cluster("empty", None, setup.protocol),
+            cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol),
+        ],
+        ..Resources::default()
+    }
+}
+
+/// The engine, ready for connections of one client pod.
+pub(super) struct Mesh {
+    setup: Setup,
+    pub(super) services: HttpServices,
+    pub(super) dialler: Arc<Dialler>,
+    pub(super) records: Arc<Records>,
+    pub(super) drain: CancellationToken,
+}
+
+impl Mesh {
+    pub(super) fn new(setup: Setup) -> Self {
+        let snapshots = Arc::<SnapshotCell>::default();
+        snapshots.replace(resources(&setup, "/secret"), "test".into()).unwrap();
+        let dialler = Arc::<Dialler>::default();
+        let services = HttpServices {
+            snapshots,
+            balancers: Arc::new(Balancers::default()),
+            outbound_policy: OutboundPolicy::AllowAny,
+            upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
+            pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
+        };
+        let (records, drain) = (Arc::default(), CancellationToken::new());
+        Self { setup, services, dialler, records, drain }
+    }
+
+    /// Another configuration: denies `prefix` instead.
+    pub(super) fn deny(&self, prefix: &str) {
+        let resources = resources(&self.setup, prefix);
+        self.services.snapshots.replace(resources, "test".into()).unwrap();
+    }
+
+    /// What a client pod's new connection leads to.
+    pub(super) async fn connect(&self) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (served, source) = listener.accept().await.unwrap();
+        client.set_nodelay(true).unwrap();
+        served.set_nodelay(true).unwrap();
+        let workload = Workload {
+            uid: WorkloadUid("client".into()),
+            name: "client".into(),
+            identity: "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap(),
+            addresses: vec!["10.1.0.1".parse().unwrap()],
+            labels: BTreeMap::new(),
+            mtls: MtlsMode::Strict,
+        };
+        let captured = CapturedOutbound {
+            pod: Arc::new(Pod { workload, sockets: Arc::new(NoSockets) }),
+            source,
+            original_destination: "10.0.0.1:80".parse().unwrap(),
+        };
+        let snapshot = self.services.snapshots.load();
+        let flow = Flow::outbound(captured, &snapshot, OutboundPolicy::AllowAny).unwrap();
+        let permit = authorize(flow).unwrap();
+        let Some(TerminalFilter::Http(http)) = permit.flow().terminal() else { panic!("not HTTP") };
+        let http = Arc::clone(http);
+        let observer = Arc::clone(&self.records) as Arc<dyn RequestObserver>;
+        let connection = HttpConnection::new(
+            permit,
+            snapshot.version,
+            http,
+            self.services.clone(),
+            observer,
+            self.drain.clone(),
+        );
+        let served = tokio::spawn(serve_http(served, Arc::new(connection)));
+        Client { stream: client, served }
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.dialler.connections.load(Ordering::Relaxed)
+    }
+
+    /// The `n`th record, once it is there.
+    pub(super) async fn record(&self, n: usize) -> RequestRecord {
+        eventually(|| self.records.0.lock().unwrap().get(n).cloned()).await
+    }
+
+    pub(super) fn recorded(&self) -> usize {
+        self.records.0.lock().unwrap().len()
+    }
+}
+
+/// Asks until there is an answer; at most 5 s.
+pub(super) async fn eventually<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..500 {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within 5 s");
+}
+
+pub(super) struct Client {
+    pub(super) stream: TcpStream,
+    pub(super) served: tokio::task::JoinHandle<HttpOutcome>,
+}
+
+impl Client {
+    pub(super) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Reads one response with `Content-Length`, or none at all: head and body.
+    pub(super) async fn response(&mut self) -> String {
+        let mut read = Vec::new();
+        loop {
+            let text = String::from_utf8_lossy(&read).into_owned();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let length = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length: "))
+                    .map_or(0, |length| length.parse::<usize>().unwrap());
+                let chunked = head.contains("transfer-encoding: chunked");
+                if head.starts_with("HTTP/1.1 100")
+                    || !chunked && body.len() >= length
+                    || chunked && body.ends_with("\r\n\r\n")
+                {
+                    return text;
+                }
+            }
+            let byte = within(self.stream.read_u8()).await;
+            match byte {
+                Ok(byte) => read.push(byte),
+                Err(error) => panic!("{error} after {text:?}"),
+            }
+        }
+    }
+
+    /// Everything until the connection ends, and whether it was reset.
+    pub(super) async fn rest(&mut self) -> (String, bool) {
+        let mut read = Vec::new();
+        let end = within(self.stream.read_to_end(&mut read)).await;
+        (String::from_utf8_lossy(&read).into_owned(), end.is_err())
+    }
+
+    /// Sends one request and reads its response.
+    pub(super) async fn ask(&mut self, request: &str) -> String {
+        self.write(request).await;
+        self.response().await
+    }
+
+    pub(super) async fn http2(self) -> hyper::client::conn::http2::SendRequest<BoxBody> {
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .handshake(TokioIo::new(self.stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+}
+
+pub(super) async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("within 10 s")
+}
+
+/// An upstream that handles each connection's bytes itself; told their number.
+pub(super) async fn raw_upstream<F, Fut>(handle: F) -> SocketAddr
+where
+    F: Fn(TcpStream, usize) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for n in 0.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            tokio::spawn(handle(stream, n));
+        }
+    });
+    address
+}
+
+/// Everything an upstream received, whatever it was; answers nothing.
+pub(super) async fn silent_upstream() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let seen = Arc::<Mutex<Vec<u8>>>::default();
+    let shared = Arc::clone(&seen);
+    let address = raw_upstream(move |mut stream, _| {
+        let shared = Arc::clone(&shared);
+        async move {
+            let mut buf = [0; 1024];
+            while let Ok(n @ 1..) = stream.read(&mut buf).await {
+                shared.lock().unwrap().extend_from_slice(&buf[..n]);
+            }
+        }
+    })
+    .await;
+    (address, seen)
+}
+
+/// Reads one request head.
+pub(super) async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// Answers each request with its own head, as it was received.
+pub(super) async fn mirror_upstream() -> SocketAddr {
+    raw_upstream(|mut stream, _| async move {
+        while let Some(head) = read_head(&mut stream).await {
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .map_or(0, |length| length.parse::<usize>().unwrap());
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).await.unwrap();
+            let length = head.len() + body.len();
+            let reply = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{head}");
+            stream.write_all(reply.as_bytes()).await.unwrap();
+            stream.write_all(&body).await.unwrap();
+        }
+    })
+    .await
+}
+
+/// An upstream of HTTP/1 or HTTP/2 that answers by `service`.
+pub(super) async fn http_upstream<F, Fut>(http2: bool, service: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Response<BoxBody>> + Send + 'static,
+{
+    raw_upstream(move |stream, _| {
+        let service = service.clone();
+        async move {
+            let service = service_fn(move |request| {
+                let response = service(request);
+                async move { Ok::<_, std::convert::Infallible>(response.await) }
+            });
+            let io = TokioIo::new(stream);
+            // How it ends is the client's to judge.
+            let _ = if http2 {
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service)
+                    .await
+            } else {
+                hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+            };
+        }
+    })
+    .await
+}

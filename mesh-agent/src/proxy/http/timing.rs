@@ -1,0 +1,163 @@
+//! One exchange's clock: when something last moved, and when it is too late.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+/// What request body, response body and request share. Times are in microseconds
+/// since `start`.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    start: Instant,
+    last_activity: AtomicU64,
+    /// When the request had been read to its end, plus one; 0 before.
+    request_complete: AtomicU64,
+    request_bytes: AtomicU64,
+    response_bytes: AtomicU64,
+    request_broken: AtomicBool,
+}
+
+impl Exchange {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            last_activity: AtomicU64::new(0),
+            request_complete: AtomicU64::new(0),
+            request_bytes: AtomicU64::new(0),
+            response_bytes: AtomicU64::new(0),
+            request_broken: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn request_moved(&self, bytes: usize) {
+        self.request_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.last_activity.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn response_moved(&self, bytes: usize) {
+        self.response_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.last_activity.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn request_completed(&self) {
+        self.request_complete.store(self.now() + 1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_request_complete(&self) -> bool {
+        self.request_complete.load(Ordering::Relaxed) != 0
+    }
+
+    /// The client's side of the exchange failed while its body was read.
+    pub(super) fn request_broke(&self) {
+        self.request_broken.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_request_broken(&self) -> bool {
+        self.request_broken.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn request_bytes(&self) -> u64 {
+        self.request_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn response_bytes(&self) -> u64 {
+        self.response_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Which limit has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expired {
+    /// The route's, counted from the request's end as Envoy does.
+    Route,
+    /// The listener's, without a byte either way.
+    StreamIdle,
+}
+
+/// Watches an [`Exchange`]'s limits with a single timer that is only ever looked at
+/// again when it fires.
+#[derive(Debug)]
+pub(super) struct Deadline {
+    exchange: Arc<Exchange>,
+    stream_idle: Option<Duration>,
+    route: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    pub(super) fn new(exchange: Arc<Exchange>, stream_idle: Option<Duration>) -> Self {
+        Self { exchange, stream_idle, route: None, timer: None }
+    }
+
+    /// The route is known now.
+    pub(super) fn set_route(&mut self, timeout: Option<Duration>) {
+        self.route = timeout;
+        self.timer = None;
+    }
+
+    /// The earliest limit. While the request goes on the route's is at least its
+    /// timeout away: looking again then is soon enough.
+    fn next(&self) -> Option<(Instant, Option<Expired>)> {
+        let at = |micros| self.exchange.start + Duration::from_micros(micros);
+        let idle = self.stream_idle.map(|timeout| {
+            let last = at(self.exchange.last_activity.load(Ordering::Relaxed));
+            (last + timeout, Some(Expired::StreamIdle))
+        });
+        let route = self.route.map(|timeout| {
+            match self.exchange.request_complete.load(Ordering::Relaxed) {
+                0 => (Instant::now() + timeout, None),
+                complete => (at(complete - 1) + timeout, Some(Expired::Route)),
+            }
+        });
+        match (route, idle) {
+            (Some(route), Some(idle)) if idle.0 < route.0 => Some(idle),
+            (route, idle) => route.or(idle),
+        }
+    }
+
+    /// Ready when a limit has passed.
+    pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
+        loop {
+            if let Some(timer) = &mut self.timer {
+                ready!(timer.as_mut().poll(cx));
+            }
+            let Some((until, why)) = self.next() else { return Poll::Pending };
+            if let Some(why) = why
+                && Instant::now() >= until
+            {
+                return Poll::Ready(why);
+            }
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(until),
+                None => self.timer = Some(Box::pin(tokio::time::sleep_until(until))),
+            }
+        }
+    }
+
+    /// `future`'s output, unless a limit passes first.
+    pub(super) async fn run<F: Future>(&mut self, future: F) -> Result<F::Output, Expired> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_expired(cx).map(Err),
+        })
+        .await
+    }
+}
