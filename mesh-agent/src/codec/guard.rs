@@ -226,6 +226,7 @@ impl<IO> HeadGuard<IO> {
 
 impl<IO: AsyncRead + Unpin> HeadGuard<IO> {
     fn poll_input(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         loop {
             if !self.passed.is_empty() {
                 let n = self.passed.len().min(buf.remaining());
@@ -244,7 +245,7 @@ impl<IO: AsyncRead + Unpin> HeadGuard<IO> {
             }
             if self.held.is_empty() {
                 ready!(self.poll_in_place(cx, buf))?;
-                if !buf.filled().is_empty() {
+                if buf.filled().len() > before {
                     return Poll::Ready(Ok(()));
                 }
             } else {
@@ -259,10 +260,11 @@ impl<IO: AsyncRead + Unpin> HeadGuard<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Poll::Pending = Pin::new(&mut self.io).poll_read(cx, buf)? {
+        let before = buf.filled().len();
+        if Pin::new(&mut self.io).poll_read(cx, buf)?.is_pending() {
             return self.poll_waited(cx);
         }
-        let bytes = buf.filled();
+        let bytes = &buf.filled()[before..];
         if bytes.is_empty() {
             self.input = Input::Ended;
             return Poll::Ready(Ok(()));
@@ -273,14 +275,14 @@ impl<IO: AsyncRead + Unpin> HeadGuard<IO> {
             Input::Refused => self.passed.extend_from_slice(REFUSED_HEAD),
             Input::Ended | Input::Broken(_) => {}
         }
-        buf.set_filled(passes);
+        buf.set_filled(before + passes);
         Poll::Ready(Ok(()))
     }
 
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut space = [0; 4096];
         let mut more = ReadBuf::new(&mut space);
-        if let Poll::Pending = Pin::new(&mut self.io).poll_read(cx, &mut more)? {
+        if Pin::new(&mut self.io).poll_read(cx, &mut more)?.is_pending() {
             return self.poll_waited(cx);
         }
         if more.filled().is_empty() {
@@ -334,19 +336,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for HeadGuard<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if buf.filled().is_empty() {
-            return this.poll_input(cx, buf);
-        }
-        // Filled already: scanned in a buffer of its own.
-        let mut rest = buf.take(buf.remaining());
-        let polled = this.poll_input(cx, &mut rest);
-        let n = rest.filled().len();
-        // Whatever is filled has been initialised, which `take` does not tell `buf`.
-        let copy = rest.filled().to_vec();
-        debug_assert_eq!(copy.len(), n);
-        buf.put_slice(&copy);
-        polled
+        self.get_mut().poll_input(cx, buf)
     }
 }
 

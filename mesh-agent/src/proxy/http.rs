@@ -76,7 +76,7 @@ const HTTP1_BUFFER_MIN_BYTES: usize = 64 * 1024;
 const HTTP2_STREAMS_MAX: u32 = 256;
 /// A client whose upstream is slow has at most this much of its upload in the agent.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
+const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const HTTP2_SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Streams a client reset before they were served, per connection: rapid reset.
 const HTTP2_PENDING_RESETS_MAX: usize = 20;

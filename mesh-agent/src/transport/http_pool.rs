@@ -10,6 +10,8 @@
 mod body;
 mod http1;
 mod http2;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -162,6 +164,7 @@ pub struct Lease<B: UpstreamBody> {
     kind: LeaseKind<B>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "moved once, to be sent on")]
 enum LeaseKind<B: UpstreamBody> {
     Http1(Http1<B>, Home<B>),
     Http2(http2::Stream<B>),

@@ -106,18 +106,21 @@ async fn answer(
     let permit = &judged.permit;
     let http = connection.manager(permit)?;
     let request_permit = authorize_request(permit, http, head).map_err(|denied| {
-        log.record.policy = denied.policy().map(Arc::from);
+        log.record.policy = denied.policy_name();
+        let body = match denied.status() {
+            StatusCode::BAD_REQUEST => "Bad Request",
+            _ => "RBAC: access denied",
+        };
         let reply = Reply::new(
             denied.status(),
-            "RBAC: access denied",
+            body,
             Some(ResponseFlag::Denied),
             format!("rbac_access_denied: {denied}"),
         );
         tracing::debug!(%denied, "request denied");
         reply
     })?;
-    let policy = request_permit.policy().or(permit.policy());
-    log.record.policy = policy.map(Arc::from);
+    log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
 
     let no_route = |details: String| {
         Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)

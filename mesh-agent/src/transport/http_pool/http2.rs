@@ -19,7 +19,8 @@ use super::{BoxedIo, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody};
 
 /// A slow reader holds at most this much of its response in the agent.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// And all slow readers of a connection, before they slow down the others.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const SEND_BUFFER_MAX_BYTES: usize = 128 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -383,3 +383,32 @@ async fn a_client_that_leaves_is_recorded() {
     assert_eq!(record.flags.to_string(), "DC");
     assert!(record.response_code.is_none());
 }
+
+#[tokio::test]
+async fn an_offer_of_http2_is_ignored() {
+    let mesh = Mesh::new(Setup::new(mirror_upstream().await));
+    let mut client = mesh.connect().await;
+    let offer = "GET /h2c HTTP/1.1\r\nhost: app.test\r\nconnection: Upgrade, HTTP2-Settings\r\n\
+                 upgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n";
+    for _ in 0..2 {
+        let response = client.ask(offer).await;
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        assert!(
+            !response.contains("upgrade") && !response.contains("http2-settings"),
+            "{response}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_denied_upload_is_answered_though_nobody_reads_it() {
+    let mesh = Mesh::new(Setup::new(mirror_upstream().await));
+    let mut client = mesh.connect().await;
+    let head = "POST /secret HTTP/1.1\r\nhost: app.test\r\ncontent-length: 500000\r\n\r\n";
+    client.write(head).await;
+    client.write(vec![b'x'; 500_000]).await;
+    // Not lost to a reset.
+    let (response, reset) = client.rest().await;
+    assert!(response.ends_with("RBAC: access denied"), "{response}");
+    assert!(!reset);
+}

@@ -272,3 +272,47 @@ async fn evicted_connections_finish_what_they_carry() {
     assert_eq!(again.status(), 200);
     assert_eq!(mesh.connections(), 2);
 }
+
+#[tokio::test]
+async fn too_large_heads_are_refused() {
+    let mesh = Mesh::new(Setup::new(mirror_upstream().await));
+    let mut client = mesh.connect().await.http2().await;
+    let large = "x".repeat(7 * 1024);
+    let mut head = request("/");
+    for n in 0..9 {
+        head = head.header(format!("x-{n}"), &large);
+    }
+    // 431 by the HTTP/2 layer, or a reset.
+    if let Ok(response) = client.send_request(head.body(BoxBody::default()).unwrap()).await {
+        assert_eq!(response.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    }
+    assert_eq!(mesh.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_download_waits_for_a_slow_client() {
+    let taken = std::sync::Arc::<std::sync::atomic::AtomicUsize>::default();
+    let counted = std::sync::Arc::clone(&taken);
+    let upstream = http_upstream(true, move |_| {
+        let counted = std::sync::Arc::clone(&counted);
+        async move {
+            let blocks = stream::iter(0..1024).map(move |_| {
+                counted.fetch_add(1 << 16, std::sync::atomic::Ordering::Relaxed);
+                Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(&[b'x'; 1 << 16])))
+            });
+            Response::new(StreamBody::new(blocks).boxed_unsync())
+        }
+    });
+    let mesh = Mesh::new(Setup::http2(upstream.await));
+    let mut client = mesh.connect().await.http2().await;
+    let request = request("/stream").body(BoxBody::default()).unwrap();
+    let mut body = client.send_request(request).await.unwrap().into_body();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let stuck = taken.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(stuck < 16 << 20, "{stuck}");
+    let mut bytes = 0;
+    while let Some(frame) = within(body.frame()).await {
+        bytes += frame.unwrap().into_data().unwrap().len();
+    }
+    assert_eq!(bytes, 64 << 20);
+}

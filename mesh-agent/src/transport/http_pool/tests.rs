@@ -1,0 +1,178 @@
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
+use super::{BoxedIo, HttpKey, HttpPool, HttpPoolOptions, HttpProtocol, Lease, LeaseError};
+use crate::model::workload::WorkloadUid;
+
+type Body = Empty<Bytes>;
+
+fn key(client: &str, protocol: HttpProtocol) -> HttpKey {
+    HttpKey {
+        address: "10.0.0.2:80".parse().unwrap(),
+        destination_identity: None,
+        destination_workload: None,
+        pod: WorkloadUid("pod".into()),
+        source_identity: None,
+        client: Some(client.parse().unwrap()),
+        protocol,
+    }
+}
+
+/// A server at the end of a pipe.
+fn connect(protocol: HttpProtocol) -> BoxedIo {
+    let (client, server) = tokio::io::duplex(1 << 16);
+    tokio::spawn(async move {
+        let service = service_fn(|_| async {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        });
+        let io = TokioIo::new(server);
+        let _ = match protocol {
+            HttpProtocol::Http1 => {
+                hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+            }
+            HttpProtocol::Http2 => {
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service)
+                    .await
+            }
+        };
+    });
+    Box::new(client)
+}
+
+struct Pool {
+    pool: Arc<HttpPool<Body>>,
+    connections: AtomicUsize,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let options = HttpPoolOptions { idle_max: 2, ..HttpPoolOptions::default() };
+        Self { pool: Arc::new(HttpPool::new(options)), connections: AtomicUsize::new(0) }
+    }
+
+    async fn lease(&self, key: &HttpKey) -> Lease<Body> {
+        let connected = self.pool.lease(key, false, || async {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Infallible>(connect(key.protocol))
+        });
+        connected.await.unwrap()
+    }
+
+    async fn ask(&self, key: &HttpKey) {
+        let lease = self.lease(key).await;
+        send(lease).await;
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+async fn send(lease: Lease<Body>) {
+    let request = Request::get("http://a/").header("host", "a").body(Body::new()).unwrap();
+    let response = lease.send(request).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+}
+
+const PROTOCOLS: [HttpProtocol; 2] = [HttpProtocol::Http1, HttpProtocol::Http2];
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_shared_by_equal_keys_only() {
+    for protocol in PROTOCOLS {
+        let pool = Pool::new();
+        for _ in 0..3 {
+            pool.ask(&key("10.1.0.1", protocol)).await;
+        }
+        assert_eq!(pool.connections(), 1);
+        pool.ask(&key("10.1.0.2", protocol)).await;
+        assert_eq!(pool.connections(), 2);
+        assert_eq!(pool.pool.len(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_are_swept() {
+    for protocol in PROTOCOLS {
+        let pool = Pool::new();
+        let key = key("10.1.0.1", protocol);
+        pool.ask(&key).await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        pool.pool.sweep();
+        assert_eq!(pool.pool.len(), 1);
+        // In use while swept, and kept afterwards.
+        let lease = pool.lease(&key).await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        pool.pool.sweep();
+        send(lease).await;
+        assert_eq!((pool.pool.len(), pool.connections()), (1, 1));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        pool.pool.sweep();
+        assert!(pool.pool.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_are_bounded() {
+    let pool = Pool::new();
+    let key = key("10.1.0.1", HttpProtocol::Http1);
+    let mut leases = Vec::new();
+    for _ in 0..5 {
+        leases.push(pool.lease(&key).await);
+    }
+    for lease in leases {
+        send(lease).await;
+    }
+    assert_eq!(pool.pool.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn evicted_and_closed_pools_keep_nothing() {
+    for protocol in PROTOCOLS {
+        let pool = Pool::new();
+        let key = key("10.1.0.1", protocol);
+        pool.ask(&key).await;
+        let lease = pool.lease(&key).await;
+        pool.pool.retain(|_| false);
+        send(lease).await;
+        assert!(pool.pool.is_empty(), "an evicted connection came back");
+        pool.pool.close_all();
+        pool.ask(&key).await;
+        assert!(pool.pool.is_empty(), "kept by a closed pool");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_request_at_a_time_opens_a_connection() {
+    let pool = Pool::new();
+    let key = key("10.1.0.1", HttpProtocol::Http2);
+    let asks = (0..50).map(|_| pool.ask(&key));
+    futures_util::future::join_all(asks).await;
+    assert_eq!(pool.connections(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connector_that_fails_or_is_dropped_leaves_nothing() {
+    let pool = Pool::new();
+    for protocol in PROTOCOLS {
+        let key = key("10.1.0.1", protocol);
+        let failed = pool.pool.lease(&key, false, || async { Err::<BoxedIo, _>("refused") }).await;
+        assert!(matches!(failed, Err(LeaseError::Connect("refused"))));
+        let pending = std::future::pending::<Result<BoxedIo, Infallible>>;
+        let given_up = pool.pool.lease(&key, false, pending);
+        assert!(tokio::time::timeout(Duration::from_secs(1), given_up).await.is_err());
+        pool.ask(&key).await;
+    }
+}
