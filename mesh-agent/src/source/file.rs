@@ -308,17 +308,14 @@ impl Decoding {
             Ok(transcoded) => transcoded,
             Err(rejected) => return self.rejected.extend(rejected),
         };
-        let json::Transcoded { bytes, rejected } = transcoded;
-        match xds::decode_any(&type_url, &bytes) {
-            Ok(resource) if rejected.is_empty() => resource.add_to(&mut self.resources),
-            Ok(_) => self.rejected.extend(rejected),
-            Err(further) => {
-                // A field that was refused and left out is also missing: said once.
-                let further = further.into_iter().filter(|f| {
-                    !rejected.iter().any(|r| follows_from(&f.path, &r.path))
-                });
-                let further: Vec<_> = further.collect();
-                self.rejected.extend(rejected);
+        match xds::decode_any(&type_url, &transcoded.bytes) {
+            Ok(resource) if transcoded.rejected.is_empty() => {
+                resource.add_to(&mut self.resources);
+            }
+            Ok(_) => self.rejected.extend(transcoded.rejected),
+            Err(mut further) => {
+                further.retain(|rejection| !transcoded.explains(&rejection.path));
+                self.rejected.extend(transcoded.rejected);
                 self.rejected.extend(further);
             }
         }
@@ -330,18 +327,10 @@ fn at(file: &str, place: &str) -> String {
 }
 
 fn is_response(fields: &Map<String, Value>) -> bool {
-    match fields.get("@type").and_then(Value::as_str) {
-        Some(type_url) => type_url.rsplit('/').next() == Some(RESPONSE_TYPE),
+    match fields.get("@type") {
+        Some(type_url) => {
+            type_url.as_str().and_then(|url| url.rsplit('/').next()) == Some(RESPONSE_TYPE)
+        }
         None => RESPONSE_FIELDS.iter().any(|field| fields.contains_key(*field)),
     }
-}
-
-/// Whether a rejection at `path` may come from another one's field having been left
-/// out: it is that field, what holds it, or a sibling.
-fn follows_from(path: &str, refused: &str) -> bool {
-    fn parent(path: &str) -> &str {
-        path.rfind(['.', '[']).and_then(|end| path.get(..end)).unwrap_or(path)
-    }
-    let holder = parent(refused);
-    path == refused || path == holder || parent(path) == holder
 }

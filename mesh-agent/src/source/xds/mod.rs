@@ -38,6 +38,14 @@ use crate::{
     snapshot::{RejectedResource, Resources},
 };
 
+/// The type URLs [`decode_any`] knows: LDS, RDS, CDS, EDS.
+pub const TYPE_URLS: [&str; 4] = [
+    "type.googleapis.com/envoy.config.listener.v3.Listener",
+    "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+    "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+    "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+];
+
 /// One decoded top-level resource.
 #[derive(Debug, Clone)]
 pub enum Resource {
