@@ -88,14 +88,11 @@ pub fn validate(directory: &Path) -> Result<Delivery, Vec<RejectedResource>> {
 
 /// How a directory that can't be read is told to who watches.
 pub(super) fn unreadable(error: &SourceError) -> RejectedResource {
-    match error {
-        SourceError::Directory { path, source } => {
-            RejectedResource { path: path.display().to_string(), reason: source.to_string() }
-        }
-        SourceError::Watch { path, source } => {
-            RejectedResource { path: path.display().to_string(), reason: source.to_string() }
-        }
-    }
+    let (path, reason) = match error {
+        SourceError::Directory { path, source } => (path, source.to_string()),
+        SourceError::Watch { path, source } => (path, source.to_string()),
+    };
+    xds::rejection(&path.display().to_string(), reason)
 }
 
 impl Contents {
@@ -117,7 +114,7 @@ impl Contents {
         if names.len() > FILES_MAX {
             let path = directory.display().to_string();
             let reason = format!("holds {} files, more than {FILES_MAX}", names.len());
-            rejected.push(RejectedResource { path, reason });
+            rejected.push(xds::rejection(&path, reason));
             names.clear();
         }
         for (name, format, path) in names {
@@ -129,7 +126,7 @@ impl Contents {
                 // Gone since the directory was read: not there, then.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {}
                 Err(error) => {
-                    rejected.push(RejectedResource { path: name, reason: error.to_string() });
+                    rejected.push(xds::rejection(&name, error.to_string()));
                 }
             }
         }
@@ -175,10 +172,7 @@ pub(super) fn format_of(name: &Path) -> Option<Format> {
     }
 }
 
-fn digest_of(
-    files: &[(String, Format, Vec<u8>)],
-    rejected: &[RejectedResource],
-) -> [u8; 32] {
+fn digest_of(files: &[(String, Format, Vec<u8>)], rejected: &[RejectedResource]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut add = |part: &[u8]| {
         context.update(&(part.len() as u64).to_be_bytes());
@@ -227,7 +221,7 @@ struct Decoding {
 
 impl Decoding {
     fn refuse(&mut self, path: String, reason: impl Into<String>) {
-        self.rejected.push(RejectedResource { path, reason: reason.into() });
+        self.rejected.push(xds::rejection(&path, reason));
     }
 
     fn document(&mut self, file: &str, document: Value) {

@@ -67,9 +67,9 @@ pub(super) fn transcode(
     mut fields: Map<String, Value>,
     root: String,
 ) -> Result<Transcoded, Vec<RejectedResource>> {
-    let refuse = |path: String, reason| vec![RejectedResource { path, reason }];
     let Some(descriptor) = POOL.get_message_by_name(&kind.full_name()) else {
-        return Err(refuse(root, format!("{} has no descriptor", kind.full_name())));
+        let reason = format!("{} has no descriptor", kind.full_name());
+        return Err(vec![xds::rejection(&root, reason)]);
     };
     fields.remove(TYPE_KEY);
     let mut walk = Walk { path: root, rejected: Vec::new(), present: HashSet::new() };
@@ -104,7 +104,7 @@ struct Walk {
 impl Walk {
     fn refuse(&mut self, reason: impl Into<String>) {
         if self.rejected.len() < xds::REJECTIONS_MAX {
-            self.rejected.push(RejectedResource { path: self.path.clone(), reason: reason.into() });
+            self.rejected.push(xds::rejection(&self.path, reason));
         }
     }
 

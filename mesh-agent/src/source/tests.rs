@@ -113,11 +113,15 @@ fn a_shop_is_decoded_and_applies() {
     assert_eq!(forward.timeout, Some(Duration::from_secs(15)));
 
     let [v1, v2, application, mysql_a, _] = r.clusters.as_slice() else { panic!("clusters") };
-    assert!(matches!(&v1.discovery, Discovery::Eds { service_name } if &**service_name == "reviews-v1.shop"));
+    assert!(
+        matches!(&v1.discovery, Discovery::Eds { service_name } if &**service_name == "reviews-v1.shop")
+    );
     assert_eq!(v1.lb_policy, LbPolicy::LeastRequest { choice_count: 3 });
     assert_eq!(v1.connect_timeout, Duration::from_millis(250));
     assert_eq!(v1.upstream_protocol, UpstreamProtocol::SameAsDownstream);
-    assert!(matches!(&v2.discovery, Discovery::Eds { service_name } if &**service_name == "reviews-v2"));
+    assert!(
+        matches!(&v2.discovery, Discovery::Eds { service_name } if &**service_name == "reviews-v2")
+    );
     assert_eq!(v2.upstream_protocol, UpstreamProtocol::Http2);
     assert_eq!(v2.connect_timeout, Duration::from_secs(5));
     assert!(matches!(application.discovery, Discovery::OriginalDestination));
@@ -161,6 +165,8 @@ filter_chains:
       - name: envoy.filters.http.router
         typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
 "#,
-        &["listeners[web].filter_chains[0].filters[0].http_filters[2]: envoy.filters.http.lua is not supported"],
+        &[
+            "listeners[web].filter_chains[0].filters[0].http_filters[2]: envoy.filters.http.lua is not supported",
+        ],
     );
 }

@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::file::{self, Contents, Delivery, SourceError};
+use super::{
+    file::{self, Contents, Delivery, SourceError},
+    xds,
+};
 use crate::snapshot::RejectedResource;
 
 /// How long the directory has to be still, twice, before a change counts.
@@ -148,8 +151,7 @@ async fn read(directory: &Path) -> Result<Contents, RejectedResource> {
 }
 
 fn broken(directory: &Path, error: &tokio::task::JoinError) -> RejectedResource {
-    let path = directory.display().to_string();
-    RejectedResource { path, reason: format!("reading it failed: {error}") }
+    xds::rejection(&directory.display().to_string(), format!("reading it failed: {error}"))
 }
 
 /// The kernel's watches on the directory and on what holds it.

@@ -76,7 +76,10 @@ fn listeners() {
     assert_eq!(accepted(&listener(&ok)).listeners.len(), 1);
     for (fields, expected) in [
         ("use_original_dst: true", ".use_original_dst: is not supported"),
-        ("bind_to_port: true", ".bind_to_port: is not supported: traffic is captured, not bound to"),
+        (
+            "bind_to_port: true",
+            ".bind_to_port: is not supported: traffic is captured, not bound to",
+        ),
         (
             "access_log: [{name: envoy.access_loggers.file}]",
             ".access_log[0]: envoy.access_loggers.file is not supported: \
@@ -94,9 +97,11 @@ fn listeners() {
         one(listener(&format!("{ok}\n{fields}")), "listeners[web]", expected);
     }
     let no_direction = listener(&ok).replace("traffic_direction: INBOUND\n", "");
-    let expected = ".traffic_direction: must be INBOUND or OUTBOUND; gateway listeners are not supported";
+    let expected =
+        ".traffic_direction: must be INBOUND or OUTBOUND; gateway listeners are not supported";
     one(no_direction, "listeners[web]", expected);
-    let pipe = listener(&ok).replace("{socket_address: {address: 10.0.0.1, port_value: 80}}", "{pipe: {path: /x}}");
+    let pipe = listener(&ok)
+        .replace("{socket_address: {address: 10.0.0.1, port_value: 80}}", "{pipe: {path: /x}}");
     one(pipe, "listeners[web]", ".address.pipe: is not supported");
     let named = listener(&ok).replace("10.0.0.1", "localhost");
     one(
@@ -120,9 +125,18 @@ fn filter_chains() {
             ".transport_socket: envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext is \
              not supported: mTLS of captured traffic is the agent's own, with the workload's identity",
         ),
-        ("filter_chain_match: {server_names: [a]}", ".filter_chain_match.server_names: is not supported"),
-        ("filter_chain_match: {source_type: EXTERNAL}", ".filter_chain_match.source_type: is not supported"),
-        ("filter_chain_match: {destination_port: 70000}", ".filter_chain_match.destination_port: 70000 is not a port"),
+        (
+            "filter_chain_match: {server_names: [a]}",
+            ".filter_chain_match.server_names: is not supported",
+        ),
+        (
+            "filter_chain_match: {source_type: EXTERNAL}",
+            ".filter_chain_match.source_type: is not supported",
+        ),
+        (
+            "filter_chain_match: {destination_port: 70000}",
+            ".filter_chain_match.destination_port: 70000 is not a port",
+        ),
         (
             "filter_chain_match: {transport_protocol: quic}",
             ".filter_chain_match.transport_protocol: `quic` is not supported, only tls and raw_buffer",
@@ -143,15 +157,23 @@ fn filter_chains() {
         one(chain(fields), "listeners[web].filter_chains[0]", expected);
     }
     let twice = listener(&format!("filter_chains: [{{filters: [{TCP}]}}, {{filters: [{TCP}]}}]"));
-    one(twice, "listeners[web].filter_chains[1]", ".filter_chain_match: is the same as an earlier one's");
+    one(
+        twice,
+        "listeners[web].filter_chains[1]",
+        ".filter_chain_match: is the same as an earlier one's",
+    );
     for (filters, expected) in [
         (String::new(), ".filters: is empty"),
         (format!("{TCP}, {TCP}"), ".filters[0]: must be the last filter of its chain"),
         (
-            "{name: e, typed_config: {'@type': t/envoy.extensions.filters.network.echo.v3.Echo}}".to_owned(),
+            "{name: e, typed_config: {'@type': t/envoy.extensions.filters.network.echo.v3.Echo}}"
+                .to_owned(),
             ".filters[0]: e (envoy.extensions.filters.network.echo.v3.Echo) is not supported",
         ),
-        ("{name: envoy.filters.network.echo}".to_owned(), ".filters[0]: envoy.filters.network.echo is not supported"),
+        (
+            "{name: envoy.filters.network.echo}".to_owned(),
+            ".filters[0]: envoy.filters.network.echo is not supported",
+        ),
         ("{name: x, typed_config: {cluster: y}}".to_owned(), ".filters[0]: has no @type"),
         (
             TCP.replace("cluster: c", "cluster: c, tunneling_config: {hostname: x}"),
@@ -180,7 +202,10 @@ fn connection_managers() {
     let base = format!("rds: {{route_config_name: r}}, http_filters: [{ROUTER}]");
     assert_eq!(accepted(&http(&base)).listeners.len(), 1);
     for (fields, expected) in [
-        ("upgrade_configs: [{upgrade_type: websocket}]", ".upgrade_configs[0]: websocket is not supported"),
+        (
+            "upgrade_configs: [{upgrade_type: websocket}]",
+            ".upgrade_configs[0]: websocket is not supported",
+        ),
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
         ("tracing: {}", ".tracing: is not supported"),
         ("use_remote_address: false", ".use_remote_address: is not supported"),
@@ -195,10 +220,15 @@ fn connection_managers() {
             ".http2_protocol_options.max_concurrent_streams: is not supported",
         ),
     ] {
-        one(http(&format!("{base}, {fields}")), "listeners[web].filter_chains[0].filters[0]", expected);
+        one(
+            http(&format!("{base}, {fields}")),
+            "listeners[web].filter_chains[0].filters[0]",
+            expected,
+        );
     }
     let routed = |routes: &str| http(&format!("{routes}, http_filters: [{ROUTER}]"));
-    let filtered = |filters: &str| http(&format!("rds: {{route_config_name: r}}, http_filters: [{filters}]"));
+    let filtered =
+        |filters: &str| http(&format!("rds: {{route_config_name: r}}, http_filters: [{filters}]"));
     let rbac = "{name: x, typed_config: {'@type': t/envoy.extensions.filters.http.rbac.v3.RBAC}}";
     for (yaml, expected) in [
         (routed("scoped_routes: {name: x}"), ".scoped_routes: is not supported"),
@@ -210,12 +240,20 @@ fn connection_managers() {
         ),
         (filtered(""), ".http_filters: is empty; it must end with the router"),
         (filtered(rbac), ".http_filters[0]: can't be the last filter: that is the router's place"),
-        (filtered(&format!("{ROUTER}, {ROUTER}")), ".http_filters[0]: the router must be the last filter"),
         (
-            filtered("{name: r, typed_config: {'@type': t/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true}}"),
+            filtered(&format!("{ROUTER}, {ROUTER}")),
+            ".http_filters[0]: the router must be the last filter",
+        ),
+        (
+            filtered(
+                "{name: r, typed_config: {'@type': t/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true}}",
+            ),
             ".http_filters[0].suppress_envoy_headers: is not supported",
         ),
-        (filtered(&ROUTER.replace("name: router", "disabled: true")), ".http_filters[0].disabled: is not supported"),
+        (
+            filtered(&ROUTER.replace("name: router", "disabled: true")),
+            ".http_filters[0].disabled: is not supported",
+        ),
     ] {
         one(yaml, "listeners[web].filter_chains[0].filters[0]", expected);
     }
@@ -228,7 +266,10 @@ fn authorization_rules() {
     let at = "listeners[web].filter_chains[0].filters[0].http_filters[0].rules.policies[p]";
     for (policy, expected) in [
         (format!("{any}, condition: {{}}"), ".condition: is not supported"),
-        ("permissions: [{any: true}]".to_owned(), ".principals: is empty; say `any: true` for everything"),
+        (
+            "permissions: [{any: true}]".to_owned(),
+            ".principals: is empty; say `any: true` for everything",
+        ),
     ] {
         one(http_rbac(&policy), at, expected);
     }
@@ -245,7 +286,10 @@ fn authorization_rules() {
             "destination_port_range: {start: 9, end: 9}",
             ".destination_port_range: 9 up to but not 9 is not a range of ports",
         ),
-        ("url_path: {path: {prefix: ''}}", ".url_path.path.prefix: is empty, which would match everything"),
+        (
+            "url_path: {path: {prefix: ''}}",
+            ".url_path.path.prefix: is empty, which would match everything",
+        ),
         (
             "not_rule: {or_rules: {rules: [{any: true}, {header: {name: 'a b', present_match: true}}]}}",
             ".not_rule.or_rules.rules[1].header.name: `a b` is not a header's name",
@@ -300,7 +344,10 @@ fn routes() {
         ("match: {prefix: /}", ": has no action: route or direct_response"),
         ("match: {}, route: {cluster: c}", ".match: has no path: prefix, path or safe_regex"),
         ("match: {prefixx: /}, route: {cluster: c}", ".match.prefixx: unknown field"),
-        ("match: {path_separated_prefix: /a}, route: {cluster: c}", ".match.path_separated_prefix: is not supported"),
+        (
+            "match: {path_separated_prefix: /a}, route: {cluster: c}",
+            ".match.path_separated_prefix: is not supported",
+        ),
         (
             "match: {prefix: /, query_parameters: [{name: a}]}, route: {cluster: c}",
             ".match.query_parameters: is not supported",
@@ -310,10 +357,22 @@ fn routes() {
              {'@type': t/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}}",
             ".typed_per_filter_config[envoy.filters.http.rbac]: is not supported",
         ),
-        ("match: {prefix: /}, route: {cluster: c, retry_policy: {}}", ".route.retry_policy: is not supported"),
-        ("match: {prefix: /}, route: {cluster_header: x}", ".route.cluster_header: is not supported"),
-        ("match: {prefix: /}, route: {cluster: c, prefix_rewrite: 'a b'}", ".route.prefix_rewrite: `a b` is not a path"),
-        ("match: {prefix: /}, direct_response: {status: 99}", ".direct_response.status: 99 is not within 200 to 599"),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {}}",
+            ".route.retry_policy: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster_header: x}",
+            ".route.cluster_header: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, prefix_rewrite: 'a b'}",
+            ".route.prefix_rewrite: `a b` is not a path",
+        ),
+        (
+            "match: {prefix: /}, direct_response: {status: 99}",
+            ".direct_response.status: 99 is not within 200 to 599",
+        ),
         (
             "match: {prefix: /}, direct_response: {status: 200, body: {filename: /etc/shadow}}",
             ".direct_response.body.filename: is not supported",
@@ -326,21 +385,24 @@ fn routes() {
             "match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: a, weight: 4294967295}, {name: b, weight: 1}]}}",
             ".route.weighted_clusters: has weights that add up to 4294967296, more than 4294967295",
         ),
-        ("match: {prefix: /}, route: {cluster: c, timeout: soon}", ".route.timeout: failed to parse duration"),
+        (
+            "match: {prefix: /}, route: {cluster: c, timeout: soon}",
+            ".route.timeout: failed to parse duration",
+        ),
     ] {
         let yaml = route(fields);
         let lines = decode(&[("a.yaml", yaml.as_bytes())]).map(|_| ()).unwrap_err();
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(lines[0].starts_with(&format!("{at}{expected}")), "{} is not {expected}", lines[0]);
     }
-    let domains = |domains: &str| {
-        route("match: {prefix: /}, route: {cluster: c}").replace("['*']", domains)
-    };
+    let domains =
+        |domains: &str| route("match: {prefix: /}, route: {cluster: c}").replace("['*']", domains);
     let at = "routes[r].virtual_hosts[h]";
     one(domains("[]"), at, ".domains: is empty");
     one(domains("[a, A]"), at, ".domains[1]: `A` is given twice in this route configuration");
     for domain in ["a*b", "*a*", "**"] {
-        let expected = format!(".domains[0]: `{domain}` is not a domain: `*` may stand first or last, once");
+        let expected =
+            format!(".domains[0]: `{domain}` is not a domain: `*` may stand first or last, once");
         one(domains(&format!("['{domain}']")), at, &expected);
     }
 }
@@ -350,11 +412,17 @@ fn clusters() {
     assert_eq!(accepted(&cluster("")).clusters.len(), 1);
     for (fields, expected) in [
         ("type: STRICT_DNS", ".type: STRICT_DNS is not supported"),
-        ("cluster_type: {name: envoy.clusters.aggregate}", ".cluster_type: envoy.clusters.aggregate is not supported"),
+        (
+            "cluster_type: {name: envoy.clusters.aggregate}",
+            ".cluster_type: envoy.clusters.aggregate is not supported",
+        ),
         ("lb_policy: MAGLEV", ".lb_policy: MAGLEV is not supported"),
         ("lb_policy: CLUSTER_PROVIDED", ".lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST"),
         ("type: ORIGINAL_DST", ".lb_policy: must be CLUSTER_PROVIDED with ORIGINAL_DST"),
-        ("least_request_lb_config: {}", ".least_request_lb_config: is not supported with ROUND_ROBIN"),
+        (
+            "least_request_lb_config: {}",
+            ".least_request_lb_config: is not supported with ROUND_ROBIN",
+        ),
         ("connect_timeout: 0s", ".connect_timeout: must be more than zero"),
         ("circuit_breakers: {}", ".circuit_breakers: is not supported"),
         ("outlier_detection: {}", ".outlier_detection: is not supported"),

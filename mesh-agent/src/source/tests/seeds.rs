@@ -131,16 +131,17 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
         };
         [&[0], listener.encode_to_vec().as_slice()].concat()
     };
-    let nested = (0..90).fold(
-        Permission { rule: Some(permission::Rule::Any(true)) },
-        |inner, _| Permission { rule: Some(permission::Rule::NotRule(Box::new(inner))) },
-    );
+    let nested = (0..90)
+        .fold(Permission { rule: Some(permission::Rule::Any(true)) }, |inner, _| Permission {
+            rule: Some(permission::Rule::NotRule(Box::new(inner))),
+        });
     let policy = Policy {
         permissions: vec![nested],
         principals: vec![Principal { identifier: Some(principal::Identifier::Any(true)) }],
         ..Policy::default()
     };
-    let rules = Rules { action: -1, policies: [(String::new(), policy)].into(), ..Rules::default() };
+    let rules =
+        Rules { action: -1, policies: [(String::new(), policy)].into(), ..Rules::default() };
     let rbac = Rbac { rules: Some(rules), ..Rbac::default() };
     let action = RouteAction {
         timeout: Some(Duration { seconds: i64::MIN, nanos: i32::MIN }),
@@ -167,7 +168,10 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("bad-any-garbage", listener(vec![filter(any(Rbac::type_url(), vec![0xff; 9]))], None)),
         ("bad-any-unknown", listener(vec![filter(any("a/b/c.D".to_owned(), vec![]))], None)),
-        ("bad-rbac-deep", listener(vec![filter(any(Rbac::type_url(), rbac.encode_to_vec()))], None)),
+        (
+            "bad-rbac-deep",
+            listener(vec![filter(any(Rbac::type_url(), rbac.encode_to_vec()))], None),
+        ),
         ("bad-socket", listener(vec![], Some(TransportSocket::default()))),
         ("bad-routes", [&[1], routes.encode_to_vec().as_slice()].concat()),
         ("bad-empty", vec![2]),

@@ -83,7 +83,9 @@ fn aliases_nesting_and_size_are_bounded() {
 fn rules_nested_too_deep_are_refused() {
     let depth = 60;
     let rules = format!("{}any: true{}", "{not_rule: ".repeat(depth), "}".repeat(depth));
-    let yaml = refused::network(&format!("rules: {{policies: {{p: {{permissions: [{{{rules}}}], principals: [{{any: true}}]}}}}}}"));
+    let yaml = refused::network(&format!(
+        "rules: {{policies: {{p: {{permissions: [{{{rules}}}], principals: [{{any: true}}]}}}}}}"
+    ));
     let lines = decode(&[("a.yaml", yaml.as_bytes())]).map(|_| ()).unwrap_err();
     assert!(!lines.is_empty());
 }

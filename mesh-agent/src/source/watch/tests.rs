@@ -81,7 +81,10 @@ async fn in_place_writes_and_renames_are_seen_and_said_once() {
     w.write("notes.txt", "not a resource");
     w.silent().await;
 
-    w.write("b.json", r#"{"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "d"}"#);
+    w.write(
+        "b.json",
+        r#"{"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "d"}"#,
+    );
     assert_eq!(w.clusters().await, ["c", "d"]);
     fs::remove_file(w.path.join("b.json")).unwrap();
     assert_eq!(w.clusters().await, ["c"]);

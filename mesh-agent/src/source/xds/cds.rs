@@ -118,7 +118,8 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         queuing_policies,
     );
     if http2_protocol_options.is_some() {
-        let reason = format!("is not supported: use typed_extension_protocol_options[{HTTP_OPTIONS}]");
+        let reason =
+            format!("is not supported: use typed_extension_protocol_options[{HTTP_OPTIONS}]");
         d.refuse_field("http2_protocol_options", reason);
     }
     if let Some(socket) = transport_socket {
@@ -341,9 +342,7 @@ fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Upstream
             });
             Some(UpstreamProtocol::SameAsDownstream)
         }
-        Some(UpstreamProtocolOptions::AutoConfig(_)) => {
-            d.not_supported("auto_config")
-        }
+        Some(UpstreamProtocolOptions::AutoConfig(_)) => d.not_supported("auto_config"),
         None => d.refused("has no upstream protocol: say explicit_http_config"),
     }
 }

@@ -67,7 +67,8 @@ pub(super) fn duration(
     value: protobuf::Duration,
 ) -> Option<Duration> {
     let protobuf::Duration { seconds, nanos } = value;
-    let valid = (0..=DURATION_MAX_SECONDS).contains(&seconds) && (0..1_000_000_000).contains(&nanos);
+    let valid =
+        (0..=DURATION_MAX_SECONDS).contains(&seconds) && (0..1_000_000_000).contains(&nanos);
     match (u64::try_from(seconds), u32::try_from(nanos)) {
         (Ok(seconds), Ok(nanos)) if valid => Some(Duration::new(seconds, nanos)),
         _ => {
@@ -109,9 +110,7 @@ pub(super) fn socket_address(
         Some(Address { address: Some(address::Address::SocketAddress(address)) }) => {
             d.field("socket_address", |d| numeric_address(d, address))
         }
-        Some(Address { address: Some(address::Address::Pipe(_)) }) => {
-            d.not_supported("pipe")
-        }
+        Some(Address { address: Some(address::Address::Pipe(_)) }) => d.not_supported("pipe"),
         Some(Address { address: Some(address::Address::EnvoyInternalAddress(_)) }) => {
             d.not_supported("envoy_internal_address")
         }
@@ -141,9 +140,7 @@ fn numeric_address(d: &mut Decoder, value: SocketAddress) -> Option<SocketAddr> 
         Some(socket_address::PortSpecifier::PortValue(value)) => {
             d.field("port_value", |d| port(d, value))
         }
-        Some(socket_address::PortSpecifier::NamedPort(_)) => {
-            d.not_supported("named_port")
-        }
+        Some(socket_address::PortSpecifier::NamedPort(_)) => d.not_supported("named_port"),
         None => d.field("port_value", |d| d.refused("is missing")),
     };
     Some(SocketAddr::new(ip?, port?))

@@ -94,9 +94,7 @@ fn lb_endpoint(d: &mut Decoder, value: LbEndpoint) -> Option<Endpoint> {
     };
     let address = match host_identifier {
         Some(HostIdentifier::Endpoint(endpoint)) => d.field("endpoint", |d| host(d, endpoint)),
-        Some(HostIdentifier::EndpointName(_)) => {
-            d.not_supported("endpoint_name")
-        }
+        Some(HostIdentifier::EndpointName(_)) => d.not_supported("endpoint_name"),
         None => d.field("endpoint", |d| d.refused("is missing")),
     };
     Some(Endpoint { address: address?, tunnel: tunnel?, weight: weight?, health: health? })

@@ -182,9 +182,7 @@ fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource>
                 Some(RouteSource::Rds(route_config_name.into()))
             })
         }
-        Some(RouteSpecifier::ScopedRoutes(_)) => {
-            d.not_supported("scoped_routes")
-        }
+        Some(RouteSpecifier::ScopedRoutes(_)) => d.not_supported("scoped_routes"),
         None => d.refused("has no routes: route_config or rds"),
     }
 }

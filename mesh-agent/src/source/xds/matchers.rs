@@ -113,9 +113,8 @@ pub(super) fn header(d: &mut Decoder, value: PbHeaderMatcher) -> Option<HeaderMa
         header_match_specifier,
     } = value;
     let name = d.field("name", |d| header_name(d, &name));
-    let exactly = |pattern| {
-        Some(HeaderMatchKind::String(StringMatcher { pattern, ignore_case: false }))
-    };
+    let exactly =
+        |pattern| Some(HeaderMatchKind::String(StringMatcher { pattern, ignore_case: false }));
     let not_empty = |d: &mut Decoder, field: &str, s: String, pattern: fn(String) -> _| {
         if s.is_empty() {
             return d.field(field, |d| d.refused("is empty, which would match everything"));

@@ -26,7 +26,7 @@ use envoy_types::pb::envoy::config::{
 use prost::{Message, Name as _};
 
 pub(super) use common::PLACEHOLDER;
-pub(super) use reject::REJECTIONS_MAX;
+pub(super) use reject::{REJECTIONS_MAX, rejection};
 
 use self::reject::Decoder;
 use crate::{
@@ -129,32 +129,44 @@ impl ResourceType {
 /// Every reason why it can't be honoured, by full path; at most a hundred and one.
 pub fn decode_any(type_url: &str, value: &[u8]) -> Result<Resource, Vec<RejectedResource>> {
     let Some(kind) = ResourceType::of_url(type_url) else {
-        let path = "resource".to_owned();
-        let reason = format!("unknown @type `{}`", type_url.escape_debug());
-        return Err(vec![RejectedResource { path, reason }]);
+        return Err(vec![rejection("resource", format!("unknown @type `{type_url}`"))]);
     };
     match kind {
-        ResourceType::Listener => decode(kind, value, |m: &PbListener| &m.name, |d, m| {
-            lds::listener(d, m).map(Resource::Listener)
-        }),
-        ResourceType::Routes => decode(kind, value, |m: &PbRoutes| &m.name, |d, m| {
-            if m.name.is_empty() {
-                d.refuse_field("name", "is missing");
-            }
-            rds::configuration(d, m).map(Resource::Routes)
-        }),
-        ResourceType::Cluster => decode(kind, value, |m: &PbCluster| &m.name, |d, m| {
-            cds::cluster(d, m).map(Resource::Cluster)
-        }),
-        ResourceType::Endpoints => {
-            decode(kind, value, |m: &ClusterLoadAssignment| &m.cluster_name, |d, m| {
+        ResourceType::Listener => decode(
+            kind,
+            value,
+            |m: &PbListener| &m.name,
+            |d, m| lds::listener(d, m).map(Resource::Listener),
+        ),
+        ResourceType::Routes => decode(
+            kind,
+            value,
+            |m: &PbRoutes| &m.name,
+            |d, m| {
+                if m.name.is_empty() {
+                    d.refuse_field("name", "is missing");
+                }
+                rds::configuration(d, m).map(Resource::Routes)
+            },
+        ),
+        ResourceType::Cluster => decode(
+            kind,
+            value,
+            |m: &PbCluster| &m.name,
+            |d, m| cds::cluster(d, m).map(Resource::Cluster),
+        ),
+        ResourceType::Endpoints => decode(
+            kind,
+            value,
+            |m: &ClusterLoadAssignment| &m.cluster_name,
+            |d, m| {
                 if m.cluster_name.is_empty() {
                     d.refuse_field("cluster_name", "is missing");
                 }
                 let name = m.cluster_name.as_str().into();
                 eds::assignment(d, m).map(|assignment| Resource::Endpoints(name, assignment))
-            })
-        }
+            },
+        ),
     }
 }
 
@@ -172,9 +184,8 @@ fn decode<M: Message + Default>(
             decoder.finish(decoded)
         }
         Err(error) => {
-            let path = format!("{}[]", kind.table());
             let reason = format!("is not a valid {}: {error}", kind.full_name());
-            Err(vec![RejectedResource { path, reason }])
+            Err(vec![rejection(&format!("{}[]", kind.table()), reason)])
         }
     }
 }

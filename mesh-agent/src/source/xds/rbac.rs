@@ -124,9 +124,9 @@ fn permission(d: &mut Decoder, place: Place, value: PbPermission) -> Option<Perm
         Rule::DestinationIp(range) => {
             d.field("destination_ip", |d| common::cidr(d, range)).map(Permission::DestinationIp)
         }
-        Rule::DestinationPort(port) => d
-            .field("destination_port", |d| common::port(d, port))
-            .map(Permission::DestinationPort),
+        Rule::DestinationPort(port) => {
+            d.field("destination_port", |d| common::port(d, port)).map(Permission::DestinationPort)
+        }
         Rule::DestinationPortRange(range) => {
             d.field("destination_port_range", |d| port_range(d, range))
         }
@@ -159,9 +159,9 @@ fn principal(d: &mut Decoder, place: Place, value: PbPrincipal) -> Option<Princi
         Identifier::OrIds(set) => d.field("or_ids", |d| {
             some(d, "ids", set.ids, |d, p| principal(d, place, p)).map(Principal::Or)
         }),
-        Identifier::NotId(id) => d.field("not_id", |d| {
-            principal(d, place, *id).map(|id| Principal::Not(Box::new(id)))
-        }),
+        Identifier::NotId(id) => {
+            d.field("not_id", |d| principal(d, place, *id).map(|id| Principal::Not(Box::new(id))))
+        }
         Identifier::Authenticated(Authenticated { principal_name }) => {
             d.field("authenticated", |d| match principal_name {
                 None => Some(Principal::Authenticated(None)),

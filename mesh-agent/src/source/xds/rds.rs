@@ -81,8 +81,7 @@ pub(super) fn configuration(
     let mut whole = Some(Vec::new());
     for (i, host) in virtual_hosts.into_iter().enumerate() {
         let index = if host.name.is_empty() { i.to_string() } else { host.name.clone() };
-        let host =
-            d.item("virtual_hosts", index, |d| virtual_host(d, host, &mut seen, body_max));
+        let host = d.item("virtual_hosts", index, |d| virtual_host(d, host, &mut seen, body_max));
         match (&mut whole, host) {
             (Some(list), Some(host)) => list.push(host),
             _ => whole = None,
@@ -405,11 +404,7 @@ fn weighted_clusters(d: &mut Decoder, value: PbWeightedCluster) -> Option<Vec<We
     Some(clusters)
 }
 
-pub(super) fn named_weight(
-    d: &mut Decoder,
-    name: String,
-    weight: u32,
-) -> Option<WeightedCluster> {
+pub(super) fn named_weight(d: &mut Decoder, name: String, weight: u32) -> Option<WeightedCluster> {
     if name.is_empty() {
         return d.field("name", |d| d.refused("is missing"));
     }
