@@ -46,13 +46,6 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    /// The kernel refuses to watch it.
-    #[error("configuration directory {}: can't be watched: {source}", .path.display())]
-    Watch {
-        path: PathBuf,
-        #[source]
-        source: notify::Error,
-    },
 }
 
 /// A whole configuration, decoded.
@@ -88,11 +81,8 @@ pub fn validate(directory: &Path) -> Result<Delivery, Vec<RejectedResource>> {
 
 /// How a directory that can't be read is told to who watches.
 pub(super) fn unreadable(error: &SourceError) -> RejectedResource {
-    let (path, reason) = match error {
-        SourceError::Directory { path, source } => (path, source.to_string()),
-        SourceError::Watch { path, source } => (path, source.to_string()),
-    };
-    xds::rejection(&path.display().to_string(), reason)
+    let SourceError::Directory { path, source } = error;
+    xds::rejection(&path.display().to_string(), source.to_string())
 }
 
 impl Contents {

@@ -12,7 +12,7 @@ use envoy_types::pb::{
         },
     },
     envoy::extensions::filters::network::rbac::v3::Rbac,
-    google::protobuf::{Any, Duration},
+    google::protobuf::{Any, Duration, StringValue},
 };
 use prost::{Message as _, Name as _};
 use serde_json::Value;
@@ -135,6 +135,7 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
         .fold(Permission { rule: Some(permission::Rule::Any(true)) }, |inner, _| Permission {
             rule: Some(permission::Rule::NotRule(Box::new(inner))),
         });
+    let placeholder = StringValue { value: Rbac::full_name() };
     let policy = Policy {
         permissions: vec![nested],
         principals: vec![Principal { identifier: Some(principal::Identifier::Any(true)) }],
@@ -167,6 +168,11 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
     };
     vec![
         ("bad-any-garbage", listener(vec![filter(any(Rbac::type_url(), vec![0xff; 9]))], None)),
+        // A placeholder from the wire must not pass for what it names.
+        (
+            "bad-placeholder",
+            listener(vec![filter(any(StringValue::type_url(), placeholder.encode_to_vec()))], None),
+        ),
         ("bad-any-unknown", listener(vec![filter(any("a/b/c.D".to_owned(), vec![]))], None)),
         (
             "bad-rbac-deep",
@@ -176,4 +182,41 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
         ("bad-routes", [&[1], routes.encode_to_vec().as_slice()].concat()),
         ("bad-empty", vec![2]),
     ]
+}
+
+#[test]
+fn a_placeholder_from_the_wire_does_not_pass_for_what_it_names() {
+    use envoy_types::pb::envoy::{
+        config::core::v3::TrafficDirection,
+        extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+    };
+    let proxy = TcpProxy {
+        cluster_specifier: Some(ClusterSpecifier::Cluster("c".to_owned())),
+        ..TcpProxy::default()
+    };
+    let decode = |type_url, value| {
+        let config = Any { type_url, value };
+        let filter = Filter {
+            name: "x".to_owned(),
+            config_type: Some(filter::ConfigType::TypedConfig(config)),
+        };
+        let address = SocketAddress {
+            address: "10.0.0.1".to_owned(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(80)),
+            ..SocketAddress::default()
+        };
+        let listener = Listener {
+            name: "l".to_owned(),
+            address: Some(Address { address: Some(address::Address::SocketAddress(address)) }),
+            traffic_direction: TrafficDirection::Inbound as i32,
+            filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
+            ..Listener::default()
+        };
+        decode_any(TYPE_URLS[0], &listener.encode_to_vec())
+    };
+    assert!(decode(TcpProxy::type_url(), proxy.encode_to_vec()).is_ok());
+    let named = StringValue { value: TcpProxy::full_name() };
+    // Field 1 is a string in both, so that it would decode.
+    let rejected = decode(StringValue::type_url(), named.encode_to_vec()).unwrap_err();
+    assert!(rejected[0].reason.ends_with("is not supported"), "{rejected:?}");
 }
