@@ -157,7 +157,7 @@ async fn a_config_map_is_swapped_as_one() {
     w.silent().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_a_watch_changes_are_seen_by_polling() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), cluster("a")).unwrap();
