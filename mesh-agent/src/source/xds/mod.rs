@@ -5,6 +5,9 @@
 //! as protos grow: every message is destructured without `..`, and what is bound and
 //! not decoded goes through [`reject::unsupported`]. What is knowingly ignored is
 //! bound to `_` with the reason beside it.
+//!
+//! What a newer control plane sends in a field that these protos don't have yet, prost
+//! drops before it gets here; in files such a field is refused as unknown.
 
 mod cds;
 mod common;
@@ -49,10 +52,13 @@ pub const TYPE_URLS: [&str; 4] = [
 /// One decoded top-level resource.
 #[derive(Debug, Clone)]
 pub enum Resource {
+    /// LDS
     Listener(Listener),
+    /// RDS
     Routes(RouteConfiguration),
+    /// CDS
     Cluster(Cluster),
-    /// With its `cluster_name`.
+    /// EDS, with its `cluster_name`.
     Endpoints(Arc<str>, LoadAssignment),
 }
 
