@@ -46,13 +46,6 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    /// The kernel refuses to watch it.
-    #[error("configuration directory {}: can't be watched: {source}", .path.display())]
-    Watch {
-        path: PathBuf,
-        #[source]
-        source: notify::Error,
-    },
 }
 
 /// A whole configuration, decoded.
@@ -88,14 +81,8 @@ pub fn validate(directory: &Path) -> Result<Delivery, Vec<RejectedResource>> {
 
 /// How a directory that can't be read is told to who watches.
 pub(super) fn unreadable(error: &SourceError) -> RejectedResource {
-    match error {
-        SourceError::Directory { path, source } => {
-            RejectedResource { path: path.display().to_string(), reason: source.to_string() }
-        }
-        SourceError::Watch { path, source } => {
-            RejectedResource { path: path.display().to_string(), reason: source.to_string() }
-        }
-    }
+    let SourceError::Directory { path, source } = error;
+    xds::rejection(&path.display().to_string(), source.to_string())
 }
 
 impl Contents {
@@ -117,7 +104,7 @@ impl Contents {
         if names.len() > FILES_MAX {
             let path = directory.display().to_string();
             let reason = format!("holds {} files, more than {FILES_MAX}", names.len());
-            rejected.push(RejectedResource { path, reason });
+            rejected.push(xds::rejection(&path, reason));
             names.clear();
         }
         for (name, format, path) in names {
@@ -129,7 +116,7 @@ impl Contents {
                 // Gone since the directory was read: not there, then.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {}
                 Err(error) => {
-                    rejected.push(RejectedResource { path: name, reason: error.to_string() });
+                    rejected.push(xds::rejection(&name, error.to_string()));
                 }
             }
         }
@@ -224,7 +211,7 @@ struct Decoding {
 
 impl Decoding {
     fn refuse(&mut self, path: String, reason: impl Into<String>) {
-        self.rejected.push(RejectedResource { path, reason: reason.into() });
+        self.rejected.push(xds::rejection(&path, reason));
     }
 
     fn document(&mut self, file: &str, document: Value) {
@@ -305,17 +292,14 @@ impl Decoding {
             Ok(transcoded) => transcoded,
             Err(rejected) => return self.rejected.extend(rejected),
         };
-        let json::Transcoded { bytes, rejected } = transcoded;
-        match xds::decode_any(&type_url, &bytes) {
-            Ok(resource) if rejected.is_empty() => resource.add_to(&mut self.resources),
-            Ok(_) => self.rejected.extend(rejected),
-            Err(further) => {
-                // A field that was refused and left out is also missing: said once.
-                let further = further
-                    .into_iter()
-                    .filter(|f| !rejected.iter().any(|r| follows_from(&f.path, &r.path)));
-                let further: Vec<_> = further.collect();
-                self.rejected.extend(rejected);
+        match xds::decode_any(&type_url, &transcoded.bytes) {
+            Ok(resource) if transcoded.rejected.is_empty() => {
+                resource.add_to(&mut self.resources);
+            }
+            Ok(_) => self.rejected.extend(transcoded.rejected),
+            Err(mut further) => {
+                further.retain(|rejection| !transcoded.explains(&rejection.path));
+                self.rejected.extend(transcoded.rejected);
                 self.rejected.extend(further);
             }
         }
@@ -327,18 +311,10 @@ fn at(file: &str, place: &str) -> String {
 }
 
 fn is_response(fields: &Map<String, Value>) -> bool {
-    match fields.get("@type").and_then(Value::as_str) {
-        Some(type_url) => type_url.rsplit('/').next() == Some(RESPONSE_TYPE),
+    match fields.get("@type") {
+        Some(type_url) => {
+            type_url.as_str().and_then(|url| url.rsplit('/').next()) == Some(RESPONSE_TYPE)
+        }
         None => RESPONSE_FIELDS.iter().any(|field| fields.contains_key(*field)),
     }
-}
-
-/// Whether a rejection at `path` may come from another one's field having been left
-/// out: it is that field, what holds it, or a sibling.
-fn follows_from(path: &str, refused: &str) -> bool {
-    fn parent(path: &str) -> &str {
-        path.rfind(['.', '[']).and_then(|end| path.get(..end)).unwrap_or(path)
-    }
-    let holder = parent(refused);
-    path == refused || path == holder || parent(path) == holder
 }

@@ -4,7 +4,10 @@
 //! for `xds` to say. Unknown fields, and values that don't fit theirs, are refused
 //! here, by path.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+};
 
 use prost::Message as _;
 use prost_reflect::{
@@ -36,6 +39,26 @@ pub(super) struct Transcoded {
     pub(super) bytes: Vec<u8>,
     /// What was refused, and left out of `bytes`.
     pub(super) rejected: Vec<RejectedResource>,
+    /// The fields beside refused ones that did go into `bytes`.
+    present: HashSet<String>,
+}
+
+impl Transcoded {
+    /// Whether a decoder's rejection at `path` only says that something is missing
+    /// which was refused, and left out, here: it need not be said twice.
+    pub(super) fn explains(&self, path: &str) -> bool {
+        self.rejected.iter().any(|refused| {
+            let holder = holder(&refused.path);
+            path == refused.path
+                || path == holder
+                || (self::holder(path) == holder && !self.present.contains(path))
+        })
+    }
+}
+
+/// The path of what holds the field or item at `path`.
+fn holder(path: &str) -> &str {
+    path.rfind(['.', '[']).and_then(|end| path.get(..end)).unwrap_or(path)
 }
 
 /// Encodes the JSON of one resource; `root` is the path of its rejections.
@@ -44,15 +67,18 @@ pub(super) fn transcode(
     mut fields: Map<String, Value>,
     root: String,
 ) -> Result<Transcoded, Vec<RejectedResource>> {
-    let refuse = |path: String, reason| vec![RejectedResource { path, reason }];
     let Some(descriptor) = POOL.get_message_by_name(&kind.full_name()) else {
-        return Err(refuse(root, format!("{} has no descriptor", kind.full_name())));
+        let reason = format!("{} has no descriptor", kind.full_name());
+        return Err(vec![xds::rejection(&root, reason)]);
     };
     fields.remove(TYPE_KEY);
-    let mut walk = Walk { path: root, rejected: Vec::new() };
+    let mut walk = Walk { path: root, rejected: Vec::new(), present: HashSet::new() };
     walk.message(&descriptor, &mut fields);
     match read(&descriptor, &Value::Object(fields)) {
-        Ok(message) => Ok(Transcoded { bytes: message.encode_to_vec(), rejected: walk.rejected }),
+        Ok(message) => {
+            let Walk { rejected, present, .. } = walk;
+            Ok(Transcoded { bytes: message.encode_to_vec(), rejected, present })
+        }
         Err(reason) => {
             walk.refuse(reason);
             Err(walk.rejected)
@@ -72,12 +98,13 @@ fn read(descriptor: &MessageDescriptor, value: &Value) -> Result<DynamicMessage,
 struct Walk {
     path: String,
     rejected: Vec<RejectedResource>,
+    present: HashSet<String>,
 }
 
 impl Walk {
     fn refuse(&mut self, reason: impl Into<String>) {
         if self.rejected.len() < xds::REJECTIONS_MAX {
-            self.rejected.push(RejectedResource { path: self.path.clone(), reason: reason.into() });
+            self.rejected.push(xds::rejection(&self.path, reason));
         }
     }
 
@@ -91,6 +118,7 @@ impl Walk {
     }
 
     fn message(&mut self, descriptor: &MessageDescriptor, fields: &mut Map<String, Value>) {
+        let rejections = self.rejected.len();
         let mut by_number: HashMap<u32, String> = HashMap::new();
         let mut by_oneof: HashMap<String, String> = HashMap::new();
         fields.retain(|key, value| {
@@ -120,6 +148,14 @@ impl Walk {
                 walk.field(&field, key, value)
             })
         });
+        if self.rejected.len() > rejections {
+            let numbers = fields.keys().filter_map(|key| {
+                let (number, _) = by_number.iter().find(|(_, given)| *given == key)?;
+                descriptor.get_field(*number)
+            });
+            let paths = numbers.map(|field| format!("{}.{}", self.path, field.name()));
+            self.present.extend(paths);
+        }
     }
 
     /// Whether the field may stay.

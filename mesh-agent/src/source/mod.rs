@@ -15,7 +15,7 @@ mod xds;
 
 pub use file::{Delivery, SourceError, validate};
 pub use watch::{FileSource, Update};
-pub use xds::{Resource, decode_any};
+pub use xds::{Resource, TYPE_URLS, decode_any};
 
 #[cfg(test)]
 mod tests;

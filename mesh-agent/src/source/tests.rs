@@ -1,5 +1,9 @@
 //! The whole way from a file's text to the model, and to rejections by path.
 
+mod refused;
+mod seeds;
+mod text;
+
 use std::{fs, time::Duration};
 
 use super::*;

@@ -5,6 +5,7 @@ use std::{cell::Cell, fmt};
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use super::xds;
 use crate::snapshot::RejectedResource;
 
 /// How many scalars, lists and mappings one file may hold once YAML's aliases are
@@ -27,8 +28,7 @@ pub(super) fn documents(
     text: &[u8],
 ) -> Result<Vec<Value>, RejectedResource> {
     let at = |line: usize, column: usize, reason: String| {
-        let path = format!("{file}:{line}:{column}");
-        RejectedResource { path, reason }
+        xds::rejection(&format!("{file}:{line}:{column}"), reason)
     };
     let text = std::str::from_utf8(text).map_err(|error| {
         let valid = text.get(..error.valid_up_to()).unwrap_or_default();

@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::file::{self, Contents, Delivery, SourceError};
+use super::{
+    file::{self, Contents, Delivery, SourceError},
+    xds,
+};
 use crate::snapshot::RejectedResource;
 
 /// How long the directory has to be still, twice, before a change counts.
@@ -73,16 +76,9 @@ impl FileSource {
     /// Sends what the directory says now and at every change, until `shutdown` or until
     /// nobody receives any more. The same content is not sent twice in a row, good or
     /// bad. A directory that vanishes is a rejection, and is watched again once it is
-    /// back.
-    ///
-    /// # Errors
-    /// [`SourceError::Watch`] where the kernel refuses a watch at start.
-    pub async fn watch(
-        self,
-        updates: mpsc::Sender<Update>,
-        shutdown: CancellationToken,
-    ) -> Result<(), SourceError> {
-        let mut watching = Watching::start(&self.directory)?;
+    /// back. Where the kernel grants no watch, changes are seen by polling, later.
+    pub async fn watch(self, updates: mpsc::Sender<Update>, shutdown: CancellationToken) {
+        let mut watching = Watching::start(&self.directory);
         let mut sent: Option<Verdict> = None;
         let work = async {
             loop {
@@ -103,7 +99,6 @@ impl FileSource {
             () = shutdown.cancelled() => {}
             () = work => {}
         }
-        Ok(())
     }
 }
 
@@ -148,60 +143,74 @@ async fn read(directory: &Path) -> Result<Contents, RejectedResource> {
 }
 
 fn broken(directory: &Path, error: &tokio::task::JoinError) -> RejectedResource {
-    let path = directory.display().to_string();
-    RejectedResource { path, reason: format!("reading it failed: {error}") }
+    xds::rejection(&directory.display().to_string(), format!("reading it failed: {error}"))
 }
 
 /// The kernel's watches on the directory and on what holds it.
 struct Watching {
     directory: PathBuf,
-    watcher: RecommendedWatcher,
+    /// `None` where the kernel grants none: nodes do run out of inotify instances.
+    watcher: Option<RecommendedWatcher>,
     events: mpsc::Receiver<notify::Result<Event>>,
     /// The directory that is being watched, by device and inode; `None` while there is
     /// none.
     watched: Option<(u64, u64)>,
     /// Files that somebody is writing to, and when they last did.
     writers: HashMap<OsString, Instant>,
+    /// Whether it was said that changes are seen by polling only.
+    warned: bool,
 }
 
 impl Watching {
-    fn start(directory: &Path) -> Result<Self, SourceError> {
-        let failed = |source| SourceError::Watch { path: directory.to_owned(), source };
+    fn start(directory: &Path) -> Self {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let of = directory.to_owned();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            if event.as_ref().map_or(true, counts) {
+            if event.as_ref().map_or(true, |event| counts(event, &of)) {
                 // Full: there are events enough to make us look, and the poll besides.
                 let _ = sender.try_send(event);
             }
-        })
-        .map_err(failed)?;
+        });
         let mut watching = Self {
             directory: directory.to_owned(),
-            watcher,
+            watcher: None,
             events,
             watched: None,
             writers: HashMap::new(),
+            warned: false,
         };
-        watching.rewatch().map_err(failed)?;
-        // Tells when the directory itself is replaced; the poll would too, later.
-        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            let _ = watching.watcher.watch(parent, RecursiveMode::NonRecursive);
+        match watcher {
+            Ok(watcher) => watching.watcher = Some(watcher),
+            Err(error) => watching.warn(&error),
         }
-        Ok(watching)
+        watching.rewatch();
+        // Tells when the directory itself is replaced; the poll would too, later.
+        if let (Some(watcher), Some(parent)) = (&mut watching.watcher, directory.parent()) {
+            let _ = watcher.watch(parent, RecursiveMode::NonRecursive);
+        }
+        watching
+    }
+
+    fn warn(&mut self, error: &notify::Error) {
+        if !std::mem::replace(&mut self.warned, true) {
+            let directory = self.directory.display();
+            tracing::warn!(%directory, %error, "no watch granted: changes are seen by polling");
+        }
     }
 
     /// Watches the directory that is at the path now, if it is another one.
-    fn rewatch(&mut self) -> notify::Result<()> {
+    fn rewatch(&mut self) {
         let now = identity(&self.directory).ok();
         if now == self.watched {
-            return Ok(());
+            return;
         }
         self.forget();
-        if now.is_some() {
-            self.watcher.watch(&self.directory, RecursiveMode::NonRecursive)?;
-            self.watched = now;
+        if let (Some(watcher), Some(_)) = (&mut self.watcher, now) {
+            match watcher.watch(&self.directory, RecursiveMode::NonRecursive) {
+                Ok(()) => self.watched = now,
+                Err(error) => self.warn(&error),
+            }
         }
-        Ok(())
     }
 
     /// Waits until something may have changed.
@@ -224,9 +233,7 @@ impl Watching {
     async fn settled(&mut self) -> Verdict {
         let mut last = None;
         loop {
-            if let Err(error) = self.rewatch() {
-                tracing::warn!(directory = %self.directory.display(), %error, "polling only");
-            }
+            self.rewatch();
             self.still().await;
             let now = Verdict::of(&self.directory).await;
             if last.as_ref() == Some(&now) {
@@ -293,9 +300,9 @@ impl Watching {
     }
 
     fn forget(&mut self) {
-        if self.watched.take().is_some() {
+        if let (Some(watcher), Some(_)) = (&mut self.watcher, self.watched.take()) {
             // The kernel has dropped it already if the directory is gone.
-            let _ = self.watcher.unwatch(&self.directory);
+            let _ = watcher.unwatch(&self.directory);
         }
         self.writers.clear();
     }
@@ -309,12 +316,14 @@ async fn next(events: &mut mpsc::Receiver<notify::Result<Event>>) -> notify::Res
     }
 }
 
-/// Whether an event can mean a change: our own reading causes events too.
-fn counts(event: &Event) -> bool {
+/// Whether an event can mean a change: our own reading causes events too, and so does
+/// whatever else lives beside the directory.
+fn counts(event: &Event, directory: &Path) -> bool {
+    let near = |path: &PathBuf| path == directory || path.parent() == Some(directory);
     match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => event.paths.iter().any(near),
         EventKind::Access(_) => false,
-        _ => true,
+        _ => event.need_rescan() || event.paths.iter().any(near),
     }
 }
 

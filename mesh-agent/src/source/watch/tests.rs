@@ -11,7 +11,7 @@ struct Watched {
     path: PathBuf,
     updates: mpsc::Receiver<Update>,
     shutdown: CancellationToken,
-    task: JoinHandle<Result<(), SourceError>>,
+    task: JoinHandle<()>,
 }
 
 impl Watched {
@@ -90,7 +90,7 @@ async fn in_place_writes_and_renames_are_seen_and_said_once() {
     assert_eq!(w.clusters().await, ["c"]);
 
     w.shutdown.cancel();
-    w.task.await.unwrap().unwrap();
+    w.task.await.unwrap();
 }
 
 #[tokio::test]
@@ -155,6 +155,19 @@ async fn a_config_map_is_swapped_as_one() {
     assert_eq!(w.clusters().await, ["c", "d"]);
     fs::remove_dir_all(w.path.join("..one")).unwrap();
     w.silent().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_watch_changes_are_seen_by_polling() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("a.yaml"), cluster("a")).unwrap();
+    let mut watching = Watching::start(directory.path());
+    watching.forget();
+    watching.watcher = None;
+    let before = watching.settled().await;
+    fs::write(directory.path().join("a.yaml"), cluster("b")).unwrap();
+    time::timeout(POLL * 2, watching.changed()).await.unwrap();
+    assert_ne!(watching.settled().await, before);
 }
 
 #[test]

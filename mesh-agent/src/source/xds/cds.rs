@@ -278,9 +278,8 @@ fn protocol(d: &mut Decoder, options: HashMap<String, Any>) -> Option<UpstreamPr
     let mut protocol = Some(UpstreamProtocol::Http1);
     for (key, any) in options {
         let decoded = d.item("typed_extension_protocol_options", &key, |d| {
-            let type_name = common::type_name(&any);
-            if key != HTTP_OPTIONS || type_name != HTTP_OPTIONS {
-                common::refuse_extension(d, "", &type_name);
+            if key != HTTP_OPTIONS || !common::is::<HttpProtocolOptions>(&any) {
+                common::refuse_extension(d, "", &common::type_name(&any));
                 return None;
             }
             common::unpack(d, &any).and_then(|options| http_protocol(d, options))

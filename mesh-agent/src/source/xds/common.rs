@@ -15,7 +15,7 @@ use envoy_types::pb::{
     google::protobuf,
 };
 use ipnet::IpNet;
-use prost::Message;
+use prost::{Message, Name};
 
 use super::reject::{Decoder, unsupported};
 
@@ -30,9 +30,19 @@ const API_VERSIONS: [i32; 2] = [0, 2];
 /// somebody wrote is refused just the same.
 pub(in crate::source) const PLACEHOLDER: &str = "google.protobuf.StringValue";
 
-/// The full name of an `Any`'s type, without the URL's prefix.
+/// Whether an `Any` holds a message of this type, whatever its URL's prefix.
+pub(super) fn is<M: Name>(any: &protobuf::Any) -> bool {
+    url_type(any) == M::full_name()
+}
+
+fn url_type(any: &protobuf::Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+/// What to call an `Any`'s type in a refusal. Never decide by this: a placeholder says
+/// the name of what it stands for.
 pub(super) fn type_name(any: &protobuf::Any) -> String {
-    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    let name = url_type(any);
     if name == PLACEHOLDER
         && let Ok(original) = protobuf::StringValue::decode(any.value.as_slice())
     {

@@ -13,7 +13,6 @@ use envoy_types::pb::envoy::extensions::filters::{
         http_filter,
     },
 };
-use prost::Name;
 
 use super::{
     common, http_options,
@@ -239,17 +238,16 @@ fn http_filter(d: &mut Decoder, value: PbHttpFilter) -> Option<Decoded> {
             return None;
         }
     };
-    let type_name = common::type_name(&any);
-    if type_name == Router::full_name() {
+    if common::is::<Router>(&any) {
         let value = common::unpack(d, &any)?;
         router(d, value);
         Some(Decoded::Router)
-    } else if type_name == PbHttpRbac::full_name() {
+    } else if common::is::<PbHttpRbac>(&any) {
         let value = common::unpack(d, &any)?;
         let rbac = http_rbac(d, value)?;
         Some(rbac.map_or(Decoded::Nothing, Decoded::Filter))
     } else {
-        common::refuse_extension(d, &name, &type_name);
+        common::refuse_extension(d, &name, &common::type_name(&any));
         None
     }
 }

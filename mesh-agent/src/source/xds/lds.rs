@@ -25,7 +25,6 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use prost::Name;
 
 use super::{
     common, hcm,
@@ -282,21 +281,20 @@ fn network_filter(d: &mut Decoder, value: Filter) -> Option<Decoded> {
             return None;
         }
     };
-    let type_name = common::type_name(&any);
-    if type_name == PbNetworkRbac::full_name() {
+    if common::is::<PbNetworkRbac>(&any) {
         let value = common::unpack(d, &any)?;
         let rbac = network_rbac(d, value)?;
         Some(rbac.map_or(Decoded::Nothing, Decoded::Filter))
-    } else if type_name == PbTcpProxy::full_name() {
+    } else if common::is::<PbTcpProxy>(&any) {
         let value = common::unpack(d, &any)?;
         let proxy = tcp_proxy(d, value)?;
         Some(Decoded::Terminal(TerminalFilter::TcpProxy(Arc::new(proxy))))
-    } else if type_name == HttpConnectionManager::full_name() {
+    } else if common::is::<HttpConnectionManager>(&any) {
         let value = common::unpack(d, &any)?;
         let manager = hcm::connection_manager(d, value)?;
         Some(Decoded::Terminal(TerminalFilter::Http(Arc::new(manager))))
     } else {
-        common::refuse_extension(d, &name, &type_name);
+        common::refuse_extension(d, &name, &common::type_name(&any));
         None
     }
 }

@@ -5,6 +5,9 @@
 //! as protos grow: every message is destructured without `..`, and what is bound and
 //! not decoded goes through [`reject::unsupported`]. What is knowingly ignored is
 //! bound to `_` with the reason beside it.
+//!
+//! What a newer control plane sends in a field that these protos don't have yet, prost
+//! drops before it gets here; in files such a field is refused as unknown.
 
 mod cds;
 mod common;
@@ -26,7 +29,7 @@ use envoy_types::pb::envoy::config::{
 use prost::{Message, Name as _};
 
 pub(super) use common::PLACEHOLDER;
-pub(super) use reject::REJECTIONS_MAX;
+pub(super) use reject::{REJECTIONS_MAX, rejection};
 
 use self::reject::Decoder;
 use crate::{
@@ -38,13 +41,24 @@ use crate::{
     snapshot::{RejectedResource, Resources},
 };
 
+/// The type URLs [`decode_any`] knows: LDS, RDS, CDS, EDS.
+pub const TYPE_URLS: [&str; 4] = [
+    "type.googleapis.com/envoy.config.listener.v3.Listener",
+    "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+    "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+    "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+];
+
 /// One decoded top-level resource.
 #[derive(Debug, Clone)]
 pub enum Resource {
+    /// LDS
     Listener(Listener),
+    /// RDS
     Routes(RouteConfiguration),
+    /// CDS
     Cluster(Cluster),
-    /// With its `cluster_name`.
+    /// EDS, with its `cluster_name`.
     Endpoints(Arc<str>, LoadAssignment),
 }
 
@@ -121,9 +135,7 @@ impl ResourceType {
 /// Every reason why it can't be honoured, by full path; at most a hundred and one.
 pub fn decode_any(type_url: &str, value: &[u8]) -> Result<Resource, Vec<RejectedResource>> {
     let Some(kind) = ResourceType::of_url(type_url) else {
-        let path = "resource".to_owned();
-        let reason = format!("unknown @type `{}`", type_url.escape_debug());
-        return Err(vec![RejectedResource { path, reason }]);
+        return Err(vec![rejection("resource", format!("unknown @type `{type_url}`"))]);
     };
     match kind {
         ResourceType::Listener => decode(
@@ -178,9 +190,8 @@ fn decode<M: Message + Default>(
             decoder.finish(decoded)
         }
         Err(error) => {
-            let path = format!("{}[]", kind.table());
             let reason = format!("is not a valid {}: {error}", kind.full_name());
-            Err(vec![RejectedResource { path, reason }])
+            Err(vec![rejection(&format!("{}[]", kind.table()), reason)])
         }
     }
 }

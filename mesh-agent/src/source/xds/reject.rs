@@ -9,6 +9,33 @@ use crate::snapshot::RejectedResource;
 /// More than this many rejections are counted, not kept.
 pub(in crate::source) const REJECTIONS_MAX: usize = 100;
 
+/// The longest path or reason, in characters.
+const TEXT_MAX_CHARS: usize = 1024;
+
+/// A rejection whose text is fit for a log and a terminal, whatever a resource is
+/// called: bounded, on one line, without control characters.
+pub(in crate::source) fn rejection(path: &str, reason: impl Into<String>) -> RejectedResource {
+    RejectedResource { path: printable(path), reason: printable(&reason.into()) }
+}
+
+fn printable(text: &str) -> String {
+    // Bidirectional controls reorder what is shown around them.
+    let hidden =
+        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut shown = String::new();
+    for (i, c) in text.chars().enumerate() {
+        match c {
+            _ if i == TEXT_MAX_CHARS => {
+                shown.push('…');
+                break;
+            }
+            c if hidden(c) => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// Where a decoder is in a resource, and what it has refused so far.
 ///
 /// Decoders go on after a refusal, so that an operator sees all of them at once;
@@ -78,7 +105,7 @@ impl Decoder {
     /// Refuses what is at the current path.
     pub(super) fn refuse(&mut self, reason: impl Into<String>) {
         if self.rejected.len() < REJECTIONS_MAX {
-            self.rejected.push(RejectedResource { path: self.path.clone(), reason: reason.into() });
+            self.rejected.push(rejection(&self.path, reason));
         } else {
             self.more += 1;
         }
@@ -121,14 +148,13 @@ impl Decoder {
     pub(super) fn finish<T>(mut self, decoded: Option<T>) -> Result<T, Vec<RejectedResource>> {
         if self.more > 0 {
             let reason = format!("and {} more rejections", self.more);
-            self.rejected.push(RejectedResource { path: self.path, reason });
+            self.rejected.push(rejection(&self.path, reason));
         } else if self.rejected.is_empty() {
             if let Some(decoded) = decoded {
                 return Ok(decoded);
             }
             // A decoder that gives up says why; this keeps the promise if one forgets.
-            let reason = "could not be decoded".to_owned();
-            self.rejected.push(RejectedResource { path: self.path, reason });
+            self.rejected.push(rejection(&self.path, "could not be decoded"));
         }
         Err(self.rejected)
     }
@@ -195,6 +221,13 @@ impl IsSet for u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rejections_can_be_shown() {
+        let shown = rejection("a\n\u{1b}[31m\u{202e}ü", "x".repeat(5000));
+        assert_eq!(shown.path, "a\\n\\u{1b}[31m\\u{202e}ü");
+        assert_eq!(shown.reason.chars().count(), TEXT_MAX_CHARS + 1);
+    }
 
     #[test]
     fn rejections_are_bounded_and_counted() {

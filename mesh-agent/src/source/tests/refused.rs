@@ -1,0 +1,517 @@
+//! Well-formed resources that ask for what is not there, and the paths they are
+//! refused by.
+
+use super::*;
+
+fn listener(rest: &str) -> String {
+    format!(
+        "'@type': t/envoy.config.listener.v3.Listener\nname: web\n\
+         traffic_direction: INBOUND\n\
+         address: {{socket_address: {{address: 10.0.0.1, port_value: 80}}}}\n{rest}\n"
+    )
+}
+
+const TCP: &str = "{name: tcp, typed_config: {'@type': \
+    t/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, cluster: c}}";
+const ROUTER: &str = "{name: router, typed_config: {'@type': \
+    t/envoy.extensions.filters.http.router.v3.Router}}";
+
+fn chain(rest: &str) -> String {
+    listener(&format!("filter_chains: [{{filters: [{TCP}], {rest}}}]"))
+}
+
+/// A listener with a network RBAC filter of these fields.
+pub(super) fn network(rbac: &str) -> String {
+    let filter = format!(
+        "{{name: rbac, typed_config: {{'@type': \
+         t/envoy.extensions.filters.network.rbac.v3.RBAC, {rbac}}}}}"
+    );
+    listener(&format!("filter_chains: [{{filters: [{filter}, {TCP}]}}]"))
+}
+
+fn http(fields: &str) -> String {
+    listener(&format!(
+        "filter_chains: [{{filters: [{{name: hcm, typed_config: {{'@type': \
+         t/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
+         {fields}}}}}]}}]"
+    ))
+}
+
+fn http_rbac(policy: &str) -> String {
+    http(&format!(
+        "rds: {{route_config_name: r}}, http_filters: [{{name: x, typed_config: {{'@type': \
+         t/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {{policies: {{p: {{{policy}}}}}}}}}}}, \
+         {ROUTER}]"
+    ))
+}
+
+fn route(route: &str) -> String {
+    format!(
+        "'@type': t/envoy.config.route.v3.RouteConfiguration\nname: r\n\
+         virtual_hosts: [{{name: h, domains: ['*'], routes: [{{{route}}}]}}]\n"
+    )
+}
+
+fn cluster(fields: &str) -> String {
+    format!("'@type': t/envoy.config.cluster.v3.Cluster\nname: c\n{fields}\n")
+}
+
+fn endpoint(fields: &str) -> String {
+    format!(
+        "'@type': t/envoy.config.endpoint.v3.ClusterLoadAssignment\ncluster_name: e\n\
+         endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: \
+         {{address: 10.0.0.1, port_value: 80}}}}}}, {fields}}}]}}]\n"
+    )
+}
+
+/// Checks one rejection, without the path of the part that all cases share.
+#[track_caller]
+fn one(yaml: String, prefix: &str, expected: &str) {
+    check(&yaml, &[&format!("{prefix}{expected}")]);
+}
+
+#[test]
+fn listeners() {
+    let ok = format!("filter_chains: [{{filters: [{TCP}]}}]");
+    assert_eq!(accepted(&listener(&ok)).listeners.len(), 1);
+    for (fields, expected) in [
+        ("use_original_dst: true", ".use_original_dst: is not supported"),
+        (
+            "bind_to_port: true",
+            ".bind_to_port: is not supported: traffic is captured, not bound to",
+        ),
+        (
+            "access_log: [{name: envoy.access_loggers.file}]",
+            ".access_log[0]: envoy.access_loggers.file is not supported: \
+             the agent logs every connection itself",
+        ),
+        (
+            "listener_filters: [{name: envoy.filters.listener.tls_inspector}]",
+            ".listener_filters[0]: envoy.filters.listener.tls_inspector is not supported",
+        ),
+        ("socket_options: [{level: 1}]", ".socket_options: is not supported"),
+        ("internal_listener: {}", ".internal_listener: is not supported"),
+        ("nonsense: 1", ".nonsense: unknown field"),
+        ("drain_type: NEVER", ".drain_type: unrecognized enum value 'NEVER'"),
+    ] {
+        one(listener(&format!("{ok}\n{fields}")), "listeners[web]", expected);
+    }
+    let no_direction = listener(&ok).replace("traffic_direction: INBOUND\n", "");
+    let expected =
+        ".traffic_direction: must be INBOUND or OUTBOUND; gateway listeners are not supported";
+    one(no_direction, "listeners[web]", expected);
+    let pipe = listener(&ok)
+        .replace("{socket_address: {address: 10.0.0.1, port_value: 80}}", "{pipe: {path: /x}}");
+    one(pipe, "listeners[web]", ".address.pipe: is not supported");
+    let named = listener(&ok).replace("10.0.0.1", "localhost");
+    one(
+        named,
+        "listeners[web]",
+        ".address.socket_address.address: `localhost` is not an IP address; names are not resolved",
+    );
+    one(
+        listener(""),
+        "listeners[web]",
+        ".filter_chains: is empty, and there is no default_filter_chain",
+    );
+}
+
+#[test]
+fn filter_chains() {
+    for (fields, expected) in [
+        (
+            "transport_socket: {name: envoy.transport_sockets.tls, typed_config: {'@type': \
+             t/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, x: y}}",
+            ".transport_socket: envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext is \
+             not supported: mTLS of captured traffic is the agent's own, with the workload's identity",
+        ),
+        (
+            "filter_chain_match: {server_names: [a]}",
+            ".filter_chain_match.server_names: is not supported",
+        ),
+        (
+            "filter_chain_match: {source_type: EXTERNAL}",
+            ".filter_chain_match.source_type: is not supported",
+        ),
+        (
+            "filter_chain_match: {destination_port: 70000}",
+            ".filter_chain_match.destination_port: 70000 is not a port",
+        ),
+        (
+            "filter_chain_match: {transport_protocol: quic}",
+            ".filter_chain_match.transport_protocol: `quic` is not supported, only tls and raw_buffer",
+        ),
+        (
+            "filter_chain_match: {prefix_ranges: [{address_prefix: 10.0.0.0}]}",
+            ".filter_chain_match.prefix_ranges[0].prefix_len: is missing, which would match every address",
+        ),
+        (
+            "filter_chain_match: {prefix_ranges: [{address_prefix: 10.0.0.0, prefix_len: 33}]}",
+            ".filter_chain_match.prefix_ranges[0].prefix_len: 33 is too long for 10.0.0.0",
+        ),
+        (
+            "filter_chain_match: {source_ports: ['x']}",
+            ".filter_chain_match.source_ports: invalid digit found in string",
+        ),
+    ] {
+        one(chain(fields), "listeners[web].filter_chains[0]", expected);
+    }
+    let twice = listener(&format!("filter_chains: [{{filters: [{TCP}]}}, {{filters: [{TCP}]}}]"));
+    one(
+        twice,
+        "listeners[web].filter_chains[1]",
+        ".filter_chain_match: is the same as an earlier one's",
+    );
+    for (filters, expected) in [
+        (String::new(), ".filters: is empty"),
+        (format!("{TCP}, {TCP}"), ".filters[0]: must be the last filter of its chain"),
+        (
+            "{name: e, typed_config: {'@type': t/envoy.extensions.filters.network.echo.v3.Echo}}"
+                .to_owned(),
+            ".filters[0]: e (envoy.extensions.filters.network.echo.v3.Echo) is not supported",
+        ),
+        (
+            "{name: envoy.filters.network.echo}".to_owned(),
+            ".filters[0]: envoy.filters.network.echo is not supported",
+        ),
+        ("{name: x, typed_config: {cluster: y}}".to_owned(), ".filters[0]: has no @type"),
+        (
+            TCP.replace("cluster: c", "cluster: c, tunneling_config: {hostname: x}"),
+            ".filters[0].tunneling_config: is not supported",
+        ),
+        (
+            TCP.replace("cluster: c", "weighted_clusters: {clusters: [{name: a, weight: 0}]}"),
+            ".filters[0].weighted_clusters: has no weight above zero",
+        ),
+        (
+            TCP.replace("cluster: c", "cluster: c, weighted_clusters: {}"),
+            ".filters[0].weighted_clusters: excludes cluster: only one of them may be set",
+        ),
+        (
+            TCP.replace("cluster: c", "cluster: c, idle_timeout: -1s"),
+            ".filters[0].idle_timeout: is negative or beyond ten thousand years",
+        ),
+    ] {
+        let yaml = listener(&format!("filter_chains: [{{filters: [{filters}]}}]"));
+        one(yaml, "listeners[web].filter_chains[0]", expected);
+    }
+}
+
+#[test]
+fn connection_managers() {
+    let base = format!("rds: {{route_config_name: r}}, http_filters: [{ROUTER}]");
+    assert_eq!(accepted(&http(&base)).listeners.len(), 1);
+    for (fields, expected) in [
+        (
+            "upgrade_configs: [{upgrade_type: websocket}]",
+            ".upgrade_configs[0]: websocket is not supported",
+        ),
+        ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
+        ("tracing: {}", ".tracing: is not supported"),
+        ("use_remote_address: false", ".use_remote_address: is not supported"),
+        ("strip_any_host_port: true", ".strip_any_host_port: is not supported"),
+        ("max_request_headers_kb: 9000", ".max_request_headers_kb: 9000 is not within 1 to 8192"),
+        (
+            "common_http_protocol_options: {max_headers_count: 3}",
+            ".common_http_protocol_options.max_headers_count: is not supported",
+        ),
+        (
+            "http2_protocol_options: {max_concurrent_streams: 3}",
+            ".http2_protocol_options.max_concurrent_streams: is not supported",
+        ),
+    ] {
+        one(
+            http(&format!("{base}, {fields}")),
+            "listeners[web].filter_chains[0].filters[0]",
+            expected,
+        );
+    }
+    let routed = |routes: &str| http(&format!("{routes}, http_filters: [{ROUTER}]"));
+    let filtered =
+        |filters: &str| http(&format!("rds: {{route_config_name: r}}, http_filters: [{filters}]"));
+    let rbac = "{name: x, typed_config: {'@type': t/envoy.extensions.filters.http.rbac.v3.RBAC}}";
+    for (yaml, expected) in [
+        (routed("scoped_routes: {name: x}"), ".scoped_routes: is not supported"),
+        (routed("stat_prefix: x"), ": has no routes: route_config or rds"),
+        (
+            routed("rds: {route_config_name: r, config_source: {path_config_source: {path: /x}}}"),
+            ".rds.config_source.path_config_source: is not supported: resources come from the \
+             source of this one (`ads: {}`)",
+        ),
+        (filtered(""), ".http_filters: is empty; it must end with the router"),
+        (filtered(rbac), ".http_filters[0]: can't be the last filter: that is the router's place"),
+        (
+            filtered(&format!("{ROUTER}, {ROUTER}")),
+            ".http_filters[0]: the router must be the last filter",
+        ),
+        (
+            filtered(
+                "{name: r, typed_config: {'@type': t/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true}}",
+            ),
+            ".http_filters[0].suppress_envoy_headers: is not supported",
+        ),
+        (
+            filtered(&ROUTER.replace("name: router", "disabled: true")),
+            ".http_filters[0].disabled: is not supported",
+        ),
+    ] {
+        one(yaml, "listeners[web].filter_chains[0].filters[0]", expected);
+    }
+}
+
+#[test]
+fn authorization_rules() {
+    let any = "permissions: [{any: true}], principals: [{any: true}]";
+    assert_eq!(accepted(&http_rbac(any)).listeners.len(), 1);
+    let at = "listeners[web].filter_chains[0].filters[0].http_filters[0].rules.policies[p]";
+    for (policy, expected) in [
+        (format!("{any}, condition: {{}}"), ".condition: is not supported"),
+        (
+            "permissions: [{any: true}]".to_owned(),
+            ".principals: is empty; say `any: true` for everything",
+        ),
+    ] {
+        one(http_rbac(&policy), at, expected);
+    }
+    for (permission, expected) in [
+        ("any: false", ".any: can only be true"),
+        ("", ": has no rule"),
+        ("and_rules: {}", ".and_rules.rules: is empty; say `any: true` for everything"),
+        ("metadata: {filter: x}", ".metadata: is not supported"),
+        ("requested_server_name: {exact: x}", ".requested_server_name: is not supported"),
+        ("matcher: {name: x}", ".matcher: is not supported"),
+        ("uri_template: {name: x}", ".uri_template: is not supported"),
+        ("destination_port: 0", ".destination_port: 0 is not a port"),
+        (
+            "destination_port_range: {start: 9, end: 9}",
+            ".destination_port_range: 9 up to but not 9 is not a range of ports",
+        ),
+        (
+            "url_path: {path: {prefix: ''}}",
+            ".url_path.path.prefix: is empty, which would match everything",
+        ),
+        (
+            "not_rule: {or_rules: {rules: [{any: true}, {header: {name: 'a b', present_match: true}}]}}",
+            ".not_rule.or_rules.rules[1].header.name: `a b` is not a header's name",
+        ),
+        ("header: {name: ':status'}", ".header.name: `:status` is not a header's name"),
+        (
+            "header: {name: a, string_match: {safe_regex: {regex: 'a)|(?:b'}}}",
+            ".header.string_match.safe_regex.regex: `a)|(?:b`: unopened group",
+        ),
+        (
+            "header: {name: a, string_match: {safe_regex: {regex: '(a{1000}){1000}'}}}",
+            ".header.string_match.safe_regex.regex: needs more than 1048576 bytes once compiled",
+        ),
+        (
+            "header: {name: a, string_match: {ignore_case: true, safe_regex: {regex: a}}}",
+            ".header.string_match.ignore_case: has no effect on safe_regex; use (?i)",
+        ),
+    ] {
+        let policy = format!("permissions: [{{{permission}}}], principals: [{{any: true}}]");
+        one(http_rbac(&policy), &format!("{at}.permissions[0]"), expected);
+    }
+    for (principal, expected) in [
+        ("metadata: {filter: x}", ".metadata: is not supported"),
+        ("filter_state: {key: x}", ".filter_state: is not supported"),
+        ("authenticated: {principal_name: {}}", ".authenticated.principal_name: has no pattern"),
+        (
+            "remote_ip: {address_prefix: '::ffff:10.0.0.0', prefix_len: 104}",
+            ".remote_ip.address_prefix: write it as IPv4: ::ffff:10.0.0.0 never appears on a connection",
+        ),
+    ] {
+        let policy = format!("permissions: [{{any: true}}], principals: [{{{principal}}}]");
+        one(http_rbac(&policy), &format!("{at}.principals[0]"), expected);
+    }
+    let at = "listeners[web].filter_chains[0].filters[0]";
+    let policy = "rules: {policies: {p: {permissions: [{url_path: {path: {exact: /}}}], principals: [{any: true}]}}}";
+    one(
+        network(policy),
+        at,
+        ".rules.policies[p].permissions[0].url_path: is not supported in envoy.filters.network.rbac, \
+         where it never matches; use envoy.filters.http.rbac",
+    );
+    one(network("shadow_rules: {}"), at, ".shadow_rules: is not supported");
+    one(network("matcher: {}"), at, ".matcher: is not supported");
+    one(network("enforcement_type: CONTINUOUS"), at, ".enforcement_type: is not supported");
+}
+
+#[test]
+fn routes() {
+    let at = "routes[r].virtual_hosts[h].routes[0]";
+    for (fields, expected) in [
+        ("match: {prefix: /}, redirect: {path_redirect: /x}", ".redirect: is not supported"),
+        ("match: {prefix: /}", ": has no action: route or direct_response"),
+        ("match: {}, route: {cluster: c}", ".match: has no path: prefix, path or safe_regex"),
+        ("match: {prefixx: /}, route: {cluster: c}", ".match.prefixx: unknown field"),
+        (
+            "match: {path_separated_prefix: /a}, route: {cluster: c}",
+            ".match.path_separated_prefix: is not supported",
+        ),
+        (
+            "match: {prefix: /, query_parameters: [{name: a}]}, route: {cluster: c}",
+            ".match.query_parameters: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {envoy.filters.http.rbac: \
+             {'@type': t/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}}",
+            ".typed_per_filter_config[envoy.filters.http.rbac]: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {}}",
+            ".route.retry_policy: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster_header: x}",
+            ".route.cluster_header: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, prefix_rewrite: 'a b'}",
+            ".route.prefix_rewrite: `a b` is not a path",
+        ),
+        (
+            "match: {prefix: /}, direct_response: {status: 99}",
+            ".direct_response.status: 99 is not within 200 to 599",
+        ),
+        (
+            "match: {prefix: /}, direct_response: {status: 200, body: {filename: /etc/shadow}}",
+            ".direct_response.body.filename: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {weighted_clusters: {total_weight: 9, clusters: [{name: a, weight: 8}]}}",
+            ".route.weighted_clusters.total_weight: is 9, but the weights add up to 8",
+        ),
+        (
+            "match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: a, weight: 4294967295}, {name: b, weight: 1}]}}",
+            ".route.weighted_clusters: has weights that add up to 4294967296, more than 4294967295",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, timeout: soon}",
+            ".route.timeout: failed to parse duration",
+        ),
+    ] {
+        let yaml = route(fields);
+        let lines = decode(&[("a.yaml", yaml.as_bytes())]).map(|_| ()).unwrap_err();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with(&format!("{at}{expected}")), "{} is not {expected}", lines[0]);
+    }
+    let domains =
+        |domains: &str| route("match: {prefix: /}, route: {cluster: c}").replace("['*']", domains);
+    let at = "routes[r].virtual_hosts[h]";
+    one(domains("[]"), at, ".domains: is empty");
+    one(domains("[a, A]"), at, ".domains[1]: `A` is given twice in this route configuration");
+    for domain in ["a*b", "*a*", "**"] {
+        let expected =
+            format!(".domains[0]: `{domain}` is not a domain: `*` may stand first or last, once");
+        one(domains(&format!("['{domain}']")), at, &expected);
+    }
+}
+
+#[test]
+fn clusters() {
+    assert_eq!(accepted(&cluster("")).clusters.len(), 1);
+    for (fields, expected) in [
+        ("type: STRICT_DNS", ".type: STRICT_DNS is not supported"),
+        (
+            "cluster_type: {name: envoy.clusters.aggregate}",
+            ".cluster_type: envoy.clusters.aggregate is not supported",
+        ),
+        ("lb_policy: MAGLEV", ".lb_policy: MAGLEV is not supported"),
+        ("lb_policy: CLUSTER_PROVIDED", ".lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST"),
+        ("type: ORIGINAL_DST", ".lb_policy: must be CLUSTER_PROVIDED with ORIGINAL_DST"),
+        (
+            "least_request_lb_config: {}",
+            ".least_request_lb_config: is not supported with ROUND_ROBIN",
+        ),
+        ("connect_timeout: 0s", ".connect_timeout: must be more than zero"),
+        ("circuit_breakers: {}", ".circuit_breakers: is not supported"),
+        ("outlier_detection: {}", ".outlier_detection: is not supported"),
+        ("health_checks: [{}]", ".health_checks: is not supported"),
+        (
+            "http2_protocol_options: {}",
+            ".http2_protocol_options: is not supported: use typed_extension_protocol_options\
+             [envoy.extensions.upstreams.http.v3.HttpProtocolOptions]",
+        ),
+        (
+            "transport_socket: {name: tls, typed_config: {'@type': \
+             t/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: x}}",
+            ".transport_socket: envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext is not \
+             supported: an endpoint whose metadata says so is reached by mTLS (HBONE)",
+        ),
+        (
+            "typed_extension_protocol_options: {x: {'@type': t/a.B}}",
+            ".typed_extension_protocol_options[x]: a.B is not supported",
+        ),
+        ("eds_cluster_config: {}", ".eds_cluster_config: is for EDS, not STATIC"),
+        ("type: EDS\nload_assignment: {}", ".load_assignment: is for STATIC, not EDS"),
+    ] {
+        one(cluster(fields), "clusters[c]", expected);
+    }
+}
+
+#[test]
+fn endpoints() {
+    assert_eq!(accepted(&endpoint("")).assignments.len(), 1);
+    let at = "endpoints[e].endpoints[0].lb_endpoints[0]";
+    let metadata = |m: &str| format!("metadata: {{filter_metadata: {{{m}}}}}");
+    let tunnel = "envoy.transport_socket_match: {tunnel: http}";
+    for (fields, expected) in [
+        ("load_balancing_weight: 0".to_owned(), ".load_balancing_weight: must be at least 1"),
+        (
+            metadata(tunnel),
+            ".metadata.filter_metadata[mesh.workload].identity: is missing: a tunnel has to know \
+             whom it must reach",
+        ),
+        (
+            metadata(&format!("{tunnel}, mesh.workload: {{identity: 'spiffe://x'}}")),
+            ".metadata.filter_metadata[mesh.workload].identity: `spiffe://x` is not a workload's \
+             SPIFFE ID: its path must be /ns/<namespace>/sa/<service account>",
+        ),
+        (
+            metadata("mesh.workload: {identity: 'spiffe://x/ns/a/sa/b'}"),
+            ".metadata.filter_metadata[mesh.workload]: names a workload that would be reached in \
+             the clear; add envoy.transport_socket_match: {tunnel: http}",
+        ),
+        (
+            metadata("envoy.transport_socket_match: {tunnel: h2}"),
+            ".metadata.filter_metadata[envoy.transport_socket_match].tunnel: `h2` is unknown; only http is",
+        ),
+        (
+            metadata("envoy.transport_socket_match: {tlsMode: istio}"),
+            ".metadata.filter_metadata[envoy.transport_socket_match].tlsMode: is not supported",
+        ),
+        (
+            metadata(&format!("{tunnel}, mesh.workload: {{identity: 7}}")),
+            ".metadata.filter_metadata[mesh.workload].identity: must be a string, not empty",
+        ),
+    ] {
+        one(endpoint(&fields), at, expected);
+    }
+    let priority = endpoint("").replace("endpoints: [{lb", "endpoints: [{priority: 1, lb");
+    one(priority, "endpoints[e].endpoints[0]", ".priority: only priority 0 is supported");
+    let unspecified = endpoint("").replace("10.0.0.1", "0.0.0.0");
+    one(unspecified, at, ".endpoint.address: 0.0.0.0 can't be dialled");
+}
+
+#[test]
+fn all_rejections_are_said_at_once_and_none_twice() {
+    let files = [
+        ("a.yaml", cluster("circuit_breakers: {}\nlb_policy: MAGLEV\nnonsense: 1")),
+        ("b.yaml", cluster("type: STRICT_DNS")),
+        ("c.yaml", route("match: {prefixx: /, cookies: [{}]}, routte: {}")),
+    ];
+    let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+    let lines = decode(&files).map(|_| ()).unwrap_err();
+    assert_eq!(
+        lines,
+        [
+            "clusters[c].nonsense: unknown field",
+            "clusters[c].circuit_breakers: is not supported",
+            "clusters[c].lb_policy: MAGLEV is not supported",
+            "clusters[c].type: STRICT_DNS is not supported",
+            "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",
+            "routes[r].virtual_hosts[h].routes[0].routte: unknown field",
+            "routes[r].virtual_hosts[h].routes[0].match.cookies: is not supported",
+        ]
+    );
+}
