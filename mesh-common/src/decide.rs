@@ -55,7 +55,8 @@ pub fn outbound(dial: &Dial, tables: &impl Tables) -> Outbound {
     }
     let local = dial.destination.is_loopback() || dial.destination.is_unspecified();
     let owner = if local { Owner::Pod } else { tables.owner(dial.netns_cookie, &dial.destination) };
-    let agent_port = dial.port == OUTBOUND_PORT || dial.port == INBOUND_PORT || dial.port == HBONE_PORT;
+    let agent_port =
+        dial.port == OUTBOUND_PORT || dial.port == INBOUND_PORT || dial.port == HBONE_PORT;
     if agent_port && !matches!(owner, Owner::Other) {
         // The agent would dial itself, for ever.
         return Outbound::Refuse(Verdict::OutboundAgentPort);
@@ -223,7 +224,8 @@ mod tests {
             (15006, Refuse(Verdict::InboundAgentPort)),
         ] {
             let source = "10.9.9.9".parse::<IpAddr>().unwrap().into();
-            let arrival = Arrival { netns_cookie: 7, tcp: true, from_loopback: false, source, port };
+            let arrival =
+                Arrival { netns_cookie: 7, tcp: true, from_loopback: false, source, port };
             assert_eq!(inbound(&arrival, &OnePod), expected, "port {port}");
             let inside = Arrival { from_loopback: true, ..arrival };
             assert_eq!(inbound(&inside, &OnePod), Pass(Verdict::InboundLoopback));
@@ -231,7 +233,8 @@ mod tests {
                 let itself = Arrival { source: own.parse::<IpAddr>().unwrap().into(), ..arrival };
                 assert_eq!(inbound(&itself, &OnePod), Pass(Verdict::InboundLoopback), "{own}");
             }
-            let node = Arrival { source: "192.168.0.1".parse::<IpAddr>().unwrap().into(), ..arrival };
+            let node =
+                Arrival { source: "192.168.0.1".parse::<IpAddr>().unwrap().into(), ..arrival };
             assert_eq!(inbound(&node, &OnePod), expected, "port {port} from the node");
             let other = Arrival { netns_cookie: 8, ..arrival };
             assert_eq!(inbound(&other, &OnePod), Pass(Verdict::InboundNotEnrolled));

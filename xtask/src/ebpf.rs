@@ -23,7 +23,7 @@ const SYSTEM_CORE_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/core/Cargo.t
 ///
 /// # Errors
 /// Where no toolchain is found, or what cargo and the linker said.
-pub fn build() -> Result<PathBuf> {
+pub(crate) fn build() -> Result<PathBuf> {
     let workspace = workspace()?;
     let target = workspace.join("target");
     let linker = linker(&target)?;
@@ -80,7 +80,9 @@ fn toolchain() -> Result<Command> {
         );
     }
     // What cargo set for xtask itself would steer the inner build.
-    for name in ["CARGO", "RUSTUP_TOOLCHAIN", "CARGO_MANIFEST_DIR", "CARGO_TARGET_DIR", "RUSTC_WRAPPER"] {
+    for name in
+        ["CARGO", "RUSTUP_TOOLCHAIN", "CARGO_MANIFEST_DIR", "CARGO_TARGET_DIR", "RUSTC_WRAPPER"]
+    {
         cargo.env_remove(name);
     }
     Ok(cargo)
@@ -93,7 +95,10 @@ fn linker(target: &Path) -> Result<PathBuf> {
     if linker.exists() {
         return Ok(linker);
     }
-    eprintln!("installing bpf-linker {LINKER_VERSION} into {} (once, about a minute)", root.display());
+    eprintln!(
+        "installing bpf-linker {LINKER_VERSION} into {} (once, about a minute)",
+        root.display()
+    );
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked"])
         .args(["--no-default-features", "--features", "llvm-22", "--root"])

@@ -12,8 +12,11 @@ use super::error::CaptureError;
 /// [`CaptureError::NoCgroup2`] where none is mounted.
 pub fn cgroup2_root() -> Result<PathBuf, CaptureError> {
     let path = PathBuf::from("/proc/self/mountinfo");
-    let mountinfo = fs::read_to_string(&path)
-        .map_err(|source| CaptureError::File { act: "read", path, source })?;
+    let mountinfo = fs::read_to_string(&path).map_err(|source| CaptureError::File {
+        act: "read",
+        path,
+        source,
+    })?;
     find(&mountinfo).ok_or(CaptureError::NoCgroup2)
 }
 
@@ -37,11 +40,7 @@ fn find(mountinfo: &str) -> Option<PathBuf> {
 
 /// The kernel writes space, tab, newline and backslash as octal escapes.
 fn unescape(field: &str) -> String {
-    field
-        .replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 #[cfg(test)]

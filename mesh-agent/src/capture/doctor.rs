@@ -6,10 +6,10 @@ use std::{fs, fs::File, os::fd::AsFd, path::Path};
 use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
-    enroll::CaptureOptions,
     loader::{CGROUP_PROGRAMS, try_load},
     maps::attached_programs,
     netns::PodNetns,
+    options::CaptureOptions,
 };
 
 /// How a check went.
@@ -74,9 +74,7 @@ fn programs() -> Vec<Check> {
             .into_iter()
             .map(|(name, result)| match result {
                 Ok(()) => check(format!("program {name}"), CheckStatus::Ok, "loads"),
-                Err(error) => {
-                    check(format!("program {name}"), CheckStatus::Fail, chain(&error))
-                }
+                Err(error) => check(format!("program {name}"), CheckStatus::Fail, chain(&error)),
             })
             .collect(),
         Err(error) => vec![check("programs", CheckStatus::Fail, chain(&error))],
@@ -180,9 +178,11 @@ fn sysctls() -> Vec<Check> {
             ),
         },
         match read(jit).as_deref() {
-            Some("0") => {
-                check("sysctl net.core.bpf_jit_enable", CheckStatus::Warn, "0: programs are interpreted, which is slow")
-            }
+            Some("0") => check(
+                "sysctl net.core.bpf_jit_enable",
+                CheckStatus::Warn,
+                "0: programs are interpreted, which is slow",
+            ),
             Some(value) => check("sysctl net.core.bpf_jit_enable", CheckStatus::Ok, value),
             None => check("sysctl net.core.bpf_jit_enable", CheckStatus::Ok, "always on"),
         },

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::{self, File},
     num::NonZeroU32,
     path::PathBuf,
@@ -10,9 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
 use mesh_common::{abi::ABI_VERSION, key::ListenerKind, verdict::Verdict};
-use serde::{Deserialize, Serialize};
 
 use super::{
     accept::{DualListener, HboneListener, InboundListener, OutboundListener},
@@ -20,8 +18,9 @@ use super::{
     cgroup::cgroup2_root,
     error::{CaptureError, EnrollError},
     loader::Pins,
-    maps::{MapCapacities, Maps, monotonic_ns},
-    netns::{NetnsRef, PodNetns},
+    maps::{Maps, monotonic_ns},
+    netns::PodNetns,
+    options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
     persist::{Record, Records},
     routing::{self, RoutingError},
@@ -29,85 +28,11 @@ use super::{
 };
 use crate::model::{
     captured::Pod,
-    identity::Identity,
-    workload::{MtlsMode, Workload, WorkloadUid},
+    workload::{Workload, WorkloadUid},
 };
 
 /// Published connections that nobody accepted for this long are forgotten.
 const STALE: Duration = Duration::from_secs(60);
-
-/// Where capture works, and how.
-#[derive(Debug, Clone)]
-pub struct CaptureOptions {
-    /// Whose sockets are captured; `None`: the cgroup v2 root.
-    pub cgroup_root: Option<PathBuf>,
-    /// Where programs, maps and links are pinned; a BPF filesystem is mounted if there is none.
-    pub bpffs: PathBuf,
-    /// Tells several agents on one kernel apart.
-    pub instance: String,
-    /// Where enrolled pods are recorded; one agent at a time.
-    pub state_dir: PathBuf,
-    /// What is not captured, for all pods.
-    pub exclusions: Exclusions,
-    /// Whether programs log what they decide (through `log`, target `mesh_ebpf`).
-    pub bpf_log: bool,
-    /// How many entries the maps hold.
-    pub capacities: MapCapacities,
-}
-
-impl Default for CaptureOptions {
-    fn default() -> Self {
-        Self {
-            cgroup_root: None,
-            bpffs: PathBuf::from("/sys/fs/bpf/mesh"),
-            instance: "default".to_owned(),
-            state_dir: PathBuf::from("/var/lib/mesh"),
-            exclusions: Exclusions::default(),
-            bpf_log: false,
-            capacities: MapCapacities::default(),
-        }
-    }
-}
-
-/// Connections that capture leaves alone.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Exclusions {
-    /// Destination ports of connections that the pod opens.
-    pub outbound_ports: Vec<u16>,
-    /// Destination networks of connections that the pod opens.
-    pub outbound_cidrs: Vec<IpNet>,
-    /// Ports of the pod that are reached without the agent.
-    pub inbound_ports: Vec<u16>,
-}
-
-impl Exclusions {
-    /// What either excludes.
-    #[must_use]
-    fn union(&self, other: &Self) -> Self {
-        let mut union = self.clone();
-        union.outbound_ports.extend(&other.outbound_ports);
-        union.outbound_cidrs.extend(&other.outbound_cidrs);
-        union.inbound_ports.extend(&other.inbound_ports);
-        union
-    }
-}
-
-/// A pod to enrol.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EnrollPod {
-    pub uid: WorkloadUid,
-    pub name: String,
-    pub identity: Identity,
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    #[serde(default)]
-    pub mtls: MtlsMode,
-    pub netns: NetnsRef,
-    /// Beside the node's own.
-    #[serde(default)]
-    pub exclusions: Exclusions,
-}
 
 /// A pod whose listeners are open. Dropping the listeners refuses its connections.
 #[derive(Debug)]
@@ -459,8 +384,8 @@ impl Capture {
     /// pod was most likely deleted without being un-enrolled.
     pub fn maintain(&self) -> Vec<WorkloadUid> {
         let mut state = self.state();
-        let oldest = monotonic_ns()
-            .saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
+        let oldest =
+            monotonic_ns().saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
         state.maps.withdraw(|_, value| value.published_ns < oldest);
         let failures = state
             .maps

@@ -45,7 +45,9 @@ pub enum CaptureError {
     #[error("map {map} is full ({capacity} entries): raise its capacity")]
     MapFull { map: &'static str, capacity: u32 },
     /// The pinned maps are of another version although their directory says otherwise.
-    #[error("pinned maps in {path} have ABI version {found}, this agent has {expected}: remove them")]
+    #[error(
+        "pinned maps in {path} have ABI version {found}, this agent has {expected}: remove them"
+    )]
     Abi { path: PathBuf, found: u32, expected: u32 },
     /// A record of an enrolled pod cannot be read or written.
     #[error("pod record {path}")]

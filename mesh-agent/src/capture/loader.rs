@@ -23,7 +23,10 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, Program, ProgramError, links::{FdLink, LinkError}},
+    programs::{
+        CgroupAttachMode, Program, ProgramError,
+        links::{FdLink, LinkError},
+    },
 };
 use mesh_common::abi::{ABI_VERSION, map};
 
@@ -39,13 +42,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT_PATH")
 
 /// Programs attached to the cgroup root. What refuses and rewrites comes last, so
 /// that nothing is captured before it can be published.
-pub(super) const CGROUP_PROGRAMS: [&str; 5] = [
-    "mesh_sock_ops",
-    "mesh_getpeername4",
-    "mesh_getpeername6",
-    "mesh_connect4",
-    "mesh_connect6",
-];
+pub(super) const CGROUP_PROGRAMS: [&str; 5] =
+    ["mesh_sock_ops", "mesh_getpeername4", "mesh_getpeername6", "mesh_connect4", "mesh_connect6"];
 /// The program that each pod gets its own instance of.
 pub(super) const POD_PROGRAM: &str = "mesh_sk_lookup";
 /// The constant in it that names the pod.
@@ -114,7 +112,8 @@ impl Pins {
         let target = LinkTarget::Cgroup(cgroup.metadata().map_err(file)?.ino());
         for name in CGROUP_PROGRAMS {
             let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
-            let refused = |source| CaptureError::Program { program: name, source: Box::new(source) };
+            let refused =
+                |source| CaptureError::Program { program: name, source: Box::new(source) };
             load(program).map_err(refused)?;
             let pin = self.links().join(name);
             if adopt(&pin, program, target)? {
@@ -131,16 +130,12 @@ impl Pins {
     pub(super) fn attach_pod(&self, netns: &PodNetns) -> Result<(), CaptureError> {
         let cookie = netns.cookie();
         let mut ebpf = self.load(Some(&cookie))?;
-        let program =
-            ebpf.program_mut(POD_PROGRAM).ok_or(CaptureError::Missing(POD_PROGRAM))?;
+        let program = ebpf.program_mut(POD_PROGRAM).ok_or(CaptureError::Missing(POD_PROGRAM))?;
         let refused =
             |source| CaptureError::Program { program: POD_PROGRAM, source: Box::new(source) };
         load(program).map_err(refused)?;
-        let file = |source| CaptureError::File {
-            act: "read",
-            path: netns.path().to_owned(),
-            source,
-        };
+        let file =
+            |source| CaptureError::File { act: "read", path: netns.path().to_owned(), source };
         let inode = nix::sys::stat::fstat(netns).map_err(|errno| file(errno.into()))?.st_ino;
         let target = LinkTarget::Netns(u32::try_from(inode).unwrap_or_default());
         let pin = self.pod(cookie);
@@ -159,8 +154,11 @@ impl Pins {
     /// Pods with a pinned lookup program; whether their namespace still exists.
     pub(super) fn attached_pods(&self) -> Result<Vec<(u64, bool)>, CaptureError> {
         let directory = self.pods();
-        let entries = fs::read_dir(&directory)
-            .map_err(|source| CaptureError::File { act: "read", path: directory, source })?;
+        let entries = fs::read_dir(&directory).map_err(|source| CaptureError::File {
+            act: "read",
+            path: directory,
+            source,
+        })?;
         Ok(entries
             .filter_map(Result::ok)
             .filter_map(|entry| {
@@ -251,8 +249,7 @@ fn not_a_link(error: LinkError) -> ProgramError {
 /// Updates the link pinned at `pin` to `program`. `false` where there is none, or
 /// it is attached to something else than `target`.
 fn adopt(pin: &Path, program: &Program, target: LinkTarget) -> Result<bool, CaptureError> {
-    let failed =
-        |source| CaptureError::Link { program: pin.display().to_string(), source };
+    let failed = |source| CaptureError::Link { program: pin.display().to_string(), source };
     let link = match open_pin(pin) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -276,7 +273,5 @@ fn adopt(pin: &Path, program: &Program, target: LinkTarget) -> Result<bool, Capt
 /// Pins a new link; what was pinned there before goes only now that it is attached.
 fn replace_pin(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
     bpffs::remove_file(pin)?;
-    link.pin(pin)
-        .map(drop)
-        .map_err(|source| CaptureError::Pin { path: pin.to_owned(), source })
+    link.pin(pin).map(drop).map_err(|source| CaptureError::Pin { path: pin.to_owned(), source })
 }

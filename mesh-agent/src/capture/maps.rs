@@ -3,8 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::CString,
-    fmt,
-    io,
+    fmt, io,
     net::IpAddr,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -15,7 +14,9 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, SockHash, lpm_trie},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, SockHash, lpm_trie,
+    },
 };
 use mesh_common::{
     abi::{ABI_VERSION, capacity, map},
@@ -24,7 +25,7 @@ use mesh_common::{
     verdict::Verdict,
 };
 
-use super::{enroll::Exclusions, error::CaptureError};
+use super::{error::CaptureError, options::Exclusions};
 
 /// How many entries the maps hold, over all pods of the node. A change takes effect
 /// when the maps are made anew: after `teardown`, or with another ABI version.
@@ -180,8 +181,11 @@ impl Maps {
                 .map_err(refused(&self.capacities, map::INBOUND_PORTS))?;
         }
         for cidr in &exclusions.outbound_cidrs {
-            let before =
-                if cidr.addr().is_ipv4() { AddressKey::V4_PREFIX_BITS } else { AddressKey::V6_PREFIX_BITS };
+            let before = if cidr.addr().is_ipv4() {
+                AddressKey::V4_PREFIX_BITS
+            } else {
+                AddressKey::V6_PREFIX_BITS
+            };
             let address = AddressKey { netns_cookie: cookie, address: cidr.network().into() };
             let key = lpm_trie::Key::new(before + u32::from(cidr.prefix_len()), address);
             self.outbound_cidrs
@@ -196,7 +200,8 @@ impl Maps {
     pub(super) fn remove_facts(&mut self, cookie: u64) -> Result<(), CaptureError> {
         let keys: Vec<_> = mine(self.addresses.keys(), |key| key.netns_cookie == cookie);
         for key in keys {
-            absent_is_fine(self.addresses.remove(&key)).map_err(refused(&self.capacities, map::ADDRESSES))?;
+            absent_is_fine(self.addresses.remove(&key))
+                .map_err(refused(&self.capacities, map::ADDRESSES))?;
         }
         let keys: Vec<_> = mine(self.outbound_ports.keys(), |key| key.netns_cookie == cookie);
         for key in keys {
@@ -208,7 +213,8 @@ impl Maps {
             absent_is_fine(self.inbound_ports.remove(&key))
                 .map_err(refused(&self.capacities, map::INBOUND_PORTS))?;
         }
-        let keys: Vec<_> = mine(self.outbound_cidrs.keys(), |key| key.data().netns_cookie == cookie);
+        let keys: Vec<_> =
+            mine(self.outbound_cidrs.keys(), |key| key.data().netns_cookie == cookie);
         for key in keys {
             absent_is_fine(self.outbound_cidrs.remove(&key))
                 .map_err(refused(&self.capacities, map::OUTBOUND_CIDRS))?;
@@ -347,11 +353,8 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
         file_flags: u32,
     }
     let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = Attributes {
-        pathname: name.as_ptr().expose_provenance() as u64,
-        bpf_fd: 0,
-        file_flags: 0,
-    };
+    let mut attributes =
+        Attributes { pathname: name.as_ptr().expose_provenance() as u64, bpf_fd: 0, file_flags: 0 };
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

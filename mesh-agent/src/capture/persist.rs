@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     bpffs,
-    enroll::EnrollPod,
     error::CaptureError,
     netns::{NetnsRef, PodNetns},
+    options::EnrollPod,
 };
 use crate::model::workload::WorkloadUid;
 
@@ -46,8 +46,11 @@ impl Records {
         bpffs::create(&pods)?;
         bpffs::create(&namespaces)?;
         let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
-        let boot_id = fs::read_to_string(&path)
-            .map_err(|source| CaptureError::File { act: "read", path, source })?;
+        let boot_id = fs::read_to_string(&path).map_err(|source| CaptureError::File {
+            act: "read",
+            path,
+            source,
+        })?;
         Ok(Self { pods, namespaces, boot_id: boot_id.trim().to_owned() })
     }
 

@@ -51,7 +51,10 @@ pub(super) async fn install(netns: &PodNetns, v6: bool) -> Result<String, Routin
     for family in families(v6) {
         let mut request = handle.route().add(route(family));
         request = request.replace();
-        request.execute().await.map_err(|source| RoutingError::Netlink { what: "route", source })?;
+        request
+            .execute()
+            .await
+            .map_err(|source| RoutingError::Netlink { what: "route", source })?;
         let mut request = handle.rule().add();
         *request.message_mut() = rule(family);
         match request.execute().await {

@@ -1,6 +1,7 @@
 //! Capture on the real kernel: private namespaces, a private cgroup, programs that know nothing.
 
 mod bed;
+mod trouble;
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
@@ -21,6 +22,7 @@ fn program() {
     bed::obey();
 }
 
+/// The pod that [`Bed::request`] names.
 fn uid() -> WorkloadUid {
     WorkloadUid("pod-1".into())
 }
@@ -224,7 +226,10 @@ async fn who_is_not_enrolled_never_notices() {
     plain();
     capture.activate(&uid()).unwrap();
     // The peer's namespace is in the same cgroup and not enrolled.
-    assert_eq!(bed.dial_from_peer(&format!("{PEER4}:80")).line(), format!("peer={PEER4}:80 answer=hello {PEER4} ping"));
+    assert_eq!(
+        bed.dial_from_peer(&format!("{PEER4}:80")).line(),
+        format!("peer={PEER4}:80 answer=hello {PEER4} ping")
+    );
     // The pod to itself.
     for own in ["127.0.0.1", POD4] {
         assert_eq!(
