@@ -100,6 +100,12 @@ impl Bed {
         self.program(&self.pod(), &format!("dial {destination}"))
     }
 
+    /// A program in the pod that dials ports 1 to the given one, and writes to each
+    /// the address it dialled.
+    pub(crate) fn burst_from_pod(&self, last: &str) -> Program {
+        self.program(&self.pod(), &format!("burst {last}"))
+    }
+
     /// As [`Bed::dial_from_pod`], by Multipath TCP; only the first bytes are reported.
     pub(crate) fn mptcp_from_pod(&self, destination: &str) -> Program {
         self.program(&self.pod(), &format!("mptcp {destination}"))
@@ -146,7 +152,7 @@ impl Drop for Bed {
             }
         }
         for netns in [self.pod(), self.peer()] {
-            let _ = Command::new("ip").args(["netns", "del", &netns]).status();
+            let _ = Command::new("ip").args(["netns", "del", &netns]).output();
         }
         // Programs are gone with their handles; the kernel may need a moment.
         for _ in 0..50 {
@@ -202,6 +208,7 @@ pub(crate) fn obey() {
         "mptcp" => {
             say(&mptcp(address).unwrap_or_else(|error| format!("failed: {:?}", error.kind())))
         }
+        "burst" => burst(address),
         "serve" => serve(address),
         _ => panic!("bad order: {order}"),
     }
@@ -222,6 +229,23 @@ fn dial(address: SocketAddr) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(format!("peer={peer} answer={answer}"))
+}
+
+/// Dials every port up to the address's at once, and says on each which it is.
+fn burst(last: SocketAddr) {
+    let dials: Vec<_> = (1..=last.port())
+        .map(|port| {
+            let destination = SocketAddr::new(last.ip(), port);
+            std::thread::spawn(move || {
+                let mut stream = TcpStream::connect_timeout(&destination, PATIENCE).unwrap();
+                write!(stream, "{destination}").unwrap();
+            })
+        })
+        .collect();
+    for dial in dials {
+        dial.join().unwrap();
+    }
+    say("done");
 }
 
 fn mptcp(address: SocketAddr) -> std::io::Result<String> {

@@ -1,5 +1,7 @@
 //! Capture on the real kernel: private namespaces, a private cgroup, programs that know nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod bed;
 mod trouble;
 

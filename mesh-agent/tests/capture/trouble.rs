@@ -167,23 +167,19 @@ async fn nobody_but_capture_reaches_the_listeners() {
     let capture = bed.capture();
     let pod = enroll(&bed, &capture).await;
     // This process is in the pod's namespace, but not in the captured cgroup.
-    for (port, accept) in [(15001, true), (15006, false)] {
+    let dial = |target: &str| {
         let socket = bed.inside(&bed.pod(), TcpSocket::new_v4).unwrap();
-        let target = address(&format!("127.0.0.1:{port}"));
-        let mut stranger = soon(socket.connect(target)).await.unwrap();
-        let accepting = async {
-            if accept {
-                let _ = pod.outbound.accept().await;
-            } else {
-                let _ = pod.inbound.accept().await;
-            }
-        };
-        let mut buffer = [0; 1];
-        tokio::select! {
-            () = accepting => panic!("port {port} took a stranger"),
-            read = soon(stranger.read(&mut buffer)) => {
-                assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-            }
+        socket.connect(address(target))
+    };
+    // Bound to the pod's interface.
+    let refused = soon(dial("127.0.0.1:15006")).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    let mut stranger = soon(dial("127.0.0.1:15001")).await.unwrap();
+    let mut buffer = [0; 1];
+    tokio::select! {
+        _ = pod.outbound.accept() => panic!("took a stranger"),
+        read = soon(stranger.read(&mut buffer)) => {
+            assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         }
     }
 }
@@ -341,4 +337,40 @@ async fn multipath_tcp_does_not_escape() {
         answer = tokio::task::spawn_blocking(move || client.line()) => answer.unwrap(),
     };
     assert!(answer.starts_with("failed: "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_ipv6_is_enrolled() {
+    let bed = Bed::new();
+    for interface in ["all", "default"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+        bed.inside(&bed.pod(), || std::fs::write(path, "1")).unwrap();
+    }
+    let capture = bed.capture();
+    let pod = enroll(&bed, &capture).await;
+    assert_eq!(pod.pod.workload.addresses, [POD4.parse::<std::net::IpAddr>().unwrap()]);
+    let mut client = bed.dial_from_pod("10.99.0.1:80");
+    pong(soon(pod.outbound.accept()).await.unwrap().0).await;
+    assert_eq!(client.line(), "peer=10.99.0.1:80 answer=pong");
+    assert!(bed.dial_from_pod("[fd99::1]:80").line().starts_with("failed: "));
+    capture.unenroll(&uid()).await.unwrap();
+}
+
+/// Many at once: none is lost, none gets another's destination.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_keeps_its_destinations() {
+    const BURST: u16 = 200;
+    let bed = Bed::new();
+    let capture = bed.capture();
+    let pod = enroll(&bed, &capture).await;
+    let mut client = bed.burst_from_pod(&format!("10.99.0.1:{BURST}"));
+    for _ in 0..BURST {
+        let (mut stream, captured) = soon(pod.outbound.accept()).await.unwrap();
+        // The client says which port it dialled.
+        let mut asked = String::new();
+        stream.read_to_string(&mut asked).await.unwrap();
+        assert_eq!(captured.original_destination.to_string(), asked);
+    }
+    assert_eq!(client.line(), "done");
+    assert_eq!(count(&capture, "published"), u64::from(BURST));
 }
