@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    num::NonZeroU32,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -256,13 +255,21 @@ impl Capture {
         let cookie = netns.cookie();
         let kernel = kernel(uid);
         let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
-        let found = netns.addresses().await.map_err(in_netns)?;
-        if found.is_empty() {
+        let addresses = netns.addresses().await.map_err(in_netns)?;
+        if addresses.is_empty() {
             return Err(EnrollError::NoAddress(uid.clone()));
         }
-        let addresses: Vec<_> = found.iter().map(|(ip, _)| *ip).collect();
-        let node: Vec<_> =
-            self.own.addresses().await.map_err(in_netns)?.into_iter().map(|(ip, _)| ip).collect();
+        let node = self.own.addresses().await.map_err(in_netns)?;
+        // What arrives for the application is bound to the interface it came by: the
+        // agent's own dial to the application, over `lo` and from the client's
+        // address, may get the client's port number, and would be taken for it.
+        let interface = netns.only_interface().await.map_err(in_netns)?;
+        if interface.is_none() {
+            tracing::warn!(
+                pod = %uid,
+                "several interfaces are up: a client's port number may collide with the agent's"
+            );
+        }
 
         let open = |(v4, v6), interface| {
             DualListener::open(netns, v4, v6, interface).map_err(|(address, source)| {
@@ -270,7 +277,7 @@ impl Capture {
             })
         };
         let outbound = open(OutboundListener::ADDRESSES, None)?;
-        let inbound = open(InboundListener::ADDRESSES, only_interface(&found))?;
+        let inbound = open(InboundListener::ADDRESSES, interface)?;
         let hbone = open(HboneListener::ADDRESSES, None)?;
 
         let v6 = outbound.has_v6();
@@ -521,15 +528,6 @@ fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<()
         }
     }
     Ok(())
-}
-
-/// The interface of a pod that has one. What arrives for the application is bound to
-/// it, for the agent's own dial to the application (over `lo`, from the client's
-/// address) may get the client's port number, and would then be taken for it.
-fn only_interface(addresses: &[(std::net::IpAddr, u32)]) -> Option<NonZeroU32> {
-    let (_, first) = addresses.first()?;
-    let only = addresses.iter().all(|(_, index)| index == first);
-    NonZeroU32::new(*first).filter(|_| only)
 }
 
 /// Letters, digits, `.`, `-`, `_`; usable as a file name.
