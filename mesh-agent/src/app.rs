@@ -166,11 +166,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
 
     let (updates, received) = mpsc::channel(UPDATES);
     let stop = agent.stop.clone();
-    tokio::spawn(async move {
-        if let Err(error) = source.watch(updates, stop).await {
-            tracing::error!(%error, "configuration is no longer watched");
-        }
-    });
+    tokio::spawn(source.watch(updates, stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent)));
     Ok((agent, log_writer))
@@ -261,7 +257,10 @@ async fn serve(agent: &Arc<Agent>) -> anyhow::Result<ExitReason> {
             _ = terminate.recv() => agent.stop.cancel(),
             _ = interrupt.recv() => agent.stop.cancel(),
             () = agent.stop.cancelled() => break,
-            _ = maintenance.tick() => agent.remove_vanished_pods().await,
+            _ = maintenance.tick() => {
+                agent.dataplane.http.pool.sweep();
+                agent.remove_vanished_pods().await;
+            }
         }
     }
     Ok(drain(agent).await)

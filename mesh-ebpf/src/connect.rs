@@ -1,9 +1,6 @@
 //! `cgroup/connect4` and `connect6`: an enrolled pod's TCP dials go to the agent.
 
-use aya_ebpf::{
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
-};
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use aya_log_ebpf::info;
 use mesh_common::{
     abi::OUTBOUND_PORT,

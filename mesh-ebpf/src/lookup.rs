@@ -3,11 +3,7 @@
 //! The hook cannot ask for its namespace's cookie, so each pod gets its own
 //! instance of the program with [`POD`] set when it is loaded.
 
-use aya_ebpf::{
-    bindings::sk_action,
-    macros::sk_lookup,
-    programs::SkLookupContext,
-};
+use aya_ebpf::{bindings::sk_action, macros::sk_lookup, programs::SkLookupContext};
 use mesh_common::{
     abi::LOOPBACK_IFINDEX,
     address::Address,

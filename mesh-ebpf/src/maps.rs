@@ -19,7 +19,8 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub static PODS: HashMap<u64, PodEntry> = HashMap::with_max_entries(capacity::PODS, 0);
 #[map]
-pub static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(capacity::ADDRESSES, NO_PREALLOC);
+pub static ADDRESSES: HashMap<AddressKey, u32> =
+    HashMap::with_max_entries(capacity::ADDRESSES, NO_PREALLOC);
 #[map]
 pub static OUTBOUND_PORTS: HashMap<PortKey, u32> =
     HashMap::with_max_entries(capacity::EXCLUDED_PORTS, NO_PREALLOC);

@@ -88,7 +88,12 @@ fn asked(ctx: &SockOpsContext) -> Option<Asked> {
     }
     // SAFETY: a map of socket storage and a socket that is not null; nothing is created.
     let asked: *const Asked = unsafe {
-        bpf_sk_storage_get(core::ptr::addr_of!(ASKED).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0)
+        bpf_sk_storage_get(
+            core::ptr::addr_of!(ASKED).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            0,
+        )
     }
     .cast();
     if asked.is_null() {

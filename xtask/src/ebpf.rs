@@ -1,8 +1,8 @@
 //! `cargo xtask ebpf`: builds the BPF object that the agent embeds.
 //!
 //! The object needs `core` from source for a target that stable toolchains do not
-//! ship. Two recipes, whichever is there: rustup's nightly with `rust-src`, or the
-//! distribution's own toolchain with its source package and `RUSTC_BOOTSTRAP`.
+//! ship. Two recipes, whichever is there: the distribution's own toolchain with its
+//! source package and `RUSTC_BOOTSTRAP`, or rustup's nightly with `rust-src`.
 
 use std::{
     env, fs,
@@ -23,7 +23,7 @@ const SYSTEM_CORE_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/core/Cargo.t
 ///
 /// # Errors
 /// Where no toolchain is found, or what cargo and the linker said.
-pub fn build() -> Result<PathBuf> {
+pub(crate) fn build() -> Result<PathBuf> {
     let workspace = workspace()?;
     let target = workspace.join("target");
     let linker = linker(&target)?;
@@ -59,20 +59,23 @@ fn workspace() -> Result<PathBuf> {
 
 /// A cargo that can build `core`, with the outer cargo's variables taken away.
 fn toolchain() -> Result<Command> {
-    let rustup_nightly = Command::new("rustup")
-        .args(["component", "list", "--installed", "--toolchain", "nightly"])
-        .output()
-        .is_ok_and(|out| {
-            out.status.success() && String::from_utf8_lossy(&out.stdout).contains("rust-src")
-        });
+    let rustup_nightly = || {
+        Command::new("rustup")
+            .args(["component", "list", "--installed", "--toolchain", "nightly"])
+            .output()
+            .is_ok_and(|out| {
+                out.status.success() && String::from_utf8_lossy(&out.stdout).contains("rust-src")
+            })
+    };
     let mut cargo;
-    if rustup_nightly {
+    // First what is known to speak the linker's version of LLVM.
+    if Path::new(SYSTEM_CORE_SOURCE).exists() && Path::new(SYSTEM_CARGO).exists() {
+        cargo = Command::new(SYSTEM_CARGO);
+        cargo.env("RUSTC", SYSTEM_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+    } else if rustup_nightly() {
         cargo = Command::new("rustup");
         cargo.args(["run", "nightly", "cargo"]);
         cargo.env_remove("RUSTC");
-    } else if Path::new(SYSTEM_CORE_SOURCE).exists() && Path::new(SYSTEM_CARGO).exists() {
-        cargo = Command::new(SYSTEM_CARGO);
-        cargo.env("RUSTC", SYSTEM_RUSTC).env("RUSTC_BOOTSTRAP", "1");
     } else {
         bail!(
             "no toolchain can build the BPF object: run `cargo xtask setup`, or install \

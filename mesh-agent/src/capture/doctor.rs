@@ -6,10 +6,10 @@ use std::{fs, fs::File, os::fd::AsFd, path::Path};
 use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
-    enroll::CaptureOptions,
     loader::{CGROUP_PROGRAMS, try_load},
     maps::attached_programs,
     netns::PodNetns,
+    options::CaptureOptions,
 };
 
 /// How a check went.

@@ -2,17 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::{self, File},
-    num::NonZeroU32,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use mesh_common::{abi::ABI_VERSION, key::ListenerKind, verdict::Verdict};
-use serde::{Deserialize, Serialize};
 
 use super::{
     accept::{DualListener, HboneListener, InboundListener, OutboundListener},
@@ -20,8 +17,9 @@ use super::{
     cgroup::cgroup2_root,
     error::{CaptureError, EnrollError},
     loader::Pins,
-    maps::{MapCapacities, Maps, monotonic_ns},
-    netns::{NetnsRef, PodNetns},
+    maps::{Maps, monotonic_ns},
+    netns::PodNetns,
+    options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
     persist::{Record, Records},
     routing::{self, RoutingError},
@@ -29,85 +27,11 @@ use super::{
 };
 use crate::model::{
     captured::Pod,
-    identity::Identity,
-    workload::{MtlsMode, Workload, WorkloadUid},
+    workload::{Workload, WorkloadUid},
 };
 
 /// Published connections that nobody accepted for this long are forgotten.
 const STALE: Duration = Duration::from_secs(60);
-
-/// Where capture works, and how.
-#[derive(Debug, Clone)]
-pub struct CaptureOptions {
-    /// Whose sockets are captured; `None`: the cgroup v2 root.
-    pub cgroup_root: Option<PathBuf>,
-    /// Where programs, maps and links are pinned; a BPF filesystem is mounted if there is none.
-    pub bpffs: PathBuf,
-    /// Tells several agents on one kernel apart.
-    pub instance: String,
-    /// Where enrolled pods are recorded; one agent at a time.
-    pub state_dir: PathBuf,
-    /// What is not captured, for all pods.
-    pub exclusions: Exclusions,
-    /// Whether programs log what they decide (through `log`, target `mesh_ebpf`).
-    pub bpf_log: bool,
-    /// How many entries the maps hold.
-    pub capacities: MapCapacities,
-}
-
-impl Default for CaptureOptions {
-    fn default() -> Self {
-        Self {
-            cgroup_root: None,
-            bpffs: PathBuf::from("/sys/fs/bpf/mesh"),
-            instance: "default".to_owned(),
-            state_dir: PathBuf::from("/var/lib/mesh"),
-            exclusions: Exclusions::default(),
-            bpf_log: false,
-            capacities: MapCapacities::default(),
-        }
-    }
-}
-
-/// Connections that capture leaves alone.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Exclusions {
-    /// Destination ports of connections that the pod opens.
-    pub outbound_ports: Vec<u16>,
-    /// Destination networks of connections that the pod opens.
-    pub outbound_cidrs: Vec<IpNet>,
-    /// Ports of the pod that are reached without the agent.
-    pub inbound_ports: Vec<u16>,
-}
-
-impl Exclusions {
-    /// What either excludes.
-    #[must_use]
-    fn union(&self, other: &Self) -> Self {
-        let mut union = self.clone();
-        union.outbound_ports.extend(&other.outbound_ports);
-        union.outbound_cidrs.extend(&other.outbound_cidrs);
-        union.inbound_ports.extend(&other.inbound_ports);
-        union
-    }
-}
-
-/// A pod to enrol.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EnrollPod {
-    pub uid: WorkloadUid,
-    pub name: String,
-    pub identity: Identity,
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    #[serde(default)]
-    pub mtls: MtlsMode,
-    pub netns: NetnsRef,
-    /// Beside the node's own.
-    #[serde(default)]
-    pub exclusions: Exclusions,
-}
 
 /// A pod whose listeners are open. Dropping the listeners refuses its connections.
 #[derive(Debug)]
@@ -117,6 +41,9 @@ pub struct EnrolledPod {
     pub inbound: InboundListener,
     pub hbone: HboneListener,
 }
+
+/// How long a predecessor may take to leave.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The kernel's side of one agent. Dropping it leaves everything pinned: enrolled
 /// pods' new connections are refused until an agent is back.
@@ -153,6 +80,7 @@ impl Capture {
     /// Loads the programs and attaches them, or adopts what an earlier agent of the
     /// same instance left. Pods that it had enrolled stay captured throughout.
     ///
+    /// Blocks for up to a second where a predecessor still holds the state directory.
     /// With `bpf_log` the caller must be in a tokio runtime.
     ///
     /// # Errors
@@ -174,7 +102,7 @@ impl Capture {
             path: PathBuf::from("/proc/thread-self/ns/net"),
             source: std::io::Error::other(error),
         })?;
-        let pins = Pins::prepare(&options.bpffs, &options.instance, options.capacities)?;
+        let pins = Pins::prepare(&options.bpffs, &options.instance, &options.capacities)?;
         let mut ebpf = pins.load(None)?;
         let log = options.bpf_log.then(|| super::log::pump(&mut ebpf)).flatten();
         let mut maps = Maps::take(&mut ebpf, &pins.maps())?;
@@ -193,7 +121,8 @@ impl Capture {
         }
         pins.attach_cgroup(&mut ebpf, &cgroup_root)?;
         pins.remove_other_versions()?;
-        forget_strangers(&pins, &mut maps, &known)?;
+        let alive = forget_dead(&pins, &mut maps)?;
+        name_strangers(&alive, &mut maps, &known)?;
         tracing::info!(
             cgroup = %cgroup_root.display(), instance = options.instance, adopted = known.len(),
             "capture is attached"
@@ -241,7 +170,7 @@ impl Capture {
         request.netns = self.records.hold(&request).map_err(&kernel)?;
         let held = request.netns != given;
         let outcome = self.enroll_held(&request, before.as_ref()).await;
-        if outcome.is_err() && held {
+        if outcome.is_err() && held && before.is_none() {
             self.records.remove(&request).map_err(&kernel)?;
         }
         outcome
@@ -262,7 +191,13 @@ impl Capture {
         }
         let before = before.filter(|record| record.netns_cookie == cookie);
         self.reserve(uid, &netns)?;
-        match self.prepare(request, &netns, before).await {
+        let outcome = match self.fwmark_accept(uid, &netns, before) {
+            Ok(value) => {
+                self.prepare(request, &netns, before, &value).await.map_err(|e| (e, value))
+            }
+            Err(error) => Err((error, "0".to_owned())),
+        };
+        match outcome {
             Ok((enrolled, record)) => {
                 let mut state = self.state();
                 if let Some(slot) = state.pods.get_mut(uid) {
@@ -271,13 +206,26 @@ impl Capture {
                 tracing::info!(pod = %uid, netns = %netns.path().display(), cookie, "enrolled");
                 Ok(enrolled)
             }
-            Err(error) => {
+            Err((error, fwmark_accept)) => {
                 if before.is_none() {
-                    self.undo(&netns, "0").await;
+                    self.undo(&netns, &fwmark_accept).await;
                 }
                 self.state().pods.remove(uid);
                 Err(error)
             }
+        }
+    }
+
+    /// The pod's sysctl as it was before any agent.
+    fn fwmark_accept(
+        &self,
+        uid: &WorkloadUid,
+        netns: &PodNetns,
+        before: Option<&Record>,
+    ) -> Result<String, EnrollError> {
+        match before {
+            Some(record) => Ok(record.fwmark_accept.clone()),
+            None => routing::fwmark_accept(netns).map_err(routing_failed(uid)),
         }
     }
 
@@ -301,18 +249,27 @@ impl Capture {
         request: &EnrollPod,
         netns: &Arc<PodNetns>,
         before: Option<&Record>,
+        fwmark_accept: &str,
     ) -> Result<(EnrolledPod, Record), EnrollError> {
         let uid = &request.uid;
         let cookie = netns.cookie();
         let kernel = kernel(uid);
         let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
-        let found = netns.addresses().await.map_err(in_netns)?;
-        if found.is_empty() {
+        let addresses = netns.addresses().await.map_err(in_netns)?;
+        if addresses.is_empty() {
             return Err(EnrollError::NoAddress(uid.clone()));
         }
-        let addresses: Vec<_> = found.iter().map(|(ip, _)| *ip).collect();
-        let node: Vec<_> =
-            self.own.addresses().await.map_err(in_netns)?.into_iter().map(|(ip, _)| ip).collect();
+        let node = self.own.addresses().await.map_err(in_netns)?;
+        // What arrives for the application is bound to the interface it came by: the
+        // agent's own dial to the application, over `lo` and from the client's
+        // address, may get the client's port number, and would be taken for it.
+        let interface = netns.only_interface().await.map_err(in_netns)?;
+        if interface.is_none() {
+            tracing::warn!(
+                pod = %uid,
+                "several interfaces are up: a client's port number may collide with the agent's"
+            );
+        }
 
         let open = |(v4, v6), interface| {
             DualListener::open(netns, v4, v6, interface).map_err(|(address, source)| {
@@ -320,18 +277,11 @@ impl Capture {
             })
         };
         let outbound = open(OutboundListener::ADDRESSES, None)?;
-        let inbound = open(InboundListener::ADDRESSES, only_interface(&found))?;
+        let inbound = open(InboundListener::ADDRESSES, interface)?;
         let hbone = open(HboneListener::ADDRESSES, None)?;
 
         let v6 = outbound.has_v6();
-        let fwmark_accept = routing::install(netns, v6).await.map_err(|error| match error {
-            RoutingError::Netlink { what, source } => {
-                EnrollError::Routing { uid: uid.clone(), what, source: Box::new(source) }
-            }
-            RoutingError::Sysctl { name, source } => {
-                EnrollError::Sysctl { uid: uid.clone(), name, source }
-            }
-        })?;
+        routing::install(netns, v6).await.map_err(routing_failed(uid))?;
 
         let exclusions = self.exclusions.union(&request.exclusions);
         {
@@ -352,8 +302,7 @@ impl Capture {
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
             netns_cookie: cookie,
-            // An agent before us has set it already; what counts is what was before that.
-            fwmark_accept: before.map_or(fwmark_accept, |record| record.fwmark_accept.clone()),
+            fwmark_accept: fwmark_accept.to_owned(),
             active: before.is_some_and(|record| record.active),
             pod: request.clone(),
         };
@@ -476,6 +425,9 @@ impl Capture {
             );
             state.publish_failures = failures;
         }
+        if let Err(error) = forget_dead(&self.pins, &mut state.maps) {
+            tracing::warn!(%error, "cannot clean up after pods that are gone");
+        }
         let enrolled = state.pods.iter().filter(|(_, slot)| slot.record.is_some());
         enrolled.filter(|(_, slot)| !slot.netns.is_current()).map(|(uid, _)| uid.clone()).collect()
     }
@@ -524,48 +476,58 @@ impl Drop for Capture {
     }
 }
 
+fn routing_failed(uid: &WorkloadUid) -> impl Fn(RoutingError) -> EnrollError {
+    move |error| match error {
+        RoutingError::Netlink { what, source } => {
+            EnrollError::Routing { uid: uid.clone(), what, source: Box::new(source) }
+        }
+        RoutingError::Sysctl { name, source } => {
+            EnrollError::Sysctl { uid: uid.clone(), name, source }
+        }
+    }
+}
+
 fn kernel(uid: &WorkloadUid) -> impl Fn(CaptureError) -> EnrollError {
     move |source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) }
 }
 
-/// Removes what the kernel holds for pods whose namespace is gone, and names those
-/// that are captured without a record: they stay refused, for who knows why.
-fn forget_strangers(pins: &Pins, maps: &mut Maps, known: &[Record]) -> Result<(), CaptureError> {
-    let is_known = |cookie: u64| known.iter().any(|record| record.netns_cookie == cookie);
-    let attached = pins.attached_pods()?;
-    for (cookie, alive) in &attached {
-        if *alive && is_known(*cookie) {
+/// Removes what the kernel holds for pods whose namespace is gone. Returns the pods
+/// that are left.
+fn forget_dead(pins: &Pins, maps: &mut Maps) -> Result<Vec<u64>, CaptureError> {
+    let mut alive = Vec::new();
+    for (cookie, is_alive) in pins.attached_pods()? {
+        if is_alive {
+            alive.push(cookie);
             continue;
         }
-        if *alive {
+        maps.remove_pod(cookie)?;
+        maps.remove_listeners(cookie)?;
+        maps.remove_facts(cookie)?;
+        pins.detach_pod(cookie)?;
+    }
+    Ok(alive)
+}
+
+/// Removes map entries that belong to no pod, and names pods that are captured
+/// without a record: they stay refused, for who knows why.
+fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<(), CaptureError> {
+    let is_known = |cookie: u64| known.iter().any(|record| record.netns_cookie == cookie);
+    for cookie in maps.pods() {
+        if is_known(cookie) {
+            continue;
+        }
+        if alive.contains(&cookie) {
             tracing::warn!(
                 cookie,
                 "a pod is captured that no record names: its connections stay refused until \
                  it is enrolled again, or capture is torn down"
             );
-            continue;
-        }
-        maps.remove_pod(*cookie)?;
-        maps.remove_listeners(*cookie)?;
-        maps.remove_facts(*cookie)?;
-        pins.detach_pod(*cookie)?;
-    }
-    for cookie in maps.pods() {
-        if !is_known(cookie) && !attached.iter().any(|(other, _)| *other == cookie) {
+        } else {
             maps.remove_pod(cookie)?;
             maps.remove_facts(cookie)?;
         }
     }
     Ok(())
-}
-
-/// The interface of a pod that has one. What arrives for the application is bound to
-/// it, for the agent's own dial to the application (over `lo`, from the client's
-/// address) may get the client's port number, and would then be taken for it.
-fn only_interface(addresses: &[(std::net::IpAddr, u32)]) -> Option<NonZeroU32> {
-    let (_, first) = addresses.first()?;
-    let only = addresses.iter().all(|(_, index)| index == first);
-    NonZeroU32::new(*first).filter(|_| only)
 }
 
 /// Letters, digits, `.`, `-`, `_`; usable as a file name.
@@ -582,11 +544,19 @@ fn lock(state_dir: &std::path::Path) -> Result<File, CaptureError> {
         .write(true)
         .open(&path)
         .map_err(|source| CaptureError::File { act: "open", path: path.clone(), source })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(CaptureError::InUse(state_dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => {
-            Err(CaptureError::File { act: "lock", path, source })
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PATIENCE / 20);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(CaptureError::InUse(state_dir.to_owned()));
+            }
+            Err(fs::TryLockError::Error(source)) => {
+                return Err(CaptureError::File { act: "lock", path, source });
+            }
         }
     }
 }

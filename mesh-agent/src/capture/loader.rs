@@ -19,6 +19,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -53,7 +54,8 @@ const POD_GLOBAL: &str = "POD";
 #[derive(Debug)]
 pub(super) struct Pins {
     root: PathBuf,
-    capacities: MapCapacities,
+    /// Kept, for making one reads the kernel's BTF, a tenth of a second each time.
+    loader: Mutex<EbpfLoader<'static>>,
 }
 
 impl Pins {
@@ -61,10 +63,19 @@ impl Pins {
     pub(super) fn prepare(
         bpffs: &Path,
         instance: &str,
-        capacities: MapCapacities,
+        capacities: &MapCapacities,
     ) -> Result<Self, CaptureError> {
         bpffs::prepare(bpffs)?;
-        let this = Self { root: bpffs.join(instance), capacities };
+        let this = Self { root: bpffs.join(instance), loader: Mutex::new(loader()) };
+        {
+            let mut loader = this.loader();
+            for name in map::PINNED {
+                loader.map_pin_path(name, this.maps().join(name));
+            }
+            for (name, capacity) in capacities.by_map() {
+                loader.map_max_entries(name, capacity);
+            }
+        }
         for directory in [this.maps(), this.links(), this.pods()] {
             bpffs::create(&directory)?;
         }
@@ -90,18 +101,18 @@ impl Pins {
     /// Loads the object over the pinned maps, making those that are missing.
     ///
     /// `pod` sets the namespace of the lookup program's instance.
-    pub(super) fn load(&self, pod: Option<&u64>) -> Result<Ebpf, CaptureError> {
-        let mut loader = EbpfLoader::new();
-        for name in map::PINNED {
-            loader.map_pin_path(name, self.maps().join(name));
-        }
-        for (name, capacity) in self.capacities.by_map() {
-            loader.map_max_entries(name, capacity);
-        }
+    pub(super) fn load(&self, pod: Option<u64>) -> Result<Ebpf, CaptureError> {
+        let mut loader = self.loader();
         if let Some(cookie) = pod {
-            loader.override_global(POD_GLOBAL, cookie, true);
+            // Eight bytes for each enrolment, for as long as the loader lives: for ever.
+            loader.override_global(POD_GLOBAL, &*Box::leak(Box::new(cookie)), true);
         }
         loader.load(OBJECT).map_err(|source| CaptureError::Load(Box::new(source)))
+    }
+
+    fn loader(&self) -> MutexGuard<'_, EbpfLoader<'static>> {
+        // Holds options only, each of which is set whole.
+        self.loader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Attaches the cgroup programs, or updates the links that are there.
@@ -129,7 +140,7 @@ impl Pins {
     /// Attaches the lookup program to a pod's namespace, or updates the link that is there.
     pub(super) fn attach_pod(&self, netns: &PodNetns) -> Result<(), CaptureError> {
         let cookie = netns.cookie();
-        let mut ebpf = self.load(Some(&cookie))?;
+        let mut ebpf = self.load(Some(cookie))?;
         let program = ebpf.program_mut(POD_PROGRAM).ok_or(CaptureError::Missing(POD_PROGRAM))?;
         let refused =
             |source| CaptureError::Program { program: POD_PROGRAM, source: Box::new(source) };
@@ -196,11 +207,13 @@ impl Pins {
     }
 }
 
+/// A program's name, and what the kernel said of it.
+pub(super) type Loaded = (&'static str, Result<(), ProgramError>);
+
 /// Loads every program of the object without attaching or pinning anything: what
 /// the kernel says of each.
-pub(super) fn try_load() -> Result<Vec<(&'static str, Result<(), ProgramError>)>, CaptureError> {
-    let mut ebpf =
-        EbpfLoader::new().load(OBJECT).map_err(|source| CaptureError::Load(Box::new(source)))?;
+pub(super) fn try_load() -> Result<Vec<Loaded>, CaptureError> {
+    let mut ebpf = loader().load(OBJECT).map_err(|source| CaptureError::Load(Box::new(source)))?;
     CGROUP_PROGRAMS
         .into_iter()
         .chain([POD_PROGRAM])
@@ -209,6 +222,14 @@ pub(super) fn try_load() -> Result<Vec<(&'static str, Result<(), ProgramError>)>
             Ok((name, load(program)))
         })
         .collect()
+}
+
+/// The programs relocate against no kernel type: the kernel's BTF, megabytes of it,
+/// need not be kept.
+fn loader() -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {

@@ -25,7 +25,7 @@ use mesh_common::{
     verdict::Verdict,
 };
 
-use super::{enroll::Exclusions, error::CaptureError};
+use super::{error::CaptureError, options::Exclusions};
 
 /// How many entries the maps hold, over all pods of the node. A change takes effect
 /// when the maps are made anew: after `teardown`, or with another ABI version.
@@ -340,6 +340,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_NETNS: u32 = 5;
 
@@ -412,7 +413,7 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     })
 }
 
-/// IDs of the programs attached to a cgroup itself (not inherited) for `attach_type`.
+/// IDs of the programs that run for `attach_type` in a cgroup, inherited ones too.
 pub(super) fn attached_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
     /// `union bpf_attr`, `query`.
     #[repr(C)]
@@ -429,7 +430,7 @@ pub(super) fn attached_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io:
     let mut attributes = Attributes {
         target_fd: cgroup.as_raw_fd().cast_unsigned(),
         attach_type,
-        query_flags: 0,
+        query_flags: BPF_F_QUERY_EFFECTIVE,
         attach_flags: 0,
         prog_ids: (&raw mut ids).expose_provenance() as u64,
         prog_cnt: ids.len() as u32,

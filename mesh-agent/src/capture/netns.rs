@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
+    num::NonZeroU32,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt,
@@ -13,7 +14,7 @@ use std::{
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::{AddressFamily, address::AddressAttribute};
+use rtnetlink::packet_route::{AddressFamily, address::AddressAttribute, link::LinkFlags};
 use serde::{Deserialize, Serialize};
 
 /// How an operator names a network namespace.
@@ -48,8 +49,8 @@ pub enum NetnsError {
     /// The kernel does not tell a namespace's cookie (needs Linux 5.14).
     #[error("cannot read the cookie of network namespace {path} (needs Linux 5.14)")]
     Cookie { path: PathBuf, source: io::Error },
-    /// Its addresses could not be listed.
-    #[error("cannot list the addresses of network namespace {path}")]
+    /// Its addresses or interfaces could not be listed.
+    #[error("cannot list addresses and interfaces of network namespace {path}")]
     Addresses { path: PathBuf, source: Box<rtnetlink::Error> },
 }
 
@@ -134,12 +135,30 @@ impl PodNetns {
         Ok(Netlink { handle, task: tokio::spawn(connection) })
     }
 
-    /// Addresses that peers may dial (not loopback, not link-local), each with its
-    /// interface's index, in the kernel's order.
+    /// The interface that connections from outside come by, if there is only one that
+    /// is up.
+    pub(super) async fn only_interface(&self) -> Result<Option<NonZeroU32>, NetnsError> {
+        let netlink = self
+            .netlink()
+            .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
+        let mut stream = netlink.handle.link().get().execute();
+        let mut up = Vec::new();
+        while let Some(message) = stream.try_next().await.map_err(|source| {
+            NetnsError::Addresses { path: self.path.clone(), source: Box::new(source) }
+        })? {
+            let flags = message.header.flags;
+            if flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) {
+                up.push(message.header.index);
+            }
+        }
+        Ok(if let [only] = up[..] { NonZeroU32::new(only) } else { None })
+    }
+
+    /// Addresses that peers may dial (not loopback, not link-local), in the kernel's order.
     ///
     /// # Errors
     /// [`NetnsError::Enter`] or [`NetnsError::Addresses`].
-    pub async fn addresses(&self) -> Result<Vec<(IpAddr, u32)>, NetnsError> {
+    pub async fn addresses(&self) -> Result<Vec<IpAddr>, NetnsError> {
         let netlink = self
             .netlink()
             .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
@@ -163,7 +182,7 @@ impl PodNetns {
             if let Some(ip) = pick(true).or_else(|| pick(false))
                 && is_dialable(ip)
             {
-                found.push((ip, message.header.index));
+                found.push(ip);
             }
         }
         Ok(found)

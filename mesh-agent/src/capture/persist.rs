@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     bpffs,
-    enroll::EnrollPod,
     error::CaptureError,
     netns::{NetnsRef, PodNetns},
+    options::EnrollPod,
 };
 use crate::model::workload::WorkloadUid;
 

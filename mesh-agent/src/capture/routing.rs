@@ -34,18 +34,15 @@ pub(super) enum RoutingError {
     Sysctl { name: &'static str, source: io::Error },
 }
 
+/// Whether accepted sockets take over the mark, as the pod has it now.
+pub(super) fn fwmark_accept(netns: &PodNetns) -> Result<String, RoutingError> {
+    let value = netns.run(|| fs::read_to_string(FWMARK_ACCEPT)).and_then(|result| result);
+    value.map(|value| value.trim().to_owned()).map_err(sysctl)
+}
+
 /// Sets rules, routes and the sysctl in the pod; what is there already stays.
-/// Returns the sysctl's value from before.
-pub(super) async fn install(netns: &PodNetns, v6: bool) -> Result<String, RoutingError> {
-    let sysctl = |source| RoutingError::Sysctl { name: "net.ipv4.tcp_fwmark_accept", source };
-    let before = netns
-        .run(|| {
-            let before = fs::read_to_string(FWMARK_ACCEPT)?;
-            fs::write(FWMARK_ACCEPT, "1")?;
-            Ok(before.trim().to_owned())
-        })
-        .and_then(|result| result)
-        .map_err(sysctl)?;
+pub(super) async fn install(netns: &PodNetns, v6: bool) -> Result<(), RoutingError> {
+    netns.run(|| fs::write(FWMARK_ACCEPT, "1")).and_then(|result| result).map_err(sysctl)?;
     let netlink = netns.netlink().map_err(sysctl)?;
     let handle = &netlink.handle;
     for family in families(v6) {
@@ -63,12 +60,11 @@ pub(super) async fn install(netns: &PodNetns, v6: bool) -> Result<String, Routin
             Err(source) => return Err(RoutingError::Netlink { what: "rule", source }),
         }
     }
-    Ok(before)
+    Ok(())
 }
 
 /// Takes away what [`install`] set; what is gone already is fine.
 pub(super) async fn remove(netns: &PodNetns, fwmark_accept: &str) -> Result<(), RoutingError> {
-    let sysctl = |source| RoutingError::Sysctl { name: "net.ipv4.tcp_fwmark_accept", source };
     netns
         .run(|| fs::write(FWMARK_ACCEPT, fwmark_accept))
         .and_then(|result| result)
@@ -95,6 +91,10 @@ pub(super) async fn remove(netns: &PodNetns, fwmark_accept: &str) -> Result<(), 
         }
     }
     Ok(())
+}
+
+fn sysctl(source: io::Error) -> RoutingError {
+    RoutingError::Sysctl { name: "net.ipv4.tcp_fwmark_accept", source }
 }
 
 fn families(v6: bool) -> impl Iterator<Item = AddressFamily> {

@@ -16,24 +16,24 @@ use mesh_agent::{
 };
 use nix::sched::{CloneFlags, setns};
 
-pub const POD4: &str = "10.77.0.2";
-pub const POD6: &str = "fd77::2";
-pub const PEER4: &str = "10.77.0.1";
-pub const PEER6: &str = "fd77::1";
+pub(crate) const POD4: &str = "10.77.0.2";
+pub(crate) const POD6: &str = "fd77::2";
+pub(crate) const PEER4: &str = "10.77.0.1";
+pub(crate) const PEER6: &str = "fd77::1";
 
 /// How a re-executed test binary learns what to do.
 const ORDER: &str = "MESH_CAPTURE_TEST_ORDER";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything is named after the process, and removed on drop.
-pub struct Bed {
-    pub name: String,
-    pub cgroup: PathBuf,
+pub(crate) struct Bed {
+    name: String,
+    cgroup: PathBuf,
     directory: tempfile::TempDir,
 }
 
 impl Bed {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root");
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("mc{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -56,15 +56,15 @@ impl Bed {
         bed
     }
 
-    pub fn pod(&self) -> String {
+    pub(crate) fn pod(&self) -> String {
         format!("{}-pod", self.name)
     }
 
-    pub fn peer(&self) -> String {
+    pub(crate) fn peer(&self) -> String {
         format!("{}-peer", self.name)
     }
 
-    pub fn options(&self) -> CaptureOptions {
+    pub(crate) fn options(&self) -> CaptureOptions {
         CaptureOptions {
             cgroup_root: Some(self.cgroup.clone()),
             bpffs: self.directory.path().join("bpf"),
@@ -74,11 +74,11 @@ impl Bed {
         }
     }
 
-    pub fn capture(&self) -> Capture {
+    pub(crate) fn capture(&self) -> Capture {
         Capture::start(self.options()).unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
-    pub fn request(&self) -> EnrollPod {
+    pub(crate) fn request(&self) -> EnrollPod {
         EnrollPod {
             uid: WorkloadUid("pod-1".into()),
             name: "pod".to_owned(),
@@ -91,28 +91,39 @@ impl Bed {
     }
 
     /// Runs `work` in a namespace of the bed, on this thread.
-    pub fn inside<T>(&self, netns: &str, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn inside<T>(&self, netns: &str, work: impl FnOnce() -> T) -> T {
         PodNetns::open(&NetnsRef::Path(netns_path(netns))).unwrap().run(work).unwrap()
     }
 
     /// A program in the pod that dials, says `ping` and reports what it saw.
-    pub fn dial_from_pod(&self, destination: &str) -> Program {
+    pub(crate) fn dial_from_pod(&self, destination: &str) -> Program {
         self.program(&self.pod(), &format!("dial {destination}"))
     }
 
-    pub fn dial_from_peer(&self, destination: &str) -> Program {
+    /// A program in the pod that dials ports 1 to the given one, and writes to each
+    /// the address it dialled.
+    pub(crate) fn burst_from_pod(&self, last: &str) -> Program {
+        self.program(&self.pod(), &format!("burst {last}"))
+    }
+
+    /// As [`Bed::dial_from_pod`], by Multipath TCP; only the first bytes are reported.
+    pub(crate) fn mptcp_from_pod(&self, destination: &str) -> Program {
+        self.program(&self.pod(), &format!("mptcp {destination}"))
+    }
+
+    pub(crate) fn dial_from_peer(&self, destination: &str) -> Program {
         self.program(&self.peer(), &format!("dial {destination}"))
     }
 
     /// A program in the pod that answers each connection with its peer's address,
     /// then echoes until end of stream.
-    pub fn serve_in_pod(&self, address: &str) -> Program {
+    pub(crate) fn serve_in_pod(&self, address: &str) -> Program {
         let mut program = self.program(&self.pod(), &format!("serve {address}"));
         assert_eq!(program.line(), "ready");
         program
     }
 
-    pub fn serve_in_peer(&self, address: &str) -> Program {
+    pub(crate) fn serve_in_peer(&self, address: &str) -> Program {
         let mut program = self.program(&self.peer(), &format!("serve {address}"));
         assert_eq!(program.line(), "ready");
         program
@@ -141,7 +152,7 @@ impl Drop for Bed {
             }
         }
         for netns in [self.pod(), self.peer()] {
-            let _ = Command::new("ip").args(["netns", "del", &netns]).status();
+            let _ = Command::new("ip").args(["netns", "del", &netns]).output();
         }
         // Programs are gone with their handles; the kernel may need a moment.
         for _ in 0..50 {
@@ -154,14 +165,14 @@ impl Drop for Bed {
 }
 
 /// A program inside the bed; killed when dropped.
-pub struct Program {
+pub(crate) struct Program {
     child: Child,
     out: BufReader<ChildStdout>,
 }
 
 impl Program {
     /// The next line that is not the test harness's own.
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert_ne!(self.out.read_line(&mut line).unwrap(), 0, "the program ended");
@@ -171,7 +182,7 @@ impl Program {
         }
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 }
@@ -185,7 +196,7 @@ impl Drop for Program {
 
 /// The other side of [`Bed::program`]: moves this process into the cgroup and this
 /// thread into the namespace, then does as it was told.
-pub fn obey() {
+pub(crate) fn obey() {
     let Ok(order) = std::env::var(ORDER) else { return };
     let words: Vec<_> = order.split(' ').collect();
     let [cgroup, netns, what, address] = words[..] else { panic!("bad order: {order}") };
@@ -194,6 +205,10 @@ pub fn obey() {
     let address: SocketAddr = address.parse().unwrap();
     match what {
         "dial" => say(&dial(address).unwrap_or_else(|error| format!("failed: {:?}", error.kind()))),
+        "mptcp" => {
+            say(&mptcp(address).unwrap_or_else(|error| format!("failed: {:?}", error.kind())))
+        }
+        "burst" => burst(address),
         "serve" => serve(address),
         _ => panic!("bad order: {order}"),
     }
@@ -216,6 +231,37 @@ fn dial(address: SocketAddr) -> std::io::Result<String> {
     Ok(format!("peer={peer} answer={answer}"))
 }
 
+/// Dials every port up to the address's at once, and says on each which it is.
+fn burst(last: SocketAddr) {
+    let dials: Vec<_> = (1..=last.port())
+        .map(|port| {
+            let destination = SocketAddr::new(last.ip(), port);
+            std::thread::spawn(move || {
+                let mut stream = TcpStream::connect_timeout(&destination, PATIENCE).unwrap();
+                write!(stream, "{destination}").unwrap();
+            })
+        })
+        .collect();
+    for dial in dials {
+        dial.join().unwrap();
+    }
+    say("done");
+}
+
+fn mptcp(address: SocketAddr) -> std::io::Result<String> {
+    const IPPROTO_MPTCP: i32 = 262;
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(IPPROTO_MPTCP.into()),
+    )?;
+    socket.connect_timeout(&address.into(), PATIENCE)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = [0; 5];
+    TcpStream::from(socket).read_exact(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
 fn serve(address: SocketAddr) {
     let listener = TcpListener::bind(address).unwrap();
     say("ready");
@@ -233,22 +279,22 @@ fn serve(address: SocketAddr) {
     }
 }
 
-pub fn netns_path(name: &str) -> PathBuf {
+pub(crate) fn netns_path(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)
 }
 
-pub fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let out = Command::new("ip").args(arguments.split(' ')).output().expect("ip(8) is needed");
     assert!(out.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 /// Output of ip(8).
-pub fn ip_out(arguments: &str) -> String {
+pub(crate) fn ip_out(arguments: &str) -> String {
     let out = Command::new("ip").args(arguments.split(' ')).output().expect("ip(8) is needed");
     String::from_utf8(out.stdout).unwrap()
 }
 
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,6 +1,9 @@
 //! Capture on the real kernel: private namespaces, a private cgroup, programs that know nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod bed;
+mod trouble;
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
@@ -21,6 +24,7 @@ fn program() {
     bed::obey();
 }
 
+/// The pod that [`Bed::request`] names.
 fn uid() -> WorkloadUid {
     WorkloadUid("pod-1".into())
 }
