@@ -1,13 +1,8 @@
-//! An xDS resource as a control plane might send it: the first byte picks the type,
-//! the rest is the message.
+//! An xDS resource as a control plane might send it.
 
 #![no_main]
 
-use mesh_agent::source;
+#[path = "../src/targets.rs"]
+mod targets;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    if let Some((first, value)) = data.split_first() {
-        let type_url = source::TYPE_URLS[usize::from(*first) % source::TYPE_URLS.len()];
-        let _ = source::decode_any(type_url, value);
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::xds_decode(data));

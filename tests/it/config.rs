@@ -20,7 +20,7 @@ fn a_new_configuration_takes_effect_without_a_restart() {
 #[test]
 fn files_that_are_written_in_place_are_read_too() {
     let mesh = mesh::web_and_client("in-place");
-    let file = mesh.bed.node(2).config_dir().join("listeners.yaml");
+    let file = mesh.bed.node(2).config_dir().join(tests::config::FILE);
     let text = fs::read_to_string(&file).unwrap();
     let before = mesh.far().snapshot_version();
     fs::write(&file, text.replace("client-may-read", "renamed-policy")).unwrap();

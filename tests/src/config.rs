@@ -17,6 +17,8 @@ const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfigurati
 const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
+/// The file that [`MeshConfig::write_to`] writes.
+pub const FILE: &str = "mesh.yaml";
 /// The cluster that is the application behind an inbound listener.
 pub const APPLICATION: &str = "application";
 
@@ -381,19 +383,15 @@ impl MeshConfig {
         self
     }
 
-    /// Writes the resources into `directory`, each kind into a file of its own that is
-    /// replaced by renaming.
+    /// Writes the resources into `directory` as one file that is replaced by renaming, so
+    /// that agents never see half of a change.
     pub fn write_to(&self, directory: &Path) {
-        let files = [
-            ("clusters", &self.clusters),
-            ("endpoints", &self.endpoints),
-            ("routes", &self.routes),
-            ("listeners", &self.listeners),
-        ];
-        for (name, resources) in files {
-            let yaml = serde_yaml_ng::to_string(&json!({ "resources": resources }));
-            replace(&directory.join(format!("{name}.yaml")), &yaml.expect("resources are YAML"));
-        }
+        let kinds = [&self.clusters, &self.endpoints, &self.routes, &self.listeners];
+        let documents = kinds.map(|resources| {
+            serde_yaml_ng::to_string(&json!({ "resources": resources }))
+                .expect("resources are YAML")
+        });
+        replace(&directory.join(FILE), &documents.join("---\n"));
     }
 }
 

@@ -38,23 +38,12 @@ fn everything() -> Result<()> {
     run("cargo", &["build", "--workspace", "--all-targets"])
 }
 
-/// `cargo xtask test [FILTER]`.
+/// `cargo xtask test [FILTER]`: the fuzz targets' seeds run as a test of the agent's.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     everything()?;
-    if filter.is_none() {
-        fuzz_seeds()?;
-    }
     let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
     arguments.extend(filter);
     run("cargo", &arguments)
-}
-
-/// Runs every fuzz target over its seeds, as ordinary tests of the fuzz crate.
-fn fuzz_seeds() -> Result<()> {
-    if !workspace().join("fuzz/Cargo.toml").exists() {
-        return Ok(());
-    }
-    run("cargo", &["test", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"])
 }
 
 /// `cargo xtask demo [--keep]`.

@@ -1,0 +1,8 @@
+//! The `:authority` of a CONNECT request.
+
+#![no_main]
+
+#[path = "../src/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::hbone_authority(data));

@@ -1,0 +1,8 @@
+//! The first bytes of a captured connection.
+
+#![no_main]
+
+#[path = "../src/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::sniff(data));

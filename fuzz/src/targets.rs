@@ -1,0 +1,56 @@
+//! What the fuzz targets do with a peer's bytes; `mesh-agent/tests/fuzz_seeds.rs` runs
+//! the same over the seeds as an ordinary test.
+
+use mesh_agent::{codec::detect, model::identity::Identity, source, transport::hbone};
+
+/// Every target by the name of its seeds' directory.
+#[allow(dead_code, reason = "a fuzz target runs one, the test runs all")]
+pub const ALL: &[(&str, fn(&[u8]))] = &[
+    ("hbone_authority", hbone_authority),
+    ("sniff", sniff),
+    ("spiffe_id", spiffe_id),
+    ("xds_decode", xds_decode),
+];
+
+/// The `:authority` of a CONNECT request.
+#[allow(dead_code, reason = "see ALL")]
+pub fn hbone_authority(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(address) = hbone::parse_authority(text)
+    {
+        // What was understood can be said again.
+        assert_eq!(hbone::parse_authority(&address.to_string()).ok(), Some(address));
+    }
+}
+
+/// The first bytes of a captured connection: more bytes never change a decision.
+#[allow(dead_code, reason = "see ALL")]
+pub fn sniff(data: &[u8]) {
+    let mut decided = None;
+    for end in 0..=data.len().min(64) {
+        let now = detect::detect(&data[..end]);
+        if let Some(before) = decided {
+            assert_eq!(now, before, "{:?}", &data[..end]);
+        }
+        decided = (now != detect::Detected::NeedMore).then_some(now);
+    }
+}
+
+/// A URI SAN of a peer's certificate.
+#[allow(dead_code, reason = "see ALL")]
+pub fn spiffe_id(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(identity) = text.parse::<Identity>()
+    {
+        assert_eq!(identity.to_string(), text);
+    }
+}
+
+/// An xDS resource: the first byte picks the type, the rest is the message.
+#[allow(dead_code, reason = "see ALL")]
+pub fn xds_decode(data: &[u8]) {
+    if let Some((first, value)) = data.split_first() {
+        let type_url = source::TYPE_URLS[usize::from(*first) % source::TYPE_URLS.len()];
+        let _ = source::decode_any(type_url, value);
+    }
+}
