@@ -23,7 +23,7 @@ use super::{
     orig_dst::OriginalDestinations,
     persist::{Record, Records},
     routing::{self, RoutingError},
-    sockets::NetnsSockets,
+    sockets::{NetnsSockets, Vouched},
 };
 use crate::model::{
     captured::Pod,
@@ -298,6 +298,7 @@ impl Capture {
         }
         let destinations =
             OriginalDestinations::open(&self.pins.maps(), cookie).map_err(&kernel)?;
+        let vouched = Vouched::open(&self.pins.maps()).map_err(&kernel)?;
         self.pins.attach_pod(netns).map_err(&kernel)?;
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
@@ -318,7 +319,7 @@ impl Capture {
                 labels: request.labels.clone(),
                 mtls: request.mtls,
             },
-            sockets: Arc::new(NetnsSockets { netns: Arc::clone(netns), own }),
+            sockets: Arc::new(NetnsSockets { netns: Arc::clone(netns), own, vouched }),
         });
         let enrolled = EnrolledPod {
             outbound: OutboundListener { listener: outbound, pod: Arc::clone(&pod), destinations },
