@@ -12,11 +12,12 @@ pub const INBOUND_PORT: u16 = 15006;
 /// Port of the HBONE listener, reachable from outside the pod.
 pub const HBONE_PORT: u16 = 15008;
 
-/// `SO_MARK` of what the agent dials out of a pod: capture leaves it alone, routing
-/// treats it as any traffic of the pod.
+/// `SO_MARK` of what the agent dials out of a pod; routing treats it as any traffic
+/// of the pod. Capture leaves it alone if the agent has vouched for the socket too
+/// (see [`map::VOUCHED`]): pods may set marks, since Linux 5.17 with `CAP_NET_RAW`.
 pub const UPSTREAM_MARK: u32 = 0x006d_0001;
 /// `SO_MARK` of what the agent dials to the pod's application with the client's
-/// source address: capture leaves it alone, and a routing rule in the pod's
+/// source address: as [`UPSTREAM_MARK`], and a routing rule in the pod's
 /// namespace brings everything that carries it (replies too, by
 /// `tcp_fwmark_accept`) back to the local stack.
 pub const APPLICATION_MARK: u32 = 0x006d_0002;
@@ -45,6 +46,8 @@ pub mod map {
     pub const INBOUND_PORTS: &str = "INBOUND_PORTS";
     /// `SkStorage<Asked>`: per socket, what the application asked for.
     pub const ASKED: &str = "ASKED";
+    /// `SkStorage<u32>`: the agent's own sockets, which it alone can put there.
+    pub const VOUCHED: &str = "VOUCHED";
     /// `HashMap<ConnectionKey, OriginalDestination>`: connections the agent is to accept.
     pub const ORIGINAL_DESTINATIONS: &str = "ORIGINAL_DESTINATIONS";
     /// `SockHash<ListenerKey>`: the agent's in-pod inbound listeners.
@@ -53,7 +56,7 @@ pub mod map {
     pub const VERDICTS: &str = "VERDICTS";
 
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 10] = [
+    pub const PINNED: [&str; 11] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -61,6 +64,7 @@ pub mod map {
         OUTBOUND_CIDRS,
         INBOUND_PORTS,
         ASKED,
+        VOUCHED,
         ORIGINAL_DESTINATIONS,
         LISTENERS,
         VERDICTS,

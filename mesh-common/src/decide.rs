@@ -27,10 +27,17 @@ pub trait Tables {
 pub struct Dial {
     pub netns_cookie: u64,
     pub tcp: bool,
-    /// `SO_MARK` of the socket.
-    pub mark: u32,
+    /// The socket is the agent's own: it carries one of its marks, see [`is_agent_mark`],
+    /// and the agent has vouched for it.
+    pub agent: bool,
     pub destination: Address,
     pub port: u16,
+}
+
+/// Whether a socket claims to be the agent's: cheap to ask before what proves it.
+#[inline(always)]
+pub const fn is_agent_mark(mark: u32) -> bool {
+    mark == UPSTREAM_MARK || mark == APPLICATION_MARK
 }
 
 /// What the connect hook does.
@@ -50,7 +57,7 @@ pub fn outbound(dial: &Dial, tables: &impl Tables) -> Outbound {
     if !tables.enrolled(dial.netns_cookie) {
         return Outbound::Pass(Verdict::OutboundNotEnrolled);
     }
-    if dial.mark == UPSTREAM_MARK || dial.mark == APPLICATION_MARK {
+    if dial.agent {
         return Outbound::Pass(Verdict::OutboundAgent);
     }
     let local = dial.destination.is_loopback() || dial.destination.is_unspecified();
@@ -197,7 +204,7 @@ mod tests {
             let dial = Dial {
                 netns_cookie: 7,
                 tcp: true,
-                mark: 0,
+                agent: false,
                 destination: destination.parse::<IpAddr>().unwrap().into(),
                 port,
             };
@@ -206,10 +213,8 @@ mod tests {
             assert_eq!(outbound(&other, &OnePod), Pass(Verdict::OutboundNotEnrolled));
             let udp = Dial { tcp: false, ..dial };
             assert_eq!(outbound(&udp, &OnePod), Pass(Verdict::OutboundNotTcp));
-            for mark in [UPSTREAM_MARK, APPLICATION_MARK] {
-                let agent = Dial { mark, ..dial };
-                assert_eq!(outbound(&agent, &OnePod), Pass(Verdict::OutboundAgent));
-            }
+            let agent = Dial { agent: true, ..dial };
+            assert_eq!(outbound(&agent, &OnePod), Pass(Verdict::OutboundAgent));
         }
     }
 

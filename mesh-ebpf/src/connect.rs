@@ -5,14 +5,14 @@ use aya_log_ebpf::info;
 use mesh_common::{
     abi::OUTBOUND_PORT,
     address::Address,
-    decide::{Dial, Outbound, outbound},
+    decide::{Dial, Outbound, is_agent_mark, outbound},
     value::Asked,
     verdict::Verdict,
 };
 
 use crate::{
     ctx::{self, IPPROTO_TCP, read},
-    maps::{ASKED, KernelTables, count, log_enabled},
+    maps::{ASKED, KernelTables, VOUCHED, count, log_enabled},
 };
 
 const ALLOW: i32 = 1;
@@ -33,7 +33,7 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
     let dial = Dial {
         netns_cookie: ctx::netns_cookie(ctx),
         tcp: read!((*ctx.sock_addr).protocol) == IPPROTO_TCP,
-        mark: ctx::mark(ctx),
+        agent: is_agent(ctx),
         destination: ctx::user_address(ctx, v6),
         port: ctx::user_port(ctx),
     };
@@ -52,6 +52,13 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
         }
         Outbound::Capture => capture(ctx, v6, &dial),
     }
+}
+
+/// The mark is asked first, for few sockets have it; the proof is in the storage.
+#[inline(always)]
+fn is_agent(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is this program's own and carries a socket.
+    is_agent_mark(ctx::mark(ctx)) && !unsafe { VOUCHED.get_ptr_mut(ctx) }.is_null()
 }
 
 #[inline(always)]

@@ -39,6 +39,8 @@ pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(capacit
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::SLOTS, 0);
 #[btf_map]
 pub static ASKED: SkStorage<Asked> = SkStorage::new();
+#[btf_map]
+pub static VOUCHED: SkStorage<u32> = SkStorage::new();
 
 /// `BPF_F_NO_PREALLOC`: entries are allocated as they come, an empty map is small.
 const NO_PREALLOC: u32 = 1;

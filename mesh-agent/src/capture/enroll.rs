@@ -23,7 +23,7 @@ use super::{
     orig_dst::OriginalDestinations,
     persist::{Record, Records},
     routing::{self, RoutingError},
-    sockets::NetnsSockets,
+    sockets::{NetnsSockets, Vouched},
 };
 use crate::model::{
     captured::Pod,
@@ -74,6 +74,29 @@ struct Slot {
     netns: Arc<PodNetns>,
     /// `None` while it is being enrolled.
     record: Option<Record>,
+}
+
+/// A slot that is freed again unless it is filled.
+struct Reservation<'a> {
+    capture: &'a Capture,
+    uid: WorkloadUid,
+}
+
+impl Reservation<'_> {
+    fn fill(self, record: Record) {
+        if let Some(slot) = self.capture.state().pods.get_mut(&self.uid) {
+            slot.record = Some(record);
+        }
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut state = self.capture.state();
+        if state.pods.get(&self.uid).is_some_and(|slot| slot.record.is_none()) {
+            state.pods.remove(&self.uid);
+        }
+    }
 }
 
 impl Capture {
@@ -151,7 +174,8 @@ impl Capture {
     /// begins with [`Capture::activate`]; a pod that an earlier agent had activated
     /// is captured already.
     ///
-    /// Not cancel safe: run it to its end, or un-enrol the pod.
+    /// Cancelled, it leaves routing and listeners' entries behind, which harm nobody and
+    /// which the next attempt takes over.
     ///
     /// # Errors
     /// [`EnrollError`]; the pod is then as it was before.
@@ -190,7 +214,7 @@ impl Capture {
             return Err(EnrollError::HostNetwork(uid.clone()));
         }
         let before = before.filter(|record| record.netns_cookie == cookie);
-        self.reserve(uid, &netns)?;
+        let reservation = self.reserve(uid, &netns)?;
         let outcome = match self.fwmark_accept(uid, &netns, before) {
             Ok(value) => {
                 self.prepare(request, &netns, before, &value).await.map_err(|e| (e, value))
@@ -199,10 +223,7 @@ impl Capture {
         };
         match outcome {
             Ok((enrolled, record)) => {
-                let mut state = self.state();
-                if let Some(slot) = state.pods.get_mut(uid) {
-                    slot.record = Some(record);
-                }
+                reservation.fill(record);
                 tracing::info!(pod = %uid, netns = %netns.path().display(), cookie, "enrolled");
                 Ok(enrolled)
             }
@@ -210,7 +231,6 @@ impl Capture {
                 if before.is_none() {
                     self.undo(&netns, &fwmark_accept).await;
                 }
-                self.state().pods.remove(uid);
                 Err(error)
             }
         }
@@ -230,7 +250,11 @@ impl Capture {
     }
 
     /// Keeps UID and namespace from being enrolled twice.
-    fn reserve(&self, uid: &WorkloadUid, netns: &Arc<PodNetns>) -> Result<(), EnrollError> {
+    fn reserve(
+        &self,
+        uid: &WorkloadUid,
+        netns: &Arc<PodNetns>,
+    ) -> Result<Reservation<'_>, EnrollError> {
         let cookie = netns.cookie();
         let mut state = self.state();
         if state.pods.contains_key(uid) {
@@ -241,7 +265,7 @@ impl Capture {
         }
         let slot = Slot { cookie, netns: Arc::clone(netns), record: None };
         state.pods.insert(uid.clone(), slot);
-        Ok(())
+        Ok(Reservation { capture: self, uid: uid.clone() })
     }
 
     async fn prepare(
@@ -298,6 +322,7 @@ impl Capture {
         }
         let destinations =
             OriginalDestinations::open(&self.pins.maps(), cookie).map_err(&kernel)?;
+        let vouched = Vouched::open(&self.pins.maps()).map_err(&kernel)?;
         self.pins.attach_pod(netns).map_err(&kernel)?;
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
@@ -318,7 +343,7 @@ impl Capture {
                 labels: request.labels.clone(),
                 mtls: request.mtls,
             },
-            sockets: Arc::new(NetnsSockets { netns: Arc::clone(netns), own }),
+            sockets: Arc::new(NetnsSockets { netns: Arc::clone(netns), own, vouched }),
         });
         let enrolled = EnrolledPod {
             outbound: OutboundListener { listener: outbound, pod: Arc::clone(&pod), destinations },

@@ -5,14 +5,16 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
-    sync::Arc,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use mesh_common::abi::{APPLICATION_MARK, LOOPBACK_IFINDEX, UPSTREAM_MARK};
+use aya::maps::{Map, MapData, SkStorage};
+use mesh_common::abi::{APPLICATION_MARK, LOOPBACK_IFINDEX, UPSTREAM_MARK, map};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::netns::PodNetns;
+use super::{error::CaptureError, netns::PodNetns};
 use crate::model::socket::PodSockets;
 
 /// Dials of one pod.
@@ -21,6 +23,26 @@ pub(super) struct NetnsSockets {
     pub(super) netns: Arc<PodNetns>,
     /// The pod's own addresses.
     pub(super) own: Vec<IpAddr>,
+    pub(super) vouched: Vouched,
+}
+
+/// Tells the programs which sockets are the agent's: a mark alone could be anyone's.
+#[derive(Debug)]
+pub(super) struct Vouched(Mutex<SkStorage<MapData, u32>>);
+
+impl Vouched {
+    /// Opens the pinned map anew, so that pods do not share a lock.
+    pub(super) fn open(directory: &Path) -> Result<Self, CaptureError> {
+        let failed = |source| CaptureError::Map { map: map::VOUCHED, source };
+        let data = MapData::from_pin(directory.join(map::VOUCHED)).map_err(failed)?;
+        let map = Map::from_map_data(data).and_then(SkStorage::try_from).map_err(failed)?;
+        Ok(Self(Mutex::new(map)))
+    }
+
+    fn add(&self, socket: &Socket) -> io::Result<()> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        map.insert(socket, 1, 0).map_err(io::Error::other)
+    }
 }
 
 impl NetnsSockets {
@@ -29,6 +51,7 @@ impl NetnsSockets {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = self.netns.run(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
         socket.set_mark(mark)?;
+        self.vouched.add(&socket)?;
         Ok(socket)
     }
 }

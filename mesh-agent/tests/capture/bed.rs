@@ -106,6 +106,11 @@ impl Bed {
         self.program(&self.pod(), &format!("burst {last}"))
     }
 
+    /// As [`Bed::dial_from_pod`], with the agent's mark; only the first bytes are reported.
+    pub(crate) fn forge_from_pod(&self, destination: &str) -> Program {
+        self.program(&self.pod(), &format!("forge {destination}"))
+    }
+
     /// As [`Bed::dial_from_pod`], by Multipath TCP; only the first bytes are reported.
     pub(crate) fn mptcp_from_pod(&self, destination: &str) -> Program {
         self.program(&self.pod(), &format!("mptcp {destination}"))
@@ -208,6 +213,9 @@ pub(crate) fn obey() {
         "mptcp" => {
             say(&mptcp(address).unwrap_or_else(|error| format!("failed: {:?}", error.kind())))
         }
+        "forge" => {
+            say(&forge(address).unwrap_or_else(|error| format!("failed: {:?}", error.kind())))
+        }
         "burst" => burst(address),
         "serve" => serve(address),
         _ => panic!("bad order: {order}"),
@@ -246,6 +254,18 @@ fn burst(last: SocketAddr) {
         dial.join().unwrap();
     }
     say("done");
+}
+
+/// Dials as if it were the agent, as far as a pod can.
+fn forge(address: SocketAddr) -> std::io::Result<String> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    socket.set_mark(mesh_common::abi::UPSTREAM_MARK)?;
+    socket.connect_timeout(&address.into(), PATIENCE)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = [0; 5];
+    TcpStream::from(socket).read_exact(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 fn mptcp(address: SocketAddr) -> std::io::Result<String> {

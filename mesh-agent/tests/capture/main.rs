@@ -193,7 +193,11 @@ async fn a_clients_port_may_be_taken_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agents_dials_leave_the_pod() {
     let bed = Bed::new();
-    let capture = bed.capture();
+    // The whole hierarchy, with this process in it: its dials meet the hooks.
+    let mut options = bed.options();
+    options.cgroup_root = None;
+    let capture = Capture::start(options).unwrap();
+    let _application = bed.serve_in_pod("0.0.0.0:80");
     let _v4 = bed.serve_in_peer("0.0.0.0:80");
     let _v6 = bed.serve_in_peer("[::]:81");
     let pod = enroll(&bed, &capture).await;
@@ -207,6 +211,17 @@ async fn the_agents_dials_leave_the_pod() {
         soon(stream.read_to_string(&mut greeting)).await.unwrap();
         assert_eq!(greeting, format!("hello {own} "));
     }
+    let greeting = from_source(&pod, &format!("{PEER4}:1"), &format!("{POD4}:80")).await;
+    assert_eq!(greeting, format!("hello {PEER4}"));
+    assert_eq!(count(&capture, "outbound_agent"), 3);
+
+    // The mark alone is anyone's.
+    let mut forger = bed.forge_from_pod(&format!("{PEER4}:80"));
+    let (mut stream, captured) = soon(pod.outbound.accept()).await.unwrap();
+    assert_eq!(captured.original_destination, address(&format!("{PEER4}:80")));
+    stream.write_all(b"agent").await.unwrap();
+    assert_eq!(forger.line(), "agent");
+    capture.teardown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

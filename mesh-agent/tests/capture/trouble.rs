@@ -120,6 +120,18 @@ async fn a_failed_enrolment_leaves_nothing() {
     assert!(matches!(error, EnrollError::Uid(_)), "{error}");
     plain();
 
+    // Cancelled at its first await.
+    let cancelled = capture.enroll(bed.request());
+    tokio::select! {
+        biased;
+        done = cancelled => {
+            drop(done.unwrap());
+            capture.unenroll(&uid()).await.unwrap();
+        }
+        () = std::future::ready(()) => {}
+    }
+    plain();
+
     let _pod = enroll(&bed, &capture).await;
     let error = capture.enroll(bed.request()).await.unwrap_err();
     assert!(matches!(error, EnrollError::AlreadyEnrolled(_)), "{error}");
