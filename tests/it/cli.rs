@@ -60,7 +60,7 @@ fn mistakes_are_told_apart_by_exit_code() {
     let run = |argv: &[&str]| bed.node(1).run(&[&[agent], argv].concat());
     assert_eq!(run(&["status", "--socket", nowhere.to_str().unwrap()]).code(), Some(3));
     assert_eq!(run(&["no-such-command"]).code(), Some(2));
-    assert_eq!(run(&["run", "--config-dir", "/no/such/directory"]).code(), Some(2));
+    assert_eq!(run(&["run", "--drain-timeout", "soon"]).code(), Some(2));
     run(&["--help"]).expect_success().expect_output("enroll");
     run(&["completions", "bash"]).expect_success().expect_output("mesh-agent");
 }

@@ -1,5 +1,6 @@
 //! HTTP between two nodes: routing, L7 policy, and what is on the wire.
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 use tests::{Allow, Inbound, MeshConfig, Service, eventually, mesh};
 
@@ -207,7 +208,9 @@ fn requests_are_spread_over_endpoints() {
 #[test]
 fn a_backend_that_is_down_is_503_and_flagged() {
     let mesh = mesh::web_and_client("http-down");
-    mesh.program.kill_9();
+    // Not by SIGKILL, which would leave the workers behind.
+    mesh.program.signal(Signal::SIGTERM);
+    mesh.program.wait();
     mesh.client.curl(mesh::WEB).expect_status(503);
     let entry = mesh.far().logs_access(&["\"response_code\":503"]);
     assert!(entry["response_flags"].to_string().contains("UF"), "{entry}");

@@ -74,7 +74,7 @@ fn only_good_certificates_get_in_and_each_refusal_says_why() {
         (None, "no certificate"),
         (Some(foreign.issue(&[&client], Validity::Now)), "issuer"),
         (Some(trusted.issue(&[&client], Validity::Past)), "expired"),
-        (Some(trusted.issue(&[&client], Validity::Future)), "not yet valid"),
+        (Some(trusted.issue(&[&client], Validity::Future)), "not valid before"),
         (Some(trusted.issue(&[foreign_domain], Validity::Now)), "elsewhere.example"),
         (Some(trusted.issue(&[], Validity::Now)), "URI"),
         (Some(trusted.issue(&[&client, &mesh.server.identity()], Validity::Now)), "URI"),

@@ -13,7 +13,7 @@ fn bytes_pass_and_a_half_close_passes_too() {
     assert_eq!(talk.expect_closed(), "");
     wire.expect_only_tls();
     wire.expect_no_trace_of("plain words");
-    let entry = mesh.far().logs_access(&["inbound", "tcp"]);
+    let entry = mesh.far().logs_access(&["inbound"]);
     assert_eq!(entry["source_identity"], mesh.client.identity(), "{entry}");
     assert_eq!(entry["policy"], "client-may-talk", "{entry}");
     assert_eq!(entry["bytes_received"], 19, "{entry}");
