@@ -238,7 +238,8 @@ fn dataplane(
             outbound_policy,
             tls_handshake_timeout: TLS_HANDSHAKE_TIMEOUT,
             hbone_server: HboneServerOptions {
-                drain_timeout: config.traffic.drain_timeout,
+                // The drain as a whole cuts first, and counts what it cuts.
+                drain_timeout: config.traffic.drain_timeout + CUT_GRACE,
                 ..HboneServerOptions::default()
             },
         },
@@ -275,20 +276,23 @@ async fn drain(agent: &Agent) -> ExitReason {
     dataplane.draining.cancel();
     agent.pods.stop_accepting();
     dataplane.tasks.close();
-    let pool = dataplane.connector.hbone.close_all(timeout);
-    let ended = time::timeout(timeout, dataplane.tasks.wait());
-    let (ended, ()) = tokio::join!(ended, pool);
-    let reason = match ended {
-        Ok(()) => ExitReason::Drained,
-        Err(_) => match dataplane.connections.cancel_all() {
-            // Idle keep-alive connections of peers are no loss.
-            0 => ExitReason::Drained,
-            connections => ExitReason::Cut { connections },
-        },
+    // Tunnels of connections that run on stay open until these are cut.
+    let pool = dataplane.connector.hbone.close_all(timeout + CUT_GRACE);
+    let served = async {
+        let reason = match time::timeout(timeout, dataplane.tasks.wait()).await {
+            Ok(()) => ExitReason::Drained,
+            Err(_) => match dataplane.connections.cancel_all() {
+                // Idle keep-alive connections of peers are no loss.
+                0 => ExitReason::Drained,
+                connections => ExitReason::Cut { connections },
+            },
+        };
+        if time::timeout(CUT_GRACE, dataplane.tasks.wait()).await.is_err() {
+            tracing::debug!("connections were dropped, not closed");
+        }
+        reason
     };
-    if time::timeout(CUT_GRACE, dataplane.tasks.wait()).await.is_err() {
-        tracing::debug!("connections were dropped, not closed");
-    }
+    let (reason, ()) = tokio::join!(served, pool);
     dataplane.identities.shutdown().await;
     tracing::info!(?reason, "stopped; capture stays attached and refuses new connections");
     reason

@@ -142,17 +142,27 @@ impl<IO> HeadGuard<IO> {
     /// is the beginning of a head.
     fn scan(&mut self, bytes: &[u8]) -> usize {
         let (mut at, mut passes) = (0, 0);
+        // What passes if the request whose head ended last turns out to be refused.
+        let mut without_last = None;
         while at < bytes.len() {
             match self.scanner.scan(&bytes[at..]) {
                 Ok((n, scanned)) => {
                     at += n;
                     if scanned == Scanned::HeadEnd {
+                        without_last = Some(passes);
                         self.heads += 1;
                         self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
                     }
                     if scanned != Scanned::HeadPart {
                         passes = at;
                     }
+                }
+                // Its head is still here: nobody has seen the request.
+                Err(Refusal::Chunk) if let Some(before) = without_last => {
+                    self.heads -= 1;
+                    self.shared.outstanding.fetch_sub(1, Ordering::Relaxed);
+                    self.refuse(Refusal::Chunk);
+                    return before;
                 }
                 Err(Refusal::Chunk) => {
                     self.input = Input::Broken(Refusal::Chunk);

@@ -301,7 +301,7 @@ fn authorization_rules() {
         ),
         (
             "header: {name: a, string_match: {safe_regex: {regex: '(a{1000}){1000}'}}}",
-            ".header.string_match.safe_regex.regex: needs more than 1048576 bytes once compiled",
+            ".header.string_match.safe_regex.regex: needs more than 2097152 bytes once compiled",
         ),
         (
             "header: {name: a, string_match: {ignore_case: true, safe_regex: {regex: a}}}",

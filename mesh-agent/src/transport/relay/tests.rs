@@ -48,7 +48,7 @@ async fn both_ways_are_copied_counted_and_half_closed() {
     let mut bytes = [0; 7];
     rig.server.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"request");
-    assert_eq!((rig.counters.sent(), rig.counters.received()), (7, 0), "counted while live");
+    assert_eq!((rig.counters.received(), rig.counters.sent()), (7, 0), "counted while live");
     rig.client.shutdown().await.unwrap();
     assert_eq!(rig.server.read(&mut bytes).await.unwrap(), 0);
     rig.server.write_all(b"answer").await.unwrap();
@@ -59,7 +59,7 @@ async fn both_ways_are_copied_counted_and_half_closed() {
     let outcome = rig.relay.await.unwrap();
     assert!(outcome.is_clean(), "{outcome:?}");
     assert_eq!(outcome.ended_by, EndedBy::Side(Side::Downstream));
-    assert_eq!((rig.counters.sent(), rig.counters.received()), (7, 6));
+    assert_eq!((rig.counters.received(), rig.counters.sent()), (7, 6));
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn large_and_small_pieces_arrive_in_order() {
     server.shutdown().await.unwrap();
     assert!(got == data, "{} bytes of {}", got.len(), data.len());
     assert!(rig.relay.await.unwrap().is_clean());
-    assert_eq!(rig.counters.sent(), data.len() as u64);
+    assert_eq!(rig.counters.received(), data.len() as u64);
 }
 
 /// What a slow writer holds up must not grow.
