@@ -13,7 +13,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 
-use super::{GuardLimits, HeadGuard};
+use super::{GuardLimits, HeadGuard, Refusal};
 
 const LIMITS: GuardLimits =
     GuardLimits { head_max_bytes: 8192, head_timeout: Duration::from_secs(1), idle_timeout: None };
@@ -36,8 +36,9 @@ async fn served(input: &[u8], sniffed: usize, piece: usize) -> (Vec<String>, boo
                 // Out of step, and a refusal would be missed or a request invented.
                 assert_eq!(refusal.is_some(), own, "{refusal:?} {head:?}");
                 let body = body.collect().await.map(|body| body.to_bytes().len());
-                if refusal.is_some() {
-                    seen.lock().unwrap().1 = true;
+                if let Some(refusal) = refusal {
+                    // A bad chunk is refused or breaks off, as its head is still held or not.
+                    seen.lock().unwrap().1 |= refusal != Refusal::Chunk;
                 } else {
                     let text = format!("{} {} {:?}", head.method, head.uri, body.ok());
                     seen.lock().unwrap().0.push(text);

@@ -192,13 +192,3 @@ fn what_must_not_be_signed_is_not() {
     assert!(matches!(error, CaError::InvalidRequest { .. }), "{error}");
     assert!(ca.sign(&vec![0x30, 0x80].into(), &cart).is_err());
 }
-#[test]
-fn zz_dump() {
-    let dir = std::path::Path::new("/tmp/ca-dump-x");
-    let _ = fs::remove_dir_all(dir);
-    let ca = DevelopmentCa::create(dir, &domain("cluster.local")).unwrap();
-    let key = PrivateKey::generate().unwrap();
-    let i = id("ns/shop/sa/cart");
-    let c = ca.sign(&key.signing_request(&i).unwrap(), &i).unwrap();
-    fs::write(dir.join("leaf.der"), &c[0]).unwrap();
-}
