@@ -33,7 +33,7 @@ impl Run {
     pub(super) fn run(self) -> Result<Output, CliError> {
         let config = config::load(&self.flags.0, &config::process_environment)
             .map_err(|errors| CliError::Usage(errors.to_string()))?;
-        logging::start(&config.log)?;
+        let _flush = logging::start(&config.log)?;
         match app::run(config)? {
             ExitReason::Drained => Ok(String::new().into()),
             ExitReason::Cut { connections } => {
