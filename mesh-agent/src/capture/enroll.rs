@@ -3,10 +3,10 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs::File,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mesh_common::{abi::ABI_VERSION, key::ListenerKind, verdict::Verdict};
@@ -21,7 +21,7 @@ use super::{
     netns::PodNetns,
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
-    persist::{Record, Records},
+    persist::{Record, Records, lock},
     routing::{self, RoutingError},
     sockets::{NetnsSockets, Vouched},
 };
@@ -41,9 +41,6 @@ pub struct EnrolledPod {
     pub inbound: InboundListener,
     pub hbone: HboneListener,
 }
-
-/// How long a predecessor may take to leave.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The kernel's side of one agent. Dropping it leaves everything pinned: enrolled
 /// pods' new connections are refused until an agent is back.
@@ -590,29 +587,4 @@ fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<()
 fn is_name(name: &str) -> bool {
     let valid = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
     !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(valid)
-}
-
-fn lock(state_dir: &std::path::Path) -> Result<File, CaptureError> {
-    let path = state_dir.join("agent.lock");
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| CaptureError::File { act: "open", path: path.clone(), source })?;
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
-                std::thread::sleep(LOCK_PATIENCE / 20);
-            }
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(CaptureError::InUse(state_dir.to_owned()));
-            }
-            Err(fs::TryLockError::Error(source)) => {
-                return Err(CaptureError::File { act: "lock", path, source });
-            }
-        }
-    }
 }
