@@ -24,7 +24,7 @@ pub(super) async fn open(
             let random = &mut |below| rand::random_range(0..below);
             route::decide_tcp(permit, tcp, snapshot, &dataplane.balancers, random)?
         }
-        None => route::decide_passthrough(permit)?,
+        None => route::decide_passthrough(permit, snapshot)?,
     };
     session.destined(&destination);
     let upstream = dataplane.connector.connect(permit.flow(), &destination).await?;

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, sync::Arc, time::SystemTime};
 
-use super::tables::{ListenerTable, Snapshot};
+use super::tables::{ListenerTable, Snapshot, WorkloadTable};
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
@@ -100,6 +100,17 @@ pub(super) fn build(
     if !rejected.0.is_empty() {
         return Err(rejected.0);
     }
+    let mut workloads = WorkloadTable::default();
+    for cluster in clusters.values() {
+        let assignment = match &cluster.discovery {
+            Discovery::Static(assignment) => Some(assignment),
+            Discovery::Eds { service_name } => assignments.get(service_name),
+            Discovery::OriginalDestination => None,
+        };
+        for endpoint in assignment.iter().flat_map(|assignment| &assignment.endpoints) {
+            workloads.insert(endpoint);
+        }
+    }
     Ok(Snapshot {
         version,
         label,
@@ -108,6 +119,7 @@ pub(super) fn build(
         routes: Arc::new(routes),
         clusters: Arc::new(clusters),
         assignments: Arc::new(assignments),
+        workloads: Arc::new(workloads),
     })
 }
 
