@@ -191,7 +191,7 @@ impl Capture {
         let mut request = request;
         let given = request.netns.clone();
         let before = self.records.load(&uid).map_err(&kernel)?;
-        request.netns = self.records.hold(&request).map_err(&kernel)?;
+        request.netns = self.records.hold(&request)?;
         let held = request.netns != given;
         let outcome = self.enroll_held(&request, before.as_ref()).await;
         if outcome.is_err() && held && before.is_none() {
