@@ -67,7 +67,7 @@ impl Snapshot {
 }
 
 /// Listeners, found by name or by the address they are for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct ListenerTable {
     by_name: HashMap<Arc<str>, Arc<Listener>>,
     by_address: HashMap<(Direction, SocketAddr), Arc<Listener>>,
@@ -87,6 +87,13 @@ impl ListenerTable {
         self.by_name.insert(Arc::clone(&listener.name), Arc::clone(&listener));
         self.by_address.insert(key, listener);
         Ok(())
+    }
+
+    /// Takes a listener out, if it is there.
+    pub(super) fn remove(&mut self, name: &str) {
+        if let Some(listener) = self.by_name.remove(name) {
+            self.by_address.remove(&(listener.direction, listener.address));
+        }
     }
 
     /// The listener for a connection: its exact address first, then the
