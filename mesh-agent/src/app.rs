@@ -217,6 +217,7 @@ fn dataplane(
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
         hbone: HbonePool::new(HbonePoolOptions::default()),
+        metrics: metrics.clone(),
     });
     let http = HttpServices {
         snapshots: Arc::clone(&snapshot),

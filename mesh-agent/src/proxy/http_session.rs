@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     Dataplane, Failure, failure,
     http::{HttpConnection, HttpOutcome, RequestObserver, RequestRecord, serve_http},
+    rejudge,
     session::{RequestBase, Session},
 };
 use crate::{
@@ -25,14 +26,15 @@ use crate::{
         flags::ResponseFlag,
         metrics::{HttpMetrics, Metrics},
     },
-    policy::{Permit, Revoked},
+    policy::Permit,
 };
 
-/// Serves the connection to its end and ends the session.
+/// Serves the connection to its end and ends the session. `permit` was made of
+/// snapshot `version`.
 pub(super) async fn serve<D>(
     dataplane: &Arc<Dataplane>,
     session: Session,
-    permit: Permit,
+    (permit, version): (Permit, u64),
     http: Arc<HttpConnectionManager>,
     downstream: D,
 ) where
@@ -45,7 +47,6 @@ pub(super) async fn serve<D>(
         handles: Mutex::default(),
     });
     let downstream = Counted { io: downstream, counters: Arc::clone(session.guard.counters()) };
-    let version = dataplane.snapshot.load().version;
     let connection = Arc::new(HttpConnection::new(
         permit.clone(),
         version,
@@ -56,28 +57,13 @@ pub(super) async fn serve<D>(
     ));
     let failure = tokio::select! {
         outcome = serve_http(downstream, connection) => explain(outcome),
-        revoked = revoked(dataplane, permit) => Some(failure::revoked(revoked)),
+        revoked = rejudge::revoked(dataplane, permit, version) => Some(failure::revoked(revoked)),
         () = session.guard.cancelled().cancelled() => Some(failure::cut()),
     };
     match failure {
         Some(failure) => session.end(dataplane, Some(failure)),
         // Every request has its own line.
         None => drop(session),
-    }
-}
-
-/// Resolves when policy no longer lets the connection live.
-async fn revoked(dataplane: &Dataplane, mut permit: Permit) -> Revoked {
-    let mut changes = dataplane.snapshot.changes();
-    loop {
-        if changes.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-        let policy = dataplane.options.outbound_policy;
-        match permit.rejudge(&dataplane.snapshot.load(), policy) {
-            Ok(renewed) => permit = renewed,
-            Err(revoked) => return revoked,
-        }
     }
 }
 
