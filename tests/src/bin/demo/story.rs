@@ -135,6 +135,8 @@ fn plaintext(mesh: &Mesh) -> Pod {
         "nginx saw the outsider"
     );
     good("nginx never saw it: the port takes mutual TLS only");
+    let entry = mesh.far().logs_access(&["plaintext from", &outsider.ip().to_string()]);
+    fields(&entry, &["denied_reason", "response_flags"]);
     outsider
 }
 
