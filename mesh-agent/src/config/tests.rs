@@ -145,3 +145,11 @@ fn doctor_needs_no_more_than_capture() {
     let config = load_capture(&Given::default(), &|_| None).unwrap();
     assert_eq!(config.instance, "default");
 }
+
+#[test]
+fn the_settings_that_the_readme_shows_are_accepted() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```yaml\n").find(|block| block.starts_with("node_name:")).unwrap();
+    let config = try_load(&[], &[], block.split("```").next()).unwrap();
+    assert_eq!(config.node.name, "node-1");
+}
