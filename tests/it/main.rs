@@ -16,3 +16,4 @@ mod identity;
 mod ipv6;
 mod lifecycle;
 mod tcp;
+mod xds;

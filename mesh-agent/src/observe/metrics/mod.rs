@@ -2,6 +2,7 @@
 
 mod labels;
 mod traffic;
+mod xds;
 
 use std::{
     fmt,
@@ -22,6 +23,7 @@ use self::{
 pub use self::{
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     traffic::{HttpMetrics, TcpMetrics},
+    xds::XdsType,
 };
 use super::connections::Connections;
 use crate::model::{identity::Identity, listener::Direction};
@@ -59,6 +61,7 @@ struct Own {
     access_log_dropped: Counter,
     label_sets_overflowed: Counter,
     ready: Gauge,
+    xds: xds::XdsFamilies,
     build: Family<ByVersion, Gauge>,
 }
 
@@ -119,6 +122,7 @@ impl Own {
             "Look-ups of istio_* series folded into `overflow` labels",
             self.label_sets_overflowed.clone(),
         );
+        self.xds.register(r);
         r.register("mesh_ready", "1 while the agent is ready", self.ready.clone());
         r.register("mesh_build_info", "The running version", self.build.clone());
     }
