@@ -17,3 +17,4 @@ mod ipv6;
 mod leaks;
 mod lifecycle;
 mod tcp;
+mod xds;

@@ -4,7 +4,6 @@
 //! nothing that `setup` has yet to install.
 
 mod build;
-#[allow(unreachable_pub, reason = "a binary has no outside to be reachable from")]
 mod ebpf;
 mod setup;
 mod tidy;
@@ -27,7 +26,8 @@ enum Command {
     Setup,
     /// Build the BPF object that the agent embeds.
     Ebpf,
-    /// Build everything, then show the mesh at work between two nodes made of namespaces.
+    /// Build the agent as for production and show the mesh at work between two nodes
+    /// made of namespaces.
     Demo {
         /// Leave everything up, and print how to enter the pods and query the agents.
         #[arg(long)]

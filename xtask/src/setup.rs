@@ -42,9 +42,12 @@ const PACKAGES: &[&str] = &[
 
 const BPF_LINKER: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
-/// The oldest kernel whose helpers the programs use; see README.
-const OLDEST_KERNEL: (u32, u32) = (5, 15);
+/// What `mesh-agent doctor` asks for: see README.
+const OLDEST_KERNEL: (u32, u32) = (5, 14);
 const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
+/// Tells our own file, that a killed run left, from somebody else's.
+const POLICY: &str =
+    "#!/bin/sh\n# cargo xtask setup: no services while packages install\nexit 101\n";
 
 /// Where tools are cached that are built from source.
 pub(crate) fn tools() -> PathBuf {
@@ -126,10 +129,11 @@ struct NoServices {
 
 impl NoServices {
     fn declare() -> Result<Self> {
-        if Path::new(POLICY_FILE).exists() {
+        let there = Path::new(POLICY_FILE).exists();
+        if there && fs::read(POLICY_FILE).is_ok_and(|text| text != POLICY.as_bytes()) {
             return Ok(Self { ours: false });
         }
-        fs::write(POLICY_FILE, "#!/bin/sh\nexit 101\n").context("write policy-rc.d")?;
+        fs::write(POLICY_FILE, POLICY).context("write policy-rc.d")?;
         let policy = Self { ours: true };
         fs::set_permissions(POLICY_FILE, fs::Permissions::from_mode(0o755))
             .context("make policy-rc.d executable")?;

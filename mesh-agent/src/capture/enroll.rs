@@ -195,7 +195,7 @@ impl Capture {
             }
             known => known.map_err(&kernel)?,
         };
-        request.netns = self.records.hold(&request).map_err(&kernel)?;
+        request.netns = self.records.hold(&request)?;
         let held = request.netns != given;
         let outcome = self.enroll_held(&request, before.as_ref()).await;
         if outcome.is_err() && held && before.is_none() {

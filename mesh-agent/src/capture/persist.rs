@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     bpffs,
-    error::CaptureError,
-    netns::{NetnsRef, PodNetns},
+    error::{CaptureError, EnrollError},
+    netns::{NetnsError, NetnsRef, PodNetns},
     options::EnrollPod,
 };
 use crate::model::workload::WorkloadUid;
@@ -153,8 +153,13 @@ impl Records {
 
     /// Binds the namespace of a process to a file, so that a restarted agent finds
     /// it whatever became of the process. A path is left as it is.
-    pub(super) fn hold(&self, pod: &EnrollPod) -> Result<NetnsRef, CaptureError> {
+    pub(super) fn hold(&self, pod: &EnrollPod) -> Result<NetnsRef, EnrollError> {
         let NetnsRef::Pid(_) = pod.netns else { return Ok(pod.netns.clone()) };
+        let path = pod.netns.path();
+        if let Err(source) = fs::File::open(&path) {
+            let source = NetnsError::Open { path, source };
+            return Err(EnrollError::Netns { uid: pod.uid.clone(), source });
+        }
         let held = self.namespaces.join(&*pod.uid.0);
         let bind = || -> io::Result<()> {
             // Left over from an attempt that was killed.
@@ -163,10 +168,13 @@ impl Records {
             mount(Some(&pod.netns.path()), &held, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
             Ok(())
         };
-        bind().map_err(|source| CaptureError::File {
-            act: "bind a network namespace to",
-            path: held.clone(),
-            source,
+        bind().map_err(|source| EnrollError::Kernel {
+            uid: pod.uid.clone(),
+            source: Box::new(CaptureError::File {
+                act: "bind a network namespace to",
+                path: held.clone(),
+                source,
+            }),
         })?;
         Ok(NetnsRef::Path(held))
     }

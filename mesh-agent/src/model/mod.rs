@@ -10,6 +10,7 @@ pub mod captured;
 pub mod cluster;
 pub mod identity;
 pub mod listener;
+mod references;
 pub mod route;
 pub mod socket;
 pub mod workload;

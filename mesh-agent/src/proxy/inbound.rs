@@ -124,11 +124,7 @@ fn handshake_failed(dataplane: &Dataplane, pod: &Pod, source: SocketAddr, error:
     let workload = &pod.workload.uid;
     let io_error = std::error::Error::source(error).and_then(|e| e.downcast_ref::<io::Error>());
     let (reason, story) = match io_error {
-        Some(error) => match (identity::refusal(error), identity::refused_by_peer(error)) {
-            (Some(refused), _) => (refused.reason(), refused.to_string()),
-            (None, Some(alert)) => ("refused_by_peer", alert.to_string()),
-            (None, None) => ("tls", failure::story(error)),
-        },
+        Some(error) => failure::handshake(error),
         None => ("tls", failure::story(error)),
     };
     dataplane.metrics.handshake_failed(Direction::Inbound, reason);
@@ -164,7 +160,8 @@ async fn serve_stream(
     match permit.flow().terminal().cloned() {
         Some(TerminalFilter::Http(http)) => match request.accept() {
             Ok(stream) => {
-                super::http_session::serve(&dataplane, session, permit, http, stream).await
+                let judged = (permit, snapshot.version);
+                super::http_session::serve(&dataplane, session, judged, http, stream).await
             }
             Err(error) => session.end(&dataplane, Some(downstream_gone(&error))),
         },
@@ -180,7 +177,8 @@ async fn serve_stream(
             let failure = match opened {
                 Ok(upstream) => match request.accept() {
                     Ok(downstream) => {
-                        tcp::run(&dataplane, &session, permit, tcp, downstream, upstream).await
+                        let judged = (permit, snapshot.version);
+                        tcp::run(&dataplane, &session, judged, tcp, downstream, upstream).await
                     }
                     Err(error) => Some(downstream_gone(&error)),
                 },

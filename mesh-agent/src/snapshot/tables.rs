@@ -76,9 +76,24 @@ pub struct WorkloadTable {
 }
 
 impl WorkloadTable {
-    pub(super) fn insert(&mut self, endpoint: &Arc<Endpoint>) {
-        let endpoints = self.by_ip.entry(endpoint.address.ip().to_canonical()).or_default();
-        endpoints.push(Arc::clone(endpoint));
+    /// The endpoints of all clusters.
+    pub(super) fn of(
+        clusters: &HashMap<ClusterName, Arc<Cluster>>,
+        assignments: &HashMap<Arc<str>, Arc<LoadAssignment>>,
+    ) -> Self {
+        let mut by_ip: HashMap<IpAddr, Vec<Arc<Endpoint>>> = HashMap::new();
+        for cluster in clusters.values() {
+            let assignment = match &cluster.discovery {
+                Discovery::Static(assignment) => Some(assignment),
+                Discovery::Eds { service_name } => assignments.get(service_name),
+                Discovery::OriginalDestination => None,
+            };
+            for endpoint in assignment.iter().flat_map(|assignment| &assignment.endpoints) {
+                let endpoints = by_ip.entry(endpoint.address.ip().to_canonical()).or_default();
+                endpoints.push(Arc::clone(endpoint));
+            }
+        }
+        Self { by_ip }
     }
 
     /// The tunnel to the workload at `address`. An endpoint of exactly this address
@@ -98,7 +113,7 @@ impl WorkloadTable {
 }
 
 /// Listeners, found by name or by the address they are for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct ListenerTable {
     by_name: HashMap<Arc<str>, Arc<Listener>>,
     by_address: HashMap<(Direction, SocketAddr), Arc<Listener>>,
@@ -118,6 +133,13 @@ impl ListenerTable {
         self.by_name.insert(Arc::clone(&listener.name), Arc::clone(&listener));
         self.by_address.insert(key, listener);
         Ok(())
+    }
+
+    /// Takes a listener out, if it is there.
+    pub(super) fn remove(&mut self, name: &str) {
+        if let Some(listener) = self.by_name.remove(name) {
+            self.by_address.remove(&(listener.direction, listener.address));
+        }
     }
 
     /// The listener for a connection: its exact address first, then the
