@@ -22,6 +22,7 @@ pub mod cgroup;
 pub mod config;
 pub mod conversation;
 pub mod curl;
+pub mod envoy;
 pub mod eventually;
 pub mod http;
 pub mod mesh;
