@@ -1,4 +1,4 @@
-//! A closed-loop HTTP/1.1 keep-alive load, for quick figures.
+//! A closed-loop HTTP/1.1 load, for quick figures.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -8,15 +8,30 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What a worker does with its connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Uses it again.
+    KeepAlive,
+    /// Has it closed by the server, and opens another.
+    Fresh,
+}
+
 /// Runs the load and prints `{requests, errors, seconds, p50_us, p99_us}`.
-pub(crate) fn run(address: &str, host: &str, connections: &str, seconds: &str) -> ExitCode {
+pub(crate) fn run(
+    address: &str,
+    host: &str,
+    connections: &str,
+    seconds: &str,
+    kind: Kind,
+) -> ExitCode {
     let connections: usize = connections.parse().expect("a number of connections");
     let length = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
     let start = Instant::now();
     let workers: Vec<_> = (0..connections)
         .map(|_| {
             let (address, host) = (address.to_owned(), host.to_owned());
-            thread::spawn(move || worker(&address, &host, start + length))
+            thread::spawn(move || worker(&address, &host, start + length, kind))
         })
         .collect();
     let (mut latencies, mut errors) = (Vec::new(), 0);
@@ -43,23 +58,56 @@ pub(crate) fn run(address: &str, host: &str, connections: &str, seconds: &str) -
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn worker(address: &str, host: &str, end: Instant) -> (Vec<Duration>, Option<io::Error>) {
+fn worker(
+    address: &str,
+    host: &str,
+    end: Instant,
+    kind: Kind,
+) -> (Vec<Duration>, Option<io::Error>) {
     let mut latencies = Vec::new();
-    let result = TcpStream::connect(address).and_then(|stream| {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut writer = stream;
-        let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
-        while Instant::now() < end {
-            let start = Instant::now();
-            writer.write_all(request.as_bytes())?;
-            read_answer(&mut reader)?;
-            latencies.push(start.elapsed());
-        }
-        Ok(())
-    });
+    let result = match kind {
+        Kind::KeepAlive => keep_alive(address, host, end, &mut latencies),
+        Kind::Fresh => fresh(address, host, end, &mut latencies),
+    };
     (latencies, result.err())
+}
+
+fn keep_alive(
+    address: &str,
+    host: &str,
+    end: Instant,
+    latencies: &mut Vec<Duration>,
+) -> io::Result<()> {
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let (mut reader, mut writer) = connect(address)?;
+    while Instant::now() < end {
+        let start = Instant::now();
+        writer.write_all(request.as_bytes())?;
+        read_answer(&mut reader)?;
+        latencies.push(start.elapsed());
+    }
+    Ok(())
+}
+
+fn fresh(address: &str, host: &str, end: Instant, latencies: &mut Vec<Duration>) -> io::Result<()> {
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    while Instant::now() < end {
+        let start = Instant::now();
+        let (mut reader, mut writer) = connect(address)?;
+        writer.write_all(request.as_bytes())?;
+        read_answer(&mut reader)?;
+        // The server's FIN: TIME_WAIT is at its side, so that ports do not run out here.
+        io::copy(&mut reader, &mut io::sink())?;
+        latencies.push(start.elapsed());
+    }
+    Ok(())
+}
+
+fn connect(address: &str) -> io::Result<(BufReader<TcpStream>, TcpStream)> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok((BufReader::new(stream.try_clone()?), stream))
 }
 
 fn read_answer(reader: &mut impl BufRead) -> io::Result<()> {
