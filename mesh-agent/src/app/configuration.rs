@@ -1,10 +1,10 @@
 //! The one writer of snapshots.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time};
 
-use super::Agent;
+use super::{Agent, memory};
 use crate::{
     admin::{RejectedConfig, Timestamp},
     model::{
@@ -16,12 +16,28 @@ use crate::{
     transport::hbone::HBONE_PORT,
 };
 
+/// Without an update for this long, the source has let go of what it read with.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// Applies what the source delivers, in order, until it delivers no more.
 pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
-    while let Some(update) = updates.recv().await {
-        match update {
-            Update::Resources(Delivery { resources, label }) => agent.apply(resources, label),
-            Update::Rejected(reasons) => agent.reject(&reasons),
+    let mut read = false;
+    loop {
+        match time::timeout(SETTLED, updates.recv()).await {
+            Ok(Some(Update::Resources(Delivery { resources, label }))) => {
+                agent.apply(resources, label);
+                read = true;
+            }
+            Ok(Some(Update::Rejected(reasons))) => {
+                agent.reject(&reasons);
+                read = true;
+            }
+            Ok(None) => return,
+            Err(_) => {
+                if std::mem::take(&mut read) {
+                    memory::release();
+                }
+            }
         }
     }
 }

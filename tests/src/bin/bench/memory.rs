@@ -35,7 +35,7 @@ fn of_agent_with(count: usize) -> [u64; 2] {
     config.write_to(&node.config_dir());
     let agent = node.agent().flags(&["--log", "info"]);
     let agent = pods.iter().fold(agent, |agent, pod| agent.with_pod(pod)).start();
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(16));
     [peak(agent.process()), private(agent.process())]
 }
 
