@@ -1,11 +1,11 @@
 //! What is measured: one client node, one server node, three roads between them.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
 use tests::{Agent, Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed};
 
 const WEB_PORT: u16 = 8080;
-const IPERF_PORT: u16 = 5201;
+const SINK_PORT: u16 = 9000;
 
 /// How a request goes from node to node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,18 +60,16 @@ impl Bed {
         let mut programs = Vec::new();
         for pod in [&l4, &l7, &plain] {
             programs.push(pod.runs_nginx(WEB_PORT));
-            let mut iperf = Command::new("iperf3");
-            iperf.args(["-s", "-p", &IPERF_PORT.to_string()]);
-            programs.push(pod.starts("iperf3", iperf));
+            programs.push(pod.serves("sink", SINK_PORT));
         }
         let allow = || Allow::policy("client").from(&client);
         let reads = allow().methods(&["GET", "HEAD"]);
         let config = MeshConfig::new()
             .service(&Service::tcp("opaque", "10.96.0.20:80").backed_by(&l4, WEB_PORT))
-            .service(&Service::tcp("iperf", "10.96.0.20:5201").backed_by(&l4, IPERF_PORT))
+            .service(&Service::tcp("sink", "10.96.0.20:9000").backed_by(&l4, SINK_PORT))
             .service(&Service::http("web", "10.96.0.10:80").backed_by(&l7, WEB_PORT))
             .inbound(&Inbound::tcp(&l4, WEB_PORT).allow(allow()))
-            .inbound(&Inbound::tcp(&l4, IPERF_PORT).allow(allow()))
+            .inbound(&Inbound::tcp(&l4, SINK_PORT).allow(allow()))
             .inbound(&Inbound::http(&l7, WEB_PORT).allow(reads));
         for node in [near, far] {
             config.write_to(&node.config_dir());
@@ -100,13 +98,12 @@ impl Bed {
         }
     }
 
-    /// Where iperf3 listens; streams that are not HTTP have no road at layer 7.
-    pub(crate) fn iperf(&self, road: Road) -> (String, String) {
-        let ip = match road {
-            Road::Plain => self.plain.ip().to_string(),
-            Road::L4 | Road::L7 => "10.96.0.20".to_owned(),
-        };
-        (ip, IPERF_PORT.to_string())
+    /// Where bytes vanish; what is not HTTP has no road at layer 7.
+    pub(crate) fn sink(&self, road: Road) -> String {
+        match road {
+            Road::Plain => self.plain.at(SINK_PORT).to_string(),
+            Road::L4 | Road::L7 => format!("10.96.0.20:{SINK_PORT}"),
+        }
     }
 
     pub(crate) fn cpu(&self) -> Cpu {

@@ -14,7 +14,7 @@ const HELP: &str =
     "usage: bench [--rounds N] [--seconds S] [http | connections | stream | memory]...
   http          HTTP/1.1 GET over 16 keep-alive connections
   connections   a fresh connection for each GET, 16 at a time
-  stream        one TCP stream, up and down
+  stream        one TCP stream
   memory        private memory of an agent with 1 and with 100 idle pods
 ";
 
@@ -93,24 +93,25 @@ fn measure(bed: &Bed, plan: &Plan, what: What) {
     let title = match what {
         What::Http => "HTTP/1.1, 16 keep-alive connections",
         What::Connections => "connect, GET, close, 16 at a time",
-        What::Stream => "one TCP stream (iperf3), the client sends",
+        What::Stream => "one TCP stream, the client sends",
         What::Memory => return,
     };
     println!("── {title}: {} interleaved rounds of {} s", plan.rounds, plan.seconds);
     // Tunnels, pools and caches.
-    for road in Road::ALL {
+    let roads = if what == What::Stream { &Road::ALL[..2] } else { &Road::ALL[..] };
+    for &road in roads {
         round(bed, road, what, 0.3);
     }
-    let mut rounds: [Vec<Round>; 3] = Default::default();
+    let mut rounds = vec![Vec::new(); roads.len()];
     for _ in 0..plan.rounds {
-        for (road, rounds) in Road::ALL.into_iter().zip(&mut rounds) {
+        for (&road, rounds) in roads.iter().zip(&mut rounds) {
             rounds.push(round(bed, road, what, plan.seconds));
         }
     }
-    show(what, &rounds);
+    show(what, roads, &rounds);
 }
 
-fn show(what: What, rounds: &[Vec<Round>; 3]) {
+fn show(what: What, roads: &[Road], rounds: &[Vec<Round>]) {
     let (rate, unit) = match what {
         What::Stream => ("Gbit/s", "MiB"),
         _ => ("per s", "request"),
@@ -119,8 +120,8 @@ fn show(what: What, rounds: &[Vec<Round>; 3]) {
         "  {:<9}{rate:>9}  ratio   p50 µs   p99 µs   agents CPU µs/{unit}   all CPU µs/{unit}   mesh's share",
         ""
     );
-    let [plain, ..] = rounds;
-    for (road, rounds) in Road::ALL.into_iter().zip(rounds) {
+    let Some(plain) = rounds.first() else { return };
+    for (road, rounds) in roads.iter().zip(rounds) {
         let pairs: Vec<(Round, Round)> =
             rounds.iter().copied().zip(plain.iter().copied()).collect();
         let rate = median(rounds, |r| r.per_second);
@@ -174,13 +175,11 @@ impl Round {
 
     /// How many MiB were received.
     fn stream(&mut self, bed: &Bed, road: Road, seconds: &str) -> f64 {
-        let (ip, port) = bed.iperf(road);
-        let seconds = seconds.parse::<f64>().unwrap_or(1.0).ceil().to_string();
-        let argv = ["iperf3", "-c", &ip, "-p", &port, "-t", &seconds, "-J"];
-        let result = bed.client(road).run(&argv).expect_success().json();
-        let received = &result["end"]["sum_received"];
-        self.per_second = received["bits_per_second"].as_f64().unwrap_or_default();
-        received["bytes"].as_f64().unwrap_or_default().max(1.0) / f64::from(1 << 20)
+        let arguments = ["blast", &bed.sink(road), seconds];
+        let result = bed.client(road).run_peer(&arguments).expect_success().json();
+        let number = |key: &str| result[key].as_f64().unwrap_or_default();
+        self.per_second = number("bytes") * 8.0 / number("seconds");
+        number("bytes").max(1.0) / f64::from(1 << 20)
     }
 }
 

@@ -1,8 +1,8 @@
-//! A closed-loop HTTP/1.1 load, for quick figures.
+//! A closed-loop HTTP/1.1 load and a bulk transfer, for quick figures.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -131,4 +131,49 @@ fn read_answer(reader: &mut impl BufRead) -> io::Result<()> {
     }
     let mut body = reader.take(length);
     io::copy(&mut body, &mut io::sink()).map(drop)
+}
+
+/// Counts what comes until the peer's FIN, and says it.
+pub(crate) fn sink(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 128 << 10];
+    let mut bytes = 0u64;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return writeln!(stream, "{bytes}"),
+            length => bytes += length as u64,
+        }
+    }
+}
+
+/// Sends as much as it can for `seconds` and prints `{bytes, seconds}`, counted when all
+/// has arrived.
+pub(crate) fn blast(address: &str, seconds: &str) -> ExitCode {
+    let length = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
+    let transfer = || -> io::Result<(u64, Duration)> {
+        let mut stream = TcpStream::connect(address)?;
+        let piece = vec![0x5a; 128 << 10];
+        let (start, mut sent) = (Instant::now(), 0u64);
+        while start.elapsed() < length {
+            stream.write_all(&piece)?;
+            sent += piece.len() as u64;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        if answer.trim().parse() == Ok(sent) {
+            Ok((sent, start.elapsed()))
+        } else {
+            Err(io::Error::other(format!("sent {sent} bytes, of which arrived {answer}")))
+        }
+    };
+    match transfer() {
+        Ok((bytes, took)) => {
+            println!("{{\"bytes\":{bytes},\"seconds\":{:.4}}}", took.as_secs_f64());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{address}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

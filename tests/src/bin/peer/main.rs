@@ -29,6 +29,8 @@ const HELP: &str = "usage:
   peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
                                GET / over keep-alive connections, or a fresh one for
                                each request; prints JSON
+  peer sink PORT               reads to the end and answers how many bytes there were
+  peer blast ADDRESS SECONDS   the other side of `sink`; prints JSON
   peer abandon                 makes a test bed with a pod and dies without removing it
 ";
 
@@ -53,6 +55,8 @@ fn main() -> ExitCode {
             Ok(())
         }),
         ["digest", port] => serve(port, digest::serve),
+        ["sink", port] => serve(port, load::sink),
+        ["blast", address, seconds] => load::blast(address, seconds),
         ["talk", address] => talk::talk(address, false),
         ["talk", address, "--mapped"] => talk::talk(address, true),
         ["asks", address] => talk::asks(address),
