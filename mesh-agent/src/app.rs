@@ -103,11 +103,9 @@ fn runtime(name: &str, workers: usize) -> anyhow::Result<Runtime> {
         .with_context(|| format!("runtime {name}"))
 }
 
-/// The other half of the node is its applications': more threads than are busy hand
-/// requests to each other, and each time that costs more than the request.
 fn data_threads(config: &AgentConfig) -> usize {
-    let half = || std::thread::available_parallelism().map_or(1, |cpus| cpus.get().div_ceil(2));
-    config.traffic.data_threads.map_or_else(half, NonZeroUsize::get)
+    let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    config.traffic.data_threads.map_or_else(all, NonZeroUsize::get)
 }
 
 /// Every captured connection costs two descriptors.

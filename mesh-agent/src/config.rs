@@ -109,7 +109,7 @@ pub struct TrafficConfig {
     pub outbound_policy: OutboundPolicy,
     /// How long live connections may go on after SIGTERM.
     pub drain_timeout: Duration,
-    /// Threads that move bytes; `None`: half of the CPUs.
+    /// Threads that move bytes; `None`: one for each CPU.
     pub data_threads: Option<NonZeroUsize>,
 }
 

@@ -168,7 +168,7 @@ const SETTINGS: &[Setting] = &[
         "data_threads",
         "NUMBER",
         None,
-        "Threads that move bytes [default: half of the CPUs]",
+        "Threads that move bytes [default: one for each CPU]",
     ),
     path(
         Group::Identity,

@@ -254,3 +254,17 @@ fn placeholder(type_name: &str) -> Map<String, Value> {
         ("value".to_owned(), type_name.into()),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{ANY, descriptors, forget_descriptors};
+
+    #[test]
+    fn descriptors_that_were_forgotten_are_loaded_again() {
+        let held = descriptors();
+        forget_descriptors();
+        for pool in [held, descriptors()] {
+            assert!(pool.get_message_by_name(ANY).is_some());
+        }
+    }
+}

@@ -39,3 +39,28 @@ impl Batch {
         Pin::new(future).poll(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, future::poll_fn, rc::Rc};
+
+    use super::Batch;
+
+    #[tokio::test]
+    async fn whoever_is_ready_goes_before_the_connection() {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let tasks = tokio::task::LocalSet::new();
+        for name in ["connection", "stream 1", "stream 2"] {
+            let order = Rc::clone(&order);
+            tasks.spawn_local(async move {
+                if name == "connection" {
+                    let mut batch = Batch::default();
+                    poll_fn(|cx| batch.poll_turn(cx)).await;
+                }
+                order.borrow_mut().push(name);
+            });
+        }
+        tasks.await;
+        assert_eq!(*order.borrow(), ["stream 1", "stream 2", "connection"]);
+    }
+}
