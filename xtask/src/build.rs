@@ -1,4 +1,4 @@
-//! What runs cargo: `test`, `demo`, `ci`, `deny`.
+//! What runs cargo: `test`, `demo`, `bench`, `ci`, `deny`.
 
 use std::{
     fmt,
@@ -82,6 +82,20 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
     let program = workspace().join("target/release/demo");
     let program = program.to_str().context("the workspace's path is not UTF-8")?;
     run(program, if keep { &["--keep"] } else { &[] })
+}
+
+/// `cargo xtask bench [ARGUMENT]...`.
+pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    setup::run()?;
+    ebpf::build()?;
+    run(
+        "cargo",
+        &["build", "--release", "--package", "mesh-agent", "--package", "tests", "--bins"],
+    )?;
+    let program = workspace().join("target/release/bench");
+    let program = program.to_str().context("the workspace's path is not UTF-8")?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run(program, &arguments)
 }
 
 /// `cargo xtask demo --down`: whatever build is there can do it.

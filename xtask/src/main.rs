@@ -1,4 +1,5 @@
-//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | tidy | ci | deny`.
+//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | bench | tidy |
+//! ci | deny`.
 //!
 //! This crate must build on a machine that has nothing but a compiler: it depends on
 //! nothing that `setup` has yet to install.
@@ -43,6 +44,11 @@ enum Command {
         /// Run only the tests whose names contain this.
         filter: Option<String>,
     },
+    /// Build for release, and measure the two-node path beside no mesh; `-- --help` says what.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check the house rules: layers, file sizes, module docs, leftovers.
     Tidy,
     /// What CI runs: fmt, clippy, tidy, test, and deny where cargo-deny is installed.
@@ -72,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo { down: true, .. } | Command::Down => build::demo_down(),
         Command::Demo { keep, .. } => build::demo(keep),
         Command::Test { filter } => build::test(filter.as_deref()),
+        Command::Bench { arguments } => build::bench(&arguments),
         Command::Tidy => tidy::run(&build::workspace()),
         Command::Ci => build::ci(),
         Command::Deny => build::deny(),

@@ -1,11 +1,14 @@
 //! The one writer of snapshots.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::Agent;
+use super::{Agent, memory};
 use crate::{
     admin::{RejectedConfig, Timestamp},
     config::SourceConfig,
@@ -57,23 +60,25 @@ impl Source {
     }
 }
 
+/// Without an update for this long, the source has let go of what it read with.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// Applies what the source delivers, in order, until it delivers no more.
 pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
-    while let Some(update) = updates.recv().await {
-        match update {
-            Update::Resources(Delivery { resources, label, raw, refused }) => {
-                let replaced = agent.dataplane.snapshot.replace(resources, label.clone());
-                if agent.judged(replaced, &label, refused) {
-                    agent.last_good.replaced(raw, &label);
+    // What was restored from disk left memory behind too.
+    let mut read = true;
+    loop {
+        match time::timeout(SETTLED, updates.recv()).await {
+            Ok(Some(update)) => {
+                agent.take(update);
+                read = true;
+            }
+            Ok(None) => return,
+            Err(_) => {
+                if std::mem::take(&mut read) {
+                    memory::release();
                 }
             }
-            Update::Changes(Delta { changes, label, raw, refused }) => {
-                let updated = agent.dataplane.snapshot.update(changes, label.clone());
-                if agent.judged(updated, &label, refused) {
-                    agent.last_good.changed(raw, &label);
-                }
-            }
-            Update::Rejected(reasons) => agent.reject(&reasons),
         }
     }
 }
@@ -110,6 +115,24 @@ pub(super) async fn restore(agent: &Arc<Agent>) {
 }
 
 impl Agent {
+    fn take(&self, update: Update) {
+        match update {
+            Update::Resources(Delivery { resources, label, raw, refused }) => {
+                let replaced = self.dataplane.snapshot.replace(resources, label.clone());
+                if self.judged(replaced, &label, refused) {
+                    self.last_good.replaced(raw, &label);
+                }
+            }
+            Update::Changes(Delta { changes, label, raw, refused }) => {
+                let updated = self.dataplane.snapshot.update(changes, label.clone());
+                if self.judged(updated, &label, refused) {
+                    self.last_good.changed(raw, &label);
+                }
+            }
+            Update::Rejected(reasons) => self.reject(&reasons),
+        }
+    }
+
     /// Follows up on an attempt to apply something; whether that went well.
     fn judged(
         &self,

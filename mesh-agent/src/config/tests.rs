@@ -127,6 +127,8 @@ fn bounds_hold() {
         ("certificate_ttl", "1s"),
         ("certificate_ttl", "365d"),
         ("drain_timeout", "2h"),
+        ("data_threads", "0"),
+        ("data_threads", "1025"),
         ("socket", ""),
         ("config_dir", ""),
         ("exclude_outbound_cidr", "10.0.0.0/33"),
