@@ -37,10 +37,13 @@ const PACKAGES: &[&str] = &[
     "tcpdump",
     "iperf3",
     "python3",
+    "python3-venv",
     "procps",
 ];
 
 const BPF_LINKER: &str = "0.13.0";
+/// Python packages of the control plane in the tests.
+const CONTROL_PLANE: &[&str] = &["grpcio==1.85.1", "xds-protos==1.85.0"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// The oldest kernel whose helpers the programs use; see README.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -58,6 +61,7 @@ pub(crate) fn run() -> Result<()> {
     check_kernel()?;
     packages()?;
     bpf_linker()?;
+    control_plane()?;
     mounts()
 }
 
@@ -165,6 +169,23 @@ fn bpf_linker() -> Result<()> {
         .status()
         .context("cargo did not start")?;
     ensure!(status.success(), "bpf-linker did not build ({status})");
+    Ok(())
+}
+
+/// A Python environment with what the tests' control plane is made of.
+fn control_plane() -> Result<()> {
+    let environment = tools().join("control-plane");
+    let python = environment.join("bin/python");
+    let there = Command::new(&python).args(["-c", "import grpc, envoy.service.discovery"]).output();
+    if there.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    println!("setup: {} into {}", CONTROL_PLANE.join(" and "), environment.display());
+    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment).status();
+    ensure!(made.is_ok_and(|s| s.success()), "`python3 -m venv` failed");
+    let installed =
+        Command::new(&python).args(["-m", "pip", "install", "-q"]).args(CONTROL_PLANE).status();
+    ensure!(installed.is_ok_and(|s| s.success()), "pip did not install {CONTROL_PLANE:?}");
     Ok(())
 }
 

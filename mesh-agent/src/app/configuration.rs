@@ -1,8 +1,11 @@
 //! The one writer of snapshots.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{self, Instant},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
@@ -17,6 +20,9 @@ use crate::{
     source::{AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update},
     transport::hbone::HBONE_PORT,
 };
+
+/// How long after a change unused connections and balancers are let go of.
+const TIDY_AFTER: Duration = Duration::from_secs(1);
 
 /// The one source of configuration.
 pub(super) enum Source {
@@ -59,17 +65,35 @@ impl Source {
 
 /// Applies what the source delivers, in order, until it delivers no more.
 pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
-    while let Some(update) = updates.recv().await {
+    // When what nothing leads to any more is let go of: not for each of many small
+    // changes, since it means a walk over all endpoints.
+    let mut tidy_at = None;
+    loop {
+        let update = match tidy_at {
+            None => updates.recv().await,
+            Some(at) => match time::timeout_at(at, updates.recv()).await {
+                Ok(update) => update,
+                Err(_) => {
+                    agent.tidy();
+                    tidy_at = None;
+                    continue;
+                }
+            },
+        };
+        let Some(update) = update else { return };
         match update {
             Update::Resources(Delivery { resources, label, raw, refused }) => {
                 let replaced = agent.dataplane.snapshot.replace(resources, label.clone());
                 if agent.judged(replaced, &label, refused) {
+                    agent.tidy();
+                    tidy_at = None;
                     agent.last_good.replaced(raw, &label);
                 }
             }
             Update::Changes(Delta { changes, label, raw, refused }) => {
                 let updated = agent.dataplane.snapshot.update(changes, label.clone());
                 if agent.judged(updated, &label, refused) {
+                    tidy_at.get_or_insert(Instant::now() + TIDY_AFTER);
                     agent.last_good.changed(raw, &label);
                 }
             }
@@ -137,6 +161,18 @@ impl Agent {
         let snapshot = dataplane.snapshot.load();
         *self.restored() = None;
         dataplane.metrics.config_applied(version);
+        tracing::info!(
+            version,
+            label,
+            listeners = snapshot.listeners.len(),
+            "configuration applied"
+        );
+    }
+
+    /// Lets go of what the configuration in force does not lead to any more.
+    fn tidy(&self) {
+        let dataplane = &self.dataplane;
+        let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
         let reachable = Reachable::by(&snapshot);
         dataplane
@@ -148,12 +184,6 @@ impl Agent {
             .http
             .pool
             .retain(|key| key.client.is_some() || reachable.endpoints.contains(&key.address));
-        tracing::info!(
-            version,
-            label,
-            listeners = snapshot.listeners.len(),
-            "configuration applied"
-        );
     }
 
     fn reject(&self, reasons: &[RejectedResource]) {
