@@ -4,6 +4,7 @@
 //! help come from that table. [`load`] reports all that is wrong at once, each with
 //! the key and where its value came from.
 
+mod bootstrap;
 mod duration;
 mod layers;
 pub mod settings;
@@ -217,10 +218,20 @@ pub fn load_capture(
 /// `None` only where an error was noted.
 fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let node = node(layers);
-    let source = source::source(layers, node.as_ref().map(|node| node.name.as_str()));
+    let bootstrap = source::bootstrap(layers);
+    let (source, bootstrap_admin) = match bootstrap {
+        None => (None, None),
+        Some(Some(bootstrap)) => (Some(SourceConfig::ControlPlane(bootstrap.ads)), bootstrap.admin),
+        Some(None) => (source::source(layers, node.as_ref().map(|node| node.name.as_str())), None),
+    };
     let capture = capture(layers);
     let identity = identity(layers);
-    let admin = admin(layers);
+    let mut admin = admin(layers);
+    if let (Some(admin), Some(address), false) =
+        (&mut admin, bootstrap_admin, layers.is_given("admin"))
+    {
+        admin.address = address;
+    }
     let traffic = traffic(layers);
     let access_log = access_log(layers);
     let filter = layers.one("log", log_filter);

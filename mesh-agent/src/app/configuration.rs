@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
-    time,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,9 @@ use crate::{
     source::{AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update},
     transport::hbone::HBONE_PORT,
 };
+
+/// How long after a change unused connections and balancers are let go of.
+const TIDY_AFTER: Duration = Duration::from_secs(1);
 
 /// The one source of configuration.
 pub(super) enum Source {
@@ -66,20 +69,35 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// Applies what the source delivers, in order, until it delivers no more.
 pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
     // What was restored from disk left memory behind too.
-    let mut read = true;
+    let mut release_at = Some(Instant::now() + SETTLED);
+    // When what nothing leads to any more is let go of: not for each of many small
+    // changes, since it means a walk over all endpoints.
+    let mut tidy_at = None;
     loop {
-        match time::timeout(SETTLED, updates.recv()).await {
-            Ok(Some(update)) => {
-                agent.take(update);
-                read = true;
+        tokio::select! {
+            biased;
+            update = updates.recv() => {
+                let Some(update) = update else { return };
+                tidy_at = agent.take(update, tidy_at);
+                release_at = Some(Instant::now() + SETTLED);
             }
-            Ok(None) => return,
-            Err(_) => {
-                if std::mem::take(&mut read) {
-                    memory::release();
-                }
+            () = until(tidy_at) => {
+                agent.tidy();
+                tidy_at = None;
+            }
+            () = until(release_at) => {
+                memory::release();
+                release_at = None;
             }
         }
+    }
+}
+
+/// Never, where there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -115,22 +133,27 @@ pub(super) async fn restore(agent: &Arc<Agent>) {
 }
 
 impl Agent {
-    fn take(&self, update: Update) {
+    /// Applies one update; returns when to tidy up, which was to be at `tidy_at`.
+    fn take(&self, update: Update, tidy_at: Option<Instant>) -> Option<Instant> {
         match update {
             Update::Resources(Delivery { resources, label, raw, refused }) => {
                 let replaced = self.dataplane.snapshot.replace(resources, label.clone());
                 if self.judged(replaced, &label, refused) {
+                    self.tidy();
                     self.last_good.replaced(raw, &label);
+                    return None;
                 }
             }
             Update::Changes(Delta { changes, label, raw, refused }) => {
                 let updated = self.dataplane.snapshot.update(changes, label.clone());
                 if self.judged(updated, &label, refused) {
                     self.last_good.changed(raw, &label);
+                    return tidy_at.or(Some(Instant::now() + TIDY_AFTER));
                 }
             }
             Update::Rejected(reasons) => self.reject(&reasons),
         }
+        tidy_at
     }
 
     /// Follows up on an attempt to apply something; whether that went well.
@@ -160,6 +183,18 @@ impl Agent {
         let snapshot = dataplane.snapshot.load();
         *self.restored() = None;
         dataplane.metrics.config_applied(version);
+        tracing::info!(
+            version,
+            label,
+            listeners = snapshot.listeners.len(),
+            "configuration applied"
+        );
+    }
+
+    /// Lets go of what the configuration in force does not lead to any more.
+    fn tidy(&self) {
+        let dataplane = &self.dataplane;
+        let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
         let reachable = Reachable::by(&snapshot);
         dataplane
@@ -171,12 +206,6 @@ impl Agent {
             .http
             .pool
             .retain(|key| key.client.is_some() || reachable.endpoints.contains(&key.address));
-        tracing::info!(
-            version,
-            label,
-            listeners = snapshot.listeners.len(),
-            "configuration applied"
-        );
     }
 
     fn reject(&self, reasons: &[RejectedResource]) {

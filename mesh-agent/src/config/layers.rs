@@ -92,6 +92,11 @@ impl<'a> Layers<'a> {
         self.file.get(key).map(|values| (values.clone(), Origin::File(self.path.clone())))
     }
 
+    /// Whether any layer gives the setting.
+    pub(super) fn is_given(&self, key: &'static str) -> bool {
+        self.find(key).is_some()
+    }
+
     fn find_or_default(&self, key: &'static str) -> Option<(Vec<String>, Origin)> {
         let default = || settings::find(key).and_then(|setting| setting.default);
         self.find(key).or_else(|| default().map(|value| (vec![value.to_owned()], Origin::Default)))

@@ -105,6 +105,12 @@ const SETTINGS: &[Setting] = &[
         None,
         "Directory of xDS resources (LDS, RDS, CDS, EDS as YAML or JSON), watched for changes",
     ),
+    path(
+        Group::ControlPlane,
+        "bootstrap",
+        None,
+        "Envoy bootstrap file that says who the agent is and where its control plane is",
+    ),
     list(
         Group::ControlPlane,
         "xds_server",

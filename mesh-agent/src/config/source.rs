@@ -2,7 +2,11 @@
 
 use std::{fmt, path::PathBuf};
 
-use super::{Origin, absolute, layers::Layers};
+use super::{
+    Origin, absolute,
+    bootstrap::{self, Bootstrap},
+    layers::Layers,
+};
 use crate::source::{AdsOptions, NodeInfo, ServerAddress, TlsFiles, Variant};
 
 /// Where listeners, routes, clusters and endpoints come from.
@@ -22,6 +26,28 @@ impl fmt::Display for SourceConfig {
             Self::ControlPlane(options) => {
                 write!(f, "ADS for node {} in {}", options.node.id, options.node.cluster)
             }
+        }
+    }
+}
+
+/// What is in the bootstrap file, if one is given. The outer `None` says it is wrong.
+pub(super) fn bootstrap(layers: &mut Layers<'_>) -> Option<Option<Bootstrap>> {
+    let Some(path) = layers.optional("bootstrap", absolute)? else { return Some(None) };
+    for key in
+        ["config_dir", "xds_server", "xds_ca", "xds_cert", "xds_key", "xds_node_id", "xds_metadata"]
+    {
+        if layers.is_given(key) {
+            let reason = "excludes bootstrap, which says it";
+            layers.fail(key, Origin::Default, reason.to_owned());
+        }
+    }
+    match bootstrap::read(&path) {
+        Ok(bootstrap) => Some(Some(bootstrap)),
+        Err(faults) => {
+            for fault in faults {
+                layers.fail("bootstrap", Origin::Default, fault);
+            }
+            None
         }
     }
 }

@@ -175,3 +175,19 @@ fn a_control_plane_is_a_source_and_its_settings_are_checked_together() {
         assert!(told.contains(reason), "{further:?}: {told}");
     }
 }
+
+#[test]
+fn a_bootstrap_file_excludes_other_sources_and_names_its_faults() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("envoy.yaml");
+    fs::write(&path, "node: {id: n}\nflags_path: /x\n").unwrap();
+    let bootstrap = ("bootstrap", path.to_str().unwrap());
+    let told = try_load(&[bootstrap, ("config_dir", "/c")], &[], None).unwrap_err();
+    for reason in [
+        "config_dir: excludes bootstrap",
+        "flags_path: is not supported",
+        "dynamic_resources: is missing",
+    ] {
+        assert!(told.contains(reason), "{reason}: {told}");
+    }
+}

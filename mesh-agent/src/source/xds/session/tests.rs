@@ -3,6 +3,7 @@
 mod delta;
 mod fuzz;
 mod messages;
+mod scale;
 mod sotw;
 
 use super::*;

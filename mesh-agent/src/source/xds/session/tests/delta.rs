@@ -1,3 +1,5 @@
+//! Delta conversations, message by message.
+
 use std::collections::HashMap;
 
 use envoy_types::pb::envoy::service::discovery::v3::{

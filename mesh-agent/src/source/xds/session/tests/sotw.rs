@@ -1,3 +1,5 @@
+//! State-of-the-world conversations, message by message.
+
 use envoy_types::pb::{
     envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource},
     google::protobuf,
