@@ -18,7 +18,7 @@ use anyhow::Context;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -39,14 +39,14 @@ use crate::{
     },
     route::Balancers,
     snapshot::SnapshotCell,
-    source::FileSource,
+    source::{AdsStatus, LastGood},
     transport::{
         hbone::{HbonePool, HbonePoolOptions, HboneServerOptions},
         http_pool::{HttpPool, HttpPoolOptions},
     },
 };
 
-use self::pods::Pods;
+use self::{configuration::Source, pods::Pods};
 
 /// For a peer's TLS handshake on the HBONE port.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -117,6 +117,11 @@ struct Agent {
     capture: Capture,
     pods: Pods,
     last_rejected: Mutex<Option<RejectedConfig>>,
+    last_good: Arc<LastGood>,
+    /// When the configuration in force was saved, while it is the one from disk.
+    restored: Mutex<Option<SystemTime>>,
+    /// The connection to the control plane, if that is the source.
+    ads: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -127,11 +132,16 @@ impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
     // What is the operator's to mend comes first, before anything is attached.
-    let source = FileSource::open(&config.source.directory)?;
+    let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
+    let source = Source::open(&config.source, &last_good)?;
     let ca_dir = &config.identity.ca_dir;
     let ca = DevelopmentCa::open_or_create(ca_dir, &config.node.trust_domain)
         .with_context(|| format!("development CA in {}", ca_dir.display()))?
@@ -158,15 +168,20 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
+        last_good: Arc::new(last_good),
+        restored: Mutex::default(),
+        ads: source.ads_status(),
         data,
         stop: CancellationToken::new(),
         config,
     });
+    configuration::restore(&agent).await;
     listen(&agent).await?;
 
     let (updates, received) = mpsc::channel(UPDATES);
     let stop = agent.stop.clone();
-    tokio::spawn(source.watch(updates, stop));
+    source.spawn(updates, stop.clone());
+    tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent)));
     Ok((agent, log_writer))
@@ -295,6 +310,9 @@ async fn drain(agent: &Agent) -> ExitReason {
     };
     let (reason, ()) = tokio::join!(served, pool);
     dataplane.identities.shutdown().await;
+    if let Err(error) = agent.last_good.flush() {
+        tracing::error!(%error, "the last good configuration can't be written");
+    }
     tracing::info!(?reason, "stopped; capture stays attached and refuses new connections");
     reason
 }

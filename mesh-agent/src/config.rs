@@ -7,6 +7,7 @@
 mod duration;
 mod layers;
 pub mod settings;
+mod source;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,8 @@ use crate::{
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
 };
+
+pub use self::source::SourceConfig;
 
 use self::layers::Layers;
 
@@ -51,13 +54,6 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Pods to enrol at start.
     pub pods: Option<PathBuf>,
-}
-
-/// Where listeners, routes, clusters and endpoints come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceConfig {
-    /// Watched for changes.
-    pub directory: PathBuf,
 }
 
 /// What is captured, and where the kernel objects live.
@@ -215,7 +211,7 @@ pub fn load_capture(
 /// `None` only where an error was noted.
 fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let node = node(layers);
-    let directory = layers.one("config_dir", absolute);
+    let source = source::source(layers, node.as_ref().map(|node| node.name.as_str()));
     let capture = capture(layers);
     let identity = identity(layers);
     let admin = admin(layers);
@@ -225,7 +221,7 @@ fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let format = layers.one("log_format", choice::<LogFormat>);
     Some(AgentConfig {
         node: node?,
-        source: SourceConfig { directory: directory? },
+        source: source?,
         capture: capture?,
         identity: identity?,
         admin: admin?,

@@ -15,5 +15,7 @@ mod hostile;
 mod http;
 mod identity;
 mod ipv6;
+mod leaks;
 mod lifecycle;
 mod tcp;
+mod xds;

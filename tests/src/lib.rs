@@ -20,6 +20,7 @@ pub mod agent;
 pub mod bed;
 pub mod cgroup;
 pub mod config;
+pub mod control_plane;
 pub mod conversation;
 pub mod curl;
 pub mod envoy;

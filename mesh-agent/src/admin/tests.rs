@@ -78,6 +78,7 @@ impl AgentControl for Fake {
             readiness: self.readiness(),
             draining: false,
             snapshot: SnapshotView::from(&*snapshot),
+            xds: None,
             last_rejected: None,
             certificates: Vec::new(),
             pods: 0,

@@ -2,39 +2,140 @@
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::Agent;
 use crate::{
     admin::{RejectedConfig, Timestamp},
+    config::SourceConfig,
     model::{
         cluster::{Discovery, Tunnel},
         identity::Identity,
     },
     snapshot::{RejectedResource, Snapshot},
-    source::{Delivery, Update},
+    source::{AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update},
     transport::hbone::HBONE_PORT,
 };
+
+/// The one source of configuration.
+pub(super) enum Source {
+    Files(FileSource),
+    ControlPlane(AdsSource),
+}
+
+impl Source {
+    /// A directory that is away is no reason not to serve the last good configuration.
+    pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
+        match config {
+            SourceConfig::ControlPlane(options) => {
+                Ok(Self::ControlPlane(AdsSource::new(options.clone())))
+            }
+            SourceConfig::Directory(directory) => match FileSource::open(directory) {
+                Ok(source) => Ok(Self::Files(source)),
+                Err(error) if last_good.is_there() => {
+                    tracing::error!(%error, "the configuration's source is away; waiting for it");
+                    Ok(Self::Files(FileSource::awaiting(directory)?))
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    pub(super) fn ads_status(&self) -> Option<watch::Receiver<Arc<AdsStatus>>> {
+        match self {
+            Self::Files(_) => None,
+            Self::ControlPlane(source) => Some(source.status()),
+        }
+    }
+
+    pub(super) fn spawn(self, updates: mpsc::Sender<Update>, stop: CancellationToken) {
+        match self {
+            Self::Files(source) => tokio::spawn(source.watch(updates, stop)),
+            Self::ControlPlane(source) => tokio::spawn(source.watch(updates, stop)),
+        };
+    }
+}
 
 /// Applies what the source delivers, in order, until it delivers no more.
 pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
     while let Some(update) = updates.recv().await {
         match update {
-            Update::Resources(Delivery { resources, label }) => agent.apply(resources, label),
+            Update::Resources(Delivery { resources, label, raw, refused }) => {
+                let replaced = agent.dataplane.snapshot.replace(resources, label.clone());
+                if agent.judged(replaced, &label, refused) {
+                    agent.last_good.replaced(raw, &label);
+                }
+            }
+            Update::Changes(Delta { changes, label, raw, refused }) => {
+                let updated = agent.dataplane.snapshot.update(changes, label.clone());
+                if agent.judged(updated, &label, refused) {
+                    agent.last_good.changed(raw, &label);
+                }
+            }
             Update::Rejected(reasons) => agent.reject(&reasons),
         }
     }
 }
 
+/// Puts the last good configuration in force, if there is one, before any source speaks.
+pub(super) async fn restore(agent: &Arc<Agent>) {
+    let last_good = Arc::clone(&agent.last_good);
+    let loaded = match tokio::task::spawn_blocking(move || last_good.load()).await {
+        Ok(loaded) => loaded,
+        Err(error) => return tracing::error!(%error, "the last good configuration was not read"),
+    };
+    let Restored { resources, label, saved_at } = match loaded {
+        Ok(Some(restored)) => restored,
+        Ok(None) => return,
+        Err(error) => return tracing::error!(%error, "there is no last good configuration"),
+    };
+    match agent.dataplane.snapshot.replace(resources, label.clone()) {
+        Ok(version) => {
+            *agent.restored() = Some(saved_at);
+            agent.dataplane.metrics.config_applied(version);
+            let age = saved_at.elapsed().unwrap_or_default();
+            tracing::warn!(
+                label,
+                age_seconds = age.as_secs(),
+                "serving the last good configuration from disk until the source delivers"
+            );
+        }
+        Err(reasons) => {
+            for reason in &reasons {
+                tracing::error!("the last good configuration is refused: {reason}");
+            }
+        }
+    }
+}
+
 impl Agent {
-    fn apply(&self, resources: crate::snapshot::Resources, label: String) {
+    /// Follows up on an attempt to apply something; whether that went well.
+    fn judged(
+        &self,
+        applied: Result<u64, Vec<RejectedResource>>,
+        label: &str,
+        still_refused: bool,
+    ) -> bool {
+        match applied {
+            Ok(version) => {
+                if !still_refused {
+                    *self.last_rejected() = None;
+                }
+                self.applied(version, label);
+                true
+            }
+            Err(reasons) => {
+                self.reject(&reasons);
+                false
+            }
+        }
+    }
+
+    fn applied(&self, version: u64, label: &str) {
         let dataplane = &self.dataplane;
-        let version = match dataplane.snapshot.replace(resources, label.clone()) {
-            Ok(version) => version,
-            Err(reasons) => return self.reject(&reasons),
-        };
         let snapshot = dataplane.snapshot.load();
-        *self.last_rejected() = None;
+        *self.restored() = None;
         dataplane.metrics.config_applied(version);
         dataplane.balancers.retain(&snapshot);
         let reachable = Reachable::by(&snapshot);

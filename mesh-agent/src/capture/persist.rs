@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -17,6 +18,9 @@ use super::{
     options::EnrollPod,
 };
 use crate::model::workload::WorkloadUid;
+
+/// How long a predecessor may take to leave.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One enrolled pod.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -187,4 +191,30 @@ fn read(path: &Path) -> Result<Option<Record>, CaptureError> {
     serde_json::from_slice(&json)
         .map(Some)
         .map_err(|source| CaptureError::Record { path: path.to_owned(), source })
+}
+
+/// Keeps the state directory for one agent, for as long as the file is open.
+pub(super) fn lock(state_dir: &Path) -> Result<fs::File, CaptureError> {
+    let path = state_dir.join("agent.lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| CaptureError::File { act: "open", path: path.clone(), source })?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PATIENCE / 20);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(CaptureError::InUse(state_dir.to_owned()));
+            }
+            Err(fs::TryLockError::Error(source)) => {
+                return Err(CaptureError::File { act: "lock", path, source });
+            }
+        }
+    }
 }

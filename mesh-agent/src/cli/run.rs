@@ -34,7 +34,7 @@ impl Run {
     pub(super) fn run(self) -> Result<Output, CliError> {
         let config = config::load(&self.flags.0, &config::process_environment)
             .map_err(|errors| CliError::Usage(errors.to_string()))?;
-        logging::start(&config.log)?;
+        let _flush = logging::start(&config.log)?;
         let ended = app::run(config).map_err(|error| match error.is::<SourceError>() {
             true => CliError::Usage(format!("{error:#}")),
             false => CliError::Failed(error),

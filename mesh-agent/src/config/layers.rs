@@ -70,7 +70,8 @@ impl<'a> Layers<'a> {
         }
     }
 
-    fn fail(&mut self, key: &str, origin: Origin, reason: String) {
+    /// Notes that a setting is wrong.
+    pub(super) fn fail(&mut self, key: &str, origin: Origin, reason: String) {
         self.errors.push(ConfigError { key: key.to_owned(), origin, reason });
     }
 

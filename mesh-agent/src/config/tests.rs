@@ -58,7 +58,7 @@ fn flags_win_over_variables_over_the_file() {
     let config = try_load(&[("node_name", "flag")], &variables, Some(file)).unwrap();
     assert_eq!(config.node.name, "flag");
     assert_eq!(config.capture.instance, "variable");
-    assert_eq!(config.source.directory, Path::new("/from/file"));
+    assert_eq!(config.source, SourceConfig::Directory("/from/file".into()));
     assert_eq!(config.traffic.drain_timeout, Duration::from_secs(1));
     assert_eq!(config.capture.exclusions.outbound_ports, [53, 123]);
     assert!(config.capture.bpf_log);
@@ -152,4 +152,24 @@ fn the_settings_that_the_readme_shows_are_accepted() {
     let block = readme.split("```yaml\n").find(|block| block.starts_with("node_name:")).unwrap();
     let config = try_load(&[], &[], block.split("```").next()).unwrap();
     assert_eq!(config.node.name, "node-1");
+}
+
+#[test]
+fn a_control_plane_is_a_source_and_its_settings_are_checked_together() {
+    let server = ("xds_server", "unix:///run/xds.sock");
+    let config = try_load(&[server, ("node_name", "n1"), ("xds_mode", "delta")], &[], None);
+    let SourceConfig::ControlPlane(options) = config.unwrap().source else { panic!("source") };
+    assert_eq!((options.node.id.as_str(), options.node.cluster.as_str()), ("n1", "mesh"));
+    assert_eq!(options.variant, crate::source::Variant::Delta);
+
+    for (further, reason) in [
+        (("config_dir", "/c"), "excludes xds_server"),
+        (("xds_server", "http://h"), "is none of http://HOST:PORT"),
+        (("xds_server", "https://h:1"), "an https:// server has to be verified"),
+        (("xds_ca", "/ca.pem"), "for https:// servers only"),
+        (("xds_metadata", "[]"), "is not a JSON object"),
+    ] {
+        let told = try_load(&[server, ("node_name", "n1"), further], &[], None).unwrap_err();
+        assert!(told.contains(reason), "{further:?}: {told}");
+    }
 }

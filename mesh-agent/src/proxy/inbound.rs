@@ -18,7 +18,7 @@ use crate::{
         identity::Identity,
         listener::{Direction, TerminalFilter},
     },
-    observe::flags::ResponseFlag,
+    observe::{flags::ResponseFlag, log_limit::LogLimit},
     policy::{self, Flow, Permit},
     snapshot::Snapshot,
     transport::{
@@ -26,6 +26,9 @@ use crate::{
         relay::Abort,
     },
 };
+
+/// Whoever reaches the port can provoke these lines.
+static REFUSALS: LogLimit = LogLimit::new();
 
 /// Serves one connection that came in the clear.
 pub async fn serve_plaintext(
@@ -71,7 +74,10 @@ pub async fn serve_hbone(
         Ok(peer) => peer,
         Err(refused) => {
             dataplane.metrics.handshake_failed(Direction::Inbound, refused.reason());
-            tracing::warn!(%source, workload = %pod.workload.uid, "HBONE refused: {refused}");
+            if let Some(suppressed) = REFUSALS.allows() {
+                let workload = &pod.workload.uid;
+                tracing::warn!(%source, %workload, suppressed, "HBONE refused: {refused}");
+            }
             return;
         }
     };
@@ -122,7 +128,9 @@ fn handshake_failed(dataplane: &Dataplane, pod: &Pod, source: SocketAddr, error:
         None => ("tls", failure::story(error)),
     };
     dataplane.metrics.handshake_failed(Direction::Inbound, reason);
-    tracing::warn!(%source, %workload, reason, "HBONE handshake failed: {story}");
+    if let Some(suppressed) = REFUSALS.allows() {
+        tracing::warn!(%source, %workload, reason, suppressed, "HBONE handshake failed: {story}");
+    }
 }
 
 /// One CONNECT: policy is asked, then the application dialled, then 200 is answered.

@@ -87,30 +87,28 @@ pub(super) fn build(
     let mut clusters = Arc::clone(&base.clusters);
     remove(&mut clusters, &removed.clusters);
     let changed: Vec<_> = updated.clusters.into_iter().map(Arc::new).collect();
-    for cluster in &changed {
-        rejected.check_assignment(cluster, &assignments);
-    }
-    if !removed.assignments.is_empty() {
-        let gone: HashSet<_> = removed.assignments.iter().collect();
-        let users =
-            clusters.values().filter(|c| c.assignment_name().is_some_and(|n| gone.contains(n)));
-        users.for_each(|cluster| rejected.check_assignment(cluster, &assignments));
-    }
-    let named = changed.into_iter().map(|c| (c.name.clone(), c)).collect();
+    let named = changed.iter().map(|c| (c.name.clone(), Arc::clone(c))).collect();
     rejected.insert("clusters", &mut clusters, named);
+    if removed.assignments.is_empty() {
+        changed.iter().for_each(|cluster| rejected.check_assignment(cluster, &assignments));
+    } else {
+        clusters.values().for_each(|cluster| rejected.check_assignment(cluster, &assignments));
+    }
 
     let mut routes = Arc::clone(&base.routes);
     remove(&mut routes, &removed.routes);
-    let named = updated.routes.into_iter().map(|r| (Arc::clone(&r.name), Arc::new(r))).collect();
-    let mut check_routes = |name: &Arc<str>, configuration: &RouteConfiguration| {
-        rejected.check_routes(&format!("routes[{name}]"), configuration, &clusters);
-    };
-    let changed: &Vec<(Arc<str>, Arc<RouteConfiguration>)> = &named;
-    changed.iter().for_each(|(name, configuration)| check_routes(name, configuration));
-    if !removed.clusters.is_empty() {
-        routes.iter().for_each(|(name, configuration)| check_routes(name, configuration));
-    }
+    let changed: Vec<_> = updated.routes.into_iter().map(Arc::new).collect();
+    let named = changed.iter().map(|r| (Arc::clone(&r.name), Arc::clone(r))).collect();
     rejected.insert("routes", &mut routes, named);
+    let concerned: Vec<_> = if removed.clusters.is_empty() {
+        changed.iter().collect()
+    } else {
+        routes.values().collect()
+    };
+    for configuration in concerned {
+        let path = format!("routes[{}]", configuration.name);
+        rejected.check_routes(&path, configuration, &clusters);
+    }
 
     let mut listeners = Arc::clone(&base.listeners);
     let changed: Vec<_> = updated.listeners.into_iter().map(Arc::new).collect();

@@ -23,7 +23,7 @@ const TYPE_KEY: &str = "@type";
 const ANY: &str = "google.protobuf.Any";
 
 /// The field that carries an extension's `Any`: paths step over it, as people do.
-const TYPED_CONFIG: &str = "typed_config";
+pub(super) const TYPED_CONFIG: &str = "typed_config";
 
 /// The lists whose items are named in paths, not counted.
 const NAMED_LISTS: [&str; 1] = ["virtual_hosts"];
@@ -33,6 +33,11 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let descriptors: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.fds"));
     DescriptorPool::decode(descriptors).expect("build.rs encoded this descriptor set")
 });
+
+/// The descriptor of that message, if its proto is compiled in.
+pub(super) fn descriptor(full_name: &str) -> Option<MessageDescriptor> {
+    POOL.get_message_by_name(full_name)
+}
 
 /// A resource's JSON, encoded.
 pub(super) struct Transcoded {

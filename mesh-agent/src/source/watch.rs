@@ -25,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     file::{self, Contents, Delivery, SourceError},
+    last_good::Raw,
     xds,
 };
-use crate::snapshot::RejectedResource;
+use crate::snapshot::{Changes, RejectedResource};
 
 /// How long the directory has to be still, twice, before a change counts.
 const STILL: Duration = Duration::from_millis(50);
@@ -47,8 +48,21 @@ const EVENTS_MAX: usize = 256;
 pub enum Update {
     /// A complete configuration to be applied.
     Resources(Delivery),
+    /// What changed in the configuration delivered before.
+    Changes(Delta),
     /// What is there can't be honoured; the last good configuration stays.
     Rejected(Vec<RejectedResource>),
+}
+
+/// What changed, decoded; consistent with what was delivered before.
+#[derive(Debug)]
+pub struct Delta {
+    pub changes: Changes,
+    pub label: String,
+    /// The same for [`LastGood`](super::LastGood).
+    pub raw: Raw,
+    /// Whether something else that was delivered is still refused.
+    pub refused: bool,
 }
 
 /// A directory of LDS, RDS, CDS and EDS resources as YAML or JSON.
@@ -71,6 +85,14 @@ impl FileSource {
             Ok(directory) => Ok(Self { directory }),
             Err(source) => Err(SourceError::Directory { path: directory, source }),
         }
+    }
+
+    /// A source on a directory that may come later: until then it is a rejection.
+    ///
+    /// # Errors
+    /// The file system's, where the path can't be made absolute.
+    pub fn awaiting(directory: &Path) -> io::Result<Self> {
+        Ok(Self { directory: std::path::absolute(directory)? })
     }
 
     /// Sends what the directory says now and at every change, until `shutdown` or until

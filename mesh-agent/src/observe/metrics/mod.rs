@@ -3,6 +3,7 @@
 mod exposition;
 mod labels;
 mod traffic;
+mod xds;
 
 use std::{
     fmt,
@@ -20,6 +21,7 @@ pub use self::{
     exposition::Exposition,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     traffic::{HttpMetrics, TcpMetrics},
+    xds::XdsType,
 };
 use self::{
     labels::{ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
@@ -58,6 +60,7 @@ struct Own {
     access_log_dropped: Counter,
     label_sets_overflowed: Counter,
     ready: Gauge,
+    xds: xds::XdsFamilies,
     build: Family<ByVersion, Gauge>,
 }
 
@@ -118,6 +121,7 @@ impl Own {
             "Look-ups of istio_* series folded into `overflow` labels",
             self.label_sets_overflowed.clone(),
         );
+        self.xds.register(r);
         r.register("mesh_ready", "1 while the agent is ready", self.ready.clone());
         r.register("mesh_build_info", "The running version", self.build.clone());
     }

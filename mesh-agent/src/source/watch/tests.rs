@@ -39,6 +39,7 @@ impl Watched {
             Update::Resources(delivery) => {
                 delivery.resources.clusters.iter().map(|c| c.name.to_string()).collect()
             }
+            Update::Changes(delta) => panic!("{delta:?}"),
             Update::Rejected(rejected) => panic!("rejected: {rejected:?}"),
         }
     }
@@ -46,6 +47,7 @@ impl Watched {
     async fn rejection(&mut self) -> String {
         match self.next().await {
             Update::Resources(delivery) => panic!("accepted: {delivery:?}"),
+            Update::Changes(delta) => panic!("{delta:?}"),
             Update::Rejected(rejected) => rejected[0].to_string(),
         }
     }
