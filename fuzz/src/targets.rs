@@ -3,9 +3,12 @@
 
 use mesh_agent::{codec::detect, model::identity::Identity, source, transport::hbone};
 
+/// Takes a peer's bytes and must not panic.
+type Target = fn(&[u8]);
+
 /// Every target by the name of its seeds' directory.
 #[allow(dead_code, reason = "a fuzz target runs one, the test runs all")]
-pub(crate) const ALL: &[(&str, fn(&[u8]))] = &[
+pub(crate) const ALL: &[(&str, Target)] = &[
     ("hbone_authority", hbone_authority),
     ("sniff", sniff),
     ("spiffe_id", spiffe_id),

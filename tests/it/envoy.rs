@@ -12,9 +12,7 @@ const ENVOY: &str = "spiffe://cluster.local/ns/default/sa/envoy";
 
 #[test]
 fn envoy_as_a_client_reaches_the_application_by_its_identity_only() {
-    let Some(binary) = envoy::binary() else {
-        return println!("SKIPPED: no Envoy in target/tools, see `cargo xtask setup`");
-    };
+    let binary = envoy::binary();
     let mesh = mesh::server_and_client("envoy-client", "echo");
     let (trusted, foreign) = (Pki::of_the_mesh(&mesh.bed.node(1).ca_dir()), Pki::foreign());
     let client = mesh.client.identity();
@@ -49,9 +47,7 @@ fn envoy_as_a_client_reaches_the_application_by_its_identity_only() {
 
 #[test]
 fn envoy_as_a_server_is_talked_to_if_it_proves_the_identity() {
-    let Some(binary) = envoy::binary() else {
-        return println!("SKIPPED: no Envoy in target/tools, see `cargo xtask setup`");
-    };
+    let binary = envoy::binary();
     let mut mesh = mesh::server_and_client("envoy-server", "echo");
     let trusted = Pki::of_the_mesh(&mesh.bed.node(1).ca_dir());
     let credentials = trusted.issue(&[ENVOY], Validity::Now);

@@ -22,10 +22,11 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 const HTTP_MANAGER: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
-/// Where Envoy is, if setup could get it.
-pub fn binary() -> Option<PathBuf> {
+/// Where setup put Envoy.
+pub fn binary() -> PathBuf {
     let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join(BINARY);
-    binary.is_file().then_some(binary)
+    assert!(binary.is_file(), "no {}: run `cargo xtask setup`", binary.display());
+    binary
 }
 
 /// A static bootstrap for one Envoy.
