@@ -15,7 +15,6 @@ mod client;
 mod error;
 mod keepalive;
 mod pool;
-mod read_ahead;
 mod server;
 mod small_frames;
 mod stream;
@@ -30,7 +29,6 @@ pub use error::{HboneError, HboneFailure, Phase};
 pub use pool::{
     HboneKey, HbonePool, HbonePoolOptions, HboneTarget, PoolStatus, PooledConnectionStatus,
 };
-pub use read_ahead::ReadAhead;
 pub use server::{
     ConnectRequest, HboneServer, HboneServerError, HboneServerOptions, TlsAcceptError, accept_tls,
 };

@@ -27,7 +27,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{
     ALPN_H2, AuthorityError, CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, HboneStream,
     KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES,
-    MAX_LOCAL_ERROR_RESETS, MAX_PENDING_RESETS, ReadAhead, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
+    MAX_LOCAL_ERROR_RESETS, MAX_PENDING_RESETS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
     batch::Batch, keepalive::Keepalive, parse_authority,
 };
 
@@ -56,8 +56,7 @@ pub async fn accept_tls<T: AsyncRead + AsyncWrite + Unpin>(
     stream: T,
     config: Arc<rustls::ServerConfig>,
     timeout: Duration,
-) -> Result<TlsStream<ReadAhead<T>>, TlsAcceptError> {
-    let stream = ReadAhead::new(stream);
+) -> Result<TlsStream<T>, TlsAcceptError> {
     let stream = time::timeout(timeout, TlsAcceptor::from(config).accept(stream))
         .await
         .map_err(|_| TlsAcceptError::TimedOut(timeout))?
