@@ -241,3 +241,13 @@ fn policy_speaks_the_whole_language() {
     curl("/api/x").header("x-test: 1").expect_status(403);
     mesh.enrolled_pod("stranger").curl("http://10.96.0.10/api/x").expect_status(403);
 }
+
+/// The answer comes while the request's body is still on its way.
+#[test]
+fn an_early_answer_over_http2_is_not_reset() {
+    let mesh = mesh::web_and_client("http-h2-early");
+    let large = "x".repeat(300_000);
+    for _ in 0..10 {
+        mesh.client.curl(mesh::WEB).http2().method("POST").body(&large).expect_status(403);
+    }
+}

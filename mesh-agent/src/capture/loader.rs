@@ -45,6 +45,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MESH_EBPF_OBJECT_PATH")
 /// that nothing is captured before it can be published.
 pub(super) const CGROUP_PROGRAMS: [&str; 5] =
     ["mesh_sock_ops", "mesh_getpeername4", "mesh_getpeername6", "mesh_connect4", "mesh_connect6"];
+/// The verifier gives up with EAGAIN when a signal is pending: libbpf tries as often.
+const LOAD_ATTEMPTS: u32 = 5;
 /// The program that each pod gets its own instance of.
 pub(super) const POD_PROGRAM: &str = "mesh_sk_lookup";
 /// The constant in it that names the pod.
@@ -233,6 +235,18 @@ fn loader() -> EbpfLoader<'static> {
 }
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {
+    let mut left = LOAD_ATTEMPTS;
+    loop {
+        left -= 1;
+        match load_once(program) {
+            Err(ProgramError::LoadError { io_error, .. })
+                if left > 0 && io_error.kind() == io::ErrorKind::WouldBlock => {}
+            loaded => return loaded,
+        }
+    }
+}
+
+fn load_once(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),

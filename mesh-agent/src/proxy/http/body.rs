@@ -24,23 +24,35 @@ pub struct RequestBody {
     /// `None` is no body.
     incoming: Option<Incoming>,
     exchange: Arc<Exchange>,
+    http2: bool,
 }
 
 impl RequestBody {
-    pub(super) fn new(incoming: Incoming, exchange: Arc<Exchange>) -> Self {
+    pub(super) fn new(incoming: Incoming, exchange: Arc<Exchange>, http2: bool) -> Self {
         if incoming.is_end_stream() {
             exchange.request_completed();
         }
-        Self { incoming: Some(incoming), exchange }
+        Self { incoming: Some(incoming), exchange, http2 }
     }
 
     /// For a request that is sent again.
     pub(super) fn empty(exchange: Arc<Exchange>) -> Self {
-        Self { incoming: None, exchange }
+        Self { incoming: None, exchange, http2: false }
     }
 
     pub(super) fn exchange(&self) -> Arc<Exchange> {
         Arc::clone(&self.exchange)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if self.http2
+            && let Some(incoming) = self.incoming.take()
+            && !incoming.is_end_stream()
+        {
+            self.exchange.keep_unread(incoming);
+        }
     }
 }
 
@@ -52,7 +64,7 @@ impl Body for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { incoming, exchange } = self.get_mut();
+        let Self { incoming, exchange, .. } = self.get_mut();
         let Some(incoming) = incoming else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *incoming).poll_frame(cx);
         Poll::Ready(match ready!(polled) {

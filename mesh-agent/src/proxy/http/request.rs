@@ -47,7 +47,7 @@ pub(super) async fn serve(
     if let Some(refusal) = refused {
         return refuse(refusal).into_response(log, head.version, false);
     }
-    let body = RequestBody::new(body, exchange);
+    let body = RequestBody::new(body, exchange, protocol == Protocol::Http2);
     let version = head.version;
     let grpc = headers::is_grpc(&head.headers);
     match answer(&connection, &mut log, &mut head, body).await {

@@ -4,13 +4,14 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 /// What request body, response body and request share. Times are in microseconds
@@ -24,6 +25,7 @@ pub(super) struct Exchange {
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     request_broken: AtomicBool,
+    unread: Mutex<Option<Incoming>>,
 }
 
 impl Exchange {
@@ -35,6 +37,7 @@ impl Exchange {
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
             request_broken: AtomicBool::new(false),
+            unread: Mutex::new(None),
         })
     }
 
@@ -67,6 +70,13 @@ impl Exchange {
     /// The client's side of the exchange failed while its body was read.
     pub(super) fn request_broke(&self) {
         self.request_broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps what nobody will read until the exchange has ended. Dropped before the
+    /// response is out, it would reset an HTTP/2 stream, and the response with it.
+    /// Spec: RFC 9113 §8.1.
+    pub(super) fn keep_unread(&self, body: Incoming) {
+        *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
     }
 
     pub(super) fn is_request_broken(&self) -> bool {
