@@ -1,3 +1,5 @@
+//! The delta variant, request by request.
+
 use std::collections::HashMap;
 
 use envoy_types::pb::envoy::service::discovery::v3::{

@@ -1,3 +1,5 @@
+//! The state-of-the-world variant, request by request.
+
 use envoy_types::pb::{
     envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource},
     google::protobuf,
