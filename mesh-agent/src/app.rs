@@ -3,13 +3,15 @@
 //! Two runtimes: what moves bytes runs on one of its own, so that configuration,
 //! certificates and admin requests never wait for it, nor it for them.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod configuration;
 mod control;
+mod memory;
 mod pods;
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -78,8 +80,9 @@ pub enum ExitReason {
 /// What kept the agent from starting, or from going on.
 pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     raise_file_limit();
-    let data = runtime("mesh-data", None)?;
-    let control = runtime("mesh-control", Some(1))?;
+    memory::share_arenas();
+    let data = runtime("mesh-data", data_threads(&config))?;
+    let control = runtime("mesh-control", 1)?;
     let (agent, log_writer) = control.block_on(start(config, data.handle().clone()))?;
     let ended = control.block_on(serve(&agent));
     drop(agent);
@@ -91,12 +94,18 @@ pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     ended
 }
 
-fn runtime(name: &str, workers: Option<usize>) -> anyhow::Result<Runtime> {
-    let mut builder = Builder::new_multi_thread();
-    if let Some(workers) = workers {
-        builder.worker_threads(workers);
-    }
-    builder.thread_name(name).enable_all().build().with_context(|| format!("runtime {name}"))
+fn runtime(name: &str, workers: usize) -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .with_context(|| format!("runtime {name}"))
+}
+
+fn data_threads(config: &AgentConfig) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    config.traffic.data_threads.map_or_else(all, NonZeroUsize::get)
 }
 
 /// Every captured connection costs two descriptors.
@@ -232,6 +241,7 @@ fn dataplane(
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
         hbone: HbonePool::new(HbonePoolOptions::default()),
+        metrics: metrics.clone(),
     });
     let http = HttpServices {
         snapshots: Arc::clone(&snapshot),

@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,6 +32,9 @@ use crate::{
 pub use self::source::SourceConfig;
 
 use self::layers::Layers;
+
+/// More threads than CPUs of any node.
+const DATA_THREADS_MAX: usize = 1024;
 
 /// Everything `mesh-agent run` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +106,8 @@ pub struct TrafficConfig {
     pub outbound_policy: OutboundPolicy,
     /// How long live connections may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// Threads that move bytes; `None`: one for each CPU.
+    pub data_threads: Option<NonZeroUsize>,
 }
 
 /// The access log.
@@ -311,7 +317,12 @@ fn traffic(layers: &mut Layers<'_>) -> Option<TrafficConfig> {
     let outbound_policy = layers.one("outbound_policy", choice::<OutboundPolicy>);
     let drain_timeout =
         layers.one("drain_timeout", |s| between(s, Duration::ZERO, Duration::from_secs(3600)));
-    Some(TrafficConfig { outbound_policy: outbound_policy?, drain_timeout: drain_timeout? })
+    let data_threads = layers.optional("data_threads", threads);
+    Some(TrafficConfig {
+        outbound_policy: outbound_policy?,
+        drain_timeout: drain_timeout?,
+        data_threads: data_threads?,
+    })
 }
 
 fn access_log(layers: &mut Layers<'_>) -> Option<AccessLogConfig> {
@@ -347,6 +358,13 @@ fn port(s: &str) -> Result<u16, String> {
     match s.parse() {
         Ok(0) | Err(_) => Err(format!("`{s}` is not a port from 1 to 65535")),
         Ok(port) => Ok(port),
+    }
+}
+
+fn threads(s: &str) -> Result<NonZeroUsize, String> {
+    match s.parse::<NonZeroUsize>() {
+        Ok(threads) if threads.get() <= DATA_THREADS_MAX => Ok(threads),
+        _ => Err(format!("`{s}` is not a number from 1 to {DATA_THREADS_MAX}")),
     }
 }
 

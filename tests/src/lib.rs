@@ -23,6 +23,7 @@ pub mod config;
 pub mod control_plane;
 pub mod conversation;
 pub mod curl;
+pub mod envoy;
 pub mod eventually;
 pub mod http;
 pub mod mesh;

@@ -185,7 +185,7 @@ async fn reads_are_answered_on_both() {
         ("/", "GET /readyz"),
         ("/healthz", "ok\n"),
         ("/readyz", "\"ready\": true"),
-        ("/metrics", "# EOF\n"),
+        ("/metrics", "content-type: text/plain; version=0.0.4; charset=utf-8\r\n"),
         ("/status", "\"node\": \"n1\""),
         ("/config_dump", "lds.yaml: no"),
         ("/connections", "[]"),

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Agent;
+use super::{Agent, memory};
 use crate::{
     admin::{RejectedConfig, Timestamp},
     config::SourceConfig,
@@ -63,42 +63,41 @@ impl Source {
     }
 }
 
+/// Without an update for this long, the source has let go of what it read with.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// Applies what the source delivers, in order, until it delivers no more.
 pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
+    // What was restored from disk left memory behind too.
+    let mut release_at = Some(Instant::now() + SETTLED);
     // When what nothing leads to any more is let go of: not for each of many small
     // changes, since it means a walk over all endpoints.
     let mut tidy_at = None;
     loop {
-        let update = match tidy_at {
-            None => updates.recv().await,
-            Some(at) => match time::timeout_at(at, updates.recv()).await {
-                Ok(update) => update,
-                Err(_) => {
-                    agent.tidy();
-                    tidy_at = None;
-                    continue;
-                }
-            },
-        };
-        let Some(update) = update else { return };
-        match update {
-            Update::Resources(Delivery { resources, label, raw, refused }) => {
-                let replaced = agent.dataplane.snapshot.replace(resources, label.clone());
-                if agent.judged(replaced, &label, refused) {
-                    agent.tidy();
-                    tidy_at = None;
-                    agent.last_good.replaced(raw, &label);
-                }
+        tokio::select! {
+            biased;
+            update = updates.recv() => {
+                let Some(update) = update else { return };
+                tidy_at = agent.take(update, tidy_at);
+                release_at = Some(Instant::now() + SETTLED);
             }
-            Update::Changes(Delta { changes, label, raw, refused }) => {
-                let updated = agent.dataplane.snapshot.update(changes, label.clone());
-                if agent.judged(updated, &label, refused) {
-                    tidy_at.get_or_insert(Instant::now() + TIDY_AFTER);
-                    agent.last_good.changed(raw, &label);
-                }
+            () = until(tidy_at) => {
+                agent.tidy();
+                tidy_at = None;
             }
-            Update::Rejected(reasons) => agent.reject(&reasons),
+            () = until(release_at) => {
+                memory::release();
+                release_at = None;
+            }
         }
+    }
+}
+
+/// Never, where there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -134,6 +133,29 @@ pub(super) async fn restore(agent: &Arc<Agent>) {
 }
 
 impl Agent {
+    /// Applies one update; returns when to tidy up, which was to be at `tidy_at`.
+    fn take(&self, update: Update, tidy_at: Option<Instant>) -> Option<Instant> {
+        match update {
+            Update::Resources(Delivery { resources, label, raw, refused }) => {
+                let replaced = self.dataplane.snapshot.replace(resources, label.clone());
+                if self.judged(replaced, &label, refused) {
+                    self.tidy();
+                    self.last_good.replaced(raw, &label);
+                    return None;
+                }
+            }
+            Update::Changes(Delta { changes, label, raw, refused }) => {
+                let updated = self.dataplane.snapshot.update(changes, label.clone());
+                if self.judged(updated, &label, refused) {
+                    self.last_good.changed(raw, &label);
+                    return tidy_at.or(Some(Instant::now() + TIDY_AFTER));
+                }
+            }
+            Update::Rejected(reasons) => self.reject(&reasons),
+        }
+        tidy_at
+    }
+
     /// Follows up on an attempt to apply something; whether that went well.
     fn judged(
         &self,

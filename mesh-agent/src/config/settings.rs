@@ -219,6 +219,13 @@ const SETTINGS: &[Setting] = &[
         Some("5s"),
         "How long live connections may go on after SIGTERM",
     ),
+    value(
+        Group::Traffic,
+        "data_threads",
+        "NUMBER",
+        None,
+        "Threads that move bytes [default: one for each CPU]",
+    ),
     path(
         Group::Identity,
         "ca_dir",

@@ -127,6 +127,8 @@ fn bounds_hold() {
         ("certificate_ttl", "1s"),
         ("certificate_ttl", "365d"),
         ("drain_timeout", "2h"),
+        ("data_threads", "0"),
+        ("data_threads", "1025"),
         ("socket", ""),
         ("config_dir", ""),
         ("exclude_outbound_cidr", "10.0.0.0/33"),
@@ -144,6 +146,14 @@ fn bounds_hold() {
 fn doctor_needs_no_more_than_capture() {
     let config = load_capture(&Given::default(), &|_| None).unwrap();
     assert_eq!(config.instance, "default");
+}
+
+#[test]
+fn the_settings_that_the_readme_shows_are_accepted() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```yaml\n").find(|block| block.starts_with("node_name:")).unwrap();
+    let config = try_load(&[], &[], block.split("```").next()).unwrap();
+    assert_eq!(config.node.name, "node-1");
 }
 
 #[test]

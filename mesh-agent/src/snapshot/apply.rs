@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::tables::Snapshot;
+use super::tables::{Snapshot, WorkloadTable};
 use crate::model::{
     cluster::{Cluster, ClusterName, LoadAssignment},
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
@@ -140,6 +140,12 @@ pub(super) fn build(
     if !rejected.0.is_empty() {
         return Err(rejected.0);
     }
+    let same_endpoints =
+        Arc::ptr_eq(&clusters, &base.clusters) && Arc::ptr_eq(&assignments, &base.assignments);
+    let workloads = match same_endpoints {
+        true => Arc::clone(&base.workloads),
+        false => Arc::new(WorkloadTable::of(&clusters, &assignments)),
+    };
     Ok(Snapshot {
         version: base.version + 1,
         label,
@@ -148,6 +154,7 @@ pub(super) fn build(
         routes,
         clusters,
         assignments,
+        workloads,
     })
 }
 

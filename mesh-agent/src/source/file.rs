@@ -41,12 +41,8 @@ const RESPONSE_TYPE: &str = "envoy.service.discovery.v3.DiscoveryResponse";
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// It is not there, or it can't be read.
-    #[error("configuration directory {}: {source}", .path.display())]
-    Directory {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("configuration directory {} can't be read", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
 }
 
 /// A whole configuration, decoded.

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     file::{self, Contents, Delivery, SourceError},
+    json,
     last_good::Raw,
     xds,
 };
@@ -39,6 +40,9 @@ const POLL: Duration = Duration::from_secs(5);
 
 /// How long a writer that keeps a file open without writing holds a change back.
 const WRITER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long after a reading the next is likely enough to keep what it needs.
+const DESCRIPTORS_KEPT: Duration = Duration::from_secs(3);
 
 /// Events from the kernel that wait for us; more coalesce into "something changed".
 const EVENTS_MAX: usize = 256;
@@ -114,7 +118,10 @@ impl FileSource {
                     }
                     sent = Some(seen);
                 }
-                watching.changed().await;
+                if time::timeout(DESCRIPTORS_KEPT, watching.changed()).await.is_err() {
+                    json::forget_descriptors();
+                    watching.changed().await;
+                }
             }
         };
         tokio::select! {

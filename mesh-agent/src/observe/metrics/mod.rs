@@ -1,5 +1,6 @@
 //! Prometheus metrics: Istio's names where they exist, our own under `mesh_`.
 
+mod exposition;
 mod labels;
 mod traffic;
 mod xds;
@@ -16,20 +17,18 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::{
-    labels::{ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
-    traffic::{Families, Handles, MAX_LABEL_SETS},
-};
 pub use self::{
+    exposition::Exposition,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     traffic::{HttpMetrics, TcpMetrics},
     xds::XdsType,
 };
+use self::{
+    labels::{ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
+    traffic::{Families, Handles, MAX_LABEL_SETS},
+};
 use super::connections::Connections;
 use crate::model::{identity::Identity, listener::Direction};
-
-/// What the exposition is, for `Content-Type`.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Every metric of the agent. Cheap to clone: clones count into the same series.
 #[derive(Clone)]

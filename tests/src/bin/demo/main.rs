@@ -4,6 +4,7 @@ mod figure;
 mod story;
 
 use std::{
+    any::Any,
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
 };
@@ -43,14 +44,9 @@ fn play(keep: bool) -> ExitCode {
     }
     // What a check says when it fails is the message; a backtrace would bury it.
     panic::set_hook(Box::new(|info| {
-        let payload = info.payload();
-        let message = payload
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| payload.downcast_ref::<&str>().copied())
-            .unwrap_or("failed");
         eprintln!(
-            "  ✗ {message}\n    at {}",
+            "  ✗ {}\n    at {}",
+            message(info.payload()),
             info.location().map_or_else(String::new, |l| l.to_string())
         );
     }));
@@ -59,9 +55,17 @@ fn play(keep: bool) -> ExitCode {
             println!("\n✓ everything holds");
             ExitCode::SUCCESS
         }
-        Err(_) => {
-            eprintln!("\n✗ the demo FAILED: see above; everything it made was removed");
+        Err(payload) => {
+            // Once more, below the logs that the bed printed on its way out.
+            let what = message(&*payload).lines().next().unwrap_or_default();
+            eprintln!("\n✗ the demo FAILED: {what}\n  see above; everything it made was removed");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What a check said when it failed.
+fn message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("failed")
 }
