@@ -13,6 +13,7 @@ pub(crate) const ALL: &[(&str, Target)] = &[
     ("sniff", sniff),
     ("spiffe_id", spiffe_id),
     ("xds_decode", xds_decode),
+    ("xds_response", xds_response),
 ];
 
 /// The `:authority` of a CONNECT request.
@@ -55,5 +56,14 @@ pub(crate) fn xds_decode(data: &[u8]) {
     if let Some((first, value)) = data.split_first() {
         let type_url = source::TYPE_URLS[usize::from(*first) % source::TYPE_URLS.len()];
         let _ = source::decode_any(type_url, value);
+    }
+}
+
+/// What a control plane sends: the first byte picks the variant, the rest is the response.
+#[allow(dead_code, reason = "see ALL")]
+pub fn xds_response(data: &[u8]) {
+    if let Some((first, response)) = data.split_first() {
+        let variant = if first % 2 == 0 { source::Variant::Sotw } else { source::Variant::Delta };
+        let _ = source::hear(variant, response);
     }
 }

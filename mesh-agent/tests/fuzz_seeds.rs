@@ -1,6 +1,7 @@
 //! Every fuzz target over its seeds: nothing that was once found comes back.
 
 #[path = "../../fuzz/src/targets.rs"]
+#[allow(unreachable_pub, clippy::type_complexity, reason = "the fuzzers share it")]
 mod targets;
 
 use std::{fs, path::Path};

@@ -173,6 +173,9 @@ class SotwStream(Stream):
         known = self.types.get(url)
         if known is None:
             known = self.types[url] = {"sent": {}, "last": None, "acked": None, "names": None}
+            # Whether the client is known to have heard a response: one may be under way
+            # while it asks for other names.
+            known["answered"] = False
             if request.response_nonce:
                 violations.append("a nonce in a type's first request")
             known["acked"] = request.version_info
@@ -191,8 +194,9 @@ class SotwStream(Stream):
                     known["acked"] = sent["version"]
                 else:
                     violations.append("an ACK with another version")
+                known["answered"] = True
                 sent["nacked"] |= request.HasField("error_detail")
-        elif known["last"] is not None:
+        elif known["answered"]:
             violations.append("no nonce although there was a response")
         if url in WILDCARD and names:
             violations.append("names for a type that is asked for as a whole")

@@ -24,10 +24,14 @@ fn driven(name: &str, mode: &str) -> Driven {
     let inbound = Inbound::http(&server, mesh::WEB_PORT).allow(reads);
     let config = MeshConfig::new().service(&web).inbound(&inbound);
     let control_plane = ControlPlane::start(bed.node(1), &config);
-    let uri = control_plane.uri();
-    let flags = ["--xds-server", uri.as_str(), "--xds-mode", mode];
-    let agents = [(1, &client), (2, &server)]
-        .map(|(n, pod)| bed.node(n).agent().with_pod(pod).flags(&flags).start_unready());
+    let agents = [(1, &client), (2, &server)].map(|(number, pod)| {
+        let (uri, bootstrap) = (control_plane.uri(), control_plane.bootstrap(pod.name()));
+        let flags = match mode {
+            "bootstrap" => vec!["--bootstrap", bootstrap.to_str().unwrap()],
+            _ => vec!["--xds-server", &uri, "--xds-mode", mode],
+        };
+        bed.node(number).agent().with_pod(pod).flags(&flags).start_unready()
+    });
     agents.iter().for_each(Agent::wait_ready);
     let mesh = tests::Mesh { client, server, config: config.clone(), agents, program, bed };
     Driven { control_plane, config, mesh }
@@ -164,8 +168,9 @@ fn delta_is_understood_and_answered_by_the_rules() {
 
 #[test]
 fn an_agent_starts_without_its_control_plane_from_the_last_good_configuration() {
-    let Driven { mut control_plane, config, mut mesh } = driven("xds-last-good", "delta");
+    let Driven { mut control_plane, config, mut mesh } = driven("xds-last-good", "bootstrap");
     mesh.client.curl(mesh::WEB).expect_status(200);
+    assert!(control_plane.requests().iter().any(|request| request["node"] == "client"));
     let file = mesh.bed.node(1).state_dir().join("config/last-good");
     eventually("the last good configuration is written", || {
         if file.exists() { Ok(()) } else { Err("no file") }

@@ -98,7 +98,7 @@ fn spawn(builder: &AgentBuilder, pods_file: &Path) -> Process {
     let mut command = Command::new(agent_binary());
     command.arg("run").args(["--node-name", &node.name(), "--instance", &node.name()]);
     command.args(["--trust-domain", trust_domain, "--access-log", "json"]);
-    if !flags.iter().any(|flag| flag == "--xds-server") {
+    if !flags.iter().any(|flag| ["--xds-server", "--bootstrap"].contains(&flag.as_str())) {
         command.arg("--config-dir").arg(node.config_dir());
     }
     for (flag, path) in [

@@ -48,6 +48,36 @@ impl ControlPlane {
         format!("unix://{}", self.socket().display())
     }
 
+    /// Writes an Envoy bootstrap file that leads here, for delta ADS.
+    pub fn bootstrap(&self, node_id: &str) -> PathBuf {
+        let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+        let pipe = json!({ "pipe": { "path": self.socket() } });
+        let bootstrap = json!({
+            "node": { "id": node_id, "cluster": "tests" },
+            "dynamic_resources": {
+                "ads_config": {
+                    "api_type": "DELTA_GRPC",
+                    "transport_api_version": "V3",
+                    "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds" } }],
+                },
+                "cds_config": ads,
+                "lds_config": ads,
+            },
+            "static_resources": { "clusters": [{
+                "name": "xds",
+                "connect_timeout": "1s",
+                "http2_protocol_options": {},
+                "load_assignment": {
+                    "cluster_name": "xds",
+                    "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": pipe } }] }],
+                },
+            }] },
+        });
+        let path = self.directory.join(format!("{node_id}.json"));
+        config::replace(&path, &bootstrap.to_string());
+        path
+    }
+
     fn socket(&self) -> PathBuf {
         self.directory.join("xds.sock")
     }

@@ -20,7 +20,7 @@ pub use last_good::{LastGood, LastGoodError, Raw, Restored};
 pub use watch::{Delta, FileSource, Update};
 pub use xds::{
     AdsOptions, AdsSource, AdsStatus, NodeInfo, Resource, ServerAddress, StreamState, TYPE_URLS,
-    TlsFiles, TypeStatus, Variant, Warming, decode_any,
+    TlsFiles, TypeStatus, Variant, Warming, decode_any, hear,
 };
 
 #[cfg(test)]

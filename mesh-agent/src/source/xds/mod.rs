@@ -37,7 +37,7 @@ pub use client::{AdsOptions, AdsSource, AdsStatus, NodeInfo, StreamState};
 pub(super) use common::PLACEHOLDER;
 pub(super) use reject::{REJECTIONS_MAX, rejection};
 
-pub use session::{TypeStatus, Variant, Warming};
+pub use session::{TypeStatus, Variant, Warming, hear};
 
 use self::reject::Decoder;
 use crate::{

@@ -26,7 +26,7 @@ use envoy_types::pb::{
     envoy::{config::core::v3::Node, service::discovery::v3 as discovery},
     google::protobuf::Any,
 };
-use prost::Message as _;
+use prost::Message;
 
 use self::table::{Body, Table};
 use super::ResourceType;
@@ -261,6 +261,21 @@ impl Session {
         let refused = self.unsent.is_empty() && self.tables.iter().any(|table| table.refusing);
         (quiet || by <= now) && !refused
     }
+}
+
+/// Has a fresh conversation hear these bytes, as a response of that variant; says how
+/// many requests it answers with. `None`: they are no response.
+pub fn hear(variant: Variant, response: &[u8]) -> Option<usize> {
+    let mut session = Session::new(variant, Node::default(), Duration::ZERO);
+    let now = Now::read();
+    session.connected(now);
+    match variant {
+        Variant::Sotw => session.on_sotw(Message::decode(response).ok()?, now),
+        Variant::Delta => session.on_delta(Message::decode(response).ok()?, now),
+    }
+    session.on_time(now);
+    while session.poll_update(now).is_some() {}
+    Some(std::iter::from_fn(|| session.poll_request(now)).count())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Delta conversations, message by message.
+//! The delta variant, request by request.
 
 use std::collections::HashMap;
 

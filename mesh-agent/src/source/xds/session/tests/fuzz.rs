@@ -18,6 +18,52 @@ fn near(bytes: &[u8], mut run: impl FnMut(&[u8])) {
     }
 }
 
+/// The seeds of the fuzz target `xds_response`; `MESH_WRITE_SEEDS=1` writes them anew.
+#[test]
+fn seeds_are_heard() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/xds_response");
+    let write = std::env::var_os("MESH_WRITE_SEEDS").is_some();
+    let resources = [
+        (CDS, "cluster", cluster("a")),
+        (EDS, "endpoints", endpoints("a", 2)),
+        (LDS, "listener", http_listener("l", 80, "r")),
+        (RDS, "routes", routes("r", "a")),
+        (CDS, "refused", super::messages::bad_cluster("a")),
+        (CDS, "unknown-field", super::messages::with_unknown_field(cluster("a"))),
+    ];
+    for (url, name, resource) in resources {
+        let (type_url, nonce) = (url.to_owned(), "n".to_owned());
+        let sotw = DiscoveryResponse {
+            resources: vec![resource.clone()],
+            type_url: type_url.clone(),
+            nonce: nonce.clone(),
+            ..DiscoveryResponse::default()
+        };
+        let wrapped =
+            Resource { name: "a".to_owned(), resource: Some(resource), ..Resource::default() };
+        let delta = DeltaDiscoveryResponse {
+            resources: vec![wrapped],
+            removed_resources: vec!["b".to_owned()],
+            type_url,
+            nonce,
+            ..DeltaDiscoveryResponse::default()
+        };
+        let variants = [(0, "sotw", sotw.encode_to_vec()), (1, "delta", delta.encode_to_vec())];
+        for (first, variant, response) in variants {
+            let path = std::path::Path::new(directory).join(format!("{variant}-{name}"));
+            let seed = [&[first], response.as_slice()].concat();
+            if write {
+                std::fs::create_dir_all(directory).unwrap();
+                std::fs::write(&path, &seed).unwrap();
+            }
+            let found = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert_eq!(found, seed, "{}: MESH_WRITE_SEEDS=1", path.display());
+            let which = if first == 0 { Variant::Sotw } else { Variant::Delta };
+            assert!(hear(which, &response).is_some_and(|requests| requests >= 2));
+        }
+    }
+}
+
 #[test]
 fn responses_that_are_nearly_right_do_no_harm() {
     let resources =

@@ -1,4 +1,4 @@
-//! State-of-the-world conversations, message by message.
+//! The state-of-the-world variant, request by request.
 
 use envoy_types::pb::{
     envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource},
