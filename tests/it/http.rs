@@ -246,7 +246,7 @@ fn policy_speaks_the_whole_language() {
 #[test]
 fn an_early_answer_over_http2_is_not_reset() {
     let mesh = mesh::web_and_client("http-h2-early");
-    let large = "x".repeat(300_000);
+    let large = "x".repeat(100_000);
     for _ in 0..10 {
         mesh.client.curl(mesh::WEB).http2().method("POST").body(&large).expect_status(403);
     }

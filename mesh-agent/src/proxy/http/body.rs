@@ -4,11 +4,13 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::{
@@ -17,6 +19,10 @@ use super::{
     timing::{Deadline, Exchange, Expired},
 };
 use crate::{observe::flags::ResponseFlag, route::LoadGuard, transport::http_pool::LeasedBody};
+
+/// How much of a body that nobody wants is read, and for how long.
+const DISCARDED_MAX_BYTES: usize = 1 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request's body, from downstream to upstream.
 #[derive(Debug)]
@@ -50,9 +56,30 @@ impl Drop for RequestBody {
         if self.http2
             && let Some(incoming) = self.incoming.take()
             && !incoming.is_end_stream()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            self.exchange.keep_unread(incoming);
+            runtime.spawn(discard(incoming, Arc::clone(&self.exchange)));
         }
+    }
+}
+
+/// Lets a client finish what nobody wants to read: to stop reading would reset the
+/// HTTP/2 stream, which may cost the client the response that is on its way. Bounded;
+/// what is left then waits for the end of the exchange. Spec: RFC 9113 §8.1.
+async fn discard(mut incoming: Incoming, exchange: Arc<Exchange>) {
+    let mut left = DISCARDED_MAX_BYTES;
+    let read = async {
+        while let Some(Ok(frame)) = incoming.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Either way: what matters is whether the body has ended.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, read).await;
+    if !incoming.is_end_stream() {
+        exchange.keep_unread(incoming);
     }
 }
 

@@ -72,9 +72,7 @@ impl Exchange {
         self.request_broken.store(true, Ordering::Relaxed);
     }
 
-    /// Keeps what nobody will read until the exchange has ended. Dropped before the
-    /// response is out, it would reset an HTTP/2 stream, and the response with it.
-    /// Spec: RFC 9113 §8.1.
+    /// Keeps what nobody will read until the exchange has ended: see `body`'s `discard`.
     pub(super) fn keep_unread(&self, body: Incoming) {
         *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
     }
