@@ -7,10 +7,11 @@
 
 mod configuration;
 mod control;
+mod kernel_path;
 mod pods;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
 };
 
@@ -117,6 +118,10 @@ struct Agent {
     capture: Capture,
     pods: Pods,
     last_rejected: Mutex<Option<RejectedConfig>>,
+    /// Why the kernel path is not used.
+    kernel_path: Result<(), String>,
+    /// Services that are on it.
+    kernel_services: AtomicUsize,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -144,11 +149,16 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         &config.access_log.sink,
         metrics.access_log_dropped(),
     )?;
+    let kernel_path = kernel_path::availability(config.capture.kernel_path);
+    if let (config::KernelPath::On, Err(why)) = (config.capture.kernel_path, &kernel_path) {
+        anyhow::bail!("kernel path: {why}");
+    }
     let capture = {
         // Its listeners belong to the runtime that serves connections.
         let _guard = data.enter();
         Capture::start(CaptureOptions {
             state_dir: config.node.state_dir.clone(),
+            kernel_path: kernel_path.is_ok(),
             ..capture_options(config.capture.clone())
         })?
     };
@@ -158,6 +168,8 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
+        kernel_path,
+        kernel_services: AtomicUsize::new(0),
         data,
         stop: CancellationToken::new(),
         config,
@@ -169,6 +181,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(source.watch(updates, stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent)));
+    tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     Ok((agent, log_writer))
 }
 
@@ -190,7 +203,7 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
 
 /// Capture's share of the settings, but for the state directory.
 pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
-    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions } = config;
+    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions, .. } = config;
     CaptureOptions {
         cgroup_root,
         bpffs,

@@ -14,5 +14,6 @@ mod hostile;
 mod http;
 mod identity;
 mod ipv6;
+mod kernel_path;
 mod lifecycle;
 mod tcp;
