@@ -5,7 +5,7 @@ use mesh_agent::{codec::detect, model::identity::Identity, source, transport::hb
 
 /// Every target by the name of its seeds' directory.
 #[allow(dead_code, reason = "a fuzz target runs one, the test runs all")]
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub(crate) const ALL: &[(&str, fn(&[u8]))] = &[
     ("hbone_authority", hbone_authority),
     ("sniff", sniff),
     ("spiffe_id", spiffe_id),
@@ -14,7 +14,7 @@ pub const ALL: &[(&str, fn(&[u8]))] = &[
 
 /// The `:authority` of a CONNECT request.
 #[allow(dead_code, reason = "see ALL")]
-pub fn hbone_authority(data: &[u8]) {
+pub(crate) fn hbone_authority(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(address) = hbone::parse_authority(text)
     {
@@ -25,7 +25,7 @@ pub fn hbone_authority(data: &[u8]) {
 
 /// The first bytes of a captured connection: more bytes never change a decision.
 #[allow(dead_code, reason = "see ALL")]
-pub fn sniff(data: &[u8]) {
+pub(crate) fn sniff(data: &[u8]) {
     let mut decided = None;
     for end in 0..=data.len().min(64) {
         let now = detect::detect(&data[..end]);
@@ -38,7 +38,7 @@ pub fn sniff(data: &[u8]) {
 
 /// A URI SAN of a peer's certificate.
 #[allow(dead_code, reason = "see ALL")]
-pub fn spiffe_id(data: &[u8]) {
+pub(crate) fn spiffe_id(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(identity) = text.parse::<Identity>()
     {
@@ -48,7 +48,7 @@ pub fn spiffe_id(data: &[u8]) {
 
 /// An xDS resource: the first byte picks the type, the rest is the message.
 #[allow(dead_code, reason = "see ALL")]
-pub fn xds_decode(data: &[u8]) {
+pub(crate) fn xds_decode(data: &[u8]) {
     if let Some((first, value)) = data.split_first() {
         let type_url = source::TYPE_URLS[usize::from(*first) % source::TYPE_URLS.len()];
         let _ = source::decode_any(type_url, value);

@@ -3,14 +3,16 @@
 //! Two runtimes: what moves bytes runs on one of its own, so that configuration,
 //! certificates and admin requests never wait for it, nor it for them.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod configuration;
 mod control;
 mod kernel_path;
+mod memory;
 mod pods;
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
 };
@@ -19,7 +21,7 @@ use anyhow::Context;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -40,14 +42,14 @@ use crate::{
     },
     route::Balancers,
     snapshot::SnapshotCell,
-    source::FileSource,
+    source::{AdsStatus, LastGood},
     transport::{
         hbone::{HbonePool, HbonePoolOptions, HboneServerOptions},
         http_pool::{HttpPool, HttpPoolOptions},
     },
 };
 
-use self::pods::Pods;
+use self::{configuration::Source, pods::Pods};
 
 /// For a peer's TLS handshake on the HBONE port.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,8 +81,9 @@ pub enum ExitReason {
 /// What kept the agent from starting, or from going on.
 pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     raise_file_limit();
-    let data = runtime("mesh-data", None)?;
-    let control = runtime("mesh-control", Some(1))?;
+    memory::share_arenas();
+    let data = runtime("mesh-data", data_threads(&config))?;
+    let control = runtime("mesh-control", 1)?;
     let (agent, log_writer) = control.block_on(start(config, data.handle().clone()))?;
     let ended = control.block_on(serve(&agent));
     drop(agent);
@@ -92,12 +95,18 @@ pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     ended
 }
 
-fn runtime(name: &str, workers: Option<usize>) -> anyhow::Result<Runtime> {
-    let mut builder = Builder::new_multi_thread();
-    if let Some(workers) = workers {
-        builder.worker_threads(workers);
-    }
-    builder.thread_name(name).enable_all().build().with_context(|| format!("runtime {name}"))
+fn runtime(name: &str, workers: usize) -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .with_context(|| format!("runtime {name}"))
+}
+
+fn data_threads(config: &AgentConfig) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    config.traffic.data_threads.map_or_else(all, NonZeroUsize::get)
 }
 
 /// Every captured connection costs two descriptors.
@@ -122,6 +131,11 @@ struct Agent {
     kernel_path: Result<(), String>,
     /// Services that are on it.
     kernel_services: AtomicUsize,
+    last_good: Arc<LastGood>,
+    /// When the configuration in force was saved, while it is the one from disk.
+    restored: Mutex<Option<SystemTime>>,
+    /// The connection to the control plane, if that is the source.
+    ads: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -132,11 +146,16 @@ impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
     // What is the operator's to mend comes first, before anything is attached.
-    let source = FileSource::open(&config.source.directory)?;
+    let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
+    let source = Source::open(&config.source, &last_good)?;
     let ca_dir = &config.identity.ca_dir;
     let ca = DevelopmentCa::open_or_create(ca_dir, &config.node.trust_domain)
         .with_context(|| format!("development CA in {}", ca_dir.display()))?
@@ -170,15 +189,20 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         last_rejected: Mutex::default(),
         kernel_path,
         kernel_services: AtomicUsize::new(0),
+        last_good: Arc::new(last_good),
+        restored: Mutex::default(),
+        ads: source.ads_status(),
         data,
         stop: CancellationToken::new(),
         config,
     });
+    configuration::restore(&agent).await;
     listen(&agent).await?;
 
     let (updates, received) = mpsc::channel(UPDATES);
     let stop = agent.stop.clone();
-    tokio::spawn(source.watch(updates, stop));
+    source.spawn(updates, stop.clone());
+    tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
@@ -230,6 +254,7 @@ fn dataplane(
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
         hbone: HbonePool::new(HbonePoolOptions::default()),
+        metrics: metrics.clone(),
     });
     let http = HttpServices {
         snapshots: Arc::clone(&snapshot),
@@ -307,6 +332,9 @@ async fn drain(agent: &Agent) -> ExitReason {
     };
     let (reason, ()) = tokio::join!(served, pool);
     dataplane.identities.shutdown().await;
+    if let Err(error) = agent.last_good.flush() {
+        tracing::error!(%error, "the last good configuration can't be written");
+    }
     tracing::info!(?reason, "stopped; capture stays attached and refuses new connections");
     reason
 }

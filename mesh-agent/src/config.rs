@@ -4,14 +4,17 @@
 //! help come from that table. [`load`] reports all that is wrong at once, each with
 //! the key and where its value came from.
 
+mod bootstrap;
 mod duration;
 mod layers;
 pub mod settings;
+mod source;
 
 use std::{
     collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,7 +29,12 @@ use crate::{
     policy::OutboundPolicy,
 };
 
+pub use self::source::SourceConfig;
+
 use self::layers::Layers;
+
+/// More threads than CPUs of any node.
+const DATA_THREADS_MAX: usize = 1024;
 
 /// Everything `mesh-agent run` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,13 +59,6 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Pods to enrol at start.
     pub pods: Option<PathBuf>,
-}
-
-/// Where listeners, routes, clusters and endpoints come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceConfig {
-    /// Watched for changes.
-    pub directory: PathBuf,
 }
 
 /// What is captured, and where the kernel objects live.
@@ -118,6 +119,8 @@ pub struct TrafficConfig {
     pub outbound_policy: OutboundPolicy,
     /// How long live connections may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// Threads that move bytes; `None`: one for each CPU.
+    pub data_threads: Option<NonZeroUsize>,
 }
 
 /// The access log.
@@ -228,17 +231,27 @@ pub fn load_capture(
 /// `None` only where an error was noted.
 fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let node = node(layers);
-    let directory = layers.one("config_dir", absolute);
+    let bootstrap = source::bootstrap(layers);
+    let (source, bootstrap_admin) = match bootstrap {
+        None => (None, None),
+        Some(Some(bootstrap)) => (Some(SourceConfig::ControlPlane(bootstrap.ads)), bootstrap.admin),
+        Some(None) => (source::source(layers, node.as_ref().map(|node| node.name.as_str())), None),
+    };
     let capture = capture(layers);
     let identity = identity(layers);
-    let admin = admin(layers);
+    let mut admin = admin(layers);
+    if let (Some(admin), Some(address), false) =
+        (&mut admin, bootstrap_admin, layers.is_given("admin"))
+    {
+        admin.address = address;
+    }
     let traffic = traffic(layers);
     let access_log = access_log(layers);
     let filter = layers.one("log", log_filter);
     let format = layers.one("log_format", choice::<LogFormat>);
     Some(AgentConfig {
         node: node?,
-        source: SourceConfig { directory: directory? },
+        source: source?,
         capture: capture?,
         identity: identity?,
         admin: admin?,
@@ -319,7 +332,12 @@ fn traffic(layers: &mut Layers<'_>) -> Option<TrafficConfig> {
     let outbound_policy = layers.one("outbound_policy", choice::<OutboundPolicy>);
     let drain_timeout =
         layers.one("drain_timeout", |s| between(s, Duration::ZERO, Duration::from_secs(3600)));
-    Some(TrafficConfig { outbound_policy: outbound_policy?, drain_timeout: drain_timeout? })
+    let data_threads = layers.optional("data_threads", threads);
+    Some(TrafficConfig {
+        outbound_policy: outbound_policy?,
+        drain_timeout: drain_timeout?,
+        data_threads: data_threads?,
+    })
 }
 
 fn access_log(layers: &mut Layers<'_>) -> Option<AccessLogConfig> {
@@ -355,6 +373,13 @@ fn port(s: &str) -> Result<u16, String> {
     match s.parse() {
         Ok(0) | Err(_) => Err(format!("`{s}` is not a port from 1 to 65535")),
         Ok(port) => Ok(port),
+    }
+}
+
+fn threads(s: &str) -> Result<NonZeroUsize, String> {
+    match s.parse::<NonZeroUsize>() {
+        Ok(threads) if threads.get() <= DATA_THREADS_MAX => Ok(threads),
+        _ => Err(format!("`{s}` is not a number from 1 to {DATA_THREADS_MAX}")),
     }
 }
 

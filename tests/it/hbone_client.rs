@@ -95,7 +95,7 @@ fn tls(credentials: Option<&Credentials>) -> ClientConfig {
         .with_custom_certificate_verifier(Arc::new(Gullible(provider)));
     let mut config = match credentials {
         None => builder.with_no_client_auth(),
-        Some(Credentials { certificate, key }) => {
+        Some(Credentials { certificate, key, .. }) => {
             let chain = vec![CertificateDer::from(certificate.clone())];
             let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.clone()));
             builder.with_client_auth_cert(chain, key).expect("the key fits the certificate")

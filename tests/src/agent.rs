@@ -98,8 +98,10 @@ fn spawn(builder: &AgentBuilder, pods_file: &Path) -> Process {
     let mut command = Command::new(agent_binary());
     command.arg("run").args(["--node-name", &node.name(), "--instance", &node.name()]);
     command.args(["--trust-domain", trust_domain, "--access-log", "json"]);
+    if !flags.iter().any(|flag| flag == "--xds-server") {
+        command.arg("--config-dir").arg(node.config_dir());
+    }
     for (flag, path) in [
-        ("--config-dir", &node.config_dir()),
         ("--state-dir", &node.state_dir()),
         ("--cgroup-root", &node.cgroup()),
         ("--bpffs", &node.bpffs()),

@@ -383,6 +383,12 @@ impl MeshConfig {
         self
     }
 
+    /// Every resource, in an order in which none names a later one.
+    pub fn resources(&self) -> Vec<Value> {
+        let kinds = [&self.clusters, &self.endpoints, &self.routes, &self.listeners];
+        kinds.into_iter().flatten().cloned().collect()
+    }
+
     /// Writes the resources into `directory` as one file that is replaced by renaming, so
     /// that agents never see half of a change.
     pub fn write_to(&self, directory: &Path) {

@@ -14,13 +14,17 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate with its key, DER.
+/// A certificate with its key.
 #[derive(Debug, Clone)]
 pub struct Credentials {
-    /// The certificate.
+    /// The certificate, DER.
     pub certificate: Vec<u8>,
-    /// Its key, PKCS#8.
+    /// Its key, PKCS#8 in DER.
     pub key: Vec<u8>,
+    /// The certificate, PEM.
+    pub certificate_pem: String,
+    /// Its key, PKCS#8 in PEM.
+    pub key_pem: String,
 }
 
 /// When a certificate is valid, seen from now.
@@ -79,6 +83,11 @@ impl Pki {
         params.not_before = from.into();
         params.not_after = to.into();
         let certificate = params.signed_by(&key, &self.issuer).expect("sign the certificate");
-        Credentials { certificate: certificate.der().to_vec(), key: key.serialize_der() }
+        Credentials {
+            certificate: certificate.der().to_vec(),
+            key: key.serialize_der(),
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+        }
     }
 }

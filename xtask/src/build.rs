@@ -1,8 +1,10 @@
-//! What runs cargo: `test`, `demo`, `ci`, `deny`.
+//! What runs cargo: `test`, `demo`, `bench`, `ci`, `deny`.
 
 use std::{
+    fmt,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -21,42 +23,142 @@ pub(crate) fn workspace() -> PathBuf {
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
     let shown = format!("{program} {}", arguments.join(" "));
     println!("$ {shown}");
-    let status = Command::new(program)
-        .args(arguments)
-        .current_dir(workspace())
-        .status()
-        .with_context(|| format!("`{shown}` did not start"))?;
+    let status =
+        command(program, arguments).status().with_context(|| format!("`{shown}` did not start"))?;
     ensure!(status.success(), "`{shown}` failed ({status})");
     Ok(())
 }
 
-/// Makes everything that the demo and the tests need, once for both: one set of
-/// features, so that dependencies are compiled once.
-fn everything() -> Result<()> {
-    setup::run()?;
-    ebpf::build()?;
-    run("cargo", &["build", "--workspace", "--all-targets"])
+/// As [`run`], showing each line of its output to `see` as well.
+fn run_seen(program: &str, arguments: &[&str], mut see: impl FnMut(&str)) -> Result<()> {
+    let shown = format!("{program} {}", arguments.join(" "));
+    println!("$ {shown}");
+    let mut child = command(program, arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("`{shown}` did not start"))?;
+    let output = child.stdout.take().context("the output of a child is not piped")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.with_context(|| format!("read the output of `{shown}`"))?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        see(&line);
+    }
+    let status = child.wait().with_context(|| format!("wait for `{shown}`"))?;
+    ensure!(status.success(), "`{shown}` failed ({status})");
+    Ok(())
+}
+
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(workspace());
+    // Where the agent's build script looks for the BPF object, whatever the user set.
+    command.env("CARGO_TARGET_DIR", workspace().join("target"));
+    command
 }
 
 /// `cargo xtask test [FILTER]`: the fuzz targets' seeds run as a test of the agent's.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
-    everything()?;
+    setup::run()?;
+    ebpf::build()?;
+    // Always the whole workspace: with one set of features dependencies are compiled
+    // once. The programs of `tests` that its tests run are built by the first command.
+    run("cargo", &["build", "--workspace", "--all-targets"])?;
     let mut arguments = vec!["test", "--workspace", "--no-fail-fast"];
     arguments.extend(filter);
-    run("cargo", &arguments)
+    let mut tally = Tally::default();
+    let outcome = run_seen("cargo", &arguments, |line| tally.see(line));
+    println!("\n{tally}");
+    outcome
 }
 
-/// `cargo xtask demo [--keep]`.
+/// `cargo xtask demo [--keep]`: with the agent that a user would run, as its figure is
+/// to mean something.
 pub(crate) fn demo(keep: bool) -> Result<()> {
-    everything()?;
-    let program = workspace().join("target/debug/demo");
+    setup::run()?;
+    ebpf::build()?;
+    let build = ["build", "--release", "--package", "mesh-agent", "--package", "tests", "--bins"];
+    run("cargo", &build)?;
+    let program = workspace().join("target/release/demo");
     let program = program.to_str().context("the workspace's path is not UTF-8")?;
     run(program, if keep { &["--keep"] } else { &[] })
 }
 
-/// `cargo xtask demo --down`.
+/// `cargo xtask bench [ARGUMENT]...`.
+pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    setup::run()?;
+    ebpf::build()?;
+    run(
+        "cargo",
+        &["build", "--release", "--package", "mesh-agent", "--package", "tests", "--bins"],
+    )?;
+    let program = workspace().join("target/release/bench");
+    let program = program.to_str().context("the workspace's path is not UTF-8")?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run(program, &arguments)
+}
+
+/// `cargo xtask demo --down`: whatever build is there can do it.
 pub(crate) fn demo_down() -> Result<()> {
-    run("cargo", &["run", "--quiet", "--package", "tests", "--bin", "demo", "--", "--down"])
+    let built = ["target/release/demo", "target/debug/demo"].map(|file| workspace().join(file));
+    match built.iter().find(|file| file.is_file()) {
+        Some(program) => {
+            let program = program.to_str().context("the workspace's path is not UTF-8")?;
+            run(program, &["--down"])
+        }
+        None => {
+            println!("nothing is up: the demo has not been built here");
+            Ok(())
+        }
+    }
+}
+
+/// What the test programs said, added up.
+#[derive(Debug, Default)]
+struct Tally {
+    programs: usize,
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+    failures: Vec<String>,
+}
+
+impl Tally {
+    /// Reads one line of libtest's.
+    fn see(&mut self, line: &str) {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            let number = |of: &str| {
+                let mut words = result.split([' ', ';', '.']).filter(|word| !word.is_empty());
+                let mut before = None;
+                words.find_map(|word| {
+                    let found = (word == of).then_some(before).flatten();
+                    before = word.parse::<usize>().ok();
+                    found
+                })
+            };
+            self.programs += 1;
+            self.passed += number("passed").unwrap_or(0);
+            self.failed += number("failed").unwrap_or(0);
+            self.ignored += number("ignored").unwrap_or(0);
+        } else if let Some(name) =
+            line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED"))
+        {
+            self.failures.push(name.to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { programs, passed, failed, ignored, failures } = self;
+        for failure in failures {
+            writeln!(f, "FAILED: {failure}")?;
+        }
+        write!(
+            f,
+            "tests: {passed} passed, {failed} failed, {ignored} ignored in {programs} programs"
+        )
+    }
 }
 
 /// `cargo xtask ci`.
@@ -104,4 +206,26 @@ pub(crate) fn deny() -> Result<()> {
     let program = cargo_deny().context("cargo-deny was not installed")?;
     let program = program.to_str().context("the path of cargo-deny is not UTF-8")?;
     run(program, &["--all-features", "check"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_added_up_and_failures_named() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test http::a_request_is_kept ... ok",
+            "test http::b ... FAILED",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 0.02s",
+            "test result: ok. 40 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out",
+        ] {
+            tally.see(line);
+        }
+        let expected = "FAILED: http::b\ntests: 42 passed, 1 failed, 3 ignored in 2 programs";
+        assert_eq!(tally.to_string(), expected);
+    }
 }

@@ -5,14 +5,15 @@
 //! source package and `RUSTC_BOOTSTRAP`, or rustup's nightly with `rust-src`.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-const LINKER_VERSION: &str = "0.13.0";
+use crate::{build::workspace, setup};
+
 const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
 const SYSTEM_CARGO: &str = "/usr/bin/cargo";
 const SYSTEM_CORE_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/core/Cargo.toml";
@@ -24,9 +25,10 @@ const SYSTEM_CORE_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/core/Cargo.t
 /// # Errors
 /// Where no toolchain is found, or what cargo and the linker said.
 pub(crate) fn build() -> Result<PathBuf> {
-    let workspace = workspace()?;
+    let workspace = workspace();
     let target = workspace.join("target");
-    let linker = linker(&target)?;
+    let linker = setup::tools().join("bin/bpf-linker");
+    ensure!(linker.is_file(), "no {}: run `cargo xtask setup`", linker.display());
 
     let mut cargo = toolchain()?;
     let flags = [
@@ -50,11 +52,6 @@ pub(crate) fn build() -> Result<PathBuf> {
     let object = target.join("ebpf/mesh-ebpf");
     copy_if_changed(&built, &object)?;
     Ok(object)
-}
-
-fn workspace() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(manifest.parent().context("xtask is not inside a workspace")?.to_owned())
 }
 
 /// A cargo that can build `core`, with the outer cargo's variables taken away.
@@ -89,31 +86,6 @@ fn toolchain() -> Result<Command> {
         cargo.env_remove(name);
     }
     Ok(cargo)
-}
-
-/// The BPF linker, installed into the target directory where it is missing.
-fn linker(target: &Path) -> Result<PathBuf> {
-    let root = target.join("tools");
-    let linker = root.join("bin/bpf-linker");
-    if linker.exists() {
-        return Ok(linker);
-    }
-    eprintln!(
-        "installing bpf-linker {LINKER_VERSION} into {} (once, about a minute)",
-        root.display()
-    );
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked"])
-        .args(["--no-default-features", "--features", "llvm-22", "--root"])
-        .arg(&root)
-        .env("LLVM_PREFIX", "/usr/lib/llvm-22")
-        .status()
-        .context("cargo install bpf-linker did not start")?;
-    ensure!(
-        status.success() && linker.exists(),
-        "bpf-linker did not build ({status}): it needs llvm-22-dev libzstd-dev zlib1g-dev libxml2-dev"
-    );
-    Ok(linker)
 }
 
 /// Leaves the file's time alone when nothing changed, so that the agent is not rebuilt.

@@ -1,10 +1,10 @@
-//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | tidy | ci | deny`.
+//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | bench | tidy |
+//! ci | deny`.
 //!
 //! This crate must build on a machine that has nothing but a compiler: it depends on
 //! nothing that `setup` has yet to install.
 
 mod build;
-#[allow(unreachable_pub, reason = "a binary has no outside to be reachable from")]
 mod ebpf;
 mod setup;
 mod tidy;
@@ -27,7 +27,8 @@ enum Command {
     Setup,
     /// Build the BPF object that the agent embeds.
     Ebpf,
-    /// Build everything, then show the mesh at work between two nodes made of namespaces.
+    /// Build the agent as for production and show the mesh at work between two nodes
+    /// made of namespaces.
     Demo {
         /// Leave everything up, and print how to enter the pods and query the agents.
         #[arg(long)]
@@ -42,6 +43,11 @@ enum Command {
     Test {
         /// Run only the tests whose names contain this.
         filter: Option<String>,
+    },
+    /// Build for release, and measure the two-node path beside no mesh; `-- --help` says what.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Check the house rules: layers, file sizes, module docs, leftovers.
     Tidy,
@@ -72,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo { down: true, .. } | Command::Down => build::demo_down(),
         Command::Demo { keep, .. } => build::demo(keep),
         Command::Test { filter } => build::test(filter.as_deref()),
+        Command::Bench { arguments } => build::bench(&arguments),
         Command::Tidy => tidy::run(&build::workspace()),
         Command::Ci => build::ci(),
         Command::Deny => build::deny(),

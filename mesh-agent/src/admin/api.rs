@@ -11,6 +11,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use super::XdsView;
 use crate::{
     model::{
         identity::Identity,
@@ -81,12 +82,15 @@ pub struct Readiness {
     pub ready: bool,
     /// Why not; empty where ready.
     pub reasons: Vec<String>,
+    /// What is not as it should be, although the agent does its work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Readiness {
     /// Ready where there is no reason not to be.
     pub fn from_reasons(reasons: Vec<String>) -> Self {
-        Self { ready: reasons.is_empty(), reasons }
+        Self { ready: reasons.is_empty(), reasons, notes: Vec::new() }
     }
 }
 
@@ -179,6 +183,9 @@ pub struct StatusView {
     pub draining: bool,
     pub snapshot: SnapshotView,
     pub last_rejected: Option<RejectedConfig>,
+    /// The connection to the control plane, where that is the source.
+    #[serde(default)]
+    pub xds: Option<XdsView>,
     pub certificates: Vec<CertificateView>,
     pub pods: usize,
     pub connections: usize,

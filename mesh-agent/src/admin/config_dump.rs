@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
-use super::api::{RejectedConfig, SnapshotView, Timestamp};
+use super::{
+    XdsView,
+    api::{RejectedConfig, SnapshotView, Timestamp},
+};
 use crate::{
     model::{
         cluster::{Cluster, Discovery, LoadAssignment},
@@ -22,6 +25,9 @@ pub struct ConfigDump {
     pub applied_at: Option<Timestamp>,
     /// The last configuration that was refused, and why.
     pub last_rejected: Option<RejectedConfig>,
+    /// The connection to the control plane, where that is the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xds: Option<XdsView>,
     pub listeners: BTreeMap<Arc<str>, Arc<Listener>>,
     pub routes: BTreeMap<Arc<str>, Arc<RouteConfiguration>>,
     pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
@@ -38,6 +44,7 @@ impl ConfigDump {
             label: snapshot.label.clone(),
             applied_at: applied_at(snapshot),
             last_rejected,
+            xds: None,
             listeners: snapshot
                 .listeners
                 .iter()

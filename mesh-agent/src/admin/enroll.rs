@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     path::{Path, PathBuf},
+    str::FromStr as _,
 };
 
 use ipnet::IpNet;
@@ -73,8 +74,11 @@ pub enum InvalidEnrollment {
     Uid(String),
     #[error("name must be 1 to {MAX_NAME_BYTES} bytes without control characters")]
     Name,
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
+    #[error(
+        "namespace `{namespace}` and service account `{service_account}` must be letters, \
+         digits, `.`, `-` or `_`: they are part of the identity"
+    )]
+    Identity { namespace: String, service_account: String },
     #[error("give either netns (an absolute path) or pid, and not both")]
     Netns,
     #[error("netns `{0}` must be an absolute path")]
@@ -131,7 +135,15 @@ impl TryFrom<Fields> for EnrollRequest {
             return Err(InvalidEnrollment::Name);
         }
         // Any trust domain shows whether the other two parts are right.
-        Identity::new("a".parse()?, &fields.namespace, &fields.service_account)?;
+        let any = TrustDomain::from_str("a");
+        let identity =
+            any.and_then(|any| Identity::new(any, &fields.namespace, &fields.service_account));
+        if identity.is_err() {
+            return Err(InvalidEnrollment::Identity {
+                namespace: fields.namespace.chars().take(64).collect(),
+                service_account: fields.service_account.chars().take(64).collect(),
+            });
+        }
         let netns = match (fields.netns, fields.pid) {
             (Some(path), None) if path.is_absolute() => NetnsRef::Path(path),
             (Some(path), None) => return Err(InvalidEnrollment::RelativeNetns(path)),
@@ -267,6 +279,9 @@ mod tests {
             let error = parse(extra).unwrap_err();
             assert!(error.contains(expected), "{extra:?} said {error:?}");
         }
+        let yaml = "uid: u1\nname: n\nnamespace: shop\nservice_account: a b\npid: 3";
+        let error = serde_yaml_ng::from_str::<EnrollRequest>(yaml).unwrap_err().to_string();
+        assert!(error.contains("service account `a b`"), "{error}");
         for uid in ["", "..", ".hidden", "a/b", "a b", "ä"] {
             let json = serde_json::json!({
                 "uid": uid, "name": "n", "namespace": "s", "service_account": "a", "pid": 1

@@ -9,13 +9,15 @@ use http_body_util::Full;
 use hyper::{
     Method, Response, StatusCode, Version,
     body::Bytes,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    header::{
+        ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    },
     http::request::Parts,
 };
 use serde::Serialize;
 
 use super::{AgentControl, ControlError, ErrorView};
-use crate::{model::workload::WorkloadUid, observe::metrics};
+use crate::{model::workload::WorkloadUid, observe::metrics::Exposition};
 
 pub(super) type Body = Full<Bytes>;
 
@@ -33,7 +35,7 @@ mesh-agent admin
 
 GET /healthz      the process answers
 GET /readyz       200 once ready, 503 with the reasons until then
-GET /metrics      OpenMetrics
+GET /metrics      Prometheus text, or OpenMetrics to who accepts it
 GET /status       the agent in one page
 GET /config_dump  the configuration in force
 GET /connections  live connections
@@ -124,7 +126,12 @@ pub(super) async fn route(
                 if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             json(status, &readiness)
         }
-        "/metrics" if read => text(StatusCode::OK, metrics::CONTENT_TYPE, control.metrics()),
+        "/metrics" if read => {
+            let accept = head.headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+            let exposition = Exposition::for_accept(accept);
+            let page = exposition.of(control.metrics());
+            text(StatusCode::OK, exposition.content_type(), page)
+        }
         "/status" if read => json(StatusCode::OK, &control.status()),
         "/config_dump" if read => json(StatusCode::OK, &control.config_dump()),
         "/connections" if read => json(StatusCode::OK, &control.connections()),

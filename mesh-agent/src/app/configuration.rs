@@ -1,41 +1,200 @@
 //! The one writer of snapshots.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
 
-use super::Agent;
+use super::{Agent, memory};
 use crate::{
     admin::{RejectedConfig, Timestamp},
+    config::SourceConfig,
     model::{
         cluster::{Discovery, Tunnel},
         identity::Identity,
     },
     snapshot::{RejectedResource, Snapshot},
-    source::{Delivery, Update},
+    source::{AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update},
     transport::hbone::HBONE_PORT,
 };
 
+/// How long after a change unused connections and balancers are let go of.
+const TIDY_AFTER: Duration = Duration::from_secs(1);
+
+/// The one source of configuration.
+pub(super) enum Source {
+    Files(FileSource),
+    ControlPlane(AdsSource),
+}
+
+impl Source {
+    /// A directory that is away is no reason not to serve the last good configuration.
+    pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
+        match config {
+            SourceConfig::ControlPlane(options) => {
+                Ok(Self::ControlPlane(AdsSource::new(options.clone())))
+            }
+            SourceConfig::Directory(directory) => match FileSource::open(directory) {
+                Ok(source) => Ok(Self::Files(source)),
+                Err(error) if last_good.is_there() => {
+                    tracing::error!(%error, "the configuration's source is away; waiting for it");
+                    Ok(Self::Files(FileSource::awaiting(directory)?))
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    pub(super) fn ads_status(&self) -> Option<watch::Receiver<Arc<AdsStatus>>> {
+        match self {
+            Self::Files(_) => None,
+            Self::ControlPlane(source) => Some(source.status()),
+        }
+    }
+
+    pub(super) fn spawn(self, updates: mpsc::Sender<Update>, stop: CancellationToken) {
+        match self {
+            Self::Files(source) => tokio::spawn(source.watch(updates, stop)),
+            Self::ControlPlane(source) => tokio::spawn(source.watch(updates, stop)),
+        };
+    }
+}
+
+/// Without an update for this long, the source has let go of what it read with.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// Applies what the source delivers, in order, until it delivers no more.
 pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
-    while let Some(update) = updates.recv().await {
-        match update {
-            Update::Resources(Delivery { resources, label }) => agent.apply(resources, label),
-            Update::Rejected(reasons) => agent.reject(&reasons),
+    // What was restored from disk left memory behind too.
+    let mut release_at = Some(Instant::now() + SETTLED);
+    // When what nothing leads to any more is let go of: not for each of many small
+    // changes, since it means a walk over all endpoints.
+    let mut tidy_at = None;
+    loop {
+        tokio::select! {
+            biased;
+            update = updates.recv() => {
+                let Some(update) = update else { return };
+                tidy_at = agent.take(update, tidy_at);
+                release_at = Some(Instant::now() + SETTLED);
+            }
+            () = until(tidy_at) => {
+                agent.tidy();
+                tidy_at = None;
+            }
+            () = until(release_at) => {
+                memory::release();
+                release_at = None;
+            }
+        }
+    }
+}
+
+/// Never, where there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Puts the last good configuration in force, if there is one, before any source speaks.
+pub(super) async fn restore(agent: &Arc<Agent>) {
+    let last_good = Arc::clone(&agent.last_good);
+    let loaded = match tokio::task::spawn_blocking(move || last_good.load()).await {
+        Ok(loaded) => loaded,
+        Err(error) => return tracing::error!(%error, "the last good configuration was not read"),
+    };
+    let Restored { resources, label, saved_at } = match loaded {
+        Ok(Some(restored)) => restored,
+        Ok(None) => return,
+        Err(error) => return tracing::error!(%error, "there is no last good configuration"),
+    };
+    match agent.dataplane.snapshot.replace(resources, label.clone()) {
+        Ok(version) => {
+            *agent.restored() = Some(saved_at);
+            agent.dataplane.metrics.config_applied(version);
+            let age = saved_at.elapsed().unwrap_or_default();
+            tracing::warn!(
+                label,
+                age_seconds = age.as_secs(),
+                "serving the last good configuration from disk until the source delivers"
+            );
+        }
+        Err(reasons) => {
+            for reason in &reasons {
+                tracing::error!("the last good configuration is refused: {reason}");
+            }
         }
     }
 }
 
 impl Agent {
-    fn apply(&self, resources: crate::snapshot::Resources, label: String) {
+    /// Applies one update; returns when to tidy up, which was to be at `tidy_at`.
+    fn take(&self, update: Update, tidy_at: Option<Instant>) -> Option<Instant> {
+        match update {
+            Update::Resources(Delivery { resources, label, raw, refused }) => {
+                let replaced = self.dataplane.snapshot.replace(resources, label.clone());
+                if self.judged(replaced, &label, refused) {
+                    self.tidy();
+                    self.last_good.replaced(raw, &label);
+                    return None;
+                }
+            }
+            Update::Changes(Delta { changes, label, raw, refused }) => {
+                let updated = self.dataplane.snapshot.update(changes, label.clone());
+                if self.judged(updated, &label, refused) {
+                    self.last_good.changed(raw, &label);
+                    return tidy_at.or(Some(Instant::now() + TIDY_AFTER));
+                }
+            }
+            Update::Rejected(reasons) => self.reject(&reasons),
+        }
+        tidy_at
+    }
+
+    /// Follows up on an attempt to apply something; whether that went well.
+    fn judged(
+        &self,
+        applied: Result<u64, Vec<RejectedResource>>,
+        label: &str,
+        still_refused: bool,
+    ) -> bool {
+        match applied {
+            Ok(version) => {
+                if !still_refused {
+                    *self.last_rejected() = None;
+                }
+                self.applied(version, label);
+                true
+            }
+            Err(reasons) => {
+                self.reject(&reasons);
+                false
+            }
+        }
+    }
+
+    fn applied(&self, version: u64, label: &str) {
         let dataplane = &self.dataplane;
-        let version = match dataplane.snapshot.replace(resources, label.clone()) {
-            Ok(version) => version,
-            Err(reasons) => return self.reject(&reasons),
-        };
         let snapshot = dataplane.snapshot.load();
-        *self.last_rejected() = None;
+        *self.restored() = None;
         dataplane.metrics.config_applied(version);
+        tracing::info!(
+            version,
+            label,
+            listeners = snapshot.listeners.len(),
+            "configuration applied"
+        );
+    }
+
+    /// Lets go of what the configuration in force does not lead to any more.
+    fn tidy(&self) {
+        let dataplane = &self.dataplane;
+        let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
         let reachable = Reachable::by(&snapshot);
         dataplane
@@ -47,12 +206,6 @@ impl Agent {
             .http
             .pool
             .retain(|key| key.client.is_some() || reachable.endpoints.contains(&key.address));
-        tracing::info!(
-            version,
-            label,
-            listeners = snapshot.listeners.len(),
-            "configuration applied"
-        );
     }
 
     fn reject(&self, reasons: &[RejectedResource]) {

@@ -9,10 +9,13 @@ use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
         HboneView, KernelPathView, PodView, Readiness, SnapshotView, StatusView, VerdictView,
+        XdsView,
     },
     capture,
     identity::CertificateStatus,
     model::workload::WorkloadUid,
+    observe::metrics::XdsType,
+    source::StreamState,
 };
 
 /// The agent as `admin` sees it.
@@ -67,6 +70,7 @@ impl AgentControl for Control {
             draining: agent.stop.is_cancelled(),
             snapshot: SnapshotView::from(&*agent.dataplane.snapshot.load()),
             last_rejected: agent.last_rejected().clone(),
+            xds: agent.xds(),
             certificates: agent.dataplane.identities.status().iter().map(certificate).collect(),
             pods: agent.pods.running().len(),
             connections: agent.dataplane.connections.len(),
@@ -88,7 +92,9 @@ impl AgentControl for Control {
     }
 
     fn config_dump(&self) -> ConfigDump {
-        ConfigDump::of(&self.0.dataplane.snapshot.load(), self.0.last_rejected().clone())
+        let snapshot = self.0.dataplane.snapshot.load();
+        let dump = ConfigDump::of(&snapshot, self.0.last_rejected().clone());
+        ConfigDump { xds: self.0.xds(), ..dump }
     }
 
     fn connections(&self) -> Vec<ConnectionView> {
@@ -112,7 +118,14 @@ impl AgentControl for Control {
         for (uid, why) in self.0.pods.waiting().iter() {
             reasons.push(format!("pod {uid} is not served yet: {why}"));
         }
-        Readiness::from_reasons(reasons)
+        let notes = self.0.restored().map(|saved_at| {
+            let age = saved_at.elapsed().unwrap_or_default().as_secs();
+            format!(
+                "serving the last good configuration from disk, {age} s old: the source has not \
+                 delivered one"
+            )
+        });
+        Readiness { notes: notes.into_iter().collect(), ..Readiness::from_reasons(reasons) }
     }
 
     fn metrics(&self) -> String {
@@ -127,11 +140,28 @@ impl AgentControl for Control {
                 metrics.certificate(&certificate.identity, system_time(not_after));
             }
         }
+        if let Some(ads) = &self.0.ads {
+            let status = Arc::clone(&ads.borrow());
+            let types = status.types.iter().map(|of| XdsType {
+                kind: of.kind,
+                acks: of.acks,
+                nacks: of.nacks,
+                accepted: of.accepted,
+                warming: of.warming.len(),
+                refusing: of.refusing,
+                last_ack: of.last_ack,
+            });
+            metrics.xds(status.state == StreamState::Connected, status.streams, types);
+        }
         metrics.encode(&dataplane.connections)
     }
 }
 
 impl Agent {
+    fn xds(&self) -> Option<XdsView> {
+        self.ads.as_ref().map(|status| XdsView::from(&**status.borrow()))
+    }
+
     fn pod(&self, uid: &WorkloadUid) -> Option<PodView> {
         let connections = self.dataplane.connections.by_workload();
         let count = connections.get(uid).copied().unwrap_or_default();

@@ -153,7 +153,13 @@ impl Agent {
         let _one_at_a_time = self.pods.changing.lock().await;
         let unenrolled = self.capture.unenroll(uid).await.map_err(refused);
         self.pods.waiting().remove(uid);
-        let Some(running) = self.pods.running().remove(uid) else { return unenrolled };
+        self.cut(uid);
+        unenrolled
+    }
+
+    /// Ends what the agent does for a pod that capture has let go of.
+    fn cut(&self, uid: &WorkloadUid) {
+        let Some(running) = self.pods.running().remove(uid) else { return };
         running.accepting.cancel();
         self.pods.changed.notify_one();
         let dataplane = &self.dataplane;
@@ -162,16 +168,22 @@ impl Agent {
         dataplane.http.pool.retain(|key| key.pod != *uid);
         dataplane.identities.release(&running.request.identity);
         dataplane.metrics.pods_enrolled(self.pods.running().len());
-        unenrolled
     }
 
-    /// Lets go of pods that were deleted without being un-enrolled.
+    /// Lets go of pods that were deleted without being un-enrolled. What still runs in
+    /// the namespace of one stays captured: it must not go on in the clear.
     pub(super) async fn remove_vanished_pods(&self) {
+        let _one_at_a_time = self.pods.changing.lock().await;
         for uid in self.capture.maintain() {
-            tracing::warn!(pod = %uid, "the pod's network namespace is gone: un-enrolling it");
-            if let Err(error) = self.unenroll(&uid).await {
-                tracing::error!(pod = %uid, %error, "a vanished pod can't be un-enrolled");
+            tracing::warn!(
+                pod = %uid,
+                "the file of the pod's network namespace is gone: the pod is let go of, and \
+                 whatever still runs in it is refused"
+            );
+            if let Err(error) = self.capture.abandon(&uid) {
+                tracing::error!(pod = %uid, %error, "a vanished pod can't be let go of");
             }
+            self.cut(&uid);
         }
     }
 }

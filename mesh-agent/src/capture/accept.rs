@@ -15,7 +15,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{netns::PodNetns, orig_dst::OriginalDestinations};
-use crate::model::captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod};
+use crate::{
+    model::captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
+    observe::log_limit::LogLimit,
+};
+
+/// Whatever runs in a pod can provoke these lines.
+static REFUSALS: LogLimit = LogLimit::new();
 
 /// Connections that may wait for accept; the pod's `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
@@ -154,10 +160,14 @@ impl OutboundListener {
                     let pod = Arc::clone(&self.pod);
                     return Ok((stream, CapturedOutbound { pod, source, original_destination }));
                 }
-                Ok(None) => tracing::warn!(
-                    pod = %self.pod.workload.uid, %peer,
-                    "refused a connection to the outbound port that was not captured"
-                ),
+                Ok(None) => {
+                    if let Some(suppressed) = REFUSALS.allows() {
+                        tracing::warn!(
+                            pod = %self.pod.workload.uid, %peer, suppressed,
+                            "refused a connection to the outbound port that was not captured"
+                        );
+                    }
+                }
                 Err(error) => tracing::error!(
                     pod = %self.pod.workload.uid, %peer, %error,
                     "refused a connection: its original destination cannot be read"
@@ -199,10 +209,12 @@ impl InboundListener {
             // A steered connection keeps the address it was sent to.
             let original_destination = canonical(stream.local_addr()?);
             if original_destination.ip().is_loopback() {
-                tracing::warn!(
-                    pod = %self.pod.workload.uid, %source,
-                    "refused a connection to the inbound port that was not steered"
-                );
+                if let Some(suppressed) = REFUSALS.allows() {
+                    tracing::warn!(
+                        pod = %self.pod.workload.uid, %source, suppressed,
+                        "refused a connection to the inbound port that was not steered"
+                    );
+                }
                 reset(&stream);
                 continue;
             }

@@ -4,10 +4,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    fs::{self, File},
+    fs::File,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mesh_common::{abi::ABI_VERSION, key::ListenerKind, verdict::Verdict};
@@ -23,7 +23,7 @@ use super::{
     netns::PodNetns,
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
-    persist::{Record, Records},
+    persist::{Record, Records, lock},
     routing::{self, RoutingError},
     sockets::{NetnsSockets, Vouched},
 };
@@ -46,9 +46,6 @@ pub struct EnrolledPod {
 
 /// By then a connect(2) that was under way has sent its SYN.
 const HOOKS_END: Duration = Duration::from_millis(20);
-
-/// How long a predecessor may take to leave.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The kernel's side of one agent. Dropping it leaves everything pinned: enrolled
 /// pods' new connections are refused until an agent is back.
@@ -205,8 +202,15 @@ impl Capture {
         let kernel = kernel(&uid);
         let mut request = request;
         let given = request.netns.clone();
-        let before = self.records.load(&uid).map_err(&kernel)?;
-        request.netns = self.records.hold(&request).map_err(&kernel)?;
+        let before = match self.records.load(&uid) {
+            // Enrolling is how it is mended: the pod may well be captured.
+            Err(error @ CaptureError::Record { .. }) => {
+                tracing::error!(pod = %uid, %error, "replacing a record that cannot be read");
+                None
+            }
+            known => known.map_err(&kernel)?,
+        };
+        request.netns = self.records.hold(&request)?;
         let held = request.netns != given;
         let outcome = self.enroll_held(&request, before.as_ref()).await;
         if outcome.is_err() && held && before.is_none() {
@@ -230,9 +234,11 @@ impl Capture {
         }
         let before = before.filter(|record| record.netns_cookie == cookie);
         let reservation = self.reserve(uid, &netns)?;
+        // Whatever fails, a pod that is captured stays captured.
+        let captured = self.state().maps.pods().contains(&cookie);
         let outcome = match self.fwmark_accept(uid, &netns, before) {
             Ok(value) => {
-                self.prepare(request, &netns, before, &value).await.map_err(|e| (e, value))
+                self.prepare(request, &netns, captured, &value).await.map_err(|e| (e, value))
             }
             Err(error) => Err((error, "0".to_owned())),
         };
@@ -243,7 +249,7 @@ impl Capture {
                 Ok(enrolled)
             }
             Err((error, fwmark_accept)) => {
-                if before.is_none() {
+                if before.is_none() && !captured {
                     self.undo(&netns, &fwmark_accept).await;
                 }
                 Err(error)
@@ -287,7 +293,7 @@ impl Capture {
         &self,
         request: &EnrollPod,
         netns: &Arc<PodNetns>,
-        before: Option<&Record>,
+        captured: bool,
         fwmark_accept: &str,
     ) -> Result<(EnrolledPod, Record), EnrollError> {
         let uid = &request.uid;
@@ -343,7 +349,7 @@ impl Capture {
             boot_id: self.records.boot_id().to_owned(),
             netns_cookie: cookie,
             fwmark_accept: fwmark_accept.to_owned(),
-            active: before.is_some_and(|record| record.active),
+            active: captured,
             pod: request.clone(),
         };
         self.records.save(&record).map_err(&kernel)?;
@@ -383,6 +389,10 @@ impl Capture {
             .and_then(|slot| slot.record.as_mut())
             .ok_or_else(|| EnrollError::NotEnrolled(uid.clone()))?;
         maps.add_pod(record.netns_cookie).map_err(&kernel)?;
+        if record.active {
+            // It was captured all along, and its record says so.
+            return Ok(());
+        }
         record.active = true;
         self.records.save(record).map_err(&kernel)
     }
@@ -426,6 +436,29 @@ impl Capture {
         self.records.remove(&record.pod).map_err(&kernel)?;
         tracing::info!(pod = %uid, "un-enrolled");
         Ok(())
+    }
+
+    /// Lets go of a pod whose namespace's file is gone, but not of its namespace: what
+    /// still runs in there stays captured, and is refused until the namespace dies or
+    /// is enrolled again. The caller drops the pod's listeners.
+    ///
+    /// # Errors
+    /// [`EnrollError::NotEnrolled`], or [`EnrollError::Kernel`] where the record is left.
+    pub fn abandon(&self, uid: &WorkloadUid) -> Result<(), EnrollError> {
+        let kernel = kernel(uid);
+        let cookie = self.state().pods.get(uid).map(|slot| slot.cookie);
+        if let Some(cookie) = cookie {
+            self.cut_kernel_connections_of(cookie);
+        }
+        let mut state = self.state();
+        let State { maps, pods, kernel: shortcuts, .. } = &mut *state;
+        let slot = pods.remove(uid).ok_or_else(|| EnrollError::NotEnrolled(uid.clone()))?;
+        shortcuts.forget_pod(slot.cookie).map_err(&kernel)?;
+        maps.remove_listeners(slot.cookie).map_err(&kernel)?;
+        match &slot.record {
+            Some(record) => self.records.remove(&record.pod).map_err(&kernel),
+            None => Ok(()),
+        }
     }
 
     /// Takes away what `prepare` may have set. What fails is logged: the rest must go too.
@@ -583,29 +616,4 @@ fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<()
 fn is_name(name: &str) -> bool {
     let valid = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
     !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(valid)
-}
-
-fn lock(state_dir: &std::path::Path) -> Result<File, CaptureError> {
-    let path = state_dir.join("agent.lock");
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| CaptureError::File { act: "open", path: path.clone(), source })?;
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
-                std::thread::sleep(LOCK_PATIENCE / 20);
-            }
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(CaptureError::InUse(state_dir.to_owned()));
-            }
-            Err(fs::TryLockError::Error(source)) => {
-                return Err(CaptureError::File { act: "lock", path, source });
-            }
-        }
-    }
 }

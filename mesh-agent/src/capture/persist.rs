@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -12,11 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     bpffs,
-    error::CaptureError,
-    netns::{NetnsRef, PodNetns},
+    error::{CaptureError, EnrollError},
+    netns::{NetnsError, NetnsRef, PodNetns},
     options::EnrollPod,
 };
 use crate::model::workload::WorkloadUid;
+
+/// How long a predecessor may take to leave.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One enrolled pod.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -149,8 +153,13 @@ impl Records {
 
     /// Binds the namespace of a process to a file, so that a restarted agent finds
     /// it whatever became of the process. A path is left as it is.
-    pub(super) fn hold(&self, pod: &EnrollPod) -> Result<NetnsRef, CaptureError> {
+    pub(super) fn hold(&self, pod: &EnrollPod) -> Result<NetnsRef, EnrollError> {
         let NetnsRef::Pid(_) = pod.netns else { return Ok(pod.netns.clone()) };
+        let path = pod.netns.path();
+        if let Err(source) = fs::File::open(&path) {
+            let source = NetnsError::Open { path, source };
+            return Err(EnrollError::Netns { uid: pod.uid.clone(), source });
+        }
         let held = self.namespaces.join(&*pod.uid.0);
         let bind = || -> io::Result<()> {
             // Left over from an attempt that was killed.
@@ -159,10 +168,13 @@ impl Records {
             mount(Some(&pod.netns.path()), &held, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
             Ok(())
         };
-        bind().map_err(|source| CaptureError::File {
-            act: "bind a network namespace to",
-            path: held.clone(),
-            source,
+        bind().map_err(|source| EnrollError::Kernel {
+            uid: pod.uid.clone(),
+            source: Box::new(CaptureError::File {
+                act: "bind a network namespace to",
+                path: held.clone(),
+                source,
+            }),
         })?;
         Ok(NetnsRef::Path(held))
     }
@@ -179,4 +191,30 @@ fn read(path: &Path) -> Result<Option<Record>, CaptureError> {
     serde_json::from_slice(&json)
         .map(Some)
         .map_err(|source| CaptureError::Record { path: path.to_owned(), source })
+}
+
+/// Keeps the state directory for one agent, for as long as the file is open.
+pub(super) fn lock(state_dir: &Path) -> Result<fs::File, CaptureError> {
+    let path = state_dir.join("agent.lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| CaptureError::File { act: "open", path: path.clone(), source })?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PATIENCE / 20);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(CaptureError::InUse(state_dir.to_owned()));
+            }
+            Err(fs::TryLockError::Error(source)) => {
+                return Err(CaptureError::File { act: "lock", path, source });
+            }
+        }
+    }
 }

@@ -28,12 +28,12 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 #[derive(Debug, Args)]
 pub(super) struct Client {
     /// The agent's control socket
-    #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET,
+    #[arg(long, env = "MESH_SOCKET", hide_env_values = true, value_name = "PATH", default_value = DEFAULT_SOCKET,
           value_hint = ValueHint::FilePath)]
     socket: PathBuf,
 
     /// How to show the answer
-    #[arg(long, short, value_enum, default_value_t)]
+    #[arg(long, short, value_enum, default_value_t, value_name = "FORMAT")]
     pub(super) output: OutputFormat,
 }
 

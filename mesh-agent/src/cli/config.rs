@@ -37,6 +37,7 @@ Exit codes:
   0  the agent would apply it
   2  the agent would refuse it: every reason is listed by full field path")]
 pub(super) struct Validate {
+    /// What `run --config-dir` would watch
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     directory: PathBuf,
 
@@ -96,9 +97,11 @@ fn summary(dump: &Value) -> String {
                         + usize::from(value["default_filter_chain"].is_object()),
                 ),
                 "route" => format!("{} virtual hosts", count(&value["virtual_hosts"])),
-                "cluster" => {
-                    format!("{}, {}", variant(&value["discovery"]), variant(&value["lb_policy"]))
-                }
+                "cluster" => match variant(&value["discovery"]).as_str() {
+                    // Nothing to balance: the address is the connection's own.
+                    "original_destination" => "original_destination".to_owned(),
+                    discovery => format!("{discovery}, {}", variant(&value["lb_policy"])),
+                },
                 _ => format!("{} endpoints", count(&value["endpoints"])),
             };
             table.row([kind.to_owned(), name.clone(), detail]);
@@ -165,7 +168,8 @@ mod tests {
             "listeners": {"out": {"direction": "outbound", "address": "10.0.0.1:80",
                                   "filter_chains": [{}], "default_filter_chain": null}},
             "routes": {"web": {"virtual_hosts": [{}, {}]}},
-            "clusters": {"web": {"discovery": {"eds": {}}, "lb_policy": "round_robin"}},
+            "clusters": {"app": {"discovery": "original_destination", "lb_policy": "round_robin"},
+                         "web": {"discovery": {"eds": {}}, "lb_policy": "round_robin"}},
             "endpoints": {"web": {"endpoints": [{}]}},
             "last_rejected": {"at": "2026-01-02T03:05:05Z", "reasons": ["cds.yaml: no"]},
         });
@@ -175,6 +179,7 @@ mod tests {
              KIND       NAME  DETAIL\n\
              listener   out   outbound 10.0.0.1:80, 1 filter chains\n\
              route      web   2 virtual hosts\n\
+             cluster    app   original_destination\n\
              cluster    web   eds, round_robin\n\
              endpoints  web   1 endpoints\n\
              \nrefused at 2026-01-02T03:05:05Z:\n  cds.yaml: no\n"

@@ -6,6 +6,7 @@ use super::{CliError, Output, logging};
 use crate::{
     app::{self, ExitReason},
     config::{self, settings::RunFlags},
+    source::SourceError,
 };
 
 const AFTER: &str = "\
@@ -33,8 +34,12 @@ impl Run {
     pub(super) fn run(self) -> Result<Output, CliError> {
         let config = config::load(&self.flags.0, &config::process_environment)
             .map_err(|errors| CliError::Usage(errors.to_string()))?;
-        logging::start(&config.log)?;
-        match app::run(config)? {
+        let _flush = logging::start(&config.log)?;
+        let ended = app::run(config).map_err(|error| match error.is::<SourceError>() {
+            true => CliError::Usage(format!("{error:#}")),
+            false => CliError::Failed(error),
+        })?;
+        match ended {
             ExitReason::Drained => Ok(String::new().into()),
             ExitReason::Cut { connections } => {
                 tracing::warn!(connections, "live connections were cut at the drain timeout");

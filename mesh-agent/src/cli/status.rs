@@ -9,7 +9,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::admin::{KernelPathView, StatusView, Timestamp};
+use crate::admin::{KernelPathView, StatusView, Timestamp, XdsView};
 
 /// Show the agent in one page: ready or why not, configuration, certificates
 #[derive(Debug, Args)]
@@ -33,7 +33,8 @@ fn page(status: &StatusView, now: Timestamp) -> String {
     let snapshot = &status.snapshot;
     let ready = match (status.draining, status.readiness.ready) {
         (true, _) => "draining".to_owned(),
-        (false, true) => "yes".to_owned(),
+        (false, true) if status.readiness.notes.is_empty() => "yes".to_owned(),
+        (false, true) => format!("yes: {}", status.readiness.notes.join("; ")),
         (false, false) => format!("no: {}", status.readiness.reasons.join("; ")),
     };
     let configuration = match snapshot.applied_at {
@@ -85,6 +86,9 @@ fn page(status: &StatusView, now: Timestamp) -> String {
             _ = writeln!(text, "  {reason}");
         }
     }
+    if let Some(xds) = &status.xds {
+        control_plane(&mut text, xds, now);
+    }
     if !status.certificates.is_empty() {
         let mut table = Table::new(["Certificates", "EXPIRES IN", "SERIAL", "LAST ERROR"]);
         for certificate in &status.certificates {
@@ -111,10 +115,52 @@ fn page(status: &StatusView, now: Timestamp) -> String {
     text
 }
 
+fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
+    let age = |at: Timestamp| output::age(at.seconds_until(now));
+    // Writing to a String does not fail.
+    _ = writeln!(
+        text,
+        "\nControl plane {} ({}), {} for {}, {} streams so far",
+        xds.server,
+        xds.mode,
+        xds.state.replace('_', " "),
+        age(xds.since),
+        xds.streams,
+    );
+    if let Some(error) = &xds.last_error {
+        _ = writeln!(text, "  the last stream ended: {error}");
+    }
+    let mut table = Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK"]);
+    for of in &xds.types {
+        table.row([
+            format!("  {}", of.kind),
+            of.version.clone(),
+            of.accepted.to_string(),
+            of.acks.to_string(),
+            of.nacks.to_string(),
+            of.last_ack.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(at))),
+        ]);
+    }
+    text.push_str(&table.render());
+    for of in &xds.types {
+        if let Some(at) = of.last_nack.filter(|_| of.refusing) {
+            for reason in &of.nack_reasons {
+                _ = writeln!(text, "  refused {} ago: {reason}", age(at));
+            }
+        }
+        for warming in &of.warming {
+            _ = writeln!(text, "  {} {} waits for {}", of.kind, warming.name, warming.waits_for);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::{CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView};
+    use crate::admin::{
+        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, XdsTypeView, XdsView,
+        XdsWarmingView,
+    };
 
     #[test]
     fn the_page_says_what_is_wrong() {
@@ -139,6 +185,30 @@ mod tests {
                 endpoints: 0,
             },
             last_rejected: Some(RejectedConfig { at, reasons: vec!["lds.yaml: bad".into()] }),
+            xds: Some(XdsView {
+                server: "http://cp:1".into(),
+                mode: "delta".into(),
+                state: "connected".into(),
+                since: at,
+                last_error: None,
+                streams: 2,
+                types: vec![XdsTypeView {
+                    kind: "clusters".into(),
+                    type_url: String::new(),
+                    version: "v7".into(),
+                    accepted: 3,
+                    acks: 4,
+                    nacks: 1,
+                    last_ack: Some(at),
+                    last_nack: Some(at),
+                    nack_reasons: vec!["clusters[a].lb_policy: no".into()],
+                    refusing: true,
+                    warming: vec![XdsWarmingView {
+                        name: "b".into(),
+                        waits_for: "endpoints[b]".into(),
+                    }],
+                }],
+            }),
             certificates: vec![CertificateView {
                 identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
                 serial: None,
@@ -160,6 +230,9 @@ mod tests {
             "the CA is gone",
             "none applied yet",
             "off: switched off",
+            "http://cp:1 (delta), connected for 1h0m, 2 streams so far",
+            "refused 1h0m ago: clusters[a].lb_policy: no",
+            "b waits for endpoints[b]",
         ] {
             assert!(page.contains(expected), "{expected:?} is missing in:\n{page}");
         }

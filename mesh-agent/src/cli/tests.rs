@@ -139,3 +139,29 @@ fn completions_name_the_commands() {
     let output = dispatch(cli.command).unwrap();
     assert!(output.text.contains("unenroll"));
 }
+
+/// The README's blocks of YAML that begin with `key`.
+fn readme_yaml(key: &str) -> Vec<&'static str> {
+    let readme = include_str!("../../../README.md");
+    let blocks = readme.split("```yaml\n").skip(1);
+    let blocks = blocks.filter_map(|block| block.split("```").next());
+    blocks.filter(|block| block.starts_with(key)).collect()
+}
+
+#[test]
+fn what_the_readme_shows_is_accepted() {
+    let directory = tempfile::tempdir().unwrap();
+    let (configuration, pods) = (readme_yaml("resources:"), readme_yaml("pods:"));
+    let settings = readme_yaml("node_name:");
+    assert_eq!((configuration.len(), pods.len(), settings.len()), (1, 1, 1));
+
+    std::fs::write(directory.path().join("mesh.yaml"), configuration[0]).unwrap();
+    let line = format!("mesh-agent config validate {}", directory.path().display());
+    let output = dispatch(parse(&line).unwrap().command).unwrap();
+    assert_eq!(output.code, 0, "{}", output.text);
+    assert!(output.text.contains("2 listeners"), "{}", output.text);
+
+    let file = directory.path().join("pods.list");
+    std::fs::write(&file, pods[0]).unwrap();
+    assert_eq!(crate::admin::PodsFile::read(&file).unwrap().pods.len(), 1);
+}

@@ -70,7 +70,8 @@ impl<'a> Layers<'a> {
         }
     }
 
-    fn fail(&mut self, key: &str, origin: Origin, reason: String) {
+    /// Notes that a setting is wrong.
+    pub(super) fn fail(&mut self, key: &str, origin: Origin, reason: String) {
         self.errors.push(ConfigError { key: key.to_owned(), origin, reason });
     }
 
@@ -89,6 +90,11 @@ impl<'a> Layers<'a> {
             return Some((values, Origin::Environment));
         }
         self.file.get(key).map(|values| (values.clone(), Origin::File(self.path.clone())))
+    }
+
+    /// Whether any layer gives the setting.
+    pub(super) fn is_given(&self, key: &'static str) -> bool {
+        self.find(key).is_some()
     }
 
     fn find_or_default(&self, key: &'static str) -> Option<(Vec<String>, Origin)> {

@@ -24,6 +24,7 @@ pub struct Setting {
 enum Group {
     File,
     Node,
+    ControlPlane,
     Capture,
     Traffic,
     Identity,
@@ -35,6 +36,7 @@ impl Group {
         match self {
             Self::File => "Settings",
             Self::Node => "Node",
+            Self::ControlPlane => "Control plane",
             Self::Capture => "Capture",
             Self::Traffic => "Traffic",
             Self::Identity => "Identity",
@@ -103,6 +105,60 @@ const SETTINGS: &[Setting] = &[
         None,
         "Directory of xDS resources (LDS, RDS, CDS, EDS as YAML or JSON), watched for changes",
     ),
+    path(
+        Group::ControlPlane,
+        "bootstrap",
+        None,
+        "Envoy bootstrap file that says who the agent is and where its control plane is",
+    ),
+    list(
+        Group::ControlPlane,
+        "xds_server",
+        "URI",
+        "Control plane that speaks ADS, instead of config_dir: http://HOST:PORT, \
+         https://HOST:PORT or unix:///PATH; several are tried in order",
+    ),
+    choice(
+        Group::ControlPlane,
+        "xds_mode",
+        &["sotw", "delta"],
+        "sotw",
+        "Variant of ADS: state of the world or incremental",
+    ),
+    path(
+        Group::ControlPlane,
+        "xds_ca",
+        None,
+        "Authorities that https:// servers are verified by (PEM)",
+    ),
+    path(Group::ControlPlane, "xds_cert", None, "The agent's own certificate chain for them (PEM)"),
+    path(
+        Group::ControlPlane,
+        "xds_key",
+        None,
+        "Its key (PEM); files are read anew when connecting",
+    ),
+    value(
+        Group::ControlPlane,
+        "xds_node_id",
+        "ID",
+        None,
+        "Who the agent is to the control plane [default: node_name]",
+    ),
+    value(
+        Group::ControlPlane,
+        "xds_cluster",
+        "NAME",
+        Some("mesh"),
+        "The `cluster` of the node as the control plane sees it",
+    ),
+    value(
+        Group::ControlPlane,
+        "xds_metadata",
+        "JSON",
+        None,
+        "The `metadata` of the node as the control plane sees it: a JSON object",
+    ),
     path(Group::Node, "pods", None, "YAML file of pods to enrol at start"),
     path(Group::Node, "state_dir", Some("/var/lib/mesh"), "State that survives restarts"),
     path(
@@ -169,6 +225,13 @@ const SETTINGS: &[Setting] = &[
         "DURATION",
         Some("5s"),
         "How long live connections may go on after SIGTERM",
+    ),
+    value(
+        Group::Traffic,
+        "data_threads",
+        "NUMBER",
+        None,
+        "Threads that move bytes [default: one for each CPU]",
     ),
     path(
         Group::Identity,

@@ -58,7 +58,7 @@ fn flags_win_over_variables_over_the_file() {
     let config = try_load(&[("node_name", "flag")], &variables, Some(file)).unwrap();
     assert_eq!(config.node.name, "flag");
     assert_eq!(config.capture.instance, "variable");
-    assert_eq!(config.source.directory, Path::new("/from/file"));
+    assert_eq!(config.source, SourceConfig::Directory("/from/file".into()));
     assert_eq!(config.traffic.drain_timeout, Duration::from_secs(1));
     assert_eq!(config.capture.exclusions.outbound_ports, [53, 123]);
     assert!(config.capture.bpf_log);
@@ -127,6 +127,8 @@ fn bounds_hold() {
         ("certificate_ttl", "1s"),
         ("certificate_ttl", "365d"),
         ("drain_timeout", "2h"),
+        ("data_threads", "0"),
+        ("data_threads", "1025"),
         ("socket", ""),
         ("config_dir", ""),
         ("exclude_outbound_cidr", "10.0.0.0/33"),
@@ -144,4 +146,48 @@ fn bounds_hold() {
 fn doctor_needs_no_more_than_capture() {
     let config = load_capture(&Given::default(), &|_| None).unwrap();
     assert_eq!(config.instance, "default");
+}
+
+#[test]
+fn the_settings_that_the_readme_shows_are_accepted() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```yaml\n").find(|block| block.starts_with("node_name:")).unwrap();
+    let config = try_load(&[], &[], block.split("```").next()).unwrap();
+    assert_eq!(config.node.name, "node-1");
+}
+
+#[test]
+fn a_control_plane_is_a_source_and_its_settings_are_checked_together() {
+    let server = ("xds_server", "unix:///run/xds.sock");
+    let config = try_load(&[server, ("node_name", "n1"), ("xds_mode", "delta")], &[], None);
+    let SourceConfig::ControlPlane(options) = config.unwrap().source else { panic!("source") };
+    assert_eq!((options.node.id.as_str(), options.node.cluster.as_str()), ("n1", "mesh"));
+    assert_eq!(options.variant, crate::source::Variant::Delta);
+
+    for (further, reason) in [
+        (("config_dir", "/c"), "excludes xds_server"),
+        (("xds_server", "http://h"), "is none of http://HOST:PORT"),
+        (("xds_server", "https://h:1"), "an https:// server has to be verified"),
+        (("xds_ca", "/ca.pem"), "for https:// servers only"),
+        (("xds_metadata", "[]"), "is not a JSON object"),
+    ] {
+        let told = try_load(&[server, ("node_name", "n1"), further], &[], None).unwrap_err();
+        assert!(told.contains(reason), "{further:?}: {told}");
+    }
+}
+
+#[test]
+fn a_bootstrap_file_excludes_other_sources_and_names_its_faults() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("envoy.yaml");
+    fs::write(&path, "node: {id: n}\nflags_path: /x\n").unwrap();
+    let bootstrap = ("bootstrap", path.to_str().unwrap());
+    let told = try_load(&[bootstrap, ("config_dir", "/c")], &[], None).unwrap_err();
+    for reason in [
+        "config_dir: excludes bootstrap",
+        "flags_path: is not supported",
+        "dynamic_resources: is missing",
+    ] {
+        assert!(told.contains(reason), "{reason}: {told}");
+    }
 }

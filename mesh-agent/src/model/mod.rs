@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;
+mod references;
 pub mod route;
 pub mod socket;
 pub mod workload;

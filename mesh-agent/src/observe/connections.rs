@@ -249,6 +249,11 @@ impl ConnectionGuard {
         &self.live.info
     }
 
+    /// Changes what is known of the connection while another task holds its place.
+    pub fn handle(&self) -> ConnectionHandle {
+        ConnectionHandle(Arc::clone(&self.live))
+    }
+
     /// Counts this connection's bytes; give it to the relay.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.live.counters
@@ -271,7 +276,7 @@ impl ConnectionGuard {
 
     /// Changes what is known of the connection.
     pub fn update(&self, change: impl FnOnce(&mut ConnectionProgress)) {
-        change(&mut lock(&self.live.state).progress);
+        self.handle().update(change);
     }
 
     /// Counts the connection as opened in `istio_tcp_*`; its bytes follow on every
@@ -282,6 +287,17 @@ impl ConnectionGuard {
             metrics.opened();
             state.metrics = Some(metrics);
         }
+    }
+}
+
+/// A connection on the table, for those who only add to what is known of it.
+#[derive(Debug, Clone)]
+pub struct ConnectionHandle(Arc<Live>);
+
+impl ConnectionHandle {
+    /// Changes what is known of the connection.
+    pub fn update(&self, change: impl FnOnce(&mut ConnectionProgress)) {
+        change(&mut lock(&self.0.state).progress);
     }
 }
 

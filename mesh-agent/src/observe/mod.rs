@@ -11,6 +11,7 @@ pub mod access_log;
 pub mod connections;
 pub mod counters;
 pub mod flags;
+pub mod log_limit;
 pub mod metrics;
 
 use std::fmt;

@@ -1,6 +1,6 @@
 //! What went wrong, whose fault it was, and what the outside is told.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 use crate::{
     identity,
@@ -57,6 +57,15 @@ pub(super) fn cut() -> Failure {
         reason: "cut",
         policy: None,
         detail: "cut by the agent".to_owned(),
+    }
+}
+
+/// Why a TLS handshake failed: a constant name for a metric's label, and the story.
+pub(super) fn handshake(error: &io::Error) -> (&'static str, String) {
+    match (identity::refusal(error), identity::refused_by_peer(error)) {
+        (Some(refused), _) => (refused.reason(), refused.to_string()),
+        (None, Some(alert)) => ("refused_by_peer", alert.to_string()),
+        (None, None) => ("tls", story(error)),
     }
 }
 
@@ -137,6 +146,11 @@ impl From<HboneError> for Failure {
             HboneFailure::Timeout { .. } => "connect_timeout",
             _ => "hbone_failed",
         };
-        Self::new(ResponseFlag::UpstreamConnectionFailure, reason, &error)
+        let mut failure = Self::new(ResponseFlag::UpstreamConnectionFailure, reason, &error);
+        if let HboneFailure::Handshake(cause) = error.failure() {
+            // In our words: rustls shows who was refused as a debug dump.
+            failure.detail = format!("{error}: {}", handshake(cause).1);
+        }
+        failure
     }
 }

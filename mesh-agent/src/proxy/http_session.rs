@@ -3,32 +3,38 @@
 
 use std::{
     collections::HashMap,
+    io,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
     time::SystemTime,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     Dataplane, Failure, failure,
     http::{HttpConnection, HttpOutcome, RequestObserver, RequestRecord, serve_http},
+    rejudge,
     session::{RequestBase, Session},
 };
 use crate::{
     model::{cluster::ClusterName, listener::HttpConnectionManager},
     observe::{
         access_log::{AccessLog, HttpRecord},
+        counters::Counters,
         flags::ResponseFlag,
         metrics::{HttpMetrics, Metrics},
     },
-    policy::{Permit, Revoked},
+    policy::Permit,
 };
 
-/// Serves the connection to its end and ends the session.
+/// Serves the connection to its end and ends the session. `permit` was made of
+/// snapshot `version`.
 pub(super) async fn serve<D>(
     dataplane: &Arc<Dataplane>,
     session: Session,
-    permit: Permit,
+    (permit, version): (Permit, u64),
     http: Arc<HttpConnectionManager>,
     downstream: D,
 ) where
@@ -40,7 +46,7 @@ pub(super) async fn serve<D>(
         base: session.request_base(),
         handles: Mutex::default(),
     });
-    let version = dataplane.snapshot.load().version;
+    let downstream = Counted { io: downstream, counters: Arc::clone(session.guard.counters()) };
     let connection = Arc::new(HttpConnection::new(
         permit.clone(),
         version,
@@ -51,28 +57,13 @@ pub(super) async fn serve<D>(
     ));
     let failure = tokio::select! {
         outcome = serve_http(downstream, connection) => explain(outcome),
-        revoked = revoked(dataplane, permit) => Some(failure::revoked(revoked)),
+        revoked = rejudge::revoked(dataplane, permit, version) => Some(failure::revoked(revoked)),
         () = session.guard.cancelled().cancelled() => Some(failure::cut()),
     };
     match failure {
         Some(failure) => session.end(dataplane, Some(failure)),
         // Every request has its own line.
         None => drop(session),
-    }
-}
-
-/// Resolves when policy no longer lets the connection live.
-async fn revoked(dataplane: &Dataplane, mut permit: Permit) -> Revoked {
-    let mut changes = dataplane.snapshot.changes();
-    loop {
-        if changes.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-        let policy = dataplane.options.outbound_policy;
-        match permit.rejudge(&dataplane.snapshot.load(), policy) {
-            Ok(renewed) => permit = renewed,
-            Err(revoked) => return revoked,
-        }
     }
 }
 
@@ -110,10 +101,14 @@ impl Observer {
 }
 
 impl RequestObserver for Observer {
+    fn routed(&self, request: &RequestRecord) {
+        self.base.show(request);
+    }
+
     fn request(&self, request: RequestRecord) {
         let code = request.response_code.map_or(0, |code| code.as_u16());
         self.metrics(&request).observe(code, request.flags, request.duration);
-        self.base.moved(request.request_bytes, request.response_bytes);
+        self.base.show(&request);
         if request.flags.contains(ResponseFlag::Denied) {
             self.metrics.denied(self.base.direction(), "http_rbac");
         }
@@ -148,5 +143,65 @@ impl RequestObserver for Observer {
         record.bytes_sent = request.response_bytes;
         record.http = Some(http);
         self.access_log.log(record);
+    }
+}
+
+/// The downstream, its bytes counted as they pass: heads and bodies.
+struct Counted<IO> {
+    io: IO,
+    counters: Arc<Counters>,
+}
+
+impl<IO> Counted<IO> {
+    fn sent(&self, written: io::Result<usize>) -> Poll<io::Result<usize>> {
+        if let Ok(bytes) = written {
+            self.counters.add_sent(bytes as u64);
+        }
+        Poll::Ready(written)
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        self.counters.add_received(buf.filled().len().saturating_sub(before) as u64);
+        Poll::Ready(read)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
+        self.sent(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs));
+        self.sent(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         identity::Identity,
         listener::{Direction, TerminalFilter},
     },
-    observe::flags::ResponseFlag,
+    observe::{flags::ResponseFlag, log_limit::LogLimit},
     policy::{self, Flow, Permit},
     snapshot::Snapshot,
     transport::{
@@ -26,6 +26,9 @@ use crate::{
         relay::Abort,
     },
 };
+
+/// Whoever reaches the port can provoke these lines.
+static REFUSALS: LogLimit = LogLimit::new();
 
 /// Serves one connection that came in the clear.
 pub async fn serve_plaintext(
@@ -71,7 +74,10 @@ pub async fn serve_hbone(
         Ok(peer) => peer,
         Err(refused) => {
             dataplane.metrics.handshake_failed(Direction::Inbound, refused.reason());
-            tracing::warn!(%source, workload = %pod.workload.uid, "HBONE refused: {refused}");
+            if let Some(suppressed) = REFUSALS.allows() {
+                let workload = &pod.workload.uid;
+                tracing::warn!(%source, %workload, suppressed, "HBONE refused: {refused}");
+            }
             return;
         }
     };
@@ -118,15 +124,13 @@ fn handshake_failed(dataplane: &Dataplane, pod: &Pod, source: SocketAddr, error:
     let workload = &pod.workload.uid;
     let io_error = std::error::Error::source(error).and_then(|e| e.downcast_ref::<io::Error>());
     let (reason, story) = match io_error {
-        Some(error) => match (identity::refusal(error), identity::refused_by_peer(error)) {
-            (Some(refused), _) => (refused.reason(), refused.to_string()),
-            (None, Some(alert)) => ("refused_by_peer", alert.to_string()),
-            (None, None) => ("tls", failure::story(error)),
-        },
+        Some(error) => failure::handshake(error),
         None => ("tls", failure::story(error)),
     };
     dataplane.metrics.handshake_failed(Direction::Inbound, reason);
-    tracing::warn!(%source, %workload, reason, "HBONE handshake failed: {story}");
+    if let Some(suppressed) = REFUSALS.allows() {
+        tracing::warn!(%source, %workload, reason, suppressed, "HBONE handshake failed: {story}");
+    }
 }
 
 /// One CONNECT: policy is asked, then the application dialled, then 200 is answered.
@@ -156,7 +160,8 @@ async fn serve_stream(
     match permit.flow().terminal().cloned() {
         Some(TerminalFilter::Http(http)) => match request.accept() {
             Ok(stream) => {
-                super::http_session::serve(&dataplane, session, permit, http, stream).await
+                let judged = (permit, snapshot.version);
+                super::http_session::serve(&dataplane, session, judged, http, stream).await
             }
             Err(error) => session.end(&dataplane, Some(downstream_gone(&error))),
         },
@@ -172,7 +177,8 @@ async fn serve_stream(
             let failure = match opened {
                 Ok(upstream) => match request.accept() {
                     Ok(downstream) => {
-                        tcp::run(&dataplane, &session, permit, tcp, downstream, upstream).await
+                        let judged = (permit, snapshot.version);
+                        tcp::run(&dataplane, &session, judged, tcp, downstream, upstream).await
                     }
                     Err(error) => Some(downstream_gone(&error)),
                 },

@@ -13,6 +13,7 @@ mod http_session;
 pub mod inbound;
 pub mod kernel_path;
 pub mod outbound;
+mod rejudge;
 mod session;
 mod tcp;
 mod upstream;
@@ -75,11 +76,15 @@ async fn serve<D>(
 {
     let terminal = permit.flow().terminal().cloned();
     if let Some(TerminalFilter::Http(http)) = terminal {
-        return http_session::serve(dataplane, session, permit, http, downstream).await;
+        let judged = (permit, snapshot.version);
+        return http_session::serve(dataplane, session, judged, http, downstream).await;
     }
     let tcp = opaque(terminal.as_ref());
     let failure = match tcp::open(dataplane, &mut session, snapshot, &permit, tcp).await {
-        Ok(upstream) => tcp::run(dataplane, &session, permit, tcp, downstream, upstream).await,
+        Ok(upstream) => {
+            let judged = (permit, snapshot.version);
+            tcp::run(dataplane, &session, judged, tcp, downstream, upstream).await
+        }
         Err(failure) => {
             downstream.abort();
             Some(failure)

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Dataplane, Failure};
+use super::{Dataplane, Failure, http::RequestRecord};
 use crate::{
     model::{
         captured::{CapturedInbound, CapturedOutbound, Pod},
@@ -20,8 +20,7 @@ use crate::{
     observe::{
         ConnectionSecurity,
         access_log::{AccessRecord, KernelPathRecord},
-        connections::{ConnectionGuard, ConnectionInfo},
-        counters::Counters,
+        connections::{ConnectionGuard, ConnectionHandle, ConnectionInfo},
         metrics::{PeerLabels, RequestProtocol, TrafficLabels},
     },
     policy::Permit,
@@ -118,7 +117,7 @@ pub(super) struct Session {
 pub(super) struct RequestBase {
     facts: Arc<Facts>,
     record: AccessRecord,
-    counters: Arc<Counters>,
+    connection: ConnectionHandle,
 }
 
 // === impl RequestBase ===
@@ -128,10 +127,21 @@ impl RequestBase {
         self.facts.direction
     }
 
-    /// Counts bytes of a request that has ended.
-    pub(super) fn moved(&self, received_bytes: u64, sent_bytes: u64) {
-        self.counters.add_received(received_bytes);
-        self.counters.add_sent(sent_bytes);
+    /// Shows the connection as its latest request: where that goes, and by which policy.
+    pub(super) fn show(&self, request: &RequestRecord) {
+        self.connection.update(|progress| {
+            progress.protocol = request.protocol;
+            progress.policy = request.policy.clone().or_else(|| self.record.policy.clone());
+            // A request that was refused goes nowhere: where the last one went stays.
+            if let Some(upstream) = request.upstream {
+                progress.upstream = Some(upstream);
+                progress.cluster = request.cluster.as_ref().map(|name| Arc::clone(&name.0));
+            }
+            if let Some(identity) = &request.upstream_identity {
+                progress.destination_identity = Some(identity.clone());
+                progress.security = Some(ConnectionSecurity::MutualTls);
+            }
+        });
     }
 
     /// A record for one request; `upstream` is the identity its endpoint had to prove.
@@ -233,7 +243,7 @@ impl Session {
         RequestBase {
             facts: Arc::clone(&self.facts),
             record: self.record.clone(),
-            counters: Arc::clone(self.guard.counters()),
+            connection: self.guard.handle(),
         }
     }
 

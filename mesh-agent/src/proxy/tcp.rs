@@ -1,6 +1,6 @@
 //! Opaque connections: pick, dial, relay, and judge again while they live.
 
-use super::{Dataplane, Failure, Upstream, failure, session::Session};
+use super::{Dataplane, Failure, Upstream, failure, rejudge, session::Session};
 use crate::{
     model::listener::TcpProxy,
     observe::flags::ResponseFlag,
@@ -24,7 +24,7 @@ pub(super) async fn open(
             let random = &mut |below| rand::random_range(0..below);
             route::decide_tcp(permit, tcp, snapshot, &dataplane.balancers, random)?
         }
-        None => route::decide_passthrough(permit)?,
+        None => route::decide_passthrough(permit, snapshot)?,
     };
     session.destined(&destination);
     let upstream = dataplane.connector.connect(permit.flow(), &destination).await?;
@@ -32,10 +32,11 @@ pub(super) async fn open(
 }
 
 /// Relays until both ways have ended, or policy no longer lets the connection live.
+/// `permit` was made of snapshot `version`.
 pub(super) async fn run<D>(
     dataplane: &Dataplane,
     session: &Session,
-    mut permit: Permit,
+    (permit, version): (Permit, u64),
     tcp: Option<&TcpProxy>,
     downstream: D,
     (upstream, destination): (Upstream, Destination),
@@ -47,26 +48,14 @@ where
     let _load = destination.into_load();
     let idle = tcp.and_then(|tcp| tcp.idle_timeout);
     let cancel = session.guard.cancelled();
-    let mut changes = dataplane.snapshot.changes();
     let relayed = relay(downstream, upstream, idle, session.guard.counters(), cancel);
     let mut relayed = std::pin::pin!(relayed);
-    loop {
-        tokio::select! {
-            outcome = &mut relayed => return explain(outcome),
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return explain(relayed.await);
-                }
-                let policy = dataplane.options.outbound_policy;
-                match permit.rejudge(&dataplane.snapshot.load(), policy) {
-                    Ok(renewed) => permit = renewed,
-                    Err(revoked) => {
-                        cancel.cancel();
-                        relayed.await;
-                        return Some(failure::revoked(revoked));
-                    }
-                }
-            }
+    tokio::select! {
+        outcome = &mut relayed => explain(outcome),
+        revoked = rejudge::revoked(dataplane, permit, version) => {
+            cancel.cancel();
+            relayed.await;
+            Some(failure::revoked(revoked))
         }
     }
 }

@@ -15,17 +15,18 @@ use tokio::{
 };
 
 use super::{
-    Failure,
+    Failure, failure,
     http::{ConnectFailure, Upstreams},
 };
 use crate::{
     identity::IdentityManager,
     model::listener::Direction,
+    observe::metrics::Metrics,
     policy::{Flow, Permit},
     route::{Destination, Target},
     transport::{
         dial,
-        hbone::{HBONE_PORT, HbonePool, HboneStream, HboneTarget},
+        hbone::{HBONE_PORT, HboneError, HboneFailure, HbonePool, HboneStream, HboneTarget},
         http_pool::BoxedIo,
         relay::{Abort, ReadBuffer},
     },
@@ -43,6 +44,7 @@ pub enum Upstream {
 pub struct Connector {
     pub identities: Arc<IdentityManager>,
     pub hbone: HbonePool,
+    pub metrics: Metrics,
 }
 
 impl Connector {
@@ -84,8 +86,24 @@ impl Connector {
                     identity: identity.clone(),
                     workload: workload.clone(),
                 };
-                Ok(Upstream::Hbone(self.hbone.connect(&target, &tls, timeout).await?))
+                let tunnel = self.hbone.connect(&target, &tls, timeout).await;
+                Ok(Upstream::Hbone(tunnel.inspect_err(|error| self.note(&target, error))?))
             }
+        }
+    }
+}
+
+impl Connector {
+    /// A peer that is not who it should be is an operator's business.
+    fn note(&self, target: &HboneTarget, error: &HboneError) {
+        if let HboneFailure::Handshake(error) = error.failure() {
+            let (reason, story) = failure::handshake(error);
+            self.metrics.handshake_failed(Direction::Outbound, reason);
+            let HboneTarget { pod, tunnel, identity, .. } = target;
+            tracing::warn!(
+                %tunnel, expected = %identity, workload = %pod.workload.uid, reason,
+                "HBONE handshake failed: {story}"
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     model::{
         cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
         identity::Identity,
-        listener::{TcpProxy, TerminalFilter, WeightedCluster},
+        listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
         route::ForwardAction,
         workload::WorkloadUid,
     },
@@ -22,7 +22,7 @@ const PASSTHROUGH_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// The address the connection itself asked for, in the clear: inbound the
-    /// application, outbound passthrough.
+    /// application, outbound passthrough to what is no workload of the mesh.
     OriginalDestination { address: SocketAddr },
     /// An endpoint, in the clear.
     Direct { endpoint: Arc<Endpoint> },
@@ -113,16 +113,19 @@ impl NoDestination {
     }
 }
 
-/// For a connection that no listener is for: its original destination.
+/// For a connection that no listener is for: its original destination, by HBONE where
+/// that is a workload of the mesh.
 ///
 /// # Errors
 /// [`NoDestination::NotPermitted`] where there is a filter chain after all.
-pub fn decide_passthrough(permit: &Permit) -> Result<Destination, NoDestination> {
-    let address = permit.flow().original_destination();
+pub fn decide_passthrough(
+    permit: &Permit,
+    snapshot: &Snapshot,
+) -> Result<Destination, NoDestination> {
     match permit.flow().chain() {
         Some(_) => Err(not_permitted(permit)),
         None => Ok(Destination {
-            target: Target::OriginalDestination { address },
+            target: original_destination(permit, snapshot),
             cluster: None,
             connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
             upstream_protocol: UpstreamProtocol::SameAsDownstream,
@@ -187,8 +190,7 @@ fn decide(
     let cluster = snapshot.cluster(name).ok_or_else(unknown)?;
     let (target, load) = match &cluster.discovery {
         Discovery::OriginalDestination => {
-            let address = permit.flow().original_destination();
-            (Target::OriginalDestination { address }, LoadGuard::default())
+            (original_destination(permit, snapshot), LoadGuard::default())
         }
         Discovery::Static(_) | Discovery::Eds { .. } => {
             let assignment = snapshot.assignment(cluster);
@@ -206,6 +208,17 @@ fn decide(
         upstream_protocol,
         load,
     })
+}
+
+/// What a pod sends to a workload of the mesh never leaves in the clear, also where it
+/// asks for the workload's own address and not for that of a service.
+fn original_destination(permit: &Permit, snapshot: &Snapshot) -> Target {
+    let address = permit.flow().original_destination();
+    let workload = match permit.flow().direction() {
+        Direction::Outbound => snapshot.workloads.tunnel(address),
+        Direction::Inbound => None,
+    };
+    workload.map_or(Target::OriginalDestination { address }, reach)
 }
 
 fn reach(endpoint: Arc<Endpoint>) -> Target {

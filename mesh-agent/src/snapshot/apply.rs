@@ -1,10 +1,16 @@
 //! From delivered resources to a snapshot, or to the reasons why not.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    hash::Hash,
+    sync::Arc,
+    time::SystemTime,
+};
 
-use super::tables::{ListenerTable, Snapshot};
+use super::tables::{Snapshot, WorkloadTable};
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
+    cluster::{Cluster, ClusterName, LoadAssignment},
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
     route::{RouteAction, RouteConfiguration},
 };
@@ -35,80 +41,128 @@ impl fmt::Display for RejectedResource {
 
 impl std::error::Error for RejectedResource {}
 
+/// What a source says has changed; all else stays as it is.
+#[derive(Debug, Default, Clone)]
+pub struct Changes {
+    /// New resources, and new versions of known ones.
+    pub updated: Resources,
+    pub removed: Removed,
+}
+
+/// Resources that are no more, by name. Names that aren't known do no harm.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Removed {
+    pub listeners: Vec<Arc<str>>,
+    pub routes: Vec<Arc<str>>,
+    pub clusters: Vec<ClusterName>,
+    pub assignments: Vec<Arc<str>>,
+}
+
 /// Whether a configuration could be applied: every reference leads somewhere and
 /// nothing clashes.
 ///
 /// # Errors
 /// What [`SnapshotCell::replace`](super::SnapshotCell::replace) would say.
 pub fn check(resources: Resources) -> Result<(), Vec<RejectedResource>> {
-    build(resources, 0, String::new(), SystemTime::UNIX_EPOCH).map(drop)
+    let changes = Changes { updated: resources, removed: Removed::default() };
+    build(&Snapshot::default(), changes, String::new(), SystemTime::UNIX_EPOCH).map(drop)
 }
 
+/// The snapshot after `base`. Only tables that change are copied, and only references
+/// from and to what changes are followed.
 pub(super) fn build(
-    resources: Resources,
-    version: u64,
+    base: &Snapshot,
+    changes: Changes,
     label: String,
     applied_at: SystemTime,
 ) -> Result<Snapshot, Vec<RejectedResource>> {
+    let Changes { updated, removed } = changes;
     let mut rejected = Rejections::default();
 
-    let mut assignments = HashMap::new();
-    for (name, assignment) in resources.assignments {
-        if assignments.insert(Arc::clone(&name), Arc::new(assignment)).is_some() {
-            rejected.push(format!("endpoints[{name}]"), "this name is given twice");
-        }
+    let mut assignments = Arc::clone(&base.assignments);
+    remove(&mut assignments, &removed.assignments);
+    let named = updated.assignments.into_iter().map(|(name, a)| (name, Arc::new(a))).collect();
+    rejected.insert("endpoints", &mut assignments, named);
+
+    let mut clusters = Arc::clone(&base.clusters);
+    remove(&mut clusters, &removed.clusters);
+    let changed: Vec<_> = updated.clusters.into_iter().map(Arc::new).collect();
+    let named = changed.iter().map(|c| (c.name.clone(), Arc::clone(c))).collect();
+    rejected.insert("clusters", &mut clusters, named);
+    if removed.assignments.is_empty() {
+        changed.iter().for_each(|cluster| rejected.check_assignment(cluster, &assignments));
+    } else {
+        clusters.values().for_each(|cluster| rejected.check_assignment(cluster, &assignments));
     }
-    let mut clusters = HashMap::new();
-    for cluster in resources.clusters {
-        if let Discovery::Eds { service_name } = &cluster.discovery
-            && !assignments.contains_key(service_name)
-        {
-            rejected.push(
-                format!("clusters[{}].eds_cluster_config", cluster.name),
-                format!("there is no ClusterLoadAssignment `{service_name}`"),
-            );
-        }
-        let name = cluster.name.clone();
-        if clusters.insert(name.clone(), Arc::new(cluster)).is_some() {
-            rejected.push(format!("clusters[{name}]"), "this name is given twice");
-        }
-    }
-    let mut routes = HashMap::new();
-    for configuration in resources.routes {
+
+    let mut routes = Arc::clone(&base.routes);
+    remove(&mut routes, &removed.routes);
+    let changed: Vec<_> = updated.routes.into_iter().map(Arc::new).collect();
+    let named = changed.iter().map(|r| (Arc::clone(&r.name), Arc::clone(r))).collect();
+    rejected.insert("routes", &mut routes, named);
+    let concerned: Vec<_> = if removed.clusters.is_empty() {
+        changed.iter().collect()
+    } else {
+        routes.values().collect()
+    };
+    for configuration in concerned {
         let path = format!("routes[{}]", configuration.name);
-        rejected.check_routes(&path, &configuration, &clusters);
-        let name = Arc::clone(&configuration.name);
-        if routes.insert(name, Arc::new(configuration)).is_some() {
-            rejected.push(path, "this name is given twice");
-        }
+        rejected.check_routes(&path, configuration, &clusters);
     }
-    let mut listeners = ListenerTable::default();
-    for listener in resources.listeners {
-        let listener = Arc::new(listener);
-        rejected.check_listener(&listener, &clusters, &routes);
-        if let Err(clash) = listeners.insert(Arc::clone(&listener)) {
-            rejected.push(
-                format!("listeners[{}]", listener.name),
-                format!(
-                    "its name, or its direction and address {}, is already taken by listener `{}`",
-                    listener.address, clash.name
-                ),
-            );
+
+    let mut listeners = Arc::clone(&base.listeners);
+    let changed: Vec<_> = updated.listeners.into_iter().map(Arc::new).collect();
+    if !removed.listeners.is_empty() || !changed.is_empty() {
+        let table = Arc::make_mut(&mut listeners);
+        for name in removed.listeners.iter().chain(changed.iter().map(|listener| &listener.name)) {
+            table.remove(name);
         }
+        if !removed.clusters.is_empty() || !removed.routes.is_empty() {
+            table.iter().for_each(|l| rejected.check_listener(l, &clusters, &routes));
+        }
+        for listener in changed {
+            rejected.check_listener(&listener, &clusters, &routes);
+            if let Err(clash) = table.insert(Arc::clone(&listener)) {
+                rejected.push(
+                    format!("listeners[{}]", listener.name),
+                    format!(
+                        "its name, or its direction and address {}, is already taken by \
+                         listener `{}`",
+                        listener.address, clash.name
+                    ),
+                );
+            }
+        }
+    } else if !removed.clusters.is_empty() || !removed.routes.is_empty() {
+        listeners.iter().for_each(|l| rejected.check_listener(l, &clusters, &routes));
     }
 
     if !rejected.0.is_empty() {
         return Err(rejected.0);
     }
+    let same_endpoints =
+        Arc::ptr_eq(&clusters, &base.clusters) && Arc::ptr_eq(&assignments, &base.assignments);
+    let workloads = match same_endpoints {
+        true => Arc::clone(&base.workloads),
+        false => Arc::new(WorkloadTable::of(&clusters, &assignments)),
+    };
     Ok(Snapshot {
-        version,
+        version: base.version + 1,
         label,
         applied_at,
-        listeners: Arc::new(listeners),
-        routes: Arc::new(routes),
-        clusters: Arc::new(clusters),
-        assignments: Arc::new(assignments),
+        listeners,
+        routes,
+        clusters,
+        assignments,
+        workloads,
     })
+}
+
+fn remove<K: Clone + Eq + Hash, V: Clone>(table: &mut Arc<HashMap<K, V>>, names: &[K]) {
+    if names.iter().any(|name| table.contains_key(name)) {
+        let table = Arc::make_mut(table);
+        names.iter().for_each(|name| _ = table.remove(name));
+    }
 }
 
 #[derive(Default)]
@@ -117,6 +171,39 @@ struct Rejections(Vec<RejectedResource>);
 impl Rejections {
     fn push(&mut self, path: String, reason: impl Into<String>) {
         self.0.push(RejectedResource { path, reason: reason.into() });
+    }
+
+    /// Puts resources into a table, which is copied only if there are any.
+    fn insert<K: Clone + Eq + Hash + fmt::Display, V: Clone>(
+        &mut self,
+        kind: &str,
+        table: &mut Arc<HashMap<K, V>>,
+        resources: Vec<(K, V)>,
+    ) {
+        if resources.is_empty() {
+            return;
+        }
+        let mut seen = HashSet::with_capacity(resources.len());
+        let table = Arc::make_mut(table);
+        for (name, resource) in resources {
+            if !seen.insert(name.clone()) {
+                self.push(format!("{kind}[{name}]"), "this name is given twice");
+            }
+            table.insert(name, resource);
+        }
+    }
+
+    fn check_assignment(
+        &mut self,
+        cluster: &Cluster,
+        assignments: &HashMap<Arc<str>, Arc<LoadAssignment>>,
+    ) {
+        if let Some(name) = cluster.assignment_name().filter(|n| !assignments.contains_key(*n)) {
+            self.push(
+                format!("clusters[{}].eds_cluster_config", cluster.name),
+                format!("there is no ClusterLoadAssignment `{name}`"),
+            );
+        }
     }
 
     fn check_clusters(

@@ -14,8 +14,8 @@ use std::{sync::Arc, time::SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-pub use apply::{RejectedResource, Resources, check};
-pub use tables::{ListenerTable, Snapshot};
+pub use apply::{Changes, RejectedResource, Removed, Resources, check};
+pub use tables::{ListenerTable, Snapshot, WorkloadTable};
 
 /// The one place where the snapshot in force lives.
 #[derive(Debug)]
@@ -52,10 +52,33 @@ impl SnapshotCell {
         resources: Resources,
         label: String,
     ) -> Result<u64, Vec<RejectedResource>> {
-        let version = self.current.load().version + 1;
-        let snapshot = apply::build(resources, version, label, SystemTime::now())?;
+        let version = self.current.load().version;
+        let empty = Snapshot { version, ..Snapshot::default() };
+        self.put(&empty, Changes { updated: resources, removed: Removed::default() }, label)
+    }
+
+    /// Applies what changed to the configuration in force, as a whole or not at all.
+    /// Tables that nothing changes in are shared with the version before.
+    ///
+    /// # Errors
+    /// As [`SnapshotCell::replace`], of what changed and of what named what is gone.
+    pub fn update(&self, changes: Changes, label: String) -> Result<u64, Vec<RejectedResource>> {
+        self.put(&self.current.load_full(), changes, label)
+    }
+
+    fn put(
+        &self,
+        base: &Snapshot,
+        changes: Changes,
+        label: String,
+    ) -> Result<u64, Vec<RejectedResource>> {
+        let snapshot = apply::build(base, changes, label, SystemTime::now())?;
+        let version = snapshot.version;
         self.current.store(Arc::new(snapshot));
         self.version.send_replace(version);
         Ok(version)
     }
 }
+
+#[cfg(test)]
+mod tests;

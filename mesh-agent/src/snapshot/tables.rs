@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
+    cluster::{Cluster, ClusterName, Discovery, Endpoint, LoadAssignment, Tunnel},
     listener::{Direction, Listener, RouteSource},
     route::RouteConfiguration,
 };
@@ -26,6 +26,7 @@ pub struct Snapshot {
     pub routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
     pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
+    pub workloads: Arc<WorkloadTable>,
 }
 
 impl Default for Snapshot {
@@ -38,6 +39,7 @@ impl Default for Snapshot {
             routes: Arc::default(),
             clusters: Arc::default(),
             assignments: Arc::default(),
+            workloads: Arc::default(),
         }
     }
 }
@@ -66,8 +68,52 @@ impl Snapshot {
     }
 }
 
-/// Listeners, found by name or by the address they are for.
+/// Endpoints of every cluster by IP address: who is to be found where, for connections
+/// that ask for a workload and not for a service.
 #[derive(Debug, Default)]
+pub struct WorkloadTable {
+    by_ip: HashMap<IpAddr, Vec<Arc<Endpoint>>>,
+}
+
+impl WorkloadTable {
+    /// The endpoints of all clusters.
+    pub(super) fn of(
+        clusters: &HashMap<ClusterName, Arc<Cluster>>,
+        assignments: &HashMap<Arc<str>, Arc<LoadAssignment>>,
+    ) -> Self {
+        let mut by_ip: HashMap<IpAddr, Vec<Arc<Endpoint>>> = HashMap::new();
+        for cluster in clusters.values() {
+            let assignment = match &cluster.discovery {
+                Discovery::Static(assignment) => Some(assignment),
+                Discovery::Eds { service_name } => assignments.get(service_name),
+                Discovery::OriginalDestination => None,
+            };
+            for endpoint in assignment.iter().flat_map(|assignment| &assignment.endpoints) {
+                let endpoints = by_ip.entry(endpoint.address.ip().to_canonical()).or_default();
+                endpoints.push(Arc::clone(endpoint));
+            }
+        }
+        Self { by_ip }
+    }
+
+    /// The tunnel to the workload at `address`. An endpoint of exactly this address
+    /// decides; else any of the workload's, for all of its ports are in the mesh.
+    /// `None` where no workload of the mesh is known there, or one says that this
+    /// port is reached in the clear.
+    pub fn tunnel(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
+        let is_tunnel = |endpoint: &&Arc<Endpoint>| endpoint.tunnel != Tunnel::Direct;
+        let endpoints = self.by_ip.get(&address.ip())?;
+        let mut exact = endpoints.iter().filter(|e| e.address.port() == address.port()).peekable();
+        if exact.peek().is_some() {
+            return exact.find(is_tunnel).map(Arc::clone);
+        }
+        let other = endpoints.iter().find(is_tunnel)?;
+        Some(Arc::new(Endpoint { address, ..Endpoint::clone(other) }))
+    }
+}
+
+/// Listeners, found by name or by the address they are for.
+#[derive(Debug, Default, Clone)]
 pub struct ListenerTable {
     by_name: HashMap<Arc<str>, Arc<Listener>>,
     by_address: HashMap<(Direction, SocketAddr), Arc<Listener>>,
@@ -87,6 +133,13 @@ impl ListenerTable {
         self.by_name.insert(Arc::clone(&listener.name), Arc::clone(&listener));
         self.by_address.insert(key, listener);
         Ok(())
+    }
+
+    /// Takes a listener out, if it is there.
+    pub(super) fn remove(&mut self, name: &str) {
+        if let Some(listener) = self.by_name.remove(name) {
+            self.by_address.remove(&(listener.direction, listener.address));
+        }
     }
 
     /// The listener for a connection: its exact address first, then the

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 
 use super::{
     json,
+    last_good::Raw,
     text::{self, Format},
     xds::{self, ResourceType},
 };
@@ -40,12 +41,8 @@ const RESPONSE_TYPE: &str = "envoy.service.discovery.v3.DiscoveryResponse";
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// It is not there, or it can't be read.
-    #[error("configuration directory {}: {source}", .path.display())]
-    Directory {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("configuration directory {} can't be read", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
 }
 
 /// A whole configuration, decoded.
@@ -55,6 +52,10 @@ pub struct Delivery {
     /// The files' own `version_info` where they agree on one, else a digest of their
     /// content.
     pub label: String,
+    /// The same for [`LastGood`](super::LastGood).
+    pub raw: Raw,
+    /// Whether something else that was delivered is still refused.
+    pub refused: bool,
 }
 
 /// The files of a directory as they were read together.
@@ -138,7 +139,7 @@ impl Contents {
                 Err(rejected) => decoding.rejected.push(rejected),
             }
         }
-        let Decoding { resources, mut versions, rejected } = decoding;
+        let Decoding { resources, raw, mut versions, rejected } = decoding;
         if !rejected.is_empty() {
             return Err(rejected);
         }
@@ -148,7 +149,7 @@ impl Contents {
             Ok([version]) => version,
             Err(_) => format!("sha256:{digest}"),
         };
-        Ok(Delivery { resources, label })
+        Ok(Delivery { resources, label, raw, refused: false })
     }
 }
 
@@ -205,6 +206,7 @@ fn read_file(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
 #[derive(Default)]
 struct Decoding {
     resources: Resources,
+    raw: Raw,
     versions: Vec<String>,
     rejected: Vec<RejectedResource>,
 }
@@ -294,6 +296,8 @@ impl Decoding {
         };
         match xds::decode_any(&type_url, &transcoded.bytes) {
             Ok(resource) if transcoded.rejected.is_empty() => {
+                let value = Some(transcoded.bytes.into());
+                self.raw.resources.push((resource.key(), value));
                 resource.add_to(&mut self.resources);
             }
             Ok(_) => self.rejected.extend(transcoded.rejected),

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::LazyLock,
+    sync::{Mutex, PoisonError},
 };
 
 use prost::Message as _;
@@ -23,16 +23,34 @@ const TYPE_KEY: &str = "@type";
 const ANY: &str = "google.protobuf.Any";
 
 /// The field that carries an extension's `Any`: paths step over it, as people do.
-const TYPED_CONFIG: &str = "typed_config";
+pub(super) const TYPED_CONFIG: &str = "typed_config";
 
 /// The lists whose items are named in paths, not counted.
 const NAMED_LISTS: [&str; 1] = ["virtual_hosts"];
 
-/// Loaded at the first resource, since that takes a while in a debug build.
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    let descriptors: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.fds"));
-    DescriptorPool::decode(descriptors).expect("build.rs encoded this descriptor set")
-});
+/// Loaded at the first resource, since that takes a while in a debug build, and kept
+/// until [`forget_descriptors`].
+static POOL: Mutex<Option<DescriptorPool>> = Mutex::new(None);
+
+fn descriptors() -> DescriptorPool {
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    pool.get_or_insert_with(|| {
+        let descriptors: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.fds"));
+        DescriptorPool::decode(descriptors).expect("build.rs encoded this descriptor set")
+    })
+    .clone()
+}
+
+/// Gives back their memory, which is more than all else that an idle agent holds; the
+/// next resource loads them again.
+pub(super) fn forget_descriptors() {
+    *POOL.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// The descriptor of that message, if its proto is compiled in.
+pub(super) fn descriptor(full_name: &str) -> Option<MessageDescriptor> {
+    descriptors().get_message_by_name(full_name)
+}
 
 /// A resource's JSON, encoded.
 pub(super) struct Transcoded {
@@ -67,12 +85,13 @@ pub(super) fn transcode(
     mut fields: Map<String, Value>,
     root: String,
 ) -> Result<Transcoded, Vec<RejectedResource>> {
-    let Some(descriptor) = POOL.get_message_by_name(&kind.full_name()) else {
+    let pool = descriptors();
+    let Some(descriptor) = pool.get_message_by_name(&kind.full_name()) else {
         let reason = format!("{} has no descriptor", kind.full_name());
         return Err(vec![xds::rejection(&root, reason)]);
     };
     fields.remove(TYPE_KEY);
-    let mut walk = Walk { path: root, rejected: Vec::new(), present: HashSet::new() };
+    let mut walk = Walk { pool, path: root, rejected: Vec::new(), present: HashSet::new() };
     walk.message(&descriptor, &mut fields);
     match read(&descriptor, &Value::Object(fields)) {
         Ok(message) => {
@@ -96,6 +115,7 @@ fn read(descriptor: &MessageDescriptor, value: &Value) -> Result<DynamicMessage,
 /// transcode and takes it out, and puts a placeholder where an `Any` has a type that
 /// has no descriptor here.
 struct Walk {
+    pool: DescriptorPool,
     path: String,
     rejected: Vec<RejectedResource>,
     present: HashSet<String>,
@@ -216,7 +236,7 @@ impl Walk {
             return;
         };
         let type_name = type_url.rsplit('/').next().unwrap_or_default().to_owned();
-        match POOL.get_message_by_name(&type_name) {
+        match self.pool.get_message_by_name(&type_name) {
             None => *fields = placeholder(&type_name),
             Some(descriptor) if descriptor.parent_file().package_name() == "google.protobuf" => {
                 // Nothing honours one: the decoder refuses it by this name.
@@ -238,4 +258,18 @@ fn placeholder(type_name: &str) -> Map<String, Value> {
         (TYPE_KEY.to_owned(), format!("type.googleapis.com/{}", xds::PLACEHOLDER).into()),
         ("value".to_owned(), type_name.into()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ANY, descriptors, forget_descriptors};
+
+    #[test]
+    fn descriptors_that_were_forgotten_are_loaded_again() {
+        let held = descriptors();
+        forget_descriptors();
+        for pool in [held, descriptors()] {
+            assert!(pool.get_message_by_name(ANY).is_some());
+        }
+    }
 }

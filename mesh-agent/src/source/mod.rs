@@ -1,7 +1,8 @@
 //! Where configuration comes from. Protobuf types stop here.
 //!
 //! `file` reads a directory, `text` and `json` turn what is in it into encoded
-//! protobuf, `xds` decodes that into the model, strictly; `watch` does so at every change. What comes out is a whole
+//! protobuf, `xds` decodes that into the model, strictly; `watch` does so at every change;
+//! `last_good` keeps what was applied on disk. What comes out is a whole
 //! [`Resources`](crate::snapshot::Resources) or every reason why not; this room must
 //! not know what is in force.
 
@@ -9,13 +10,18 @@
 
 mod file;
 mod json;
+mod last_good;
 mod text;
 mod watch;
 mod xds;
 
 pub use file::{Delivery, SourceError, validate};
-pub use watch::{FileSource, Update};
-pub use xds::{Resource, TYPE_URLS, decode_any};
+pub use last_good::{LastGood, LastGoodError, Raw, Restored};
+pub use watch::{Delta, FileSource, Update};
+pub use xds::{
+    AdsOptions, AdsSource, AdsStatus, NodeInfo, Resource, ServerAddress, StreamState, TYPE_URLS,
+    TlsFiles, TypeStatus, Variant, Warming, decode_any,
+};
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,13 @@ use crate::snapshot::RejectedResource;
 /// written out: a few kilobytes of nested aliases would otherwise fill the memory.
 const VALUES_MAX: usize = 1 << 20;
 
+/// How deep brackets and braces may nest in YAML. The parser's own limit, which is
+/// lower, comes after its scanner, which takes the square of this in time.
+const NESTING_MAX: usize = 1000;
+
+/// Documents in one YAML file; the parser takes the square of it in time.
+const DOCUMENTS_MAX: usize = 4096;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Yaml,
@@ -46,14 +53,17 @@ pub(super) fn documents(
                 .map_err(|error| at(error.line(), error.column(), error.to_string()))?;
             vec![value]
         }
-        Format::Yaml => serde_yaml_ng::Deserializer::from_str(text)
-            .map(|document| Bounded(&left).deserialize(document))
-            .collect::<Result<_, _>>()
-            .map_err(|error| {
-                let place = error.location().map(|place| (place.line(), place.column()));
-                let (line, column) = place.unwrap_or((1, 1));
-                at(line, column, error.to_string())
-            })?,
+        Format::Yaml => {
+            affordable(text).map_err(|(line, column, reason)| at(line, column, reason))?;
+            serde_yaml_ng::Deserializer::from_str(text)
+                .map(|document| Bounded(&left).deserialize(document))
+                .collect::<Result<_, _>>()
+                .map_err(|error| {
+                    let place = error.location().map(|place| (place.line(), place.column()));
+                    let (line, column) = place.unwrap_or((1, 1));
+                    at(line, column, error.to_string())
+                })?
+        }
     };
     let documents: Vec<_> = documents.into_iter().filter(|value| !value.is_null()).collect();
     if documents.is_empty() {
@@ -61,6 +71,31 @@ pub(super) fn documents(
         return Err(at(1, 1, "is empty; say `resources: []` if that is meant".to_owned()));
     }
     Ok(documents)
+}
+
+/// Refuses YAML that its parser would take hours for: line, column and why. Quotes and
+/// comments are not told apart; nobody has so many unbalanced brackets in them.
+fn affordable(text: &str) -> Result<(), (usize, usize, String)> {
+    let (mut depth, mut documents) = (0_usize, 0_usize);
+    for (i, line) in text.lines().enumerate() {
+        if line.starts_with("---") {
+            documents += 1;
+            if documents > DOCUMENTS_MAX {
+                return Err((i + 1, 1, format!("holds more than {DOCUMENTS_MAX} documents")));
+            }
+        }
+        for (j, byte) in line.bytes().enumerate() {
+            match byte {
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > NESTING_MAX {
+                return Err((i + 1, j + 1, format!("is nested more than {NESTING_MAX} deep")));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Deserializes any value, as long as some of the budget is left.

@@ -25,9 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     file::{self, Contents, Delivery, SourceError},
+    json,
+    last_good::Raw,
     xds,
 };
-use crate::snapshot::RejectedResource;
+use crate::snapshot::{Changes, RejectedResource};
 
 /// How long the directory has to be still, twice, before a change counts.
 const STILL: Duration = Duration::from_millis(50);
@@ -39,6 +41,9 @@ const POLL: Duration = Duration::from_secs(5);
 /// How long a writer that keeps a file open without writing holds a change back.
 const WRITER_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long after a reading the next is likely enough to keep what it needs.
+const DESCRIPTORS_KEPT: Duration = Duration::from_secs(3);
+
 /// Events from the kernel that wait for us; more coalesce into "something changed".
 const EVENTS_MAX: usize = 256;
 
@@ -47,8 +52,21 @@ const EVENTS_MAX: usize = 256;
 pub enum Update {
     /// A complete configuration to be applied.
     Resources(Delivery),
+    /// What changed in the configuration delivered before.
+    Changes(Delta),
     /// What is there can't be honoured; the last good configuration stays.
     Rejected(Vec<RejectedResource>),
+}
+
+/// What changed, decoded; consistent with what was delivered before.
+#[derive(Debug)]
+pub struct Delta {
+    pub changes: Changes,
+    pub label: String,
+    /// The same for [`LastGood`](super::LastGood).
+    pub raw: Raw,
+    /// Whether something else that was delivered is still refused.
+    pub refused: bool,
 }
 
 /// A directory of LDS, RDS, CDS and EDS resources as YAML or JSON.
@@ -73,6 +91,14 @@ impl FileSource {
         }
     }
 
+    /// A source on a directory that may come later: until then it is a rejection.
+    ///
+    /// # Errors
+    /// The file system's, where the path can't be made absolute.
+    pub fn awaiting(directory: &Path) -> io::Result<Self> {
+        Ok(Self { directory: std::path::absolute(directory)? })
+    }
+
     /// Sends what the directory says now and at every change, until `shutdown` or until
     /// nobody receives any more. The same content is not sent twice in a row, good or
     /// bad. A directory that vanishes is a rejection, and is watched again once it is
@@ -92,7 +118,10 @@ impl FileSource {
                     }
                     sent = Some(seen);
                 }
-                watching.changed().await;
+                if time::timeout(DESCRIPTORS_KEPT, watching.changed()).await.is_err() {
+                    json::forget_descriptors();
+                    watching.changed().await;
+                }
             }
         };
         tokio::select! {

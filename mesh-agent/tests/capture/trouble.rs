@@ -144,6 +144,42 @@ async fn a_failed_enrolment_leaves_nothing() {
     assert_eq!(capture.persisted().unwrap().len(), 1);
 }
 
+/// Its record is lost and enrolling it again fails: no reason to let it out in the clear.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_captured_pod_stays_captured_whatever_fails() {
+    let bed = Bed::new();
+    let _in_peer = bed.serve_in_peer("0.0.0.0:80");
+    let capture = bed.capture();
+    drop(enroll(&bed, &capture).await);
+    drop(capture);
+    let record = bed.options().state_dir.join("pods").join(format!("{}.json", uid()));
+    std::fs::write(&record, "{").unwrap();
+
+    let capture = bed.capture();
+    let refused = || {
+        let seen = bed.dial_from_pod(&format!("{PEER4}:80")).line();
+        assert_eq!(seen, "failed: ConnectionRefused");
+    };
+    refused();
+    let squatter = bed.serve_in_pod("0.0.0.0:15008");
+    let error = capture.enroll(bed.request()).await.unwrap_err();
+    assert!(matches!(error, EnrollError::Listen { .. }), "{error}");
+    refused();
+    drop(squatter);
+    let pod = enroll(&bed, &capture).await;
+    assert_eq!(capture.persisted().unwrap(), [bed.request()]);
+
+    // Let go of, it stays captured as well.
+    drop(pod);
+    capture.abandon(&uid()).unwrap();
+    refused();
+    assert!(capture.persisted().unwrap().is_empty());
+    let _pod = enroll(&bed, &capture).await;
+    capture.unenroll(&uid()).await.unwrap();
+    let plain = bed.dial_from_pod(&format!("{PEER4}:80")).line();
+    assert_eq!(plain, format!("peer={PEER4}:80 answer=hello {POD4} ping"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_map_refuses() {
     let bed = Bed::new();

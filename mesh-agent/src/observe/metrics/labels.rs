@@ -197,6 +197,7 @@ single_label!(ByIdentity, "identity", Arc<str>);
 single_label!(ByVerdict, "verdict", Arc<str>);
 single_label!(ByResult, "result", &'static str);
 single_label!(ByDirection, "direction", &'static str);
+single_label!(ByType, "type", &'static str);
 single_label!(ByVersion, "version", &'static str);
 
 /// A direction and a reason; reasons are the code's own words, never a peer's.
@@ -210,6 +211,20 @@ impl EncodeLabelSet for ByReason {
     fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         ("direction", self.direction).encode(set.encode_label())?;
         ("reason", self.reason).encode(set.encode_label())
+    }
+}
+
+/// A type of xDS resources, and how a response was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ByTypeAndResult {
+    pub(super) kind: &'static str,
+    pub(super) result: &'static str,
+}
+
+impl EncodeLabelSet for ByTypeAndResult {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("type", self.kind).encode(set.encode_label())?;
+        ("result", self.result).encode(set.encode_label())
     }
 }
 

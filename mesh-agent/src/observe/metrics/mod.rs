@@ -1,7 +1,9 @@
 //! Prometheus metrics: Istio's names where they exist, our own under `mesh_`.
 
+mod exposition;
 mod labels;
 mod traffic;
+mod xds;
 
 use std::{
     fmt,
@@ -15,19 +17,18 @@ use prometheus_client::{
     registry::Registry,
 };
 
+pub use self::{
+    exposition::Exposition,
+    labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
+    traffic::{HttpMetrics, TcpMetrics},
+    xds::XdsType,
+};
 use self::{
     labels::{ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
-pub use self::{
-    labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
-    traffic::{HttpMetrics, TcpMetrics},
-};
 use super::connections::Connections;
 use crate::model::{identity::Identity, listener::Direction};
-
-/// What the exposition is, for `Content-Type`.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Every metric of the agent. Cheap to clone: clones count into the same series.
 #[derive(Clone)]
@@ -63,6 +64,7 @@ struct Own {
     access_log_dropped: Counter,
     label_sets_overflowed: Counter,
     ready: Gauge,
+    xds: xds::XdsFamilies,
     build: Family<ByVersion, Gauge>,
 }
 
@@ -143,6 +145,7 @@ impl Own {
             "Look-ups of istio_* series folded into `overflow` labels",
             self.label_sets_overflowed.clone(),
         );
+        self.xds.register(r);
         r.register("mesh_ready", "1 while the agent is ready", self.ready.clone());
         r.register("mesh_build_info", "The running version", self.build.clone());
     }

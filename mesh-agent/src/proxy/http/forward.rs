@@ -64,6 +64,7 @@ pub(super) async fn forward(
     };
     let key = key(permit, &destination, protocol);
     log.record.upstream_identity = key.destination_identity.clone();
+    connection.observer.routed(&log.record);
     headers::forwarded(head, authority, action, matched, protocol)?;
     let head_request = head.method == Method::HEAD;
 

@@ -21,6 +21,8 @@ use crate::{
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Envoy's "this is who the client proved to be".
+const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -29,6 +31,14 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 #[derive(Debug, Clone)]
 pub(super) struct Checked {
     pub(super) authority: Authority,
+}
+
+/// Takes away what only a proxy may claim, before anything is judged by it.
+///
+/// Spec: `HttpConnectionManager.forward_client_cert_details`, `SANITIZE`, the default and
+/// the only value that is supported.
+pub(super) fn sanitize(headers: &mut HeaderMap) {
+    headers.remove(FORWARDED_CLIENT_CERT);
 }
 
 /// Refuses heads that could not be forwarded unambiguously, and methods that the agent
@@ -206,6 +216,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Spec: RFC 9110 §6.5.1: fields that frame, route or authenticate are no trailers.
 pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
     strip_hop_by_hop(trailers);
+    sanitize(trailers);
     for name in [CONTENT_LENGTH, HOST, CONTENT_TYPE, TRAILER, EXPECT] {
         trailers.remove(name);
     }

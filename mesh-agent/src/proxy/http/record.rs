@@ -21,6 +21,10 @@ use crate::{
 
 /// Takes note of finished requests: metrics and access log of one connection.
 pub trait RequestObserver: Send + Sync {
+    /// Called once per request that goes on to an upstream, before it does: cluster,
+    /// upstream, its identity and the policy are known; must not block.
+    fn routed(&self, _record: &RequestRecord) {}
+
     /// Called exactly once per request, from wherever it ended; must not block.
     fn request(&self, record: RequestRecord);
 }

@@ -97,6 +97,7 @@ async fn answer(
     log.record.path = Some(path_and_query(head).to_owned());
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
+    headers::sanitize(&mut head.headers);
     let Checked { authority } = headers::check(head)?;
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
 

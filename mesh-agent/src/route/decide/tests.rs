@@ -133,7 +133,7 @@ fn weighted_clusters_share_by_weight() {
 #[test]
 fn passthrough_goes_where_the_application_wanted_and_nowhere_with_a_chain() {
     let permit = outbound_permit("192.0.2.1:443", &Snapshot::default());
-    let destination = decide_passthrough(&permit).unwrap();
+    let destination = decide_passthrough(&permit, &Snapshot::default()).unwrap();
     assert_eq!(destination.address(), addr("192.0.2.1:443"));
     assert_eq!(destination.cluster(), None);
     assert_eq!(destination.connect_timeout(), Duration::from_secs(5));
@@ -141,8 +141,26 @@ fn passthrough_goes_where_the_application_wanted_and_nowhere_with_a_chain() {
     let chains = vec![chain("web", FilterChainMatch::default())];
     let judged =
         snapshot(vec![listener(Direction::Outbound, "192.0.2.1:443", chains, None)], vec![]);
-    let error = decide_passthrough(&outbound_permit("192.0.2.1:443", &judged)).unwrap_err();
+    let error =
+        decide_passthrough(&outbound_permit("192.0.2.1:443", &judged), &judged).unwrap_err();
     assert!(matches!(error, NoDestination::NotPermitted { .. }), "{error}");
+}
+
+#[test]
+fn passthrough_to_a_workload_of_the_mesh_is_tunnelled() {
+    let world = world(&[]);
+    let to = |address| {
+        let destination = decide_passthrough(&outbound_permit(address, &world), &world).unwrap();
+        assert_eq!((destination.address(), destination.cluster()), (addr(address), None));
+        matches!(destination.target(), Target::Hbone { identity: i, .. } if *i == identity("server"))
+    };
+    assert!(to("10.9.0.2:80"), "the endpoint itself");
+    assert!(to("10.9.0.2:81"), "another port of the workload");
+    assert!(!to("10.9.0.1:80"), "an endpoint in the clear");
+    assert!(!to("10.9.0.3:80"), "nobody we know");
+    // What arrives for the application is not sent round again.
+    let application = decide_for(&[("app", 1)]).unwrap();
+    assert!(matches!(application.target(), Target::OriginalDestination { .. }));
 }
 
 #[test]

@@ -27,6 +27,16 @@ fn malformed_text_is_refused_by_line_and_column() {
 }
 
 #[test]
+fn text_that_would_take_the_parser_hours_is_refused_at_once() {
+    let braces = "{\"a\":".repeat(100_000);
+    refused("a.yaml", braces.as_bytes(), "a.yaml:1:", "nested more than 1000 deep");
+    let lists = format!("a:\n  {}", "[".repeat(100_000));
+    refused("a.yaml", lists.as_bytes(), "a.yaml:2:", "nested more than 1000 deep");
+    let documents = "--- {}\n".repeat(500_000);
+    refused("a.yaml", documents.as_bytes(), "a.yaml:4097:1: ", "more than 4096 documents");
+}
+
+#[test]
 fn an_empty_file_is_half_written_not_a_wish_for_nothing() {
     for text in ["", "\n\n", "# only a remark\n", "---\n---\n", "null\n"] {
         refused("a.yaml", text.as_bytes(), "a.yaml:1:1: ", "is empty");

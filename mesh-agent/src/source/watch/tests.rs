@@ -39,6 +39,7 @@ impl Watched {
             Update::Resources(delivery) => {
                 delivery.resources.clusters.iter().map(|c| c.name.to_string()).collect()
             }
+            Update::Changes(delta) => panic!("{delta:?}"),
             Update::Rejected(rejected) => panic!("rejected: {rejected:?}"),
         }
     }
@@ -46,6 +47,7 @@ impl Watched {
     async fn rejection(&mut self) -> String {
         match self.next().await {
             Update::Resources(delivery) => panic!("accepted: {delivery:?}"),
+            Update::Changes(delta) => panic!("{delta:?}"),
             Update::Rejected(rejected) => rejected[0].to_string(),
         }
     }
@@ -173,5 +175,8 @@ async fn without_a_watch_changes_are_seen_by_polling() {
 #[test]
 fn a_missing_directory_is_named() {
     let error = FileSource::open("/nonexistent/mesh").unwrap_err().to_string();
-    assert!(error.starts_with("configuration directory /nonexistent/mesh: "), "{error}");
+    assert!(
+        error.starts_with("configuration directory /nonexistent/mesh can't be read"),
+        "{error}"
+    );
 }

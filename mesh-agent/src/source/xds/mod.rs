@@ -7,9 +7,11 @@
 //! bound to `_` with the reason beside it.
 //!
 //! What a newer control plane sends in a field that these protos don't have yet, prost
-//! drops before it gets here; in files such a field is refused as unknown.
+//! drops: [`unknown`] refuses it; in files such a field is refused by its name.
 
+mod address;
 mod cds;
+mod client;
 mod common;
 mod eds;
 mod hcm;
@@ -19,6 +21,8 @@ mod matchers;
 mod rbac;
 mod rds;
 mod reject;
+mod session;
+mod unknown;
 
 use std::sync::Arc;
 
@@ -28,8 +32,12 @@ use envoy_types::pb::envoy::config::{
 };
 use prost::{Message, Name as _};
 
+pub use address::{ServerAddress, TlsFiles};
+pub use client::{AdsOptions, AdsSource, AdsStatus, NodeInfo, StreamState};
 pub(super) use common::PLACEHOLDER;
 pub(super) use reject::{REJECTIONS_MAX, rejection};
+
+pub use session::{TypeStatus, Variant, Warming};
 
 use self::reject::Decoder;
 use crate::{
@@ -63,6 +71,16 @@ pub enum Resource {
 }
 
 impl Resource {
+    /// Its type and name.
+    pub(super) fn key(&self) -> (ResourceType, Arc<str>) {
+        match self {
+            Self::Listener(listener) => (ResourceType::Listener, Arc::clone(&listener.name)),
+            Self::Routes(routes) => (ResourceType::Routes, Arc::clone(&routes.name)),
+            Self::Cluster(cluster) => (ResourceType::Cluster, Arc::clone(&cluster.name.0)),
+            Self::Endpoints(name, _) => (ResourceType::Endpoints, Arc::clone(name)),
+        }
+    }
+
     /// Adds the resource to a set.
     pub fn add_to(self, resources: &mut Resources) {
         match self {
@@ -75,7 +93,7 @@ impl Resource {
 }
 
 /// The types of resources, by full protobuf name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum ResourceType {
     Listener,
     Routes,
@@ -93,6 +111,17 @@ impl ResourceType {
             Self::Routes => PbRoutes::full_name(),
             Self::Cluster => PbCluster::full_name(),
             Self::Endpoints => ClusterLoadAssignment::full_name(),
+        }
+    }
+
+    /// As it stands in an `Any`.
+    pub(super) fn type_url(self) -> &'static str {
+        let [listener, routes, cluster, endpoints] = TYPE_URLS;
+        match self {
+            Self::Listener => listener,
+            Self::Routes => routes,
+            Self::Cluster => cluster,
+            Self::Endpoints => endpoints,
         }
     }
 
@@ -126,6 +155,42 @@ impl ResourceType {
     pub(super) fn of_url(type_url: &str) -> Option<Self> {
         let name = type_url.rsplit('/').next()?;
         Self::ALL.into_iter().find(|known| known.full_name() == name)
+    }
+}
+
+/// Several rejections on one line.
+pub(super) fn shown(reasons: &[RejectedResource]) -> String {
+    let reasons: Vec<_> = reasons.iter().map(ToString::to_string).collect();
+    reasons.join("; ")
+}
+
+/// What a resource is called, as far as its bytes tell: the name is the first field of
+/// every type.
+pub(super) fn name_of(value: &[u8]) -> Option<String> {
+    #[derive(Clone, PartialEq, Message)]
+    struct Named {
+        #[prost(string, tag = "1")]
+        name: String,
+    }
+    Named::decode(value).ok().map(|named| named.name).filter(|name| !name.is_empty())
+}
+
+/// As [`decode_any`], and refuses fields that these protos don't have.
+pub(super) fn decode_strict(
+    type_url: &str,
+    value: &[u8],
+) -> Result<Resource, Vec<RejectedResource>> {
+    let decoded = decode_any(type_url, value);
+    let Some(kind) = ResourceType::of_url(type_url) else { return decoded };
+    let root = format!("{}[{}]", kind.table(), name_of(value).unwrap_or_default());
+    let unknown = unknown::fields(&kind.full_name(), value, &root);
+    match decoded {
+        Ok(decoded) if unknown.is_empty() => Ok(decoded),
+        Ok(_) => Err(unknown),
+        Err(mut reasons) => {
+            reasons.extend(unknown);
+            Err(reasons)
+        }
     }
 }
 

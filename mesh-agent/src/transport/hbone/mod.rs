@@ -10,10 +10,12 @@
 //! unsent bytes by [`SEND_BUFFER_BYTES`] for each stream (1,024 small writes).
 
 pub mod authority;
+mod batch;
 mod client;
 mod error;
 mod keepalive;
 mod pool;
+mod read_ahead;
 mod server;
 mod small_frames;
 mod stream;
@@ -28,6 +30,7 @@ pub use error::{HboneError, HboneFailure, Phase};
 pub use pool::{
     HboneKey, HbonePool, HbonePoolOptions, HboneTarget, PoolStatus, PooledConnectionStatus,
 };
+pub use read_ahead::ReadAhead;
 pub use server::{
     ConnectRequest, HboneServer, HboneServerError, HboneServerOptions, TlsAcceptError, accept_tls,
 };

@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -27,8 +27,8 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{
     ALPN_H2, AuthorityError, CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, HboneStream,
     KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES,
-    MAX_LOCAL_ERROR_RESETS, MAX_PENDING_RESETS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
-    keepalive::Keepalive, parse_authority,
+    MAX_LOCAL_ERROR_RESETS, MAX_PENDING_RESETS, ReadAhead, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
+    batch::Batch, keepalive::Keepalive, parse_authority,
 };
 
 /// What is left for the last GOAWAY to get out once draining is over.
@@ -56,7 +56,8 @@ pub async fn accept_tls<T: AsyncRead + AsyncWrite + Unpin>(
     stream: T,
     config: Arc<rustls::ServerConfig>,
     timeout: Duration,
-) -> Result<TlsStream<T>, TlsAcceptError> {
+) -> Result<TlsStream<ReadAhead<T>>, TlsAcceptError> {
+    let stream = ReadAhead::new(stream);
     let stream = time::timeout(timeout, TlsAcceptor::from(config).accept(stream))
         .await
         .map_err(|_| TlsAcceptError::TimedOut(timeout))?
@@ -114,6 +115,7 @@ pub struct HboneServer<T> {
     connection: Connection<T, Bytes>,
     options: HboneServerOptions,
     keepalive: Keepalive,
+    batch: Batch,
     /// Runs out when running streams have had their time, then when GOAWAY has.
     drain: Option<Pin<Box<Sleep>>>,
     cut: bool,
@@ -146,7 +148,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> HboneServer<T> {
             options.keepalive_interval,
             options.keepalive_timeout,
         );
-        Ok(Self { connection, options, keepalive, drain: None, cut: false, done: false })
+        let batch = Batch::default();
+        Ok(Self { connection, options, keepalive, batch, drain: None, cut: false, done: false })
     }
 
     /// The next CONNECT with a literal inner destination; what is none is answered
@@ -176,6 +179,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> HboneServer<T> {
         if self.done {
             return Poll::Ready(None);
         }
+        ready!(self.batch.poll_turn(cx));
         if self.keepalive.poll_gone(cx).is_ready() {
             self.done = true;
             self.connection.abrupt_shutdown(Reason::NO_ERROR);

@@ -49,9 +49,11 @@ pub(crate) fn show(mesh: &Mesh) {
     let pairs: Vec<(&Round, &Round)> = meshed.iter().zip(&plain).collect();
     println!(
         "  median of {ROUNDS} interleaved ratios: requests/s ×{:.3}, CPU per request ×{:.2} \
-         (development build; load generator and nginx on the same CPUs)",
+         ({}; load generator and nginx on the same CPUs)",
         median(&pairs, |(m, p)| m.per_second / p.per_second),
         median(&pairs, |(m, p)| m.machine_us / p.machine_us),
+        // The agent is built along with this program.
+        if cfg!(debug_assertions) { "DEVELOPMENT build of the agent" } else { "release build" },
     );
 }
 

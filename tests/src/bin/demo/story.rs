@@ -135,6 +135,8 @@ fn plaintext(mesh: &Mesh) -> Pod {
         "nginx saw the outsider"
     );
     good("nginx never saw it: the port takes mutual TLS only");
+    let entry = mesh.far().logs_access(&["plaintext from", &outsider.ip().to_string()]);
+    fields(&entry, &["denied_reason", "response_flags"]);
     outsider
 }
 
@@ -147,12 +149,31 @@ fn captured(mesh: &Mesh) {
         let counted: Vec<&Value> = verdicts.iter().filter(|v| v["count"] != 0).collect();
         assert!(!counted.is_empty(), "no program counted anything: {status}");
         for verdict in counted {
-            note(&format!(
-                "{:>8}  {}",
-                verdict["count"],
-                verdict["verdict"].as_str().unwrap_or("?")
-            ));
+            let name = verdict["verdict"].as_str().unwrap_or("?");
+            note(&format!("{:>8}  {name:<22} {}", verdict["count"], meaning(name)));
         }
+    }
+    let verdicts = |agent: &Agent, name: &str| {
+        let status = agent.status();
+        let all = status["bpf"].as_array().cloned().unwrap_or_default();
+        all.iter().find(|v| v["verdict"] == name).map_or(0, |v| v["count"].as_u64().unwrap_or(0))
+    };
+    assert!(verdicts(mesh.near(), "outbound_captured") > 0, "nothing was captured on node1");
+    assert!(verdicts(mesh.far(), "inbound_steered") > 0, "the plaintext was not steered on node2");
+}
+
+/// What the commonest verdicts are about.
+fn meaning(verdict: &str) -> &'static str {
+    match verdict {
+        "outbound_captured" => "connect(): sent to the agent, which listens inside the pod",
+        "outbound_not_enrolled" => "connect(): by who is not in the mesh, left alone",
+        "outbound_agent" => "connect(): the agent's own, left alone",
+        "published" => "sock_ops: original destination told to the agent, before the SYN",
+        "peer_name_restored" => "getpeername(): the application sees the address it asked for",
+        "inbound_hbone" => "sk_lookup: mutual TLS from another node, to the agent",
+        "inbound_steered" => "sk_lookup: plaintext from outside, to the agent, which refuses",
+        "inbound_loopback" => "sk_lookup: from inside the pod, to the application",
+        _ => "",
     }
 }
 

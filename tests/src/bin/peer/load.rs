@@ -1,22 +1,37 @@
-//! A closed-loop HTTP/1.1 keep-alive load, for quick figures.
+//! A closed-loop HTTP/1.1 load and a bulk transfer, for quick figures.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
+/// What a worker does with its connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Uses it again.
+    KeepAlive,
+    /// Has it closed by the server, and opens another.
+    Fresh,
+}
+
 /// Runs the load and prints `{requests, errors, seconds, p50_us, p99_us}`.
-pub(crate) fn run(address: &str, host: &str, connections: &str, seconds: &str) -> ExitCode {
+pub(crate) fn run(
+    address: &str,
+    host: &str,
+    connections: &str,
+    seconds: &str,
+    kind: Kind,
+) -> ExitCode {
     let connections: usize = connections.parse().expect("a number of connections");
     let length = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
     let start = Instant::now();
     let workers: Vec<_> = (0..connections)
         .map(|_| {
             let (address, host) = (address.to_owned(), host.to_owned());
-            thread::spawn(move || worker(&address, &host, start + length))
+            thread::spawn(move || worker(&address, &host, start + length, kind))
         })
         .collect();
     let (mut latencies, mut errors) = (Vec::new(), 0);
@@ -43,23 +58,56 @@ pub(crate) fn run(address: &str, host: &str, connections: &str, seconds: &str) -
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn worker(address: &str, host: &str, end: Instant) -> (Vec<Duration>, Option<io::Error>) {
+fn worker(
+    address: &str,
+    host: &str,
+    end: Instant,
+    kind: Kind,
+) -> (Vec<Duration>, Option<io::Error>) {
     let mut latencies = Vec::new();
-    let result = TcpStream::connect(address).and_then(|stream| {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut writer = stream;
-        let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
-        while Instant::now() < end {
-            let start = Instant::now();
-            writer.write_all(request.as_bytes())?;
-            read_answer(&mut reader)?;
-            latencies.push(start.elapsed());
-        }
-        Ok(())
-    });
+    let result = match kind {
+        Kind::KeepAlive => keep_alive(address, host, end, &mut latencies),
+        Kind::Fresh => fresh(address, host, end, &mut latencies),
+    };
     (latencies, result.err())
+}
+
+fn keep_alive(
+    address: &str,
+    host: &str,
+    end: Instant,
+    latencies: &mut Vec<Duration>,
+) -> io::Result<()> {
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
+    let (mut reader, mut writer) = connect(address)?;
+    while Instant::now() < end {
+        let start = Instant::now();
+        writer.write_all(request.as_bytes())?;
+        read_answer(&mut reader)?;
+        latencies.push(start.elapsed());
+    }
+    Ok(())
+}
+
+fn fresh(address: &str, host: &str, end: Instant, latencies: &mut Vec<Duration>) -> io::Result<()> {
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    while Instant::now() < end {
+        let start = Instant::now();
+        let (mut reader, mut writer) = connect(address)?;
+        writer.write_all(request.as_bytes())?;
+        read_answer(&mut reader)?;
+        // The server's FIN: TIME_WAIT is at its side, so that ports do not run out here.
+        io::copy(&mut reader, &mut io::sink())?;
+        latencies.push(start.elapsed());
+    }
+    Ok(())
+}
+
+fn connect(address: &str) -> io::Result<(BufReader<TcpStream>, TcpStream)> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok((BufReader::new(stream.try_clone()?), stream))
 }
 
 fn read_answer(reader: &mut impl BufRead) -> io::Result<()> {
@@ -83,4 +131,49 @@ fn read_answer(reader: &mut impl BufRead) -> io::Result<()> {
     }
     let mut body = reader.take(length);
     io::copy(&mut body, &mut io::sink()).map(drop)
+}
+
+/// Counts what comes until the peer's FIN, and says it.
+pub(crate) fn sink(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 128 << 10];
+    let mut bytes = 0u64;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return writeln!(stream, "{bytes}"),
+            length => bytes += length as u64,
+        }
+    }
+}
+
+/// Sends as much as it can for `seconds` and prints `{bytes, seconds}`, counted when all
+/// has arrived.
+pub(crate) fn blast(address: &str, seconds: &str) -> ExitCode {
+    let length = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
+    let transfer = || -> io::Result<(u64, Duration)> {
+        let mut stream = TcpStream::connect(address)?;
+        let piece = vec![0x5a; 128 << 10];
+        let (start, mut sent) = (Instant::now(), 0u64);
+        while start.elapsed() < length {
+            stream.write_all(&piece)?;
+            sent += piece.len() as u64;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        if answer.trim().parse() == Ok(sent) {
+            Ok((sent, start.elapsed()))
+        } else {
+            Err(io::Error::other(format!("sent {sent} bytes, of which arrived {answer}")))
+        }
+    };
+    match transfer() {
+        Ok((bytes, took)) => {
+            println!("{{\"bytes\":{bytes},\"seconds\":{:.4}}}", took.as_secs_f64());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{address}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -26,8 +26,11 @@ const HELP: &str = "usage:
   peer asks ADDRESS            connects and prints getpeername and getsockname
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
-  peer load ADDRESS HOST CONNECTIONS SECONDS
-                               GET / over keep-alive connections; prints JSON
+  peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
+                               GET / over keep-alive connections, or a fresh one for
+                               each request; prints JSON
+  peer sink PORT               reads to the end and answers how many bytes there were
+  peer blast ADDRESS SECONDS   the other side of `sink`; prints JSON
   peer abandon                 makes a test bed with a pod and dies without removing it
 ";
 
@@ -52,12 +55,17 @@ fn main() -> ExitCode {
             Ok(())
         }),
         ["digest", port] => serve(port, digest::serve),
+        ["sink", port] => serve(port, load::sink),
+        ["blast", address, seconds] => load::blast(address, seconds),
         ["talk", address] => talk::talk(address, false),
         ["talk", address, "--mapped"] => talk::talk(address, true),
         ["asks", address] => talk::asks(address),
         ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
         ["load", address, host, connections, seconds] => {
-            load::run(address, host, connections, seconds)
+            load::run(address, host, connections, seconds, load::Kind::KeepAlive)
+        }
+        ["load", address, host, connections, seconds, "--fresh"] => {
+            load::run(address, host, connections, seconds, load::Kind::Fresh)
         }
         ["abandon"] => abandon(),
         _ => {

@@ -144,6 +144,21 @@ async fn the_head_is_translated() {
 }
 
 #[tokio::test]
+async fn a_client_cannot_claim_a_certificate() {
+    let mesh = Mesh::new(Setup::new(mirror_upstream().await));
+    let mut client = mesh.connect().await;
+    let response = client
+        .ask(
+            "GET / HTTP/1.1\r\nhost: app.test\r\n\
+             x-forwarded-client-cert: URI=spiffe://cluster.local/ns/default/sa/admin\r\n\
+             X-Forwarded-Client-Cert: Hash=1\r\n\r\n",
+        )
+        .await;
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(!response.to_lowercase().contains("client-cert"), "{response}");
+}
+
+#[tokio::test]
 async fn requests_may_be_pipelined() {
     let mesh = Mesh::new(Setup::new(mirror_upstream().await));
     let mut client = mesh.connect().await;

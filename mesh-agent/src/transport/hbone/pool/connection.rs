@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{HbonePoolOptions, PooledConnectionStatus};
-use crate::transport::hbone::{client::ClientConnection, keepalive::Keepalive};
+use crate::transport::hbone::{batch::Batch, client::ClientConnection, keepalive::Keepalive};
 
 /// One HTTP/2 connection. It ends, with GOAWAY, when it is retired and its last
 /// stream has ended.
@@ -90,10 +90,11 @@ impl PooledConnection {
             options.keepalive_timeout,
         );
         let old = self.opened + options.max_age;
+        let mut batch = Batch::default();
         loop {
             let idle = self.idle_deadline(options);
             tokio::select! {
-                result = &mut http2 => {
+                result = poll_fn(|cx| batch.poll(&mut http2, cx)) => {
                     if let Err(error) = result {
                         tracing::debug!(%error, "HBONE connection ended");
                     }

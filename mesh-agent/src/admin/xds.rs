@@ -1,0 +1,95 @@
+//! What people see of the connection to a control plane.
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+use crate::source::{AdsStatus, StreamState, TypeStatus, Variant};
+
+/// The stream, and each type of resources.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdsView {
+    pub server: String,
+    /// `sotw` or `delta`.
+    pub mode: String,
+    /// `connecting`, `connected` or `backing_off`.
+    pub state: String,
+    pub since: Timestamp,
+    /// Why the last stream ended.
+    pub last_error: Option<String>,
+    /// How many streams were tried.
+    pub streams: u64,
+    pub types: Vec<XdsTypeView>,
+}
+
+/// One type of resources.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdsTypeView {
+    /// `listeners`, `routes`, `clusters` or `endpoints`.
+    pub kind: String,
+    pub type_url: String,
+    /// Of the last response that was accepted whole; empty in delta mode.
+    pub version: String,
+    pub accepted: usize,
+    pub acks: u64,
+    pub nacks: u64,
+    pub last_ack: Option<Timestamp>,
+    pub last_nack: Option<Timestamp>,
+    /// Why the last refused response was.
+    pub nack_reasons: Vec<String>,
+    /// Whether what was refused last has not been made good.
+    pub refusing: bool,
+    pub warming: Vec<XdsWarmingView>,
+}
+
+/// A resource that is accepted and not in force yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdsWarmingView {
+    pub name: String,
+    pub waits_for: String,
+}
+
+impl From<&AdsStatus> for XdsView {
+    fn from(status: &AdsStatus) -> Self {
+        Self {
+            server: status.server.clone(),
+            mode: match status.variant {
+                Variant::Sotw => "sotw",
+                Variant::Delta => "delta",
+            }
+            .to_owned(),
+            state: match status.state {
+                StreamState::Connecting => "connecting",
+                StreamState::Connected => "connected",
+                StreamState::BackingOff => "backing_off",
+            }
+            .to_owned(),
+            since: status.since.into(),
+            last_error: status.last_error.clone(),
+            streams: status.streams,
+            types: status.types.iter().map(XdsTypeView::from).collect(),
+        }
+    }
+}
+
+impl From<&TypeStatus> for XdsTypeView {
+    fn from(status: &TypeStatus) -> Self {
+        let (last_nack, nack_reasons) = status.last_nack.clone().unzip();
+        let warming = status.warming.iter().map(|warming| XdsWarmingView {
+            name: warming.name.to_string(),
+            waits_for: warming.waits_for.clone(),
+        });
+        Self {
+            kind: status.kind.to_owned(),
+            type_url: status.type_url.to_owned(),
+            version: status.version.clone(),
+            accepted: status.accepted,
+            acks: status.acks,
+            nacks: status.nacks,
+            last_ack: status.last_ack.map(Into::into),
+            last_nack: last_nack.map(Into::into),
+            nack_reasons: nack_reasons.unwrap_or_default(),
+            refusing: status.refusing,
+            warming: warming.collect(),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Where the configuration of traffic comes from.
+
+use std::{fmt, path::PathBuf};
+
+use super::{
+    Origin, absolute,
+    bootstrap::{self, Bootstrap},
+    layers::Layers,
+};
+use crate::source::{AdsOptions, NodeInfo, ServerAddress, TlsFiles, Variant};
+
+/// Where listeners, routes, clusters and endpoints come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A directory, watched for changes.
+    Directory(PathBuf),
+    /// A control plane that speaks ADS.
+    ControlPlane(AdsOptions),
+}
+
+impl fmt::Display for SourceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(directory) => write!(f, "files in {}", directory.display()),
+            // Servers may be renamed and moved: what they say stays good.
+            Self::ControlPlane(options) => {
+                write!(f, "ADS for node {} in {}", options.node.id, options.node.cluster)
+            }
+        }
+    }
+}
+
+/// What is in the bootstrap file, if one is given. The outer `None` says it is wrong.
+pub(super) fn bootstrap(layers: &mut Layers<'_>) -> Option<Option<Bootstrap>> {
+    let Some(path) = layers.optional("bootstrap", absolute)? else { return Some(None) };
+    for key in
+        ["config_dir", "xds_server", "xds_ca", "xds_cert", "xds_key", "xds_node_id", "xds_metadata"]
+    {
+        if layers.is_given(key) {
+            let reason = "excludes bootstrap, which says it";
+            layers.fail(key, Origin::Default, reason.to_owned());
+        }
+    }
+    match bootstrap::read(&path) {
+        Ok(bootstrap) => Some(Some(bootstrap)),
+        Err(faults) => {
+            for fault in faults {
+                layers.fail("bootstrap", Origin::Default, fault);
+            }
+            None
+        }
+    }
+}
+
+/// `None` only where an error was noted.
+pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<SourceConfig> {
+    let servers = layers.many("xds_server", str::parse::<ServerAddress>)?;
+    if servers.is_empty() {
+        return layers.one("config_dir", absolute).map(SourceConfig::Directory);
+    }
+    let directory = layers.optional("config_dir", absolute);
+    if directory != Some(None) {
+        let reason = "excludes xds_server: configuration has one source";
+        layers.fail("config_dir", Origin::Default, reason.to_owned());
+        return None;
+    }
+    let variant = layers.one("xds_mode", |s| match s {
+        "sotw" => Ok(Variant::Sotw),
+        "delta" => Ok(Variant::Delta),
+        other => Err(format!("`{other}` is neither sotw nor delta")),
+    });
+    let tls = tls(layers, servers.iter().any(|server| matches!(server, ServerAddress::Tls { .. })));
+    let id = layers.optional("xds_node_id", |s| Ok(s.to_owned()));
+    let cluster = layers.one("xds_cluster", |s| Ok(s.to_owned()));
+    let metadata = layers.optional("xds_metadata", |s| {
+        serde_json::from_str(s).map_err(|error| format!("is not a JSON object: {error}"))
+    });
+    let id = id?.or_else(|| node_name.map(str::to_owned))?;
+    let node = NodeInfo { id, cluster: cluster?, metadata: metadata?.unwrap_or_default() };
+    Some(SourceConfig::ControlPlane(AdsOptions { servers, variant: variant?, tls: tls?, node }))
+}
+
+fn tls(layers: &mut Layers<'_>, used: bool) -> Option<TlsFiles> {
+    let ca = layers.optional("xds_ca", absolute)?;
+    let chain = layers.optional("xds_cert", absolute)?;
+    let key = layers.optional("xds_key", absolute)?;
+    let mut wrong = |key, reason: &str| {
+        layers.fail(key, Origin::Default, reason.to_owned());
+        None
+    };
+    if !used && (ca.is_some() || chain.is_some() || key.is_some()) {
+        return wrong("xds_ca", "xds_ca, xds_cert and xds_key are for https:// servers only");
+    }
+    if used && ca.is_none() {
+        return wrong("xds_ca", "is not set, and an https:// server has to be verified");
+    }
+    let identity = match (chain, key) {
+        (Some(chain), Some(key)) => Some((chain, key)),
+        (None, None) => None,
+        (Some(_), None) => return wrong("xds_key", "is not set, but xds_cert is"),
+        (None, Some(_)) => return wrong("xds_cert", "is not set, but xds_key is"),
+    };
+    Some(TlsFiles { ca, identity })
+}

@@ -1,0 +1,68 @@
+//! Which resources name which others.
+
+use std::sync::Arc;
+
+use super::{
+    cluster::{Cluster, ClusterName, Discovery},
+    listener::{FilterChain, Listener, RouteSource, TerminalFilter},
+    route::{RouteAction, RouteConfiguration},
+};
+
+impl Cluster {
+    /// The assignment it takes its endpoints from, if that is a resource of its own.
+    pub fn assignment_name(&self) -> Option<&Arc<str>> {
+        match &self.discovery {
+            Discovery::Eds { service_name } => Some(service_name),
+            Discovery::Static(_) | Discovery::OriginalDestination => None,
+        }
+    }
+}
+
+impl RouteConfiguration {
+    /// Every cluster that a route may lead to; one may come several times.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
+        let routes = self.virtual_hosts.iter().flat_map(|host| &host.routes);
+        routes
+            .flat_map(|route| match &route.action {
+                RouteAction::Forward(forward) => forward.clusters.as_slice(),
+                RouteAction::DirectResponse(_) => &[],
+            })
+            .map(|weighted| &weighted.cluster)
+    }
+}
+
+impl Listener {
+    /// Every filter chain, the default one last.
+    pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
+        self.filter_chains.iter().chain(&self.default_filter_chain).map(|chain| &**chain)
+    }
+
+    /// Every route configuration it asks for by name; one may come several times.
+    pub fn route_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.chains().filter_map(|chain| match &chain.terminal {
+            TerminalFilter::Http(http) => match &http.routes {
+                RouteSource::Rds(name) => Some(name),
+                RouteSource::Inline(_) => None,
+            },
+            TerminalFilter::TcpProxy(_) => None,
+        })
+    }
+
+    /// Every cluster that it leads to without asking for routes by name.
+    pub fn cluster_names(&self) -> Vec<&ClusterName> {
+        let mut names = Vec::new();
+        for chain in self.chains() {
+            match &chain.terminal {
+                TerminalFilter::TcpProxy(tcp) => {
+                    names.extend(tcp.clusters.iter().map(|weighted| &weighted.cluster));
+                }
+                TerminalFilter::Http(http) => {
+                    if let RouteSource::Inline(routes) = &http.routes {
+                        names.extend(routes.cluster_names());
+                    }
+                }
+            }
+        }
+        names
+    }
+}

@@ -1,0 +1,123 @@
+use std::time::Duration;
+
+use super::*;
+use crate::model::{
+    cluster::{Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol},
+    listener::{
+        Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, TerminalFilter,
+        WeightedCluster,
+    },
+};
+
+fn cluster(name: &str) -> Cluster {
+    Cluster {
+        name: ClusterName(name.into()),
+        discovery: Discovery::Eds { service_name: name.into() },
+        lb_policy: LbPolicy::RoundRobin,
+        connect_timeout: Duration::from_secs(5),
+        upstream_protocol: UpstreamProtocol::Http1,
+    }
+}
+
+fn listener(name: &str, port: u16, to: &str) -> Listener {
+    let cluster = WeightedCluster { cluster: ClusterName(to.into()), weight: 1 };
+    let tcp = TcpProxy { stat_prefix: String::new(), clusters: vec![cluster], idle_timeout: None };
+    let chain = FilterChain {
+        name: "".into(),
+        matches: FilterChainMatch::default(),
+        filters: Vec::new(),
+        terminal: TerminalFilter::TcpProxy(Arc::new(tcp)),
+    };
+    Listener {
+        name: name.into(),
+        direction: Direction::Outbound,
+        address: ([10, 0, 0, 1], port).into(),
+        filter_chains: vec![Arc::new(chain)],
+        default_filter_chain: None,
+    }
+}
+
+fn two_services() -> SnapshotCell {
+    let cell = SnapshotCell::default();
+    let resources = Resources {
+        listeners: vec![listener("a", 1, "a"), listener("b", 2, "b")],
+        clusters: vec![cluster("a"), cluster("b")],
+        assignments: ["a", "b"].map(|n| (n.into(), LoadAssignment::default())).into(),
+        ..Resources::default()
+    };
+    assert_eq!(cell.replace(resources, "1".into()).unwrap(), 1);
+    cell
+}
+
+fn updated(updated: Resources) -> Changes {
+    Changes { updated, removed: Removed::default() }
+}
+
+#[test]
+fn a_change_of_endpoints_copies_one_table() {
+    let cell = two_services();
+    let before = cell.load();
+    let assignments = vec![("a".into(), LoadAssignment::default())];
+    let changes = updated(Resources { assignments, ..Resources::default() });
+    assert_eq!(cell.update(changes, "2".into()).unwrap(), 2);
+    let after = cell.load();
+    assert!(Arc::ptr_eq(&before.clusters, &after.clusters));
+    assert!(Arc::ptr_eq(&before.routes, &after.routes));
+    assert!(Arc::ptr_eq(&before.listeners, &after.listeners));
+    assert!(!Arc::ptr_eq(&before.assignments["a"], &after.assignments["a"]));
+    assert!(Arc::ptr_eq(&before.assignments["b"], &after.assignments["b"]));
+}
+
+#[test]
+fn what_is_named_can_not_be_removed_and_nothing_changes() {
+    for (removed, reason) in [
+        (
+            Removed { assignments: vec!["a".into()], ..Removed::default() },
+            "clusters[a].eds_cluster_config: there is no ClusterLoadAssignment `a`",
+        ),
+        (
+            Removed { clusters: vec![ClusterName("b".into())], ..Removed::default() },
+            "listeners[b].filter_chains[0].filters[0]: there is no cluster `b`",
+        ),
+    ] {
+        let cell = two_services();
+        let changes = Changes { updated: Resources::default(), removed };
+        let rejected = cell.update(changes, "2".into()).unwrap_err();
+        let told: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+        assert_eq!(told, [reason]);
+        assert_eq!(cell.load().version, 1);
+    }
+}
+
+#[test]
+fn a_service_goes_as_a_whole_and_its_address_is_free_again() {
+    let cell = two_services();
+    let changes = Changes {
+        updated: Resources { listeners: vec![listener("c", 1, "b")], ..Resources::default() },
+        removed: Removed {
+            listeners: vec!["a".into()],
+            clusters: vec![ClusterName("a".into())],
+            assignments: vec!["a".into()],
+            ..Removed::default()
+        },
+    };
+    cell.update(changes, "2".into()).unwrap();
+    let snapshot = cell.load();
+    let found = snapshot.listeners.select(Direction::Outbound, ([10, 0, 0, 1], 1).into());
+    assert_eq!(&*found.unwrap().name, "c");
+    assert_eq!((snapshot.clusters.len(), snapshot.assignments.len()), (1, 1));
+}
+
+#[test]
+fn two_listeners_can_not_have_one_address_but_can_swap_theirs() {
+    let cell = two_services();
+    let clash =
+        updated(Resources { listeners: vec![listener("c", 1, "a")], ..Resources::default() });
+    let rejected = cell.update(clash, "2".into()).unwrap_err();
+    assert!(rejected[0].reason.contains("taken by listener `a`"), "{rejected:?}");
+    let listeners = vec![listener("a", 2, "a"), listener("b", 1, "b")];
+    cell.update(updated(Resources { listeners, ..Resources::default() }), "3".into()).unwrap();
+    let snapshot = cell.load();
+    let found = snapshot.listeners.select(Direction::Outbound, ([10, 0, 0, 1], 1).into());
+    assert_eq!(&*found.unwrap().name, "b");
+}

@@ -1,0 +1,96 @@
+use envoy_types::pb::envoy::config::{
+    cluster::v3::{Cluster, cluster},
+    endpoint::v3::ClusterLoadAssignment,
+};
+
+use super::*;
+
+fn cluster(name: &str) -> (Key, Option<Arc<[u8]>>) {
+    let cluster = Cluster {
+        name: name.to_owned(),
+        lb_policy: cluster::LbPolicy::ClusterProvided as i32,
+        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
+            cluster::DiscoveryType::OriginalDst as i32,
+        )),
+        ..Cluster::default()
+    };
+    ((ResourceType::Cluster, name.into()), Some(cluster.encode_to_vec().into()))
+}
+
+fn assignment(name: &str) -> (Key, Option<Arc<[u8]>>) {
+    let message =
+        ClusterLoadAssignment { cluster_name: name.to_owned(), ..ClusterLoadAssignment::default() };
+    ((ResourceType::Endpoints, name.into()), Some(message.encode_to_vec().into()))
+}
+
+fn names(restored: &Restored) -> Vec<String> {
+    let mut names: Vec<_> =
+        restored.resources.clusters.iter().map(|cluster| cluster.name.to_string()).collect();
+    names.extend(restored.resources.assignments.iter().map(|(name, _)| name.to_string()));
+    names
+}
+
+#[test]
+fn what_was_applied_comes_back_and_changes_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "ads");
+    assert!(written.load().unwrap().is_none());
+    written.replaced(Raw { resources: vec![cluster("a"), cluster("b")] }, "v1");
+    let gone = (cluster("a").0, None);
+    written.changed(Raw { resources: vec![gone, assignment("e")] }, "v2");
+    written.flush().unwrap();
+
+    let again = LastGood::new(dir.path(), "ads");
+    let restored = again.load().unwrap().unwrap();
+    assert_eq!(names(&restored), ["b", "e"]);
+    assert_eq!(restored.label, "v2");
+    assert!(restored.saved_at.elapsed().unwrap() < Duration::from_secs(60));
+    // A delta after a restart builds on what was restored.
+    again.changed(Raw { resources: vec![cluster("c")] }, "v3");
+    again.flush().unwrap();
+    let restored = LastGood::new(dir.path(), "ads").load().unwrap().unwrap();
+    assert_eq!(names(&restored), ["b", "c", "e"]);
+}
+
+#[test]
+fn a_damaged_file_is_never_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "ads");
+    written.replaced(Raw { resources: vec![cluster("a")] }, "v1");
+    written.flush().unwrap();
+    let path = dir.path().join("config/last-good");
+    let whole = fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&path, damaged).unwrap();
+        assert!(matches!(written.load(), Err(LastGoodError::Damaged { .. })), "byte {at}");
+        fs::write(&path, &whole[..at]).unwrap();
+        assert!(matches!(written.load(), Err(LastGoodError::Damaged { .. })), "cut at {at}");
+    }
+    fs::write(&path, &whole).unwrap();
+    assert!(written.load().unwrap().is_some());
+}
+
+#[test]
+fn another_sources_configuration_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "files in /a");
+    written.replaced(Raw { resources: vec![cluster("a")] }, "v1");
+    written.flush().unwrap();
+    let error = LastGood::new(dir.path(), "ads").load().unwrap_err().to_string();
+    assert!(error.ends_with("is of files in /a, not of ads"), "{error}");
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "ads");
+    let mut odd = cluster("a").1.unwrap().to_vec();
+    // Field 1000, a varint: no Cluster has it.
+    odd.extend([0xc0, 0x3e, 0x01]);
+    written.replaced(Raw { resources: vec![(cluster("a").0, Some(odd.into()))] }, "v1");
+    written.flush().unwrap();
+    let error = LastGood::new(dir.path(), "ads").load().unwrap_err().to_string();
+    assert!(error.contains("clusters[a]") && error.contains("1000"), "{error}");
+}

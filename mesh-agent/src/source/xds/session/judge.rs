@@ -1,0 +1,295 @@
+//! Responses: each resource is judged by itself; the answer names what was refused.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use aws_lc_rs::digest::{self, SHA256};
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryResponse, DiscoveryResponse, Resource as Wrapped,
+    },
+    google::protobuf::{self, Any},
+};
+use prost::{Message as _, Name as _};
+
+use super::{
+    Now, Session,
+    table::{Body, Digest, Held, Needs, Reply},
+};
+use crate::{
+    snapshot::RejectedResource,
+    source::xds::{self, ResourceType, rejection},
+};
+
+/// Names with this prefix need `resource_locator`s, which we don't speak.
+const LOCATOR: &str = "xdstp:";
+
+/// How many reasons a NACK carries.
+const REASONS_MAX: usize = 10;
+
+/// The longest `error_detail`, in bytes: servers put it into logs and headers.
+const DETAIL_MAX_BYTES: usize = 4096;
+
+/// A time to live that says "for ever".
+const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// What one response amounts to.
+#[derive(Default)]
+struct Judgement {
+    names: HashSet<Arc<str>>,
+    rejected: Vec<RejectedResource>,
+}
+
+impl Session {
+    /// A response of the state-of-the-world variant.
+    pub(in crate::source::xds) fn on_sotw(&mut self, response: DiscoveryResponse, now: Now) {
+        let DiscoveryResponse { version_info, resources, type_url, nonce, .. } = response;
+        let Some(kind) = self.of_url(&type_url) else { return };
+        let digest = digest_of(resources.iter().map(|any| any.value.as_slice()));
+        let mut judgement = Judgement::default();
+        for (i, any) in resources.into_iter().enumerate() {
+            let wrapped = if any.type_url.ends_with(&Wrapped::full_name()) {
+                match Wrapped::decode(any.value.as_slice()) {
+                    Ok(wrapped) => wrapped,
+                    Err(error) => {
+                        let path = format!("{}: resources[{i}]", kind.table());
+                        judgement.rejected.push(rejection(&path, error.to_string()));
+                        continue;
+                    }
+                }
+            } else {
+                Wrapped { resource: Some(any), version: version_info.clone(), ..Wrapped::default() }
+            };
+            self.judge(kind, i, wrapped, now, &mut judgement);
+        }
+        let table = self.table_mut(kind);
+        // What is absent is gone; but only an answer that was understood whole says so.
+        if table.is_wildcard() && judgement.rejected.is_empty() {
+            let absent: Vec<_> =
+                table.accepted.keys().filter(|n| !judgement.names.contains(*n)).cloned().collect();
+            absent.iter().for_each(|name| table.remove(name));
+        }
+        if judgement.rejected.is_empty() {
+            table.version.clone_from(&version_info);
+            self.label = version_info;
+        }
+        self.answer(kind, nonce, digest, judgement.rejected, now);
+    }
+
+    /// A response of the delta variant.
+    pub(in crate::source::xds) fn on_delta(&mut self, response: DeltaDiscoveryResponse, now: Now) {
+        let DeltaDiscoveryResponse {
+            system_version_info,
+            resources,
+            type_url,
+            removed_resources,
+            nonce,
+            ..
+        } = response;
+        let Some(kind) = self.of_url(&type_url) else { return };
+        let values = resources.iter().filter_map(|r| r.resource.as_ref());
+        let digest = digest_of(values.map(|any| any.value.as_slice()));
+        let mut judgement = Judgement::default();
+        for (i, wrapped) in resources.into_iter().enumerate() {
+            self.judge(kind, i, wrapped, now, &mut judgement);
+        }
+        for name in removed_resources {
+            let name: Arc<str> = name.into();
+            let table = self.table_mut(kind);
+            table.waiting.clear(&name);
+            if table.accepted.contains_key(&name) {
+                table.remove(&name);
+            }
+            if !table.is_wildcard() {
+                self.make_up(kind, &name);
+            }
+        }
+        if !system_version_info.is_empty() {
+            self.label = system_version_info;
+        }
+        self.answer(kind, nonce, digest, judgement.rejected, now);
+    }
+
+    fn of_url(&self, type_url: &str) -> Option<ResourceType> {
+        let kind = ResourceType::of_url(type_url);
+        if kind.is_none() {
+            tracing::debug!(type_url, "a response of a type that was not asked for");
+        }
+        kind
+    }
+
+    fn judge(
+        &mut self,
+        kind: ResourceType,
+        at: usize,
+        wrapped: Wrapped,
+        now: Now,
+        judgement: &mut Judgement,
+    ) {
+        let Wrapped { name, resource_name, aliases, version, resource, ttl, .. } = wrapped;
+        let place = || format!("{}: resources[{at}]", kind.table());
+        let Some(any) = resource else {
+            // A heartbeat: the resource lives on.
+            let known = self.table(kind).accepted.get_key_value(name.as_str());
+            match known.map(|(name, _)| Arc::clone(name)) {
+                Some(name) => {
+                    self.live(kind, &name, ttl, now);
+                    judgement.names.insert(name);
+                }
+                None => judgement.rejected.push(rejection(&place(), "has no resource")),
+            }
+            return;
+        };
+        let given =
+            if name.is_empty() { xds::name_of(&any.value).unwrap_or_default() } else { name };
+        let name: Arc<str> = given.into();
+        let path = || format!("{}[{name}]", kind.table());
+        let refused = if name.is_empty() {
+            Some(rejection(&place(), "has no name that could be read"))
+        } else if name.starts_with(LOCATOR) || resource_name.is_some() {
+            Some(rejection(&path(), "xdstp names and resource locators are not supported"))
+        } else if !aliases.is_empty() {
+            Some(rejection(&path(), "aliases are not supported"))
+        } else if ResourceType::of_url(&any.type_url) != Some(kind) {
+            let reason = format!("is a `{}`, not the type that was asked for", any.type_url);
+            Some(rejection(&path(), reason))
+        } else if !judgement.names.insert(Arc::clone(&name)) {
+            Some(rejection(&path(), "is given twice"))
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
+            return judgement.rejected.push(refused);
+        }
+        if !self.table(kind).wants(&name) {
+            return;
+        }
+        match self.table_mut(kind).accepted.get_mut(&name) {
+            Some(held) if held.digest == digest_of([any.value.as_slice()]) => {
+                held.version = version;
+                held.made_up = false;
+                self.table_mut(kind).waiting.clear(&name);
+            }
+            _ => match decode(kind, &name, &version, &any) {
+                Ok(held) => self.table_mut(kind).accept(Arc::clone(&name), held),
+                // The last good one stays.
+                Err(reasons) => return judgement.rejected.extend(reasons),
+            },
+        }
+        self.live(kind, &name, ttl, now);
+    }
+
+    /// Sets or lifts the end of a resource's life.
+    fn live(
+        &mut self,
+        kind: ResourceType,
+        name: &Arc<str>,
+        ttl: Option<protobuf::Duration>,
+        now: Now,
+    ) {
+        let lives = &mut self.table_mut(kind).lives;
+        match ttl {
+            None => lives.clear(name),
+            Some(ttl) => {
+                let whole = Duration::from_secs(u64::try_from(ttl.seconds).unwrap_or_default());
+                let rest = Duration::from_nanos(u64::try_from(ttl.nanos).unwrap_or_default());
+                let ttl = whole.saturating_add(rest).min(TTL_MAX);
+                lives.set(name, now.at + ttl);
+            }
+        }
+    }
+
+    /// Owes the server an ACK or a NACK, tells people what is new in it, and moves on.
+    fn answer(
+        &mut self,
+        kind: ResourceType,
+        nonce: String,
+        digest: Digest,
+        rejected: Vec<RejectedResource>,
+        now: Now,
+    ) {
+        let delta = self.variant == super::Variant::Delta;
+        let table = self.table_mut(kind);
+        table.received = true;
+        table.nonce.clone_from(&nonce);
+        if delta {
+            // Every response is answered, in order.
+            table.replies.iter_mut().for_each(|reply| reply.at = reply.at.min(now.at));
+        } else {
+            // Only the newest response can be answered.
+            table.replies.clear();
+        }
+        let reply = if rejected.is_empty() {
+            table.refusals.clear();
+            table.last_ack = Some(now.wall);
+            table.acks += 1;
+            table.refusing = false;
+            Reply { nonce, error: None, at: now.at }
+        } else {
+            let (new, pause) = table.refusals.note(digest);
+            table.nacks += 1;
+            table.refusing = true;
+            let reasons: Vec<_> = rejected.iter().map(ToString::to_string).collect();
+            let error = detail(&reasons);
+            table.last_nack = Some((now.wall, reasons));
+            if new {
+                self.rejected.extend(rejected);
+            }
+            Reply { nonce, error: Some(error), at: now.at + pause }
+        };
+        self.table_mut(kind).replies.push_back(reply);
+        self.settle(now.at);
+    }
+}
+
+/// A NACK's text: the first reasons, bounded.
+fn detail(reasons: &[String]) -> String {
+    let mut text = reasons.iter().take(REASONS_MAX).cloned().collect::<Vec<_>>().join("; ");
+    if let Some(more) = reasons.len().checked_sub(REASONS_MAX).filter(|more| *more > 0) {
+        text.push_str(&format!("; and {more} more"));
+    }
+    if text.len() > DETAIL_MAX_BYTES {
+        let end = (0..=DETAIL_MAX_BYTES).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or_default());
+    }
+    text
+}
+
+fn digest_of<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Digest {
+    let mut context = digest::Context::new(&SHA256);
+    for value in values {
+        context.update(&(value.len() as u64).to_be_bytes());
+        context.update(value);
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(context.finish().as_ref());
+    out
+}
+
+/// Decodes a resource of that name.
+pub(super) fn decode(
+    kind: ResourceType,
+    name: &Arc<str>,
+    version: &str,
+    any: &Any,
+) -> Result<Held, Vec<RejectedResource>> {
+    let resource = xds::decode_strict(&any.type_url, &any.value)?;
+    let path = format!("{}[{name}]", kind.table());
+    let (_, own) = resource.key();
+    if own != *name {
+        let reason = format!("calls itself `{own}`");
+        return Err(vec![rejection(&format!("{path}.{}", kind.name_field()), reason)]);
+    }
+    let needs = Needs::of(&resource);
+    let names = needs.assignments.iter().chain(&needs.routes).chain(&needs.clusters);
+    if let Some(located) = names.into_iter().find(|name| name.starts_with(LOCATOR)) {
+        let reason = format!("`{located}`: xdstp names are not supported");
+        return Err(vec![rejection(&path, reason)]);
+    }
+    Ok(Held {
+        version: version.to_owned(),
+        digest: digest_of([any.value.as_slice()]),
+        needs,
+        body: Some(Body { resource, raw: any.value.as_slice().into() }),
+        made_up: false,
+    })
+}

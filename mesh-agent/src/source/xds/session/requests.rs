@@ -1,0 +1,85 @@
+//! What is said to the server, and in which order.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
+    google::rpc::Status,
+};
+
+use super::{Now, Request, Session, Variant, table::Table};
+use crate::source::xds::ResourceType;
+
+/// `google.rpc.Code.INVALID_ARGUMENT`, as Envoy says.
+const INVALID_ARGUMENT: i32 = 3;
+
+/// Make before break: clusters and their endpoints come before what leads to them.
+const ORDER: [ResourceType; 4] =
+    [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Listener, ResourceType::Routes];
+
+impl Session {
+    /// The next request, if there is one to send now.
+    pub(in crate::source::xds) fn poll_request(&mut self, now: Now) -> Option<Request> {
+        if !self.connected {
+            return None;
+        }
+        let variant = self.variant;
+        let speaks = |kind: &ResourceType| self.table(*kind).must_speak(now.at);
+        let kind = ORDER.into_iter().find(speaks)?;
+        let node = (!std::mem::replace(&mut self.introduced, true)).then(|| self.node.clone());
+        let table = self.table_mut(kind);
+        Some(match variant {
+            Variant::Sotw => Request::Sotw(DiscoveryRequest { node, ..table.sotw() }),
+            Variant::Delta => Request::Delta(DeltaDiscoveryRequest { node, ..table.delta(now) }),
+        })
+    }
+}
+
+fn texts<'a>(names: impl IntoIterator<Item = &'a Arc<str>>) -> Vec<String> {
+    names.into_iter().map(ToString::to_string).collect()
+}
+
+fn error_detail(error: Option<String>) -> Option<Status> {
+    error.map(|message| Status { code: INVALID_ARGUMENT, message, details: Vec::new() })
+}
+
+impl Table {
+    /// Answers the last response, if that is still to be done, and says what is wanted:
+    /// in this variant every request does both.
+    fn sotw(&mut self) -> DiscoveryRequest {
+        self.opened = true;
+        self.subscribed.clone_from(&self.wanted);
+        let reply = self.replies.pop_front();
+        DiscoveryRequest {
+            version_info: self.version.clone(),
+            resource_names: texts(&self.wanted),
+            type_url: self.kind.type_url().to_owned(),
+            response_nonce: self.nonce.clone(),
+            error_detail: error_detail(reply.and_then(|reply| reply.error)),
+            ..DiscoveryRequest::default()
+        }
+    }
+
+    fn delta(&mut self, now: Now) -> DeltaDiscoveryRequest {
+        let mut request = DeltaDiscoveryRequest {
+            type_url: self.kind.type_url().to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        if !std::mem::replace(&mut self.opened, true) {
+            let held = self.accepted.iter().filter(|(_, held)| !held.made_up);
+            request.initial_resource_versions =
+                held.map(|(name, held)| (name.to_string(), held.version.clone())).collect();
+        } else if self.reply_at().is_some_and(|at| at <= now.at)
+            && let Some(reply) = self.replies.pop_front()
+        {
+            request.response_nonce = reply.nonce;
+            request.error_detail = error_detail(reply.error);
+        }
+        let subscribed = std::mem::take(&mut self.subscribed);
+        let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
+        request.resource_names_subscribe = difference(&self.wanted, &subscribed);
+        request.resource_names_unsubscribe = difference(&subscribed, &self.wanted);
+        self.subscribed.clone_from(&self.wanted);
+        request
+    }
+}

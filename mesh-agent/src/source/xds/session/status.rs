@@ -1,0 +1,68 @@
+//! What people see of a conversation.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::Session;
+use crate::source::xds::ResourceType;
+
+/// One type of resources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeStatus {
+    /// `listeners`, `routes`, `clusters` or `endpoints`.
+    pub kind: &'static str,
+    pub type_url: &'static str,
+    /// Of the last response that was accepted whole; empty in the delta variant.
+    pub version: String,
+    pub last_ack: Option<SystemTime>,
+    /// When and why something was refused last.
+    pub last_nack: Option<(SystemTime, Vec<String>)>,
+    /// Whether what was refused last has not been made good.
+    pub refusing: bool,
+    pub acks: u64,
+    pub nacks: u64,
+    /// How many resources are accepted.
+    pub accepted: usize,
+    pub warming: Vec<Warming>,
+}
+
+/// A resource that is accepted and not in force yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warming {
+    pub name: Arc<str>,
+    pub waits_for: String,
+}
+
+/// More than this many warming resources are not listed.
+const WARMING_MAX: usize = 50;
+
+impl Session {
+    /// The types, in the order in which they are asked for.
+    pub(in crate::source::xds) fn status(&self) -> Vec<TypeStatus> {
+        ResourceType::ALL.into_iter().map(|kind| self.type_status(kind)).collect()
+    }
+
+    fn type_status(&self, kind: ResourceType) -> TypeStatus {
+        let table = self.table(kind);
+        let warming = table.pending.iter().take(WARMING_MAX).map(|name| {
+            let needs = table.accepted.get(name).map(|held| &held.needs);
+            let missing = needs.and_then(|needs| self.lacks(needs));
+            let waits_for = match missing {
+                Some((kind, name)) => format!("{}[{name}]", kind.table()),
+                None => "its address, which another listener has".to_owned(),
+            };
+            Warming { name: Arc::clone(name), waits_for }
+        });
+        TypeStatus {
+            kind: kind.table(),
+            type_url: kind.type_url(),
+            version: table.version.clone(),
+            last_ack: table.last_ack,
+            last_nack: table.last_nack.clone(),
+            refusing: table.refusing,
+            acks: table.acks,
+            nacks: table.nacks,
+            accepted: table.accepted.values().filter(|held| !held.made_up).count(),
+            warming: warming.collect(),
+        }
+    }
+}

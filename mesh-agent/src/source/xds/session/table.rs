@@ -1,0 +1,232 @@
+//! One type's resources, and its side of the conversation.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::timers::Timers;
+use crate::{
+    model::listener::Direction,
+    source::xds::{Resource, ResourceType},
+};
+
+/// The first pause before a refused content is refused once more, and the longest.
+const NACK_PAUSE: Duration = Duration::from_millis(500);
+const NACK_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// What identifies a content.
+pub(super) type Digest = [u8; 32];
+
+/// The names that a resource needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    pub(super) assignments: Vec<Arc<str>>,
+    pub(super) clusters: Vec<Arc<str>>,
+    pub(super) routes: Vec<Arc<str>>,
+    /// A listener's place among all.
+    pub(super) address: Option<(Direction, std::net::SocketAddr)>,
+}
+
+impl Needs {
+    pub(super) fn of(resource: &Resource) -> Self {
+        let mut needs = Self::default();
+        match resource {
+            Resource::Listener(listener) => {
+                needs.routes = listener.route_names().cloned().collect();
+                let clusters = listener.cluster_names();
+                needs.clusters = clusters.into_iter().map(|name| Arc::clone(&name.0)).collect();
+                needs.address = Some((listener.direction, listener.address));
+            }
+            Resource::Routes(routes) => {
+                needs.clusters = routes.cluster_names().map(|name| Arc::clone(&name.0)).collect();
+            }
+            Resource::Cluster(cluster) => {
+                needs.assignments = cluster.assignment_name().cloned().into_iter().collect();
+            }
+            Resource::Endpoints(..) => {}
+        }
+        for names in [&mut needs.assignments, &mut needs.clusters, &mut needs.routes] {
+            names.sort_unstable();
+            names.dedup();
+        }
+        needs
+    }
+}
+
+/// A resource the server was told we have.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) version: String,
+    pub(super) digest: Digest,
+    pub(super) needs: Needs,
+    /// Until it is in force; then others hold it.
+    pub(super) body: Option<Body>,
+    /// Stands in for what the server does not have.
+    pub(super) made_up: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) resource: Resource,
+    pub(super) raw: Arc<[u8]>,
+}
+
+/// An answer that is owed.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) nonce: String,
+    /// `None`: ACK.
+    pub(super) error: Option<String>,
+    /// Not before then: a server that repeats what was refused must not make us spin.
+    pub(super) at: Instant,
+}
+
+/// The last time something was refused, and how often in a row.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    digest: Option<Digest>,
+    in_a_row: u32,
+}
+
+impl Refusals {
+    /// Takes note of a refusal: whether its content is new, and the pause before the
+    /// answer.
+    pub(super) fn note(&mut self, digest: Digest) -> (bool, Duration) {
+        let new = self.digest.replace(digest) != Some(digest);
+        let pause = match self.in_a_row {
+            0 => Duration::ZERO,
+            n => (NACK_PAUSE * 2_u32.saturating_pow(n.min(10) - 1)).min(NACK_PAUSE_MAX),
+        };
+        // Somebody who tries to mend it is not kept waiting.
+        self.in_a_row = if new { 1 } else { self.in_a_row.saturating_add(1) };
+        (new, if new { pause.min(NACK_PAUSE) } else { pause })
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) kind: ResourceType,
+    pub(super) accepted: HashMap<Arc<str>, Held>,
+    /// What was sent on, and what that needs.
+    pub(super) in_force: HashMap<Arc<str>, Needs>,
+    /// Accepted and not yet in force, or not in this version.
+    pub(super) pending: BTreeSet<Arc<str>>,
+    /// In force and no longer accepted, for as long as something needs it.
+    pub(super) leaving: BTreeSet<Arc<str>>,
+    /// Asked for by name; unused where the type is asked for as a whole.
+    pub(super) wanted: BTreeSet<Arc<str>>,
+    /// Whether what its resources need may have changed since it was asked for.
+    pub(super) renamed: bool,
+    /// Names asked for on this stream and neither delivered nor denied.
+    pub(super) waiting: Timers,
+    /// Resources that end unless they are confirmed.
+    pub(super) lives: Timers,
+
+    /// The version of the last response that was accepted whole (SotW).
+    pub(super) version: String,
+    /// Of the last response on this stream.
+    pub(super) nonce: String,
+    /// Whether a request was sent on this stream.
+    pub(super) opened: bool,
+    /// What the server was told is wanted on this stream.
+    pub(super) subscribed: BTreeSet<Arc<str>>,
+    /// Whether a response ever came.
+    pub(super) received: bool,
+    pub(super) replies: VecDeque<Reply>,
+    pub(super) refusals: Refusals,
+
+    pub(super) last_ack: Option<SystemTime>,
+    pub(super) last_nack: Option<(SystemTime, Vec<String>)>,
+    /// Whether what was refused last has not been made good.
+    pub(super) refusing: bool,
+    pub(super) acks: u64,
+    pub(super) nacks: u64,
+}
+
+impl Table {
+    pub(super) fn new(kind: ResourceType) -> Self {
+        Self {
+            kind,
+            accepted: HashMap::new(),
+            in_force: HashMap::new(),
+            pending: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+            renamed: false,
+            waiting: Timers::default(),
+            lives: Timers::default(),
+            version: String::new(),
+            nonce: String::new(),
+            opened: false,
+            subscribed: BTreeSet::new(),
+            received: false,
+            replies: VecDeque::new(),
+            refusals: Refusals::default(),
+            last_ack: None,
+            last_nack: None,
+            refusing: false,
+            acks: 0,
+            nacks: 0,
+        }
+    }
+
+    /// Whether the type is asked for as a whole, not by names.
+    pub(super) fn is_wildcard(&self) -> bool {
+        matches!(self.kind, ResourceType::Listener | ResourceType::Cluster)
+    }
+
+    pub(super) fn wants(&self, name: &str) -> bool {
+        self.is_wildcard() || self.wanted.contains(name)
+    }
+
+    /// A new stream: nothing of the old one counts, but for what was accepted.
+    pub(super) fn reset_stream(&mut self) {
+        self.nonce.clear();
+        self.opened = false;
+        self.subscribed.clear();
+        self.replies.clear();
+        self.waiting.clear_all();
+    }
+
+    pub(super) fn accept(&mut self, name: Arc<str>, held: Held) {
+        self.waiting.clear(&name);
+        self.leaving.remove(&name);
+        self.renamed = true;
+        self.pending.insert(Arc::clone(&name));
+        self.accepted.insert(name, held);
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        if let Some((name, _)) = self.accepted.remove_entry(name) {
+            self.pending.remove(&name);
+            self.renamed = true;
+            self.lives.clear(&name);
+            if self.in_force.contains_key(&name) {
+                self.leaving.insert(name);
+            }
+        }
+    }
+
+    /// When the next answer may go out.
+    pub(super) fn reply_at(&self) -> Option<Instant> {
+        self.replies.front().map(|reply| reply.at)
+    }
+
+    /// Whether there is something to say now.
+    pub(super) fn must_speak(&self, now: Instant) -> bool {
+        if !self.opened {
+            return self.is_wildcard() || !self.wanted.is_empty();
+        }
+        if self.reply_at().is_some_and(|at| at <= now) {
+            return true;
+        }
+        // In the state-of-the-world variant this says a refusal that waits as well.
+        !self.is_wildcard() && self.subscribed != self.wanted
+    }
+}

@@ -1,0 +1,178 @@
+//! Delta conversations, message by message.
+
+use std::collections::HashMap;
+
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+};
+
+use super::{messages::bad_cluster, *};
+
+impl Bench {
+    fn tells(&mut self, type_url: &str, nonce: &str, resources: &[(&str, Any)], removed: &[&str]) {
+        let wrap = |(name, any): &(&str, Any)| Resource {
+            name: (*name).to_owned(),
+            version: format!("of-{nonce}"),
+            resource: Some(any.clone()),
+            ..Resource::default()
+        };
+        let response = DeltaDiscoveryResponse {
+            resources: resources.iter().map(wrap).collect(),
+            type_url: type_url.to_owned(),
+            removed_resources: removed.iter().map(|&name| name.to_owned()).collect(),
+            nonce: nonce.to_owned(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        self.session.on_delta(response, self.now);
+        self.apply();
+    }
+
+    /// The next request, without its node.
+    #[track_caller]
+    fn subscribes(&mut self) -> DeltaDiscoveryRequest {
+        match self.session.poll_request(self.now) {
+            Some(Request::Delta(request)) => DeltaDiscoveryRequest { node: None, ..request },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn expect_silence(&mut self) {
+        assert_eq!(self.session.poll_request(self.now), None);
+    }
+
+    fn delta_with_one_service() -> Self {
+        let mut bench = Self::new(Variant::Delta);
+        assert_eq!(bench.subscribes(), request(CDS, "", &[], &[]));
+        assert_eq!(bench.subscribes(), request(LDS, "", &[], &[]));
+        bench.expect_silence();
+        bench.tells(CDS, "c1", &[("a", cluster("a"))], &[]);
+        assert_eq!(bench.subscribes(), request(CDS, "c1", &[], &[]));
+        assert_eq!(bench.subscribes(), request(EDS, "", &["a"], &[]));
+        bench.tells(LDS, "l1", &[("l", tcp_listener("l", 80, "a"))], &[]);
+        assert_eq!(bench.subscribes(), request(LDS, "l1", &[], &[]));
+        assert_eq!(bench.updates, 0);
+        bench.tells(EDS, "e1", &[("a", endpoints("a", 1))], &[]);
+        assert_eq!(bench.subscribes(), request(EDS, "e1", &[], &[]));
+        bench.expect_silence();
+        bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+        bench
+    }
+}
+
+fn request(url: &str, nonce: &str, more: &[&str], less: &[&str]) -> DeltaDiscoveryRequest {
+    let texts = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    DeltaDiscoveryRequest {
+        type_url: url.to_owned(),
+        response_nonce: nonce.to_owned(),
+        resource_names_subscribe: texts(more),
+        resource_names_unsubscribe: texts(less),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+#[test]
+fn good_resources_apply_and_the_bad_one_is_refused_by_name() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(CDS, "c2", &[("a", bad_cluster("a")), ("b", cluster("b"))], &[]);
+    let nack = bench.subscribes();
+    assert_eq!(nack.response_nonce, "c2");
+    assert!(nack.error_detail.unwrap().message.starts_with("clusters[a].lb_policy"));
+    assert_eq!(bench.subscribes(), request(EDS, "", &["b"], &[]));
+    bench.tells(EDS, "e2", &[("b", endpoints("b", 1))], &[]);
+    bench.expect_in_force(&["cds/a", "cds/b", "eds/a:1", "eds/b:1", "lds/l"]);
+}
+
+#[test]
+fn a_change_of_endpoints_is_one_update_of_one_table() {
+    let mut bench = Bench::delta_with_one_service();
+    let before = bench.cell.load();
+    bench.tells(EDS, "e2", &[("a", endpoints("a", 2))], &[]);
+    let after = bench.cell.load();
+    assert_eq!(after.version, before.version + 1);
+    assert!(Arc::ptr_eq(&before.clusters, &after.clusters));
+    assert!(Arc::ptr_eq(&before.listeners, &after.listeners));
+    assert_eq!(after.assignments["a"].endpoints.len(), 2);
+}
+
+#[test]
+fn removals_wait_for_their_users() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(CDS, "c2", &[], &["a"]);
+    bench.tells(EDS, "e2", &[], &["a"]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+    bench.tells(LDS, "l2", &[], &["l"]);
+    bench.expect_in_force(&[]);
+    assert_eq!(bench.subscribes(), request(CDS, "c2", &[], &[]));
+    assert_eq!(bench.subscribes(), request(EDS, "e2", &[], &["a"]));
+    assert_eq!(bench.subscribes(), request(LDS, "l2", &[], &[]));
+    bench.expect_silence();
+}
+
+#[test]
+fn a_name_that_the_server_does_not_have_keeps_nobody_waiting() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(CDS, "c2", &[("b", cluster("b"))], &[]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+    bench.tells(EDS, "e2", &[], &["b"]);
+    bench.expect_in_force(&["cds/a", "cds/b", "eds/a:1", "eds/b:0", "lds/l"]);
+}
+
+#[test]
+fn a_new_stream_says_what_is_known() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(CDS, "c2", &[("a", bad_cluster("a"))], &[]);
+    bench.reconnect();
+    let known = |name: &str, nonce: &str| HashMap::from([(name.to_owned(), format!("of-{nonce}"))]);
+    let cds = bench.subscribes();
+    assert_eq!((cds.type_url.as_str(), cds.initial_resource_versions), (CDS, known("a", "c1")));
+    let eds = bench.subscribes();
+    assert_eq!(eds.resource_names_subscribe, ["a"]);
+    assert_eq!(eds.initial_resource_versions, known("a", "e1"));
+    let lds = bench.subscribes();
+    assert_eq!(
+        (lds.response_nonce.as_str(), lds.initial_resource_versions),
+        ("", known("l", "l1"))
+    );
+    bench.expect_silence();
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+}
+
+#[test]
+fn a_name_must_be_the_resources_own() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(CDS, "c2", &[("c", cluster("b"))], &[]);
+    let told = bench.subscribes().error_detail.unwrap().message;
+    assert_eq!(told, "clusters[c].name: calls itself `b`");
+}
+
+#[test]
+fn a_delayed_nack_goes_before_the_next_answer() {
+    let mut bench = Bench::delta_with_one_service();
+    for nonce in ["c2", "c3"] {
+        bench.tells(CDS, nonce, &[("a", bad_cluster("a"))], &[]);
+    }
+    assert_eq!(bench.subscribes().response_nonce, "c2");
+    bench.expect_silence();
+    bench.tells(CDS, "c4", &[("b", cluster("b"))], &[]);
+    assert_eq!(bench.subscribes().response_nonce, "c3");
+    let ack = bench.subscribes();
+    assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("c4", None));
+}
+
+#[test]
+fn routes_are_asked_for_by_the_listeners_that_need_them() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(LDS, "l2", &[("h", http_listener("h", 81, "r"))], &[]);
+    assert_eq!(bench.subscribes().response_nonce, "l2");
+    assert_eq!(bench.subscribes(), request(RDS, "", &["r"], &[]));
+    bench.tells(RDS, "r1", &[("r", routes("r", "a")), ("unasked", routes("unasked", "a"))], &[]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/h", "lds/l", "rds/r"]);
+    bench.tells(LDS, "l3", &[], &["h"]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+    while let Some(Request::Delta(request)) = bench.session.poll_request(bench.now) {
+        if request.type_url == RDS && request.response_nonce.is_empty() {
+            assert_eq!(request.resource_names_unsubscribe, ["r"]);
+        }
+    }
+}

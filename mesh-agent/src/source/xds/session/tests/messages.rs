@@ -1,0 +1,169 @@
+//! Resources to say things with.
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{Cluster, cluster as pb_cluster},
+            core::v3::{
+                Address, AggregatedConfigSource, ConfigSource, SocketAddress, TrafficDirection,
+                address, config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
+            },
+            endpoint::v3::{
+                ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
+                lb_endpoint::HostIdentifier,
+            },
+            listener::v3::{Filter, FilterChain, Listener, filter::ConfigType},
+            route::v3::{
+                Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
+                route_action, route_match::PathSpecifier,
+            },
+        },
+        extensions::filters::{
+            http::router::v3::Router,
+            network::{
+                http_connection_manager::v3::{
+                    HttpConnectionManager, HttpFilter, Rds,
+                    http_connection_manager::RouteSpecifier, http_filter,
+                },
+                tcp_proxy::v3::{TcpProxy, tcp_proxy},
+            },
+        },
+    },
+    google::protobuf::Any,
+};
+use prost::{Message, Name};
+
+use crate::source::xds::TYPE_URLS;
+
+pub(super) const LDS: &str = TYPE_URLS[0];
+pub(super) const RDS: &str = TYPE_URLS[1];
+pub(super) const CDS: &str = TYPE_URLS[2];
+pub(super) const EDS: &str = TYPE_URLS[3];
+
+fn any<M: Message + Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+fn ads() -> Option<ConfigSource> {
+    let ads = ConfigSourceSpecifier::Ads(AggregatedConfigSource::default());
+    Some(ConfigSource { config_source_specifier: Some(ads), ..ConfigSource::default() })
+}
+
+fn address(ip: &str, port: u32) -> Option<Address> {
+    let address = SocketAddress {
+        address: ip.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(port)),
+        ..SocketAddress::default()
+    };
+    Some(Address { address: Some(address::Address::SocketAddress(address)) })
+}
+
+pub(super) fn cluster(name: &str) -> Any {
+    any(&Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(pb_cluster::ClusterDiscoveryType::Type(
+            pb_cluster::DiscoveryType::Eds as i32,
+        )),
+        eds_cluster_config: Some(pb_cluster::EdsClusterConfig {
+            eds_config: ads(),
+            service_name: String::new(),
+        }),
+        ..Cluster::default()
+    })
+}
+
+/// A cluster that is refused, by `lrs_server`… by its policy.
+pub(super) fn bad_cluster(name: &str) -> Any {
+    let cluster = Cluster::decode(cluster(name).value.as_slice()).unwrap();
+    any(&Cluster { lb_policy: pb_cluster::LbPolicy::Maglev as i32, ..cluster })
+}
+
+pub(super) fn endpoints(name: &str, count: u8) -> Any {
+    let endpoint = |i| LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+            address: address(&format!("10.0.0.{}", i + 1), 80),
+            ..Endpoint::default()
+        })),
+        ..LbEndpoint::default()
+    };
+    let lb_endpoints = (0..count).map(endpoint).collect();
+    any(&ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: vec![LocalityLbEndpoints { lb_endpoints, ..LocalityLbEndpoints::default() }],
+        ..ClusterLoadAssignment::default()
+    })
+}
+
+fn listener(name: &str, port: u32, filter: Any) -> Any {
+    any(&Listener {
+        name: name.to_owned(),
+        address: address("10.9.0.1", port),
+        traffic_direction: TrafficDirection::Outbound as i32,
+        filter_chains: vec![FilterChain {
+            filters: vec![Filter {
+                name: "x".to_owned(),
+                config_type: Some(ConfigType::TypedConfig(filter)),
+            }],
+            ..FilterChain::default()
+        }],
+        ..Listener::default()
+    })
+}
+
+pub(super) fn tcp_listener(name: &str, port: u32, cluster: &str) -> Any {
+    let proxy = TcpProxy {
+        stat_prefix: "x".to_owned(),
+        cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..TcpProxy::default()
+    };
+    listener(name, port, any(&proxy))
+}
+
+pub(super) fn http_listener(name: &str, port: u32, routes: &str) -> Any {
+    let router = HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router::default()))),
+        ..HttpFilter::default()
+    };
+    let manager = HttpConnectionManager {
+        stat_prefix: "x".to_owned(),
+        http_filters: vec![router],
+        route_specifier: Some(RouteSpecifier::Rds(Rds {
+            config_source: ads(),
+            route_config_name: routes.to_owned(),
+        })),
+        ..HttpConnectionManager::default()
+    };
+    listener(name, port, any(&manager))
+}
+
+pub(super) fn routes(name: &str, cluster: &str) -> Any {
+    let action = RouteAction {
+        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..RouteAction::default()
+    };
+    let route = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
+        action: Some(route::Action::Route(action)),
+        ..Route::default()
+    };
+    any(&RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: "h".to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
+    })
+}
+
+/// With a field that no proto of ours has: number 1000, a varint.
+pub(super) fn with_unknown_field(mut any: Any) -> Any {
+    any.value.extend([0xc0, 0x3e, 0x01]);
+    any
+}

@@ -1,0 +1,323 @@
+"""A control plane in another implementation: grpcio and xds-protos, SotW and delta ADS.
+
+usage: server.py SOCKET STATE REQUESTS
+
+Serves what the JSON file STATE says, over the Unix socket SOCKET, and looks at STATE
+all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. As
+go-control-plane does, it sends a refused state of the world again at once. Every
+request is checked against the protocol's rules and written to REQUESTS, one JSON
+object a line; what breaks a rule has a "violation".
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from concurrent import futures
+
+import grpc
+from google.protobuf import any_pb2, json_format
+
+# Fills the pool that `Any` is parsed with.
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,
+)
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
+
+PREFIX = "type.googleapis.com/envoy.config."
+LDS = PREFIX + "listener.v3.Listener"
+RDS = PREFIX + "route.v3.RouteConfiguration"
+CDS = PREFIX + "cluster.v3.Cluster"
+EDS = PREFIX + "endpoint.v3.ClusterLoadAssignment"
+WILDCARD = (LDS, CDS)
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+class State:
+    """What is to be served, by type: {name: (version, Any)}."""
+
+    def __init__(self, text):
+        document = json.loads(text)
+        self.epoch = document.get("epoch", 0)
+        self.types = {LDS: {}, RDS: {}, CDS: {}, EDS: {}}
+        for resource in document["resources"]:
+            packed = json_format.ParseDict(resource, any_pb2.Any())
+            name = resource.get("name") or resource.get("cluster_name")
+            self.types[packed.type_url][name] = (digest(packed.value), packed)
+
+    def version(self, type_url):
+        versions = sorted((name, v) for name, (v, _) in self.types[type_url].items())
+        return digest(json.dumps(versions).encode())
+
+
+class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
+    def __init__(self, state_path, requests_path):
+        self.state_path = state_path
+        self.log = open(requests_path, "a", buffering=1)
+        self.lock = threading.Lock()
+        self.streams = set()
+        self.numbers = itertools.count(1)
+        self.seen = None
+        self.state = None
+        self.look()
+
+    def look(self):
+        stat = os.stat(self.state_path)
+        seen = (stat.st_mtime_ns, stat.st_ino)
+        if seen == self.seen:
+            return
+        with open(self.state_path) as file:
+            state = State(file.read())
+        self.seen = seen
+        dropped = self.state is not None and state.epoch != self.state.epoch
+        self.state = state
+        with self.lock:
+            for events in self.streams:
+                events.put(("drop" if dropped else "changed", None))
+
+    def serve(self, stream_type, requests, context):
+        events = queue.Queue()
+        with self.lock:
+            self.streams.add(events)
+
+        def read():
+            try:
+                for request in requests:
+                    events.put(("request", request))
+            except Exception:
+                pass
+            events.put(("end", None))
+
+        threading.Thread(target=read, daemon=True).start()
+        stream = stream_type(self, next(self.numbers))
+        try:
+            while True:
+                event, request = events.get()
+                if event == "end":
+                    return
+                if event == "drop":
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "dropped for the test")
+                if event == "request":
+                    yield from stream.on_request(request)
+                else:
+                    yield from stream.on_change()
+        finally:
+            with self.lock:
+                self.streams.discard(events)
+
+    def StreamAggregatedResources(self, requests, context):
+        return self.serve(SotwStream, requests, context)
+
+    def DeltaAggregatedResources(self, requests, context):
+        return self.serve(DeltaStream, requests, context)
+
+
+class Stream:
+    def __init__(self, server, number):
+        self.server = server
+        self.number = number
+        self.node = None
+        self.types = {}
+        self.nonces = itertools.count(1)
+
+    def note(self, request, violations, **more):
+        error = request.error_detail.message if request.HasField("error_detail") else None
+        line = {
+            "at": time.time(),
+            "stream": self.number,
+            "node": self.node,
+            "type": request.type_url,
+            "nonce": request.response_nonce,
+            "error": error,
+            **more,
+        }
+        if violations:
+            line["violation"] = "; ".join(violations)
+        self.server.log.write(json.dumps(line) + "\n")
+
+    def introduce(self, request, violations):
+        if self.node is None:
+            self.node = request.node.id
+            if not self.node:
+                violations.append("the first request has no node.id")
+        if request.type_url not in (LDS, RDS, CDS, EDS):
+            violations.append(f"unknown type {request.type_url}")
+        if request.HasField("error_detail"):
+            if not request.response_nonce:
+                violations.append("a NACK of nothing")
+            if not request.error_detail.message:
+                violations.append("a NACK without a reason")
+
+
+class SotwStream(Stream):
+    def on_request(self, request):
+        violations = []
+        self.introduce(request, violations)
+        url = request.type_url
+        names = list(request.resource_names)
+        known = self.types.get(url)
+        if known is None:
+            known = self.types[url] = {"sent": {}, "last": None, "acked": None, "names": None}
+            if request.response_nonce:
+                violations.append("a nonce in a type's first request")
+            known["acked"] = request.version_info
+        elif request.response_nonce:
+            if request.response_nonce not in known["sent"]:
+                violations.append("a nonce that was not sent")
+            else:
+                sent = known["sent"][request.response_nonce]
+                if request.HasField("error_detail"):
+                    if request.version_info != known["acked"]:
+                        violations.append("a NACK that moves the version")
+                elif sent["nacked"]:
+                    if request.version_info != known["acked"]:
+                        violations.append("a refused version is said to be accepted")
+                elif request.version_info == sent["version"]:
+                    known["acked"] = sent["version"]
+                else:
+                    violations.append("an ACK with another version")
+                sent["nacked"] |= request.HasField("error_detail")
+        elif known["last"] is not None:
+            violations.append("no nonce although there was a response")
+        if url in WILDCARD and names:
+            violations.append("names for a type that is asked for as a whole")
+        if len(names) != len(set(names)):
+            violations.append("a name twice")
+        if url not in WILDCARD and not names and known["names"] is None:
+            violations.append("no names for a type that is asked for by names")
+        self.note(request, violations, version=request.version_info, names=names)
+        if known["last"] is not None and request.response_nonce != known["last"]:
+            return
+        new = known["names"] is None or set(names) - set(known["names"])
+        known["names"] = names
+        if new or request.version_info != self.server.state.version(url):
+            yield self.response(url)
+
+    def on_change(self):
+        for url in (CDS, EDS, LDS, RDS):
+            known = self.types.get(url)
+            if known is None or known["last"] is None:
+                continue
+            last = known["sent"][known["last"]]
+            if last["version"] != self.server.state.version(url):
+                yield self.response(url)
+
+    def response(self, url):
+        known = self.types[url]
+        nonce = f"{self.number}-{next(self.nonces)}"
+        version = self.server.state.version(url)
+        known["sent"][nonce] = {"version": version, "nacked": False}
+        known["last"] = nonce
+        table = self.server.state.types[url]
+        wanted = table if url in WILDCARD else [n for n in known["names"] if n in table]
+        return discovery_pb2.DiscoveryResponse(
+            version_info=version,
+            resources=[table[name][1] for name in wanted],
+            type_url=url,
+            nonce=nonce,
+        )
+
+
+class DeltaStream(Stream):
+    def on_request(self, request):
+        violations = []
+        self.introduce(request, violations)
+        url = request.type_url
+        known = self.types.get(url)
+        more, less = request.resource_names_subscribe, request.resource_names_unsubscribe
+        if known is None:
+            known = self.types[url] = {"names": set(), "open": set(), "has": {}}
+            known["has"] = dict(request.initial_resource_versions)
+            if request.response_nonce:
+                violations.append("a nonce in a type's first request")
+        elif request.initial_resource_versions:
+            violations.append("initial_resource_versions in a later request")
+        if request.response_nonce:
+            if request.response_nonce not in known["open"]:
+                violations.append("a nonce that was not sent, or was answered before")
+            known["open"].discard(request.response_nonce)
+        if url in WILDCARD and (more or less):
+            violations.append("names for a type that is asked for as a whole")
+        if set(more) & known["names"]:
+            violations.append("subscribes to what it has subscribed to")
+        if set(less) - known["names"]:
+            violations.append("unsubscribes from what it has not subscribed to")
+        known["names"] |= set(more)
+        known["names"] -= set(less)
+        for name in less:
+            known["has"].pop(name, None)
+        self.note(
+            request,
+            violations,
+            names=sorted(more),
+            less=sorted(less),
+            initial=dict(request.initial_resource_versions),
+        )
+        yield from self.changes(url, set(more))
+
+    def on_change(self):
+        for url in (CDS, EDS, LDS, RDS):
+            if url in self.types:
+                yield from self.changes(url, set())
+
+    def changes(self, url, new):
+        known = self.types[url]
+        table = self.server.state.types[url]
+        wanted = set(table) if url in WILDCARD else known["names"] & set(table)
+        changed = [n for n in sorted(wanted) if known["has"].get(n) != table[n][0]]
+        removed = [n for n in sorted(known["has"]) if n not in wanted]
+        # What is subscribed to and not there is said not to be there.
+        removed += [n for n in sorted(new) if n not in table and n not in removed]
+        first = "first" not in known
+        known["first"] = False
+        if not changed and not removed and not (first and url in WILDCARD):
+            return
+        nonce = f"{self.number}-{next(self.nonces)}"
+        known["open"].add(nonce)
+        for name in changed:
+            known["has"][name] = table[name][0]
+        for name in removed:
+            known["has"].pop(name, None)
+        yield discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=self.server.state.version(url),
+            resources=[
+                discovery_pb2.Resource(name=n, version=table[n][0], resource=table[n][1])
+                for n in changed
+            ],
+            removed_resources=removed,
+            type_url=url,
+            nonce=nonce,
+        )
+
+
+def main():
+    socket, state, requests = sys.argv[1:]
+    server = Server(state, requests)
+    pool = futures.ThreadPoolExecutor(max_workers=16)
+    options = [("grpc.max_send_message_length", -1)]
+    transport = grpc.server(pool, options=options)
+    ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(server, transport)
+    transport.add_insecure_port(f"unix:{socket}")
+    transport.start()
+    print("serving", flush=True)
+    while True:
+        time.sleep(0.02)
+        server.look()
+
+
+main()

@@ -1,0 +1,201 @@
+//! Configuration from a control plane that we did not write, in both variants.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::{
+    Agent, Allow, Inbound, MeshConfig, Service, Testbed, control_plane::ControlPlane, eventually,
+    eventually_within, mesh,
+};
+
+/// A mesh whose agents get everything from a control plane.
+struct Driven {
+    control_plane: ControlPlane,
+    config: MeshConfig,
+    mesh: tests::Mesh,
+}
+
+fn driven(name: &str, mode: &str) -> Driven {
+    let bed = Testbed::two_nodes(name);
+    let (client, server) = (bed.node(1).pod("client").start(), bed.node(2).pod("web").start());
+    let program = server.runs_nginx(mesh::WEB_PORT);
+    let reads = Allow::policy("client-may-read").from(&client).methods(&["GET", "HEAD"]);
+    let web = Service::http("web", "10.96.0.10:80").backed_by(&server, mesh::WEB_PORT).by_rds();
+    let inbound = Inbound::http(&server, mesh::WEB_PORT).allow(reads);
+    let config = MeshConfig::new().service(&web).inbound(&inbound);
+    let control_plane = ControlPlane::start(bed.node(1), &config);
+    let uri = control_plane.uri();
+    let flags = ["--xds-server", uri.as_str(), "--xds-mode", mode];
+    let agents = [(1, &client), (2, &server)]
+        .map(|(n, pod)| bed.node(n).agent().with_pod(pod).flags(&flags).start_unready());
+    agents.iter().for_each(Agent::wait_ready);
+    let mesh = tests::Mesh { client, server, config: config.clone(), agents, program, bed };
+    Driven { control_plane, config, mesh }
+}
+
+fn named<'a>(resources: &'a mut [Value], type_: &str, name: &str) -> &'a mut Value {
+    let is = |r: &&mut Value| {
+        r["@type"].as_str().is_some_and(|url| url.ends_with(type_))
+            && (r["name"] == name || r["cluster_name"] == name)
+    };
+    resources.iter_mut().find(is).unwrap_or_else(|| panic!("no {type_} {name}"))
+}
+
+fn xds_type(agent: &Agent, kind: &str) -> Value {
+    let status = agent.status();
+    let types = status["xds"]["types"].as_array().cloned().unwrap_or_default();
+    types.into_iter().find(|of| of["kind"] == kind).unwrap_or_default()
+}
+
+fn the_script(mode: &str) {
+    let Driven { mut control_plane, config, mesh } = driven(&format!("xds-{mode}"), mode);
+    let get = |status| mesh.client.curl(mesh::WEB).expect_status(status);
+    let good = config.resources();
+    get(200);
+    mesh.client.curl(mesh::WEB).method("DELETE").expect_status(403);
+    let page = mesh.near().cli(&["status"]).expect_success();
+    assert!(page.stdout().contains(&format!("({mode}), connected")), "{page}");
+
+    // Added: a second service in front of the same pod.
+    let more = config.clone().service(
+        &Service::http("other", "10.96.0.30:80").backed_by(&mesh.server, mesh::WEB_PORT).by_rds(),
+    );
+    control_plane.serves(more.resources());
+    let other = "http://10.96.0.30/";
+    let reached = |status: u16| {
+        eventually(&format!("{other} answers {status}"), || {
+            let response = mesh.client.curl(other).send();
+            if response.status() == Some(status) { Ok(()) } else { Err(format!("{response:?}")) }
+        });
+    };
+    reached(200);
+    get(200);
+
+    // Changed: its route rewrites nothing but answers by itself.
+    let mut changed = more.resources();
+    named(&mut changed, "RouteConfiguration", "other")["virtual_hosts"][0]["routes"] =
+        json!([{ "match": { "prefix": "/" }, "direct_response": { "status": 418 } }]);
+    control_plane.serves(changed.clone());
+    reached(418);
+
+    // Refused: one bad cluster beside a good change, sent again and again.
+    let mut bad = changed.clone();
+    named(&mut bad, "Cluster", "web")["lb_policy"] = "MAGLEV".into();
+    named(&mut bad, "RouteConfiguration", "other")["virtual_hosts"][0]["routes"][0]["direct_response"]
+        ["status"] = 421.into();
+    let lines = || mesh.near().log().matches("clusters[web].lb_policy").count();
+    control_plane.serves(bad);
+    control_plane.is_refused("clusters[web].lb_policy");
+    reached(421);
+    get(200);
+    let before = control_plane.nacks().len();
+    std::thread::sleep(Duration::from_secs(3));
+    let further = control_plane.nacks().len() - before;
+    assert!(further < 20, "{further} NACKs in three seconds: it spins");
+    assert!((1..=2).contains(&lines()), "{} lines about one fault", lines());
+    let clusters = xds_type(mesh.near(), "clusters");
+    assert_eq!(clusters["refusing"], true, "{clusters}");
+    assert!(clusters["nack_reasons"].to_string().contains("lb_policy"), "{clusters}");
+    assert!(mesh.near().metrics().sum("mesh_xds_responses_total", &["result=\"nack\""]) >= 1.0);
+    get(200);
+
+    // Mended.
+    control_plane.serves(changed.clone());
+    reached(418);
+    eventually("nothing is refused any more", || {
+        let status = mesh.near().status();
+        let clusters = xds_type(mesh.near(), "clusters");
+        if clusters["refusing"] == false && status["last_rejected"].is_null() {
+            Ok(())
+        } else {
+            Err(status)
+        }
+    });
+
+    // A cluster that is not there is waited for; what it would replace stays.
+    let mut dangling = changed.clone();
+    named(&mut dangling, "RouteConfiguration", "other")["virtual_hosts"][0]["routes"] =
+        json!([{ "match": { "prefix": "/" }, "route": { "cluster": "later" } }]);
+    control_plane.serves(dangling);
+    eventually("the routes wait", || {
+        let routes = xds_type(mesh.near(), "routes");
+        let waits = routes["warming"][0]["waits_for"] == "clusters[later]";
+        if waits { Ok(()) } else { Err(routes) }
+    });
+    reached(418);
+
+    // Dropped streams, and a control plane that dies and comes back.
+    control_plane.serves(changed.clone());
+    control_plane.drops_streams();
+    get(200);
+    control_plane.dies();
+    eventually("the stream is gone", || {
+        let status = mesh.near().status();
+        if status["xds"]["state"] == "connected" { Err(status) } else { Ok(()) }
+    });
+    get(200);
+    reached(418);
+    control_plane.run();
+    eventually_within(Duration::from_secs(20), "the control plane is found again", || {
+        let status = mesh.near().status();
+        if status["xds"]["state"] == "connected" { Ok(()) } else { Err(status) }
+    });
+
+    // Removed.
+    control_plane.serves(good);
+    eventually("the second service is gone", || {
+        let dump = mesh.near().config_dump().to_string();
+        if dump.contains("outbound-other") { Err(dump) } else { Ok(()) }
+    });
+    get(200);
+    mesh.client.curl(mesh::WEB).method("DELETE").expect_status(403);
+    control_plane.expect_no_violations();
+}
+
+#[test]
+fn state_of_the_world_is_understood_and_answered_by_the_rules() {
+    the_script("sotw");
+}
+
+#[test]
+fn delta_is_understood_and_answered_by_the_rules() {
+    the_script("delta");
+}
+
+#[test]
+fn an_agent_starts_without_its_control_plane_from_the_last_good_configuration() {
+    let Driven { mut control_plane, config, mut mesh } = driven("xds-last-good", "delta");
+    mesh.client.curl(mesh::WEB).expect_status(200);
+    let file = mesh.bed.node(1).state_dir().join("config/last-good");
+    eventually("the last good configuration is written", || {
+        if file.exists() { Ok(()) } else { Err("no file") }
+    });
+    control_plane.dies();
+    for agent in &mut mesh.agents {
+        agent.restart();
+    }
+    mesh.near().logs(&["serving the last good configuration from disk", "age_seconds"]);
+    mesh.client.curl(mesh::WEB).expect_status(200);
+    mesh.client.curl(mesh::WEB).method("DELETE").expect_status(403);
+    let status = mesh.near().status();
+    assert!(status["readiness"]["notes"][0].as_str().unwrap().contains("last good"), "{status}");
+
+    control_plane.run();
+    eventually_within(Duration::from_secs(40), "the control plane is heard again", || {
+        let status = mesh.near().status();
+        let fresh = status["readiness"]["notes"].is_null() && status["xds"]["state"] == "connected";
+        if fresh { Ok(()) } else { Err(status) }
+    });
+    mesh.client.curl(mesh::WEB).expect_status(200);
+
+    // Damaged: not applied, and said so.
+    control_plane.dies();
+    mesh.agents[0].kill_9();
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    control_plane.run();
+    mesh.agents[0].restart();
+    mesh.near().logs(&["there is no last good configuration", "checksum"]);
+    drop(config);
+}

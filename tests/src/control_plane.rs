@@ -1,0 +1,131 @@
+//! A control plane that is not ours: Python, `grpcio` and `xds-protos`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{MeshConfig, Node, Process, config, eventually_within};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/control_plane/server.py");
+/// The interpreter with the packages; `cargo xtask setup` makes it.
+const PYTHON: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/control-plane/bin/python");
+
+/// What a control plane is told to serve, and what it was asked.
+#[derive(Debug)]
+pub struct ControlPlane {
+    node: Node,
+    directory: PathBuf,
+    epoch: u64,
+    resources: Vec<Value>,
+    process: Option<Process>,
+}
+
+impl ControlPlane {
+    /// Starts one on `node`, serving `config`.
+    pub fn start(node: &Node, config: &MeshConfig) -> Self {
+        let directory = node.directory().join("control-plane");
+        fs::create_dir_all(&directory).expect("make the control plane's directory");
+        let mut this = Self {
+            node: node.clone(),
+            directory,
+            epoch: 0,
+            resources: config.resources(),
+            process: None,
+        };
+        this.write();
+        this.run();
+        this
+    }
+
+    /// As `--xds-server` wants it.
+    pub fn uri(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.join("xds.sock")
+    }
+
+    fn write(&self) {
+        let state = json!({ "epoch": self.epoch, "resources": self.resources });
+        config::replace(&self.directory.join("state.json"), &state.to_string());
+    }
+
+    /// Serves these from now on.
+    pub fn serves(&mut self, resources: Vec<Value>) {
+        self.resources = resources;
+        self.write();
+    }
+
+    /// Drops every stream once.
+    pub fn drops_streams(&mut self) {
+        self.epoch += 1;
+        self.write();
+    }
+
+    /// Dies without a word.
+    pub fn dies(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill_9();
+        }
+        let _ = fs::remove_file(self.socket());
+    }
+
+    /// Starts again after [`ControlPlane::dies`].
+    pub fn run(&mut self) {
+        assert!(Path::new(PYTHON).exists(), "no {PYTHON}: run `cargo xtask setup`");
+        let mut command = Command::new(PYTHON);
+        command.arg(SCRIPT).arg(self.socket());
+        command.arg(self.directory.join("state.json")).arg(self.directory.join("requests.jsonl"));
+        let log = self.directory.join("log");
+        let place = self.node.place("control-plane");
+        let process = Process::start(command, &place, "the control plane", &log);
+        let serving = || match (process.ended(), self.socket().exists()) {
+            (Some(status), _) => panic!("the control plane ended: {status}\n{}", process.log()),
+            (None, true) => Ok(()),
+            (None, false) => Err(process.log()),
+        };
+        eventually_within(Duration::from_secs(30), "the control plane serves", serving);
+        self.process = Some(process);
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.directory.join("requests.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The NACKs so far.
+    pub fn nacks(&self) -> Vec<Value> {
+        self.requests().into_iter().filter(|request| request["error"].is_string()).collect()
+    }
+
+    /// Waits for a NACK that contains `text`.
+    ///
+    /// # Panics
+    /// With the last requests, if it does not come.
+    pub fn is_refused(&self, text: &str) -> Value {
+        eventually_within(Duration::from_secs(10), &format!("a NACK with {text:?}"), || {
+            let nacks = self.nacks();
+            let holds = |nack: &&Value| nack["error"].as_str().is_some_and(|e| e.contains(text));
+            nacks.iter().rev().find(holds).cloned().ok_or(nacks)
+        })
+    }
+
+    /// Checks that no request broke the protocol's rules.
+    ///
+    /// # Panics
+    /// With those that did.
+    pub fn expect_no_violations(&self) {
+        let requests = self.requests();
+        assert!(!requests.is_empty(), "nobody asked");
+        let bad: Vec<_> = requests.iter().filter(|r| r["violation"].is_string()).collect();
+        assert!(bad.is_empty(), "{bad:#?}\nof {requests:#?}");
+    }
+}
