@@ -45,7 +45,17 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         from_loopback: read!((*ctx.lookup).ingress_ifindex) == LOOPBACK_IFINDEX,
         port: read!((*ctx.lookup).local_port) as u16,
     };
-    match inbound(&arrival, &KernelTables) {
+    let judged = inbound(&arrival, &KernelTables);
+    // A port that is left alone lets everyone in; who was vouched for is noted all the same.
+    if matches!(
+        judged,
+        Inbound::Steer(ListenerKind::Inbound) | Inbound::Pass(Verdict::InboundPortExcluded)
+    ) && is_authorized(&ctx, &arrival)
+    {
+        count(Verdict::InboundAuthorized);
+        return sk_action::SK_PASS;
+    }
+    match judged {
         Inbound::Pass(verdict) => {
             count(verdict);
             sk_action::SK_PASS
@@ -53,10 +63,6 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         Inbound::Refuse(verdict) => {
             count(verdict);
             sk_action::SK_DROP
-        }
-        Inbound::Steer(ListenerKind::Inbound) if is_authorized(&ctx, &arrival) => {
-            count(Verdict::InboundAuthorized);
-            sk_action::SK_PASS
         }
         Inbound::Steer(kind) => steer(&ctx, netns_cookie, kind),
     }

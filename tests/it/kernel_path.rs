@@ -266,3 +266,21 @@ fn a_server_that_answers_with_syn_cookies_is_reached_too() {
     let outsider = it.bed.node(1).pod("outsider").start();
     outsider.connects(it.server.at(SERVER_PORT)).expect_cut_off();
 }
+
+#[test]
+fn a_port_that_is_left_alone_is_reached_too() {
+    let it = Neighbours::start("kernel-excluded", "echo");
+    it.agent.unenroll(&it.server);
+    let open = it.bed.node(1).pod("open").without_inbound_port(SERVER_PORT).start();
+    let _echo = open.serves("echo", SERVER_PORT);
+    it.agent.enroll(&open);
+    it.agent.configure(&config(&it.client, &open));
+    it.wait_for_services(2);
+    let mut talk = it.talk();
+    for words in ["one", "two"] {
+        talk.echoes(words);
+        // Longer than the agent takes to find fault with it.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(it.counts(), (1, 0));
+}
