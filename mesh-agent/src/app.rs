@@ -7,12 +7,13 @@
 
 mod configuration;
 mod control;
+mod kernel_path;
 mod memory;
 mod pods;
 
 use std::{
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
 };
 
@@ -126,6 +127,10 @@ struct Agent {
     capture: Capture,
     pods: Pods,
     last_rejected: Mutex<Option<RejectedConfig>>,
+    /// Why the kernel path is not used.
+    kernel_path: Result<(), String>,
+    /// Services that are on it.
+    kernel_services: AtomicUsize,
     last_good: Arc<LastGood>,
     /// When the configuration in force was saved, while it is the one from disk.
     restored: Mutex<Option<SystemTime>>,
@@ -163,11 +168,16 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         &config.access_log.sink,
         metrics.access_log_dropped(),
     )?;
+    let kernel_path = kernel_path::availability(config.capture.kernel_path);
+    if let (config::KernelPath::On, Err(why)) = (config.capture.kernel_path, &kernel_path) {
+        anyhow::bail!("kernel path: {why}");
+    }
     let capture = {
         // Its listeners belong to the runtime that serves connections.
         let _guard = data.enter();
         Capture::start(CaptureOptions {
             state_dir: config.node.state_dir.clone(),
+            kernel_path: kernel_path.is_ok(),
             ..capture_options(config.capture.clone())
         })?
     };
@@ -177,6 +187,8 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
+        kernel_path,
+        kernel_services: AtomicUsize::new(0),
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
         ads: source.ads_status(),
@@ -193,6 +205,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent)));
+    tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     Ok((agent, log_writer))
 }
 
@@ -214,7 +227,7 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
 
 /// Capture's share of the settings, but for the state directory.
 pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
-    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions } = config;
+    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions, .. } = config;
     CaptureOptions {
         cgroup_root,
         bpffs,

@@ -73,7 +73,20 @@ pub struct CaptureConfig {
     pub instance: String,
     /// Whether the programs log every decision.
     pub bpf_log: bool,
+    pub kernel_path: KernelPath,
     pub exclusions: Exclusions,
+}
+
+/// Whether connections between pods of this node may go without the agent, where
+/// policy leaves nothing to do on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum KernelPath {
+    /// Where the kernel can do all of it.
+    #[default]
+    Auto,
+    /// The agent does not start where the kernel can't.
+    On,
+    Off,
 }
 
 /// Left alone for every pod of this node.
@@ -271,6 +284,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         "false" => Ok(false),
         other => Err(format!("`{other}` is neither true nor false")),
     });
+    let kernel_path = layers.one("kernel_path", choice::<KernelPath>);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
     let inbound_ports = layers.many("exclude_inbound_port", port);
@@ -279,6 +293,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         bpffs: bpffs?,
         instance: instance?,
         bpf_log: bpf_log?,
+        kernel_path: kernel_path?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,
             outbound_cidrs: outbound_cidrs?,

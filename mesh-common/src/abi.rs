@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// In-pod port (on 127.0.0.1 and ::1) that outbound connections are rewritten to.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -30,6 +30,14 @@ pub const APPLICATION_RULE_PRIORITY: u32 = 15_006;
 /// `lo` has this index in every network namespace.
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
+/// Endpoints of one service that the kernel path can pick from.
+pub const MAX_BACKENDS: usize = 16;
+
+/// How long after its handshake a connection of the kernel path may reach the
+/// destination's lookup program again: a SYN cookie, which makes the kernel look the
+/// listener up once more, is good for two minutes.
+pub const SYN_COOKIE_LIFE_NS: u64 = 120_000_000_000;
+
 /// Names of the maps, which are also the file names of their pins.
 pub mod map {
     /// `Array<Config>`, one entry.
@@ -55,8 +63,17 @@ pub mod map {
     /// `PerCpuArray<u64>` indexed by `Verdict`.
     pub const VERDICTS: &str = "VERDICTS";
 
+    /// `HashMap<ServiceKey, Service>`: what the kernel path may decide.
+    pub const SERVICES: &str = "SERVICES";
+    /// `HashMap<TupleKey, Authorized>`: the live connections of the kernel path.
+    pub const AUTHORIZED: &str = "AUTHORIZED";
+    /// `Array<u64>`, one entry: how many those are.
+    pub const AUTHORIZED_COUNT: &str = "AUTHORIZED_COUNT";
+    /// `RingBuf<Event>`.
+    pub const EVENTS: &str = "EVENTS";
+
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 11] = [
+    pub const PINNED: [&str; 15] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -68,6 +85,10 @@ pub mod map {
         ORIGINAL_DESTINATIONS,
         LISTENERS,
         VERDICTS,
+        SERVICES,
+        AUTHORIZED,
+        AUTHORIZED_COUNT,
+        EVENTS,
     ];
 }
 
@@ -83,6 +104,12 @@ pub mod capacity {
     pub const EXCLUDED_CIDRS: u32 = 16_384;
     /// Captured connections that wait for the agent's accept, over all pods.
     pub const ORIGINAL_DESTINATIONS: u32 = 65_536;
+    /// Services of the kernel path, over all pods that may dial them.
+    pub const SERVICES: u32 = 16_384;
+    /// Live connections of the kernel path, over all pods.
+    pub const AUTHORIZED: u32 = 65_536;
+    /// Bytes of events that wait for the agent.
+    pub const EVENT_BYTES: u32 = 1 << 20;
     /// Listeners: four for each pod.
     pub const LISTENERS: u32 = 4 * PODS;
 }

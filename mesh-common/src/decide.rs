@@ -1,10 +1,13 @@
 //! What becomes of a connection: pure, so that unit tests and the kernel run the same code.
 
 use crate::{
-    abi::{APPLICATION_MARK, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, UPSTREAM_MARK},
+    abi::{
+        APPLICATION_MARK, HBONE_PORT, INBOUND_PORT, MAX_BACKENDS, OUTBOUND_PORT,
+        SYN_COOKIE_LIFE_NS, UPSTREAM_MARK,
+    },
     address::Address,
     key::ListenerKind,
-    value::Owner,
+    value::{Authorized, Backend, Owner, Service},
     verdict::Verdict,
 };
 
@@ -138,6 +141,31 @@ pub fn inbound(arrival: &Arrival, tables: &impl Tables) -> Inbound {
     Inbound::Steer(ListenerKind::Inbound)
 }
 
+/// The backend that `random`, any number, stands for: each by its weight. `None`
+/// where the service is not as the agent writes it: ask the agent.
+#[inline(always)]
+pub fn pick(service: &Service, random: u32) -> Option<&Backend> {
+    // Spreads 0..2^32 over 0..total without a division.
+    let wanted = ((random as u64 * service.total_weight as u64) >> 32) as u32;
+    let mut index = 0;
+    while index < MAX_BACKENDS && (index as u32) < service.count {
+        let backend = &service.backends[index];
+        if wanted < backend.cumulative_weight {
+            return Some(backend);
+        }
+        index += 1;
+    }
+    None
+}
+
+/// Whether what the source vouched for may still knock: its SYN, sent once or again,
+/// and, after a SYN cookie, the handshake's last segment.
+#[inline(always)]
+pub const fn may_knock(connection: &Authorized, now_ns: u64) -> bool {
+    connection.established_ns == 0
+        || now_ns.wrapping_sub(connection.established_ns) < SYN_COOKIE_LIFE_NS
+}
+
 #[cfg(test)]
 mod tests {
     use core::net::IpAddr;
@@ -246,5 +274,57 @@ mod tests {
             let udp = Arrival { tcp: false, ..arrival };
             assert_eq!(inbound(&udp, &OnePod), Pass(Verdict::InboundNotTcp));
         }
+    }
+
+    fn service(weights: &[u32]) -> Service {
+        let address = Address::UNSPECIFIED;
+        let none = Backend { netns_cookie: 0, address, port: 0, cumulative_weight: 0 };
+        let mut backends = [none; MAX_BACKENDS];
+        let mut total = 0;
+        for (backend, (port, weight)) in backends.iter_mut().zip((1..).zip(weights)) {
+            total += weight;
+            *backend = Backend { port, cumulative_weight: total, ..none };
+        }
+        Service { total_weight: total, count: weights.len() as u32, backends }
+    }
+
+    #[test]
+    fn backends_are_picked_by_weight() {
+        let picks = |weights: &[u32]| {
+            let service = service(weights);
+            let mut counts = [0; MAX_BACKENDS];
+            for i in 0..1000_u64 {
+                let random = (i * u64::from(u32::MAX) / 999) as u32;
+                let port = pick(&service, random).expect("a backend").port;
+                counts[port as usize - 1] += 1;
+            }
+            counts
+        };
+        assert_eq!(picks(&[1])[0], 1000);
+        assert_eq!(picks(&[1, 3])[..3], [250, 750, 0]);
+        assert_eq!(picks(&[1; 16]).iter().filter(|n| (61..=64).contains(*n)).count(), 16);
+        assert_eq!(pick(&service(&[]), 0), None);
+        // Written by somebody else: never beyond the array.
+        assert_eq!(pick(&Service { count: 99, total_weight: 7, ..service(&[]) }, 0), None);
+    }
+
+    #[test]
+    fn who_is_established_knocks_only_for_as_long_as_a_syn_cookie_lives() {
+        let connection = Authorized {
+            asked: Address::UNSPECIFIED,
+            asked_port: 80,
+            fin: 0,
+            source_cookie: 1,
+            socket_cookie: 2,
+            opened_ns: 5,
+            established_ns: 0,
+            received_at_fin: 0,
+            seen: 0,
+            _zero: 0,
+        };
+        assert!(may_knock(&connection, u64::MAX));
+        let connection = Authorized { established_ns: 10, ..connection };
+        assert!(may_knock(&connection, 10 + SYN_COOKIE_LIFE_NS - 1));
+        assert!(!may_knock(&connection, 10 + SYN_COOKIE_LIFE_NS));
     }
 }

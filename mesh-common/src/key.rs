@@ -58,6 +58,40 @@ impl AddressKey {
     pub const V6_PREFIX_BITS: u32 = 64;
 }
 
+/// What a pod may dial without the agent: a service, as its applications name it. 32 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// The pod that dials.
+    pub netns_cookie: u64,
+    pub address: Address,
+    /// Host byte order.
+    pub port: u32,
+    pub _zero: u32,
+}
+
+impl ServiceKey {
+    /// The key of `address`:`port` for the pod of `netns_cookie`.
+    #[inline(always)]
+    pub const fn new(netns_cookie: u64, address: Address, port: u16) -> Self {
+        Self { netns_cookie, address, port: port as u32, _zero: 0 }
+    }
+}
+
+/// A connection of the kernel path, as it arrives at its destination. 48 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TupleKey {
+    /// The pod that is dialled: pods may have equal addresses.
+    pub netns_cookie: u64,
+    pub source: Address,
+    pub destination: Address,
+    /// Host byte order.
+    pub source_port: u32,
+    /// Host byte order.
+    pub destination_port: u32,
+}
+
 /// Which of the agent's listeners in a pod. Stable numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -91,10 +125,12 @@ const _: () = assert!(size_of::<ConnectionKey>() == 32);
 const _: () = assert!(size_of::<PortKey>() == 16);
 const _: () = assert!(size_of::<AddressKey>() == 24);
 const _: () = assert!(size_of::<ListenerKey>() == 16);
+const _: () = assert!(size_of::<ServiceKey>() == 32);
+const _: () = assert!(size_of::<TupleKey>() == 48);
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{AddressKey, ConnectionKey, ListenerKey, PortKey};
+    use super::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, TupleKey};
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
     unsafe impl aya::Pod for ConnectionKey {}
@@ -104,4 +140,8 @@ mod user {
     unsafe impl aya::Pod for AddressKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ListenerKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ServiceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for TupleKey {}
 }

@@ -1,6 +1,6 @@
 //! Values of the maps. No implicit padding.
 
-use crate::address::Address;
+use crate::{abi::MAX_BACKENDS, address::Address, key::TupleKey};
 
 /// What the agent tells its programs; they may read it at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,6 +10,9 @@ pub struct Config {
     pub abi_version: u32,
     /// Not zero: programs log what they decide.
     pub log: u32,
+    /// How many connections of the kernel path may live at once; more go to the agent.
+    pub kernel_path_max: u32,
+    pub _zero: u32,
 }
 
 /// An enrolled pod. Its presence is what counts.
@@ -40,7 +43,98 @@ pub struct Asked {
     pub address: Address,
     /// Host byte order.
     pub port: u32,
+    /// 0: rewritten to the agent. 1: to `target`, by the kernel path.
+    pub kernel_path: u32,
+    /// The pod that is dialled instead.
+    pub target_cookie: u64,
+    pub target: Address,
+    /// Host byte order.
+    pub target_port: u32,
     pub _zero: u32,
+}
+
+/// One endpoint of a service that the kernel path may pick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Backend {
+    pub netns_cookie: u64,
+    pub address: Address,
+    /// Host byte order.
+    pub port: u32,
+    /// The weights of the backends up to and including this one.
+    pub cumulative_weight: u32,
+}
+
+/// Where a service's connections go: to pods of this node that policy lets the
+/// source reach, with nothing to be done on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    pub total_weight: u32,
+    pub count: u32,
+    pub backends: [Backend; MAX_BACKENDS],
+}
+
+/// A connection that the connect hook vouches for, from before its SYN until its
+/// client's socket is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Authorized {
+    /// What the application asked for.
+    pub asked: Address,
+    /// Host byte order.
+    pub asked_port: u32,
+    /// See [`fin`].
+    pub fin: u32,
+    /// The pod that dialled.
+    pub source_cookie: u64,
+    /// The client's socket.
+    pub socket_cookie: u64,
+    /// `CLOCK_MONOTONIC` when the SYN left, nanoseconds.
+    pub opened_ns: u64,
+    /// The same when the client got its answer; 0 before.
+    pub established_ns: u64,
+    /// `bytes_received` when the client's FIN was acknowledged.
+    pub received_at_fin: u64,
+    /// Not zero: the destination's lookup program let it pass.
+    pub seen: u32,
+    pub _zero: u32,
+}
+
+/// What TCP counts as a byte and is none.
+pub mod fin {
+    /// The server's FIN is in `bytes_received`.
+    pub const RECEIVED: u32 = 1;
+    /// The client's FIN is in `bytes_acked`.
+    pub const ACKNOWLEDGED: u32 = 2;
+}
+
+/// What became of a connection of the kernel path, pushed to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// 1: established. 2: closed.
+    pub kind: u32,
+    /// The state it was closed from, as the kernel numbers them.
+    pub old_state: u32,
+    pub tuple: TupleKey,
+    pub connection: Authorized,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub at_ns: u64,
+    /// From client to server, SYN and FIN included.
+    pub bytes_acked: u64,
+    /// From server to client, FIN included.
+    pub bytes_received: u64,
+    /// Smoothed round trip, in eighths of a microsecond.
+    pub srtt_us_times_8: u32,
+    pub retransmits: u32,
+}
+
+impl Event {
+    /// [`Event::kind`] of a connection that was established.
+    pub const ESTABLISHED: u32 = 1;
+    /// [`Event::kind`] of a connection that is closed.
+    pub const CLOSED: u32 = 2;
 }
 
 /// A captured connection on its way to the agent's accept.
@@ -57,14 +151,18 @@ pub struct OriginalDestination {
     pub published_ns: u64,
 }
 
-const _: () = assert!(size_of::<Config>() == 8);
+const _: () = assert!(size_of::<Config>() == 16);
 const _: () = assert!(size_of::<PodEntry>() == 8);
-const _: () = assert!(size_of::<Asked>() == 32);
+const _: () = assert!(size_of::<Asked>() == 64);
 const _: () = assert!(size_of::<OriginalDestination>() == 40);
+const _: () = assert!(size_of::<Backend>() == 32);
+const _: () = assert!(size_of::<Service>() == 8 + 32 * MAX_BACKENDS);
+const _: () = assert!(size_of::<Authorized>() == 72);
+const _: () = assert!(size_of::<Event>() == 160);
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Config, OriginalDestination, PodEntry};
+    use super::{Authorized, Config, OriginalDestination, PodEntry, Service};
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
     unsafe impl aya::Pod for Config {}
@@ -72,4 +170,8 @@ mod user {
     unsafe impl aya::Pod for PodEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for OriginalDestination {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Service {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Authorized {}
 }

@@ -51,11 +51,31 @@ pub enum Verdict {
     InboundAssignFailed = 21,
     /// getpeername: the asked address was shown.
     PeerNameRestored = 22,
+    /// connect: rewritten straight to a pod of this node.
+    OutboundKernelPath = 23,
+    /// connect: the kernel path could take it, but the agent is not there to answer for it.
+    KernelPathNoAgent = 24,
+    /// connect: left to the agent, for the kernel path has as many connections as it may.
+    KernelPathFull = 25,
+    /// connect: left to the agent, for the socket is bound to an address that is not the pod's.
+    KernelPathBound = 26,
+    /// connect: left to the agent, for the destination is not enrolled any more.
+    KernelPathStale = 27,
+    /// sock_ops: a connection of the kernel path was vouched for.
+    Authorized = 28,
+    /// sock_ops: could not vouch; the destination will refuse the connection.
+    AuthorizeFailed = 29,
+    /// sk_lookup: passed to the application, vouched for by the source.
+    InboundAuthorized = 30,
+    /// sk_lookup: vouched for once, but established long ago.
+    InboundExpired = 31,
+    /// sock_ops: the agent did not read events in time, this one is lost.
+    EventLost = 32,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 33] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -79,6 +99,16 @@ impl Verdict {
         Self::InboundNoListener,
         Self::InboundAssignFailed,
         Self::PeerNameRestored,
+        Self::OutboundKernelPath,
+        Self::KernelPathNoAgent,
+        Self::KernelPathFull,
+        Self::KernelPathBound,
+        Self::KernelPathStale,
+        Self::Authorized,
+        Self::AuthorizeFailed,
+        Self::InboundAuthorized,
+        Self::InboundExpired,
+        Self::EventLost,
     ];
 
     /// Room for later verdicts without a new map.
@@ -110,6 +140,16 @@ impl Verdict {
             Self::InboundNoListener => "inbound_no_listener",
             Self::InboundAssignFailed => "inbound_assign_failed",
             Self::PeerNameRestored => "peer_name_restored",
+            Self::OutboundKernelPath => "outbound_kernel_path",
+            Self::KernelPathNoAgent => "kernel_path_no_agent",
+            Self::KernelPathFull => "kernel_path_full",
+            Self::KernelPathBound => "kernel_path_bound",
+            Self::KernelPathStale => "kernel_path_stale",
+            Self::Authorized => "authorized",
+            Self::AuthorizeFailed => "authorize_failed",
+            Self::InboundAuthorized => "inbound_authorized",
+            Self::InboundExpired => "inbound_expired",
+            Self::EventLost => "event_lost",
         }
     }
 }

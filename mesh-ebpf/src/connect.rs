@@ -1,18 +1,23 @@
 //! `cgroup/connect4` and `connect6`: an enrolled pod's TCP dials go to the agent.
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    helpers::bpf_get_prandom_u32, macros::cgroup_sock_addr, programs::SockAddrContext,
+};
 use aya_log_ebpf::info;
 use mesh_common::{
     abi::OUTBOUND_PORT,
     address::Address,
-    decide::{Dial, Outbound, is_agent_mark, outbound},
-    value::Asked,
+    decide::{Dial, Outbound, Tables, is_agent_mark, outbound, pick},
+    key::{ListenerKey, ListenerKind, ServiceKey},
+    value::{Asked, Backend, Owner},
     verdict::Verdict,
 };
 
 use crate::{
     ctx::{self, IPPROTO_TCP, read},
-    maps::{ASKED, KernelTables, VOUCHED, count, log_enabled},
+    maps::{
+        ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled,
+    },
 };
 
 const ALLOW: i32 = 1;
@@ -50,7 +55,10 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
             log(ctx, &dial, verdict);
             REFUSE
         }
-        Outbound::Capture => capture(ctx, v6, &dial),
+        Outbound::Capture => match kernel_path(ctx, v6, &dial) {
+            Some(backend) => shortcut(ctx, v6, &dial, backend),
+            None => capture(ctx, v6, &dial),
+        },
     }
 }
 
@@ -61,24 +69,77 @@ fn is_agent(ctx: &SockAddrContext) -> bool {
     is_agent_mark(ctx::mark(ctx)) && !unsafe { VOUCHED.get_ptr_mut(ctx) }.is_null()
 }
 
+/// The pod of this node that the connection may go to without the agent. Any doubt
+/// is the agent's to settle.
 #[inline(always)]
-fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
-    let mut asked = Asked {
+fn kernel_path(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> Option<&'static Backend> {
+    let key = ServiceKey::new(dial.netns_cookie, dial.destination, dial.port);
+    // SAFETY: entries are only replaced whole; the kernel keeps what was looked up
+    // until the program ends.
+    let service = unsafe { SERVICES.get(&key) }?;
+    // Verdicts are as good as the agent that keeps them up to date.
+    if !is_listening(&ListenerKey::new(dial.netns_cookie, ListenerKind::Inbound, false)) {
+        count(Verdict::KernelPathNoAgent);
+        return None;
+    }
+    let bound = ctx::bound_address(ctx, v6);
+    if !bound.is_unspecified()
+        && !matches!(KernelTables.owner(dial.netns_cookie, &bound), Owner::Pod)
+    {
+        count(Verdict::KernelPathBound);
+        return None;
+    }
+    if !has_room() {
+        count(Verdict::KernelPathFull);
+        return None;
+    }
+    // SAFETY: takes no argument.
+    let backend = pick(service, unsafe { bpf_get_prandom_u32() })?;
+    if !KernelTables.enrolled(backend.netns_cookie) {
+        count(Verdict::KernelPathStale);
+        return None;
+    }
+    Some(backend)
+}
+
+#[inline(always)]
+fn shortcut(ctx: &SockAddrContext, v6: bool, dial: &Dial, backend: &Backend) -> i32 {
+    let target = backend.address;
+    let port = backend.port;
+    let asked = Asked {
         netns_cookie: dial.netns_cookie,
         address: dial.destination,
         port: u32::from(dial.port),
+        kernel_path: 1,
+        target_cookie: backend.netns_cookie,
+        target,
+        target_port: port,
         _zero: 0,
     };
-    // SAFETY: the context is this program's own and carries a socket.
-    let stored = unsafe { ASKED.get_or_insert_ptr_mut(ctx, Some(&mut asked)) };
-    if stored.is_null() {
-        count(Verdict::OutboundNoStorage);
-        log(ctx, dial, Verdict::OutboundNoStorage);
+    if !remember(ctx, dial, asked) {
         return REFUSE;
     }
-    // A socket that connects again already has storage, with its earlier wish.
-    // SAFETY: not null, and the storage lives as long as the socket.
-    unsafe { *stored = asked };
+    ctx::set_user_address(ctx, v6, &target, port as u16);
+    count(Verdict::OutboundKernelPath);
+    log(ctx, dial, Verdict::OutboundKernelPath);
+    ALLOW
+}
+
+#[inline(always)]
+fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
+    let asked = Asked {
+        netns_cookie: dial.netns_cookie,
+        address: dial.destination,
+        port: u32::from(dial.port),
+        kernel_path: 0,
+        target_cookie: 0,
+        target: Address::UNSPECIFIED,
+        target_port: 0,
+        _zero: 0,
+    };
+    if !remember(ctx, dial, asked) {
+        return REFUSE;
+    }
     let agent = if dial.destination.is_v4() {
         Address::from_v4_be(u32::from_be_bytes([127, 0, 0, 1]).to_be())
     } else {
@@ -88,6 +149,22 @@ fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
     count(Verdict::OutboundCaptured);
     log(ctx, dial, Verdict::OutboundCaptured);
     ALLOW
+}
+
+/// Keeps what the application asked for with its socket.
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, dial: &Dial, mut asked: Asked) -> bool {
+    // SAFETY: the context is this program's own and carries a socket.
+    let stored = unsafe { ASKED.get_or_insert_ptr_mut(ctx, Some(&mut asked)) };
+    if stored.is_null() {
+        count(Verdict::OutboundNoStorage);
+        log(ctx, dial, Verdict::OutboundNoStorage);
+        return false;
+    }
+    // A socket that connects again already has storage, with its earlier wish.
+    // SAFETY: not null, and the storage lives as long as the socket.
+    unsafe { *stored = asked };
+    true
 }
 
 /// A socket that was captured before and now is not must not show the old address.

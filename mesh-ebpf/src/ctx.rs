@@ -92,3 +92,25 @@ pub fn set_user_address(ctx: &SockAddrContext, v6: bool, address: &Address, port
         ptr::write_volatile(ptr::addr_of_mut!((*addr).user_port), u32::from(port.to_be()));
     }
 }
+
+/// The address that the socket is bound to; `::` or 0.0.0.0 where it is not.
+#[inline(always)]
+pub fn bound_address(ctx: &SockAddrContext, v6: bool) -> Address {
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return Address::UNSPECIFIED;
+    }
+    // SAFETY: not null, and the kernel holds it for the length of the program.
+    unsafe {
+        if v6 {
+            Address([
+                ptr::read_volatile(ptr::addr_of!((*sk).src_ip6[0])),
+                ptr::read_volatile(ptr::addr_of!((*sk).src_ip6[1])),
+                ptr::read_volatile(ptr::addr_of!((*sk).src_ip6[2])),
+                ptr::read_volatile(ptr::addr_of!((*sk).src_ip6[3])),
+            ])
+        } else {
+            Address::from_v4_be(ptr::read_volatile(ptr::addr_of!((*sk).src_ip4)))
+        }
+    }
+}

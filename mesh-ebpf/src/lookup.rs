@@ -3,18 +3,20 @@
 //! The hook cannot ask for its namespace's cookie, so each pod gets its own
 //! instance of the program with [`POD`] set when it is loaded.
 
-use aya_ebpf::{bindings::sk_action, macros::sk_lookup, programs::SkLookupContext};
+use aya_ebpf::{
+    bindings::sk_action, helpers::bpf_ktime_get_ns, macros::sk_lookup, programs::SkLookupContext,
+};
 use mesh_common::{
     abi::LOOPBACK_IFINDEX,
     address::Address,
-    decide::{Arrival, Inbound, inbound},
-    key::{ListenerKey, ListenerKind},
+    decide::{Arrival, Inbound, inbound, may_knock},
+    key::{ListenerKey, ListenerKind, TupleKey},
     verdict::Verdict,
 };
 
 use crate::{
     ctx::{AF_INET6, IPPROTO_TCP, read},
-    maps::{KernelTables, LISTENERS, count},
+    maps::{AUTHORIZED, KernelTables, LISTENERS, count},
 };
 
 /// `ENOENT`: no socket under the key.
@@ -43,7 +45,17 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         from_loopback: read!((*ctx.lookup).ingress_ifindex) == LOOPBACK_IFINDEX,
         port: read!((*ctx.lookup).local_port) as u16,
     };
-    match inbound(&arrival, &KernelTables) {
+    let judged = inbound(&arrival, &KernelTables);
+    // A port that is left alone lets everyone in; who was vouched for is noted all the same.
+    if matches!(
+        judged,
+        Inbound::Steer(ListenerKind::Inbound) | Inbound::Pass(Verdict::InboundPortExcluded)
+    ) && is_authorized(&ctx, &arrival)
+    {
+        count(Verdict::InboundAuthorized);
+        return sk_action::SK_PASS;
+    }
+    match judged {
         Inbound::Pass(verdict) => {
             count(verdict);
             sk_action::SK_PASS
@@ -54,6 +66,37 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         }
         Inbound::Steer(kind) => steer(&ctx, netns_cookie, kind),
     }
+}
+
+/// Whether a pod of this node that policy lets in is about to open just this
+/// connection: its connect hook has said so.
+#[inline(always)]
+fn is_authorized(ctx: &SkLookupContext, arrival: &Arrival) -> bool {
+    let v4 = Address::from_v4_be(read!((*ctx.lookup).local_ip4));
+    let v6 = Address([
+        read!((*ctx.lookup).local_ip6[0]),
+        read!((*ctx.lookup).local_ip6[1]),
+        read!((*ctx.lookup).local_ip6[2]),
+        read!((*ctx.lookup).local_ip6[3]),
+    ]);
+    let key = TupleKey {
+        netns_cookie: arrival.netns_cookie,
+        source: arrival.source,
+        destination: if read!((*ctx.lookup).family) == AF_INET6 { v6 } else { v4 },
+        source_port: u32::from(u16::from_be(read!((*ctx.lookup).remote_port))),
+        destination_port: u32::from(arrival.port),
+    };
+    let Some(connection) = AUTHORIZED.get_ptr_mut(&key) else { return false };
+    // SAFETY: the kernel keeps what was looked up until the program ends; `seen` is
+    // this program's own to write.
+    unsafe {
+        if !may_knock(&*connection, bpf_ktime_get_ns()) {
+            count(Verdict::InboundExpired);
+            return false;
+        }
+        (*connection).seen = 1;
+    }
+    true
 }
 
 /// Without the agent's listener the connection is refused, never passed.

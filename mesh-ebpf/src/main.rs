@@ -3,7 +3,9 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod authorize;
 mod connect;
 mod ctx;
 mod getpeername;

@@ -1,16 +1,19 @@
 //! All maps. Names, keys and values are `mesh_common`'s.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, SockHash, lpm_trie::Key},
+    helpers::{bpf_map_lookup_elem, bpf_sk_release},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
 };
 use mesh_common::{
     abi::capacity,
     address::Address,
     decide::Tables,
-    key::{AddressKey, ConnectionKey, ListenerKey, PortKey},
-    value::{Asked, Config, OriginalDestination, Owner, PodEntry},
+    key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, TupleKey},
+    value::{Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Service},
     verdict::Verdict,
 };
 
@@ -37,6 +40,16 @@ pub static ORIGINAL_DESTINATIONS: HashMap<ConnectionKey, OriginalDestination> =
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(capacity::LISTENERS, 0);
 #[map]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::SLOTS, 0);
+#[map]
+pub static SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, NO_PREALLOC);
+#[map]
+pub static AUTHORIZED: HashMap<TupleKey, Authorized> =
+    HashMap::with_max_entries(capacity::AUTHORIZED, NO_PREALLOC);
+#[map]
+pub static AUTHORIZED_COUNT: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTES, 0);
 #[btf_map]
 pub static ASKED: SkStorage<Asked> = SkStorage::new();
 #[btf_map]
@@ -60,6 +73,41 @@ pub fn count(verdict: Verdict) {
 #[inline(always)]
 pub fn log_enabled() -> bool {
     CONFIG.get(0).is_some_and(|config| config.log != 0)
+}
+
+/// Counts live connections of the kernel path.
+#[inline(always)]
+pub fn count_authorized(change: i64) {
+    if let Some(counter) = AUTHORIZED_COUNT.get_ptr_mut(0) {
+        // `core` has no atomic addition for this target.
+        // SAFETY: an aligned word of a live map, shared by all CPUs.
+        unsafe {
+            asm!("lock *(u64 *)({counter} + 0) += {change}", counter = in(reg) counter, change = in(reg) change);
+        }
+    }
+}
+
+/// Whether one more connection may take the kernel path.
+#[inline(always)]
+pub fn has_room() -> bool {
+    let max = CONFIG.get(0).map_or(0, |config| config.kernel_path_max);
+    AUTHORIZED_COUNT.get(0).is_some_and(|count| *count < u64::from(max))
+}
+
+/// Whether the agent listens there. The kernel takes a socket out of the map when
+/// it is closed, with its owner's death if need be.
+#[inline(always)]
+pub fn is_listening(key: &ListenerKey) -> bool {
+    let map = core::ptr::addr_of!(LISTENERS).cast_mut().cast();
+    // SAFETY: a map and a key of its size; the reference is given back at once.
+    unsafe {
+        let sk = bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast());
+        if sk.is_null() {
+            return false;
+        }
+        bpf_sk_release(sk);
+    }
+    true
 }
 
 /// The maps as the decisions see them.

@@ -1,4 +1,5 @@
-//! `sock_ops`: publishes the original destination before the SYN leaves.
+//! `sock_ops`: publishes the original destination before the SYN leaves, and vouches
+//! for connections of the kernel path.
 
 use aya_ebpf::{
     bindings::{
@@ -17,6 +18,7 @@ use mesh_common::{
 };
 
 use crate::{
+    authorize,
     ctx::read,
     maps::{ASKED, ORIGINAL_DESTINATIONS, count},
 };
@@ -26,17 +28,32 @@ use crate::{
 #[sock_ops]
 pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match read!((*ctx.ops).op) {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(&ctx),
-        BPF_SOCK_OPS_STATE_CB => withdraw(&ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            if let Some(asked) = asked(&ctx) {
+                if asked.kernel_path != 0 {
+                    authorize::vouch(&ctx, asked);
+                } else {
+                    publish(&ctx, asked);
+                }
+            }
+        }
+        BPF_SOCK_OPS_STATE_CB => {
+            if let Some(asked) = asked(&ctx) {
+                if asked.kernel_path != 0 {
+                    authorize::follow(&ctx, asked);
+                } else {
+                    withdraw(&ctx, asked);
+                }
+            }
+        }
         _ => {}
     }
     1
 }
 
 #[inline(always)]
-fn publish(ctx: &SockOpsContext) {
-    let Some(asked) = asked(ctx) else { return };
-    let key = connection_key(ctx, &asked);
+fn publish(ctx: &SockOpsContext, asked: &Asked) {
+    let key = connection_key(ctx, asked);
     let value = OriginalDestination {
         address: asked.address,
         port: asked.port,
@@ -52,6 +69,12 @@ fn publish(ctx: &SockOpsContext) {
     }
     count(Verdict::Published);
     // Needed to withdraw; without it the entry stays until the agent sweeps.
+    watch_state(ctx);
+}
+
+/// Asks the kernel to call when the socket's state changes.
+#[inline(always)]
+pub fn watch_state(ctx: &SockOpsContext) {
     let flags = read!((*ctx.ops).bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
     let _ = ctx.set_cb_flags(flags as i32);
 }
@@ -59,14 +82,13 @@ fn publish(ctx: &SockOpsContext) {
 /// An attempt that never got established has nobody to accept it. One that was is
 /// the agent's to take, even if the client has closed since.
 #[inline(always)]
-fn withdraw(ctx: &SockOpsContext) {
+fn withdraw(ctx: &SockOpsContext, asked: &Asked) {
     let old = read!((*ctx.ops).__bindgen_anon_1.args[0]);
     let new = read!((*ctx.ops).__bindgen_anon_1.args[1]);
     if old != BPF_TCP_SYN_SENT || new != BPF_TCP_CLOSE {
         return;
     }
-    let Some(asked) = asked(ctx) else { return };
-    let key = connection_key(ctx, &asked);
+    let key = connection_key(ctx, asked);
     // SAFETY: read at once; the entry is only replaced whole.
     let published_by = match unsafe { ORIGINAL_DESTINATIONS.get(&key) } {
         Some(value) => value.socket_cookie,
@@ -80,7 +102,7 @@ fn withdraw(ctx: &SockOpsContext) {
 
 /// What the connect hook remembered: only captured sockets have it.
 #[inline(always)]
-fn asked(ctx: &SockOpsContext) -> Option<Asked> {
+fn asked(ctx: &SockOpsContext) -> Option<&'static Asked> {
     // SAFETY: every sock_ops context has this field; it may be null.
     let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
@@ -100,11 +122,18 @@ fn asked(ctx: &SockOpsContext) -> Option<Asked> {
         return None;
     }
     // SAFETY: not null, and the storage lives as long as the socket.
-    Some(unsafe { *asked })
+    Some(unsafe { &*asked })
 }
 
 #[inline(always)]
 fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
+    let (source, port) = local(ctx, asked);
+    ConnectionKey::new(asked.netns_cookie, source, port)
+}
+
+/// The client's own address and port.
+#[inline(always)]
+pub fn local(ctx: &SockOpsContext, asked: &Asked) -> (Address, u16) {
     // Both are read whatever the family: reads in two branches are merged into one
     // at a computed offset, which the verifier refuses.
     let v4 = Address::from_v4_be(read!((*ctx.ops).local_ip4));
@@ -116,11 +145,11 @@ fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
     ]);
     // An IPv6 socket that dials a mapped IPv4 address talks IPv4.
     let source = if asked.address.is_v4() { v4 } else { v6 };
-    ConnectionKey::new(asked.netns_cookie, source, read!((*ctx.ops).local_port) as u16)
+    (source, read!((*ctx.ops).local_port) as u16)
 }
 
 #[inline(always)]
-fn socket_cookie(ctx: &SockOpsContext) -> u64 {
+pub fn socket_cookie(ctx: &SockOpsContext) -> u64 {
     // SAFETY: the helper takes the program's own context.
     unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
 }

@@ -15,6 +15,7 @@ mod hostile;
 mod http;
 mod identity;
 mod ipv6;
+mod kernel_path;
 mod leaks;
 mod lifecycle;
 mod tcp;

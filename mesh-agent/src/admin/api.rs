@@ -152,6 +152,17 @@ pub struct HboneView {
     pub streams: usize,
 }
 
+/// Connections between pods of this node that need nothing of the agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelPathView {
+    /// Why none goes that way; `None` where they do.
+    pub off: Option<String>,
+    /// Services, once for each pod that may dial them so.
+    pub services: usize,
+    /// Live.
+    pub connections: usize,
+}
+
 /// How often the kernel programs decided so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictView {
@@ -179,6 +190,8 @@ pub struct StatusView {
     pub pods: usize,
     pub connections: usize,
     pub hbone: HboneView,
+    #[serde(default)]
+    pub kernel_path: KernelPathView,
     pub bpf: Vec<VerdictView>,
 }
 
@@ -199,6 +212,9 @@ pub struct ConnectionView {
     pub cluster: Option<String>,
     pub upstream: Option<SocketAddr>,
     pub connection_security_policy: String,
+    /// `proxy`, or `kernel` where the agent only watches.
+    #[serde(default)]
+    pub path: String,
     /// The policy that decided; `None` where no rule applied.
     pub policy: Option<String>,
     /// From the downstream.
@@ -227,6 +243,7 @@ impl From<ConnectionEntry> for ConnectionView {
             cluster: progress.cluster.map(|name| name.to_string()),
             upstream: progress.upstream,
             connection_security_policy: progress.security.unwrap_or(info.security).to_string(),
+            path: if progress.kernel_path { "kernel" } else { "proxy" }.to_owned(),
             policy: progress.policy.map(|name| name.to_string()),
             bytes_received: received_bytes,
             bytes_sent: sent_bytes,

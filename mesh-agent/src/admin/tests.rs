@@ -84,6 +84,7 @@ impl AgentControl for Fake {
             pods: 0,
             connections: 0,
             hbone: HboneView::default(),
+            kernel_path: KernelPathView::default(),
             bpf: Vec::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! What the admin server can ask of the agent.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use futures_util::future::BoxFuture;
 
@@ -8,7 +8,8 @@ use super::{Agent, pods::RunningPod};
 use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
-        HboneView, PodView, Readiness, SnapshotView, StatusView, VerdictView, XdsView,
+        HboneView, KernelPathView, PodView, Readiness, SnapshotView, StatusView, VerdictView,
+        XdsView,
     },
     capture,
     identity::CertificateStatus,
@@ -76,6 +77,11 @@ impl AgentControl for Control {
             hbone: HboneView {
                 connections: pooled().count(),
                 streams: pooled().map(|connection| connection.streams).sum(),
+            },
+            kernel_path: KernelPathView {
+                off: agent.kernel_path.clone().err(),
+                services: agent.kernel_services.load(Ordering::Relaxed),
+                connections: agent.capture.kernel_connections().len(),
             },
             bpf: agent
                 .verdicts()

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::Semaphore, time};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Agent, PodsFile};
@@ -37,6 +40,8 @@ pub(super) struct Pods {
     changing: tokio::sync::Mutex<()>,
     /// Pods that are to be enrolled as soon as that is possible, and why it is not yet.
     waiting: Mutex<BTreeMap<WorkloadUid, String>>,
+    /// Told whenever a pod comes or goes.
+    pub(super) changed: Notify,
 }
 
 pub(super) struct RunningPod {
@@ -138,6 +143,7 @@ impl Agent {
         }
         let running = RunningPod { request, pod, enrolled_at: SystemTime::now(), accepting };
         self.pods.running().insert(uid, running);
+        self.pods.changed.notify_one();
         Ok(())
     }
 
@@ -155,6 +161,7 @@ impl Agent {
     fn cut(&self, uid: &WorkloadUid) {
         let Some(running) = self.pods.running().remove(uid) else { return };
         running.accepting.cancel();
+        self.pods.changed.notify_one();
         let dataplane = &self.dataplane;
         dataplane.connections.cancel_workload(uid);
         dataplane.connector.hbone.retain(|key| key.source_workload != *uid);

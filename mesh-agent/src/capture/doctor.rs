@@ -10,6 +10,7 @@ use super::{
     maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
+    sock_diag,
 };
 
 /// How a check went.
@@ -40,7 +41,20 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.extend(cgroup(options));
     checks.push(bpffs(&options.bpffs));
     checks.extend(sysctls());
+    checks.push(kernel_path());
     checks
+}
+
+/// Whether pods of this node may be connected without the agent.
+fn kernel_path() -> Check {
+    match sock_diag::can_destroy() {
+        Ok(()) => check("kernel path", CheckStatus::Ok, "live connections can be cut"),
+        Err(error) => check(
+            "kernel path",
+            CheckStatus::Warn,
+            format!("off: live connections can't be cut (CONFIG_INET_DIAG_DESTROY): {error}"),
+        ),
+    }
 }
 
 fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>) -> Check {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     fs::File,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,6 +17,7 @@ use super::{
     bpffs,
     cgroup::cgroup2_root,
     error::{CaptureError, EnrollError},
+    kernel_path::KernelMaps,
     loader::Pins,
     maps::{Maps, monotonic_ns},
     netns::PodNetns,
@@ -42,12 +44,15 @@ pub struct EnrolledPod {
     pub hbone: HboneListener,
 }
 
+/// By then a connect(2) that was under way has sent its SYN.
+const HOOKS_END: Duration = Duration::from_millis(20);
+
 /// The kernel's side of one agent. Dropping it leaves everything pinned: enrolled
 /// pods' new connections are refused until an agent is back.
 #[derive(Debug)]
 pub struct Capture {
     pins: Pins,
-    records: Records,
+    pub(super) records: Records,
     exclusions: Exclusions,
     own: PodNetns,
     state: Mutex<State>,
@@ -56,21 +61,30 @@ pub struct Capture {
     _lock: File,
 }
 
-#[derive(Debug)]
-struct State {
-    maps: Maps,
-    pods: HashMap<WorkloadUid, Slot>,
+pub(super) struct State {
+    pub(super) maps: Maps,
+    pub(super) kernel: KernelMaps,
+    pub(super) pods: HashMap<WorkloadUid, Slot>,
     /// What [`Capture::maintain`] has reported before.
     publish_failures: u64,
 }
 
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("maps", &self.maps)
+            .field("pods", &self.pods)
+            .finish_non_exhaustive()
+    }
+}
+
 /// One pod in memory.
 #[derive(Debug)]
-struct Slot {
-    cookie: u64,
-    netns: Arc<PodNetns>,
+pub(super) struct Slot {
+    pub(super) cookie: u64,
+    pub(super) netns: Arc<PodNetns>,
     /// `None` while it is being enrolled.
-    record: Option<Record>,
+    pub(super) record: Option<Record>,
 }
 
 /// A slot that is freed again unless it is filled.
@@ -126,13 +140,14 @@ impl Capture {
         let mut ebpf = pins.load(None)?;
         let log = options.bpf_log.then(|| super::log::pump(&mut ebpf)).flatten();
         let mut maps = Maps::take(&mut ebpf, &pins.maps())?;
+        let kernel = KernelMaps::take(&mut ebpf)?;
         match maps.abi_version()? {
             ABI_VERSION | 0 => {}
             found => {
                 return Err(CaptureError::Abi { path: pins.maps(), found, expected: ABI_VERSION });
             }
         }
-        maps.configure(options.bpf_log)?;
+        maps.configure(options.bpf_log, options.kernel_path)?;
         // No listener is open yet: whoever published these has been refused since.
         maps.withdraw(|_, _| true);
         // Before the links run programs that use these maps, which may be new.
@@ -152,7 +167,7 @@ impl Capture {
             records,
             exclusions: options.exclusions,
             own,
-            state: Mutex::new(State { maps, pods: HashMap::new(), publish_failures: 0 }),
+            state: Mutex::new(State { maps, kernel, pods: HashMap::new(), publish_failures: 0 }),
             log,
             _lock: lock,
         })
@@ -405,7 +420,15 @@ impl Capture {
             }
         };
         let cookie = record.netns_cookie;
-        self.state().maps.remove_pod(cookie).map_err(&kernel)?;
+        {
+            let mut state = self.state();
+            state.maps.remove_pod(cookie).map_err(&kernel)?;
+            state.kernel.forget_pod(cookie).map_err(&kernel)?;
+        }
+        self.cut_kernel_connections_of(cookie);
+        // Once more for what a connect hook had decided just before.
+        tokio::time::sleep(HOOKS_END).await;
+        self.cut_kernel_connections_of(cookie);
         match netns.filter(|netns| netns.cookie() == cookie) {
             Some(netns) => self.undo(&netns, &record.fwmark_accept).await,
             None => self.undo_kernel(cookie),
@@ -423,9 +446,14 @@ impl Capture {
     /// [`EnrollError::NotEnrolled`], or [`EnrollError::Kernel`] where the record is left.
     pub fn abandon(&self, uid: &WorkloadUid) -> Result<(), EnrollError> {
         let kernel = kernel(uid);
+        let cookie = self.state().pods.get(uid).map(|slot| slot.cookie);
+        if let Some(cookie) = cookie {
+            self.cut_kernel_connections_of(cookie);
+        }
         let mut state = self.state();
-        let State { maps, pods, .. } = &mut *state;
+        let State { maps, pods, kernel: shortcuts, .. } = &mut *state;
         let slot = pods.remove(uid).ok_or_else(|| EnrollError::NotEnrolled(uid.clone()))?;
+        shortcuts.forget_pod(slot.cookie).map_err(&kernel)?;
         maps.remove_listeners(slot.cookie).map_err(&kernel)?;
         match &slot.record {
             Some(record) => self.records.remove(&record.pod).map_err(&kernel),
@@ -464,6 +492,7 @@ impl Capture {
         let oldest =
             monotonic_ns().saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
         state.maps.withdraw(|_, value| value.published_ns < oldest);
+        state.kernel.sweep();
         let failures = state
             .maps
             .verdicts()
@@ -515,7 +544,7 @@ impl Capture {
         self.pins.remove_all()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Every change of the maps stands for itself: a panic leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -41,6 +41,10 @@ pub struct MapCapacities {
     pub excluded_cidrs: u32,
     /// Captured connections that wait for the agent to accept them.
     pub original_destinations: u32,
+    /// Services of the kernel path, once for each pod that may dial them.
+    pub services: u32,
+    /// Live connections of the kernel path.
+    pub authorized: u32,
 }
 
 impl Default for MapCapacities {
@@ -51,13 +55,15 @@ impl Default for MapCapacities {
             excluded_ports: capacity::EXCLUDED_PORTS,
             excluded_cidrs: capacity::EXCLUDED_CIDRS,
             original_destinations: capacity::ORIGINAL_DESTINATIONS,
+            services: capacity::SERVICES,
+            authorized: capacity::AUTHORIZED,
         }
     }
 }
 
 impl MapCapacities {
     /// Each resizable map with its capacity.
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 7] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 9] {
         [
             (map::PODS, self.pods),
             (map::ADDRESSES, self.addresses),
@@ -65,6 +71,8 @@ impl MapCapacities {
             (map::INBOUND_PORTS, self.excluded_ports),
             (map::OUTBOUND_CIDRS, self.excluded_cidrs),
             (map::ORIGINAL_DESTINATIONS, self.original_destinations),
+            (map::SERVICES, self.services),
+            (map::AUTHORIZED, self.authorized),
             (map::LISTENERS, self.pods.saturating_mul(4)),
         ]
     }
@@ -129,9 +137,22 @@ impl Maps {
         Ok(config.abi_version)
     }
 
-    pub(super) fn configure(&mut self, log: bool) -> Result<(), CaptureError> {
-        let config = Config { abi_version: ABI_VERSION, log: log.into() };
+    /// `kernel_path`: whether connections may go from pod to pod without the agent.
+    pub(super) fn configure(&mut self, log: bool, kernel_path: bool) -> Result<(), CaptureError> {
+        let config = Config {
+            abi_version: ABI_VERSION,
+            log: log.into(),
+            kernel_path_max: if kernel_path { self.kernel_path_max() } else { 0 },
+            _zero: 0,
+        };
         self.config.set(0, config, 0).map_err(refused(&self.capacities, map::CONFIG))
+    }
+
+    /// How many connections the kernel path takes at once: some room is left for what
+    /// is decided at the same time on other CPUs.
+    pub(super) fn kernel_path_max(&self) -> u32 {
+        let capacity = self.capacities.get(map::AUTHORIZED).copied().unwrap_or_default();
+        capacity - capacity / 16
     }
 
     /// Turns capture on for a pod.
@@ -143,6 +164,11 @@ impl Maps {
     /// Turns capture off for a pod.
     pub(super) fn remove_pod(&mut self, cookie: u64) -> Result<(), CaptureError> {
         absent_is_fine(self.pods.remove(&cookie)).map_err(refused(&self.capacities, map::PODS))
+    }
+
+    /// Whether capture is on for a pod.
+    pub(super) fn is_captured(&self, cookie: u64) -> bool {
+        self.pods.get(&cookie, 0).is_ok()
     }
 
     /// The pods that capture is on for.

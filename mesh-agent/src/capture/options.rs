@@ -27,6 +27,8 @@ pub struct CaptureOptions {
     pub exclusions: Exclusions,
     /// Whether programs log what they decide (through `log`, target `mesh_ebpf`).
     pub bpf_log: bool,
+    /// Whether connections between pods of this node may go without the agent.
+    pub kernel_path: bool,
     /// How many entries the maps hold.
     pub capacities: MapCapacities,
 }
@@ -40,6 +42,7 @@ impl Default for CaptureOptions {
             state_dir: PathBuf::from("/var/lib/mesh"),
             exclusions: Exclusions::default(),
             bpf_log: false,
+            kernel_path: true,
             capacities: MapCapacities::default(),
         }
     }

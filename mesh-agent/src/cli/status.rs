@@ -9,7 +9,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::admin::{StatusView, Timestamp, XdsView};
+use crate::admin::{KernelPathView, StatusView, Timestamp, XdsView};
 
 /// Show the agent in one page: ready or why not, configuration, certificates
 #[derive(Debug, Args)]
@@ -66,6 +66,13 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         "  HBONE pool".into(),
         format!("{} connections, {} streams", status.hbone.connections, status.hbone.streams),
     ]);
+    let kernel_path = match &status.kernel_path {
+        KernelPathView { off: Some(why), .. } => format!("off: {why}"),
+        KernelPathView { services, connections, .. } => {
+            format!("on: {services} services, {connections} connections")
+        }
+    };
+    head.row(["  kernel path".into(), kernel_path]);
     let mut text = head.render();
 
     // Writing to a String does not fail.
@@ -212,6 +219,7 @@ mod tests {
             pods: 1,
             connections: 2,
             hbone: HboneView::default(),
+            kernel_path: KernelPathView { off: Some("switched off".into()), ..Default::default() },
             bpf: Vec::new(),
         };
         let page = page(&status, now);
@@ -221,6 +229,7 @@ mod tests {
             "EXPIRED",
             "the CA is gone",
             "none applied yet",
+            "off: switched off",
             "http://cp:1 (delta), connected for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
             "b waits for endpoints[b]",

@@ -187,6 +187,13 @@ const SETTINGS: &[Setting] = &[
         Some("false"),
         "Log each decision of the BPF programs",
     ),
+    choice(
+        Group::Capture,
+        "kernel_path",
+        &["auto", "on", "off"],
+        "auto",
+        "Take opaque TCP between pods of this node from socket to socket, without the agent",
+    ),
     list(
         Group::Capture,
         "exclude_outbound_port",

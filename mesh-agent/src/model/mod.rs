@@ -9,6 +9,7 @@ pub mod authz;
 pub mod captured;
 pub mod cluster;
 pub mod identity;
+pub mod kernel_path;
 pub mod listener;
 mod references;
 pub mod route;

@@ -126,6 +126,16 @@ pub struct AccessRecord {
     /// To the downstream.
     pub bytes_sent: u64,
     pub http: Option<HttpRecord>,
+    /// Where the kernel took the connection from pod to pod.
+    pub kernel_path: Option<KernelPathRecord>,
+}
+
+/// What the kernel adds to a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelPathRecord {
+    /// Smoothed.
+    pub round_trip: Duration,
+    pub retransmits: u32,
 }
 
 impl AccessRecord {
@@ -154,6 +164,7 @@ impl AccessRecord {
             bytes_received: 0,
             bytes_sent: 0,
             http: None,
+            kernel_path: None,
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct ConnectionProgress {
     pub destination_identity: Option<Identity>,
     /// Replaces the one in [`ConnectionInfo`].
     pub security: Option<ConnectionSecurity>,
+    /// The kernel takes it from pod to pod; the agent only watches.
+    pub kernel_path: bool,
     pub response_flags: ResponseFlags,
 }
 

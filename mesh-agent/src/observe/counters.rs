@@ -21,6 +21,12 @@ impl Counters {
         self.sent_bytes.load(Ordering::Relaxed)
     }
 
+    /// Says how many went each way in all, where somebody else counts them.
+    pub fn set(&self, received_bytes: u64, sent_bytes: u64) {
+        self.received_bytes.store(received_bytes, Ordering::Relaxed);
+        self.sent_bytes.store(sent_bytes, Ordering::Relaxed);
+    }
+
     /// `bytes` more came from the downstream.
     pub fn add_received(&self, bytes: u64) {
         self.received_bytes.fetch_add(bytes, Ordering::Relaxed);

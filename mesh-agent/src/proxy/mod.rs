@@ -11,6 +11,7 @@ mod failure;
 pub mod http;
 mod http_session;
 pub mod inbound;
+pub mod kernel_path;
 pub mod outbound;
 mod rejudge;
 mod session;

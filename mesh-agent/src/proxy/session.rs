@@ -1,7 +1,11 @@
 //! One connection's place in the table of live connections, in the metrics and in
 //! the access log, from its capture to its end.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Dataplane, Failure, http::RequestRecord};
 use crate::{
@@ -9,11 +13,13 @@ use crate::{
         captured::{CapturedInbound, CapturedOutbound, Pod},
         cluster::ClusterName,
         identity::Identity,
+        kernel_path::KernelTraffic,
         listener::Direction,
+        workload::Workload,
     },
     observe::{
         ConnectionSecurity,
-        access_log::AccessRecord,
+        access_log::{AccessRecord, KernelPathRecord},
         connections::{ConnectionGuard, ConnectionHandle, ConnectionInfo},
         metrics::{PeerLabels, RequestProtocol, TrafficLabels},
     },
@@ -164,6 +170,52 @@ impl Session {
     /// Counts the connection as captured and puts it on the table.
     pub(super) fn begin(dataplane: &Dataplane, facts: Facts) -> Self {
         dataplane.metrics.captured(facts.direction);
+        Self::on_the_table(dataplane, facts)
+    }
+
+    /// Puts a connection on the table that the kernel took, `age` ago.
+    pub(super) fn begin_kernel_path(dataplane: &Dataplane, facts: Facts, age: Duration) -> Self {
+        let mut session = Self::on_the_table(dataplane, facts);
+        let record = &mut session.record;
+        record.connection_security_policy = ConnectionSecurity::None;
+        record.start_time = record.start_time.checked_sub(age).unwrap_or(record.start_time);
+        session.began = session.began.checked_sub(age).unwrap_or(session.began);
+        session
+    }
+
+    /// Notes where the kernel took the connection.
+    pub(super) fn shortcut(
+        &mut self,
+        cluster: Option<&ClusterName>,
+        upstream: SocketAddr,
+        destination: &Workload,
+    ) {
+        let cluster = cluster.map(|name| Arc::clone(&name.0));
+        self.record.upstream_cluster = cluster.clone();
+        self.record.upstream_host = Some(upstream);
+        self.record.destination_identity = Some(destination.identity.clone());
+        self.guard.update(|progress| {
+            progress.cluster = cluster;
+            progress.upstream = Some(upstream);
+            progress.destination_identity = Some(destination.identity.clone());
+            progress.security = Some(ConnectionSecurity::None);
+            progress.kernel_path = true;
+        });
+    }
+
+    /// As [`Session::end`], of a connection that the kernel took.
+    pub(super) fn end_kernel_path(
+        mut self,
+        dataplane: &Dataplane,
+        failure: Option<Failure>,
+        traffic: &KernelTraffic,
+    ) {
+        let KernelTraffic { round_trip, retransmits, .. } = *traffic;
+        self.record.kernel_path = Some(KernelPathRecord { round_trip, retransmits });
+        self.end(dataplane, failure);
+    }
+
+    fn on_the_table(dataplane: &Dataplane, facts: Facts) -> Self {
         let guard = dataplane.connections.open(ConnectionInfo {
             direction: facts.direction,
             workload: facts.pod.workload.uid.clone(),

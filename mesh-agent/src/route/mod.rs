@@ -13,5 +13,5 @@ pub mod match_http;
 pub use decide::{
     Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
 };
-pub use lb::{Balancers, LoadGuard};
+pub use lb::{Balancers, LoadGuard, eligible};
 pub use match_http::{Matched, NoRoute, match_route};

@@ -74,6 +74,11 @@ fn each_field<E>(
     field("connection_security_policy", Value::Text(security))?;
     field("bytes_received", Value::Count(record.bytes_received))?;
     field("bytes_sent", Value::Count(record.bytes_sent))?;
+    if let Some(kernel) = &record.kernel_path {
+        field("path", Value::Text("kernel"))?;
+        field("round_trip_ms", Value::Milliseconds(kernel.round_trip))?;
+        field("retransmits", Value::Count(kernel.retransmits.into()))?;
+    }
     field("duration_ms", Value::Milliseconds(record.duration))
 }
 

@@ -57,6 +57,10 @@ struct Own {
     verdicts: Family<ByVerdict, Counter>,
     hbone_connections: Gauge,
     hbone_streams: Gauge,
+    kernel_path_services: Gauge,
+    kernel_path_left_out: Gauge,
+    kernel_path_connections: Gauge,
+    kernel_path_cut: Counter,
     access_log_dropped: Counter,
     label_sets_overflowed: Counter,
     ready: Gauge,
@@ -110,6 +114,26 @@ impl Own {
             "mesh_hbone_pool_streams",
             "CONNECT streams on them",
             self.hbone_streams.clone(),
+        );
+        r.register(
+            "mesh_kernel_path_services",
+            "Services the kernel takes from pod to pod, once for each pod that may dial them",
+            self.kernel_path_services.clone(),
+        );
+        r.register(
+            "mesh_kernel_path_left_out",
+            "Services the agent serves because the kernel's map is full",
+            self.kernel_path_left_out.clone(),
+        );
+        r.register(
+            "mesh_kernel_path_connections",
+            "Live connections on the kernel path",
+            self.kernel_path_connections.clone(),
+        );
+        r.register(
+            "mesh_kernel_path_cut",
+            "Connections of the kernel path that were cut",
+            self.kernel_path_cut.clone(),
         );
         r.register(
             "mesh_access_log_dropped",
@@ -188,6 +212,23 @@ impl Metrics {
     pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
         let series = ByReason { direction: labels::direction(direction), reason };
         self.0.own.handshake_failures.get_or_create(&series).inc();
+    }
+
+    /// A plan for the kernel path is in force.
+    pub fn kernel_path_services(&self, services: usize, left_out: usize) {
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.0.own.kernel_path_services.set(gauge(services));
+        self.0.own.kernel_path_left_out.set(gauge(left_out));
+    }
+
+    /// So many connections are on the kernel path now.
+    pub fn kernel_path_connections(&self, live: usize) {
+        self.0.own.kernel_path_connections.set(i64::try_from(live).unwrap_or(i64::MAX));
+    }
+
+    /// A connection of the kernel path was cut.
+    pub fn kernel_path_cut(&self) {
+        self.0.own.kernel_path_cut.inc();
     }
 
     /// A configuration was applied.

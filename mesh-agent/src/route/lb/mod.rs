@@ -183,7 +183,8 @@ impl ClusterBalancer {
     }
 }
 
-fn eligible(assignment: &LoadAssignment) -> impl Iterator<Item = &Arc<Endpoint>> {
+/// The endpoints of an assignment that take traffic now.
+pub fn eligible(assignment: &LoadAssignment) -> impl Iterator<Item = &Arc<Endpoint>> {
     let count = |health| assignment.endpoints.iter().filter(|e| e.health == health).count();
     let (healthy, degraded) = (count(Health::Healthy), count(Health::Degraded));
     let panic = (healthy + degraded) * 100 < assignment.endpoints.len() * PANIC_THRESHOLD_PERCENT;

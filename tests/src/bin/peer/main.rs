@@ -82,6 +82,10 @@ fn serve(
     let port: u16 = port.parse().expect("a port number");
     // `[::]` takes IPv4 as well: Linux's default for `bindv6only` is 0.
     let listener = TcpListener::bind(("::", port)).expect("bind the port");
+    // Room for a thousand clients at once: what std asks for overflows, and then the
+    // kernel itself resets some.
+    let backlog = nix::sys::socket::Backlog::new(4096).expect("a backlog");
+    nix::sys::socket::listen(&listener, backlog).expect("listen");
     for stream in listener.incoming() {
         match stream {
             Ok(stream) => drop(thread::spawn(move || {

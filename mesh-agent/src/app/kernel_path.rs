@@ -1,0 +1,229 @@
+//! Keeps the kernel's plan in step with configuration and pods, and the account of
+//! connections in step with the kernel.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::{self, Instant};
+
+use super::Agent;
+use crate::{
+    capture::{Capture, KernelEvents, PlanApplied},
+    config::KernelPath,
+    model::{
+        captured::Pod,
+        kernel_path::{KernelConnection, KernelEvent, KernelPlan},
+        workload::WorkloadUid,
+    },
+    proxy::kernel_path::{Judgement, KernelSessions, plan},
+};
+
+/// After a change, connections are judged again at once, and twice more for those that
+/// a connect hook had let through just before.
+const AFTER_CHANGE: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+
+/// How often live connections are asked what they have moved.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Whether the kernel path is to be used, and why not.
+pub(super) fn availability(wanted: KernelPath) -> Result<(), String> {
+    match wanted {
+        KernelPath::Off => Err("switched off".to_owned()),
+        KernelPath::Auto | KernelPath::On => Capture::can_cut_connections()
+            .map_err(|error| format!("the kernel can't end live connections: {error}")),
+    }
+}
+
+/// Works until the agent is gone.
+pub(super) async fn follow(agent: Arc<Agent>) {
+    let mut events = match agent.capture.kernel_events() {
+        Ok(Some(events)) => events,
+        Ok(None) => return,
+        Err(error) => return tracing::error!(%error, "the kernel's events can't be read"),
+    };
+    let mut work = Work {
+        agent: Arc::clone(&agent),
+        sessions: KernelSessions::default(),
+        left_out: 0,
+        filling: false,
+    };
+    let mut changes = agent.dataplane.snapshot.changes();
+    let mut interval = time::interval(INTERVAL);
+    let mut rescans: Vec<Instant> = Vec::new();
+    loop {
+        let rescan = rescans.first().copied();
+        let changed = tokio::select! {
+            biased;
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                true
+            }
+            () = agent.pods.changed.notified() => true,
+            () = until(rescan) => {
+                rescans.remove(0);
+                work.judge_all();
+                false
+            }
+            () = work.next_events(&mut events) => false,
+            _ = interval.tick() => {
+                work.look(&mut events);
+                false
+            }
+        };
+        if changed {
+            work.plan();
+            work.judge_all();
+            rescans = AFTER_CHANGE.map(|after| Instant::now() + after).to_vec();
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Work {
+    agent: Arc<Agent>,
+    sessions: KernelSessions,
+    left_out: usize,
+    filling: bool,
+}
+
+impl Work {
+    fn pods(&self) -> HashMap<WorkloadUid, Arc<Pod>> {
+        let running = self.agent.pods.running();
+        running.iter().map(|(uid, running)| (uid.clone(), Arc::clone(&running.pod))).collect()
+    }
+
+    /// Compiles the plan anew and puts it in force.
+    fn plan(&mut self) {
+        let dataplane = &self.agent.dataplane;
+        let pods: Vec<Arc<Pod>> = self.pods().into_values().collect();
+        let plan = match self.agent.kernel_path {
+            Ok(()) => plan(&dataplane.snapshot.load(), &pods, dataplane.options.outbound_policy),
+            // Connections that an earlier agent let through are looked after all the same.
+            Err(_) => KernelPlan::default(),
+        };
+        let applied = self.agent.capture.apply_kernel_plan(&plan).or_else(|error| {
+            tracing::error!(%error, "the kernel path is closed: its plan can't be changed");
+            self.agent.capture.apply_kernel_plan(&KernelPlan::default())
+        });
+        let PlanApplied { services, left_out } = applied.unwrap_or_default();
+        if left_out > 0 && left_out != self.left_out {
+            tracing::warn!(
+                left_out,
+                map = mesh_common::abi::map::SERVICES,
+                "services take the agent's path, not the kernel's: the map is full"
+            );
+        }
+        self.left_out = left_out;
+        dataplane.metrics.kernel_path_services(services, left_out);
+        self.agent.kernel_services.store(services, Ordering::Relaxed);
+    }
+
+    /// Adopts what is new, asks policy about the rest, cuts what it no longer allows.
+    fn judge_all(&mut self) {
+        let connections = self.agent.capture.kernel_connections();
+        if connections.is_empty() && self.sessions.is_empty() {
+            return;
+        }
+        let pods = self.pods();
+        for connection in connections.iter().filter(|connection| connection.established) {
+            let new = self.sessions.adopt(&self.agent.dataplane, connection, &pods);
+            let judgement = match new {
+                Judgement::Keep => self.sessions.rejudge(&self.agent.dataplane, connection),
+                Judgement::Cut => Judgement::Cut,
+            };
+            self.enforce(connection, &judgement);
+        }
+    }
+
+    fn enforce(&self, connection: &KernelConnection, judgement: &Judgement) {
+        let Judgement::Cut = judgement else { return };
+        match self.agent.capture.cut_kernel_connection(connection) {
+            Ok(cut) => {
+                if cut {
+                    self.agent.dataplane.metrics.kernel_path_cut();
+                }
+                tracing::info!(
+                    source = %connection.source,
+                    original_destination = %connection.original_destination,
+                    destination = %connection.destination,
+                    "cut a connection of the kernel path"
+                );
+            }
+            Err(error) => tracing::error!(
+                source = %connection.source, destination = %connection.destination, %error,
+                "a connection of the kernel path can't be cut"
+            ),
+        }
+    }
+
+    async fn next_events(&mut self, events: &mut KernelEvents) {
+        match events.next(&self.agent.capture).await {
+            Ok(events) => {
+                let pods = self.pods();
+                events.into_iter().for_each(|event| self.take(event, &pods));
+            }
+            Err(error) => {
+                tracing::error!(%error, "the kernel's events can't be read");
+                time::sleep(INTERVAL).await;
+            }
+        }
+    }
+
+    fn take(&mut self, event: KernelEvent, pods: &HashMap<WorkloadUid, Arc<Pod>>) {
+        let dataplane = &self.agent.dataplane;
+        match event {
+            KernelEvent::Established(connection) => {
+                let judgement = self.sessions.adopt(dataplane, &connection, pods);
+                self.enforce(&connection, &judgement);
+            }
+            KernelEvent::Closed { connection, traffic, aborted } => {
+                self.sessions.end(dataplane, &connection, traffic, aborted, pods);
+            }
+        }
+    }
+
+    /// What live connections have moved; which were idle for too long; which are gone.
+    fn look(&mut self, events: &mut KernelEvents) {
+        let connections = self.agent.capture.kernel_connections();
+        let exist: HashSet<u64> = connections.iter().map(|c| c.socket_cookie).collect();
+        // A connection leaves the kernel's map after its last event was written.
+        let pods = self.pods();
+        for event in events.drain(&self.agent.capture) {
+            self.take(event, &pods);
+        }
+        let dataplane = &self.agent.dataplane;
+        dataplane.metrics.kernel_path_connections(exist.len());
+        let capacity = self.agent.capture.kernel_path_capacity();
+        let filling = exist.len() > capacity / 5 * 4;
+        if filling && !self.filling {
+            tracing::warn!(
+                connections = exist.len(),
+                capacity,
+                "the kernel path is nearly full: what does not fit goes through the agent"
+            );
+        }
+        self.filling = filling;
+        self.sessions.retain(dataplane, |cookie| exist.contains(&cookie));
+        if self.sessions.is_empty() {
+            return;
+        }
+        let traffic = self.agent.capture.kernel_traffic();
+        for connection in &connections {
+            if let Some(traffic) = traffic.get(&connection.socket_cookie) {
+                let judgement = self.sessions.moved(connection.socket_cookie, *traffic);
+                self.enforce(connection, &judgement);
+            }
+        }
+    }
+}

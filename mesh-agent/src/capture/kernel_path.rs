@@ -1,0 +1,503 @@
+//! The kernel path's maps: the plan goes in, connections and events come out.
+
+use std::{
+    collections::HashMap as StdHashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, RingBuf},
+};
+use mesh_common::{
+    abi::{MAX_BACKENDS, map},
+    address::Address,
+    key::{ServiceKey, TupleKey},
+    value::{Authorized, Backend, Event, Service, fin},
+};
+use tokio::io::unix::AsyncFd;
+
+use super::{
+    enroll::{Capture, State},
+    error::CaptureError,
+    maps::{is_absent, monotonic_ns},
+    netns::PodNetns,
+    sock_diag,
+};
+use crate::model::{
+    kernel_path::{
+        KernelConnection, KernelEvent, KernelPeer, KernelPlan, KernelService, KernelTraffic,
+    },
+    workload::WorkloadUid,
+};
+
+/// A SYN is given up after two minutes; whatever waits longer is a leftover.
+const HANDSHAKE_LIFE: Duration = Duration::from_secs(300);
+
+/// Short connections come in numbers: their events are taken together.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// What became of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PlanApplied {
+    /// In force.
+    pub services: usize,
+    /// The map is full: the agent serves these.
+    pub left_out: usize,
+}
+
+/// The maps of the kernel path.
+pub(super) struct KernelMaps {
+    services: HashMap<MapData, ServiceKey, Service>,
+    authorized: HashMap<MapData, TupleKey, Authorized>,
+    count: Array<MapData, u64>,
+    events: Option<RingBuf<MapData>>,
+    /// What `services` holds.
+    written: StdHashMap<ServiceKey, Service>,
+}
+
+impl KernelMaps {
+    /// Takes the maps over. No verdict of an earlier agent stays in force.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+        fn one<T: TryFrom<Map, Error = MapError>>(
+            ebpf: &mut Ebpf,
+            name: &'static str,
+        ) -> Result<T, CaptureError> {
+            ebpf.take_map(name)
+                .ok_or(CaptureError::Missing(name))?
+                .try_into()
+                .map_err(|source| CaptureError::Map { map: name, source })
+        }
+        let mut this = Self {
+            services: one(ebpf, map::SERVICES)?,
+            authorized: one(ebpf, map::AUTHORIZED)?,
+            count: one(ebpf, map::AUTHORIZED_COUNT)?,
+            events: Some(one(ebpf, map::EVENTS)?),
+            written: StdHashMap::new(),
+        };
+        let stale: Vec<_> = this.services.keys().filter_map(Result::ok).collect();
+        for key in stale {
+            this.remove(&key)?;
+        }
+        this.sweep();
+        Ok(this)
+    }
+
+    fn remove(&mut self, key: &ServiceKey) -> Result<(), CaptureError> {
+        match self.services.remove(key) {
+            Err(error) if !is_absent(&error) => {
+                Err(CaptureError::Map { map: map::SERVICES, source: error })
+            }
+            _ => {
+                self.written.remove(key);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes the map hold `wanted` and nothing else; what goes goes first.
+    fn reconcile(
+        &mut self,
+        wanted: &StdHashMap<ServiceKey, Service>,
+    ) -> Result<PlanApplied, CaptureError> {
+        let stale: Vec<_> =
+            self.written.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for key in stale {
+            self.remove(&key)?;
+        }
+        let mut applied = PlanApplied::default();
+        for (key, service) in wanted {
+            if self.written.get(key) == Some(service) {
+                applied.services += 1;
+                continue;
+            }
+            match self.services.insert(key, service, 0) {
+                Ok(()) => {
+                    self.written.insert(*key, *service);
+                    applied.services += 1;
+                }
+                Err(error) => {
+                    // Full, or worse: what is there must not stay as it was.
+                    self.remove(key)?;
+                    tracing::debug!(%error, "a service is left to the agent");
+                    applied.left_out += 1;
+                }
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Takes what leads from or to a pod out of force.
+    pub(super) fn forget_pod(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        let concerns = |key: &ServiceKey, service: &Service| {
+            key.netns_cookie == cookie
+                || service.backends.iter().any(|backend| backend.netns_cookie == cookie)
+        };
+        let stale: Vec<_> = self
+            .written
+            .iter()
+            .filter(|(key, service)| concerns(key, service))
+            .map(|(key, _)| *key)
+            .collect();
+        stale.iter().try_for_each(|key| self.remove(key))
+    }
+
+    fn live(&self) -> Vec<(TupleKey, Authorized)> {
+        self.authorized.iter().filter_map(Result::ok).collect()
+    }
+
+    /// Forgets handshakes that cannot be under way any more, and counts the rest.
+    pub(super) fn sweep(&mut self) {
+        let oldest = monotonic_ns()
+            .saturating_sub(u64::try_from(HANDSHAKE_LIFE.as_nanos()).unwrap_or(u64::MAX));
+        let mut live = 0;
+        for (key, connection) in self.live() {
+            if connection.established_ns == 0 && connection.opened_ns < oldest {
+                // Nothing to do where it has gone meanwhile.
+                let _ = self.authorized.remove(&key);
+            } else {
+                live += 1;
+            }
+        }
+        if self.count.get(&0, 0).ok() != Some(live)
+            && let Err(error) = self.count.set(0, live, 0)
+        {
+            tracing::warn!(%error, "cannot count the connections of the kernel path");
+        }
+    }
+}
+
+/// The kernel's reports, in order.
+#[derive(Debug)]
+pub struct KernelEvents(AsyncFd<Ring>);
+
+struct Ring(RingBuf<MapData>);
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ring")
+    }
+}
+
+impl std::os::fd::AsRawFd for Ring {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl KernelEvents {
+    /// Waits for events, a little longer for those that follow at once, and returns
+    /// all there are. Cancel safe.
+    ///
+    /// # Errors
+    /// What epoll(7) said.
+    pub async fn next(&mut self, capture: &Capture) -> io::Result<Vec<KernelEvent>> {
+        drop(self.0.readable().await?);
+        tokio::time::sleep(GATHER).await;
+        let mut guard = self.0.readable_mut().await?;
+        let events = guard.get_inner_mut().drain(capture);
+        guard.clear_ready();
+        Ok(events)
+    }
+
+    /// Returns what there is without waiting.
+    pub fn drain(&mut self, capture: &Capture) -> Vec<KernelEvent> {
+        self.0.get_mut().drain(capture)
+    }
+}
+
+impl Ring {
+    fn drain(&mut self, capture: &Capture) -> Vec<KernelEvent> {
+        let mut raw = Vec::new();
+        while let Some(item) = self.0.next() {
+            raw.extend(parse(&item));
+        }
+        if raw.is_empty() {
+            return Vec::new();
+        }
+        let state = capture.state();
+        raw.iter().map(|event| report(event, &state)).collect()
+    }
+}
+
+/// One event as the program wrote it; `None` where it is not of the right size.
+fn parse(bytes: &[u8]) -> Option<Event> {
+    let mut words = bytes.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]]));
+    if bytes.len() != size_of::<Event>() {
+        return None;
+    }
+    let mut u32 = || words.next().unwrap_or_default();
+    let (kind, old_state) = (u32(), u32());
+    let mut u64 = || {
+        let (first, second) = (u32().to_ne_bytes(), u32().to_ne_bytes());
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&first);
+        bytes[4..].copy_from_slice(&second);
+        u64::from_ne_bytes(bytes)
+    };
+    let halves = |n: u64| {
+        let b = n.to_ne_bytes();
+        [u32::from_ne_bytes([b[0], b[1], b[2], b[3]]), u32::from_ne_bytes([b[4], b[5], b[6], b[7]])]
+    };
+    let address = |a: u64, b: u64| {
+        let ([w0, w1], [w2, w3]) = (halves(a), halves(b));
+        Address([w0, w1, w2, w3])
+    };
+    let netns_cookie = u64();
+    let source = address(u64(), u64());
+    let destination = address(u64(), u64());
+    let [source_port, destination_port] = halves(u64());
+    let tuple = TupleKey { netns_cookie, source, destination, source_port, destination_port };
+    let asked = address(u64(), u64());
+    let [asked_port, fin] = halves(u64());
+    let connection = Authorized {
+        asked,
+        asked_port,
+        fin,
+        source_cookie: u64(),
+        socket_cookie: u64(),
+        opened_ns: u64(),
+        established_ns: u64(),
+        received_at_fin: u64(),
+        seen: 0,
+        _zero: 0,
+    };
+    let [seen, _zero] = halves(u64());
+    let (at_ns, bytes_acked, bytes_received) = (u64(), u64(), u64());
+    let [srtt_us_times_8, retransmits] = halves(u64());
+    Some(Event {
+        kind,
+        old_state,
+        tuple,
+        connection: Authorized { seen, ..connection },
+        at_ns,
+        bytes_acked,
+        bytes_received,
+        srtt_us_times_8,
+        retransmits,
+    })
+}
+
+fn report(event: &Event, state: &State) -> KernelEvent {
+    let connection = describe(&event.tuple, &event.connection, state);
+    if event.kind == Event::ESTABLISHED {
+        return KernelEvent::Established(connection);
+    }
+    let bit = |flag: u32| u64::from(event.connection.fin & flag != 0);
+    let syn = u64::from(connection.established);
+    let traffic = KernelTraffic {
+        received_bytes: event.bytes_acked.saturating_sub(syn + bit(fin::ACKNOWLEDGED)),
+        sent_bytes: event.bytes_received.saturating_sub(bit(fin::RECEIVED)),
+        round_trip: Duration::from_nanos(u64::from(event.srtt_us_times_8) * 125),
+        retransmits: event.retransmits,
+        idle: Duration::ZERO,
+    };
+    let aborted = event.connection.fin != fin::RECEIVED | fin::ACKNOWLEDGED
+        && !matches!(event.old_state, FIN_WAIT2 | LAST_ACK | CLOSING);
+    KernelEvent::Closed { connection, traffic, aborted }
+}
+
+const FIN_WAIT2: u32 = 5;
+const LAST_ACK: u32 = 9;
+const CLOSING: u32 = 11;
+
+fn describe(tuple: &TupleKey, connection: &Authorized, state: &State) -> KernelConnection {
+    let socket = |address: Address, port: u32| {
+        SocketAddr::new(IpAddr::from(address), u16::try_from(port).unwrap_or_default())
+    };
+    let age = monotonic_ns().saturating_sub(connection.opened_ns);
+    KernelConnection {
+        socket_cookie: connection.socket_cookie,
+        source_netns: connection.source_cookie,
+        source_pod: state.peer(connection.source_cookie),
+        destination_pod: state.peer(tuple.netns_cookie),
+        source: socket(tuple.source, tuple.source_port),
+        original_destination: socket(connection.asked, connection.asked_port),
+        destination: socket(tuple.destination, tuple.destination_port),
+        age: Duration::from_nanos(age),
+        established: connection.established_ns != 0,
+        seen: connection.seen != 0,
+    }
+}
+
+impl State {
+    fn peer(&self, cookie: u64) -> KernelPeer {
+        let of_cookie = |slot: &&super::enroll::Slot| slot.cookie == cookie;
+        match self.pods.iter().find(|(_, slot)| of_cookie(slot)) {
+            Some((uid, slot)) if slot.record.is_some() => KernelPeer::Enrolled(uid.clone()),
+            _ if self.maps.is_captured(cookie) => KernelPeer::Waiting,
+            _ => KernelPeer::Gone,
+        }
+    }
+}
+
+impl Capture {
+    /// Whether the kernel can end connections that policy no longer allows: without
+    /// that none may take the kernel path.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn can_cut_connections() -> io::Result<()> {
+        sock_diag::can_destroy()
+    }
+
+    /// Puts a plan in force in place of the one before. Backends and sources that are
+    /// not enrolled are left out.
+    ///
+    /// # Errors
+    /// [`CaptureError::Map`] where a stale entry could not be removed.
+    pub fn apply_kernel_plan(&self, plan: &KernelPlan) -> Result<PlanApplied, CaptureError> {
+        let mut state = self.state();
+        let cookies: StdHashMap<&WorkloadUid, u64> = state
+            .pods
+            .iter()
+            .filter(|(_, slot)| slot.record.is_some())
+            .map(|(uid, slot)| (uid, slot.cookie))
+            .collect();
+        let wanted =
+            plan.services.iter().filter_map(|service| compile(service, &cookies)).collect();
+        state.kernel.reconcile(&wanted)
+    }
+
+    /// How many connections may take the kernel path at once.
+    pub fn kernel_path_capacity(&self) -> usize {
+        usize::try_from(self.state().maps.kernel_path_max()).unwrap_or(usize::MAX)
+    }
+
+    /// Every connection that takes the kernel path now.
+    pub fn kernel_connections(&self) -> Vec<KernelConnection> {
+        let state = self.state();
+        let live = state.kernel.live();
+        live.iter().map(|(tuple, connection)| describe(tuple, connection, &state)).collect()
+    }
+
+    /// The kernel's reports. Can be taken once; the caller is in a tokio runtime.
+    ///
+    /// # Errors
+    /// What epoll(7) said.
+    pub fn kernel_events(&self) -> io::Result<Option<KernelEvents>> {
+        let ring = self.state().kernel.events.take();
+        let Some(ring) = ring else { return Ok(None) };
+        // SAFETY: the descriptor is the map's own, which the ring holds for as long as
+        // it lives, and nothing replaces it.
+        let ring = unsafe { AsyncFd::register(Ring(ring)) };
+        Ok(Some(KernelEvents(ring.map_err(io::Error::from)?)))
+    }
+
+    /// Ends a connection: both applications see it. `false` where it has ended already.
+    ///
+    /// # Errors
+    /// The client's namespace could not be entered, or the kernel refused.
+    pub fn cut_kernel_connection(&self, connection: &KernelConnection) -> io::Result<bool> {
+        let Some(netns) = self.netns_of(connection.source_netns) else {
+            return Ok(false);
+        };
+        netns.run(|| {
+            sock_diag::destroy(connection.source, connection.destination, connection.socket_cookie)
+        })?
+    }
+
+    /// Ends every connection from or to the pod of `cookie`.
+    pub(super) fn cut_kernel_connections_of(&self, cookie: u64) {
+        let live = self.state().kernel.live();
+        for (tuple, connection) in live {
+            if tuple.netns_cookie != cookie && connection.source_cookie != cookie {
+                continue;
+            }
+            let connection = describe(&tuple, &connection, &self.state());
+            if let Err(error) = self.cut_kernel_connection(&connection) {
+                tracing::error!(
+                    source = %connection.source, destination = %connection.destination, %error,
+                    "a connection of a pod that is un-enrolled cannot be cut"
+                );
+            }
+        }
+    }
+
+    /// What the sockets of the pods that have connections on the kernel path have moved,
+    /// by socket cookie.
+    pub fn kernel_traffic(&self) -> StdHashMap<u64, KernelTraffic> {
+        let mut sources: Vec<u64> =
+            self.state().kernel.live().iter().map(|(_, live)| live.source_cookie).collect();
+        sources.sort_unstable();
+        sources.dedup();
+        let mut all = StdHashMap::new();
+        for netns in sources.into_iter().filter_map(|cookie| self.netns_of(cookie)) {
+            match netns.run(sock_diag::traffic).and_then(|traffic| traffic) {
+                Ok(traffic) => all.extend(traffic),
+                Err(error) => tracing::warn!(
+                    netns = %netns.path().display(), %error, "cannot ask for sockets' traffic"
+                ),
+            }
+        }
+        all
+    }
+
+    /// The namespace of a pod that is enrolled or was by an earlier agent.
+    fn netns_of(&self, cookie: u64) -> Option<Arc<PodNetns>> {
+        {
+            let state = self.state();
+            let mut pods = state.pods.values();
+            if let Some(slot) = pods.find(|slot| slot.cookie == cookie) {
+                return Some(Arc::clone(&slot.netns));
+            }
+        }
+        let records = self.records.load_all().ok()?;
+        let record = records.into_iter().find(|record| record.netns_cookie == cookie)?;
+        let netns = PodNetns::open(&record.pod.netns).ok()?;
+        (netns.cookie() == cookie).then(|| Arc::new(netns))
+    }
+}
+
+/// A service as the programs read it. `None` where it is none of a pod that is
+/// enrolled, or has a backend that is not.
+fn compile(
+    service: &KernelService,
+    cookies: &StdHashMap<&WorkloadUid, u64>,
+) -> Option<(ServiceKey, Service)> {
+    let source = cookies.get(&service.source)?;
+    let none =
+        Backend { netns_cookie: 0, address: Address::UNSPECIFIED, port: 0, cumulative_weight: 0 };
+    let mut backends = [none; MAX_BACKENDS];
+    if service.backends.len() > MAX_BACKENDS {
+        return None;
+    }
+    let mut total_weight = 0_u32;
+    for (slot, backend) in backends.iter_mut().zip(&service.backends) {
+        total_weight = total_weight.checked_add(backend.weight)?;
+        *slot = Backend {
+            netns_cookie: *cookies.get(&backend.workload)?,
+            address: backend.address.ip().into(),
+            port: backend.address.port().into(),
+            cumulative_weight: total_weight,
+        };
+    }
+    let key = ServiceKey::new(*source, service.address.ip().into(), service.address.port());
+    let count = u32::try_from(service.backends.len()).ok()?;
+    Some((key, Service { total_weight, count, backends }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_read_as_it_was_written() {
+        let words: Vec<u8> = (1..=40_u32).flat_map(u32::to_ne_bytes).collect();
+        let event = parse(&words).expect("an event");
+        assert_eq!((event.kind, event.old_state), (1, 2));
+        assert_eq!(event.tuple.source, Address([5, 6, 7, 8]));
+        assert_eq!((event.tuple.source_port, event.tuple.destination_port), (13, 14));
+        assert_eq!(event.connection.asked, Address([15, 16, 17, 18]));
+        assert_eq!((event.connection.asked_port, event.connection.fin), (19, 20));
+        assert_eq!(event.connection.socket_cookie.to_ne_bytes()[..4], 23_u32.to_ne_bytes());
+        assert_eq!(event.connection.seen, 31);
+        assert_eq!(event.bytes_acked.to_ne_bytes()[..4], 35_u32.to_ne_bytes());
+        assert_eq!((event.srtt_us_times_8, event.retransmits), (39, 40));
+        assert_eq!(parse(&words[1..]), None);
+        assert_eq!(parse(&[]), None);
+    }
+}

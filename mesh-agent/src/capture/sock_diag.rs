@@ -1,0 +1,216 @@
+//! `sock_diag(7)`: what sockets of a namespace have moved, and their end by force.
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::HashMap,
+    io::{self, Read},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::model::kernel_path::KernelTraffic;
+
+const NETLINK_SOCK_DIAG: i32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const INET_DIAG_INFO: u16 = 2;
+
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// `struct inet_diag_req_v2`.
+const REQUEST: usize = 56;
+/// `struct inet_diag_msg`.
+const MESSAGE: usize = 72;
+/// Where the socket's cookie is in an `inet_diag_msg`.
+const COOKIE: usize = 44;
+
+/// Every TCP state but LISTEN and TIME_WAIT, which have no traffic of their own.
+const CONNECTED: u32 = !(1 << 10 | 1 << 6);
+
+/// How long the kernel may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ends the client's end of a connection: its application sees an error, its peer a
+/// reset. `false` where there is no such socket any more. The calling thread is in
+/// the socket's network namespace.
+///
+/// The cookie must match, or the kernel might find a listener instead.
+pub(super) fn destroy(
+    source: SocketAddr,
+    destination: SocketAddr,
+    cookie: u64,
+) -> io::Result<bool> {
+    let mut request = [0; REQUEST];
+    request[0] = family(source);
+    request[1] = libc::IPPROTO_TCP as u8;
+    request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    request[8..10].copy_from_slice(&source.port().to_be_bytes());
+    request[10..12].copy_from_slice(&destination.port().to_be_bytes());
+    write_address(&mut request[12..28], source.ip());
+    write_address(&mut request[28..44], destination.ip());
+    request[48..56].copy_from_slice(&split(cookie));
+    let mut answered = None;
+    converse(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &request, |kind, body| {
+        if kind == NLMSG_ERROR {
+            answered = i32_at(body, 0).map(|errno| -errno);
+        }
+        true
+    })?;
+    match answered {
+        Some(0) => Ok(true),
+        Some(libc::ENOENT) => Ok(false),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Whether the kernel can end sockets at all (`CONFIG_INET_DIAG_DESTROY`).
+pub(super) fn can_destroy() -> io::Result<()> {
+    // No socket has this cookie.
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    destroy(nowhere, nowhere, u64::MAX - 1).map(drop)
+}
+
+/// What each TCP socket of the calling thread's network namespace has moved, by its
+/// cookie.
+pub(super) fn traffic() -> io::Result<HashMap<u64, KernelTraffic>> {
+    let mut found = HashMap::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut request = [0; REQUEST];
+        request[0] = family as u8;
+        request[1] = libc::IPPROTO_TCP as u8;
+        request[2] = 1 << (INET_DIAG_INFO - 1);
+        request[4..8].copy_from_slice(&CONNECTED.to_ne_bytes());
+        let mut failed = None;
+        converse(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, &request, |kind, body| {
+            match kind {
+                NLMSG_DONE => return true,
+                NLMSG_ERROR => {
+                    failed = i32_at(body, 0);
+                    return true;
+                }
+                SOCK_DIAG_BY_FAMILY => found.extend(socket(body)),
+                _ => {}
+            }
+            false
+        })?;
+        if let Some(errno) = failed {
+            return Err(io::Error::from_raw_os_error(-errno));
+        }
+    }
+    Ok(found)
+}
+
+fn socket(body: &[u8]) -> Option<(u64, KernelTraffic)> {
+    let low = u32_at(body, COOKIE)?;
+    let high = u32_at(body, COOKIE + 4)?;
+    let info = attribute(body.get(MESSAGE..)?, INET_DIAG_INFO)?;
+    // `struct tcp_info`; each field has kept its place since it was added.
+    let idle = u32_at(info, 44)?.min(u32_at(info, 52)?);
+    let traffic = KernelTraffic {
+        // The SYN is among the acknowledged bytes.
+        received_bytes: u64_at(info, 120)?.saturating_sub(1),
+        sent_bytes: u64_at(info, 128)?,
+        round_trip: Duration::from_micros(u32_at(info, 68)?.into()),
+        retransmits: u32_at(info, 100)?,
+        idle: Duration::from_millis(idle.into()),
+    };
+    Some((u64::from(high) << 32 | u64::from(low), traffic))
+}
+
+/// Sends one request and hands over the messages that answer it until `is_last` says so.
+fn converse(
+    kind: u16,
+    flags: u16,
+    request: &[u8],
+    mut is_last: impl FnMut(u16, &[u8]) -> bool,
+) -> io::Result<()> {
+    let domain = Domain::from(libc::AF_NETLINK);
+    let mut socket = Socket::new(domain, Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let length = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
+    let mut message = Vec::with_capacity(HEADER + request.len());
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&flags.to_ne_bytes());
+    message.extend_from_slice(&[0; 8]);
+    message.extend_from_slice(request);
+    socket.send(&message)?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = socket.read(&mut buffer)?;
+        let mut left = &buffer[..read];
+        while let Some(length) = u32_at(left, 0).and_then(|n| usize::try_from(n).ok()) {
+            let Some(body) = left.get(HEADER..length) else { break };
+            let kind = u16::from_ne_bytes([left[4], left[5]]);
+            if is_last(kind, body) {
+                return Ok(());
+            }
+            left = left.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// The netlink attribute of that type.
+fn attribute(mut left: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes([*left.first()?, *left.get(1)?]));
+        let kind = u16::from_ne_bytes([*left.get(2)?, *left.get(3)?]);
+        let body = left.get(4..length)?;
+        if kind == wanted {
+            return Some(body);
+        }
+        left = left.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn family(address: SocketAddr) -> u8 {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    family as u8
+}
+
+fn write_address(into: &mut [u8], ip: IpAddr) {
+    match ip {
+        IpAddr::V4(v4) => into[..4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => into.copy_from_slice(&v6.octets()),
+    }
+}
+
+fn split(cookie: u64) -> [u8; 8] {
+    let [low, high] = [cookie as u32, (cookie >> 32) as u32].map(u32::to_ne_bytes);
+    [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
+    u32_at(bytes, at).map(u32::cast_signed)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_that_lie_about_their_length_are_left_alone() {
+        for bytes in [&[][..], &[4], &[0, 0, 2, 0], &[255, 255, 2, 0], &[3, 0, 2, 0, 9]] {
+            assert_eq!(attribute(bytes, 2), None, "{bytes:?}");
+        }
+        let two = [5, 0, 1, 0, 7, 0, 0, 0, 6, 0, 2, 0, 8, 9];
+        assert_eq!(attribute(&two, 2), Some(&[8, 9][..]));
+        assert_eq!(socket(&[0; 71]), None);
+    }
+}

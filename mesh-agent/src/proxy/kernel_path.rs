@@ -1,0 +1,427 @@
+//! The kernel path: which connections between pods of this node need nothing of the
+//! agent, and the account of those that went that way.
+//!
+//! [`plan`] asks the same rooms as the pipelines do, ahead of time: whoever is in the
+//! plan would be let through by both, unchanged. What depends on anything that is not
+//! known before (a source port, a request) is not in it, and goes to the agent.
+//!
+//! [`KernelSessions`] keeps a row, metrics and access log for each connection, and says
+//! which of them policy no longer allows.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use mesh_common::abi::MAX_BACKENDS;
+
+use super::{
+    Dataplane, Failure, failure,
+    session::{Facts, Session},
+};
+use crate::{
+    model::{
+        captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
+        cluster::{ClusterName, Discovery, Endpoint, Tunnel},
+        kernel_path::{
+            KernelBackend, KernelConnection, KernelPeer, KernelPlan, KernelService, KernelTraffic,
+        },
+        listener::{Direction, FilterChain, Listener, TcpProxy},
+        workload::WorkloadUid,
+    },
+    observe::flags::ResponseFlag,
+    policy::{self, Flow, OutboundPolicy, Permit},
+    route,
+    snapshot::Snapshot,
+};
+
+/// Idle timeouts shorter than this are the agent's to keep: the kernel's sockets are
+/// looked at now and then only.
+const SHORTEST_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the kernel may decide by itself between `pods`, which are all of this node.
+pub fn plan(snapshot: &Snapshot, pods: &[Arc<Pod>], policy: OutboundPolicy) -> KernelPlan {
+    let planner = Planner { snapshot, pods, policy };
+    let outbound = snapshot.listeners.iter().filter(|listener| {
+        // One that is for every address may be hidden by another.
+        listener.direction == Direction::Outbound && !listener.address.ip().is_unspecified()
+    });
+    let mut services: Vec<KernelService> = outbound
+        .flat_map(|listener| pods.iter().map(move |pod| (listener, pod)))
+        .filter_map(|(listener, pod)| planner.service(listener, pod))
+        .collect();
+    services.sort_by(|a, b| (&a.source, a.address).cmp(&(&b.source, b.address)));
+    KernelPlan { services }
+}
+
+struct Planner<'a> {
+    snapshot: &'a Snapshot,
+    pods: &'a [Arc<Pod>],
+    policy: OutboundPolicy,
+}
+
+impl Planner<'_> {
+    /// A service as `source` may reach it, if every one of its endpoints may be
+    /// reached so: who picks among them must see them all.
+    fn service(&self, listener: &Listener, source: &Arc<Pod>) -> Option<KernelService> {
+        let cluster = self.outbound_cluster(listener, source)?;
+        let cluster = self.snapshot.cluster(&cluster)?;
+        if matches!(cluster.discovery, Discovery::OriginalDestination) {
+            return None;
+        }
+        let assignment = self.snapshot.assignment(cluster)?;
+        let mut backends = Vec::new();
+        for endpoint in route::eligible(&assignment) {
+            backends.push(self.backend(listener, source, endpoint)?);
+        }
+        let fits = (1..=MAX_BACKENDS).contains(&backends.len());
+        fits.then(|| KernelService {
+            source: source.workload.uid.clone(),
+            address: listener.address,
+            backends,
+        })
+    }
+
+    /// The one cluster to which the listener sends what `source` dials.
+    fn outbound_cluster(&self, listener: &Listener, source: &Arc<Pod>) -> Option<ClusterName> {
+        let mut cluster = None;
+        for ip in family(source, listener.address.is_ipv4()) {
+            let captured = CapturedOutbound {
+                pod: Arc::clone(source),
+                source: (ip, 0).into(),
+                original_destination: listener.address,
+            };
+            let flow = Flow::outbound(captured, self.snapshot, self.policy).ok()?;
+            let chosen = opaque_cluster(&policy::authorize(flow).ok()?)?;
+            if cluster.get_or_insert_with(|| chosen.clone()) != &chosen {
+                return None;
+            }
+        }
+        cluster
+    }
+
+    /// The endpoint as the kernel may reach it. `None`: it may not, or there is doubt.
+    fn backend(
+        &self,
+        listener: &Listener,
+        source: &Arc<Pod>,
+        endpoint: &Endpoint,
+    ) -> Option<KernelBackend> {
+        let Tunnel::Hbone { identity, workload } = &endpoint.tunnel else { return None };
+        let mut owners = self.pods.iter().filter(|pod| pod.workload.owns(endpoint.address.ip()));
+        let pod = owners.next()?;
+        let certain = owners.next().is_none()
+            && pod.workload.identity == *identity
+            && workload.as_ref().is_none_or(|uid| *uid == pod.workload.uid)
+            && pod.workload.uid != source.workload.uid
+            && endpoint.address.is_ipv4() == listener.address.is_ipv4();
+        if !certain {
+            return None;
+        }
+        for ip in family(source, endpoint.address.is_ipv4()) {
+            let captured = CapturedInbound {
+                pod: Arc::clone(pod),
+                source: (ip, 0).into(),
+                original_destination: endpoint.address,
+                peer: InboundPeer::Mtls(source.workload.identity.clone()),
+            };
+            let permit = policy::authorize(Flow::inbound(captured, self.snapshot).ok()?).ok()?;
+            if permit.flow().chain().is_some() {
+                let cluster = self.snapshot.cluster(&opaque_cluster(&permit)?)?;
+                if !matches!(cluster.discovery, Discovery::OriginalDestination) {
+                    return None;
+                }
+            }
+        }
+        Some(KernelBackend {
+            workload: pod.workload.uid.clone(),
+            address: endpoint.address,
+            weight: endpoint.weight.max(1),
+        })
+    }
+}
+
+/// The pod's addresses of one family: any may be a connection's source.
+fn family(pod: &Pod, v4: bool) -> impl Iterator<Item = std::net::IpAddr> {
+    pod.workload.addresses.iter().copied().filter(move |ip| ip.is_ipv4() == v4)
+}
+
+/// The cluster of a permitted flow that is proxied as it is, whatever its source port.
+fn opaque_cluster(permit: &Permit) -> Option<ClusterName> {
+    let listener = permit.flow().listener()?;
+    let by_port = |chain: &Arc<FilterChain>| !chain.matches.source_ports.is_empty();
+    if listener.filter_chains.iter().chain(&listener.default_filter_chain).any(by_port) {
+        return None;
+    }
+    let tcp = opaque(permit)?;
+    if tcp.idle_timeout.is_some_and(|idle| idle < SHORTEST_IDLE_TIMEOUT) {
+        return None;
+    }
+    match &tcp.clusters[..] {
+        [only] if only.weight > 0 => Some(only.cluster.clone()),
+        _ => None,
+    }
+}
+
+fn opaque(permit: &Permit) -> Option<&TcpProxy> {
+    super::opaque(permit.flow().terminal())
+}
+
+/// What is to become of a connection.
+#[derive(Debug)]
+pub enum Judgement {
+    Keep,
+    /// To be cut; the reason is told when it is closed.
+    Cut,
+}
+
+/// The connections that the kernel took, by client's socket.
+#[derive(Default)]
+pub struct KernelSessions {
+    live: HashMap<u64, Live>,
+}
+
+struct Live {
+    outbound: Leg,
+    inbound: Leg,
+    idle_timeout: Option<Duration>,
+    traffic: KernelTraffic,
+    failure: Option<fn() -> Failure>,
+    revoked: Option<policy::Revoked>,
+}
+
+struct Leg {
+    session: Session,
+    permit: Option<Permit>,
+}
+
+impl KernelSessions {
+    /// Puts an established connection on the table, if it is not there yet, and judges
+    /// it: the plan that let it through may be an old one.
+    pub fn adopt(
+        &mut self,
+        dataplane: &Dataplane,
+        connection: &KernelConnection,
+        pods: &HashMap<WorkloadUid, Arc<Pod>>,
+    ) -> Judgement {
+        if self.live.contains_key(&connection.socket_cookie) {
+            return Judgement::Keep;
+        }
+        let (source, destination) = match (&connection.source_pod, &connection.destination_pod) {
+            (KernelPeer::Waiting, _) | (_, KernelPeer::Waiting) => return Judgement::Keep,
+            (KernelPeer::Enrolled(source), KernelPeer::Enrolled(destination)) => {
+                match (pods.get(source), pods.get(destination)) {
+                    (Some(source), Some(destination)) => (source, destination),
+                    // Enrolled, but not served yet: the next look will tell.
+                    _ => return Judgement::Keep,
+                }
+            }
+            (KernelPeer::Gone, _) | (_, KernelPeer::Gone) => return Judgement::Cut,
+        };
+        let snapshot = dataplane.snapshot.load();
+        let mut live = Live::begin(dataplane, &snapshot, connection, source, destination);
+        let keep = live.revoked.is_none() && connection.seen;
+        if !connection.seen {
+            live.failure = Some(astray);
+        }
+        self.live.insert(connection.socket_cookie, live);
+        if keep { Judgement::Keep } else { Judgement::Cut }
+    }
+
+    /// Asks policy again about a connection on the table; says whether it must end.
+    pub fn rejudge(&mut self, dataplane: &Dataplane, connection: &KernelConnection) -> Judgement {
+        let Some(live) = self.live.get_mut(&connection.socket_cookie) else {
+            return Judgement::Keep;
+        };
+        let gone = KernelPeer::Gone;
+        if connection.source_pod == gone || connection.destination_pod == gone {
+            live.failure = Some(failure::cut);
+            return Judgement::Cut;
+        }
+        let snapshot = dataplane.snapshot.load();
+        for leg in [&mut live.outbound, &mut live.inbound] {
+            let Some(permit) = &leg.permit else { return Judgement::Cut };
+            match permit.rejudge(&snapshot, dataplane.options.outbound_policy) {
+                Ok(renewed) => leg.permit = Some(renewed),
+                Err(revoked) => {
+                    live.revoked = Some(revoked);
+                    return Judgement::Cut;
+                }
+            }
+        }
+        live.idle_timeout = live.shortest_idle_timeout();
+        Judgement::Keep
+    }
+
+    /// Notes what a connection has moved so far; says whether it was idle for too long.
+    pub fn moved(&mut self, socket_cookie: u64, traffic: KernelTraffic) -> Judgement {
+        let Some(live) = self.live.get_mut(&socket_cookie) else { return Judgement::Keep };
+        live.note(traffic);
+        if live.idle_timeout.is_some_and(|timeout| traffic.idle >= timeout) {
+            live.failure = Some(idle);
+            return Judgement::Cut;
+        }
+        Judgement::Keep
+    }
+
+    /// Takes a connection off the table and writes its access log lines.
+    pub fn end(
+        &mut self,
+        dataplane: &Dataplane,
+        connection: &KernelConnection,
+        traffic: KernelTraffic,
+        aborted: bool,
+        pods: &HashMap<WorkloadUid, Arc<Pod>>,
+    ) {
+        let live = self.live.remove(&connection.socket_cookie).or_else(|| {
+            // It never got established, or its first event was lost.
+            let pod = |peer: &KernelPeer| match peer {
+                KernelPeer::Enrolled(uid) => pods.get(uid),
+                KernelPeer::Waiting | KernelPeer::Gone => None,
+            };
+            let (source, destination) =
+                (pod(&connection.source_pod)?, pod(&connection.destination_pod)?);
+            let snapshot = dataplane.snapshot.load();
+            let mut live = Live::begin(dataplane, &snapshot, connection, source, destination);
+            if !connection.established {
+                live.failure = Some(refused);
+            }
+            Some(live)
+        });
+        let Some(mut live) = live else { return };
+        live.note(traffic);
+        if aborted && live.failure.is_none() && live.revoked.is_none() {
+            live.failure = Some(reset);
+        }
+        live.end(dataplane);
+    }
+
+    /// Ends the rows of connections that are gone without a word: their last event was
+    /// lost. `exists` tells by the client's socket.
+    pub fn retain(&mut self, dataplane: &Dataplane, exists: impl Fn(u64) -> bool) {
+        let gone: Vec<u64> = self.live.keys().copied().filter(|cookie| !exists(*cookie)).collect();
+        for cookie in gone {
+            if let Some(live) = self.live.remove(&cookie) {
+                live.end(dataplane);
+            }
+        }
+    }
+
+    /// How many are on the table.
+    pub fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+}
+
+impl Live {
+    fn begin(
+        dataplane: &Dataplane,
+        snapshot: &Snapshot,
+        connection: &KernelConnection,
+        source: &Arc<Pod>,
+        destination: &Arc<Pod>,
+    ) -> Self {
+        let outbound = CapturedOutbound {
+            pod: Arc::clone(source),
+            source: connection.source,
+            original_destination: connection.original_destination,
+        };
+        let inbound = CapturedInbound {
+            pod: Arc::clone(destination),
+            source: connection.source,
+            original_destination: connection.destination,
+            peer: InboundPeer::Mtls(source.workload.identity.clone()),
+        };
+        let facts = [Facts::from(&outbound), Facts::from(&inbound)];
+        let policy = dataplane.options.outbound_policy;
+        let permits = [
+            Flow::outbound(outbound, snapshot, policy).map_err(policy::Revoked::from),
+            Flow::inbound(inbound, snapshot).map_err(policy::Revoked::from),
+        ]
+        .map(|flow| flow.and_then(|flow| Ok(policy::authorize(flow)?)));
+        let mut revoked = None;
+        let mut leg = |facts, permit: Result<Permit, policy::Revoked>| {
+            let mut session = Session::begin_kernel_path(dataplane, facts, connection.age);
+            let permit = permit.map_err(|error| revoked = Some(error)).ok();
+            if let Some(permit) = &permit {
+                session.permitted(permit);
+                let cluster = opaque(permit).and_then(|tcp| tcp.clusters.first());
+                let cluster = cluster.map(|entry| &entry.cluster);
+                session.shortcut(cluster, connection.destination, &destination.workload);
+                if connection.established {
+                    session.count_tcp(dataplane);
+                }
+            }
+            Leg { session, permit }
+        };
+        let [outbound_facts, inbound_facts] = facts;
+        let [outbound_permit, inbound_permit] = permits;
+        let outbound = leg(outbound_facts, outbound_permit);
+        let inbound = leg(inbound_facts, inbound_permit);
+        let mut live = Self {
+            outbound,
+            inbound,
+            idle_timeout: None,
+            traffic: KernelTraffic::default(),
+            failure: None,
+            revoked,
+        };
+        live.idle_timeout = live.shortest_idle_timeout();
+        live
+    }
+
+    fn shortest_idle_timeout(&self) -> Option<Duration> {
+        let legs = [&self.outbound, &self.inbound];
+        legs.into_iter().filter_map(|leg| opaque(leg.permit.as_ref()?)?.idle_timeout).min()
+    }
+
+    fn note(&mut self, traffic: KernelTraffic) {
+        self.traffic = traffic;
+        for leg in [&self.outbound, &self.inbound] {
+            leg.session.guard.counters().set(traffic.received_bytes, traffic.sent_bytes);
+        }
+    }
+
+    fn end(self, dataplane: &Dataplane) {
+        let failures = match (self.revoked, self.failure) {
+            (Some(revoked), _) => {
+                let both = [revoked.clone(), revoked];
+                both.map(|revoked| Some(failure::revoked(revoked)))
+            }
+            (None, Some(failure)) => [Some(failure()), Some(failure())],
+            (None, None) => [None, None],
+        };
+        for (leg, failure) in [self.outbound, self.inbound].into_iter().zip(failures) {
+            leg.session.end_kernel_path(dataplane, failure, &self.traffic);
+        }
+    }
+}
+
+fn refused() -> Failure {
+    told(ResponseFlag::UpstreamConnectionFailure, "connect", "the application did not accept")
+}
+
+fn reset() -> Failure {
+    told(ResponseFlag::UpstreamConnectionTermination, "reset", "reset by either side")
+}
+
+fn idle() -> Failure {
+    told(ResponseFlag::StreamIdleTimeout, "idle", "idle timeout")
+}
+
+fn astray() -> Failure {
+    told(
+        ResponseFlag::UpstreamConnectionFailure,
+        "astray",
+        "cut: it did not arrive at the pod it was meant for",
+    )
+}
+
+fn told(flag: ResponseFlag, reason: &'static str, detail: &str) -> Failure {
+    Failure { flag, reason, policy: None, detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+use std::{io, net::SocketAddr};
+
+use super::*;
+use crate::{
+    model::{
+        authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy},
+        cluster::{Cluster, Endpoint, Health, LbPolicy, LoadAssignment},
+        identity::Identity,
+        listener::{FilterChainMatch, TerminalFilter},
+        socket::PodSockets,
+        workload::{MtlsMode, Workload},
+    },
+    policy::fixtures::{
+        addr, chain, cluster, exact, http_terminal, identity, listener, snapshot, tcp_proxy,
+        with_filters,
+    },
+};
+
+#[derive(Debug)]
+struct NoSockets;
+
+impl PodSockets for NoSockets {
+    fn tcp(&self, _: SocketAddr) -> io::Result<socket2::Socket> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn tcp_from(&self, _: SocketAddr, _: SocketAddr) -> io::Result<socket2::Socket> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+const VIP: &str = "10.96.0.1:80";
+
+fn pod(name: &str, addresses: &[&str]) -> Arc<Pod> {
+    let workload = Workload {
+        uid: WorkloadUid(name.into()),
+        name: name.to_owned(),
+        identity: identity(name),
+        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+        labels: Default::default(),
+        mtls: MtlsMode::Strict,
+    };
+    Arc::new(Pod { workload, sockets: Arc::new(NoSockets) })
+}
+
+/// `client` and `server`, which listens on 8080.
+fn pods() -> Vec<Arc<Pod>> {
+    vec![pod("client", &["10.1.0.2", "fd00::2"]), pod("server", &["10.1.0.3", "fd00::3"])]
+}
+
+fn endpoint(address: &str, expected: &Identity) -> Arc<Endpoint> {
+    Arc::new(Endpoint {
+        address: addr(address),
+        tunnel: Tunnel::Hbone { identity: expected.clone(), workload: None },
+        weight: 1,
+        health: Health::Healthy,
+    })
+}
+
+fn service(endpoints: Vec<Arc<Endpoint>>) -> Cluster {
+    let assignment = Arc::new(LoadAssignment { endpoints });
+    cluster("service", LbPolicy::RoundRobin, Discovery::Static(assignment))
+}
+
+fn server() -> Cluster {
+    service(vec![endpoint("10.1.0.3:8080", &identity("server"))])
+}
+
+fn to_service(address: &str) -> Listener {
+    listener(Direction::Outbound, address, vec![outbound_chain()], None)
+}
+
+fn outbound_chain() -> FilterChain {
+    FilterChain {
+        terminal: TerminalFilter::TcpProxy(Arc::new(tcp_proxy(&[("service", 1)]))),
+        ..chain("out", FilterChainMatch::default())
+    }
+}
+
+fn inbound(chain: FilterChain) -> Listener {
+    listener(Direction::Inbound, "10.1.0.3:8080", vec![chain], None)
+}
+
+fn rbac(action: RbacAction, principal: Principal) -> Rbac {
+    let policy = RbacPolicy {
+        name: "p".into(),
+        permissions: vec![Permission::Any],
+        principals: vec![principal],
+    };
+    Rbac { stat_prefix: String::new(), action, policies: vec![policy] }
+}
+
+fn is(name: &str) -> Principal {
+    Principal::Authenticated(Some(exact(&identity(name).to_string())))
+}
+
+fn planned(listeners: Vec<Listener>, cluster: Cluster, pods: &[Arc<Pod>]) -> Vec<KernelService> {
+    plan(&snapshot(listeners, vec![cluster]), pods, OutboundPolicy::AllowAny).services
+}
+
+#[test]
+fn a_neighbour_that_may_be_reached_with_nothing_on_the_way_is_in_the_plan() {
+    let plain = || chain("in", FilterChainMatch::default());
+    let allowed = with_filters(plain(), vec![rbac(RbacAction::Allow, is("client"))]);
+    for listeners in [
+        vec![to_service(VIP)],
+        vec![to_service(VIP), inbound(plain())],
+        vec![to_service(VIP), inbound(allowed)],
+    ] {
+        let services = planned(listeners, server(), &pods());
+        let [service] = &services[..] else { panic!("{services:?}") };
+        assert_eq!(service.source, WorkloadUid("client".into()));
+        assert_eq!(service.address, addr(VIP));
+        let [backend] = &service.backends[..] else { panic!("{service:?}") };
+        assert_eq!(backend.workload, WorkloadUid("server".into()));
+        assert_eq!((backend.address, backend.weight), (addr("10.1.0.3:8080"), 1));
+    }
+}
+
+#[test]
+fn any_doubt_is_left_to_the_agent() {
+    let plain = || chain("in", FilterChainMatch::default());
+    let http = || FilterChain { terminal: http_terminal(Vec::new()), ..plain() };
+    let by_port = || FilterChain {
+        matches: FilterChainMatch { source_ports: vec![1], ..Default::default() },
+        ..plain()
+    };
+    let denying = || with_filters(plain(), vec![rbac(RbacAction::Deny, is("client"))]);
+    let others = || with_filters(plain(), vec![rbac(RbacAction::Allow, is("other"))]);
+    let wildcard = || to_service("0.0.0.0:80");
+    let impatient = || {
+        let mut tcp = tcp_proxy(&[("service", 1)]);
+        tcp.idle_timeout = Some(Duration::from_secs(1));
+        FilterChain { terminal: TerminalFilter::TcpProxy(Arc::new(tcp)), ..plain() }
+    };
+    let split = || FilterChain {
+        terminal: TerminalFilter::TcpProxy(Arc::new(tcp_proxy(&[("service", 1), ("app", 1)]))),
+        ..plain()
+    };
+    let out = |chain| listener(Direction::Outbound, VIP, vec![chain], None);
+    for (what, listeners) in [
+        ("an HTTP service", vec![out(http())]),
+        ("HTTP inbound", vec![to_service(VIP), inbound(http())]),
+        (
+            "outbound by source port",
+            vec![listener(Direction::Outbound, VIP, vec![by_port()], Some(outbound_chain()))],
+        ),
+        (
+            "inbound by source port",
+            vec![
+                to_service(VIP),
+                listener(Direction::Inbound, "10.1.0.3:8080", vec![by_port()], Some(plain())),
+            ],
+        ),
+        ("denied inbound", vec![to_service(VIP), inbound(denying())]),
+        ("not allowed inbound", vec![to_service(VIP), inbound(others())]),
+        (
+            "denied outbound",
+            vec![out(with_filters(outbound_chain(), vec![rbac(RbacAction::Deny, is("client"))]))],
+        ),
+        ("a listener for every address", vec![wildcard()]),
+        ("a short idle timeout", vec![out(impatient())]),
+        ("two clusters", vec![out(split())]),
+        ("to the original destination", vec![out(plain())]),
+        ("another family", vec![to_service("[fd00:96::1]:80")]),
+    ] {
+        assert_eq!(planned(listeners, server(), &pods()), [], "{what}");
+    }
+    let server = identity("server");
+    let plaintext =
+        Endpoint { tunnel: Tunnel::Direct, ..(*endpoint("10.1.0.3:8080", &server)).clone() };
+    for (what, endpoints) in [
+        (
+            "an endpoint elsewhere",
+            vec![endpoint("10.1.0.3:8080", &server), endpoint("10.9.0.3:8080", &server)],
+        ),
+        ("another identity expected", vec![endpoint("10.1.0.3:8080", &identity("other"))]),
+        ("plaintext", vec![Arc::new(plaintext)]),
+        ("the agent's own port", vec![endpoint("10.1.0.3:15008", &server)]),
+        ("the pod itself", vec![endpoint("10.1.0.2:8080", &identity("client"))]),
+        ("none", Vec::new()),
+        (
+            "too many",
+            (0..17).map(|i| endpoint(&format!("10.1.0.3:{}", 8000 + i), &server)).collect(),
+        ),
+    ] {
+        let services = planned(vec![to_service(VIP)], service(endpoints), &pods());
+        let of_client: Vec<_> = services.iter().filter(|s| *s.source.0 == *"client").collect();
+        assert!(of_client.is_empty(), "{what}: {of_client:?}");
+    }
+    let mut twins = pods();
+    twins.push(pod("twin", &["10.1.0.3"]));
+    let services = planned(vec![to_service(VIP)], self::server(), &twins);
+    assert_eq!(services, [], "two pods with one address");
+}
