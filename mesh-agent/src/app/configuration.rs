@@ -196,6 +196,8 @@ impl Agent {
         let dataplane = &self.dataplane;
         let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
+        // Here, so that no connection has to wait for it.
+        snapshot.workloads();
         let reachable = Reachable::by(&snapshot);
         dataplane
             .connector

@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::tables::{Snapshot, WorkloadTable};
+use super::tables::Snapshot;
 use crate::model::{
     cluster::{Cluster, ClusterName, LoadAssignment},
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
@@ -144,7 +144,7 @@ pub(super) fn build(
         Arc::ptr_eq(&clusters, &base.clusters) && Arc::ptr_eq(&assignments, &base.assignments);
     let workloads = match same_endpoints {
         true => Arc::clone(&base.workloads),
-        false => Arc::new(WorkloadTable::of(&clusters, &assignments)),
+        false => Arc::default(),
     };
     Ok(Snapshot {
         version: base.version + 1,

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::SystemTime,
 };
 
@@ -26,7 +26,8 @@ pub struct Snapshot {
     pub routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
     pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
-    pub workloads: Arc<WorkloadTable>,
+    /// Made when first asked for: a walk over all endpoints is not for every small change.
+    pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }
 
 impl Default for Snapshot {
@@ -45,6 +46,11 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
+    /// Where the mesh's workloads are to be found.
+    pub fn workloads(&self) -> &WorkloadTable {
+        self.workloads.get_or_init(|| WorkloadTable::of(&self.clusters, &self.assignments))
+    }
+
     /// The cluster of that name. `None` only before any configuration.
     pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<Cluster>> {
         self.clusters.get(name)
@@ -77,7 +83,7 @@ pub struct WorkloadTable {
 
 impl WorkloadTable {
     /// The endpoints of all clusters.
-    pub(super) fn of(
+    fn of(
         clusters: &HashMap<ClusterName, Arc<Cluster>>,
         assignments: &HashMap<Arc<str>, Arc<LoadAssignment>>,
     ) -> Self {
