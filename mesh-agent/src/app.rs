@@ -196,6 +196,8 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         stop: CancellationToken::new(),
         config,
     });
+    // Before anyone can ask whether the agent is ready.
+    let wanted = pods::wanted(&agent);
     configuration::restore(&agent).await;
     listen(&agent).await?;
 
@@ -204,7 +206,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     source.spawn(updates, stop.clone());
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
-    tokio::spawn(pods::restore(Arc::clone(&agent)));
+    tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     Ok((agent, log_writer))
 }

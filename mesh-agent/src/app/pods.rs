@@ -32,6 +32,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long to wait before a pod that could not be restored is tried again.
 const RESTORE_PAUSE: Duration = Duration::from_secs(1);
 
+/// Pods that are to be enrolled.
+pub(super) type Wanted = BTreeMap<WorkloadUid, EnrollPod>;
+
 /// The enrolled pods.
 #[derive(Default)]
 pub(super) struct Pods {
@@ -188,34 +191,45 @@ impl Agent {
     }
 }
 
-/// Enrols the pods an earlier agent had, and those of `pods.yaml`, as soon as there
-/// is a configuration to serve them by. Those that were captured stay refused until
-/// then: nothing passes unjudged.
-pub(super) async fn restore(agent: Arc<Agent>) {
+/// The pods an earlier agent had, and those of `pods.yaml`. From now on the agent is not
+/// ready until they are served.
+pub(super) fn wanted(agent: &Agent) -> Wanted {
     let mut wanted = BTreeMap::new();
+    let mut waiting = agent.pods.waiting();
     match agent.capture.persisted() {
         Ok(pods) => wanted.extend(pods.into_iter().map(|pod| (pod.uid.clone(), pod))),
-        Err(error) => tracing::error!(%error, "enrolled pods can't be restored"),
+        Err(error) => {
+            tracing::error!(%error, "enrolled pods can't be restored");
+            waiting.insert(WorkloadUid("(any earlier one)".into()), story(&error));
+        }
     }
     if let Some(path) = &agent.config.node.pods {
+        let mut skip = |error: &dyn std::error::Error| {
+            tracing::error!(path = %path.display(), "pods skipped: {error}");
+            let of_file = WorkloadUid(format!("of {}", path.display()).into());
+            waiting.insert(of_file, error.to_string());
+        };
         match PodsFile::read(path) {
             Ok(file) => {
                 for request in file.pods {
                     match agent.enrollment(request) {
                         // The file is newer than what was recorded.
                         Ok(pod) => drop(wanted.insert(pod.uid.clone(), pod)),
-                        Err(error) => {
-                            tracing::error!(path = %path.display(), %error, "pod skipped")
-                        }
+                        Err(error) => skip(&error),
                     }
                 }
             }
-            Err(error) => tracing::error!(%error, "pods can't be read"),
+            Err(error) => skip(&error),
         }
     }
-    agent.pods.waiting().extend(
-        wanted.keys().map(|uid| (uid.clone(), "no configuration has been applied yet".to_owned())),
-    );
+    let why = "no configuration has been applied yet";
+    waiting.extend(wanted.keys().map(|uid| (uid.clone(), why.to_owned())));
+    wanted
+}
+
+/// Enrols what is wanted as soon as there is a configuration to serve it by. Pods that
+/// were captured stay refused until then: nothing passes unjudged.
+pub(super) async fn restore(agent: Arc<Agent>, mut wanted: Wanted) {
     let mut changes = agent.dataplane.snapshot.changes();
     if changes.wait_for(|version| *version > 0).await.is_err() {
         return;
