@@ -25,6 +25,7 @@ use crate::{
     },
     observe::flags::ResponseFlag,
     policy::Permit,
+    proxy::story,
     route::{Destination, Target},
     transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
 };
@@ -144,7 +145,7 @@ async fn exchange(
         let lease =
             services.pool.lease(key, fresh, connect).await.map_err(|error| match error {
                 LeaseError::Connect(failure) => Failure::Connect(failure),
-                LeaseError::Handshake { .. } => Failure::Handshake(chain(&error)),
+                LeaseError::Handshake { .. } => Failure::Handshake(story(&error)),
             })?;
         let copy = if lease.reused() { repeatable(&request) } else { None };
         let retry = !fresh && lease.reused();
@@ -214,7 +215,7 @@ impl Failure {
             }
             Self::Send(error) => {
                 let (flag, body) = classify(&error);
-                Reply::upstream_reset(flag, body, chain(&error))
+                Reply::upstream_reset(flag, body, story(&error))
             }
         }
     }
@@ -234,18 +235,6 @@ fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
         }
         _ => (ResponseFlag::UpstreamConnectionTermination, CONNECTION_TERMINATION),
     }
-}
-
-/// An error with its causes, for the log.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
