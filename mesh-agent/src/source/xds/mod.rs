@@ -26,6 +26,7 @@ mod resource;
 mod rtds;
 mod sds;
 mod session;
+mod tls;
 mod unknown;
 mod wishes;
 
