@@ -31,7 +31,7 @@ use envoy_types::pb::{
 use super::{
     common, eds, http_options,
     reject::{Decoder, unsupported},
-    tls,
+    upstream_tls,
 };
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol},
@@ -148,9 +148,9 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     let tls = match (transport_socket, &http) {
         (None, _) => Some(None),
         (Some(_), None) => None,
-        (Some(socket), Some((_, by_host))) => {
-            d.field("transport_socket", |d| tls::transport_socket(d, socket, by_host.clone()))
-        }
+        (Some(socket), Some((_, by_host))) => d.field("transport_socket", |d| {
+            upstream_tls::transport_socket(d, socket, by_host.clone())
+        }),
     };
     Some(Cluster {
         name: ClusterName(name.into()),
@@ -316,7 +316,9 @@ fn http_protocol(
     );
     let by_host = match upstream_http_protocol_options {
         None => Some(HostNames::default()),
-        Some(options) => d.field("upstream_http_protocol_options", |d| tls::by_host(d, options)),
+        Some(options) => {
+            d.field("upstream_http_protocol_options", |d| upstream_tls::by_host(d, options))
+        }
     };
     let protocol = match upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {

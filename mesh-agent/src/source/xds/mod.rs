@@ -26,8 +26,8 @@ mod resource;
 mod rtds;
 mod sds;
 mod session;
-mod tls;
 mod unknown;
+mod upstream_tls;
 mod wishes;
 
 use envoy_types::pb::envoy::{

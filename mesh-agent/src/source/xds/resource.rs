@@ -25,7 +25,7 @@ use crate::{
         secret::Secret,
     },
     snapshot::{Removed, Resources},
-    source::xds::tls,
+    source::xds::upstream_tls,
 };
 
 /// The type URLs [`decode_any`](super::decode_any) knows: LDS, RDS, CDS, EDS, SDS, RTDS,
@@ -98,7 +98,9 @@ impl Resource {
     pub(in crate::source) fn stored(&self, bytes: Arc<[u8]>) -> Option<Arc<[u8]>> {
         match self {
             Self::Secret(secret) if secret.holds_private_key() => None,
-            Self::Cluster(cluster) if cluster.holds_private_key() => tls::without_key(&bytes),
+            Self::Cluster(cluster) if cluster.holds_private_key() => {
+                upstream_tls::without_key(&bytes)
+            }
             _ => Some(bytes),
         }
     }
