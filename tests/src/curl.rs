@@ -1,6 +1,6 @@
 //! Requests by an unmodified curl in a pod.
 
-use crate::{Pod, Ran};
+use crate::{Pod, Ran, eventually::patience_factor};
 
 /// A request to be made; the `expect_*` methods and [`Curl::send`] make it.
 #[must_use]
@@ -53,7 +53,8 @@ impl<'a> Curl<'a> {
 
     /// Makes the request.
     pub fn send(self) -> Response {
-        let mut argv = vec!["curl", "-sS", "-i", "--max-time", "15", "--noproxy", "*"];
+        let seconds = (15 * patience_factor()).to_string();
+        let mut argv = vec!["curl", "-sS", "-i", "--max-time", &seconds, "--noproxy", "*"];
         argv.extend(self.arguments.iter().map(String::as_str));
         argv.push(&self.url);
         Response::parse(self.pod.run(&argv))
