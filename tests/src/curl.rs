@@ -75,9 +75,11 @@ impl<'a> Curl<'a> {
     pub fn expect_refused(self) -> Response {
         const COULD_NOT_CONNECT: i32 = 7;
         const EMPTY_REPLY: i32 = 52;
+        // A reset may come while the request is being sent.
+        const SEND_FAILED: i32 = 55;
         const RECEIVE_FAILED: i32 = 56;
         let response = self.send();
-        let refused = [COULD_NOT_CONNECT, EMPTY_REPLY, RECEIVE_FAILED];
+        let refused = [COULD_NOT_CONNECT, EMPTY_REPLY, SEND_FAILED, RECEIVE_FAILED];
         assert!(
             response.ran.code().is_some_and(|code| refused.contains(&code)),
             "must be refused: {}",
