@@ -51,7 +51,8 @@ fn receive(stream: impl Read, limit: u64) -> io::Result<(u64, Vec<u8>)> {
     let (mut stream, mut digest) = (stream.take(limit), Sha256::new());
     let (mut buffer, mut total) = (vec![0; CHUNK], 0);
     loop {
-        match stream.read(&mut buffer)? {
+        let after = |error| io::Error::other(format!("{error} after {total} bytes"));
+        match stream.read(&mut buffer).map_err(after)? {
             0 => return Ok((total, digest.finalize().to_vec())),
             length => {
                 digest.update(&buffer[..length]);
@@ -137,7 +138,8 @@ fn echo(stream: TcpStream, bytes: u64, greeting: bool) -> io::Result<()> {
         Ok::<_, io::Error>(digest)
     });
     let (received, got) = receive(reader, u64::MAX)?;
-    let sent = sender.join().expect("the sender does not panic")?;
+    let sent = sender.join().expect("the sender does not panic");
+    let sent = sent.map_err(|e| io::Error::other(format!("{e} after {received} bytes")))?;
     check(received == bytes, &format!("{received} of {bytes} bytes came back"))?;
     check(got == sent, "what came back was damaged")
 }
