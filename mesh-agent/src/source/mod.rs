@@ -19,8 +19,9 @@ pub use file::{Delivery, SourceError, validate};
 pub use last_good::{LastGood, LastGoodError, Raw, Restored};
 pub use watch::{Delta, FileSource, Update};
 pub use xds::{
-    AdsOptions, AdsSource, AdsStatus, NodeInfo, Resource, ServerAddress, StreamState, TYPE_URLS,
-    TlsFiles, TypeStatus, Variant, Warming, decode_any, hear,
+    AdsSource, AdsStatus, Bootstrap, ConnectionOptions, NodeInfo, Origin, Pem, Resource, Server,
+    ServerAddress, StreamState, TYPE_URLS, TlsOptions, TypeStatus, Variant, Warming, XdsOptions,
+    decode_any, hear, read_bootstrap,
 };
 
 #[cfg(test)]
