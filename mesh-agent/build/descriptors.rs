@@ -13,7 +13,7 @@ use std::{
 };
 
 /// The roots: every type that may stand in an `@type` and is understood.
-const ROOTS: [&str; 13] = [
+const ROOTS: [&str; 16] = [
     "envoy/config/bootstrap/v3/bootstrap.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
@@ -26,7 +26,10 @@ const ROOTS: [&str; 13] = [
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
     "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
     "envoy/extensions/transport_sockets/tls/v3/tls.proto",
+    "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
     "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
+    "envoy/service/runtime/v3/rtds.proto",
 ];
 
 /// The folders of the crate's `proto/` that imports are looked up in.

@@ -297,8 +297,7 @@ impl Decoding {
         let decoded = xds::decode_with_references(&type_url, &transcoded.bytes);
         match decoded.and_then(|(resource, references)| alone(resource, &references)) {
             Ok(resource) if transcoded.rejected.is_empty() => {
-                let value = Some(transcoded.bytes.into());
-                self.raw.resources.push((resource.key(), value));
+                self.raw.keep(resource.key(), &resource, transcoded.bytes.into());
                 resource.add_to(&mut self.resources);
             }
             Ok(_) => self.rejected.extend(transcoded.rejected),

@@ -19,9 +19,9 @@ pub use file::{Delivery, SourceError, validate};
 pub use last_good::{LastGood, LastGoodError, Raw, Restored};
 pub use watch::{Delta, FileSource, Update};
 pub use xds::{
-    AdsSource, AdsStatus, Bootstrap, ConnectionOptions, NodeInfo, Origin, Pem, Resource, Server,
-    ServerAddress, StreamState, TYPE_URLS, TlsOptions, TypeStatus, Variant, Warming, XdsOptions,
-    decode_any, hear, read_bootstrap,
+    AdsSource, AdsStatus, Bootstrap, ConnectionOptions, NodeInfo, Origin, Pem, Resource,
+    ResourceType, Server, ServerAddress, StreamState, TYPE_URLS, TlsOptions, TypeStatus, Variant,
+    Warming, Wishes, XdsOptions, decode_any, hear, read_bootstrap,
 };
 
 #[cfg(test)]

@@ -29,9 +29,13 @@ use tower::service_fn;
 use super::{
     address::Server,
     options::{INITIAL_FETCH_TIMEOUT, XdsOptions},
-    session::{Now, Request, Session, TypeStatus, Variant},
+    session::{Carries, Now, Request, Session, TypeStatus, Variant},
+    wishes::{Wanted, Wishes},
 };
 use crate::source::Update;
+
+/// The session's one stream.
+const ADS: usize = 0;
 
 /// The first pause after every server has failed, and the longest.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -82,6 +86,7 @@ pub struct AdsStatus {
 pub struct AdsSource {
     options: XdsOptions,
     status: watch::Sender<Arc<AdsStatus>>,
+    wishes: Wishes,
 }
 
 /// A stream that is being opened, or is open.
@@ -117,12 +122,17 @@ impl AdsSource {
             streams: 0,
             types: Vec::new(),
         };
-        Self { options, status: watch::Sender::new(Arc::new(status)) }
+        Self { options, status: watch::Sender::new(Arc::new(status)), wishes: Wishes::default() }
     }
 
     /// The state of the stream and of each type, always the newest.
     pub fn status(&self) -> watch::Receiver<Arc<AdsStatus>> {
         self.status.subscribe()
+    }
+
+    /// Where names are asked for that no resource needs.
+    pub fn wishes(&self) -> Wishes {
+        self.wishes.clone()
     }
 
     /// Sends what the control plane says, until `shutdown` or until nobody receives any
@@ -140,17 +150,19 @@ impl AdsSource {
         let variant = self.status.borrow().variant;
         let servers = self.options.ads.iter().flat_map(|ads| self.options.servers_of(ads));
         let servers: Vec<_> = servers.collect();
-        let mut session = Session::new(variant, node.into(), INITIAL_FETCH_TIMEOUT);
+        let mut session = Session::new([Carries::all(variant)], node.into(), INITIAL_FETCH_TIMEOUT);
+        let mut wanted = self.wishes.subscribe();
         let mut backoff = BACKOFF;
         loop {
             for server in &servers {
                 self.enter(StreamState::Connecting, server, None);
-                session.connected(Now::read());
+                session.connected(ADS, Now::read());
                 let mut link = self.open(server);
-                let error = self.converse(&mut session, &mut link, server, &updates).await?;
+                let error =
+                    self.converse(&mut session, &mut wanted, &mut link, server, &updates).await?;
                 drop(link);
-                let answered = session.is_answered();
-                session.disconnected();
+                let answered = session.is_answered(ADS);
+                session.disconnected(ADS);
                 tracing::warn!(%server, error, "the control plane's stream ended");
                 self.enter(StreamState::BackingOff, server, Some(error));
                 if answered {
@@ -202,6 +214,7 @@ impl AdsSource {
     async fn converse(
         &self,
         session: &mut Session,
+        wanted: &mut watch::Receiver<Wanted>,
         link: &mut Link,
         server: &Server,
         updates: &mpsc::Sender<Update>,
@@ -209,7 +222,7 @@ impl AdsSource {
         loop {
             self.advance(session, updates).await?;
             let now = Now::read();
-            while let Some(request) = session.poll_request(now) {
+            while let Some(request) = session.poll_request(ADS, now) {
                 match time::timeout(SEND_PATIENCE, link.requests.send(request)).await {
                     Ok(Ok(())) => {}
                     // Its end is in the responses.
@@ -231,6 +244,9 @@ impl AdsSource {
                     }
                     None => return Ok("the server closed the stream".to_owned()),
                 },
+                Ok(()) = wanted.changed() => {
+                    session.want(wanted.borrow_and_update().keys(), Now::read());
+                }
                 () = until(session.deadline()) => {}
             }
         }
@@ -283,8 +299,8 @@ fn take(session: &mut Session, response: Response) {
         Response::Delta(response) => response.encoded_len(),
     } > LARGE_BYTES;
     let work = || match response {
-        Response::Sotw(response) => session.on_sotw(response, Now::read()),
-        Response::Delta(response) => session.on_delta(response, Now::read()),
+        Response::Sotw(response) => session.on_sotw(ADS, response, Now::read()),
+        Response::Delta(response) => session.on_delta(ADS, response, Now::read()),
     };
     if large {
         tokio::task::block_in_place(work);
