@@ -13,7 +13,8 @@ use std::{
 };
 
 /// The roots: every type that may stand in an `@type` and is understood.
-const ROOTS: [&str; 15] = [
+const ROOTS: [&str; 16] = [
+    "envoy/config/bootstrap/v3/bootstrap.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
     "envoy/config/listener/v3/listener.proto",

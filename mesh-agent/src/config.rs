@@ -231,10 +231,12 @@ pub fn load_capture(
 /// `None` only where an error was noted.
 fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let node = node(layers);
-    let bootstrap = source::bootstrap(layers);
+    let bootstrap = bootstrap::read(layers);
     let (source, bootstrap_admin) = match bootstrap {
         None => (None, None),
-        Some(Some(bootstrap)) => (Some(SourceConfig::ControlPlane(bootstrap.ads)), bootstrap.admin),
+        Some(Some(bootstrap)) => {
+            (Some(SourceConfig::ControlPlane(Box::new(bootstrap.xds))), bootstrap.admin)
+        }
         Some(None) => (source::source(layers, node.as_ref().map(|node| node.name.as_str())), None),
     };
     let capture = capture(layers);

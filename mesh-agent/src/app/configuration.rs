@@ -35,7 +35,7 @@ impl Source {
     pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
         match config {
             SourceConfig::ControlPlane(options) => {
-                Ok(Self::ControlPlane(AdsSource::new(options.clone())))
+                Ok(Self::ControlPlane(AdsSource::new(options.as_ref().clone())))
             }
             SourceConfig::Directory(directory) => match FileSource::open(directory) {
                 Ok(source) => Ok(Self::Files(source)),
@@ -55,10 +55,21 @@ impl Source {
         }
     }
 
-    pub(super) fn spawn(self, updates: mpsc::Sender<Update>, stop: CancellationToken) {
+    /// `restored`: the last good configuration is in force.
+    pub(super) fn spawn(
+        self,
+        restored: bool,
+        updates: mpsc::Sender<Update>,
+        stop: CancellationToken,
+    ) {
         match self {
             Self::Files(source) => tokio::spawn(source.watch(updates, stop)),
-            Self::ControlPlane(source) => tokio::spawn(source.watch(updates, stop)),
+            Self::ControlPlane(mut source) => {
+                if restored {
+                    source.restored();
+                }
+                tokio::spawn(source.watch(updates, stop))
+            }
         };
     }
 }
