@@ -17,7 +17,9 @@ use crate::{
         identity::Identity,
     },
     snapshot::{RejectedResource, Snapshot},
-    source::{AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update},
+    source::{
+        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update, Wishes,
+    },
     transport::hbone::HBONE_PORT,
 };
 
@@ -52,6 +54,14 @@ impl Source {
         match self {
             Self::Files(_) => None,
             Self::ControlPlane(source) => Some(source.status()),
+        }
+    }
+
+    /// Where a control plane is asked for more than its resources need.
+    pub(super) fn wishes(&self) -> Option<Wishes> {
+        match self {
+            Self::Files(_) => None,
+            Self::ControlPlane(source) => Some(source.wishes()),
         }
     }
 
