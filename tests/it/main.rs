@@ -19,6 +19,7 @@ mod kernel_path;
 mod leaks;
 mod lifecycle;
 mod programs;
+mod sds;
 mod survival;
 mod tcp;
 mod xds;
