@@ -8,6 +8,7 @@
 pub mod authz;
 pub mod captured;
 pub mod cluster;
+pub mod extension;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;

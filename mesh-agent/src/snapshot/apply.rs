@@ -154,6 +154,7 @@ pub(super) fn build(
         routes,
         clusters,
         assignments,
+        extension_configs: Arc::clone(&base.extension_configs),
         workloads,
     })
 }

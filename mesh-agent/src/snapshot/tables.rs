@@ -9,6 +9,7 @@ use std::{
 
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, Endpoint, LoadAssignment, Tunnel},
+    extension::{DiscoveredFilter, ExtensionConfig},
     listener::{Direction, Listener, RouteSource},
     route::RouteConfiguration,
 };
@@ -26,6 +27,7 @@ pub struct Snapshot {
     pub routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
     pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
+    pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
     /// Made when first asked for: a walk over all endpoints is not for every small change.
     pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }
@@ -40,6 +42,7 @@ impl Default for Snapshot {
             routes: Arc::default(),
             clusters: Arc::default(),
             assignments: Arc::default(),
+            extension_configs: Arc::default(),
             workloads: Arc::default(),
         }
     }
@@ -63,6 +66,15 @@ impl Snapshot {
             Discovery::Eds { service_name } => self.assignments.get(service_name).map(Arc::clone),
             Discovery::OriginalDestination => None,
         }
+    }
+
+    /// What a filter that is configured by itself is told to do; `None` where that is not
+    /// there.
+    pub fn filter_config<'a>(
+        &'a self,
+        filter: &'a DiscoveredFilter,
+    ) -> Option<&'a ExtensionConfig> {
+        filter.config(self.extension_configs.get(&filter.name).map(|config| &**config))
     }
 
     /// The route configuration a connection manager uses.

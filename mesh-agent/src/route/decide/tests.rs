@@ -168,7 +168,8 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     let snapshot = world(&[]);
     let permit = permit_for(Some("client"));
     let head = request("GET", "/", &[]);
-    let request = authorize_request(&permit, &manager(vec![]), &head).unwrap();
+    let request =
+        authorize_request(&permit, &manager(vec![]), &Snapshot::default(), &head).unwrap();
     let action = ForwardAction {
         clusters: weighted(&[("direct", 1)]),
         timeout: None,

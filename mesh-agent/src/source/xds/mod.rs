@@ -13,6 +13,7 @@ mod address;
 mod cds;
 mod client;
 mod common;
+mod ecds;
 mod eds;
 mod hcm;
 mod http_options;
