@@ -14,5 +14,6 @@ pub mod kernel_path;
 pub mod listener;
 mod references;
 pub mod route;
+pub mod runtime;
 pub mod socket;
 pub mod workload;

@@ -155,6 +155,7 @@ pub(super) fn build(
         clusters,
         assignments,
         extension_configs: Arc::clone(&base.extension_configs),
+        runtime: Arc::clone(&base.runtime),
         workloads,
     })
 }

@@ -12,6 +12,7 @@ use crate::model::{
     extension::{DiscoveredFilter, ExtensionConfig},
     listener::{Direction, Listener, RouteSource},
     route::RouteConfiguration,
+    runtime::Runtime,
 };
 
 /// One version of the whole configuration; complete, and consistent in itself:
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
     pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
+    /// The values in force.
+    pub runtime: Arc<Runtime>,
     /// Made when first asked for: a walk over all endpoints is not for every small change.
     pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }
@@ -43,6 +46,7 @@ impl Default for Snapshot {
             clusters: Arc::default(),
             assignments: Arc::default(),
             extension_configs: Arc::default(),
+            runtime: Arc::default(),
             workloads: Arc::default(),
         }
     }

@@ -119,7 +119,8 @@ async fn answer(
     let routes = snapshot
         .routes(&http.routes)
         .ok_or_else(|| no_route("there is no route configuration".to_owned()))?;
-    let matched = match_route(&routes, head).map_err(|error| no_route(error.to_string()))?;
+    let matched = match_route(&routes, head, &snapshot.runtime, rand::random())
+        .map_err(|error| no_route(error.to_string()))?;
     log.record.route = Some(Arc::clone(&matched.route.name));
     let action = match &matched.route.action {
         RouteAction::Forward(action) => action,
