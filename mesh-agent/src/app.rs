@@ -250,7 +250,7 @@ fn dataplane(
     metrics: Metrics,
     access_log: AccessLog,
 ) -> Arc<Dataplane> {
-    let snapshot = Arc::new(SnapshotCell::default());
+    let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
     let balancers = Arc::new(Balancers::default());
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    model::identity::TrustDomain,
+    model::{identity::TrustDomain, runtime::LayeredRuntime},
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
 };
@@ -37,10 +37,11 @@ use self::layers::Layers;
 const DATA_THREADS_MAX: usize = 1024;
 
 /// Everything `mesh-agent run` needs to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AgentConfig {
     pub node: NodeConfig,
     pub source: SourceConfig,
+    pub runtime: LayeredRuntime,
     pub capture: CaptureConfig,
     pub identity: IdentityConfig,
     pub admin: AdminConfig,
@@ -237,6 +238,7 @@ fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
         Some(Some(bootstrap)) => (Some(SourceConfig::ControlPlane(bootstrap.ads)), bootstrap.admin),
         Some(None) => (source::source(layers, node.as_ref().map(|node| node.name.as_str())), None),
     };
+    let runtime = source::runtime(layers);
     let capture = capture(layers);
     let identity = identity(layers);
     let mut admin = admin(layers);
@@ -252,6 +254,7 @@ fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     Some(AgentConfig {
         node: node?,
         source: source?,
+        runtime: runtime?,
         capture: capture?,
         identity: identity?,
         admin: admin?,

@@ -1,13 +1,16 @@
 //! Where the configuration of traffic comes from.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use super::{
     Origin, absolute,
     bootstrap::{self, Bootstrap},
     layers::Layers,
 };
-use crate::source::{AdsOptions, NodeInfo, ServerAddress, TlsFiles, Variant};
+use crate::{
+    model::runtime::LayeredRuntime,
+    source::{AdsOptions, NodeInfo, ServerAddress, TlsFiles, Variant},
+};
 
 /// Where listeners, routes, clusters and endpoints come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,23 @@ pub(super) fn bootstrap(layers: &mut Layers<'_>) -> Option<Option<Bootstrap>> {
             None
         }
     }
+}
+
+/// The layers of runtime values that flags name.
+pub(super) fn runtime(layers: &mut Layers<'_>) -> Option<LayeredRuntime> {
+    let mut names: Vec<Arc<str>> = Vec::new();
+    for name in layers.many("xds_runtime_layer", |s| match s {
+        "" => Err("a layer has a name".to_owned()),
+        name => Ok(Arc::from(name)),
+    })? {
+        if names.contains(&name) {
+            let reason = format!("`{name}` is given twice");
+            layers.fail("xds_runtime_layer", Origin::Default, reason);
+            return None;
+        }
+        names.push(name);
+    }
+    Some(LayeredRuntime::of_resources(names))
 }
 
 /// `None` only where an error was noted.

@@ -154,12 +154,12 @@ impl LayeredRuntime {
 
     /// What is in force where these are the resources there are.
     pub fn with(&self, resources: &HashMap<Arc<str>, Arc<RuntimeLayer>>) -> Runtime {
-        let layers = self.layers.iter().filter_map(|layer| {
+        let layers = self.layers.iter().map(|layer| {
             let values = match &layer.values {
                 LayerValues::Static(values) => Some(values),
                 LayerValues::Resource(name) => resources.get(name),
             };
-            Some((Arc::clone(&layer.name), Arc::clone(values?)))
+            (Arc::clone(&layer.name), values.map(Arc::clone).unwrap_or_default())
         });
         Runtime { layers: layers.collect() }
     }

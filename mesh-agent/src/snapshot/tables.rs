@@ -12,7 +12,7 @@ use crate::model::{
     extension::{DiscoveredFilter, ExtensionConfig},
     listener::{Direction, Listener, RouteSource},
     route::RouteConfiguration,
-    runtime::Runtime,
+    runtime::{LayeredRuntime, Runtime},
 };
 
 /// One version of the whole configuration; complete, and consistent in itself:
@@ -29,8 +29,10 @@ pub struct Snapshot {
     pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
     pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
-    /// The values in force.
+    /// The values in force, of all layers.
     pub runtime: Arc<Runtime>,
+    /// Which layers those are; the same for all versions.
+    pub(super) runtime_layers: Arc<LayeredRuntime>,
     /// Made when first asked for: a walk over all endpoints is not for every small change.
     pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }
@@ -47,6 +49,7 @@ impl Default for Snapshot {
             assignments: Arc::default(),
             extension_configs: Arc::default(),
             runtime: Arc::default(),
+            runtime_layers: Arc::default(),
             workloads: Arc::default(),
         }
     }
