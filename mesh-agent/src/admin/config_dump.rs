@@ -11,8 +11,11 @@ use super::{
 use crate::{
     model::{
         cluster::{Cluster, Discovery, LoadAssignment},
+        extension::ExtensionConfig,
         listener::Listener,
-        route::RouteConfiguration,
+        route::{RouteConfiguration, VirtualHost},
+        runtime::{Runtime, RuntimeLayer, RuntimeValue},
+        secret::Secret,
     },
     snapshot::Snapshot,
 };
@@ -33,12 +36,20 @@ pub struct ConfigDump {
     pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
     /// By the name they are delivered under.
     pub endpoints: BTreeMap<Arc<str>, Arc<LoadAssignment>>,
+    /// Without their keys.
+    pub secrets: BTreeMap<Arc<str>, Arc<Secret>>,
+    pub runtime: RuntimeView,
+    pub extension_configs: BTreeMap<Arc<str>, Arc<ExtensionConfig>>,
+    /// By `<route configuration>/<host>`.
+    pub virtual_hosts: BTreeMap<Arc<str>, Arc<VirtualHost>>,
 }
 
 impl ConfigDump {
     /// Shares the snapshot's resources; copies none.
     pub fn of(snapshot: &Snapshot, last_rejected: Option<RejectedConfig>) -> Self {
-        let named = |(name, value): (&Arc<str>, &Arc<_>)| (Arc::clone(name), Arc::clone(value));
+        fn named<T>((name, value): (&Arc<str>, &Arc<T>)) -> (Arc<str>, Arc<T>) {
+            (Arc::clone(name), Arc::clone(value))
+        }
         Self {
             version: snapshot.version,
             label: snapshot.label.clone(),
@@ -50,18 +61,58 @@ impl ConfigDump {
                 .iter()
                 .map(|listener| (Arc::clone(&listener.name), Arc::clone(listener)))
                 .collect(),
-            routes: snapshot
-                .routes
-                .iter()
-                .map(|(name, routes)| (Arc::clone(name), Arc::clone(routes)))
-                .collect(),
+            routes: snapshot.routes.iter().map(named).collect(),
             clusters: snapshot
                 .clusters
                 .iter()
                 .map(|(name, cluster)| (Arc::clone(&name.0), Arc::clone(cluster)))
                 .collect(),
             endpoints: snapshot.assignments.iter().map(named).collect(),
+            secrets: snapshot.secrets.iter().map(named).collect(),
+            runtime: RuntimeView::of(&snapshot.runtime),
+            extension_configs: snapshot.extension_configs.iter().map(named).collect(),
+            virtual_hosts: snapshot.virtual_hosts.iter().map(named).collect(),
         }
+    }
+}
+
+/// The runtime: its layers, and which of them says what.
+#[derive(Debug, Clone, Serialize)]
+pub struct RuntimeView {
+    /// From the first to the last, which goes before the others.
+    pub layers: Vec<RuntimeLayerView>,
+    /// The values in force, by key.
+    pub entries: BTreeMap<String, RuntimeEntryView>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct RuntimeLayerView {
+    pub name: Arc<str>,
+    pub values: Arc<RuntimeLayer>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct RuntimeEntryView {
+    pub value: RuntimeValue,
+    /// The layer it is from.
+    pub layer: Arc<str>,
+}
+
+impl RuntimeView {
+    fn of(runtime: &Runtime) -> Self {
+        let layers = runtime.layers.iter();
+        let layers = layers.map(|(name, values)| RuntimeLayerView {
+            name: Arc::clone(name),
+            values: Arc::clone(values),
+        });
+        let mut entries = BTreeMap::new();
+        for (layer, values) in &runtime.layers {
+            for (key, value) in &values.values {
+                let (layer, value) = (Arc::clone(layer), value.clone());
+                entries.insert(key.clone(), RuntimeEntryView { value, layer });
+            }
+        }
+        Self { layers: layers.collect(), entries }
     }
 }
 

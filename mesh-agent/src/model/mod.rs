@@ -15,5 +15,6 @@ pub mod listener;
 mod references;
 pub mod route;
 pub mod runtime;
+pub mod secret;
 pub mod socket;
 pub mod workload;

@@ -152,6 +152,11 @@ impl LayeredRuntime {
         })
     }
 
+    /// Whether one of them is that resource.
+    pub fn has_resource(&self, name: &str) -> bool {
+        self.resource_names().any(|known| &**known == name)
+    }
+
     /// What is in force where these are the resources there are.
     pub fn with(&self, resources: &HashMap<Arc<str>, Arc<RuntimeLayer>>) -> Runtime {
         let layers = self.layers.iter().map(|layer| {

@@ -36,8 +36,8 @@ impl SnapshotCell {
     /// Nothing yet but these layers of runtime values.
     pub fn with_runtime(layers: LayeredRuntime) -> Self {
         let runtime = Arc::new(layers.with(&HashMap::new()));
-        let layers = Arc::new(layers);
-        let current = Snapshot { runtime, runtime_layers: layers, ..Snapshot::default() };
+        let layered_runtime = Arc::new(layers);
+        let current = Snapshot { runtime, layered_runtime, ..Snapshot::default() };
         Self { current: ArcSwap::from_pointee(current), ..Self::default() }
     }
 
@@ -65,7 +65,8 @@ impl SnapshotCell {
         let current = self.current.load();
         let empty = Snapshot {
             version: current.version,
-            runtime_layers: Arc::clone(&current.runtime_layers),
+            runtime: Arc::new(current.layered_runtime.with(&HashMap::new())),
+            layered_runtime: Arc::clone(&current.layered_runtime),
             ..Snapshot::default()
         };
         self.put(&empty, Changes { updated: resources, removed: Removed::default() }, label)

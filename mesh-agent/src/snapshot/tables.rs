@@ -11,8 +11,9 @@ use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, Endpoint, LoadAssignment, Tunnel},
     extension::{DiscoveredFilter, ExtensionConfig},
     listener::{Direction, Listener, RouteSource},
-    route::RouteConfiguration,
-    runtime::{LayeredRuntime, Runtime},
+    route::{RouteConfiguration, VirtualHost},
+    runtime::{LayeredRuntime, Runtime, RuntimeLayer},
+    secret::Secret,
 };
 
 /// One version of the whole configuration; complete, and consistent in itself:
@@ -28,11 +29,18 @@ pub struct Snapshot {
     pub routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
     pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
-    pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
+    /// What is not there yet, though a cluster names it: who needs it fails closed.
+    pub secrets: Arc<HashMap<Arc<str>, Arc<Secret>>>,
+    /// Layers as they are delivered, by name.
+    pub runtime_layers: Arc<HashMap<Arc<str>, Arc<RuntimeLayer>>>,
+    /// Which layers there are, and which goes before which; the same for all versions.
+    pub(super) layered_runtime: Arc<LayeredRuntime>,
     /// The values in force, of all layers.
     pub runtime: Arc<Runtime>,
-    /// Which layers those are; the same for all versions.
-    pub(super) runtime_layers: Arc<LayeredRuntime>,
+    /// What is not there, though a listener names it: who needs it fails closed.
+    pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
+    /// By `<route configuration>/<host>`.
+    pub virtual_hosts: Arc<HashMap<Arc<str>, Arc<VirtualHost>>>,
     /// Made when first asked for: a walk over all endpoints is not for every small change.
     pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }
@@ -47,9 +55,12 @@ impl Default for Snapshot {
             routes: Arc::default(),
             clusters: Arc::default(),
             assignments: Arc::default(),
-            extension_configs: Arc::default(),
-            runtime: Arc::default(),
+            secrets: Arc::default(),
             runtime_layers: Arc::default(),
+            layered_runtime: Arc::default(),
+            runtime: Arc::default(),
+            extension_configs: Arc::default(),
+            virtual_hosts: Arc::default(),
             workloads: Arc::default(),
         }
     }
