@@ -27,6 +27,7 @@ use crate::{
     model::{identity::TrustDomain, runtime::LayeredRuntime},
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
+    source::Bootstrap,
 };
 
 pub use self::source::SourceConfig;
@@ -232,13 +233,17 @@ pub fn load_capture(
 /// `None` only where an error was noted.
 fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let node = node(layers);
-    let bootstrap = source::bootstrap(layers);
-    let (source, bootstrap_admin) = match bootstrap {
-        None => (None, None),
-        Some(Some(bootstrap)) => (Some(SourceConfig::ControlPlane(bootstrap.ads)), bootstrap.admin),
-        Some(None) => (source::source(layers, node.as_ref().map(|node| node.name.as_str())), None),
+    let bootstrap = bootstrap::read(layers);
+    let (source, runtime, bootstrap_admin) = match bootstrap {
+        None => (None, None, None),
+        Some(Some(Bootstrap { xds, runtime, admin })) => {
+            (Some(SourceConfig::ControlPlane(Box::new(xds))), Some(runtime), admin)
+        }
+        Some(None) => {
+            let name = node.as_ref().map(|node| node.name.as_str());
+            (source::source(layers, name), source::runtime(layers), None)
+        }
     };
-    let runtime = source::runtime(layers);
     let capture = capture(layers);
     let identity = identity(layers);
     let mut admin = admin(layers);

@@ -38,7 +38,7 @@ impl Source {
     pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
         match config {
             SourceConfig::ControlPlane(options) => {
-                Ok(Self::ControlPlane(AdsSource::new(options.clone())))
+                Ok(Self::ControlPlane(AdsSource::new(options.as_ref().clone())))
             }
             SourceConfig::Directory(directory) => match FileSource::open(directory) {
                 Ok(source) => Ok(Self::Files(source)),

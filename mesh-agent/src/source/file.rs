@@ -20,7 +20,7 @@ use super::{
     json,
     last_good::Raw,
     text::{self, Format},
-    xds::{self, ResourceType},
+    xds::{self, Origin, Reference, Resource, ResourceType},
 };
 use crate::snapshot::{RejectedResource, Resources};
 
@@ -294,7 +294,8 @@ impl Decoding {
             Ok(transcoded) => transcoded,
             Err(rejected) => return self.rejected.extend(rejected),
         };
-        match xds::decode_any(&type_url, &transcoded.bytes) {
+        let decoded = xds::decode_with_references(&type_url, &transcoded.bytes);
+        match decoded.and_then(|(resource, references)| alone(resource, &references)) {
             Ok(resource) if transcoded.rejected.is_empty() => {
                 self.raw.keep(resource.key(), &resource, transcoded.bytes.into());
                 resource.add_to(&mut self.resources);
@@ -307,6 +308,22 @@ impl Decoding {
             }
         }
     }
+}
+
+/// A directory is the whole configuration: nothing in it may be had from elsewhere.
+fn alone(resource: Resource, references: &[Reference]) -> Result<Resource, Vec<RejectedResource>> {
+    let elsewhere = references.iter().filter_map(|reference| match reference.origin {
+        None | Some(Origin::Ads) => None,
+        Some(Origin::Service(_)) => Some((reference, "api_config_source")),
+        Some(Origin::File(_)) => Some((reference, "path_config_source")),
+    });
+    let refused: Vec<_> = elsewhere
+        .map(|(reference, field)| {
+            let reason = "is not supported: resources come from the source of this one (`ads: {}`)";
+            xds::rejection(&format!("{}.{field}", reference.path), reason)
+        })
+        .collect();
+    if refused.is_empty() { Ok(resource) } else { Err(refused) }
 }
 
 fn at(file: &str, place: &str) -> String {

@@ -164,7 +164,7 @@ impl LastGood {
         let mut kept = BTreeMap::new();
         for any in body.resources {
             match xds::decode_strict(&any.type_url, &any.value) {
-                Ok(decoded) => {
+                Ok((decoded, _)) => {
                     kept.insert(decoded.key(), any.value.into());
                     decoded.add_to(&mut resources);
                 }

@@ -29,7 +29,7 @@ use envoy_types::pb::{
 };
 
 use super::{
-    common, eds, http_options,
+    ResourceType, common, config_source, eds, http_options,
     reject::{Decoder, unsupported},
 };
 use crate::model::cluster::{
@@ -198,8 +198,11 @@ fn discovery(
         DiscoveryType::Eds => {
             let EdsClusterConfig { eds_config, service_name } =
                 eds_cluster_config.unwrap_or_default();
-            d.field("eds_cluster_config", |d| common::same_source(d, "eds_config", eds_config));
             let service_name = if service_name.is_empty() { name } else { &service_name };
+            let kind = ResourceType::Endpoints;
+            d.field("eds_cluster_config", |d| {
+                config_source::reference(d, "eds_config", eds_config, kind, service_name);
+            });
             Some(Discovery::Eds { service_name: service_name.into() })
         }
         DiscoveryType::OriginalDst => Some(Discovery::OriginalDestination),

@@ -8,15 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use envoy_types::pb::{
-    envoy::{
-        config::core::v3::{Node, node::UserAgentVersionType},
-        service::discovery::v3::{
-            DeltaDiscoveryResponse, DiscoveryResponse,
-            aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-        },
-    },
-    google::protobuf::{ListValue, Struct, Value, value::Kind},
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryResponse, DiscoveryResponse,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
 use prost::Message as _;
 use tokio::{
@@ -33,21 +27,15 @@ use tonic::{
 use tower::service_fn;
 
 use super::{
-    address::{ServerAddress, TlsFiles},
+    address::Server,
+    options::{INITIAL_FETCH_TIMEOUT, XdsOptions},
     session::{Carries, Now, Request, Session, TypeStatus, Variant},
     wishes::{Wanted, Wishes},
 };
 use crate::source::Update;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The session's one stream.
 const ADS: usize = 0;
-
-/// A name that was asked for and does not come holds others up for this long.
-const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The first pause after every server has failed, and the longest.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -66,60 +54,6 @@ const REQUESTS: usize = 64;
 const LARGE_BYTES: usize = 64 << 10;
 
 const WINDOW_BYTES: u32 = 4 << 20;
-
-/// How to reach a control plane, and as whom.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdsOptions {
-    /// Tried in order; never empty.
-    pub servers: Vec<ServerAddress>,
-    pub variant: Variant,
-    pub tls: TlsFiles,
-    pub node: NodeInfo,
-}
-
-/// Who the agent is to its control plane.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NodeInfo {
-    pub id: String,
-    pub cluster: String,
-    pub metadata: serde_json::Map<String, serde_json::Value>,
-}
-
-impl From<NodeInfo> for Node {
-    fn from(info: NodeInfo) -> Self {
-        let NodeInfo { id, cluster, metadata } = info;
-        Self {
-            id,
-            cluster,
-            metadata: (!metadata.is_empty()).then(|| fields(metadata)),
-            user_agent_name: "mesh-agent".to_owned(),
-            user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
-                env!("CARGO_PKG_VERSION").to_owned(),
-            )),
-            client_features: vec!["xds.config.resource-in-sotw".to_owned()],
-            ..Self::default()
-        }
-    }
-}
-
-fn fields(map: serde_json::Map<String, serde_json::Value>) -> Struct {
-    Struct { fields: map.into_iter().map(|(name, value)| (name, of_json(value))).collect() }
-}
-
-fn of_json(value: serde_json::Value) -> Value {
-    use serde_json::Value as Json;
-    let kind = match value {
-        Json::Null => Kind::NullValue(0),
-        Json::Bool(value) => Kind::BoolValue(value),
-        Json::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
-        Json::String(value) => Kind::StringValue(value),
-        Json::Array(items) => {
-            Kind::ListValue(ListValue { values: items.into_iter().map(of_json).collect() })
-        }
-        Json::Object(map) => Kind::StructValue(fields(map)),
-    };
-    Value { kind: Some(kind) }
-}
 
 /// Where a stream is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +84,7 @@ pub struct AdsStatus {
 /// A control plane that speaks ADS.
 #[derive(Debug)]
 pub struct AdsSource {
-    options: AdsOptions,
+    options: XdsOptions,
     status: watch::Sender<Arc<AdsStatus>>,
     wishes: Wishes,
 }
@@ -178,10 +112,10 @@ struct Done;
 
 impl AdsSource {
     /// A source that dials once it is watched.
-    pub fn new(options: AdsOptions) -> Self {
+    pub fn new(options: XdsOptions) -> Self {
         let status = AdsStatus {
             server: String::new(),
-            variant: options.variant,
+            variant: options.ads.as_ref().map_or(Variant::Sotw, |ads| ads.variant),
             state: StreamState::Connecting,
             since: SystemTime::now(),
             last_error: None,
@@ -212,13 +146,16 @@ impl AdsSource {
     }
 
     async fn work(&self, updates: mpsc::Sender<Update>) -> Result<(), Done> {
-        let AdsOptions { variant, node, .. } = self.options.clone();
+        let node = self.options.node.clone();
+        let variant = self.status.borrow().variant;
+        let servers = self.options.ads.iter().flat_map(|ads| self.options.servers_of(ads));
+        let servers: Vec<_> = servers.collect();
         let mut session = Session::new([Carries::all(variant)], node.into(), INITIAL_FETCH_TIMEOUT);
         let mut wanted = self.wishes.subscribe();
         session.want(wanted.borrow_and_update().keys(), Now::read());
         let mut backoff = BACKOFF;
         loop {
-            for server in &self.options.servers {
+            for server in &servers {
                 self.enter(StreamState::Connecting, server, None);
                 session.connected(ADS, Now::read());
                 let mut link = self.open(server);
@@ -242,7 +179,7 @@ impl AdsSource {
         }
     }
 
-    fn enter(&self, state: StreamState, server: &ServerAddress, error: Option<String>) {
+    fn enter(&self, state: StreamState, server: &Server, error: Option<String>) {
         self.status.send_modify(|status| {
             let status = Arc::make_mut(status);
             status.server = server.to_string();
@@ -260,13 +197,13 @@ impl AdsSource {
     }
 
     /// Opens a stream, in a task of its own: a server may keep us waiting.
-    fn open(&self, server: &ServerAddress) -> Link {
+    fn open(&self, server: &Server) -> Link {
         let (requests, to_send) = mpsc::channel(REQUESTS);
         let (received, responses) = mpsc::channel(1);
-        let (server, tls) = (server.clone(), self.options.tls.clone());
-        let variant = self.options.variant;
+        let server = server.clone();
+        let variant = self.status.borrow().variant;
         let carrier = tokio::spawn(async move {
-            if let Err(status) = carry(server, tls, variant, to_send, &received).await {
+            if let Err(status) = carry(server, variant, to_send, &received).await {
                 // Nobody listens: the stream was given up.
                 let _ = received.send(Err(status)).await;
             }
@@ -280,7 +217,7 @@ impl AdsSource {
         session: &mut Session,
         wanted: &mut watch::Receiver<Wanted>,
         link: &mut Link,
-        server: &ServerAddress,
+        server: &Server,
         updates: &mpsc::Sender<Update>,
     ) -> Result<String, Done> {
         loop {
@@ -375,13 +312,12 @@ fn take(session: &mut Session, response: Response) {
 
 /// Carries requests and responses until the stream ends.
 async fn carry(
-    server: ServerAddress,
-    tls: TlsFiles,
+    server: Server,
     variant: Variant,
     requests: mpsc::Receiver<Request>,
     received: &mpsc::Sender<Result<Response, Status>>,
 ) -> Result<(), Status> {
-    let channel = connect(server, tls).await?;
+    let channel = connect(server).await?;
     let mut client =
         AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES);
     let requests = ReceiverStream::new(requests);
@@ -414,8 +350,9 @@ async fn carry(
     Ok(())
 }
 
-async fn connect(server: ServerAddress, tls: TlsFiles) -> Result<Channel, Status> {
-    let scheme = if server.is_tls() { "https" } else { "http" };
+async fn connect(server: Server) -> Result<Channel, Status> {
+    let scheme = if server.tls.is_some() { "https" } else { "http" };
+    let options = server.connection.clone();
     let told = |error: &dyn std::error::Error| {
         let mut text = error.to_string();
         let mut cause = error.source();
@@ -431,15 +368,15 @@ async fn connect(server: ServerAddress, tls: TlsFiles) -> Result<Channel, Status
     let endpoint = Endpoint::from_shared(format!("http://{}", server.authority()))
         .map_err(|error| told(&error))?
         .origin(origin)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .connect_timeout(options.connect_timeout)
+        .http2_keep_alive_interval(options.ping_interval)
+        .keep_alive_timeout(options.ping_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
-    let dial = service_fn(move |_| server.clone().dial(tls.clone()));
+    let dial = service_fn(move |_| server.clone().dial());
     let connected = endpoint.connect_with_connector(dial);
-    match time::timeout(CONNECT_TIMEOUT, connected).await {
+    match time::timeout(options.connect_timeout, connected).await {
         Ok(connected) => connected.map_err(|error| told(&error)),
         Err(_) => Err(Status::unavailable("it could not be reached in time")),
     }

@@ -1,4 +1,4 @@
-//! What several resources share: addresses, durations, extensions, config sources.
+//! What several resources share: addresses, durations, extensions.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,8 +8,7 @@ use std::{
 use envoy_types::pb::{
     envoy::config::accesslog::v3::AccessLog,
     envoy::config::core::v3::{
-        Address, CidrRange, ConfigSource, RuntimeFractionalPercent, SocketAddress, TransportSocket,
-        address, config_source,
+        Address, CidrRange, RuntimeFractionalPercent, SocketAddress, TransportSocket, address,
         socket_address::{self, Protocol},
         transport_socket,
     },
@@ -24,9 +23,6 @@ use crate::model::runtime::{Fraction, RuntimeFraction};
 
 /// The longest duration a `google.protobuf.Duration` may hold, in seconds.
 const DURATION_MAX_SECONDS: i64 = 315_576_000_000;
-
-/// `resource_api_version`: AUTO and V3; V2 is gone from the world.
-const API_VERSIONS: [i32; 2] = [0, 2];
 
 /// What stands in for an `Any` of a type whose descriptor is not compiled in: a
 /// `StringValue` with the type's name. No decoder honours a `StringValue`, so one that
@@ -211,34 +207,6 @@ pub(super) fn cidr(d: &mut Decoder, value: CidrRange) -> Option<IpNet> {
             None => d.refused(format!("{length} is too long for {ip}")),
         }
     })
-}
-
-/// A config source that means "where this resource came from": the only kind there is
-/// here. Absent, `ads: {}` and `self: {}` all say so.
-pub(super) fn same_source(d: &mut Decoder, field: &str, value: Option<ConfigSource>) {
-    let Some(value) = value else { return };
-    let ConfigSource {
-        authorities,
-        initial_fetch_timeout,
-        resource_api_version,
-        config_source_specifier,
-    } = value;
-    d.field(field, |d| {
-        unsupported!(d; authorities, initial_fetch_timeout);
-        if !API_VERSIONS.contains(&resource_api_version) {
-            d.refuse_field("resource_api_version", "only V3 is supported");
-        }
-        use config_source::ConfigSourceSpecifier as Specifier;
-        #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-        let refused = match config_source_specifier {
-            None | Some(Specifier::Ads(_) | Specifier::Self_(_)) => return,
-            Some(Specifier::Path(_)) => "path",
-            Some(Specifier::PathConfigSource(_)) => "path_config_source",
-            Some(Specifier::ApiConfigSource(_)) => "api_config_source",
-        };
-        let reason = "is not supported: resources come from the source of this one (`ads: {}`)";
-        d.refuse_field(refused, reason);
-    });
 }
 
 /// Refuses a transport socket by name, with a hint at what the mesh does instead.

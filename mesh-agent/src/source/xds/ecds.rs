@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{ExtensionConfigSource, TypedExtensionConfig};
 
-use super::{common, hcm, reject::Decoder};
+use super::{ResourceType, common, config_source, hcm, reject::Decoder};
 use crate::model::extension::{DiscoveredFilter, ExtensionConfig};
 
 pub(super) fn extension(d: &mut Decoder, value: TypedExtensionConfig) -> Option<ExtensionConfig> {
@@ -39,10 +39,11 @@ pub(super) fn discovered(
     }
     let name: Arc<str> = name.into();
     d.field("config_discovery", |d| {
-        match config_source {
-            None => d.refuse_field("config_source", "is missing"),
-            source => common::same_source(d, "config_source", source),
+        if config_source.is_none() {
+            d.refuse_field("config_source", "is missing");
         }
+        let kind = ResourceType::ExtensionConfig;
+        config_source::reference(d, "config_source", config_source, kind, &name);
         if type_urls.is_empty() {
             d.refuse_field("type_urls", "is empty");
         }

@@ -19,7 +19,7 @@ use envoy_types::pb::{
 use prost::Name as _;
 
 use super::{
-    common, ecds, http_options,
+    ResourceType, common, config_source, ecds, http_options,
     rbac::{self, Place},
     rds,
     reject::{Decoder, unsupported},
@@ -178,7 +178,8 @@ fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource>
             .map(|routes| RouteSource::Inline(Arc::new(routes))),
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             d.field("rds", |d| {
-                common::same_source(d, "config_source", config_source);
+                let (kind, name) = (ResourceType::Routes, route_config_name.as_str());
+                config_source::reference(d, "config_source", config_source, kind, name);
                 if route_config_name.is_empty() {
                     return d.field("route_config_name", |d| d.refused("is missing"));
                 }

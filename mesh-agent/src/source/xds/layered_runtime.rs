@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::bootstrap::v3::{
     runtime_layer::{AdminLayer, LayerSpecifier, RtdsLayer},
 };
 
-use super::{common, reject::Decoder, rtds};
+use super::{config_source, options::Origin, reject::Decoder, rtds};
 use crate::model::runtime::{LayerSource, LayerValues, LayeredRuntime, RuntimeLayer};
 
 pub(super) fn layered_runtime(d: &mut Decoder, value: PbLayeredRuntime) -> Option<LayeredRuntime> {
@@ -50,9 +50,15 @@ fn resource(d: &mut Decoder, value: RtdsLayer) -> Option<LayerValues> {
     if name.is_empty() {
         d.refuse_field("name", "is missing");
     }
-    match rtds_config {
-        None => d.refuse_field("rtds_config", "is missing"),
-        source => common::same_source(d, "rtds_config", source),
-    }
+    d.field("rtds_config", |d| {
+        let Some(source) = rtds_config else { return d.refuse("is missing") };
+        match config_source::decode(d, source) {
+            None | Some((Some(Origin::Ads), None)) => {}
+            Some((Some(Origin::Ads), Some(_))) => {
+                d.refuse_field("initial_fetch_timeout", "is not supported");
+            }
+            Some(_) => d.refuse("must be `ads: {}`: layers come over the aggregated stream"),
+        }
+    });
     Some(LayerValues::Resource(name.into()))
 }

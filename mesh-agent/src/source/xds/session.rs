@@ -40,7 +40,7 @@ pub use self::status::{TypeStatus, Warming};
 type Key = (ResourceType, Arc<str>);
 
 /// How resources are asked for and delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Variant {
     /// State of the world: each response of LDS and CDS is all there is.
     Sotw,

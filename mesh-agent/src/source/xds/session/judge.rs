@@ -352,7 +352,7 @@ pub(super) fn decode(
     version: &str,
     any: &Any,
 ) -> Result<Held, Vec<RejectedResource>> {
-    let resource = xds::decode_strict(&any.type_url, &any.value)?;
+    let (resource, _) = xds::decode_strict(&any.type_url, &any.value)?;
     let path = format!("{}[{name}]", kind.table());
     let resource = match resource {
         // Its own name is not what it is asked for by.
