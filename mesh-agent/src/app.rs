@@ -157,6 +157,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     // What is the operator's to mend comes first, before anything is attached.
     let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
     let source = Source::open(&config.source, &last_good)?;
+    source.want_runtime(&config.runtime);
     let certificates = Certificates::open(&config, &source)?;
     let identities = IdentityManager::new(certificates.source(), IdentityOptions::default());
     let identities = Arc::new(identities);
@@ -251,7 +252,7 @@ fn dataplane(
     metrics: Metrics,
     access_log: AccessLog,
 ) -> Arc<Dataplane> {
-    let snapshot = Arc::new(SnapshotCell::default());
+    let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
     let balancers = Arc::new(Balancers::default());
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {

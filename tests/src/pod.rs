@@ -10,12 +10,12 @@ use std::{
 };
 
 use crate::{
-    pki::Credentials,
     Node, Process, Ran, cgroup,
     conversation::Conversation,
     curl::Curl,
     eventually,
     netns::{self, Netns},
+    pki::Credentials,
     process::{self, Place, peer},
 };
 

@@ -15,10 +15,12 @@ use crate::{
     model::{
         cluster::{Discovery, Tunnel},
         identity::Identity,
+        runtime::LayeredRuntime,
     },
-    snapshot::{RejectedResource, Snapshot},
+    snapshot::{RejectedResource, Resources, Snapshot},
     source::{
-        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update, Wishes,
+        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored,
+        Update, Wishes,
     },
     transport::hbone::HBONE_PORT,
 };
@@ -47,6 +49,15 @@ impl Source {
                 }
                 Err(error) => Err(error.into()),
             },
+        }
+    }
+
+    /// Asks for these layers of runtime values, where they are to be asked for.
+    pub(super) fn want_runtime(&self, layers: &LayeredRuntime) {
+        if let Self::ControlPlane(source) = self {
+            for name in layers.resource_names() {
+                source.wishes().want(ResourceType::Runtime, Arc::clone(name));
+            }
         }
     }
 
@@ -129,11 +140,13 @@ pub(super) async fn restore(agent: &Arc<Agent>) {
         Ok(loaded) => loaded,
         Err(error) => return tracing::error!(%error, "the last good configuration was not read"),
     };
-    let Restored { resources, label, saved_at } = match loaded {
+    let Restored { mut resources, label, saved_at } = match loaded {
         Ok(Some(restored)) => restored,
         Ok(None) => return,
         Err(error) => return tracing::error!(%error, "there is no last good configuration"),
     };
+    // Layers that were named then and are not any more.
+    resources.runtime.retain(|(name, _)| agent.config.runtime.has_resource(name));
     match agent.dataplane.snapshot.replace(resources, label.clone()) {
         Ok(version) => {
             *agent.restored() = Some(saved_at);
@@ -158,6 +171,11 @@ impl Agent {
     fn take(&self, update: Update, tidy_at: Option<Instant>) -> Option<Instant> {
         match update {
             Update::Resources(Delivery { resources, label, raw, refused }) => {
+                let unnamed = self.unnamed_layers(&resources);
+                if !unnamed.is_empty() {
+                    self.reject(&unnamed);
+                    return tidy_at;
+                }
                 let replaced = self.dataplane.snapshot.replace(resources, label.clone());
                 if self.judged(replaced, &label, refused) {
                     self.tidy();
@@ -175,6 +193,17 @@ impl Agent {
             Update::Rejected(reasons) => self.reject(&reasons),
         }
         tidy_at
+    }
+
+    /// Files may hold layers of the runtime that nobody has given a place.
+    fn unnamed_layers(&self, resources: &Resources) -> Vec<RejectedResource> {
+        let unnamed = resources.runtime.iter().map(|(name, _)| name);
+        let unnamed = unnamed.filter(|name| !self.config.runtime.has_resource(name));
+        let refused = unnamed.map(|name| RejectedResource {
+            path: format!("runtime[{name}]"),
+            reason: "is no layer of the runtime: name it with --xds-runtime-layer".to_owned(),
+        });
+        refused.collect()
     }
 
     /// Follows up on an attempt to apply something; whether that went well.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
-    listener::{FilterChain, Listener, RouteSource, TerminalFilter},
+    extension::DiscoveredFilter,
+    listener::{FilterChain, HttpFilter, Listener, RouteSource, TerminalFilter},
     route::{RouteAction, RouteConfiguration, VirtualHost},
 };
 
@@ -62,6 +63,19 @@ impl Listener {
                 RouteSource::Inline(_) => None,
             },
             TerminalFilter::TcpProxy(_) => None,
+        })
+    }
+
+    /// Every filter whose configuration is a resource of its own; one may come several
+    /// times.
+    pub fn discovered_filters(&self) -> impl Iterator<Item = &Arc<DiscoveredFilter>> {
+        let filters = self.chains().flat_map(|chain| match &chain.terminal {
+            TerminalFilter::Http(http) => http.http_filters.as_slice(),
+            TerminalFilter::TcpProxy(_) => &[],
+        });
+        filters.filter_map(|filter| match filter {
+            HttpFilter::Discovered(discovered) => Some(discovered),
+            HttpFilter::Rbac(_) => None,
         })
     }
 

@@ -158,7 +158,8 @@ pub fn decide_tcp(
 ) -> Result<Destination, NoDestination> {
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
-            decide(permit, &proxy.clusters, snapshot, balancers, random)
+            let cluster = choose_cluster(&proxy.clusters, |entry| entry.weight, random);
+            decide(permit, cluster, snapshot, balancers, random)
         }
         _ => Err(not_permitted(permit)),
     }
@@ -184,17 +185,28 @@ pub fn decide_request(
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, &action.clusters, snapshot, balancers, random)
+    let runtime = &snapshot.runtime;
+    let cluster = match &action.runtime_key_prefix {
+        None => choose_cluster(&action.clusters, |entry| entry.weight, random),
+        Some(prefix) => {
+            let weight = |entry: &WeightedCluster| {
+                let key = format!("{prefix}.{}", entry.cluster);
+                u32::try_from(runtime.integer(&key, entry.weight.into())).unwrap_or(u32::MAX)
+            };
+            choose_cluster(&action.clusters, weight, random)
+        }
+    };
+    decide(permit, cluster, snapshot, balancers, random)
 }
 
 fn decide(
     permit: &Permit,
-    clusters: &[WeightedCluster],
+    cluster: Option<&ClusterName>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Result<Destination, NoDestination> {
-    let name = choose_cluster(clusters, random).ok_or(NoDestination::NoCluster)?;
+    let name = cluster.ok_or(NoDestination::NoCluster)?;
     let unknown = || NoDestination::UnknownCluster { cluster: name.clone() };
     let cluster = snapshot.cluster(name).ok_or_else(unknown)?;
     let (target, load) = match &cluster.discovery {
@@ -259,15 +271,17 @@ fn reach(endpoint: Arc<Endpoint>) -> Target {
 
 fn choose_cluster<'a>(
     clusters: &'a [WeightedCluster],
+    weight: impl Fn(&WeightedCluster) -> u32,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Option<&'a ClusterName> {
     if let [only] = clusters {
-        return (only.weight > 0).then_some(&only.cluster);
+        return (weight(only) > 0).then_some(&only.cluster);
     }
-    let total = clusters.iter().map(|entry| u64::from(entry.weight)).sum();
+    let weighted = || clusters.iter().map(|entry| (&entry.cluster, u64::from(weight(entry))));
+    let total = weighted().map(|(_, weight)| weight).sum();
     let mut left = super::lb::random_below(total, random)?;
-    for WeightedCluster { cluster, weight } in clusters {
-        match left.checked_sub(u64::from(*weight)) {
+    for (cluster, weight) in weighted() {
+        match left.checked_sub(weight) {
             Some(rest) => left = rest,
             None => return Some(cluster),
         }

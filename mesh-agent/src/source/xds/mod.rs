@@ -19,6 +19,7 @@ mod ecds;
 mod eds;
 mod hcm;
 mod http_options;
+mod layered_runtime;
 mod lds;
 mod matchers;
 mod options;

@@ -237,11 +237,12 @@ fn presented(
 /// The name that SDS is asked for.
 fn secret_name(d: &mut Decoder, value: SdsSecretConfig) -> Option<Arc<str>> {
     let SdsSecretConfig { name, sds_config } = value;
-    config_source::reference(d, "sds_config", sds_config, ResourceType::Secret, &name);
     if name.is_empty() {
         return d.field("name", |d| d.refused("is missing"));
     }
-    Some(name.into())
+    let name: Arc<str> = name.into();
+    config_source::reference(d, "sds_config", sds_config, ResourceType::Secret, &name);
+    Some(name)
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]

@@ -154,6 +154,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
             path: PathMatch::Prefix(prefix.to_owned()),
             case_sensitive: true,
             headers: vec![],
+            runtime_fraction: None,
         },
         action,
     }
@@ -163,6 +164,7 @@ fn to(cluster: &str) -> ForwardAction {
     ForwardAction {
         clusters: vec![WeightedCluster { cluster: ClusterName(cluster.into()), weight: 1 }],
         timeout: Some(Duration::from_secs(15)),
+        runtime_key_prefix: None,
         prefix_rewrite: None,
         host_rewrite: None,
     }
