@@ -1,0 +1,1 @@
+//! How control planes are reached, and what becomes of it where they can't be.
