@@ -4,7 +4,7 @@ use super::{Origin, absolute, layers::Layers};
 use crate::source::{self, Bootstrap};
 
 /// What the bootstrap file says: that has no other setting beside it.
-const EXCLUDED: [&str; 9] = [
+const EXCLUDED: [&str; 10] = [
     "config_dir",
     "xds_server",
     "xds_mode",
@@ -14,6 +14,7 @@ const EXCLUDED: [&str; 9] = [
     "xds_node_id",
     "xds_cluster",
     "xds_metadata",
+    "xds_runtime_layer",
 ];
 
 /// What is in the bootstrap file, if one is given. The outer `None` says it is wrong.

@@ -1,10 +1,13 @@
 //! Where the configuration of traffic comes from.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use super::{Origin, absolute, layers::Layers};
-use crate::source::{
-    ConnectionOptions, NodeInfo, Pem, Server, ServerAddress, TlsOptions, Variant, XdsOptions,
+use crate::{
+    model::runtime::LayeredRuntime,
+    source::{
+        ConnectionOptions, NodeInfo, Pem, Server, ServerAddress, TlsOptions, Variant, XdsOptions,
+    },
 };
 
 /// Where listeners, routes, clusters and endpoints come from.
@@ -26,6 +29,23 @@ impl fmt::Display for SourceConfig {
             }
         }
     }
+}
+
+/// The layers of runtime values that flags name.
+pub(super) fn runtime(layers: &mut Layers<'_>) -> Option<LayeredRuntime> {
+    let mut names: Vec<Arc<str>> = Vec::new();
+    for name in layers.many("xds_runtime_layer", |s| match s {
+        "" => Err("a layer has a name".to_owned()),
+        name => Ok(Arc::from(name)),
+    })? {
+        if names.contains(&name) {
+            let reason = format!("`{name}` is given twice");
+            layers.fail("xds_runtime_layer", Origin::Default, reason);
+            return None;
+        }
+        names.push(name);
+    }
+    Some(LayeredRuntime::of_resources(names))
 }
 
 /// `None` only where an error was noted.

@@ -26,11 +26,12 @@ use prost::Message as _;
 use serde_json::Value;
 
 use super::{
-    ResourceType, common, config_source, decode_with_references,
+    ResourceType, common, config_source, decode_with_references, layered_runtime,
     options::{Fixed, NodeInfo, Origin, Service, Subscription, XdsOptions, json_of},
     reject::{Decoder, rejection, unsupported},
 };
 use crate::{
+    model::runtime::LayeredRuntime,
     snapshot::RejectedResource,
     source::{
         json,
@@ -44,11 +45,12 @@ const FULL_NAME: &str = "envoy.config.bootstrap.v3.Bootstrap";
 const FILE_MAX_BYTES: u64 = 16 << 20;
 
 /// What a bootstrap file says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Bootstrap {
     pub xds: XdsOptions,
     /// Where the agent answers.
     pub admin: Option<SocketAddr>,
+    pub runtime: LayeredRuntime,
 }
 
 /// Reads a bootstrap file, in YAML or JSON. Blocks.
@@ -163,7 +165,7 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     unsupported!(
         d;
         node_context_params, cluster_manager, hds_config, flags_path, stats_sinks,
-        deferred_stat_options, stats_config, watchdog, watchdogs, tracing, layered_runtime,
+        deferred_stat_options, stats_config, watchdog, watchdogs, tracing,
         overload_manager, enable_dispatcher_stats, header_prefix, stats_server_version_override,
         use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config,
         bootstrap_extensions, fatal_actions, config_sources, default_config_source,
@@ -189,7 +191,15 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     if dynamic_is_empty && static_resources.is_none() {
         d.refuse_field("dynamic_resources", "is missing, and nothing is static");
     }
+    let runtime = match layered_runtime {
+        Some(value) => d.field("layered_runtime", |d| layered_runtime::layered_runtime(d, value)),
+        None => Some(LayeredRuntime::default()),
+    };
     let Dynamic { ads, listeners, clusters } = dynamic?;
+    let discovered = |runtime: &LayeredRuntime| runtime.resource_names().next().is_some();
+    if ads.is_none() && runtime.as_ref().is_some_and(discovered) {
+        d.refuse_field("layered_runtime", "has an rtds_layer, and there is no ads_config");
+    }
     let mut named = BTreeSet::new();
     let origins = [&listeners, &clusters];
     let origins = origins.into_iter().flatten().filter_map(|s| match &s.origin {
@@ -202,7 +212,7 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     let Static { servers, fixed } =
         d.field("static_resources", |d| fixed(d, static_resources.unwrap_or_default(), &named))?;
     let xds = XdsOptions { node: node?, servers, ads, listeners, clusters, fixed };
-    Some(Bootstrap { xds, admin: admin? })
+    Some(Bootstrap { xds, admin: admin?, runtime: runtime? })
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]

@@ -129,6 +129,7 @@ impl AdsSource {
     async fn work(&self, updates: mpsc::Sender<Update>) -> Result<(), Done> {
         let mut session = self.session();
         let mut wanted: watch::Receiver<Wanted> = self.wishes.subscribe();
+        session.want(wanted.borrow_and_update().keys(), Now::read());
         let mut streams: Vec<Stream> = Vec::new();
         // Dropped with this future, and all their streams with them.
         let mut tasks = JoinSet::new();

@@ -8,16 +8,18 @@ use std::{
 use envoy_types::pb::{
     envoy::config::accesslog::v3::AccessLog,
     envoy::config::core::v3::{
-        Address, CidrRange, SocketAddress, TransportSocket, address,
+        Address, CidrRange, RuntimeFractionalPercent, SocketAddress, TransportSocket, address,
         socket_address::{self, Protocol},
         transport_socket,
     },
+    envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
     google::protobuf,
 };
 use ipnet::IpNet;
 use prost::{Message, Name};
 
 use super::reject::{Decoder, unsupported};
+use crate::model::runtime::{Fraction, RuntimeFraction};
 
 /// The longest duration a `google.protobuf.Duration` may hold, in seconds.
 const DURATION_MAX_SECONDS: i64 = 315_576_000_000;
@@ -97,6 +99,32 @@ pub(super) fn timeout(
         None => Some(default),
         Some(value) => duration(d, field, value).map(|t| Some(t).filter(|t| !t.is_zero())),
     }
+}
+
+/// A fraction that the runtime may change.
+pub(super) fn runtime_fraction(
+    d: &mut Decoder,
+    value: RuntimeFractionalPercent,
+) -> Option<RuntimeFraction> {
+    let RuntimeFractionalPercent { default_value, runtime_key } = value;
+    let default = d.field("default_value", |d| match default_value {
+        Some(value) => fraction(d, value),
+        None => d.refused("is missing"),
+    });
+    Some(RuntimeFraction { key: runtime_key, default: default? })
+}
+
+fn fraction(d: &mut Decoder, value: FractionalPercent) -> Option<Fraction> {
+    let FractionalPercent { numerator, denominator } = value;
+    let denominator = match DenominatorType::try_from(denominator) {
+        Ok(DenominatorType::Hundred) => 100,
+        Ok(DenominatorType::TenThousand) => 10_000,
+        Ok(DenominatorType::Million) => 1_000_000,
+        Err(_) => {
+            return d.field("denominator", |d| d.refused(format!("{denominator} is unknown")));
+        }
+    };
+    Some(Fraction { numerator, denominator })
 }
 
 /// A port that can be dialled: 1 to 65535.

@@ -19,6 +19,7 @@ mod ecds;
 mod eds;
 mod hcm;
 mod http_options;
+mod layered_runtime;
 mod lds;
 mod matchers;
 mod options;
@@ -31,6 +32,7 @@ mod sds;
 mod session;
 mod tls;
 mod unknown;
+mod upstream_tls;
 mod wishes;
 
 use envoy_types::pb::envoy::{

@@ -243,7 +243,7 @@ impl Session {
         for kind in ResourceType::ALL {
             while let Some(name) = self.table_mut(kind).lives.due(now.at) {
                 tracing::warn!(kind = kind.table(), %name, "the resource's time to live is over");
-                self.table_mut(kind).remove(&name);
+                self.expired(kind, name);
             }
             while let Some(name) = self.table_mut(kind).waiting.due(now.at) {
                 tracing::warn!(kind = kind.table(), %name, "was asked for and did not come in time");

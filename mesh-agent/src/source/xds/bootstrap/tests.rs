@@ -8,6 +8,7 @@ use super::{
     },
     *,
 };
+use crate::model::runtime::Fraction;
 
 const ISTIO_LIKE: &str = r#"
 node:
@@ -82,7 +83,7 @@ fn parsed(text: &str) -> Result<Bootstrap, Vec<String>> {
 
 #[test]
 fn a_bootstrap_says_who_and_where_and_how() {
-    let Bootstrap { xds, admin } = parsed(ISTIO_LIKE).unwrap();
+    let Bootstrap { xds, admin, .. } = parsed(ISTIO_LIKE).unwrap();
     assert_eq!(admin, Some("127.0.0.1:15000".parse().unwrap()));
     assert_eq!((xds.node.id.as_str(), xds.node.cluster.as_str()), ("n1", "c"));
     assert_eq!(xds.node.metadata["zone"], "a");
@@ -238,4 +239,61 @@ fn addresses_of_servers_are_hosts_or_paths() {
     assert!(matches!(addresses[1], ServerAddress::Unix(_)));
     let faults = parsed(&ISTIO_LIKE.replacen("cp.example", "a b", 1)).unwrap_err();
     assert!(faults[0].contains("socket_address.address: `a b` is neither"), "{faults:?}");
+}
+
+#[test]
+fn layers_of_the_runtime_are_read_in_their_order() {
+    let layered = format!(
+        "{ISTIO_LIKE}\nlayered_runtime:\n  layers:\n  - name: fixed\n    static_layer:\n      \
+         routing: {{canary: 5, fine: {{numerator: 1, denominator: MILLION}}}}\n      on: true\n      \
+         word: '12'\n  - name: pushed\n    rtds_layer: {{name: rtds, rtds_config: {{ads: {{}}}}}}\n  \
+         - name: admin\n    admin_layer: {{}}\n"
+    );
+    let runtime = parsed(&layered).unwrap().runtime;
+    let names: Vec<_> = runtime.layers.iter().map(|layer| &*layer.name).collect();
+    assert_eq!(names, ["fixed", "pushed", "admin"]);
+    assert_eq!(runtime.resource_names().map(|name| &**name).collect::<Vec<_>>(), ["rtds"]);
+    let values = runtime.with(&Default::default());
+    assert_eq!(values.integer("routing.canary", 0), 5);
+    assert_eq!(values.integer("word", 0), 12);
+    assert!(values.flag("on", false));
+    let fine = values.fraction("routing.fine", Fraction::percent(0));
+    assert_eq!(fine, Fraction { numerator: 1, denominator: 1_000_000 });
+    assert_eq!(parsed(ISTIO_LIKE).unwrap().runtime, LayeredRuntime::default());
+
+    let at = "layered_runtime.layers[0]";
+    for (layer, reason) in [
+        ("{static_layer: {}}", ".name: is missing"),
+        ("{name: x, disk_layer: {symlink_root: /x}}", ".disk_layer: is not supported"),
+        ("{name: x}", ": is none of static_layer, admin_layer and rtds_layer"),
+        (
+            "{name: x, static_layer: {a: [1]}}",
+            ".static_layer.fields[a]: a list is no runtime value",
+        ),
+        ("{name: x, static_layer: {a: null}}", ".static_layer.fields[a]: has no value"),
+        ("{name: x, rtds_layer: {rtds_config: {ads: {}}}}", ".rtds_layer.name: is missing"),
+        ("{name: x, rtds_layer: {name: r}}", ".rtds_layer.rtds_config: is missing"),
+        (
+            "{name: x, rtds_layer: {name: r, rtds_config: {path_config_source: {path: /x}}}}",
+            ".rtds_layer.rtds_config: must be `ads: {}`: layers come over the aggregated stream",
+        ),
+        ("{name: x, nonsense: 1}", ".nonsense: unknown field"),
+    ] {
+        let text = format!("{ISTIO_LIKE}\nlayered_runtime: {{layers: [{layer}]}}\n");
+        let faults = parsed(&text).unwrap_err();
+        assert!(faults.contains(&format!("{at}{reason}")), "{at}{reason}: {faults:?}");
+    }
+    for (layers, reason) in [
+        (
+            "{name: x, static_layer: {}}, {name: x, static_layer: {}}",
+            "layered_runtime.layers[1].name: `x` is given twice",
+        ),
+        (
+            "{name: x, admin_layer: {}}, {name: y, admin_layer: {}}",
+            "layered_runtime.layers[1].admin_layer: is given twice",
+        ),
+    ] {
+        let text = format!("{ISTIO_LIKE}\nlayered_runtime: {{layers: [{layers}]}}\n");
+        assert_eq!(parsed(&text).unwrap_err(), [reason]);
+    }
 }

@@ -99,7 +99,8 @@ impl Session {
 
     /// The first thing that is needed and not in force.
     pub(super) fn lacks(&self, needs: &Needs) -> Option<Key> {
-        needs.all().find(|(kind, name)| !self.table(*kind).has(name)).cloned()
+        let missing = needs.all().find(|(kind, name)| !self.table(*kind).has(name));
+        missing.map(|(kind, name)| (kind, Arc::clone(name)))
     }
 
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
