@@ -22,3 +22,4 @@ mod programs;
 mod survival;
 mod tcp;
 mod xds;
+mod xds_transport;

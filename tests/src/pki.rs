@@ -67,10 +67,20 @@ impl Pki {
 
     /// A certificate with `uris` as its URI SANs.
     pub fn issue(&self, uris: &[&str], validity: Validity) -> Credentials {
+        let san = |uri: &&str| SanType::URI((*uri).try_into().expect("a URI is ASCII"));
+        self.sign(uris.iter().map(san).collect(), validity)
+    }
+
+    /// A certificate with `hosts` as its DNS SANs.
+    pub fn issue_for_hosts(&self, hosts: &[&str], validity: Validity) -> Credentials {
+        let san = |host: &&str| SanType::DnsName((*host).try_into().expect("a host is ASCII"));
+        self.sign(hosts.iter().map(san).collect(), validity)
+    }
+
+    fn sign(&self, names: Vec<SanType>, validity: Validity) -> Credentials {
         let key = KeyPair::generate().expect("make a key");
         let mut params = CertificateParams::default();
-        let san = |uri: &&str| SanType::URI((*uri).try_into().expect("a URI is ASCII"));
-        params.subject_alt_names = uris.iter().map(san).collect();
+        params.subject_alt_names = names;
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
