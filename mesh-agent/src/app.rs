@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{Capture, CaptureOptions, Exclusions},
+    capture::{Capture, CaptureOptions, Exclusions, GuardMode},
     config::{self, AgentConfig},
     identity::{DevelopmentCa, IdentityManager, IdentityOptions},
     observe::{
@@ -230,6 +230,11 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
 /// Capture's share of the settings, but for the state directory.
 pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
     let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions, .. } = config;
+    let guard = match config.guard {
+        config::Guard::Auto => GuardMode::Auto,
+        config::Guard::On => GuardMode::On,
+        config::Guard::Off => GuardMode::Off,
+    };
     CaptureOptions {
         cgroup_root,
         bpffs,
@@ -240,6 +245,9 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
             inbound_ports: exclusions.inbound_ports,
         },
         bpf_log,
+        guard,
+        drop_non_tcp: config.non_tcp == config::NonTcp::Drop,
+        probe_cgroups: config.probe_cgroups,
         ..CaptureOptions::default()
     }
 }

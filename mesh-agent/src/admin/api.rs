@@ -163,6 +163,13 @@ pub struct KernelPathView {
     pub connections: usize,
 }
 
+/// Pods whose interface nothing guards.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnguardedView {
+    pub pod: String,
+    pub why: String,
+}
+
 /// How often the kernel programs decided so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictView {
@@ -192,6 +199,9 @@ pub struct StatusView {
     pub hbone: HboneView,
     #[serde(default)]
     pub kernel_path: KernelPathView,
+    /// Pods without a guard on their interfaces.
+    #[serde(default)]
+    pub unguarded: Vec<UnguardedView>,
     pub bpf: Vec<VerdictView>,
 }
 

@@ -8,8 +8,8 @@ use super::{Agent, pods::RunningPod};
 use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
-        HboneView, KernelPathView, PodView, Readiness, SnapshotView, StatusView, VerdictView,
-        XdsView,
+        HboneView, KernelPathView, PodView, Readiness, SnapshotView, StatusView, UnguardedView,
+        VerdictView, XdsView,
     },
     capture,
     identity::CertificateStatus,
@@ -83,6 +83,7 @@ impl AgentControl for Control {
                 services: agent.kernel_services.load(Ordering::Relaxed),
                 connections: agent.capture.kernel_connections().len(),
             },
+            unguarded: agent.unguarded(),
             bpf: agent
                 .verdicts()
                 .into_iter()
@@ -166,6 +167,11 @@ impl Agent {
         let connections = self.dataplane.connections.by_workload();
         let count = connections.get(uid).copied().unwrap_or_default();
         self.pods.running().get(uid).map(|pod| view(pod, count))
+    }
+
+    fn unguarded(&self) -> Vec<UnguardedView> {
+        let unguarded = self.capture.unguarded().into_iter();
+        unguarded.map(|(uid, why)| UnguardedView { pod: uid.to_string(), why }).collect()
     }
 
     fn verdicts(&self) -> Vec<(&'static str, u64)> {

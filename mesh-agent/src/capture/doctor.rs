@@ -6,6 +6,7 @@ use std::{fs, fs::File, os::fd::AsFd, path::Path};
 use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
+    error::chain,
     loader::{CGROUP_PROGRAMS, try_load},
     maps::attached_programs,
     netns::PodNetns,
@@ -201,16 +202,4 @@ fn sysctls() -> Vec<Check> {
             None => check("sysctl net.core.bpf_jit_enable", CheckStatus::Ok, "always on"),
         },
     ]
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

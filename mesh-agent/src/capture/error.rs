@@ -49,6 +49,9 @@ pub enum CaptureError {
         "pinned maps in {path} have ABI version {found}, this agent has {expected}: remove them"
     )]
     Abi { path: PathBuf, found: u32, expected: u32 },
+    /// The guard reads Ethernet headers.
+    #[error("interface {0} of the pod is not Ethernet: the guard cannot work there")]
+    Interface(String),
     /// A record of an enrolled pod cannot be read or written.
     #[error("pod record {path}")]
     Record { path: PathBuf, source: serde_json::Error },
@@ -78,6 +81,9 @@ pub enum EnrollError {
     /// The namespace could not be entered or read.
     #[error("workload {uid}")]
     Netns { uid: WorkloadUid, source: NetnsError },
+    /// The kernel does not take a listener's socket storage.
+    #[error("workload {uid}: cannot vouch for the agent's listeners")]
+    Vouch { uid: WorkloadUid, source: io::Error },
     /// A listener could not be opened inside the pod.
     #[error("workload {uid}: cannot listen on {address} inside the pod")]
     Listen { uid: WorkloadUid, address: std::net::SocketAddr, source: io::Error },
@@ -90,4 +96,16 @@ pub enum EnrollError {
     /// The kernel's side failed.
     #[error("workload {uid}")]
     Kernel { uid: WorkloadUid, source: Box<CaptureError> },
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

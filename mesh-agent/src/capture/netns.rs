@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
-    num::NonZeroU32,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt,
@@ -14,7 +13,11 @@ use std::{
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::{AddressFamily, address::AddressAttribute, link::LinkFlags};
+use rtnetlink::packet_route::{
+    AddressFamily,
+    address::AddressAttribute,
+    link::{LinkAttribute, LinkFlags, LinkLayerType},
+};
 use serde::{Deserialize, Serialize};
 
 /// How an operator names a network namespace.
@@ -52,6 +55,15 @@ pub enum NetnsError {
     /// Its addresses or interfaces could not be listed.
     #[error("cannot list addresses and interfaces of network namespace {path}")]
     Addresses { path: PathBuf, source: Box<rtnetlink::Error> },
+}
+
+/// An interface of a pod.
+#[derive(Debug, Clone)]
+pub(super) struct Interface {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// Whether its frames have Ethernet headers.
+    pub(super) ethernet: bool,
 }
 
 /// An open network namespace, and the way home.
@@ -135,9 +147,8 @@ impl PodNetns {
         Ok(Netlink { handle, task: tokio::spawn(connection) })
     }
 
-    /// The interface that connections from outside come by, if there is only one that
-    /// is up.
-    pub(super) async fn only_interface(&self) -> Result<Option<NonZeroU32>, NetnsError> {
+    /// The interfaces that are up and that connections from outside may come by.
+    pub(super) async fn interfaces(&self) -> Result<Vec<Interface>, NetnsError> {
         let netlink = self
             .netlink()
             .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
@@ -148,10 +159,18 @@ impl PodNetns {
         })? {
             let flags = message.header.flags;
             if flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) {
-                up.push(message.header.index);
+                let name = message.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name.clone()),
+                    _ => None,
+                });
+                up.push(Interface {
+                    index: message.header.index,
+                    name: name.unwrap_or_default(),
+                    ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+                });
             }
         }
-        Ok(if let [only] = up[..] { NonZeroU32::new(only) } else { None })
+        Ok(up)
     }
 
     /// Addresses that peers may dial (not loopback, not link-local), in the kernel's order.

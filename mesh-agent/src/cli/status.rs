@@ -73,6 +73,13 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
+    let guard = match &status.unguarded[..] {
+        [] => "every pod".to_owned(),
+        [first, rest @ ..] => {
+            format!("missing on {} pods, such as {}: {}", rest.len() + 1, first.pod, first.why)
+        }
+    };
+    head.row(["  guard".into(), guard]);
     let mut text = head.render();
 
     // Writing to a String does not fail.
@@ -158,8 +165,8 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
 mod tests {
     use super::*;
     use crate::admin::{
-        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, XdsTypeView, XdsView,
-        XdsWarmingView,
+        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, UnguardedView,
+        XdsTypeView, XdsView, XdsWarmingView,
     };
 
     #[test]
@@ -220,6 +227,7 @@ mod tests {
             connections: 2,
             hbone: HboneView::default(),
             kernel_path: KernelPathView { off: Some("switched off".into()), ..Default::default() },
+            unguarded: vec![UnguardedView { pod: "p".into(), why: "no tc".into() }],
             bpf: Vec::new(),
         };
         let page = page(&status, now);
@@ -230,6 +238,7 @@ mod tests {
             "the CA is gone",
             "none applied yet",
             "off: switched off",
+            "missing on 1 pods, such as p: no tc",
             "http://cp:1 (delta), connected for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
             "b waits for endpoints[b]",

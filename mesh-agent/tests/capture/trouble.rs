@@ -355,7 +355,9 @@ async fn maps_of_another_version_are_not_adopted() {
 
     let data = MapData::from_pin(current.join(map::CONFIG)).unwrap();
     let mut config: Array<_, Config> = Map::from_map_data(data).unwrap().try_into().unwrap();
-    config.set(0, Config { abi_version: 99, log: 0, kernel_path_max: 0, _zero: 0 }, 0).unwrap();
+    config
+        .set(0, Config { abi_version: 99, log: 0, kernel_path_max: 0, drop_non_tcp: 0 }, 0)
+        .unwrap();
     let error = Capture::start(bed.options()).unwrap_err();
     assert!(matches!(error, CaptureError::Abi { found: 99, .. }), "{error}");
 }
