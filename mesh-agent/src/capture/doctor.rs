@@ -6,7 +6,7 @@ use std::{fs, fs::File, os::fd::AsFd, path::Path};
 use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
-    error::chain,
+    error::{brief, chain},
     loader::{CGROUP_PROGRAMS, try_load},
     maps::attached_programs,
     netns::PodNetns,
@@ -62,8 +62,8 @@ fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>
     Check { name: name.into(), status, detail: detail.into() }
 }
 
-/// `SO_NETNS_COOKIE` is the newest thing capture cannot do without.
-const OLDEST: (u32, u32) = (5, 14);
+/// The lookup program's `ingress_ifindex` is the newest thing capture cannot do without.
+const OLDEST: (u32, u32) = (5, 17);
 
 fn kernel_version() -> Check {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -89,7 +89,9 @@ fn programs() -> Vec<Check> {
             .into_iter()
             .map(|(name, result)| match result {
                 Ok(()) => check(format!("program {name}"), CheckStatus::Ok, "loads"),
-                Err(error) => check(format!("program {name}"), CheckStatus::Fail, chain(&error)),
+                Err(error) => {
+                    check(format!("program {name}"), CheckStatus::Fail, brief(&chain(&error)))
+                }
             })
             .collect(),
         Err(error) => vec![check("programs", CheckStatus::Fail, chain(&error))],

@@ -19,7 +19,7 @@ use super::{
     accept::{DualListener, HboneListener, InboundListener, OutboundListener},
     bpffs,
     cgroup::cgroup2_root,
-    error::{CaptureError, EnrollError},
+    error::{CaptureError, EnrollError, brief, chain},
     guard::{GuardAttachment, GuardMode},
     kernel_path::KernelMaps,
     loader::Pins,
@@ -419,7 +419,7 @@ impl Capture {
             Ok(()) => Ok(None),
             Err(error) if self.guard == GuardMode::On => Err(error),
             Err(error) => {
-                let why = super::error::chain(&error);
+                let why = brief(&chain(&error));
                 tracing::warn!(pod = %uid, why, "the pod has no guard");
                 Ok(Some(why))
             }
