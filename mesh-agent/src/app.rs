@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{Capture, CaptureOptions, Exclusions, GuardMode},
+    capture::{Capture, CaptureOptions, Exclusions, GuardMode, RedirectMode},
     config::{self, AgentConfig},
     identity::{DevelopmentCa, IdentityManager, IdentityOptions},
     observe::{
@@ -235,6 +235,11 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         config::Guard::On => GuardMode::On,
         config::Guard::Off => GuardMode::Off,
     };
+    let redirect_peer = match config.redirect_peer {
+        config::RedirectPeer::Auto => RedirectMode::Auto,
+        config::RedirectPeer::On => RedirectMode::On,
+        config::RedirectPeer::Off => RedirectMode::Off,
+    };
     CaptureOptions {
         cgroup_root,
         bpffs,
@@ -246,6 +251,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         },
         bpf_log,
         guard,
+        redirect_peer,
         drop_non_tcp: config.non_tcp == config::NonTcp::Drop,
         probe_cgroups: config.probe_cgroups,
         ..CaptureOptions::default()

@@ -76,6 +76,7 @@ pub struct CaptureConfig {
     pub kernel_path: KernelPath,
     /// Whether what capture did not take is dropped on the pods' interfaces.
     pub guard: Guard,
+    pub redirect_peer: RedirectPeer,
     pub non_tcp: NonTcp,
     /// Whose processes may probe the pods in plaintext.
     pub probe_cgroups: Vec<PathBuf>,
@@ -101,6 +102,16 @@ pub enum Guard {
     #[default]
     Auto,
     /// A pod that it can't be attached to is not enrolled.
+    On,
+    Off,
+}
+
+/// Whether packets of the kernel path are handed straight from pod to pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum RedirectPeer {
+    /// Where nothing else is there to see them.
+    #[default]
+    Auto,
     On,
     Off,
 }
@@ -311,6 +322,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     });
     let kernel_path = layers.one("kernel_path", choice::<KernelPath>);
     let guard = layers.one("guard", choice::<Guard>);
+    let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
     let non_tcp = layers.one("non_tcp", choice::<NonTcp>);
     let probe_cgroups = layers.many("probe_cgroup", absolute);
     let outbound_ports = layers.many("exclude_outbound_port", port);
@@ -323,6 +335,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         bpf_log: bpf_log?,
         kernel_path: kernel_path?,
         guard: guard?,
+        redirect_peer: redirect_peer?,
         non_tcp: non_tcp?,
         probe_cgroups: probe_cgroups?,
         exclusions: Exclusions {

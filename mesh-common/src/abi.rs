@@ -38,6 +38,15 @@ pub const MAX_BACKENDS: usize = 16;
 /// listener up once more, is good for two minutes.
 pub const SYN_COOKIE_LIFE_NS: u64 = 120_000_000_000;
 
+/// What the guard inside a pod writes on packets that it lets out (`tc_index`), for the
+/// one outside: neither a socket nor a raw frame can.
+pub mod stamp {
+    /// It was judged.
+    pub const SEEN: u32 = 0x6d01;
+    /// And it is of a connection of the kernel path.
+    pub const KERNEL_PATH: u32 = 0x6d02;
+}
+
 /// Names of the maps, which are also the file names of their pins.
 pub mod map {
     /// `Array<Config>`, one entry.
@@ -73,7 +82,8 @@ pub mod map {
     /// `RingBuf<Event>`.
     pub const EVENTS: &str = "EVENTS";
 
-    /// `SkStorage<u32>`: servers' sockets whose connection a hook has let pass.
+    /// `SkStorage<u32>`: servers' sockets whose connection a hook has let pass, and
+    /// which way it goes (`value::path`).
     pub const PASSED: &str = "PASSED";
     /// `HashMap<u64 cgroup ID, u32>`: whose processes may probe the pods of this node.
     pub const PROBERS: &str = "PROBERS";
@@ -81,9 +91,11 @@ pub mod map {
     pub const POD_ADDRESSES: &str = "POD_ADDRESSES";
     /// `HashMap<TupleKey, Probe>`: the live connections of probers.
     pub const PROBES: &str = "PROBES";
+    /// `HashMap<Address, Redirect>`: pods that packets may be handed into.
+    pub const REDIRECTS: &str = "REDIRECTS";
 
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 19] = [
+    pub const PINNED: [&str; 20] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -103,6 +115,7 @@ pub mod map {
         PROBERS,
         POD_ADDRESSES,
         PROBES,
+        REDIRECTS,
     ];
 }
 

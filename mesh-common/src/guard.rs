@@ -6,7 +6,7 @@
 //! neither data nor a SYN passes: alone, it moves nothing and opens nothing, and lets
 //! connections that are not wanted end in order.
 
-use crate::{address::Address, decide::Tables, verdict::Verdict};
+use crate::{abi::stamp, address::Address, decide::Tables, verdict::Verdict};
 
 /// A frame as it is on the interface, from its Ethernet header on.
 pub trait Frame {
@@ -375,6 +375,8 @@ pub enum Holder {
     Stranger,
     /// The agent's own, or that of a connection that a hook has let pass.
     Vouched,
+    /// That of a connection of the kernel path.
+    KernelPath,
 }
 
 /// Judges a TCP packet by its socket; `Err` is the verdict to drop it by.
@@ -389,7 +391,8 @@ pub fn judge(
     strict: bool,
     tables: &impl Tables,
 ) -> Result<(), Verdict> {
-    if matches!(holder, Holder::Vouched) || !(packet.payload || packet.opens()) {
+    if matches!(holder, Holder::Vouched | Holder::KernelPath) || !(packet.payload || packet.opens())
+    {
         return Ok(());
     }
     // New connections are the lookup program's; what no socket waits for is reset.
@@ -406,6 +409,37 @@ pub fn judge(
         Way::Egress if packet.opens() => Err(Verdict::GuardUncaptured),
         Way::Egress if strict => Err(Verdict::GuardEgressPlaintext),
         Way::Egress => Ok(()),
+    }
+}
+
+/// What becomes of a packet outside the pod that sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Onward {
+    Pass,
+    Drop(Verdict),
+    /// Into its destination pod, if that may be.
+    Redirect,
+}
+
+/// Judges, outside the pod, what the guard inside has let out and marked with `stamp`.
+/// Raw sockets can send past that guard (`PACKET_QDISC_BYPASS`), and then carry none.
+#[inline(always)]
+pub fn onward(
+    packet: &Packet,
+    stamped: u32,
+    netns_cookie: u64,
+    drop_non_tcp: bool,
+    tables: &impl Tables,
+) -> Onward {
+    if stamped == stamp::KERNEL_PATH {
+        return Onward::Redirect;
+    }
+    match look(packet, Way::Egress, netns_cookie, drop_non_tcp, tables) {
+        Look::Drop(verdict) => Onward::Drop(verdict),
+        Look::Socket if stamped != stamp::SEEN && (packet.payload || packet.opens()) => {
+            Onward::Drop(Verdict::GuardBypassed)
+        }
+        Look::Socket | Look::Pass => Onward::Pass,
     }
 }
 

@@ -24,6 +24,17 @@ pub struct PodEntry {
     pub enrolled_ns: u64,
     /// Not zero: plaintext is refused, also on connections older than the enrolment.
     pub strict: u32,
+    /// Not zero: its packets of the kernel path may be handed straight to their pod.
+    pub redirect: u32,
+}
+
+/// Where packets for a pod are handed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Redirect {
+    pub netns_cookie: u64,
+    /// The interface that the pod's own is the peer of, in the node's namespace.
+    pub interface: u32,
     pub _zero: u32,
 }
 
@@ -182,10 +193,11 @@ const _: () = assert!(size_of::<Service>() == 8 + 32 * MAX_BACKENDS);
 const _: () = assert!(size_of::<Authorized>() == 72);
 const _: () = assert!(size_of::<Event>() == 160);
 const _: () = assert!(size_of::<Probe>() == 8);
+const _: () = assert!(size_of::<Redirect>() == 16);
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Authorized, Config, OriginalDestination, PodEntry, Probe, Service};
+    use super::{Authorized, Config, OriginalDestination, PodEntry, Probe, Redirect, Service};
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
     unsafe impl aya::Pod for Config {}
@@ -199,4 +211,6 @@ mod user {
     unsafe impl aya::Pod for Authorized {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Probe {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Redirect {}
 }

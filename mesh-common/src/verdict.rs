@@ -99,11 +99,15 @@ pub enum Verdict {
     InboundProbe = 45,
     /// connect, sock_ops: could not vouch for a prober's connection; it is refused like any.
     ProbeFailed = 46,
+    /// guard outside the pod: dropped, TCP that the guard inside has not seen.
+    GuardBypassed = 47,
+    /// guard outside the pod: handed straight into another pod of the node.
+    Redirected = 48,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 49] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -151,6 +155,8 @@ impl Verdict {
         Self::OutboundProbe,
         Self::InboundProbe,
         Self::ProbeFailed,
+        Self::GuardBypassed,
+        Self::Redirected,
     ];
 
     /// Room for later verdicts without a new map.
@@ -206,6 +212,8 @@ impl Verdict {
             Self::OutboundProbe => "outbound_probe",
             Self::InboundProbe => "inbound_probe",
             Self::ProbeFailed => "probe_failed",
+            Self::GuardBypassed => "guard_bypassed",
+            Self::Redirected => "redirected",
         }
     }
 }

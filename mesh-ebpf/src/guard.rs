@@ -12,7 +12,7 @@ use aya_ebpf::{
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{
-        bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes, bpf_skc_lookup_tcp,
+        bpf_redirect_peer, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes, bpf_skc_lookup_tcp,
         generated::bpf_sk_storage_get,
     },
     macros::classifier,
@@ -20,9 +20,10 @@ use aya_ebpf::{
 };
 use mesh_common::{
     address::Address,
-    guard::{Frame, Holder, Look, Packet, Way, classify, judge, look},
+    abi::stamp,
+    guard::{Frame, Holder, Kind, Look, Onward, Packet, Way, classify, judge, look, onward},
     key::TupleKey,
-    value::{Asked, path},
+    value::{Asked, PodEntry, path},
     verdict::Verdict,
 };
 
@@ -30,7 +31,7 @@ use crate::{
     ctx::{IPPROTO_TCP, read},
     lookup::pod,
     maps::{
-        ASKED, AUTHORIZED, KernelTables, PASSED, PROBES, VOUCHED, count, drops_non_tcp,
+        ASKED, AUTHORIZED, KernelTables, PASSED, PROBES, REDIRECTS, VOUCHED, count, drops_non_tcp,
         pod_entry,
     },
 };
@@ -55,7 +56,7 @@ pub fn mesh_guard_out(ctx: TcContext) -> i32 {
 fn guard(ctx: &TcContext, way: Way) -> i32 {
     let netns_cookie = pod();
     let Some(entry) = pod_entry(netns_cookie) else { return TCX_NEXT };
-    match verdict(ctx, way, netns_cookie, entry.strict != 0) {
+    match verdict(ctx, way, netns_cookie, entry) {
         Ok(()) => TCX_NEXT,
         Err(verdict) => {
             count(verdict);
@@ -69,25 +70,84 @@ fn verdict(
     ctx: &TcContext,
     way: Way,
     netns_cookie: u64,
-    strict: bool,
+    entry: &PodEntry,
 ) -> Result<(), Verdict> {
     let frame = Skb(ctx.skb.skb);
     let packet = classify(&frame)?;
-    match look(&packet, way, netns_cookie, drops_non_tcp(), &KernelTables) {
-        Look::Pass => Ok(()),
-        Look::Drop(verdict) => Err(verdict),
-        Look::Socket => {
-            let holder = match way {
-                Way::Egress => sender(&frame, &packet, netns_cookie),
-                Way::Ingress => receiver(&frame, &packet, netns_cookie),
-            };
+    let strict = entry.strict != 0;
+    match (look(&packet, way, netns_cookie, drops_non_tcp(), &KernelTables), way) {
+        (Look::Drop(verdict), _) => Err(verdict),
+        (Look::Socket, Way::Ingress) => {
+            let holder = receiver(&frame, &packet, netns_cookie);
             judge(&packet, way, holder, netns_cookie, strict, &KernelTables)
         }
+        (Look::Socket, Way::Egress) => {
+            let holder = sender(&frame, &packet, netns_cookie);
+            judge(&packet, way, holder, netns_cookie, strict, &KernelTables)?;
+            let redirect = entry.redirect != 0 && matches!(holder, Holder::KernelPath);
+            frame.stamp(if redirect { stamp::KERNEL_PATH } else { stamp::SEEN });
+            Ok(())
+        }
+        // An acknowledgement must not be overtaken by the data behind it.
+        (Look::Pass, Way::Egress)
+            if entry.redirect != 0
+                && matches!(packet.kind, Kind::Tcp)
+                && matches!(sender(&frame, &packet, netns_cookie), Holder::KernelPath) =>
+        {
+            frame.stamp(stamp::KERNEL_PATH);
+            Ok(())
+        }
+        (Look::Pass, _) => Ok(()),
+    }
+}
+
+/// Outside the pod, on the interface that its own is the peer of: what comes out.
+#[classifier]
+pub fn mesh_guard_host(ctx: TcContext) -> i32 {
+    let netns_cookie = pod();
+    if pod_entry(netns_cookie).is_none() {
+        return TCX_NEXT;
+    }
+    let frame = Skb(ctx.skb.skb);
+    let verdict = match classify(&frame) {
+        Ok(packet) => {
+            let stamped = read!((*frame.0).tc_index);
+            match onward(&packet, stamped, netns_cookie, drops_non_tcp(), &KernelTables) {
+                Onward::Pass => return TCX_NEXT,
+                Onward::Redirect => return redirect(&packet),
+                Onward::Drop(verdict) => verdict,
+            }
+        }
+        Err(verdict) => verdict,
+    };
+    count(verdict);
+    TCX_DROP
+}
+
+/// The pod's own guard sees what is handed in.
+#[inline(always)]
+fn redirect(packet: &Packet) -> i32 {
+    // SAFETY: read at once; entries are only replaced whole.
+    match unsafe { REDIRECTS.get(&packet.destination) } {
+        Some(to) => {
+            count(Verdict::Redirected);
+            // SAFETY: takes numbers.
+            unsafe { bpf_redirect_peer(to.interface, 0) as i32 }
+        }
+        None => TCX_NEXT,
     }
 }
 
 /// A packet in the kernel.
 struct Skb(*mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    fn stamp(&self, stamp: u32) {
+        // SAFETY: the program's own context, in which a classifier may write this field.
+        unsafe { core::ptr::write_volatile(core::ptr::addr_of_mut!((*self.0).tc_index), stamp) }
+    }
+}
 
 impl Frame for Skb {
     #[inline(always)]
@@ -199,8 +259,10 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
     if read!((*sk).state) == BPF_TCP_LISTEN {
         return Holder::Listener;
     }
-    if !stored(&PASSED, sk).is_null() {
-        return Holder::Vouched;
+    let passed: *const u32 = stored(&PASSED, sk).cast();
+    if !passed.is_null() {
+        // SAFETY: not null, and the storage lives as long as the socket.
+        return by_path(unsafe { *passed });
     }
     let asked: *const Asked = stored(&ASKED, sk).cast();
     if !asked.is_null() {
@@ -210,24 +272,33 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
             && is(&asked.target, &key.source)
             && asked.target_port == key.source_port
         {
-            return Holder::Vouched;
+            return Holder::KernelPath;
         }
     }
-    if AUTHORIZED.get_ptr(key).is_some() || PROBES.get_ptr(key).is_some() {
-        // The entry goes with the client's socket, which may be before this one's end.
-        // Without room for the note, the entry is asked again.
-        // SAFETY: a map of socket storage and a socket that is not null.
-        unsafe {
-            bpf_sk_storage_get(
-                core::ptr::addr_of!(PASSED).cast_mut().cast(),
-                sk.cast(),
-                core::ptr::null_mut(),
-                BPF_SK_STORAGE_GET_F_CREATE.into(),
-            );
-        }
-        return Holder::Vouched;
+    let mut way = if AUTHORIZED.get_ptr(key).is_some() {
+        path::KERNEL
+    } else if PROBES.get_ptr(key).is_some() {
+        path::PROBE
+    } else {
+        return Holder::Stranger;
+    };
+    // The entry goes with the client's socket, which may be before this one's end.
+    // Without room for the note, the entry is asked again.
+    // SAFETY: a map of socket storage, a socket that is not null, and a first value.
+    unsafe {
+        bpf_sk_storage_get(
+            core::ptr::addr_of!(PASSED).cast_mut().cast(),
+            sk.cast(),
+            (&raw mut way).cast(),
+            BPF_SK_STORAGE_GET_F_CREATE.into(),
+        );
     }
-    Holder::Stranger
+    by_path(way)
+}
+
+#[inline(always)]
+fn by_path(way: u32) -> Holder {
+    if way == path::KERNEL { Holder::KernelPath } else { Holder::Vouched }
 }
 
 /// What a map of socket storage holds for a socket.

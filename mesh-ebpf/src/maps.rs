@@ -15,7 +15,7 @@ use mesh_common::{
     address::Address,
     decide::Tables,
     key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, TupleKey},
-    value::{Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Probe, Service},
+    value::{Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Probe, Redirect, Service},
     verdict::Verdict,
 };
 
@@ -68,6 +68,9 @@ pub static POD_ADDRESSES: HashMap<Address, u64> =
 #[map]
 pub static PROBES: HashMap<TupleKey, Probe> =
     HashMap::with_max_entries(capacity::PROBES, NO_PREALLOC);
+#[map]
+pub static REDIRECTS: HashMap<Address, Redirect> =
+    HashMap::with_max_entries(capacity::ADDRESSES, NO_PREALLOC);
 
 /// Socket storage that accepted connections take over from their listener. Laid out as
 /// the BTF of a map wants it; the pointers are never followed.

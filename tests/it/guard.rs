@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     time::Duration,
 };
 
@@ -308,4 +309,72 @@ fn loopback_inside_a_pod_is_left_alone() {
     }
     let heard = from_outside_the_cgroup(&mesh.client, mesh.client.at(7000), "to myself\n");
     assert_eq!(heard.unwrap(), "to myself\n");
+}
+
+/// Sends an IPv4 packet by a packet socket that goes past every queue, and with them
+/// past the programs on the interface.
+fn sends_past_the_queues(pod: &Pod, packet: &[u8]) {
+    let gateway = pod.run(&["ip", "-o", "neigh", "show", "10.244.1.1", "dev", "eth0"]);
+    let words: Vec<&str> = gateway.stdout().split_whitespace().collect();
+    let address = words.iter().skip_while(|word| **word != "lladdr").nth(1);
+    let address = address.unwrap_or_else(|| panic!("no neighbour: {gateway}"));
+    let mut frame: Vec<u8> =
+        address.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
+    frame.extend(packet);
+    pod.netns().enter(|| {
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
+        let fd = socket.as_raw_fd();
+        let on: libc::c_int = 1;
+        // SAFETY: the pointer and the length are those of `on`.
+        let set = unsafe {
+            libc::setsockopt(
+                fd,
+                libc::SOL_PACKET,
+                libc::PACKET_QDISC_BYPASS,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        // SAFETY: all-zero is a valid `sockaddr_ll`.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_protocol = (libc::ETH_P_IP as u16).to_be();
+        to.sll_ifindex = nix::net::if_::if_nametoindex("eth0").unwrap() as i32;
+        // SAFETY: pointers and lengths are those of `frame` and `to`.
+        let sent = unsafe {
+            libc::sendto(
+                fd,
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of_val(&to) as libc::socklen_t,
+            )
+        };
+        assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
+    });
+}
+
+#[test]
+fn packets_past_the_guard_inside_meet_the_one_outside() {
+    let mesh = mesh::web_and_client("guard-bypass");
+    let plain = mesh.bed.node(2).pod("plain").start();
+    let outsider = mesh.plain_pod("outsider");
+    let wire = mesh.bed.wire().capture();
+    for pod in [&outsider, &mesh.client] {
+        // The gateway has to be known.
+        pings(pod, plain.ip().into()).unwrap();
+        let words = format!("words of {}", pod.name());
+        let packet = segment(pod.ip(), plain.at(7000), 0x18, words.as_bytes());
+        sends_past_the_queues(pod, &packet);
+    }
+    wire.expect_plaintext("words of outsider");
+    eventually("it is dropped and counted", || match count(mesh.near(), "guard_bypassed") {
+        1 => Ok(()),
+        counted => Err(counted),
+    });
+    wire.expect_no_trace_of("words of client");
+    mesh.client.curl(mesh::WEB).expect_status(200);
 }

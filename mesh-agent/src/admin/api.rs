@@ -163,9 +163,9 @@ pub struct KernelPathView {
     pub connections: usize,
 }
 
-/// Pods whose interface nothing guards.
+/// A pod that something is missing on, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UnguardedView {
+pub struct MissingView {
     pub pod: String,
     pub why: String,
 }
@@ -201,7 +201,10 @@ pub struct StatusView {
     pub kernel_path: KernelPathView,
     /// Pods without a guard on their interfaces.
     #[serde(default)]
-    pub unguarded: Vec<UnguardedView>,
+    pub unguarded: Vec<MissingView>,
+    /// Pods whose packets of the kernel path are not handed straight in.
+    #[serde(default)]
+    pub not_redirected: Vec<MissingView>,
     pub bpf: Vec<VerdictView>,
 }
 

@@ -86,6 +86,7 @@ impl AgentControl for Fake {
             hbone: HboneView::default(),
             kernel_path: KernelPathView::default(),
             unguarded: Vec::new(),
+            not_redirected: Vec::new(),
             bpf: Vec::new(),
         }
     }

@@ -8,7 +8,7 @@ use super::{Agent, pods::RunningPod};
 use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
-        HboneView, KernelPathView, PodView, Readiness, SnapshotView, StatusView, UnguardedView,
+        HboneView, KernelPathView, MissingView, PodView, Readiness, SnapshotView, StatusView,
         VerdictView, XdsView,
     },
     capture,
@@ -83,7 +83,8 @@ impl AgentControl for Control {
                 services: agent.kernel_services.load(Ordering::Relaxed),
                 connections: agent.capture.kernel_connections().len(),
             },
-            unguarded: agent.unguarded(),
+            unguarded: missing(agent.capture.unguarded()),
+            not_redirected: missing(agent.capture.not_redirected()),
             bpf: agent
                 .verdicts()
                 .into_iter()
@@ -169,17 +170,16 @@ impl Agent {
         self.pods.running().get(uid).map(|pod| view(pod, count))
     }
 
-    fn unguarded(&self) -> Vec<UnguardedView> {
-        let unguarded = self.capture.unguarded().into_iter();
-        unguarded.map(|(uid, why)| UnguardedView { pod: uid.to_string(), why }).collect()
-    }
-
     fn verdicts(&self) -> Vec<(&'static str, u64)> {
         self.capture.counters().unwrap_or_else(|error| {
             tracing::error!(%error, "the kernel's counters can't be read");
             Vec::new()
         })
     }
+}
+
+fn missing(pods: Vec<(WorkloadUid, String)>) -> Vec<MissingView> {
+    pods.into_iter().map(|(uid, why)| MissingView { pod: uid.to_string(), why }).collect()
 }
 
 fn view(running: &RunningPod, connections: usize) -> PodView {

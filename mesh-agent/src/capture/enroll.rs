@@ -28,6 +28,7 @@ use super::{
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
     persist::{Record, Records, lock},
+    redirect::{self, RedirectMode},
     routing::{self, RoutingError},
     sockets::{NetnsSockets, Vouched},
 };
@@ -60,6 +61,7 @@ pub struct Capture {
     exclusions: Exclusions,
     guard: GuardMode,
     guard_attachment: GuardAttachment,
+    redirect_peer: RedirectMode,
     probe_cgroups: Vec<PathBuf>,
     own: PodNetns,
     state: Mutex<State>,
@@ -94,6 +96,8 @@ pub(super) struct Slot {
     pub(super) record: Option<Record>,
     /// Why the pod has no guard.
     unguarded: Option<String>,
+    /// Why its packets of the kernel path take the long way.
+    not_redirected: Option<String>,
 }
 
 /// A slot that is freed again unless it is filled.
@@ -178,6 +182,7 @@ impl Capture {
             exclusions: options.exclusions,
             guard: options.guard,
             guard_attachment: options.guard_attachment,
+            redirect_peer: options.redirect_peer,
             probe_cgroups: options.probe_cgroups,
             own,
             state: Mutex::new(State { maps, kernel, pods: HashMap::new(), publish_failures: 0 }),
@@ -297,7 +302,13 @@ impl Capture {
         if let Some((other, _)) = state.pods.iter().find(|(_, slot)| slot.cookie == cookie) {
             return Err(EnrollError::NetnsInUse { uid: uid.clone(), other: other.clone() });
         }
-        let slot = Slot { cookie, netns: Arc::clone(netns), record: None, unguarded: None };
+        let slot = Slot {
+            cookie,
+            netns: Arc::clone(netns),
+            record: None,
+            unguarded: None,
+            not_redirected: None,
+        };
         state.pods.insert(uid.clone(), slot);
         Ok(Reservation { capture: self, uid: uid.clone() })
     }
@@ -370,8 +381,18 @@ impl Capture {
         }
         let mut programs = self.pins.attach_pod(netns).map_err(&kernel)?;
         let unguarded = self.guard(uid, netns, &interfaces, &mut programs).map_err(&kernel)?;
-        if let Some(slot) = self.state().pods.get_mut(uid) {
-            slot.unguarded = unguarded;
+        let redirect = self.outside(netns, &interfaces, &mut programs, unguarded.is_none()).await;
+        {
+            let mut state = self.state();
+            if let Some(slot) = state.pods.get_mut(uid) {
+                slot.unguarded = unguarded;
+                slot.not_redirected = redirect.as_ref().err().cloned();
+            }
+            let interface = redirect.ok();
+            state.maps.set_redirect(cookie, &addresses, interface).map_err(&kernel)?;
+            if captured {
+                state.maps.add_pod(cookie, request.mtls).map_err(&kernel)?;
+            }
         }
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
@@ -424,6 +445,50 @@ impl Capture {
                 Ok(Some(why))
             }
         }
+    }
+
+    /// Attaches the guard outside the pod, where there is such a place. Returns the
+    /// interface there if packets of the kernel path may be handed in by it, or why not.
+    async fn outside(
+        &self,
+        netns: &PodNetns,
+        interfaces: &[Interface],
+        programs: &mut Ebpf,
+        guarded: bool,
+    ) -> Result<u32, String> {
+        if !guarded {
+            return Err("the pod has no guard".to_owned());
+        }
+        let [inside] = interfaces else {
+            return Err("the pod has several interfaces".to_owned());
+        };
+        let Some(outside) = redirect::outside(&self.own, netns, inside).await else {
+            return Err(format!("{} is no veth into the node's namespace", inside.name));
+        };
+        if self.guard_attachment == GuardAttachment::Filters {
+            return Err("the guard is attached by filters".to_owned());
+        }
+        self.pins
+            .attach_host_guard(programs, netns.cookie(), &outside)
+            .map_err(|error| brief(&chain(&error)))?;
+        match self.redirect_peer {
+            RedirectMode::Off => Err("switched off".to_owned()),
+            RedirectMode::On => Ok(outside.index),
+            RedirectMode::Auto => match redirect::occupant(&self.own, &outside).await {
+                Some(why) => Err(why),
+                None => Ok(outside.index),
+            },
+        }
+    }
+
+    /// Pods whose packets of the kernel path are not handed straight in, and why.
+    #[must_use]
+    pub fn not_redirected(&self) -> Vec<(WorkloadUid, String)> {
+        let state = self.state();
+        let slots = state.pods.iter().filter_map(|(uid, slot)| {
+            slot.not_redirected.as_ref().map(|why| (uid.clone(), why.clone()))
+        });
+        slots.collect()
     }
 
     /// Pods without a guard, and why.

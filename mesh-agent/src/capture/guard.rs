@@ -51,6 +51,9 @@ pub enum GuardAttachment {
 pub(super) const GUARD_PROGRAMS: [(&str, TcAttachType); 2] =
     [("mesh_guard_in", TcAttachType::Ingress), ("mesh_guard_out", TcAttachType::Egress)];
 
+/// The one for outside the pod, on the peer of its interface, where that is a veth.
+pub(super) const HOST_PROGRAM: &str = "mesh_guard_host";
+
 /// Before what others may have there. The numbers tell our filters from theirs.
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x6d);
@@ -97,6 +100,30 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// Attaches the guard outside a pod, by a link or not at all: filters could be a CNI's.
+    pub(super) fn attach_host_guard(
+        &self,
+        ebpf: &mut Ebpf,
+        cookie: u64,
+        outside: &Interface,
+    ) -> Result<(), CaptureError> {
+        let program = ebpf.program_mut(HOST_PROGRAM).ok_or(CaptureError::Missing(HOST_PROGRAM))?;
+        let refused =
+            |source| CaptureError::Program { program: HOST_PROGRAM, source: Box::new(source) };
+        load(program).map_err(refused)?;
+        let pin = self.guards(cookie).join(format!("{}-{HOST_PROGRAM}", outside.index));
+        if adopt(&pin, program, LinkTarget::Interface(outside.index))? {
+            return Ok(());
+        }
+        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options(&outside.name, TcAttachType::Ingress, order)
+            .and_then(|id| program.take_link(id)?.try_into().map_err(not_a_link))
+            .map_err(refused)?;
+        replace_pin(link, &pin)
     }
 
     /// Takes the guard off a pod. `netns`: where the pod still is.

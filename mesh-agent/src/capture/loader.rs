@@ -35,7 +35,7 @@ use mesh_common::abi::{ABI_VERSION, map};
 use super::{
     bpffs,
     error::CaptureError,
-    guard::GUARD_PROGRAMS,
+    guard::{GUARD_PROGRAMS, HOST_PROGRAM},
     maps::{LinkTarget, MapCapacities, link_target, open_pin, update_link},
     netns::PodNetns,
 };
@@ -227,6 +227,7 @@ pub(super) fn try_load() -> Result<Vec<Loaded>, CaptureError> {
         .into_iter()
         .chain([POD_PROGRAM])
         .chain(GUARD_PROGRAMS.map(|(name, _)| name))
+        .chain([HOST_PROGRAM])
         .map(|name| {
             let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
             Ok((name, load(program)))

@@ -22,7 +22,7 @@ use mesh_common::{
     abi::{ABI_VERSION, capacity, map},
     address::Address,
     key::{AddressKey, ConnectionKey, ListenerKey, ListenerKind, PortKey},
-    value::{Config, OriginalDestination, Owner, PodEntry},
+    value::{Config, OriginalDestination, Owner, PodEntry, Redirect},
     verdict::Verdict,
 };
 
@@ -65,7 +65,7 @@ impl Default for MapCapacities {
 
 impl MapCapacities {
     /// Each resizable map with its capacity.
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 10] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 11] {
         [
             (map::PODS, self.pods),
             (map::ADDRESSES, self.addresses),
@@ -77,6 +77,7 @@ impl MapCapacities {
             (map::AUTHORIZED, self.authorized),
             (map::LISTENERS, self.pods.saturating_mul(4)),
             (map::POD_ADDRESSES, self.addresses),
+            (map::REDIRECTS, self.addresses),
         ]
     }
 }
@@ -93,6 +94,7 @@ pub(super) struct Maps {
     listeners: SockHash<MapData, ListenerKey>,
     probers: HashMap<MapData, u64, u32>,
     pod_addresses: HashMap<MapData, Address, u64>,
+    redirects: HashMap<MapData, Address, Redirect>,
     verdicts: PerCpuArray<MapData, u64>,
     /// As the kernel has them: pinned maps keep their size whatever the options say.
     capacities: BTreeMap<&'static str, u32>,
@@ -134,6 +136,7 @@ impl Maps {
             listeners: one(ebpf, map::LISTENERS)?,
             probers: one(ebpf, map::PROBERS)?,
             pod_addresses: one(ebpf, map::POD_ADDRESSES)?,
+            redirects: one(ebpf, map::REDIRECTS)?,
             verdicts: one(ebpf, map::VERDICTS)?,
         })
     }
@@ -171,7 +174,9 @@ impl Maps {
     /// Turns capture on for a pod.
     pub(super) fn add_pod(&mut self, cookie: u64, mtls: MtlsMode) -> Result<(), CaptureError> {
         let strict = (mtls == MtlsMode::Strict).into();
-        let entry = PodEntry { enrolled_ns: monotonic_ns(), strict, _zero: 0 };
+        let redirects = self.redirects.iter().filter_map(Result::ok);
+        let redirect = redirects.into_iter().any(|(_, to)| to.netns_cookie == cookie).into();
+        let entry = PodEntry { enrolled_ns: monotonic_ns(), strict, redirect };
         self.pods.insert(cookie, entry, 0).map_err(refused(&self.capacities, map::PODS))
     }
 
@@ -256,6 +261,7 @@ impl Maps {
             absent_is_fine(self.pod_addresses.remove(&address))
                 .map_err(refused(&self.capacities, map::POD_ADDRESSES))?;
         }
+        self.set_redirect(cookie, &[], None)?;
         let keys: Vec<_> = mine(self.outbound_ports.keys(), |key| key.netns_cookie == cookie);
         for key in keys {
             absent_is_fine(self.outbound_ports.remove(&key))
@@ -273,6 +279,31 @@ impl Maps {
                 .map_err(refused(&self.capacities, map::OUTBOUND_CIDRS))?;
         }
         self.withdraw(|key, _| key.netns_cookie == cookie);
+        Ok(())
+    }
+
+    /// Lets packets of the kernel path be handed into and out of a pod by `interface`, or
+    /// not at all. To be followed by [`Maps::add_pod`] where the pod is captured.
+    pub(super) fn set_redirect(
+        &mut self,
+        cookie: u64,
+        addresses: &[IpAddr],
+        interface: Option<u32>,
+    ) -> Result<(), CaptureError> {
+        let all = self.redirects.iter().filter_map(Result::ok);
+        let mine: Vec<_> =
+            all.filter(|(_, to)| to.netns_cookie == cookie).map(|(address, _)| address).collect();
+        for address in mine {
+            absent_is_fine(self.redirects.remove(&address))
+                .map_err(refused(&self.capacities, map::REDIRECTS))?;
+        }
+        let Some(interface) = interface else { return Ok(()) };
+        let to = Redirect { netns_cookie: cookie, interface, _zero: 0 };
+        for ip in addresses {
+            self.redirects
+                .insert(Address::from(*ip), to, 0)
+                .map_err(refused(&self.capacities, map::REDIRECTS))?;
+        }
         Ok(())
     }
 

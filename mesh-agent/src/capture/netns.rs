@@ -16,7 +16,10 @@ use nix::sched::{CloneFlags, setns};
 use rtnetlink::packet_route::{
     AddressFamily,
     address::AddressAttribute,
-    link::{LinkAttribute, LinkFlags, LinkLayerType},
+    link::{
+        InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+        XdpAttached,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +67,46 @@ pub(super) struct Interface {
     pub(super) name: String,
     /// Whether its frames have Ethernet headers.
     pub(super) ethernet: bool,
+    pub(super) veth: bool,
+    /// The index of what it is joined to, in another namespace maybe.
+    pub(super) peer: Option<u32>,
+    /// What this namespace calls the peer's.
+    pub(super) peer_netns: Option<i32>,
+    /// Whether it is a port of a bridge or the like.
+    pub(super) has_controller: bool,
+    pub(super) has_xdp: bool,
+}
+
+impl Interface {
+    fn of(message: LinkMessage) -> Self {
+        let mut this = Self {
+            index: message.header.index,
+            name: String::new(),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            veth: false,
+            peer: None,
+            peer_netns: None,
+            has_controller: false,
+            has_xdp: false,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => this.name = name,
+                LinkAttribute::Link(index) => this.peer = Some(index),
+                LinkAttribute::LinkNetNsId(id) => this.peer_netns = Some(id),
+                LinkAttribute::Controller(index) => this.has_controller = index != 0,
+                LinkAttribute::LinkInfo(infos) => {
+                    this.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                }
+                LinkAttribute::Xdp(xdp) => {
+                    let attached = |xdp: &LinkXdp| matches!(xdp, LinkXdp::Attached(mode) if *mode != XdpAttached::None);
+                    this.has_xdp = xdp.iter().any(attached);
+                }
+                _ => {}
+            }
+        }
+        this
+    }
 }
 
 /// An open network namespace, and the way home.
@@ -159,15 +202,7 @@ impl PodNetns {
         })? {
             let flags = message.header.flags;
             if flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) {
-                let name = message.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some(name.clone()),
-                    _ => None,
-                });
-                up.push(Interface {
-                    index: message.header.index,
-                    name: name.unwrap_or_default(),
-                    ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-                });
+                up.push(Interface::of(message));
             }
         }
         Ok(up)

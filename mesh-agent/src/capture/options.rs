@@ -10,6 +10,7 @@ use super::{
     guard::{GuardAttachment, GuardMode},
     maps::MapCapacities,
     netns::NetnsRef,
+    redirect::RedirectMode,
 };
 use crate::model::{
     identity::Identity,
@@ -37,6 +38,8 @@ pub struct CaptureOptions {
     pub guard: GuardMode,
     /// How the guard is attached.
     pub guard_attachment: GuardAttachment,
+    /// Whether packets of the kernel path go straight from pod to pod.
+    pub redirect_peer: RedirectMode,
     /// Whether the guard drops what is not TCP, but for ARP, ICMP, IGMP, DHCP and DNS.
     pub drop_non_tcp: bool,
     /// Directories of cgroups whose processes may probe the node's pods in plaintext.
@@ -57,6 +60,7 @@ impl Default for CaptureOptions {
             kernel_path: true,
             guard: GuardMode::default(),
             guard_attachment: GuardAttachment::default(),
+            redirect_peer: RedirectMode::default(),
             drop_non_tcp: false,
             probe_cgroups: Vec::new(),
             capacities: MapCapacities::default(),

@@ -9,7 +9,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::admin::{KernelPathView, StatusView, Timestamp, XdsView};
+use crate::admin::{KernelPathView, MissingView, StatusView, Timestamp, XdsView};
 
 /// Show the agent in one page: ready or why not, configuration, certificates
 #[derive(Debug, Args)]
@@ -73,13 +73,8 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
-    let guard = match &status.unguarded[..] {
-        [] => "every pod".to_owned(),
-        [first, rest @ ..] => {
-            format!("missing on {} pods, such as {}: {}", rest.len() + 1, first.pod, first.why)
-        }
-    };
-    head.row(["  guard".into(), guard]);
+    head.row(["  guard".into(), missing(&status.unguarded)]);
+    head.row(["  redirect".into(), missing(&status.not_redirected)]);
     let mut text = head.render();
 
     // Writing to a String does not fail.
@@ -120,6 +115,16 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         _ = write!(text, "\n{}", table.render());
     }
     text
+}
+
+/// On which pods something is missing that they could have.
+fn missing(pods: &[MissingView]) -> String {
+    match pods {
+        [] => "every pod".to_owned(),
+        [first, rest @ ..] => {
+            format!("missing on {} pods, such as {}: {}", rest.len() + 1, first.pod, first.why)
+        }
+    }
 }
 
 fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
@@ -165,8 +170,8 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
 mod tests {
     use super::*;
     use crate::admin::{
-        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, UnguardedView,
-        XdsTypeView, XdsView, XdsWarmingView,
+        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, XdsTypeView, XdsView,
+        XdsWarmingView,
     };
 
     #[test]
@@ -227,7 +232,8 @@ mod tests {
             connections: 2,
             hbone: HboneView::default(),
             kernel_path: KernelPathView { off: Some("switched off".into()), ..Default::default() },
-            unguarded: vec![UnguardedView { pod: "p".into(), why: "no tc".into() }],
+            unguarded: vec![MissingView { pod: "p".into(), why: "no tc".into() }],
+            not_redirected: Vec::new(),
             bpf: Vec::new(),
         };
         let page = page(&status, now);

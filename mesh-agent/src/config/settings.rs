@@ -203,6 +203,14 @@ const SETTINGS: &[Setting] = &[
     ),
     choice(
         Group::Capture,
+        "redirect_peer",
+        &["auto", "on", "off"],
+        "auto",
+        "Hand packets of the kernel path straight from pod to pod; auto: where no other \
+         program, queue or rule is there to see them",
+    ),
+    choice(
+        Group::Capture,
         "non_tcp",
         &["pass", "drop"],
         "pass",

@@ -49,7 +49,11 @@ impl Programs {
     }
 
     fn enroll(&mut self, strict: bool) {
-        self.insert(map::PODS, POD, PodEntry { enrolled_ns: 1, strict: strict.into(), _zero: 0 });
+        self.insert(
+            map::PODS,
+            POD,
+            PodEntry { enrolled_ns: 1, strict: strict.into(), redirect: 0 },
+        );
     }
 
     fn un_enroll(&mut self) {

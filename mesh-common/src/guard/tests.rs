@@ -419,3 +419,29 @@ fn the_socket_decides() {
         }
     }
 }
+
+#[test]
+fn outside_the_pod_only_what_was_seen_inside_goes_on() {
+    let data = packet(Kind::Tcp, 5000, ("10.9.9.9", 80), Way::Egress);
+    let syn = Packet { flags: SYN, payload: false, ..data };
+    let ack = Packet { payload: false, ..data };
+    let fin = Packet { flags: FIN | ACK, payload: false, ..data };
+    let loopback = packet(Kind::Tcp, 5000, ("127.0.0.1", 80), Way::Egress);
+    let udp = packet(Kind::Udp, 5000, ("10.9.9.9", 443), Way::Egress);
+    let bypassed = Onward::Drop(Verdict::GuardBypassed);
+    for (what, packet, stamped, expected) in [
+        ("data", data, stamp::SEEN, Onward::Pass),
+        ("a SYN", syn, stamp::SEEN, Onward::Pass),
+        ("data of the kernel path", data, stamp::KERNEL_PATH, Onward::Redirect),
+        ("an ACK of the kernel path", ack, stamp::KERNEL_PATH, Onward::Redirect),
+        ("data past the guard", data, 0, bypassed),
+        ("a SYN past the guard", syn, 0, bypassed),
+        ("data with another's mark", data, 1, bypassed),
+        ("an ACK past the guard", ack, 0, Onward::Pass),
+        ("a FIN past the guard", fin, 0, Onward::Pass),
+        ("to loopback", loopback, 0, Onward::Drop(Verdict::GuardBoundToInterface)),
+        ("UDP", udp, 0, Onward::Drop(Verdict::GuardNonTcp)),
+    ] {
+        assert_eq!(onward(&packet, stamped, POD, true, &Excluding), expected, "{what}");
+    }
+}
