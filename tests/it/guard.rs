@@ -66,6 +66,10 @@ fn segment(source: Ipv4Addr, to: SocketAddr, flags: u8, payload: &[u8]) -> Vec<u
     packet[2..4].copy_from_slice(&length.to_be_bytes());
     packet.extend(source.octets());
     packet.extend(destination.octets());
+    let words = packet.chunks_exact(2).map(|b| u32::from(u16::from_be_bytes([b[0], b[1]])));
+    let sum = words.sum::<u32>();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    packet[10..12].copy_from_slice(&(!folded).to_be_bytes());
     packet.extend(40_000_u16.to_be_bytes());
     packet.extend(to.port().to_be_bytes());
     packet.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
