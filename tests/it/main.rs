@@ -10,6 +10,7 @@ mod capture;
 mod cli;
 mod config;
 mod envoy;
+mod guard;
 mod hbone_client;
 mod hostile;
 mod http;
