@@ -62,6 +62,10 @@ response_flags! {
     StreamIdleTimeout = 14, "SI";
     /// OM: the agent shed load.
     OverloadManager = 15, "OM";
+    /// DO: the control plane has a share of the cluster's traffic dropped.
+    DropOverload = 16, "DO";
+    /// UDO: the control plane has all of the cluster's traffic dropped.
+    UnconditionalDropOverload = 17, "UDO";
 }
 
 impl fmt::Display for ResponseFlag {

@@ -127,6 +127,12 @@ impl From<NoDestination> for Failure {
             NoDestination::NoHealthyEndpoint { .. } => {
                 (ResponseFlag::NoHealthyUpstream, "no_healthy_endpoint")
             }
+            NoDestination::DropOverload { unconditional: false, .. } => {
+                (ResponseFlag::DropOverload, "drop_overload")
+            }
+            NoDestination::DropOverload { unconditional: true, .. } => {
+                (ResponseFlag::UnconditionalDropOverload, "unconditional_drop_overload")
+            }
         };
         Self::new(flag, reason, &error)
     }

@@ -112,6 +112,9 @@ impl RequestObserver for Observer {
         if request.flags.contains(ResponseFlag::Denied) {
             self.metrics.denied(self.base.direction(), "http_rbac");
         }
+        if let Some(category) = &request.dropped {
+            self.metrics.drop_overload(category);
+        }
         if !self.access_log.is_on() {
             return;
         }

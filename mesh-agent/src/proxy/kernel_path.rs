@@ -59,7 +59,8 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// A service as `source` may reach it, if every one of its endpoints may be
-    /// reached so: who picks among them must see them all.
+    /// reached so: who picks among them must see them all. Endpoints that share by
+    /// anything but weight, or whose traffic is dropped in part, are the agent's.
     fn service(&self, listener: &Listener, source: &Arc<Pod>) -> Option<KernelService> {
         let cluster = self.outbound_cluster(listener, source)?;
         let cluster = self.snapshot.cluster(&cluster)?;
@@ -68,8 +69,8 @@ impl Planner<'_> {
         }
         let assignment = self.snapshot.assignment(cluster)?;
         let mut backends = Vec::new();
-        for endpoint in route::eligible(&assignment) {
-            backends.push(self.backend(listener, source, endpoint)?);
+        for (endpoint, weight) in route::shares(cluster, &assignment)? {
+            backends.push(self.backend(listener, source, &endpoint, weight)?);
         }
         let fits = (1..=MAX_BACKENDS).contains(&backends.len());
         fits.then(|| KernelService {
@@ -103,6 +104,7 @@ impl Planner<'_> {
         listener: &Listener,
         source: &Arc<Pod>,
         endpoint: &Endpoint,
+        weight: u32,
     ) -> Option<KernelBackend> {
         let Tunnel::Hbone { identity, workload } = &endpoint.tunnel else { return None };
         let mut owners = self.pods.iter().filter(|pod| pod.workload.owns(endpoint.address.ip()));
@@ -133,7 +135,7 @@ impl Planner<'_> {
         Some(KernelBackend {
             workload: pod.workload.uid.clone(),
             address: endpoint.address,
-            weight: endpoint.weight.max(1),
+            weight,
         })
     }
 }

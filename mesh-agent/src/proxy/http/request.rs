@@ -1,6 +1,9 @@
 //! One request's way: checked, judged, routed, forwarded, answered.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{
@@ -147,6 +150,7 @@ async fn answer(
         &snapshot,
         &connection.services.balancers,
         &mut |below| rand::random_range(0..below),
+        Instant::now(),
     )
     .map_err(|error| no_destination(&error, log))?;
     log.record.cluster = destination.cluster().cloned();
@@ -181,6 +185,13 @@ fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
         }
         NoDestination::UnknownCluster { .. } => {
             (ResponseFlag::NoClusterFound, "no healthy upstream")
+        }
+        NoDestination::DropOverload { category, unconditional, .. } => {
+            log.record.dropped = Some(Arc::clone(category));
+            match unconditional {
+                true => (ResponseFlag::UnconditionalDropOverload, "unconditional drop overload"),
+                false => (ResponseFlag::DropOverload, "drop overload"),
+            }
         }
         NoDestination::NoCluster | NoDestination::NotPermitted { .. } => {
             (ResponseFlag::NoRouteFound, "no healthy upstream")

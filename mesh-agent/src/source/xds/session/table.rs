@@ -27,6 +27,8 @@ pub(super) struct Needs {
     pub(super) routes: Vec<Arc<str>>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
+    /// Grows stale, unless it is told again.
+    pub(super) renewal: bool,
 }
 
 impl Needs {
@@ -45,7 +47,7 @@ impl Needs {
             Resource::Cluster(cluster) => {
                 needs.assignments = cluster.assignment_name().cloned().into_iter().collect();
             }
-            Resource::Endpoints(..) => {}
+            Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
         }
         for names in [&mut needs.assignments, &mut needs.clusters, &mut needs.routes] {
             names.sort_unstable();

@@ -92,7 +92,7 @@ fn a_change_of_endpoints_is_one_update_of_one_table() {
     assert_eq!(after.version, before.version + 1);
     assert!(Arc::ptr_eq(&before.clusters, &after.clusters));
     assert!(Arc::ptr_eq(&before.listeners, &after.listeners));
-    assert_eq!(after.assignments["a"].endpoints.len(), 2);
+    assert_eq!(after.assignments["a"].endpoints().count(), 2);
 }
 
 #[test]
