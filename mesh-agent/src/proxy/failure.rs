@@ -60,6 +60,18 @@ pub(super) fn cut() -> Failure {
     }
 }
 
+/// The connection's listener or filter chain is gone or another one, and its time to end
+/// by itself is over.
+pub(super) fn drained() -> Failure {
+    Failure {
+        flag: ResponseFlag::DurationTimeout,
+        reason: "drained",
+        policy: None,
+        detail: "cut at the drain timeout: its listener or filter chain was removed or changed"
+            .to_owned(),
+    }
+}
+
 /// Why a TLS handshake failed: a constant name for a metric's label, and the story.
 pub(super) fn handshake(error: &io::Error) -> (&'static str, String) {
     match (identity::refusal(error), identity::refused_by_peer(error)) {

@@ -66,10 +66,10 @@ where
     let mut relayed = std::pin::pin!(relayed);
     tokio::select! {
         outcome = &mut relayed => explain(outcome),
-        revoked = rejudge::revoked(dataplane, permit, version) => {
+        ended = rejudge::ended(dataplane, permit, version, |_, _| ()) => {
             cancel.cancel();
             relayed.await;
-            Some(failure::revoked(revoked))
+            Some(ended)
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     },
     observe::{Protocol, flags::ResponseFlag},
     policy::{Permit, authorize_request},
+    proxy::rejudge::{self, Standing},
     route::{Destination, NoDestination, decide_request, match_route},
     snapshot::Snapshot,
 };
@@ -129,10 +130,11 @@ async fn answer(
     let no_route = |details: String| {
         Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
     };
-    let routes = snapshot
-        .routes(&http.routes)
+    let routes = judged
+        .routes
+        .as_deref()
         .ok_or_else(|| no_route("there is no route configuration".to_owned()))?;
-    let matched = match_route(&routes, head).map_err(|error| no_route(error.to_string()))?;
+    let matched = match_route(routes, head).map_err(|error| no_route(error.to_string()))?;
     log.record.route = Some(Arc::clone(&matched.route.name));
     let action = match &matched.route.action {
         RouteAction::Forward(action) => action,
@@ -208,27 +210,46 @@ impl HttpConnection {
         if judged.version == snapshot.version {
             return Ok(judged);
         }
-        let permit =
-            judged.permit.rejudge(snapshot, self.services.outbound_policy).map_err(|revoked| {
-                tracing::debug!(%revoked, "connection denied by a later configuration");
-                let flag = Some(ResponseFlag::Denied);
-                let details = format!("rbac_access_denied: {revoked}");
-                let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
-                Reply { close: true, ..reply }
-            })?;
-        let judged = Arc::new(Judged { version: snapshot.version, permit });
-        self.judged.store(Arc::clone(&judged));
-        Ok(judged)
+        let began = TerminalFilter::Http(Arc::clone(&self.http));
+        let policy = self.services.outbound_policy;
+        let standing = rejudge::standing(&judged.permit, Some(&began), snapshot, policy);
+        if let Standing::Denied(revoked) = &standing {
+            tracing::debug!(%revoked, "connection denied by a later configuration");
+            let flag = Some(ResponseFlag::Denied);
+            let details = format!("rbac_access_denied: {revoked}");
+            let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
+            return Err(Reply { close: true, ..reply });
+        }
+        self.stands(&standing, snapshot);
+        Ok(self.judged.load_full())
+    }
+
+    /// Takes note of how the connection stands under `snapshot`. Requests that come where
+    /// it is not served as HTTP any more are still served as they were last.
+    pub(in crate::proxy) fn stands(&self, standing: &Standing, snapshot: &Snapshot) {
+        let renewed = match standing {
+            Standing::Holds(renewed) => Some(renewed),
+            Standing::Drains(renewed) => {
+                self.retiring.cancel();
+                renewed.as_ref()
+            }
+            Standing::Denied(_) => None,
+        };
+        if let Some(renewed) = renewed
+            && let Some(TerminalFilter::Http(http)) = renewed.flow().terminal()
+        {
+            let (version, permit) = (snapshot.version, renewed.clone());
+            let routes = snapshot.routes(&http.routes);
+            self.judged.store(Arc::new(Judged { version, permit, routes }));
+        }
     }
 
     /// The connection manager of the permit's chain.
     fn manager<'a>(&self, permit: &'a Permit) -> Result<&'a HttpConnectionManager, Reply> {
         match permit.flow().terminal() {
             Some(TerminalFilter::Http(http)) => Ok(http),
-            // It was HTTP when the connection began. The client's next one is handled
-            // as configured now.
             Some(TerminalFilter::TcpProxy(_)) | None => {
-                let details = "the listener is no longer HTTP";
+                let details = "the listener is not HTTP";
                 let flag = Some(ResponseFlag::NoRouteFound);
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Err(Reply { close: true, ..Reply::new(status, "", flag, details) })
