@@ -14,6 +14,7 @@ use std::{
 
 /// The roots: every type that may stand in an `@type` and is understood.
 const ROOTS: &[&str] = &[
+    "envoy/config/bootstrap/v3/bootstrap.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
     "envoy/config/listener/v3/listener.proto",
@@ -28,7 +29,9 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/load_balancing_policies/random/v3/random.proto",
     "envoy/extensions/load_balancing_policies/round_robin/v3/round_robin.proto",
     "envoy/extensions/load_balancing_policies/wrr_locality/v3/wrr_locality.proto",
+    "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
     "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls.proto",
     "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
     "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
     "envoy/service/runtime/v3/rtds.proto",

@@ -4,6 +4,7 @@ mod balancing;
 mod refused;
 mod seeds;
 mod text;
+mod tls;
 
 use std::{fs, time::Duration};
 
