@@ -292,6 +292,7 @@ fn dataplane(
         connections: Connections::default(),
         options: Options {
             outbound_policy,
+            drain_timeout: config.traffic.drain_timeout,
             tls_handshake_timeout: TLS_HANDSHAKE_TIMEOUT,
             hbone_server: HboneServerOptions {
                 // The drain as a whole cuts first, and counts what it cuts.

@@ -24,3 +24,4 @@ mod survival;
 mod tcp;
 mod xds;
 mod xds_transport;
+mod xds_endpoints;

@@ -285,7 +285,7 @@ impl Reachable {
             Discovery::Static(assignment) => Some(assignment),
             Discovery::Eds { .. } | Discovery::OriginalDestination => None,
         });
-        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| &a.endpoints);
+        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| a.endpoints());
         for endpoint in endpoints {
             reachable.endpoints.insert(endpoint.address);
             if let Tunnel::Hbone { identity, .. } = &endpoint.tunnel {
