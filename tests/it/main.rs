@@ -20,3 +20,5 @@ mod leaks;
 mod lifecycle;
 mod tcp;
 mod xds;
+mod xds_filters;
+mod xds_runtime;
