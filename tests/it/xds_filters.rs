@@ -64,9 +64,10 @@ impl Driven {
 /// Puts a filter that is configured by itself in the place of each inbound RBAC filter.
 fn discover(resources: &mut [Value], source: Value) {
     for resource in resources {
-        for chain in resource["filter_chains"].as_array_mut().into_iter().flatten() {
-            let manager = &mut chain["filters"][0]["typed_config"];
-            for filter in manager["http_filters"].as_array_mut().into_iter().flatten() {
+        let chains = resource.get_mut("filter_chains").and_then(Value::as_array_mut);
+        for chain in chains.into_iter().flatten() {
+            let filters = chain.pointer_mut("/filters/0/typed_config/http_filters");
+            for filter in filters.and_then(Value::as_array_mut).into_iter().flatten() {
                 if filter["typed_config"]["@type"] == RBAC {
                     *filter = json!({ "name": FILTER, "config_discovery": source });
                 }
@@ -212,6 +213,7 @@ fn a_filter_whose_configuration_is_removed_fails_closed_or_falls_back() {
 fn a_listener_waits_for_its_filters_configuration_unless_told_otherwise() {
     // Over the state of the world a server does not say that it has no such resource.
     let mut driven = Driven::start("ecds-warming", "sotw", ads(), None);
+    driven.mesh.far().logs(&["admin is served"]);
     eventually("the listener waits", || {
         let listeners = xds_type(driven.mesh.far(), "listeners");
         let waits = &listeners["warming"][0]["waits_for"];
