@@ -204,7 +204,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
 
     let (updates, received) = mpsc::channel(UPDATES);
     let stop = agent.stop.clone();
-    source.spawn(updates, stop.clone());
+    source.spawn(agent.restored().is_some(), updates, stop.clone());
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));

@@ -67,10 +67,21 @@ impl Source {
         }
     }
 
-    pub(super) fn spawn(self, updates: mpsc::Sender<Update>, stop: CancellationToken) {
+    /// `restored`: the last good configuration is in force.
+    pub(super) fn spawn(
+        self,
+        restored: bool,
+        updates: mpsc::Sender<Update>,
+        stop: CancellationToken,
+    ) {
         match self {
             Self::Files(source) => tokio::spawn(source.watch(updates, stop)),
-            Self::ControlPlane(source) => tokio::spawn(source.watch(updates, stop)),
+            Self::ControlPlane(mut source) => {
+                if restored {
+                    source.restored();
+                }
+                tokio::spawn(source.watch(updates, stop))
+            }
         };
     }
 }

@@ -20,8 +20,8 @@ pub use last_good::{LastGood, LastGoodError, Raw, Restored};
 pub use watch::{Delta, FileSource, Update};
 pub use xds::{
     AdsSource, AdsStatus, Bootstrap, ConnectionOptions, NodeInfo, Origin, Pem, Resource,
-    ResourceType, Server, ServerAddress, StreamState, TYPE_URLS, TlsOptions, TypeStatus, Variant,
-    Warming, Wishes, XdsOptions, decode_any, hear, read_bootstrap,
+    ResourceType, Server, ServerAddress, StreamState, StreamStatus, TYPE_URLS, TlsOptions,
+    TypeStatus, Variant, Warming, Wishes, XdsOptions, decode_any, hear, read_bootstrap,
 };
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ fn filter_chains() {
     for (fields, expected) in [
         (
             "transport_socket: {name: envoy.transport_sockets.tls, typed_config: {'@type': \
-             t/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, x: y}}",
+             t/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true}}",
             ".transport_socket: envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext is \
              not supported: mTLS of captured traffic is the agent's own, with the workload's identity",
         ),

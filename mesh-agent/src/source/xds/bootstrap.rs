@@ -321,7 +321,6 @@ struct Static {
 /// Clusters of management servers, which `named` are at least, and everything else.
 fn fixed(d: &mut Decoder, value: StaticResources, named: &BTreeSet<&str>) -> Option<Static> {
     let StaticResources { listeners, clusters, secrets } = value;
-    unsupported!(d; secrets);
     let mut found = Static { servers: BTreeMap::new(), fixed: Vec::new() };
     for (i, PbListener { name, .. }) in listeners.iter().enumerate() {
         if name.is_empty() {
@@ -330,6 +329,9 @@ fn fixed(d: &mut Decoder, value: StaticResources, named: &BTreeSet<&str>) -> Opt
     }
     for listener in listeners {
         found.fixed(d, ResourceType::Listener, &listener.name, listener.encode_to_vec());
+    }
+    for secret in secrets {
+        found.fixed(d, ResourceType::Secret, &secret.name, secret.encode_to_vec());
     }
     let mut names = BTreeSet::new();
     for cluster in clusters {

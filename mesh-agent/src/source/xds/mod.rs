@@ -49,7 +49,7 @@ use prost::Message;
 
 pub use address::{ConnectionOptions, Server, ServerAddress};
 pub use bootstrap::{Bootstrap, read_bootstrap};
-pub use client::{AdsSource, AdsStatus, StreamState};
+pub use client::{AdsSource, AdsStatus, StreamState, StreamStatus};
 pub(super) use common::PLACEHOLDER;
 pub(super) use config_source::Reference;
 pub use options::{NodeInfo, Origin, XdsOptions};

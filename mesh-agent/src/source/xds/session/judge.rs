@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     snapshot::RejectedResource,
-    source::xds::{self, Resource, ResourceType, rejection},
+    source::xds::{self, Reference, Resource, ResourceType, rejection},
 };
 
 /// Names with this prefix need `resource_locator`s, which we don't speak.
@@ -124,6 +124,9 @@ impl Session {
     /// The server has no such resource, or has it no longer.
     fn removed(&mut self, kind: ResourceType, name: Arc<str>) {
         let table = self.table_mut(kind);
+        if table.fixed.contains(&name) {
+            return;
+        }
         table.waiting.clear(&name);
         // A secret goes when nothing names it any more; as Envoy, nobody is left without
         // one because a server has forgotten it.
@@ -140,6 +143,21 @@ impl Session {
         if !self.table(kind).is_wildcard() {
             self.make_up(kind, &name);
         }
+    }
+
+    /// What a file holds, which is a stream with one type, can't be used.
+    pub(in crate::source::xds) fn refuse(
+        &mut self,
+        stream: usize,
+        reasons: Vec<RejectedResource>,
+        now: Now,
+    ) {
+        let Some(table) = self.tables.iter().find(|table| table.stream == Some(stream)) else {
+            return;
+        };
+        let (kind, told) = (table.kind, reasons.iter().map(ToString::to_string));
+        let digest = digest_of(told.collect::<Vec<_>>().iter().map(String::as_bytes));
+        self.answer(kind, String::new(), digest, reasons, now);
     }
 
     fn of_url(&self, stream: usize, type_url: &str) -> Option<ResourceType> {
@@ -186,6 +204,8 @@ impl Session {
         } else if ResourceType::of_url(&any.type_url) != Some(kind) {
             let reason = format!("is a `{}`, not the type that was asked for", any.type_url);
             Some(rejection(&path(), reason))
+        } else if self.table(kind).fixed.contains(&name) {
+            Some(rejection(&path(), "is among the bootstrap's static_resources"))
         } else if !judgement.names.insert(Arc::clone(&name)) {
             Some(rejection(&path(), "is given twice"))
         } else {
@@ -203,16 +223,22 @@ impl Session {
                 held.made_up = false;
                 self.table_mut(kind).waiting.clear(&name);
             }
-            _ => {
-                match decode(kind, &name, &version, &any).and_then(|held| self.fits(&name, held)) {
-                    Ok(held) => self.table_mut(kind).accept(Arc::clone(&name), held),
-                    // The last good one stays.
-                    Err(reasons) => {
-                        self.go_on_without(kind, &name);
-                        return judgement.rejected.extend(reasons);
+            _ => match decode(kind, &name, &version, &any)
+                .and_then(|(held, references)| Ok((self.fits(&name, held)?, references)))
+            {
+                Ok((held, references)) => {
+                    let stream = self.table(kind).stream;
+                    if let Err(reason) = self.place(stream, &references) {
+                        return judgement.rejected.push(reason);
                     }
+                    self.table_mut(kind).accept(Arc::clone(&name), held);
                 }
-            }
+                // The last good one stays.
+                Err(reasons) => {
+                    self.go_on_without(kind, &name);
+                    return judgement.rejected.extend(reasons);
+                }
+            },
         }
         self.live(kind, &name, ttl, now);
     }
@@ -351,8 +377,8 @@ pub(super) fn decode(
     name: &Arc<str>,
     version: &str,
     any: &Any,
-) -> Result<Held, Vec<RejectedResource>> {
-    let (resource, _) = xds::decode_strict(&any.type_url, &any.value)?;
+) -> Result<(Held, Vec<Reference>), Vec<RejectedResource>> {
+    let (resource, references) = xds::decode_strict(&any.type_url, &any.value)?;
     let path = format!("{}[{name}]", kind.table());
     let resource = match resource {
         // Its own name is not what it is asked for by.
@@ -370,7 +396,7 @@ pub(super) fn decode(
         let reason = format!("`{located}`: xdstp names are not supported");
         return Err(vec![rejection(&path, reason)]);
     }
-    Ok(Held {
+    let held = Held {
         version: version.to_owned(),
         digest: digest_of([any.value.as_slice()]),
         needs,
@@ -380,5 +406,6 @@ pub(super) fn decode(
             false => Body { resource, raw: Arc::default() },
         }),
         made_up: false,
-    })
+    };
+    Ok((held, references))
 }

@@ -172,6 +172,13 @@ pub(super) struct Table {
     pub(super) asked: BTreeSet<Arc<str>>,
     /// Wanted, and not to be had: nobody waits for them.
     pub(super) absent: BTreeSet<Arc<str>>,
+    /// Those that were held from the start: no server changes or removes them.
+    pub(super) fixed: BTreeSet<Arc<str>>,
+    /// How long a name is waited for, where its source says so; zero: for ever.
+    pub(super) timeouts: HashMap<Arc<str>, Duration>,
+    /// Whether a resource that was judged since names were worked out relies on the
+    /// stream.
+    pub(super) claimed: bool,
     /// Whether what its resources need, or what was asked for, may have changed since
     /// names were worked out.
     pub(super) renamed: bool,
@@ -213,6 +220,9 @@ impl Table {
             wanted: BTreeSet::new(),
             asked: BTreeSet::new(),
             absent: BTreeSet::new(),
+            fixed: BTreeSet::new(),
+            timeouts: HashMap::new(),
+            claimed: false,
             renamed: false,
             waiting: Timers::default(),
             lives: Timers::default(),
@@ -264,6 +274,9 @@ impl Table {
     }
 
     pub(super) fn remove(&mut self, name: &str) {
+        if self.fixed.contains(name) {
+            return;
+        }
         if let Some((name, _)) = self.accepted.remove_entry(name) {
             self.pending.remove(&name);
             self.renamed = true;
@@ -271,6 +284,14 @@ impl Table {
             if self.in_force.contains_key(&name) {
                 self.leaving.insert(name);
             }
+        }
+    }
+
+    /// Waits for a name, for as long as its source says or else `timeout`.
+    pub(super) fn wait(&mut self, name: &Arc<str>, now: Instant, timeout: Duration) {
+        let timeout = self.timeouts.get(name).copied().unwrap_or(timeout);
+        if !self.timeouts.contains_key(name) || !timeout.is_zero() {
+            self.waiting.set(name, now + timeout);
         }
     }
 
