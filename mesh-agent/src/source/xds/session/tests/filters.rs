@@ -77,10 +77,6 @@ fn a_default_configuration_may_be_had_at_once() {
         ExtensionConfigSource { apply_default_config_without_warming: true, ..with_default() };
     let mut bench = Bench::with_filter(at_once);
     assert_eq!(bench.wants_filters(), ["f"]);
-    // The first configuration goes out whole: it waits for all that was asked for.
-    bench.expect_in_force(&[]);
-    assert_eq!(bench.warming(), Vec::<String>::new());
-    bench.after(Duration::from_secs(16));
     bench.expect_in_force(&REST);
     bench.tells(ECDS, "x1", &[("f", extension("f"))], &[]);
     bench.expect_in_force(&ALL);
