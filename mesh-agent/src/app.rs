@@ -30,7 +30,7 @@ use crate::{
     admin::{self, PodsFile, RejectedConfig},
     capture::{Capture, CaptureOptions, Exclusions},
     config::{self, AgentConfig},
-    identity::{DevelopmentCa, IdentityManager, IdentityOptions},
+    identity::{DevelopmentCa, IdentityManager, IdentityOptions, upstream::UpstreamContexts},
     observe::{
         access_log::{AccessLog, AccessLogWriter},
         connections::Connections,
@@ -256,6 +256,7 @@ fn dataplane(
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
+        tls: UpstreamContexts::default(),
         hbone: HbonePool::new(HbonePoolOptions::default()),
         metrics: metrics.clone(),
     });

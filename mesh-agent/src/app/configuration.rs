@@ -245,10 +245,17 @@ impl Agent {
             .hbone
             .retain(|key| reachable.tunnels.contains(&(key.tunnel, key.identity.clone())));
         // Connections to local applications belong to their clients, not to endpoints.
-        dataplane
-            .http
-            .pool
-            .retain(|key| key.client.is_some() || reachable.endpoints.contains(&key.address));
+        let tls = &dataplane.connector.tls;
+        tls.retain(|origination| {
+            let cluster = snapshot.cluster(&origination.cluster);
+            let settings = cluster.and_then(|cluster| cluster.tls.as_ref());
+            settings.is_some_and(|settings| Arc::ptr_eq(settings, &origination.settings))
+        });
+        dataplane.http.pool.retain(|key| {
+            let reachable = key.client.is_some() || reachable.endpoints.contains(&key.address);
+            // What was authenticated by certificates of before serves no new request.
+            reachable && key.tls.as_ref().is_none_or(|tls_key| tls.is_current(tls_key.context))
+        });
     }
 
     fn reject(&self, reasons: &[RejectedResource]) {

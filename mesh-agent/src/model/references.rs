@@ -17,6 +17,16 @@ impl Cluster {
             Discovery::Static(_) | Discovery::OriginalDestination => None,
         }
     }
+
+    /// Whether a private key is written in it.
+    pub fn holds_private_key(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.holds_private_key())
+    }
+
+    /// Every secret it takes.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tls.iter().flat_map(|tls| tls.secret_names())
+    }
 }
 
 impl RouteConfiguration {

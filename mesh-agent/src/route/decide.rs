@@ -9,6 +9,8 @@ use crate::{
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
         route::ForwardAction,
+        secret::SecretKind,
+        tls::TlsOrigination,
         workload::WorkloadUid,
     },
     policy::{Permit, RequestPermit},
@@ -38,6 +40,7 @@ pub struct Destination {
     cluster: Option<ClusterName>,
     connect_timeout: Duration,
     upstream_protocol: UpstreamProtocol,
+    tls: Option<TlsOrigination>,
     load: LoadGuard,
 }
 
@@ -68,6 +71,11 @@ impl Destination {
     /// What HTTP speaks there.
     pub fn upstream_protocol(&self) -> UpstreamProtocol {
         self.upstream_protocol
+    }
+
+    /// TLS to speak there; never together with HBONE.
+    pub fn tls(&self) -> Option<&TlsOrigination> {
+        self.tls.as_ref()
     }
 
     /// Keeps the in-flight count alone, for whoever outlives the destination.
@@ -129,6 +137,7 @@ pub fn decide_passthrough(
             cluster: None,
             connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
             upstream_protocol: UpstreamProtocol::SameAsDownstream,
+            tls: None,
             load: LoadGuard::default(),
         }),
     }
@@ -213,13 +222,33 @@ fn decide(
         }
     };
     let Cluster { connect_timeout, upstream_protocol, .. } = **cluster;
+    let tls = match &target {
+        // The endpoint's metadata chose another transport than the cluster's own.
+        Target::Hbone { .. } => None,
+        Target::Direct { .. } | Target::OriginalDestination { .. } => originate(cluster, snapshot),
+    };
     Ok(Destination {
         target,
+        tls,
         cluster: Some(name.clone()),
         connect_timeout,
         upstream_protocol,
         load,
     })
+}
+
+/// TLS as the cluster wants it, with the secrets of this version.
+fn originate(cluster: &Cluster, snapshot: &Snapshot) -> Option<TlsOrigination> {
+    let settings = cluster.tls.as_ref()?;
+    let (mut certificate, mut validation) = (None, None);
+    for secret in settings.secret_names().filter_map(|name| snapshot.secrets.get(name)) {
+        match &secret.kind {
+            SecretKind::TlsCertificate(material) => certificate = Some(Arc::clone(material)),
+            SecretKind::ValidationContext(context) => validation = Some(Arc::clone(context)),
+        }
+    }
+    let (cluster, settings) = (cluster.name.clone(), Arc::clone(settings));
+    Some(TlsOrigination { cluster, settings, certificate, validation })
 }
 
 /// What a pod sends to a workload of the mesh never leaves in the clear, also where it

@@ -514,10 +514,8 @@ fn clusters() {
              [envoy.extensions.upstreams.http.v3.HttpProtocolOptions]",
         ),
         (
-            "transport_socket: {name: tls, typed_config: {'@type': \
-             t/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: x}}",
-            ".transport_socket: envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext is not \
-             supported: an endpoint whose metadata says so is reached by mTLS (HBONE)",
+            "transport_socket: {name: tls, typed_config: {'@type': t/a.B}}",
+            ".transport_socket: tls (a.B) is not supported",
         ),
         (
             "typed_extension_protocol_options: {x: {'@type': t/a.B}}",

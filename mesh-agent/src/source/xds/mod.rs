@@ -32,6 +32,7 @@ mod sds;
 mod session;
 mod tls;
 mod unknown;
+mod upstream_tls;
 mod wishes;
 
 use envoy_types::pb::envoy::{

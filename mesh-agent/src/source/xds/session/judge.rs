@@ -400,10 +400,10 @@ pub(super) fn decode(
         version: version.to_owned(),
         digest: digest_of([any.value.as_slice()]),
         needs,
-        // No second copy of a private key.
-        body: Some(match resource.may_be_stored() {
-            true => Body { resource, raw: any.value.as_slice().into() },
-            false => Body { resource, raw: Arc::default() },
+        body: Some(Body {
+            // No second copy of a private key.
+            raw: resource.stored(any.value.as_slice().into()).unwrap_or_default(),
+            resource,
         }),
         made_up: false,
     };

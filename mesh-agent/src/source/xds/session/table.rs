@@ -60,6 +60,7 @@ impl Needs {
             }
             Resource::Cluster(cluster) => {
                 needs.add(ResourceType::Endpoints, cluster.assignment_name());
+                needs.add(ResourceType::Secret, cluster.secret_names());
             }
             Resource::VirtualHost(_, host) => {
                 needs.add(ResourceType::Cluster, host.cluster_names().map(|name| &name.0));
