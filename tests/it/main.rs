@@ -25,3 +25,5 @@ mod tcp;
 mod xds;
 mod xds_transport;
 mod xds_endpoints;
+mod xds_filters;
+mod xds_runtime;
