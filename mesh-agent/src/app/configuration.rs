@@ -19,7 +19,8 @@ use crate::{
     },
     snapshot::{RejectedResource, Resources, Snapshot},
     source::{
-        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored, Update,
+        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored,
+        Update, Wishes,
     },
     transport::hbone::HBONE_PORT,
 };
@@ -64,6 +65,14 @@ impl Source {
         match self {
             Self::Files(_) => None,
             Self::ControlPlane(source) => Some(source.status()),
+        }
+    }
+
+    /// Where a control plane is asked for more than its resources need.
+    pub(super) fn wishes(&self) -> Option<Wishes> {
+        match self {
+            Self::Files(_) => None,
+            Self::ControlPlane(source) => Some(source.wishes()),
         }
     }
 

@@ -256,7 +256,15 @@ fn the_runtime_goes_before_a_weight() {
             host_rewrite: None,
         };
         let (snapshot, balancers) = (cell.load(), Balancers::default());
-        let decided = decide_request(&request, &permit, &action, &snapshot, &balancers, &mut |_| 0);
+        let decided = decide_request(
+            &request,
+            &permit,
+            &action,
+            &snapshot,
+            &balancers,
+            &mut |_| 0,
+            std::time::Instant::now(),
+        );
         decided.map(|to| to.cluster().unwrap().to_string())
     };
     let swapped = [("w.a", RuntimeValue::Number(0.0)), ("w.b", RuntimeValue::Number(5.0))];
