@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{Capture, CaptureOptions, Exclusions},
+    capture::{Capture, CaptureOptions, Exclusions, GuardMode, RedirectMode},
     config::{self, AgentConfig},
     identity::{IdentityManager, IdentityOptions, upstream::UpstreamContexts},
     observe::{
@@ -232,6 +232,16 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
 /// Capture's share of the settings, but for the state directory.
 pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
     let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions, .. } = config;
+    let guard = match config.guard {
+        config::Guard::Auto => GuardMode::Auto,
+        config::Guard::On => GuardMode::On,
+        config::Guard::Off => GuardMode::Off,
+    };
+    let redirect_peer = match config.redirect_peer {
+        config::RedirectPeer::Auto => RedirectMode::Auto,
+        config::RedirectPeer::On => RedirectMode::On,
+        config::RedirectPeer::Off => RedirectMode::Off,
+    };
     CaptureOptions {
         cgroup_root,
         bpffs,
@@ -242,6 +252,10 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
             inbound_ports: exclusions.inbound_ports,
         },
         bpf_log,
+        guard,
+        redirect_peer,
+        drop_non_tcp: config.non_tcp == config::NonTcp::Drop,
+        probe_cgroups: config.probe_cgroups,
         ..CaptureOptions::default()
     }
 }
@@ -279,6 +293,7 @@ fn dataplane(
         connections: Connections::default(),
         options: Options {
             outbound_policy,
+            drain_timeout: config.traffic.drain_timeout,
             tls_handshake_timeout: TLS_HANDSHAKE_TIMEOUT,
             hbone_server: HboneServerOptions {
                 // The drain as a whole cuts first, and counts what it cuts.

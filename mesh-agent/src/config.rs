@@ -77,6 +77,12 @@ pub struct CaptureConfig {
     /// Whether the programs log every decision.
     pub bpf_log: bool,
     pub kernel_path: KernelPath,
+    /// Whether what capture did not take is dropped on the pods' interfaces.
+    pub guard: Guard,
+    pub redirect_peer: RedirectPeer,
+    pub non_tcp: NonTcp,
+    /// Whose processes may probe the pods in plaintext.
+    pub probe_cgroups: Vec<PathBuf>,
     pub exclusions: Exclusions,
 }
 
@@ -90,6 +96,36 @@ pub enum KernelPath {
     /// The agent does not start where the kernel can't.
     On,
     Off,
+}
+
+/// Whether what capture did not take is dropped on the pods' interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum Guard {
+    /// Where the guard can be attached.
+    #[default]
+    Auto,
+    /// A pod that it can't be attached to is not enrolled.
+    On,
+    Off,
+}
+
+/// Whether packets of the kernel path are handed straight from pod to pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum RedirectPeer {
+    /// Where nothing else is there to see them.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// What the guard does with other protocols than TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum NonTcp {
+    #[default]
+    Pass,
+    /// But for ARP, ICMP, IGMP, DHCP, DNS and what is excluded.
+    Drop,
 }
 
 /// Left alone for every pod of this node.
@@ -306,6 +342,10 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         other => Err(format!("`{other}` is neither true nor false")),
     });
     let kernel_path = layers.one("kernel_path", choice::<KernelPath>);
+    let guard = layers.one("guard", choice::<Guard>);
+    let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
+    let non_tcp = layers.one("non_tcp", choice::<NonTcp>);
+    let probe_cgroups = layers.many("probe_cgroup", absolute);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
     let inbound_ports = layers.many("exclude_inbound_port", port);
@@ -315,6 +355,10 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         instance: instance?,
         bpf_log: bpf_log?,
         kernel_path: kernel_path?,
+        guard: guard?,
+        redirect_peer: redirect_peer?,
+        non_tcp: non_tcp?,
+        probe_cgroups: probe_cgroups?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,
             outbound_cidrs: outbound_cidrs?,

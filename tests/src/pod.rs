@@ -264,7 +264,7 @@ impl Pod {
     /// Starts an unmodified nginx that answers on `port` and says who asked:
     /// `hello from <pod>, you are <address>`.
     pub fn runs_nginx(&self, port: u16) -> Process {
-        let directory = self.node().directory().join(format!("{}-nginx-{port}", self.name()));
+        let directory = self.nginx_directory(port);
         fs::create_dir_all(&directory).expect("make nginx's directory");
         let file = directory.join("nginx.conf");
         fs::write(&file, nginx_conf(self.name(), port, &directory.display().to_string()))
@@ -312,8 +312,12 @@ impl Pod {
 
     /// The access log of [`Pod::runs_nginx`].
     pub fn nginx_log(&self, port: u16) -> String {
-        let directory = self.node().directory().join(format!("{}-nginx-{port}", self.name()));
-        fs::read_to_string(directory.join("access.txt")).unwrap_or_default()
+        fs::read_to_string(self.nginx_directory(port).join("access.txt")).unwrap_or_default()
+    }
+
+    /// Its files are served below `/files/` by [`Pod::runs_nginx`].
+    pub fn nginx_directory(&self, port: u16) -> PathBuf {
+        self.node().directory().join(format!("{}-nginx-{port}", self.name()))
     }
 
     /// Starts this crate's `peer` as a server of `kind` on `port` (see its `--help`).
@@ -380,6 +384,7 @@ http {{
         listen {port};
         listen [::]:{port};
         location / {{ return 200 "hello from {name}, you are $remote_addr\n"; }}
+        location /files/ {{ alias {directory}/; }}
         location /echo-headers {{ return 200 "host=$http_host x=$http_x_test forwarded=$http_x_forwarded_for\n"; }}
     }}
 }}

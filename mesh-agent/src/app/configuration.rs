@@ -31,7 +31,7 @@ const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// The one source of configuration.
 pub(super) enum Source {
     Files(FileSource),
-    ControlPlane(AdsSource),
+    ControlPlane(Box<AdsSource>),
 }
 
 impl Source {
@@ -39,7 +39,7 @@ impl Source {
     pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
         match config {
             SourceConfig::ControlPlane(options) => {
-                Ok(Self::ControlPlane(AdsSource::new(options.as_ref().clone())))
+                Ok(Self::ControlPlane(Box::new(AdsSource::new(options.as_ref().clone()))))
             }
             SourceConfig::Directory(directory) => match FileSource::open(directory) {
                 Ok(source) => Ok(Self::Files(source)),
@@ -294,7 +294,7 @@ impl Reachable {
             Discovery::Static(assignment) => Some(assignment),
             Discovery::Eds { .. } | Discovery::OriginalDestination => None,
         });
-        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| &a.endpoints);
+        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| a.endpoints());
         for endpoint in endpoints {
             reachable.endpoints.insert(endpoint.address);
             if let Tunnel::Hbone { identity, .. } = &endpoint.tunnel {
