@@ -268,6 +268,42 @@ const SETTINGS: &[Setting] = &[
         None,
         "Threads that move bytes [default: one for each CPU]",
     ),
+    choice(
+        Group::Identity,
+        "certificates",
+        &["builtin", "sds"],
+        "builtin",
+        "Where workload certificates come from: the development CA, or SDS",
+    ),
+    value(
+        Group::Identity,
+        "sds_server",
+        "URI",
+        None,
+        "Who speaks SDS, as xds_server [default: where the configuration comes from]",
+    ),
+    choice(
+        Group::Identity,
+        "sds_mode",
+        &["sotw", "delta"],
+        "sotw",
+        "Variant of SDS: state of the world or incremental",
+    ),
+    value(
+        Group::Identity,
+        "sds_secret_name",
+        "TEMPLATE",
+        Some("{identity}"),
+        "Name of a workload's certificate; {identity}, {trust_domain}, {namespace} and \
+         {service_account} are filled in",
+    ),
+    value(
+        Group::Identity,
+        "sds_validation_name",
+        "NAME",
+        Some("ROOTCA"),
+        "Name of the validation context whose roots are trusted",
+    ),
     path(
         Group::Identity,
         "ca_dir",
