@@ -8,7 +8,7 @@ use envoy_types::pb::{
     google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 
-use super::{ResourceType, address::Server, session::Variant};
+use super::{ResourceType, address::Server, config_source::Reference, session::Variant};
 
 /// A name that was asked for and does not come holds others up for this long, unless its
 /// source says otherwise.
@@ -30,6 +30,8 @@ pub struct XdsOptions {
     pub listeners: Option<Subscription>,
     /// Where all clusters come from.
     pub clusters: Option<Subscription>,
+    /// Where layers of the runtime come from: one source for all.
+    pub(super) layers: Vec<Reference>,
     /// What the bootstrap file itself holds.
     pub fixed: Vec<Fixed>,
 }
@@ -45,6 +47,7 @@ impl XdsOptions {
             ads: Some(Service { variant, clusters, rate: None }),
             listeners: Some(subscription.clone()),
             clusters: Some(subscription),
+            layers: Vec::new(),
             fixed: Vec::new(),
         }
     }
