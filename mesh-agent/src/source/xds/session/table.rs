@@ -28,6 +28,8 @@ pub(super) struct Needs {
     filters: Vec<FilterNeed>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
+    /// Grows stale, unless it is told again.
+    pub(super) renewal: bool,
 }
 
 /// A filter's configuration, for one place that is for it.
@@ -65,10 +67,8 @@ impl Needs {
             Resource::VirtualHost(_, host) => {
                 needs.add(ResourceType::Cluster, host.cluster_names().map(|name| &name.0));
             }
-            Resource::Endpoints(..)
-            | Resource::Secret(_)
-            | Resource::Runtime(..)
-            | Resource::ExtensionConfig(_) => {}
+            Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
+            Resource::Secret(_) | Resource::Runtime(..) | Resource::ExtensionConfig(_) => {}
         }
         needs.names.sort_unstable();
         needs.names.dedup();

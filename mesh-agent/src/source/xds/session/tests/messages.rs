@@ -13,7 +13,7 @@ use envoy_types::pb::{
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
-                lb_endpoint::HostIdentifier,
+                cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
             },
             listener::v3::{Filter, FilterChain, Listener, filter::ConfigType},
             route::v3::{
@@ -38,7 +38,7 @@ use envoy_types::pb::{
         },
         service::runtime::v3::Runtime,
     },
-    google::protobuf::{Any, Struct, Value, value},
+    google::protobuf::{Any, Duration, Struct, Value, value},
 };
 use prost::{Message, Name};
 
@@ -105,6 +105,14 @@ pub(super) fn endpoints(name: &str, count: u8) -> Any {
         endpoints: vec![LocalityLbEndpoints { lb_endpoints, ..LocalityLbEndpoints::default() }],
         ..ClusterLoadAssignment::default()
     })
+}
+
+/// One endpoint, for an hour.
+pub(super) fn stale_endpoints(name: &str) -> Any {
+    let assignment = ClusterLoadAssignment::decode(endpoints(name, 1).value.as_slice()).unwrap();
+    let hour = Duration { seconds: 3600, nanos: 0 };
+    let policy = Policy { endpoint_stale_after: Some(hour), ..Policy::default() };
+    any(&ClusterLoadAssignment { policy: Some(policy), ..assignment })
 }
 
 fn listener(name: &str, port: u32, filter: Any) -> Any {
