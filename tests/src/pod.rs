@@ -15,6 +15,7 @@ use crate::{
     curl::Curl,
     eventually,
     netns::{self, Netns},
+    pki::Credentials,
     process::{self, Place, peer},
 };
 
@@ -270,6 +271,40 @@ impl Pod {
             .expect("write nginx.conf");
         let mut command = Command::new("nginx");
         command.arg("-p").arg(&directory).arg("-c").arg(&file);
+        let process = self.starts(&format!("nginx-{port}"), command);
+        self.wait_for_listener(port, &process);
+        process
+    }
+
+    /// As [`Pod::runs_nginx`] by TLS, HTTP/1.1 and HTTP/2, only for clients with a
+    /// certificate of `clients_pem`. It says `serial=<theirs> sni=<asked for>
+    /// protocol=<spoken>`, and lets `/slow` take some seconds.
+    pub fn runs_tls_nginx(&self, port: u16, own: &Credentials, clients_pem: &str) -> Process {
+        let directory = self.node().directory().join(format!("{}-nginx-{port}", self.name()));
+        fs::create_dir_all(&directory).expect("make nginx's directory");
+        let put = |name: &str, text: &str| {
+            fs::write(directory.join(name), text).unwrap_or_else(|e| panic!("write {name}: {e}"));
+        };
+        put("own.pem", &own.certificate_pem);
+        put("own-key.pem", &own.key_pem);
+        put("clients.pem", clients_pem);
+        put("slow", &"slowly ".repeat(100_000));
+        let plain = nginx_conf(self.name(), port, &directory.display().to_string());
+        let here = directory.display();
+        let tls = format!(
+            "ssl_certificate {here}/own.pem; ssl_certificate_key {here}/own-key.pem;\n\
+             ssl_client_certificate {here}/clients.pem; ssl_verify_client optional;\n\
+             location /slow {{ limit_rate 150k; alias {here}/slow; }}\n\
+             location / {{ if ($ssl_client_verify != SUCCESS) {{ return 496; }} return 200 \
+             \"serial=$ssl_client_serial sni=$ssl_server_name protocol=$server_protocol\\n\"; }}"
+        );
+        let from = plain.find("location / ").expect("a location");
+        let to = from + plain[from..].find('\n').expect("a line");
+        let conf = format!("{}{tls}{}", &plain[..from], &plain[to..])
+            .replace(&format!("{port};"), &format!("{port} ssl http2;"));
+        put("nginx.conf", &conf);
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(&directory).arg("-c").arg(directory.join("nginx.conf"));
         let process = self.starts(&format!("nginx-{port}"), command);
         self.wait_for_listener(port, &process);
         process

@@ -421,6 +421,15 @@ fn routes() {
             ".match.path_separated_prefix: is not supported",
         ),
         (
+            "match: {prefix: /, runtime_fraction: {runtime_key: a}}, route: {cluster: c}",
+            ".match.runtime_fraction.default_value: is missing",
+        ),
+        (
+            "match: {prefix: /}, route: {weighted_clusters: {runtime_key_prefix: a, clusters: \
+             [{name: c, weight: 1, metadata_match: {}}]}}",
+            ".route.weighted_clusters.clusters[0].metadata_match: is not supported",
+        ),
+        (
             "match: {prefix: /, query_parameters: [{name: a}]}, route: {cluster: c}",
             ".match.query_parameters: is not supported",
         ),

@@ -169,6 +169,8 @@ pub(super) struct Table {
     pub(super) leaving: BTreeSet<Arc<str>>,
     /// Asked for by name; unused where the type is asked for as a whole.
     pub(super) wanted: BTreeSet<Arc<str>>,
+    /// Those of them that nobody waits for.
+    pub(super) optional: BTreeSet<Arc<str>>,
     /// Those of them that are wanted whatever the resources need.
     pub(super) asked: BTreeSet<Arc<str>>,
     /// Wanted, and not to be had: nobody waits for them.
@@ -219,6 +221,7 @@ impl Table {
             pending: BTreeSet::new(),
             leaving: BTreeSet::new(),
             wanted: BTreeSet::new(),
+            optional: BTreeSet::new(),
             asked: BTreeSet::new(),
             absent: BTreeSet::new(),
             fixed: BTreeSet::new(),
@@ -290,6 +293,9 @@ impl Table {
 
     /// Waits for a name, for as long as its source says or else `timeout`.
     pub(super) fn wait(&mut self, name: &Arc<str>, now: Instant, timeout: Duration) {
+        if self.optional.contains(name) {
+            return;
+        }
         let timeout = self.timeouts.get(name).copied().unwrap_or(timeout);
         if !self.timeouts.contains_key(name) || !timeout.is_zero() {
             self.waiting.set(name, now + timeout);

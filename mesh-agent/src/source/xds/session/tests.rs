@@ -1,6 +1,7 @@
 //! Conversations as tables: what the server says, what must be answered, what is in force.
 
 mod delta;
+mod filters;
 mod fuzz;
 mod messages;
 mod scale;

@@ -7,8 +7,8 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{Cluster, cluster as pb_cluster},
             core::v3::{
-                Address, AggregatedConfigSource, ConfigSource, DataSource, SocketAddress,
-                TrafficDirection, TypedExtensionConfig, address,
+                Address, AggregatedConfigSource, ConfigSource, DataSource, ExtensionConfigSource,
+                SocketAddress, TrafficDirection, TypedExtensionConfig, address,
                 config_source::ConfigSourceSpecifier, data_source, socket_address::PortSpecifier,
             },
             endpoint::v3::{
@@ -141,21 +141,42 @@ pub(super) fn tcp_listener(name: &str, port: u32, cluster: &str) -> Any {
 }
 
 pub(super) fn http_listener(name: &str, port: u32, routes: &str) -> Any {
-    let router = HttpFilter {
+    listener(name, port, manager(routes, Vec::new()))
+}
+
+/// A listener with an RBAC filter that is configured by itself, under `filter`.
+pub(super) fn filtered_listener(port: u32, filter: &str, source: ExtensionConfigSource) -> Any {
+    let type_urls = vec![any(&Rbac::default()).type_url];
+    let source = ExtensionConfigSource { config_source: ads(), type_urls, ..source };
+    let discovered = HttpFilter {
+        name: filter.to_owned(),
+        config_type: Some(http_filter::ConfigType::ConfigDiscovery(source)),
+        ..HttpFilter::default()
+    };
+    listener("l", port, manager("r", vec![discovered]))
+}
+
+/// A default configuration that enforces nothing.
+pub(super) fn with_default() -> ExtensionConfigSource {
+    let default_config = Some(any(&Rbac::default()));
+    ExtensionConfigSource { default_config, ..ExtensionConfigSource::default() }
+}
+
+fn manager(routes: &str, mut http_filters: Vec<HttpFilter>) -> Any {
+    http_filters.push(HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router::default()))),
         ..HttpFilter::default()
-    };
-    let manager = HttpConnectionManager {
+    });
+    any(&HttpConnectionManager {
         stat_prefix: "x".to_owned(),
-        http_filters: vec![router],
+        http_filters,
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: ads(),
             route_config_name: routes.to_owned(),
         })),
         ..HttpConnectionManager::default()
-    };
-    listener(name, port, any(&manager))
+    })
 }
 
 pub(super) fn routes(name: &str, cluster: &str) -> Any {
@@ -232,6 +253,12 @@ pub(super) fn layer(name: &str, key: &str, number: f64) -> Any {
 
 pub(super) fn extension(name: &str) -> Any {
     let typed_config = Some(any(&Rbac::default()));
+    any(&TypedExtensionConfig { name: name.to_owned(), typed_config })
+}
+
+/// A filter's configuration that is refused.
+pub(super) fn bad_extension(name: &str) -> Any {
+    let typed_config = Some(any(&Rbac { track_per_rule_stats: true, ..Rbac::default() }));
     any(&TypedExtensionConfig { name: name.to_owned(), typed_config })
 }
 
