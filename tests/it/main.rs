@@ -22,4 +22,5 @@ mod programs;
 mod survival;
 mod tcp;
 mod xds;
+mod xds_sources;
 mod xds_transport;
