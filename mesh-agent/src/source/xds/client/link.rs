@@ -224,7 +224,6 @@ pub(super) async fn connect(server: &Server) -> Result<Channel, String> {
     let origin = format!("{scheme}://{authority}").parse();
     let endpoint = endpoint
         .origin(origin.map_err(|error| format!("{error}"))?)
-        .connect_timeout(options.connect_timeout)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
     let endpoint = match options.pings {
