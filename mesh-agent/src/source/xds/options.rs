@@ -64,7 +64,7 @@ impl XdsOptions {
             ads: None,
             listeners: None,
             clusters: None,
-            secrets: Some(Service { variant, clusters, rate: None }),
+            secrets: Some(Service { variant, clusters, rate: None, message_max: None }),
             fixed: Vec::new(),
         }
     }
