@@ -27,7 +27,7 @@ pub(super) enum Certificates {
     Sds {
         source: Arc<SdsCertificates>,
         /// `None`: secrets come with the configuration.
-        server: Option<AdsSource>,
+        server: Option<Box<AdsSource>>,
     },
 }
 
@@ -62,8 +62,10 @@ impl Certificates {
                 .with_ttl(config.identity.certificate_ttl);
             return Ok(Self::Builtin(Arc::new(ca)));
         };
-        let server = server.as_ref().map(|options| AdsSource::new(options.as_ref().clone()));
-        let wishes = server.as_ref().map(AdsSource::wishes).or_else(|| configuration.wishes());
+        let server =
+            server.as_ref().map(|options| Box::new(AdsSource::new(options.as_ref().clone())));
+        let wishes =
+            server.as_ref().map(|server| server.wishes()).or_else(|| configuration.wishes());
         let subscriptions: Arc<dyn Subscriptions> = match wishes {
             Some(wishes) => Arc::new(OnStream(wishes)),
             None => Arc::new(InFiles),
@@ -88,7 +90,7 @@ impl Certificates {
     pub(super) fn status(&self) -> Option<watch::Receiver<Arc<AdsStatus>>> {
         match self {
             Self::Builtin(_) => None,
-            Self::Sds { server, .. } => server.as_ref().map(AdsSource::status),
+            Self::Sds { server, .. } => server.as_ref().map(|server| server.status()),
         }
     }
 
