@@ -13,11 +13,12 @@ use std::{
 };
 
 /// The roots: every type that may stand in an `@type` and is understood.
-const ROOTS: [&str; 13] = [
+const ROOTS: [&str; 14] = [
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
     "envoy/config/listener/v3/listener.proto",
     "envoy/config/route/v3/route.proto",
+    "envoy/extensions/filters/http/on_demand/v3/on_demand.proto",
     "envoy/extensions/filters/http/rbac/v3/rbac.proto",
     "envoy/extensions/filters/http/router/v3/router.proto",
     "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",

@@ -20,3 +20,4 @@ mod leaks;
 mod lifecycle;
 mod tcp;
 mod xds;
+mod xds_on_demand;

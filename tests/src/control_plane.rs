@@ -23,6 +23,10 @@ pub struct ControlPlane {
     directory: PathBuf,
     epoch: u64,
     resources: Vec<Value>,
+    /// Names of resources that only those get who ask for them by name.
+    on_demand: Vec<String>,
+    /// Other names of virtual hosts.
+    aliases: Value,
     process: Option<Process>,
 }
 
@@ -36,6 +40,8 @@ impl ControlPlane {
             directory,
             epoch: 0,
             resources: config.resources(),
+            on_demand: Vec::new(),
+            aliases: json!({}),
             process: None,
         };
         this.write();
@@ -83,7 +89,12 @@ impl ControlPlane {
     }
 
     fn write(&self) {
-        let state = json!({ "epoch": self.epoch, "resources": self.resources });
+        let state = json!({
+            "epoch": self.epoch,
+            "resources": self.resources,
+            "on_demand": self.on_demand,
+            "aliases": self.aliases,
+        });
         config::replace(&self.directory.join("state.json"), &state.to_string());
     }
 
@@ -91,6 +102,13 @@ impl ControlPlane {
     pub fn serves(&mut self, resources: Vec<Value>) {
         self.resources = resources;
         self.write();
+    }
+
+    /// Keeps these for who asks for them by name, or by one of `aliases`
+    /// (`{name: [alias]}`), from the next [`ControlPlane::serves`] on.
+    pub fn keeps_for_who_asks(&mut self, names: &[&str], aliases: Value) {
+        self.on_demand = names.iter().map(|&name| name.to_owned()).collect();
+        self.aliases = aliases;
     }
 
     /// Drops every stream once.

@@ -13,7 +13,7 @@ use crate::{
         cluster::{Cluster, Discovery, LoadAssignment},
         extension::ExtensionConfig,
         listener::Listener,
-        route::{RouteConfiguration, VirtualHost},
+        route::RouteConfiguration,
         runtime::RuntimeLayer,
         secret::Secret,
     },
@@ -41,8 +41,6 @@ pub struct ConfigDump {
     /// Layers by name.
     pub runtime: BTreeMap<Arc<str>, Arc<RuntimeLayer>>,
     pub extension_configs: BTreeMap<Arc<str>, Arc<ExtensionConfig>>,
-    /// By `<route configuration>/<host>`.
-    pub virtual_hosts: BTreeMap<Arc<str>, Arc<VirtualHost>>,
 }
 
 impl ConfigDump {
@@ -72,7 +70,6 @@ impl ConfigDump {
             secrets: snapshot.secrets.iter().map(named).collect(),
             runtime: snapshot.runtime.iter().map(named).collect(),
             extension_configs: snapshot.extension_configs.iter().map(named).collect(),
-            virtual_hosts: snapshot.virtual_hosts.iter().map(named).collect(),
         }
     }
 }

@@ -15,6 +15,7 @@
 mod body;
 mod forward;
 mod headers;
+mod lookups;
 mod record;
 mod reply;
 mod request;
@@ -61,6 +62,7 @@ use crate::{
     model::listener::{CodecType, HttpConnectionManager},
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
+    proxy::on_demand::OnDemand,
     route::{Balancers, Destination},
     snapshot::SnapshotCell,
     transport::http_pool::{BoxedIo, HttpPool},
@@ -120,6 +122,7 @@ pub struct HttpServices {
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,
     pub pool: Arc<UpstreamPool>,
+    pub on_demand: Arc<OnDemand>,
 }
 
 impl fmt::Debug for HttpServices {

@@ -149,7 +149,8 @@ pub fn decide_tcp(
 ) -> Result<Destination, NoDestination> {
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
-            decide(permit, &proxy.clusters, snapshot, balancers, random)
+            let chosen = choose_cluster(&proxy.clusters, random);
+            decide(permit, chosen, snapshot, balancers, random)
         }
         _ => Err(not_permitted(permit)),
     }
@@ -163,7 +164,8 @@ fn not_permitted(permit: &Permit) -> NoDestination {
     }
 }
 
-/// For one HTTP request on a permitted connection. `random` as for [`decide_tcp`].
+/// For one HTTP request on a permitted connection, to the cluster that the request
+/// itself names, or to one of the route's. `random` as for [`decide_tcp`].
 ///
 /// # Errors
 /// No cluster, or no endpoint.
@@ -171,21 +173,23 @@ pub fn decide_request(
     _request: &RequestPermit,
     permit: &Permit,
     action: &ForwardAction,
+    named: Option<&ClusterName>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, &action.clusters, snapshot, balancers, random)
+    let chosen = named.or_else(|| choose_cluster(&action.clusters, random));
+    decide(permit, chosen, snapshot, balancers, random)
 }
 
 fn decide(
     permit: &Permit,
-    clusters: &[WeightedCluster],
+    chosen: Option<&ClusterName>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Result<Destination, NoDestination> {
-    let name = choose_cluster(clusters, random).ok_or(NoDestination::NoCluster)?;
+    let name = chosen.ok_or(NoDestination::NoCluster)?;
     let unknown = || NoDestination::UnknownCluster { cluster: name.clone() };
     let cluster = snapshot.cluster(name).ok_or_else(unknown)?;
     let (target, load) = match &cluster.discovery {

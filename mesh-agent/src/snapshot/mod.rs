@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
-pub use tables::{ListenerTable, Snapshot, WorkloadTable};
+pub use tables::{HostGroup, ListenerTable, Snapshot, WorkloadTable};
 
 /// The one place where the snapshot in force lives.
 #[derive(Debug)]

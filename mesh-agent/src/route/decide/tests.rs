@@ -170,6 +170,7 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     let head = request("GET", "/", &[]);
     let request = authorize_request(&permit, &manager(vec![]), &head).unwrap();
     let action = ForwardAction {
+        cluster_header: None,
         clusters: weighted(&[("direct", 1)]),
         timeout: None,
         prefix_rewrite: None,
@@ -177,8 +178,9 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     };
     let balancers = Balancers::default();
     let active = || balancers.active(&cluster_name("direct"), addr("10.9.0.1:80"));
-    let decide =
-        || decide_request(&request, &permit, &action, &snapshot, &balancers, &mut |_| 0).unwrap();
+    let decide = || {
+        decide_request(&request, &permit, &action, None, &snapshot, &balancers, &mut |_| 0).unwrap()
+    };
     assert_eq!(active(), 0);
     let (first, second) = (decide(), decide());
     assert_eq!(active(), 2);

@@ -8,13 +8,14 @@ use crate::{
 
 fn route(name: &str, path: PathMatch) -> Route {
     let action = RouteAction::Forward(ForwardAction {
+        cluster_header: None,
         clusters: weighted(&[("c", 1)]),
         timeout: Some(Duration::from_secs(15)),
         prefix_rewrite: None,
         host_rewrite: None,
     });
     let matches = RouteMatch { path, case_sensitive: true, headers: Vec::new() };
-    Route { name: name.into(), matches, action }
+    Route { name: name.into(), matches, action, on_demand: None }
 }
 
 fn starts(path: &str) -> PathMatch {
@@ -30,7 +31,11 @@ fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
 }
 
 fn configuration(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
-    RouteConfiguration { name: "rc".into(), virtual_hosts }
+    RouteConfiguration {
+        name: "rc".into(),
+        virtual_hosts: virtual_hosts.into_iter().map(Arc::new).collect(),
+        ..RouteConfiguration::default()
+    }
 }
 
 fn domain(pattern: &str) -> Domain {

@@ -93,6 +93,18 @@ impl Resource {
         }
     }
 
+    /// As it was kept: a virtual host by the name it went by, routes without those of
+    /// their clusters that were not to be had.
+    pub(in crate::source) fn called(self, name: Option<String>) -> Self {
+        match (self, name) {
+            (Self::VirtualHost(_, host), Some(name)) => Self::VirtualHost(name.into(), host),
+            (Self::Routes(routes), _) => {
+                Self::Routes(RouteConfiguration { validate_clusters: Some(false), ..routes })
+            }
+            (resource, _) => resource,
+        }
+    }
+
     /// Whether it may be written to disk: a private key may not.
     pub(in crate::source) fn may_be_stored(&self) -> bool {
         !matches!(self, Self::Secret(secret) if secret.holds_private_key())

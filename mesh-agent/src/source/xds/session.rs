@@ -108,6 +108,8 @@ pub(super) struct Session {
     /// When the first configuration goes out even if some of it is not ready.
     whole_by: Option<Instant>,
     rejected: Vec<RejectedResource>,
+    /// Names asked for from outside that are in force now, or not to be had.
+    answered: Vec<Key>,
     label: String,
 }
 
@@ -139,6 +141,7 @@ impl Session {
             whole: false,
             whole_by: None,
             rejected: Vec::new(),
+            answered: Vec::new(),
             label: String::new(),
         }
     }
@@ -188,11 +191,12 @@ impl Session {
         for table in self.tables.iter_mut().filter(|table| table.stream == Some(stream)) {
             table.reset_stream();
             for name in &table.wanted {
-                if !table.accepted.contains_key(name) {
+                if !table.accepted.contains_key(name) && !table.is_wildcard() {
                     table.waiting.set(name, deadline);
                 }
             }
         }
+        self.settle(now.at);
     }
 
     /// That stream's connection is gone. What is in force stays.
@@ -219,6 +223,12 @@ impl Session {
         for table in &mut self.tables {
             let asked = asked.remove(&table.kind).unwrap_or_default();
             table.renamed |= table.asked != asked;
+            for name in asked.difference(&table.asked) {
+                table.absent.remove(name);
+                table.open.insert(Arc::clone(name));
+            }
+            table.open.retain(|name| asked.contains(name));
+            table.aliases.retain(|alias, _| asked.contains(alias));
             table.asked = asked;
         }
         self.settle(now.at);
@@ -273,7 +283,12 @@ impl Session {
                 }
                 return;
             }
-            ResourceType::Listener | ResourceType::Cluster => return,
+            ResourceType::Cluster => {
+                // Who waits for it waits no longer.
+                self.table_mut(kind).absent.insert(Arc::clone(name));
+                return;
+            }
+            ResourceType::Listener => return,
         };
         let table = self.table(kind);
         if table.in_force.contains_key(name) || !table.wants(name) {
@@ -295,7 +310,8 @@ impl Session {
             return None;
         }
         if self.whole && self.unsent.is_empty() {
-            return None;
+            let answered = std::mem::take(&mut self.answered);
+            return (!answered.is_empty()).then_some(Update::Answered(answered));
         }
         let mut changes = Changes::default();
         let mut raw = Raw::default();

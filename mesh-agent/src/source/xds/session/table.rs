@@ -26,6 +26,10 @@ pub(super) struct Needs {
     names: Vec<(ResourceType, Arc<str>)>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
+    /// The route configurations whose clusters are asked for at the first request.
+    pub(super) on_demand: Vec<Arc<str>>,
+    /// What can't be had may be left out: whether a configuration of routes is strict.
+    pub(super) strict: bool,
 }
 
 impl Needs {
@@ -37,9 +41,12 @@ impl Needs {
                 let clusters = listener.cluster_names();
                 needs.add(ResourceType::Cluster, clusters.into_iter().map(|name| &name.0));
                 needs.address = Some((listener.direction, listener.address));
+                needs.on_demand = listener.on_demand_route_names().cloned().collect();
             }
             Resource::Routes(routes) => {
                 needs.add(ResourceType::Cluster, routes.cluster_names().map(|name| &name.0));
+                needs.add(ResourceType::VirtualHost, routes.vhds.then_some(&routes.name));
+                needs.strict = routes.validate_clusters == Some(true);
             }
             Resource::Cluster(cluster) => {
                 needs.add(ResourceType::Endpoints, cluster.assignment_name());
@@ -71,6 +78,12 @@ impl Needs {
     pub(super) fn named(&self, kind: ResourceType) -> impl Iterator<Item = &Arc<str>> {
         self.names.iter().filter(move |(of, _)| *of == kind).map(|(_, name)| name)
     }
+}
+
+/// The route configuration that a virtual host belongs to. Its name may have slashes, a
+/// host has none.
+pub(super) fn namespace(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(configuration, _)| configuration)
 }
 
 /// A resource the server was told we have.
@@ -143,6 +156,10 @@ pub(super) struct Table {
     pub(super) wanted: BTreeSet<Arc<str>>,
     /// Those of them that are wanted whatever the resources need.
     pub(super) asked: BTreeSet<Arc<str>>,
+    /// Those of them that nobody was told the fate of.
+    pub(super) open: BTreeSet<Arc<str>>,
+    /// Asked for by another name than it goes by (VHDS).
+    pub(super) aliases: HashMap<Arc<str>, Arc<str>>,
     /// Wanted, and not to be had: nobody waits for them.
     pub(super) absent: BTreeSet<Arc<str>>,
     /// Whether what its resources need, or what was asked for, may have changed since
@@ -185,6 +202,8 @@ impl Table {
             leaving: BTreeSet::new(),
             wanted: BTreeSet::new(),
             asked: BTreeSet::new(),
+            open: BTreeSet::new(),
+            aliases: HashMap::new(),
             absent: BTreeSet::new(),
             renamed: false,
             waiting: Timers::default(),
@@ -210,12 +229,24 @@ impl Table {
     }
 
     pub(super) fn wants(&self, name: &str) -> bool {
-        self.is_wildcard() || self.wanted.contains(name)
+        self.is_wildcard()
+            || self.wanted.contains(name)
+            || (self.kind == ResourceType::VirtualHost && self.wanted.contains(namespace(name)))
     }
 
     /// Whether nobody need wait for that name any more.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.in_force.contains_key(name) || self.absent.contains(name)
+        let there = |name: &str| self.in_force.contains_key(name) || self.absent.contains(name);
+        there(name) || self.aliases.get(name).is_some_and(|name| there(name))
+    }
+
+    /// The server has spoken of that route configuration's virtual hosts: those that it
+    /// sends unasked are there.
+    pub(super) fn heard_of(&mut self, namespace: &str) {
+        if let Some(name) = self.wanted.get(namespace).cloned() {
+            self.waiting.clear(&name);
+            self.absent.insert(name);
+        }
     }
 
     /// A new stream: nothing of the old one counts, but for what was accepted.
@@ -261,6 +292,6 @@ impl Table {
             return true;
         }
         // In the state-of-the-world variant this says a refusal that waits as well.
-        !self.is_wildcard() && self.subscribed != self.wanted
+        self.subscribed != self.wanted
     }
 }
