@@ -18,6 +18,8 @@ mod ipv6;
 mod kernel_path;
 mod leaks;
 mod lifecycle;
+mod programs;
+mod survival;
 mod tcp;
 mod xds;
 mod xds_on_demand;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     authz::Rbac,
     cluster::ClusterName,
+    extension::DiscoveredFilter,
     route::{OnDemandClusters, RouteConfiguration},
 };
 
@@ -150,4 +151,6 @@ pub enum RouteSource {
 pub enum HttpFilter {
     /// `envoy.extensions.filters.http.rbac.v3.RBAC`
     Rbac(Arc<Rbac>),
+    /// One whose configuration is a resource of its own (`config_discovery`).
+    Discovered(Arc<DiscoveredFilter>),
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
+    extension::DiscoveredFilter,
     listener::{
-        FilterChain, HttpConnectionManager, Listener, OnDemand, RouteSource, TerminalFilter,
-        WeightedCluster,
+        FilterChain, HttpConnectionManager, HttpFilter, Listener, OnDemand, RouteSource,
+        TerminalFilter, WeightedCluster,
     },
     route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
 };
@@ -18,6 +19,16 @@ impl Cluster {
             Discovery::Eds { service_name } => Some(service_name),
             Discovery::Static(_) | Discovery::OriginalDestination => None,
         }
+    }
+
+    /// Whether a private key is written in it.
+    pub fn holds_private_key(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.holds_private_key())
+    }
+
+    /// Every secret it takes.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tls.iter().flat_map(|tls| tls.secret_names())
     }
 }
 
@@ -83,6 +94,19 @@ impl Listener {
                 _ => None,
             },
             TerminalFilter::TcpProxy(_) => None,
+        })
+    }
+
+    /// Every filter whose configuration is a resource of its own; one may come several
+    /// times.
+    pub fn discovered_filters(&self) -> impl Iterator<Item = &Arc<DiscoveredFilter>> {
+        let filters = self.chains().flat_map(|chain| match &chain.terminal {
+            TerminalFilter::Http(http) => http.http_filters.as_slice(),
+            TerminalFilter::TcpProxy(_) => &[],
+        });
+        filters.filter_map(|filter| match filter {
+            HttpFilter::Discovered(discovered) => Some(discovered),
+            HttpFilter::Rbac(_) => None,
         })
     }
 

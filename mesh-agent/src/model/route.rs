@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     authz::{StringMatcher, WholeRegex},
     listener::WeightedCluster,
+    runtime::RuntimeFraction,
 };
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -78,6 +79,8 @@ pub struct RouteMatch {
     pub case_sensitive: bool,
     /// All must match.
     pub headers: Vec<HeaderMatcher>,
+    /// Of the requests that match otherwise, those that do.
+    pub runtime_fraction: Option<RuntimeFraction>,
 }
 
 /// The path is matched without its query string, as Envoy does.
@@ -127,6 +130,8 @@ pub struct ForwardAction {
     pub clusters: Vec<WeightedCluster>,
     /// The request header that names the cluster, in lower case.
     pub cluster_header: Option<String>,
+    /// With it the runtime's value of `<prefix>.<cluster>` goes before a cluster's weight.
+    pub runtime_key_prefix: Option<String>,
     /// Bounds request and response together. Envoy's default: 15 s; `None` never.
     pub timeout: Option<Duration>,
     /// Replaces the matched prefix or path.

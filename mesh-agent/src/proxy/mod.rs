@@ -13,6 +13,7 @@ mod http_session;
 pub mod inbound;
 pub mod kernel_path;
 pub mod on_demand;
+mod originate;
 pub mod outbound;
 mod rejudge;
 mod session;
@@ -25,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use failure::{Failure, story};
+pub use originate::Origination;
 pub use upstream::{Connector, Upstream};
 
 use self::session::Session;

@@ -25,7 +25,7 @@ use crate::{
         route::{PathMatch, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Permit, authorize_request},
+    policy::{Denied, Permit, authorize_request},
     route::{Destination, NoDestination, decide_request, match_route},
     snapshot::Snapshot,
 };
@@ -103,40 +103,34 @@ async fn answer(
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
 
     let mut lookups = Lookups::default();
+    let random = rand::random();
     loop {
         // One version of the configuration for the whole request.
         let snapshot = connection.services.snapshots.load();
         let judged = connection.judge(&snapshot)?;
         let permit = &judged.permit;
         let http = connection.manager(permit)?;
-        let request_permit = authorize_request(permit, http, head).map_err(|denied| {
-            log.record.policy = denied.policy_name();
-            let body = match denied.status() {
-                StatusCode::BAD_REQUEST => "Bad Request",
-                _ => "RBAC: access denied",
-            };
-            let reply = Reply::new(
-                denied.status(),
-                body,
-                Some(ResponseFlag::Denied),
-                format!("rbac_access_denied: {denied}"),
-            );
-            tracing::debug!(%denied, "request denied");
-            reply
-        })?;
+        let request_permit =
+            authorize_request(permit, http, &snapshot, head).map_err(|denied| {
+                log.record.policy = denied.policy_name();
+                tracing::debug!(%denied, "request denied");
+                denied_reply(&denied)
+            })?;
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
 
         let routes = snapshot
             .routes(&http.routes)
             .ok_or_else(|| no_route("there is no route configuration"))?;
-        let matched = match match_route(&routes, head) {
+        let matched = match match_route(&routes, head, &snapshot.runtime, random) {
             Ok(matched) => matched,
             Err(error) => {
                 let what = lookups.host(http, &routes, &error, authority.as_str());
                 let (sought, patience) = what.ok_or_else(|| no_route(error.to_string()))?;
                 let there = |snapshot: &Snapshot| {
                     let routes = snapshot.routes(&http.routes);
-                    routes.is_some_and(|routes| match_route(&routes, head).is_ok())
+                    routes.is_some_and(|routes| {
+                        match_route(&routes, head, &snapshot.runtime, random).is_ok()
+                    })
                 };
                 let found = connection.services.on_demand.obtain(&sought, patience, there).await;
                 found.map_err(|why| not_obtained(why, no_route(format!("{error}: {why}"))))?;
@@ -203,6 +197,17 @@ fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {
 
 fn path_and_query(head: &Parts) -> &str {
     head.uri.path_and_query().map_or("", |path| path.as_str())
+}
+
+fn denied_reply(denied: &Denied) -> Reply {
+    let (body, flag, why) = match denied.status() {
+        StatusCode::BAD_REQUEST => ("Bad Request", ResponseFlag::Denied, "rbac_access_denied"),
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            ("", ResponseFlag::NoFilterConfigFound, "missing_filter_config")
+        }
+        _ => ("RBAC: access denied", ResponseFlag::Denied, "rbac_access_denied"),
+    };
+    Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
 }
 
 fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {

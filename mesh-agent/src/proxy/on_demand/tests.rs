@@ -48,6 +48,7 @@ fn deliver(snapshots: &SnapshotCell, name: &str) {
         lb_policy: LbPolicy::RoundRobin,
         connect_timeout: SOON,
         upstream_protocol: UpstreamProtocol::Http1,
+        tls: None,
     };
     let updated = Resources { clusters: vec![cluster], ..Resources::default() };
     snapshots.update(Changes { updated, ..Changes::default() }, String::new()).unwrap();

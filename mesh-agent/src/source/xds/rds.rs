@@ -29,7 +29,8 @@ use envoy_types::pb::{
 };
 
 use super::{
-    common, matchers,
+    ResourceType, common, config_source, matchers,
+    options::Origin,
     reject::{Decoder, unsupported},
 };
 use crate::model::{
@@ -90,8 +91,11 @@ pub(super) fn configuration(
         None => false,
         Some(Vhds { config_source }) => {
             d.field("vhds", |d| match config_source {
-                Some(source) => common::same_source(d, "config_source", Some(source)),
                 None => d.refuse_field("config_source", "is missing"),
+                source => {
+                    let kind = ResourceType::VirtualHost;
+                    config_source::reference(d, "config_source", source, kind, &name);
+                }
             });
             true
         }
@@ -285,7 +289,12 @@ pub(super) fn on_demand_clusters(
 ) -> Option<OnDemandClusters> {
     let OnDemandCds { source, resources_locator, timeout } = value?;
     d.field("odcds", |d| {
-        common::same_source(d, "source", source);
+        if let Some(source) = source {
+            d.field("source", |d| match config_source::decode(d, source) {
+                Some((None | Some(Origin::Ads), _)) | None => {}
+                Some((Some(_), _)) => d.refuse("is not supported: clusters come from one source"),
+            });
+        }
         if !resources_locator.is_empty() {
             d.refuse_field("resources_locator", "xdstp locators are not supported");
         }
@@ -312,8 +321,7 @@ fn route_match(d: &mut Decoder, value: PbRouteMatch) -> Option<RouteMatch> {
     } = value;
     unsupported!(
         d;
-        runtime_fraction, query_parameters, cookies, grpc, tls_context, dynamic_metadata,
-        filter_state,
+        query_parameters, cookies, grpc, tls_context, dynamic_metadata, filter_state,
     );
     let case_sensitive = case_sensitive.is_none_or(|sensitive| sensitive.value);
     let path = match path_specifier {
@@ -331,7 +339,18 @@ fn route_match(d: &mut Decoder, value: PbRouteMatch) -> Option<RouteMatch> {
         None => d.refused("has no path: prefix, path or safe_regex"),
     };
     let headers = d.all("headers", headers, matchers::header);
-    Some(RouteMatch { path: path?, case_sensitive, headers: headers? })
+    let runtime_fraction = match runtime_fraction {
+        None => Some(None),
+        Some(value) => {
+            d.field("runtime_fraction", |d| common::runtime_fraction(d, value)).map(Some)
+        }
+    };
+    Some(RouteMatch {
+        path: path?,
+        case_sensitive,
+        headers: headers?,
+        runtime_fraction: runtime_fraction?,
+    })
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
@@ -377,9 +396,12 @@ fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
         max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let mut cluster_header = None;
+    let mut runtime_key_prefix = None;
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => d.field("cluster", |d| one_cluster(d, name)),
-        Some(ClusterSpecifier::WeightedClusters(value)) => {
+        Some(ClusterSpecifier::WeightedClusters(mut value)) => {
+            let prefix = std::mem::take(&mut value.runtime_key_prefix);
+            runtime_key_prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
             d.field("weighted_clusters", |d| weighted_clusters(d, value))
         }
         Some(ClusterSpecifier::ClusterHeader(name)) => {
@@ -427,6 +449,7 @@ fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
     Some(ForwardAction {
         clusters: clusters?,
         cluster_header,
+        runtime_key_prefix,
         timeout: timeout?,
         prefix_rewrite: prefix_rewrite?,
         host_rewrite: host_rewrite?,
@@ -443,9 +466,14 @@ pub(super) fn one_cluster(d: &mut Decoder, name: String) -> Option<Vec<WeightedC
 
 #[expect(deprecated, reason = "total_weight is deprecated, and checked")]
 fn weighted_clusters(d: &mut Decoder, value: PbWeightedCluster) -> Option<Vec<WeightedCluster>> {
-    let PbWeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } =
-        value;
-    unsupported!(d; runtime_key_prefix, random_value_specifier);
+    let PbWeightedCluster {
+        clusters,
+        total_weight,
+        // Its taker has it.
+        runtime_key_prefix: _,
+        random_value_specifier,
+    } = value;
+    unsupported!(d; random_value_specifier);
     let clusters = d.all("clusters", clusters, |d, value| {
         let ClusterWeight {
             name,

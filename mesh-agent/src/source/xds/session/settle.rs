@@ -161,7 +161,8 @@ impl Session {
 
     /// The first thing that is needed and not in force.
     pub(super) fn lacks(&self, needs: &Needs) -> Option<Key> {
-        needs.all().find(|(kind, name)| !self.table(*kind).has(name)).cloned()
+        let missing = needs.all().find(|(kind, name)| !self.table(*kind).has(name));
+        missing.map(|(kind, name)| (kind, Arc::clone(name)))
     }
 
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
@@ -227,7 +228,8 @@ impl Session {
                 wanted.extend(needs.named(kind).cloned());
             }
         }
-        let deadline = now + self.initial_fetch_timeout;
+        wanted.retain(|name| !self.table(kind).fixed.contains(name));
+        let timeout = self.initial_fetch_timeout;
         let connected = self.is_connected(kind);
         let table = self.table_mut(kind);
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
@@ -242,11 +244,13 @@ impl Session {
             if table.stream.is_none() {
                 nowhere.push(Arc::clone(name));
             } else if connected {
-                table.waiting.set(name, deadline);
+                table.wait(name, now, timeout);
             }
         }
         table.wanted = wanted;
+        table.claimed = false;
         for name in dropped {
+            table.timeouts.remove(&name);
             table.waiting.clear(&name);
             table.absent.remove(&name);
             table.remove(&name);

@@ -86,7 +86,7 @@ impl Bench {
             hosts => format!("rds/{}+{hosts}", r.name),
         }));
         all.extend(snapshot.secrets.keys().map(|n| format!("sds/{n}")));
-        all.extend(snapshot.runtime.keys().map(|n| format!("rtds/{n}")));
+        all.extend(snapshot.runtime_layers.keys().map(|n| format!("rtds/{n}")));
         all.extend(snapshot.extension_configs.keys().map(|n| format!("ecds/{n}")));
         all.sort();
         all
