@@ -1,6 +1,6 @@
 //! What a request lacks and may ask for, by what its listener and route allow.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{StatusCode, request::Parts};
 
@@ -63,7 +63,7 @@ impl Lookups {
             return None;
         }
         self.made += 1;
-        Some((Sought::Cluster(cluster.0.clone()), clusters.timeout))
+        Some((Sought::Cluster(Arc::clone(&cluster.0)), clusters.timeout))
     }
 }
 
