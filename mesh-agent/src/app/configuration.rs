@@ -32,7 +32,7 @@ const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// The one source of configuration.
 pub(super) enum Source {
     Files(FileSource),
-    ControlPlane(AdsSource),
+    ControlPlane(Box<AdsSource>),
 }
 
 impl Source {
@@ -40,7 +40,7 @@ impl Source {
     pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
         match config {
             SourceConfig::ControlPlane(options) => {
-                Ok(Self::ControlPlane(AdsSource::new(options.as_ref().clone())))
+                Ok(Self::ControlPlane(Box::new(AdsSource::new(options.as_ref().clone()))))
             }
             SourceConfig::Directory(directory) => match FileSource::open(directory) {
                 Ok(source) => Ok(Self::Files(source)),
@@ -69,12 +69,17 @@ impl Source {
         }
     }
 
-    /// Where requests can ask for what is not there.
-    pub(super) fn discovery(&self) -> Option<Arc<dyn Discovery>> {
+    /// Where a control plane is asked for more than its resources need.
+    pub(super) fn wishes(&self) -> Option<Wishes> {
         match self {
             Self::Files(_) => None,
-            Self::ControlPlane(source) => Some(Arc::new(Asks(source.wishes()))),
+            Self::ControlPlane(source) => Some(source.wishes()),
         }
+    }
+
+    /// Where requests can ask for what is not there.
+    pub(super) fn discovery(&self) -> Option<Arc<dyn Discovery>> {
+        self.wishes().map(|wishes| Arc::new(Asks(wishes)) as Arc<dyn Discovery>)
     }
 
     /// `restored`: the last good configuration is in force.
@@ -330,7 +335,7 @@ impl Reachable {
             cluster::Discovery::Static(assignment) => Some(assignment),
             cluster::Discovery::Eds { .. } | cluster::Discovery::OriginalDestination => None,
         });
-        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| &a.endpoints);
+        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| a.endpoints());
         for endpoint in endpoints {
             reachable.endpoints.insert(endpoint.address);
             if let Tunnel::Hbone { identity, .. } = &endpoint.tunnel {

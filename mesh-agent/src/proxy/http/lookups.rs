@@ -8,7 +8,7 @@ use super::reply::Reply;
 use crate::{
     model::{
         cluster::ClusterName,
-        listener::HttpConnectionManager,
+        listener::{HttpConnectionManager, WeightedCluster},
         route::{ForwardAction, Route, RouteConfiguration},
     },
     observe::flags::ResponseFlag,
@@ -67,12 +67,14 @@ impl Lookups {
     }
 }
 
-/// The cluster that the request itself names. One that names none is for a cluster that
-/// is not there, as in Envoy.
-pub(super) fn named_cluster(action: &ForwardAction, head: &Parts) -> Option<ClusterName> {
+/// Where a request itself names its cluster, what the route says for that one. A request
+/// that names none is for a cluster that is not there, as in Envoy.
+pub(super) fn of_request(action: &ForwardAction, head: &Parts) -> Option<ForwardAction> {
     let header = action.cluster_header.as_deref()?;
     let value = head.headers.get(header).and_then(|value| value.to_str().ok());
-    Some(ClusterName(value.unwrap_or_default().into()))
+    let cluster = ClusterName(value.unwrap_or_default().into());
+    let clusters = vec![WeightedCluster { cluster, weight: 1 }];
+    Some(ForwardAction { clusters, ..action.clone() })
 }
 
 /// The answer where it did not come: as without asking, unless the agent did not ask.

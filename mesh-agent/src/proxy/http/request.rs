@@ -1,6 +1,9 @@
 //! One request's way: checked, judged, routed, forwarded, answered.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{
@@ -13,7 +16,7 @@ use super::{
     body::ResponseBody,
     forward::{Forward, forward},
     headers::{self, Checked, REQUEST_ID},
-    lookups::{Lookups, named_cluster, not_obtained},
+    lookups::{Lookups, not_obtained, of_request},
     record::RequestLog,
     reply::Reply,
     timing::{Deadline, Exchange},
@@ -26,6 +29,7 @@ use crate::{
     },
     observe::{Protocol, flags::ResponseFlag},
     policy::{Denied, Permit, authorize_request},
+    proxy::rejudge::{self, Standing},
     route::{Destination, NoDestination, decide_request, match_route},
     snapshot::Snapshot,
 };
@@ -118,13 +122,12 @@ async fn answer(
             })?;
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
 
-        let routes = snapshot
-            .routes(&http.routes)
-            .ok_or_else(|| no_route("there is no route configuration"))?;
-        let matched = match match_route(&routes, head, &snapshot.runtime, random) {
+        let routes =
+            judged.routes.as_deref().ok_or_else(|| no_route("there is no route configuration"))?;
+        let matched = match match_route(routes, head, &snapshot.runtime, random) {
             Ok(matched) => matched,
             Err(error) => {
-                let what = lookups.host(http, &routes, &error, authority.as_str());
+                let what = lookups.host(http, routes, &error, authority.as_str());
                 let (sought, patience) = what.ok_or_else(|| no_route(error.to_string()))?;
                 let there = |snapshot: &Snapshot| {
                     let routes = snapshot.routes(&http.routes);
@@ -147,15 +150,16 @@ async fn answer(
                 return Err(Reply { body: Bytes::clone(&direct.body), ..reply });
             }
         };
-        let named = named_cluster(action, head);
+        let of_request = of_request(action, head);
+        let action = of_request.as_ref().unwrap_or(action);
         let decided = decide_request(
             &request_permit,
             permit,
             action,
-            named.as_ref(),
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
+            Instant::now(),
         );
         let destination = match decided {
             Ok(destination) => destination,
@@ -219,6 +223,13 @@ fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
         NoDestination::UnknownCluster { .. } => {
             (ResponseFlag::NoClusterFound, "no healthy upstream")
         }
+        NoDestination::DropOverload { category, unconditional, .. } => {
+            log.record.dropped = Some(Arc::clone(category));
+            match unconditional {
+                true => (ResponseFlag::UnconditionalDropOverload, "unconditional drop overload"),
+                false => (ResponseFlag::DropOverload, "drop overload"),
+            }
+        }
         NoDestination::NoCluster | NoDestination::NotPermitted { .. } => {
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
@@ -234,27 +245,46 @@ impl HttpConnection {
         if judged.version == snapshot.version {
             return Ok(judged);
         }
-        let permit =
-            judged.permit.rejudge(snapshot, self.services.outbound_policy).map_err(|revoked| {
-                tracing::debug!(%revoked, "connection denied by a later configuration");
-                let flag = Some(ResponseFlag::Denied);
-                let details = format!("rbac_access_denied: {revoked}");
-                let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
-                Reply { close: true, ..reply }
-            })?;
-        let judged = Arc::new(Judged { version: snapshot.version, permit });
-        self.judged.store(Arc::clone(&judged));
-        Ok(judged)
+        let began = TerminalFilter::Http(Arc::clone(&self.http));
+        let policy = self.services.outbound_policy;
+        let standing = rejudge::standing(&judged.permit, Some(&began), snapshot, policy);
+        if let Standing::Denied(revoked) = &standing {
+            tracing::debug!(%revoked, "connection denied by a later configuration");
+            let flag = Some(ResponseFlag::Denied);
+            let details = format!("rbac_access_denied: {revoked}");
+            let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
+            return Err(Reply { close: true, ..reply });
+        }
+        self.stands(&standing, snapshot);
+        Ok(self.judged.load_full())
+    }
+
+    /// Takes note of how the connection stands under `snapshot`. Requests that come where
+    /// it is not served as HTTP any more are still served as they were last.
+    pub(in crate::proxy) fn stands(&self, standing: &Standing, snapshot: &Snapshot) {
+        let renewed = match standing {
+            Standing::Holds(renewed) => Some(renewed),
+            Standing::Drains(renewed) => {
+                self.retiring.cancel();
+                renewed.as_ref()
+            }
+            Standing::Denied(_) => None,
+        };
+        if let Some(renewed) = renewed
+            && let Some(TerminalFilter::Http(http)) = renewed.flow().terminal()
+        {
+            let (version, permit) = (snapshot.version, renewed.clone());
+            let routes = snapshot.routes(&http.routes);
+            self.judged.store(Arc::new(Judged { version, permit, routes }));
+        }
     }
 
     /// The connection manager of the permit's chain.
     fn manager<'a>(&self, permit: &'a Permit) -> Result<&'a HttpConnectionManager, Reply> {
         match permit.flow().terminal() {
             Some(TerminalFilter::Http(http)) => Ok(http),
-            // It was HTTP when the connection began. The client's next one is handled
-            // as configured now.
             Some(TerminalFilter::TcpProxy(_)) | None => {
-                let details = "the listener is no longer HTTP";
+                let details = "the listener is not HTTP";
                 let flag = Some(ResponseFlag::NoRouteFound);
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Err(Reply { close: true, ..Reply::new(status, "", flag, details) })

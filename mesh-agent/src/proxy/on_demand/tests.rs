@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
-    model::cluster::{Cluster, ClusterName, Discovery as By, LbPolicy, UpstreamProtocol},
+    model::cluster::{
+        Balancing, Cluster, ClusterName, Discovery as By, LbPolicy, UpstreamProtocol,
+    },
     snapshot::{Changes, Resources},
 };
 
@@ -49,6 +51,7 @@ fn deliver(snapshots: &SnapshotCell, name: &str) {
         connect_timeout: SOON,
         upstream_protocol: UpstreamProtocol::Http1,
         tls: None,
+        balancing: Balancing::default(),
     };
     let updated = Resources { clusters: vec![cluster], ..Resources::default() };
     snapshots.update(Changes { updated, ..Changes::default() }, String::new()).unwrap();

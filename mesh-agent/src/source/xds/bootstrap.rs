@@ -211,7 +211,7 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     }
     let Static { servers, fixed } =
         d.field("static_resources", |d| fixed(d, static_resources.unwrap_or_default(), &named))?;
-    let xds = XdsOptions { node: node?, servers, ads, listeners, clusters, fixed };
+    let xds = XdsOptions { node: node?, servers, ads, listeners, clusters, secrets: None, fixed };
     Some(Bootstrap { xds, admin: admin?, runtime: runtime? })
 }
 

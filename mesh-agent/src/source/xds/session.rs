@@ -117,6 +117,8 @@ pub(super) struct Session {
     rejected: Vec<RejectedResource>,
     /// Names asked for from outside that are in force now, or not to be had.
     answered: Vec<Key>,
+    /// Whether something was refused when the last update was looked for.
+    refused: bool,
     label: String,
 }
 
@@ -151,6 +153,7 @@ impl Session {
             alone_by: None,
             rejected: Vec::new(),
             answered: Vec::new(),
+            refused: false,
             label: String::new(),
         }
     }
@@ -313,7 +316,10 @@ impl Session {
         if !self.whole && !self.is_whole(now.at) {
             return None;
         }
-        if self.whole && self.unsent.is_empty() {
+        let refused = self.tables.iter().any(|table| table.refusing);
+        // That nothing is refused any more is news, even if nothing has changed.
+        let mended = std::mem::replace(&mut self.refused, refused) && !refused;
+        if self.whole && self.unsent.is_empty() && !mended {
             let answered = std::mem::take(&mut self.answered);
             return (!answered.is_empty()).then_some(Update::Answered(answered));
         }
@@ -332,7 +338,6 @@ impl Session {
             }
         }
         let label = self.label.clone();
-        let refused = self.tables.iter().any(|table| table.refusing);
         if std::mem::replace(&mut self.whole, true) {
             return Some(Update::Changes(Delta { changes, label, raw, refused }));
         }

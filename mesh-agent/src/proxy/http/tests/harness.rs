@@ -35,8 +35,8 @@ use crate::{
         },
         captured::{CapturedOutbound, Pod},
         cluster::{
-            Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment, Tunnel,
-            UpstreamProtocol,
+            Balancing, Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment,
+            Tunnel, UpstreamProtocol,
         },
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
@@ -184,8 +184,9 @@ fn cluster(
     Cluster {
         tls: None,
         name: ClusterName(name.into()),
-        discovery: Discovery::Static(Arc::new(LoadAssignment { endpoints })),
+        discovery: Discovery::Static(Arc::new(LoadAssignment::of(endpoints))),
         lb_policy: LbPolicy::RoundRobin,
+        balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
     }

@@ -270,6 +270,14 @@ fn layers_of_the_runtime_are_read_in_their_order() {
             "{name: x, static_layer: {a: [1]}}",
             ".static_layer.fields[a]: a list is no runtime value",
         ),
+        (
+            "{name: x, static_layer: {a: {numerator: 1, denominator: TEN}}}",
+            ".static_layer.fields[a]: is not a FractionalPercent",
+        ),
+        (
+            "{name: x, static_layer: {a: {numerator: 1, b: 2}}}",
+            ".static_layer.fields[a]: is not a FractionalPercent",
+        ),
         ("{name: x, static_layer: {a: null}}", ".static_layer.fields[a]: has no value"),
         ("{name: x, rtds_layer: {rtds_config: {ads: {}}}}", ".rtds_layer.name: is missing"),
         ("{name: x, rtds_layer: {name: r}}", ".rtds_layer.rtds_config: is missing"),

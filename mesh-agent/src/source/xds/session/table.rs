@@ -32,6 +32,8 @@ pub(super) struct Needs {
     pub(super) on_demand: Vec<Arc<str>>,
     /// What can't be had may be left out: whether a configuration of routes is strict.
     pub(super) strict: bool,
+    /// Grows stale, unless it is told again.
+    pub(super) renewal: bool,
 }
 
 /// A filter's configuration, for one place that is for it.
@@ -72,10 +74,8 @@ impl Needs {
             Resource::VirtualHost(_, host) => {
                 needs.add(ResourceType::Cluster, host.cluster_names().map(|name| &name.0));
             }
-            Resource::Endpoints(..)
-            | Resource::Secret(_)
-            | Resource::Runtime(..)
-            | Resource::ExtensionConfig(_) => {}
+            Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
+            Resource::Secret(_) | Resource::Runtime(..) | Resource::ExtensionConfig(_) => {}
         }
         needs.names.sort_unstable();
         needs.names.dedup();
@@ -182,6 +182,8 @@ pub(super) struct Table {
     pub(super) leaving: BTreeSet<Arc<str>>,
     /// Asked for by name; unused where the type is asked for as a whole.
     pub(super) wanted: BTreeSet<Arc<str>>,
+    /// Those of them that nobody waits for.
+    pub(super) optional: BTreeSet<Arc<str>>,
     /// Those of them that are wanted whatever the resources need.
     pub(super) asked: BTreeSet<Arc<str>>,
     /// Those of them that nobody was told the fate of.
@@ -236,6 +238,7 @@ impl Table {
             pending: BTreeSet::new(),
             leaving: BTreeSet::new(),
             wanted: BTreeSet::new(),
+            optional: BTreeSet::new(),
             asked: BTreeSet::new(),
             open: BTreeSet::new(),
             aliases: HashMap::new(),
@@ -321,6 +324,9 @@ impl Table {
 
     /// Waits for a name, for as long as its source says or else `timeout`.
     pub(super) fn wait(&mut self, name: &Arc<str>, now: Instant, timeout: Duration) {
+        if self.optional.contains(name) {
+            return;
+        }
         let timeout = self.timeouts.get(name).copied().unwrap_or(timeout);
         if !self.timeouts.contains_key(name) || !timeout.is_zero() {
             self.waiting.set(name, now + timeout);

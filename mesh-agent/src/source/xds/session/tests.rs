@@ -1,6 +1,7 @@
 //! Conversations as tables: what the server says, what must be answered, what is in force.
 
 mod delta;
+mod filters;
 mod fuzz;
 mod messages;
 mod on_demand;
@@ -79,7 +80,7 @@ impl Bench {
         let snapshot = self.cell.load();
         let mut all: Vec<_> = snapshot.clusters.keys().map(|n| format!("cds/{n}")).collect();
         let endpoints = snapshot.assignments.iter();
-        all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints.len())));
+        all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints().count())));
         all.extend(snapshot.listeners.iter().map(|l| format!("lds/{}", l.name)));
         all.extend(snapshot.routes.values().map(|r| match r.discovered.len() {
             0 => format!("rds/{}", r.name),
