@@ -27,4 +27,5 @@ mod xds;
 mod xds_endpoints;
 mod xds_filters;
 mod xds_runtime;
+mod xds_sources;
 mod xds_transport;
