@@ -47,7 +47,10 @@ impl Session {
             self.remove_unneeded(kind);
             made_up |= self.work_out(kind, holders, now);
         }
-        self.tables.iter_mut().for_each(|table| table.renamed = false);
+        for table in &mut self.tables {
+            table.renamed = false;
+            table.claimed = false;
+        }
         if made_up {
             self.settle(now);
         }
@@ -182,7 +185,6 @@ impl Session {
             }
         }
         table.wanted = wanted;
-        table.claimed = false;
         for name in dropped {
             table.timeouts.remove(&name);
             table.waiting.clear(&name);

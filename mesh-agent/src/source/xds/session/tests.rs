@@ -6,6 +6,7 @@ mod fuzz;
 mod messages;
 mod scale;
 mod sotw;
+mod sources;
 mod types;
 
 use super::*;
