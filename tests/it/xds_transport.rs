@@ -9,9 +9,9 @@ use std::{
 use serde_json::{Value, json};
 use tests::{
     Agent, MeshConfig, Node, Service, Testbed,
-    bootstrap::{self, Bootstrap},
+    bootstrap::Bootstrap,
     control_plane::{ControlPlane, Port},
-    eventually, eventually_within, never,
+    eventually_within,
     pki::{Pki, Validity},
 };
 

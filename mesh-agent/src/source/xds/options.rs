@@ -8,7 +8,7 @@ use envoy_types::pb::{
     google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 
-use super::{ResourceType, address::Server, session::Variant};
+use super::{ResourceType, address::Server, config_source::Reference, session::Variant};
 
 /// A name that was asked for and does not come holds others up for this long, unless its
 /// source says otherwise.
@@ -35,6 +35,8 @@ pub struct XdsOptions {
     pub clusters: Option<Subscription>,
     /// A stream for secrets, where nothing else says where they come from.
     pub secrets: Option<Service>,
+    /// Where layers of the runtime come from: one source for all.
+    pub(super) layers: Vec<Reference>,
     /// What the bootstrap file itself holds.
     pub fixed: Vec<Fixed>,
 }
@@ -51,6 +53,7 @@ impl XdsOptions {
             listeners: Some(subscription.clone()),
             clusters: Some(subscription),
             secrets: None,
+            layers: Vec::new(),
             fixed: Vec::new(),
         }
     }
@@ -65,6 +68,7 @@ impl XdsOptions {
             listeners: None,
             clusters: None,
             secrets: Some(Service { variant, clusters, rate: None }),
+            layers: Vec::new(),
             fixed: Vec::new(),
         }
     }
