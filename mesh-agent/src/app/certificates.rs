@@ -62,8 +62,8 @@ impl Certificates {
                 .with_ttl(config.identity.certificate_ttl);
             return Ok(Self::Builtin(Arc::new(ca)));
         };
-        let server =
-            server.as_ref().map(|options| Box::new(AdsSource::new(options.as_ref().clone())));
+        let server = server.as_ref();
+        let server = server.map(|options| Box::new(AdsSource::new(options.as_ref().clone())));
         let wishes =
             server.as_ref().map(|server| server.wishes()).or_else(|| configuration.wishes());
         let subscriptions: Arc<dyn Subscriptions> = match wishes {
@@ -142,6 +142,8 @@ async fn deliver(source: Arc<SdsCertificates>, mut updates: mpsc::Receiver<Updat
                     tracing::error!("secret refused: {reason}");
                 }
             }
+            // A name that is not to be had is no secret.
+            Update::Answered(_) => {}
         }
         source.deliver(&secrets);
     }
