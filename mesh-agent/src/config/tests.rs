@@ -191,3 +191,30 @@ fn a_bootstrap_file_excludes_other_sources_and_names_its_faults() {
         assert!(told.contains(reason), "{reason}: {told}");
     }
 }
+
+#[test]
+fn certificates_by_sds_are_said_whole_or_not_at_all() {
+    let base = [("config_dir", "/c"), ("node_name", "n1")];
+    let load =
+        |further: &[(&'static str, &'static str)]| try_load(&[&base, further].concat(), &[], None);
+    assert_eq!(load(&[]).unwrap().identity.sds, None);
+    let sds = ("certificates", "sds");
+    let config = load(&[sds]).unwrap().identity.sds.unwrap();
+    assert!(config.server.is_none());
+    assert_eq!((config.names, &*config.validation), ("{identity}".parse().unwrap(), "ROOTCA"));
+    let server = ("sds_server", "unix:///run/spire/agent.sock");
+    let config = load(&[sds, server, ("sds_mode", "delta")]).unwrap().identity.sds.unwrap();
+    let options = config.server.unwrap();
+    assert!(options.ads.is_none() && options.listeners.is_none());
+    assert_eq!(options.secrets.unwrap().variant, crate::source::Variant::Delta);
+    for (further, reason) in [
+        (vec![server], "sds_server: is for certificates: sds"),
+        (vec![sds, ("sds_mode", "delta")], "there is none"),
+        (vec![sds, ("sds_server", "https://h:1")], "an https:// server has to be verified"),
+        (vec![sds, ("sds_secret_name", "{pod}")], "placeholders are {identity}"),
+        (vec![("certificates", "spire")], "is neither builtin nor sds"),
+    ] {
+        let told = load(&further).unwrap_err();
+        assert!(told.contains(reason), "{further:?}: {told}");
+    }
+}
