@@ -138,6 +138,8 @@ struct Agent {
     restored: Mutex<Option<SystemTime>>,
     /// The connection to the control plane, if that is the source.
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
+    /// The connection to who speaks SDS, if that is somebody else.
+    sds: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -193,6 +195,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
         ads: source.ads_status(),
+        sds: certificates.status(),
         data,
         stop: CancellationToken::new(),
         config,

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Agent, UPDATES, configuration::Source};
@@ -15,7 +15,7 @@ use crate::{
     },
     model::{identity::Identity, secret::Secret},
     proxy::Dataplane,
-    source::{AdsSource, Delivery, Delta, ResourceType, Update, Wishes},
+    source::{AdsSource, AdsStatus, Delivery, Delta, ResourceType, Update, Wishes},
 };
 
 /// How long a secret may take before a workload is served without, which is: refused.
@@ -83,6 +83,14 @@ impl Certificates {
         match self {
             Self::Builtin(ca) => Arc::<DevelopmentCa>::clone(ca),
             Self::Sds { source, .. } => Arc::<SdsCertificates>::clone(source),
+        }
+    }
+
+    /// The connection to a server of its own.
+    pub(super) fn status(&self) -> Option<watch::Receiver<Arc<AdsStatus>>> {
+        match self {
+            Self::Builtin(_) => None,
+            Self::Sds { server, .. } => server.as_ref().map(AdsSource::status),
         }
     }
 

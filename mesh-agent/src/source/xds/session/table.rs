@@ -25,7 +25,7 @@ pub(super) struct Needs {
     /// Sorted, without repetition.
     names: Vec<(ResourceType, Arc<str>)>,
     /// Filters that are configured by themselves.
-    filters: Vec<FilterNeed>,
+    pub(super) filters: Vec<FilterNeed>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
     /// The route configurations whose clusters are asked for at the first request.
