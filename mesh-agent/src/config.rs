@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    model::identity::TrustDomain,
+    model::{identity::TrustDomain, splice::SpliceMode},
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
 };
@@ -74,6 +74,7 @@ pub struct CaptureConfig {
     /// Whether the programs log every decision.
     pub bpf_log: bool,
     pub kernel_path: KernelPath,
+    pub splice: SpliceMode,
     pub exclusions: Exclusions,
 }
 
@@ -285,6 +286,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         other => Err(format!("`{other}` is neither true nor false")),
     });
     let kernel_path = layers.one("kernel_path", choice::<KernelPath>);
+    let splice = layers.one("splice", splice_mode);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
     let inbound_ports = layers.many("exclude_inbound_port", port);
@@ -294,12 +296,22 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         instance: instance?,
         bpf_log: bpf_log?,
         kernel_path: kernel_path?,
+        splice: splice?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,
             outbound_cidrs: outbound_cidrs?,
             inbound_ports: inbound_ports?,
         },
     })
+}
+
+fn splice_mode(s: &str) -> Result<SpliceMode, String> {
+    match s {
+        "auto" => Ok(SpliceMode::Auto),
+        "on" => Ok(SpliceMode::On),
+        "off" => Ok(SpliceMode::Off),
+        other => Err(format!("`{other}` is none of auto, on, off")),
+    }
 }
 
 fn identity(layers: &mut Layers<'_>) -> Option<IdentityConfig> {

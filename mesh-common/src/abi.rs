@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// In-pod port (on 127.0.0.1 and ::1) that outbound connections are rewritten to.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -71,9 +71,13 @@ pub mod map {
     pub const AUTHORIZED_COUNT: &str = "AUTHORIZED_COUNT";
     /// `RingBuf<Event>`.
     pub const EVENTS: &str = "EVENTS";
+    /// `SockHash<SpliceKey>`: sockets that hand each other their data.
+    pub const SPLICED: &str = "SPLICED";
+    /// `SkStorage<Splice>`: what those know of each other.
+    pub const SPLICE: &str = "SPLICE";
 
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 15] = [
+    pub const PINNED: [&str; 17] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -89,6 +93,8 @@ pub mod map {
         AUTHORIZED,
         AUTHORIZED_COUNT,
         EVENTS,
+        SPLICED,
+        SPLICE,
     ];
 }
 
@@ -108,6 +114,8 @@ pub mod capacity {
     pub const SERVICES: u32 = 16_384;
     /// Live connections of the kernel path, over all pods.
     pub const AUTHORIZED: u32 = 65_536;
+    /// Spliced sockets, two for each connection.
+    pub const SPLICED: u32 = 16_384;
     /// Bytes of events that wait for the agent.
     pub const EVENT_BYTES: u32 = 1 << 20;
     /// Listeners: four for each pod.

@@ -278,7 +278,14 @@ mod tests {
 
     fn service(weights: &[u32]) -> Service {
         let address = Address::UNSPECIFIED;
-        let none = Backend { netns_cookie: 0, address, port: 0, cumulative_weight: 0 };
+        let none = Backend {
+            netns_cookie: 0,
+            address,
+            port: 0,
+            cumulative_weight: 0,
+            splice: 0,
+            _zero: 0,
+        };
         let mut backends = [none; MAX_BACKENDS];
         let mut total = 0;
         for (backend, (port, weight)) in backends.iter_mut().zip((1..).zip(weights)) {
@@ -320,7 +327,10 @@ mod tests {
             established_ns: 0,
             received_at_fin: 0,
             seen: 0,
-            _zero: 0,
+            splice: 0,
+            spliced_up: 0,
+            spliced_down: 0,
+            spliced_ns: 0,
         };
         assert!(may_knock(&connection, u64::MAX));
         let connection = Authorized { established_ns: 10, ..connection };

@@ -71,11 +71,19 @@ pub enum Verdict {
     InboundExpired = 31,
     /// sock_ops: the agent did not read events in time, this one is lost.
     EventLost = 32,
+    /// sock_ops: a socket was put where its peer can hand it data.
+    SpliceEntered = 33,
+    /// sock_ops: it could not be; the connection stays on TCP.
+    SpliceRefused = 34,
+    /// sk_msg: one direction of a connection is spliced from its first byte on.
+    SpliceBegun = 35,
+    /// sk_msg: one direction stays on TCP, for the peer was not there at its first byte.
+    SpliceLeft = 36,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 37] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -109,6 +117,10 @@ impl Verdict {
         Self::InboundAuthorized,
         Self::InboundExpired,
         Self::EventLost,
+        Self::SpliceEntered,
+        Self::SpliceRefused,
+        Self::SpliceBegun,
+        Self::SpliceLeft,
     ];
 
     /// Room for later verdicts without a new map.
@@ -150,6 +162,10 @@ impl Verdict {
             Self::InboundAuthorized => "inbound_authorized",
             Self::InboundExpired => "inbound_expired",
             Self::EventLost => "event_lost",
+            Self::SpliceEntered => "splice_entered",
+            Self::SpliceRefused => "splice_refused",
+            Self::SpliceBegun => "splice_begun",
+            Self::SpliceLeft => "splice_left",
         }
     }
 }

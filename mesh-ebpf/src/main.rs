@@ -11,7 +11,9 @@ mod ctx;
 mod getpeername;
 mod lookup;
 mod maps;
+mod sk_msg;
 mod sockops;
+mod splice;
 
 #[cfg(not(test))]
 #[panic_handler]

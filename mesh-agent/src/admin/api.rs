@@ -16,6 +16,7 @@ use crate::{
     model::{
         identity::Identity,
         listener::Direction,
+        splice::{SelfTest, SpliceMode},
         workload::{MtlsMode, WorkloadUid},
     },
     observe::connections::ConnectionEntry,
@@ -161,6 +162,17 @@ pub struct KernelPathView {
     pub services: usize,
     /// Live.
     pub connections: usize,
+    #[serde(default)]
+    pub splice: SpliceView,
+}
+
+/// Whether sockets of the kernel path hand each other their data past TCP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpliceView {
+    /// The agent's; workloads may have their own.
+    pub mode: SpliceMode,
+    /// Why those of workloads without a mode of their own do not.
+    pub off: Option<String>,
 }
 
 /// How often the kernel programs decided so.
@@ -192,6 +204,9 @@ pub struct StatusView {
     pub hbone: HboneView,
     #[serde(default)]
     pub kernel_path: KernelPathView,
+    /// What the kernel was found to do; `None` until it was tried.
+    #[serde(default)]
+    pub self_test: Option<SelfTest>,
     pub bpf: Vec<VerdictView>,
 }
 

@@ -85,6 +85,7 @@ impl AgentControl for Fake {
             connections: 0,
             hbone: HboneView::default(),
             kernel_path: KernelPathView::default(),
+            self_test: None,
             bpf: Vec::new(),
         }
     }

@@ -82,7 +82,9 @@ impl AgentControl for Control {
                 off: agent.kernel_path.clone().err(),
                 services: agent.kernel_services.load(Ordering::Relaxed),
                 connections: agent.capture.kernel_connections().len(),
+                splice: agent.splice(),
             },
+            self_test: agent.self_test.get().cloned(),
             bpf: agent
                 .verdicts()
                 .into_iter()

@@ -6,12 +6,15 @@ use std::{fs, fs::File, os::fd::AsFd, path::Path};
 use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
+    error::chain,
     loader::{CGROUP_PROGRAMS, try_load},
     maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
+    selftest::self_test,
     sock_diag,
 };
+use crate::model::splice::SpliceMode;
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -42,6 +45,7 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.push(bpffs(&options.bpffs));
     checks.extend(sysctls());
     checks.push(kernel_path());
+    checks.extend(self_tested(options.splice));
     checks
 }
 
@@ -55,6 +59,35 @@ fn kernel_path() -> Check {
             format!("off: live connections can't be cut (CONFIG_INET_DIAG_DESTROY): {error}"),
         ),
     }
+}
+
+/// What the kernel does, and what comes of it for splicing.
+fn self_tested(mode: SpliceMode) -> Vec<Check> {
+    let test = self_test();
+    let status = |passed| if passed { CheckStatus::Ok } else { CheckStatus::Warn };
+    let mut checks: Vec<Check> = test
+        .checks
+        .iter()
+        .map(|found| {
+            let detail = format!("{} ({} µs)", found.detail, found.micros);
+            check(format!("self-test {}", found.name), status(found.passed), detail)
+        })
+        .collect();
+    let failed: Vec<_> = test.splice_failures().iter().map(|check| check.name.clone()).collect();
+    let failed = failed.join(", ");
+    let passes = test.splice_passes();
+    checks.push(match mode {
+        SpliceMode::Off => check("splice", CheckStatus::Ok, "off: switched off"),
+        SpliceMode::Auto if passes => check("splice", CheckStatus::Ok, "on: every check passes"),
+        SpliceMode::Auto => {
+            check("splice", CheckStatus::Ok, format!("off: this kernel fails {failed}"))
+        }
+        SpliceMode::On if passes => check("splice", CheckStatus::Ok, "on: every check passes"),
+        SpliceMode::On => {
+            check("splice", CheckStatus::Warn, format!("on, although this kernel fails {failed}"))
+        }
+    });
+    checks
 }
 
 fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>) -> Check {
@@ -201,16 +234,4 @@ fn sysctls() -> Vec<Check> {
             None => check("sysctl net.core.bpf_jit_enable", CheckStatus::Ok, "always on"),
         },
     ]
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -91,3 +91,15 @@ pub enum EnrollError {
     #[error("workload {uid}")]
     Kernel { uid: WorkloadUid, source: Box<CaptureError> },
 }
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -24,6 +24,7 @@ mod options;
 mod orig_dst;
 mod persist;
 mod routing;
+mod selftest;
 mod sock_diag;
 mod sockets;
 
@@ -36,3 +37,4 @@ pub use kernel_path::{KernelEvents, PlanApplied};
 pub use maps::MapCapacities;
 pub use netns::{NetnsError, NetnsRef, PodNetns};
 pub use options::{CaptureOptions, EnrollPod, Exclusions};
+pub use selftest::self_test;

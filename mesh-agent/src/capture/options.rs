@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{maps::MapCapacities, netns::NetnsRef};
 use crate::model::{
     identity::Identity,
+    splice::SpliceMode,
     workload::{MtlsMode, WorkloadUid},
 };
 
@@ -29,6 +30,8 @@ pub struct CaptureOptions {
     pub bpf_log: bool,
     /// Whether connections between pods of this node may go without the agent.
     pub kernel_path: bool,
+    /// Whether those hand each other their data past TCP.
+    pub splice: SpliceMode,
     /// How many entries the maps hold.
     pub capacities: MapCapacities,
 }
@@ -43,6 +46,7 @@ impl Default for CaptureOptions {
             exclusions: Exclusions::default(),
             bpf_log: false,
             kernel_path: true,
+            splice: SpliceMode::default(),
             capacities: MapCapacities::default(),
         }
     }
@@ -83,6 +87,9 @@ pub struct EnrollPod {
     #[serde(default)]
     pub mtls: MtlsMode,
     pub netns: NetnsRef,
+    /// In place of the agent's own.
+    #[serde(default)]
+    pub splice: Option<SpliceMode>,
     /// Beside the node's own.
     #[serde(default)]
     pub exclusions: Exclusions,

@@ -52,6 +52,10 @@ pub(super) struct Enroll {
     #[arg(long, value_enum, default_value_t)]
     mtls: Mtls,
 
+    /// Whether its connections on the kernel path may be spliced [default: as the agent]
+    #[arg(long, value_enum)]
+    splice: Option<Splice>,
+
     /// Do not capture connections to this port; may be repeated
     #[arg(long, value_name = "PORT")]
     exclude_outbound_port: Vec<u16>,
@@ -89,6 +93,15 @@ enum Mtls {
     Permissive,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Splice {
+    /// If the self-test of the kernel passes
+    Auto,
+    /// Whatever the self-test says
+    On,
+    Off,
+}
+
 fn label(s: &str) -> Result<(String, String), String> {
     match s.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -119,6 +132,11 @@ impl Enroll {
             Mtls::Strict => "strict",
             Mtls::Permissive => "permissive",
         };
+        let splice = self.splice.map(|splice| match splice {
+            Splice::Auto => "auto",
+            Splice::On => "on",
+            Splice::Off => "off",
+        });
         let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
         serde_json::from_value(json!({
             "uid": uid,
@@ -129,6 +147,7 @@ impl Enroll {
             "pid": self.place.pid,
             "labels": labels,
             "mtls": mtls,
+            "splice": splice,
             "exclude_outbound_ports": self.exclude_outbound_port,
             "exclude_outbound_cidrs": self.exclude_outbound_cidr,
             "exclude_inbound_ports": self.exclude_inbound_port,

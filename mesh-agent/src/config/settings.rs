@@ -194,6 +194,14 @@ const SETTINGS: &[Setting] = &[
         "auto",
         "Take opaque TCP between pods of this node from socket to socket, without the agent",
     ),
+    choice(
+        Group::Capture,
+        "splice",
+        &["auto", "on", "off"],
+        "auto",
+        "Let those sockets hand each other their data past TCP; `auto`: if the self-test of this \
+         kernel passes",
+    ),
     list(
         Group::Capture,
         "exclude_outbound_port",

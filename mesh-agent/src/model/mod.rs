@@ -14,4 +14,5 @@ pub mod listener;
 mod references;
 pub mod route;
 pub mod socket;
+pub mod splice;
 pub mod workload;
