@@ -49,7 +49,7 @@ const ENVOY: &str = "1.40.0";
 const CONTROL_PLANE: &[&str] = &["grpcio==1.85.1", "xds-protos==1.85.0"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// What `mesh-agent doctor` asks for: see README.
-const OLDEST_KERNEL: (u32, u32) = (5, 14);
+const OLDEST_KERNEL: (u32, u32) = (5, 17);
 const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
 /// Tells our own file, that a killed run left, from somebody else's.
 const POLICY: &str =

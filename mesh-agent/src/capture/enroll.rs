@@ -16,7 +16,7 @@ use super::{
     accept::{DualListener, HboneListener, InboundListener, OutboundListener},
     bpffs,
     cgroup::cgroup2_root,
-    error::{CaptureError, EnrollError, chain},
+    error::{CaptureError, EnrollError, brief, chain},
     kernel_path::KernelMaps,
     loader::{self, Pins},
     maps::{Maps, monotonic_ns},
@@ -163,7 +163,7 @@ impl Capture {
         let splice = match options.splice {
             SpliceMode::Off => Err("switched off".to_owned()),
             SpliceMode::Auto | SpliceMode::On => {
-                loader::attach_splice(&mut ebpf).map_err(|error| chain(&error))
+                loader::attach_splice(&mut ebpf).map_err(|error| brief(&chain(&error)))
             }
         };
         let alive = forget_dead(&pins, &mut maps)?;

@@ -103,3 +103,13 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// Without the verifier's listing of the program: its last line says what it refused.
+pub(super) fn brief(error: &str) -> String {
+    let Some((before, listing)) = error.split_once("Verifier output:") else {
+        return error.to_owned();
+    };
+    let summary = |line: &&str| line.starts_with("verification time");
+    let reason = listing.lines().map(str::trim).take_while(|line| !summary(line)).last();
+    format!("{}: {}", before.trim().trim_end_matches(['.', ':']), reason.unwrap_or_default())
+}

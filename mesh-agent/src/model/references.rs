@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
     listener::{FilterChain, Listener, RouteSource, TerminalFilter},
-    route::{RouteAction, RouteConfiguration},
+    route::{RouteAction, RouteConfiguration, VirtualHost},
 };
 
 impl Cluster {
@@ -21,8 +21,15 @@ impl Cluster {
 impl RouteConfiguration {
     /// Every cluster that a route may lead to; one may come several times.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
-        let routes = self.virtual_hosts.iter().flat_map(|host| &host.routes);
-        routes
+        self.virtual_hosts.iter().flat_map(VirtualHost::cluster_names)
+    }
+}
+
+impl VirtualHost {
+    /// Every cluster that a route may lead to; one may come several times.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
+        self.routes
+            .iter()
             .flat_map(|route| match &route.action {
                 RouteAction::Forward(forward) => forward.clusters.as_slice(),
                 RouteAction::DirectResponse(_) => &[],

@@ -86,6 +86,7 @@ impl Bed {
             labels: Default::default(),
             mtls: MtlsMode::Strict,
             netns: NetnsRef::Path(netns_path(&self.pod())),
+            splice: None,
             exclusions: Exclusions::default(),
         }
     }

@@ -28,7 +28,10 @@ use nix::{
 };
 
 use super::{PATIENCE, Seen};
-use crate::capture::{error::chain, loader};
+use crate::capture::{
+    error::{brief, chain},
+    loader,
+};
 
 /// How a check's sockets are connected.
 #[derive(Clone)]
@@ -57,7 +60,7 @@ impl Splicer {
     /// Loads the object and attaches its splicing program to a map of sockets.
     pub(super) fn new() -> Result<Self, String> {
         let mut ebpf = loader::load_private().map_err(|error| chain(&error))?;
-        loader::attach_splice(&mut ebpf).map_err(|error| chain(&error))?;
+        loader::attach_splice(&mut ebpf).map_err(|error| brief(&chain(&error)))?;
         let maps = Maps {
             sockets: take(&mut ebpf, map::SPLICED)?,
             storage: take(&mut ebpf, map::SPLICE)?,

@@ -12,12 +12,12 @@ use envoy_types::pb::{
 use prost::{Message as _, Name as _};
 
 use super::{
-    Now, Session,
+    Now, Session, Variant,
     table::{Body, Digest, Held, Needs, Reply},
 };
 use crate::{
     snapshot::RejectedResource,
-    source::xds::{self, ResourceType, rejection},
+    source::xds::{self, Resource, ResourceType, rejection},
 };
 
 /// Names with this prefix need `resource_locator`s, which we don't speak.
@@ -41,9 +41,14 @@ struct Judgement {
 
 impl Session {
     /// A response of the state-of-the-world variant.
-    pub(in crate::source::xds) fn on_sotw(&mut self, response: DiscoveryResponse, now: Now) {
+    pub(in crate::source::xds) fn on_sotw(
+        &mut self,
+        stream: usize,
+        response: DiscoveryResponse,
+        now: Now,
+    ) {
         let DiscoveryResponse { version_info, resources, type_url, nonce, .. } = response;
-        let Some(kind) = self.of_url(&type_url) else { return };
+        let Some(kind) = self.of_url(stream, &type_url) else { return };
         let digest = digest_of(resources.iter().map(|any| any.value.as_slice()));
         let mut judgement = Judgement::default();
         for (i, any) in resources.into_iter().enumerate() {
@@ -76,7 +81,12 @@ impl Session {
     }
 
     /// A response of the delta variant.
-    pub(in crate::source::xds) fn on_delta(&mut self, response: DeltaDiscoveryResponse, now: Now) {
+    pub(in crate::source::xds) fn on_delta(
+        &mut self,
+        stream: usize,
+        response: DeltaDiscoveryResponse,
+        now: Now,
+    ) {
         let DeltaDiscoveryResponse {
             system_version_info,
             resources,
@@ -85,7 +95,7 @@ impl Session {
             nonce,
             ..
         } = response;
-        let Some(kind) = self.of_url(&type_url) else { return };
+        let Some(kind) = self.of_url(stream, &type_url) else { return };
         let values = resources.iter().filter_map(|r| r.resource.as_ref());
         let digest = digest_of(values.map(|any| any.value.as_slice()));
         let mut judgement = Judgement::default();
@@ -93,15 +103,7 @@ impl Session {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
         for name in removed_resources {
-            let name: Arc<str> = name.into();
-            let table = self.table_mut(kind);
-            table.waiting.clear(&name);
-            if table.accepted.contains_key(&name) {
-                table.remove(&name);
-            }
-            if !table.is_wildcard() {
-                self.make_up(kind, &name);
-            }
+            self.removed(kind, name.into());
         }
         if !system_version_info.is_empty() {
             self.label = system_version_info;
@@ -109,8 +111,30 @@ impl Session {
         self.answer(kind, nonce, digest, judgement.rejected, now);
     }
 
-    fn of_url(&self, type_url: &str) -> Option<ResourceType> {
+    /// The server has no such resource, or has it no longer.
+    fn removed(&mut self, kind: ResourceType, name: Arc<str>) {
+        let table = self.table_mut(kind);
+        table.waiting.clear(&name);
+        // A secret goes when nothing names it any more; as Envoy, nobody is left without
+        // one because a server has forgotten it.
+        if kind != ResourceType::Secret && table.accepted.contains_key(&name) {
+            table.remove(&name);
+        }
+        // What needs one of these can do without, and must.
+        if matches!(
+            kind,
+            ResourceType::Runtime | ResourceType::ExtensionConfig | ResourceType::VirtualHost
+        ) {
+            self.take_out(kind, &name);
+        }
+        if !self.table(kind).is_wildcard() {
+            self.make_up(kind, &name);
+        }
+    }
+
+    fn of_url(&self, stream: usize, type_url: &str) -> Option<ResourceType> {
         let kind = ResourceType::of_url(type_url);
+        let kind = kind.filter(|kind| self.table(*kind).stream == Some(stream));
         if kind.is_none() {
             tracing::debug!(type_url, "a response of a type that was not asked for");
         }
@@ -207,7 +231,8 @@ impl Session {
         rejected: Vec<RejectedResource>,
         now: Now,
     ) {
-        let delta = self.variant == super::Variant::Delta;
+        let variant = self.table(kind).stream.and_then(|at| self.streams.get(at));
+        let delta = variant.is_some_and(|stream| stream.variant == Variant::Delta);
         let table = self.table_mut(kind);
         table.received = true;
         table.nonce.clone_from(&nonce);
@@ -274,14 +299,18 @@ pub(super) fn decode(
 ) -> Result<Held, Vec<RejectedResource>> {
     let resource = xds::decode_strict(&any.type_url, &any.value)?;
     let path = format!("{}[{name}]", kind.table());
+    let resource = match resource {
+        // Its own name is not what it is asked for by.
+        Resource::VirtualHost(_, host) => Resource::VirtualHost(Arc::clone(name), host),
+        resource => resource,
+    };
     let (_, own) = resource.key();
     if own != *name {
         let reason = format!("calls itself `{own}`");
         return Err(vec![rejection(&format!("{path}.{}", kind.name_field()), reason)]);
     }
     let needs = Needs::of(&resource);
-    let names = needs.assignments.iter().chain(&needs.routes).chain(&needs.clusters);
-    if let Some(located) = names.into_iter().find(|name| name.starts_with(LOCATOR)) {
+    if let Some((_, located)) = needs.all().find(|(_, name)| name.starts_with(LOCATOR)) {
         let reason = format!("`{located}`: xdstp names are not supported");
         return Err(vec![rejection(&path, reason)]);
     }
@@ -289,7 +318,11 @@ pub(super) fn decode(
         version: version.to_owned(),
         digest: digest_of([any.value.as_slice()]),
         needs,
-        body: Some(Body { resource, raw: any.value.as_slice().into() }),
+        // No second copy of a private key.
+        body: Some(match resource.may_be_stored() {
+            true => Body { resource, raw: any.value.as_slice().into() },
+            false => Body { resource, raw: Arc::default() },
+        }),
         made_up: false,
     })
 }

@@ -10,22 +10,47 @@ use std::{
 use super::{Key, Session, table::Needs};
 use crate::source::xds::ResourceType as Type;
 
+/// The types that are asked for by name, and the types whose resources say the names;
+/// what is named comes after what names it.
+const HOLDERS: [(Type, &[Type]); 7] = [
+    (Type::Routes, &[Type::Listener]),
+    (Type::VirtualHost, &[Type::Routes]),
+    (Type::ExtensionConfig, &[Type::Listener]),
+    // Asked for as a whole: only what is no longer needed is looked at.
+    (Type::Cluster, &[]),
+    (Type::Endpoints, &[Type::Cluster]),
+    (Type::Secret, &[Type::Listener, Type::Cluster]),
+    (Type::Runtime, &[]),
+];
+
 impl Session {
     /// Moves everything that is ready; in the order make-before-break asks for.
     pub(super) fn settle(&mut self, now: Instant) {
-        self.add_ready(Type::Endpoints);
-        self.add_ready(Type::Cluster);
-        self.add_ready(Type::Routes);
+        for kind in [
+            Type::Runtime,
+            Type::Secret,
+            Type::ExtensionConfig,
+            Type::Endpoints,
+            Type::Cluster,
+            Type::VirtualHost,
+            Type::Routes,
+        ] {
+            self.add_ready(kind);
+        }
         // Nothing needs a listener, and its address may be wanted.
         let gone: Vec<_> = self.table(Type::Listener).leaving.iter().cloned().collect();
         gone.iter().for_each(|name| self.take_out(Type::Listener, name));
         self.add_listeners();
         // Top down, so that one pass is enough.
-        self.remove_unneeded(Type::Routes);
-        self.want(Type::Routes, now);
-        self.remove_unneeded(Type::Cluster);
-        self.want(Type::Endpoints, now);
-        self.remove_unneeded(Type::Endpoints);
+        let mut made_up = false;
+        for (kind, holders) in HOLDERS {
+            self.remove_unneeded(kind);
+            made_up |= self.work_out(kind, holders, now);
+        }
+        self.tables.iter_mut().for_each(|table| table.renamed = false);
+        if made_up {
+            self.settle(now);
+        }
     }
 
     fn add_ready(&mut self, kind: Type) {
@@ -74,16 +99,7 @@ impl Session {
 
     /// The first thing that is needed and not in force.
     pub(super) fn lacks(&self, needs: &Needs) -> Option<Key> {
-        let kinds = [
-            (Type::Endpoints, &needs.assignments),
-            (Type::Cluster, &needs.clusters),
-            (Type::Routes, &needs.routes),
-        ];
-        kinds.into_iter().find_map(|(kind, names)| {
-            let in_force = &self.table(kind).in_force;
-            let missing = names.iter().find(|name| !in_force.contains_key(*name))?;
-            Some((kind, Arc::clone(missing)))
-        })
+        needs.all().find(|(kind, name)| !self.table(*kind).has(name)).cloned()
     }
 
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
@@ -96,7 +112,7 @@ impl Session {
         self.unsent.insert((kind, name), Some(body));
     }
 
-    fn take_out(&mut self, kind: Type, name: &Arc<str>) {
+    pub(super) fn take_out(&mut self, kind: Type, name: &Arc<str>) {
         let table = self.table_mut(kind);
         table.leaving.remove(name);
         table.renamed = true;
@@ -119,50 +135,54 @@ impl Session {
         let mut names = BTreeSet::new();
         for table in &self.tables {
             for needs in table.in_force.values() {
-                names.extend(needs.named(kind).iter().cloned());
+                names.extend(needs.named(kind).cloned());
             }
         }
         names
     }
 
-    /// Works out which names to ask for: those that what is accepted, or in force, needs.
-    fn want(&mut self, kind: Type, now: Instant) {
-        let holder = if kind == Type::Endpoints { Type::Cluster } else { Type::Listener };
-        if !std::mem::take(&mut self.table_mut(holder).renamed) {
-            return;
+    /// Works out which names to ask for: those that what is accepted, or in force, needs,
+    /// and those that were asked for from outside. Whether something was made up.
+    fn work_out(&mut self, kind: Type, holders: &[Type], now: Instant) -> bool {
+        let renamed = |kind: &Type| self.table(*kind).renamed;
+        let asked_for_anew = holders.iter().any(renamed) || renamed(&kind);
+        if self.table(kind).is_wildcard() || !asked_for_anew {
+            return false;
         }
-        let mut wanted = BTreeSet::new();
-        let table = self.table(holder);
-        for needs in table.accepted.values().map(|held| &held.needs).chain(table.in_force.values())
-        {
-            wanted.extend(needs.named(kind).iter().cloned());
+        let mut wanted = self.table(kind).asked.clone();
+        for holder in holders {
+            let table = self.table(*holder);
+            let accepted = table.accepted.values().map(|held| &held.needs);
+            for needs in accepted.chain(table.in_force.values()) {
+                wanted.extend(needs.named(kind).cloned());
+            }
         }
         let deadline = now + self.initial_fetch_timeout;
-        let connected = self.connected;
+        let connected = self.is_connected(kind);
         let table = self.table_mut(kind);
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
+        let mut nowhere = Vec::new();
         for name in &wanted {
-            let known = table.accepted.contains_key(name) || table.waiting.holds(name);
-            if !known && connected {
+            let known = table.accepted.contains_key(name)
+                || table.waiting.holds(name)
+                || table.absent.contains(name);
+            if known {
+                continue;
+            }
+            if table.stream.is_none() {
+                nowhere.push(Arc::clone(name));
+            } else if connected {
                 table.waiting.set(name, deadline);
             }
         }
         table.wanted = wanted;
         for name in dropped {
             table.waiting.clear(&name);
+            table.absent.remove(&name);
             table.remove(&name);
         }
+        nowhere.iter().for_each(|name| self.make_up(kind, name));
         self.remove_unneeded(kind);
-    }
-}
-
-impl Needs {
-    pub(super) fn named(&self, kind: Type) -> &[Arc<str>] {
-        match kind {
-            Type::Endpoints => &self.assignments,
-            Type::Cluster => &self.clusters,
-            Type::Routes => &self.routes,
-            Type::Listener => &[],
-        }
+        !nowhere.is_empty()
     }
 }

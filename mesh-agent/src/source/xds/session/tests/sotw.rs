@@ -11,6 +11,21 @@ use super::{
     *,
 };
 
+pub(super) fn response(
+    type_url: &str,
+    version: &str,
+    nonce: &str,
+    resources: Vec<Any>,
+) -> DiscoveryResponse {
+    DiscoveryResponse {
+        version_info: version.to_owned(),
+        resources,
+        type_url: type_url.to_owned(),
+        nonce: nonce.to_owned(),
+        ..DiscoveryResponse::default()
+    }
+}
+
 impl Bench {
     fn sotw(type_: Variant) -> Self {
         assert_eq!(type_, Variant::Sotw);
@@ -18,19 +33,12 @@ impl Bench {
     }
 
     fn says(&mut self, type_url: &str, version: &str, nonce: &str, resources: Vec<Any>) {
-        let response = DiscoveryResponse {
-            version_info: version.to_owned(),
-            resources,
-            type_url: type_url.to_owned(),
-            nonce: nonce.to_owned(),
-            ..DiscoveryResponse::default()
-        };
-        self.session.on_sotw(response, self.now);
+        self.session.on_sotw(0, response(type_url, version, nonce, resources), self.now);
         self.apply();
     }
 
     fn asked(&mut self) -> Option<DiscoveryRequest> {
-        match self.session.poll_request(self.now) {
+        match self.session.poll_request(0, self.now) {
             Some(Request::Sotw(request)) => Some(request),
             Some(Request::Delta(request)) => panic!("{request:?}"),
             None => None,
