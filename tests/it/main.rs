@@ -18,5 +18,6 @@ mod ipv6;
 mod kernel_path;
 mod leaks;
 mod lifecycle;
+mod splice;
 mod tcp;
 mod xds;

@@ -29,6 +29,7 @@ pub struct PodBuilder {
     namespace: String,
     service_account: String,
     permissive: bool,
+    splice: Option<String>,
     excluded_outbound_ports: Vec<u16>,
     excluded_outbound_cidrs: Vec<String>,
     excluded_inbound_ports: Vec<u16>,
@@ -42,6 +43,7 @@ impl PodBuilder {
             namespace: "default".to_owned(),
             service_account: name.to_owned(),
             permissive: false,
+            splice: None,
             excluded_outbound_ports: Vec::new(),
             excluded_outbound_cidrs: Vec::new(),
             excluded_inbound_ports: Vec::new(),
@@ -66,6 +68,13 @@ impl PodBuilder {
     #[must_use]
     pub fn permissive(mut self) -> Self {
         self.permissive = true;
+        self
+    }
+
+    /// Whether its connections are spliced, whatever its agent does: `auto`, `on` or `off`.
+    #[must_use]
+    pub fn splice(mut self, mode: &str) -> Self {
+        self.splice = Some(mode.to_owned());
         self
     }
 
@@ -117,7 +126,7 @@ impl PodBuilder {
         let cgroup = self.node.cgroup().join("pods").join(&self.name);
         cgroup::create(&cgroup);
         let place = Place { netns, cgroup, shared: Arc::clone(self.node.shared()) };
-        Pod(Arc::new(Inner { builder: self, place, ipv4, ipv6 }))
+        Pod(Arc::new(Inner { builder: self, place, veth, ipv4, ipv6 }))
     }
 }
 
@@ -129,6 +138,7 @@ pub struct Pod(Arc<Inner>);
 struct Inner {
     builder: PodBuilder,
     place: Place,
+    veth: String,
     ipv4: Ipv4Addr,
     ipv6: Ipv6Addr,
 }
@@ -147,6 +157,11 @@ impl Pod {
     /// The node it is on.
     pub fn node(&self) -> &Node {
         &self.0.builder.node
+    }
+
+    /// Its node's end of the pair that joins them.
+    pub fn veth(&self) -> &str {
+        &self.0.veth
     }
 
     /// Its IPv4 address.
@@ -196,6 +211,7 @@ impl Pod {
             "netns": self.netns().path(),
             "labels": { "app": b.name },
             "mtls": if b.permissive { "permissive" } else { "strict" },
+            "splice": b.splice,
             "exclude_outbound_ports": b.excluded_outbound_ports,
             "exclude_outbound_cidrs": b.excluded_outbound_cidrs,
             "exclude_inbound_ports": b.excluded_inbound_ports,
@@ -213,6 +229,7 @@ impl Pod {
             ("--label", format!("app={}", b.name)),
             ("--mtls", if b.permissive { "permissive" } else { "strict" }.to_owned()),
         ];
+        flags.extend(b.splice.iter().map(|mode| ("--splice", mode.clone())));
         flags.extend(
             b.excluded_outbound_ports.iter().map(|p| ("--exclude-outbound-port", p.to_string())),
         );
