@@ -189,6 +189,13 @@ impl Abort for Upstream {
         }
     }
 
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Hbone(_) => None,
+        }
+    }
+
     fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,
