@@ -14,7 +14,7 @@ use aya_ebpf::{
 use mesh_common::{
     address::Address,
     key::ConnectionKey,
-    value::{Asked, OriginalDestination},
+    value::{Asked, OriginalDestination, path},
     verdict::Verdict,
 };
 
@@ -22,6 +22,7 @@ use crate::{
     authorize,
     ctx::read,
     maps::{ASKED, ORIGINAL_DESTINATIONS, count},
+    probe,
     splice,
 };
 
@@ -32,19 +33,19 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match read!((*ctx.ops).op) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             if let Some(asked) = asked(&ctx) {
-                if asked.kernel_path != 0 {
-                    authorize::vouch(&ctx, asked);
-                } else {
-                    publish(&ctx, asked);
+                match asked.path {
+                    path::KERNEL => authorize::vouch(&ctx, asked),
+                    path::PROBE => probe::vouch(&ctx, asked),
+                    _ => publish(&ctx, asked),
                 }
             }
         }
         BPF_SOCK_OPS_STATE_CB => {
             if let Some(asked) = asked(&ctx) {
-                if asked.kernel_path != 0 {
-                    authorize::follow(&ctx, asked);
-                } else {
-                    withdraw(&ctx, asked);
+                match asked.path {
+                    path::KERNEL => authorize::follow(&ctx, asked),
+                    path::PROBE => probe::follow(&ctx, asked),
+                    _ => withdraw(&ctx, asked),
                 }
             }
         }

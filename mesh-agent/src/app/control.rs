@@ -8,14 +8,13 @@ use super::{Agent, pods::RunningPod};
 use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
-        HboneView, KernelPathView, PodView, Readiness, SnapshotView, StatusView, VerdictView,
-        XdsView,
+        HboneView, KernelPathView, MissingView, PodView, Readiness, SnapshotView, StatusView,
+        VerdictView, XdsView,
     },
     capture,
     identity::CertificateStatus,
     model::workload::WorkloadUid,
     observe::metrics::XdsType,
-    source::StreamState,
 };
 
 /// The agent as `admin` sees it.
@@ -84,6 +83,8 @@ impl AgentControl for Control {
                 connections: agent.capture.kernel_connections().len(),
                 splice: agent.splice(),
             },
+            unguarded: missing(agent.capture.unguarded()),
+            not_redirected: missing(agent.capture.not_redirected()),
             self_test: agent.self_test.get().cloned(),
             bpf: agent
                 .verdicts()
@@ -153,7 +154,8 @@ impl AgentControl for Control {
                 refusing: of.refusing,
                 last_ack: of.last_ack,
             });
-            metrics.xds(status.state == StreamState::Connected, status.streams, types);
+            let tries = status.streams.iter().map(|stream| stream.tries).sum();
+            metrics.xds(status.is_connected(), tries, types);
         }
         metrics.encode(&dataplane.connections)
     }
@@ -176,6 +178,10 @@ impl Agent {
             Vec::new()
         })
     }
+}
+
+fn missing(pods: Vec<(WorkloadUid, String)>) -> Vec<MissingView> {
+    pods.into_iter().map(|(uid, why)| MissingView { pod: uid.to_string(), why }).collect()
 }
 
 fn view(running: &RunningPod, connections: usize) -> PodView {

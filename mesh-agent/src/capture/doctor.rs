@@ -240,22 +240,3 @@ fn sysctls() -> Vec<Check> {
         },
     ]
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_program_is_told_by_the_verifiers_last_word() {
-        let refused = "the BPF_PROG_LOAD syscall returned Permission denied. Verifier output: \
-                       0: (bf) r6 = r1\n21: (61) r3 = *(u32 *)(r6 +64)\n\
-                       invalid bpf_context access off=64 size=4\nverification time 37 usec\n\
-                       stack depth 64\n";
-        assert_eq!(
-            brief(refused),
-            "the BPF_PROG_LOAD syscall returned Permission denied: \
-             invalid bpf_context access off=64 size=4"
-        );
-        assert_eq!(brief("no such file"), "no such file");
-    }
-}

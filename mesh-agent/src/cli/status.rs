@@ -9,7 +9,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::admin::{KernelPathView, StatusView, Timestamp, XdsView};
+use crate::admin::{KernelPathView, MissingView, StatusView, Timestamp, XdsView};
 
 /// Show the agent in one page: ready or why not, configuration, certificates
 #[derive(Debug, Args)]
@@ -73,6 +73,8 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
+    head.row(["  guard".into(), missing(&status.unguarded)]);
+    head.row(["  redirect".into(), missing(&status.not_redirected)]);
     let splice = match &status.kernel_path.splice.off {
         Some(why) => format!("off: {why}"),
         None => "on".to_owned(),
@@ -132,20 +134,37 @@ fn page(status: &StatusView, now: Timestamp) -> String {
     text
 }
 
+/// On which pods something is missing that they could have.
+fn missing(pods: &[MissingView]) -> String {
+    match pods {
+        [] => "every pod".to_owned(),
+        [first, rest @ ..] => {
+            format!("missing on {} pods, such as {}: {}", rest.len() + 1, first.pod, first.why)
+        }
+    }
+}
+
 fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
     let age = |at: Timestamp| output::age(at.seconds_until(now));
-    // Writing to a String does not fail.
-    _ = writeln!(
-        text,
-        "\nControl plane {} ({}), {} for {}, {} streams so far",
-        xds.server,
-        xds.mode,
-        xds.state.replace('_', " "),
-        age(xds.since),
-        xds.streams,
-    );
-    if let Some(error) = &xds.last_error {
-        _ = writeln!(text, "  the last stream ended: {error}");
+    text.push('\n');
+    for source in &xds.sources {
+        let of = match (source.carries.as_str(), xds.sources.len()) {
+            ("all", 1) => String::new(),
+            (carries, _) => format!(" for {carries}"),
+        };
+        // Writing to a String does not fail.
+        _ = writeln!(
+            text,
+            "Control plane {}{of} ({}), {} for {}, {} streams so far",
+            source.server,
+            source.mode,
+            source.state.replace('_', " "),
+            age(source.since),
+            source.streams,
+        );
+        if let Some(error) = &source.last_error {
+            _ = writeln!(text, "  the last stream ended: {error}");
+        }
     }
     let mut table = Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK"]);
     for of in &xds.types {
@@ -176,7 +195,7 @@ mod tests {
     use super::*;
     use crate::admin::{
         CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, SpliceView,
-        XdsTypeView, XdsView, XdsWarmingView,
+        XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
     };
     use crate::model::splice::{SelfCheck, SelfCheckKind, SelfTest};
 
@@ -210,6 +229,15 @@ mod tests {
                 since: at,
                 last_error: None,
                 streams: 2,
+                sources: vec![XdsSourceView {
+                    carries: "all".into(),
+                    server: "http://cp:1".into(),
+                    mode: "delta".into(),
+                    state: "connected".into(),
+                    since: at,
+                    last_error: None,
+                    streams: 2,
+                }],
                 types: vec![XdsTypeView {
                     kind: "clusters".into(),
                     type_url: String::new(),
@@ -255,6 +283,8 @@ mod tests {
                 }],
                 micros: 9,
             }),
+            unguarded: vec![MissingView { pod: "p".into(), why: "no tc".into() }],
+            not_redirected: Vec::new(),
             bpf: Vec::new(),
         };
         let page = page(&status, now);
@@ -265,6 +295,7 @@ mod tests {
             "the CA is gone",
             "none applied yet",
             "off: switched off",
+            "missing on 1 pods, such as p: no tc",
             "off: this kernel fails a, b",
             "recv hung",
             "http://cp:1 (delta), connected for 1h0m, 2 streams so far",

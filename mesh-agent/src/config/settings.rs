@@ -159,6 +159,12 @@ const SETTINGS: &[Setting] = &[
         None,
         "The `metadata` of the node as the control plane sees it: a JSON object",
     ),
+    list(
+        Group::ControlPlane,
+        "xds_runtime_layer",
+        "NAME",
+        "A layer of runtime values to ask for (RTDS); may be repeated, a later one goes first",
+    ),
     path(Group::Node, "pods", None, "YAML file of pods to enrol at start"),
     path(Group::Node, "state_dir", Some("/var/lib/mesh"), "State that survives restarts"),
     path(
@@ -202,6 +208,35 @@ const SETTINGS: &[Setting] = &[
         "Let those sockets hand each other their data past TCP; `auto`: if the self-test of this \
          kernel passes",
     ),
+    choice(
+        Group::Capture,
+        "guard",
+        &["auto", "on", "off"],
+        "auto",
+        "Drop, on the pods' interfaces, TCP that should have been captured and was not",
+    ),
+    choice(
+        Group::Capture,
+        "redirect_peer",
+        &["auto", "on", "off"],
+        "auto",
+        "Hand packets of the kernel path straight from pod to pod; auto: where no other \
+         program, queue or rule is there to see them",
+    ),
+    choice(
+        Group::Capture,
+        "non_tcp",
+        &["pass", "drop"],
+        "pass",
+        "What the guard does with other protocols; ARP, ICMP, IGMP, DHCP and DNS always pass",
+    ),
+    list(
+        Group::Capture,
+        "probe_cgroup",
+        "PATH",
+        "Processes of this cgroup-v2 directory (the kubelet's) reach pods of this node in \
+         plaintext, without the agent; may be repeated",
+    ),
     list(
         Group::Capture,
         "exclude_outbound_port",
@@ -240,6 +275,42 @@ const SETTINGS: &[Setting] = &[
         "NUMBER",
         None,
         "Threads that move bytes [default: one for each CPU]",
+    ),
+    choice(
+        Group::Identity,
+        "certificates",
+        &["builtin", "sds"],
+        "builtin",
+        "Where workload certificates come from: the development CA, or SDS",
+    ),
+    value(
+        Group::Identity,
+        "sds_server",
+        "URI",
+        None,
+        "Who speaks SDS, as xds_server [default: where the configuration comes from]",
+    ),
+    choice(
+        Group::Identity,
+        "sds_mode",
+        &["sotw", "delta"],
+        "sotw",
+        "Variant of SDS: state of the world or incremental",
+    ),
+    value(
+        Group::Identity,
+        "sds_secret_name",
+        "TEMPLATE",
+        Some("{identity}"),
+        "Name of a workload's certificate; {identity}, {trust_domain}, {namespace} and \
+         {service_account} are filled in",
+    ),
+    value(
+        Group::Identity,
+        "sds_validation_name",
+        "NAME",
+        Some("ROOTCA"),
+        "Name of the validation context whose roots are trusted",
     ),
     path(
         Group::Identity,

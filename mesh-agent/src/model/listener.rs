@@ -9,7 +9,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{authz::Rbac, cluster::ClusterName, route::RouteConfiguration};
+use super::{
+    authz::Rbac, cluster::ClusterName, extension::DiscoveredFilter, route::RouteConfiguration,
+};
 
 /// Spec: `envoy.config.core.v3.TrafficDirection`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -78,6 +80,31 @@ pub enum TerminalFilter {
     Http(Arc<HttpConnectionManager>),
 }
 
+impl TerminalFilter {
+    /// Whether a connection that began with this lives on under `new` as if it had begun
+    /// with that. What is asked for anew with every request makes no difference.
+    pub fn carries_over_to(&self, new: &Self) -> bool {
+        match (self, new) {
+            (Self::TcpProxy(old), Self::TcpProxy(new)) => {
+                let used = |entry: &&WeightedCluster| entry.weight > 0;
+                let known = |name: &ClusterName| {
+                    new.clusters.iter().filter(used).any(|new| new.cluster == *name)
+                };
+                old.idle_timeout == new.idle_timeout
+                    && old.clusters.iter().filter(used).all(|old| known(&old.cluster))
+            }
+            (Self::Http(old), Self::Http(new)) => {
+                let lasting = |http: &HttpConnectionManager| {
+                    let limits = (http.max_request_headers_kib, http.request_headers_timeout);
+                    (http.codec, http.idle_timeout, limits)
+                };
+                lasting(old) == lasting(new)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Spec: `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
 #[derive(Debug, Clone, Serialize)]
 pub struct TcpProxy {
@@ -136,4 +163,6 @@ pub enum RouteSource {
 pub enum HttpFilter {
     /// `envoy.extensions.filters.http.rbac.v3.RBAC`
     Rbac(Arc<Rbac>),
+    /// One whose configuration is a resource of its own (`config_discovery`).
+    Discovered(Arc<DiscoveredFilter>),
 }

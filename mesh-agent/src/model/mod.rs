@@ -18,4 +18,5 @@ pub mod runtime;
 pub mod secret;
 pub mod socket;
 pub mod splice;
+pub mod tls;
 pub mod workload;

@@ -16,7 +16,7 @@ use crate::{
             Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
         },
         captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
-        cluster::{Cluster, ClusterName, Discovery, LbPolicy, UpstreamProtocol},
+        cluster::{Balancing, Cluster, ClusterName, Discovery, LbPolicy, UpstreamProtocol},
         identity::Identity,
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
@@ -195,9 +195,11 @@ pub(crate) fn cluster_name(name: &str) -> ClusterName {
 
 pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> Cluster {
     Cluster {
+        tls: None,
         name: cluster_name(name),
         discovery,
         lb_policy,
+        balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
     }

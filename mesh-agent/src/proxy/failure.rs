@@ -3,7 +3,8 @@
 use std::{error::Error, io};
 
 use crate::{
-    identity,
+    identity::{self, upstream::UpstreamTlsError},
+    model::cluster::ClusterName,
     observe::flags::ResponseFlag,
     policy::{Denied, FlowError, Revoked},
     route::NoDestination,
@@ -37,6 +38,17 @@ impl Failure {
         Self::new(ResponseFlag::UpstreamConnectionFailure, "no_certificate", error)
     }
 
+    /// A connection that must speak TLS was about to be used in the clear. A mistake in
+    /// `proxy`, caught before a byte is sent.
+    pub(super) fn no_tls(cluster: &ClusterName) -> Self {
+        Self {
+            flag: ResponseFlag::UpstreamConnectionFailure,
+            reason: "no_tls",
+            policy: None,
+            detail: format!("a connection of cluster `{cluster}` without its TLS"),
+        }
+    }
+
     /// Whether policy, not the network, is the cause.
     pub fn is_denial(&self) -> bool {
         self.flag == ResponseFlag::Denied
@@ -57,6 +69,18 @@ pub(super) fn cut() -> Failure {
         reason: "cut",
         policy: None,
         detail: "cut by the agent".to_owned(),
+    }
+}
+
+/// The connection's listener or filter chain is gone or another one, and its time to end
+/// by itself is over.
+pub(super) fn drained() -> Failure {
+    Failure {
+        flag: ResponseFlag::DurationTimeout,
+        reason: "drained",
+        policy: None,
+        detail: "cut at the drain timeout: its listener or filter chain was removed or changed"
+            .to_owned(),
     }
 }
 
@@ -127,6 +151,12 @@ impl From<NoDestination> for Failure {
             NoDestination::NoHealthyEndpoint { .. } => {
                 (ResponseFlag::NoHealthyUpstream, "no_healthy_endpoint")
             }
+            NoDestination::DropOverload { unconditional: false, .. } => {
+                (ResponseFlag::DropOverload, "drop_overload")
+            }
+            NoDestination::DropOverload { unconditional: true, .. } => {
+                (ResponseFlag::UnconditionalDropOverload, "unconditional_drop_overload")
+            }
         };
         Self::new(flag, reason, &error)
     }
@@ -135,6 +165,16 @@ impl From<NoDestination> for Failure {
 impl From<DialError> for Failure {
     fn from(error: DialError) -> Self {
         Self::new(ResponseFlag::UpstreamConnectionFailure, "dial_failed", &error)
+    }
+}
+
+impl From<&UpstreamTlsError> for Failure {
+    fn from(error: &UpstreamTlsError) -> Self {
+        let reason = match error {
+            UpstreamTlsError::NoSecret { .. } => "no_secret",
+            _ => "no_tls",
+        };
+        Self::new(ResponseFlag::UpstreamConnectionFailure, reason, error)
     }
 }
 

@@ -38,6 +38,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use http::{HeaderMap, header::CONNECTION, uri::Authority};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -58,12 +59,16 @@ use crate::{
         detect::{Detected, HTTP2_PREFACE, detect},
         guard::{GuardLimits, GuardShared, HeadGuard},
     },
-    model::listener::{CodecType, HttpConnectionManager},
+    model::{
+        listener::{CodecType, HttpConnectionManager},
+        route::RouteConfiguration,
+    },
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
+    proxy::Origination,
     route::{Balancers, Destination},
     snapshot::SnapshotCell,
-    transport::http_pool::{BoxedIo, HttpPool},
+    transport::http_pool::{BoxedIo, HttpPool, HttpProtocol},
 };
 
 /// How long a request's head may take where the listener does not say.
@@ -101,12 +106,26 @@ pub struct ConnectFailure {
 pub trait Upstreams: Send + Sync {
     /// A new connection to `destination` on behalf of `permit`'s flow: from the pod's
     /// network namespace, inbound with the client's source address, by HBONE where the
-    /// destination says so. Dropping the future gives up.
+    /// destination says so, with the TLS that was made for it. Dropping the future gives
+    /// up.
     fn connect<'a>(
         &'a self,
         permit: &'a Permit,
         destination: &'a Destination,
+        tls: Option<&'a Origination>,
     ) -> BoxFuture<'a, Result<BoxedIo, ConnectFailure>>;
+
+    /// The TLS that such a connection takes for a request to `authority`; `None`: none.
+    ///
+    /// # Errors
+    /// It takes TLS, and a certificate or what the server has to prove is not there.
+    fn originate(
+        &self,
+        destination: &Destination,
+        protocol: HttpProtocol,
+        authority: &Authority,
+        headers: &HeaderMap,
+    ) -> Result<Option<Origination>, ConnectFailure>;
 }
 
 /// Upstream connections of this engine.
@@ -136,6 +155,8 @@ pub struct HttpConnection {
     judged: ArcSwap<Judged>,
     observer: Arc<dyn RequestObserver>,
     drain: CancellationToken,
+    /// Cancelled when the connection's listener or filter chain is gone or another one.
+    retiring: CancellationToken,
     requests: AtomicU64,
     /// HTTP/2: requests that have not ended.
     active: AtomicU64,
@@ -145,6 +166,8 @@ pub struct HttpConnection {
 struct Judged {
     version: u64,
     permit: Permit,
+    /// The connection manager's, kept for requests that come when it is gone.
+    routes: Option<Arc<RouteConfiguration>>,
 }
 
 impl HttpConnection {
@@ -162,9 +185,11 @@ impl HttpConnection {
         observer: Arc<dyn RequestObserver>,
         drain: CancellationToken,
     ) -> Self {
-        let judged = ArcSwap::from_pointee(Judged { version, permit });
+        let routes = services.snapshots.load().routes(&http.routes);
+        let judged = ArcSwap::from_pointee(Judged { version, permit, routes });
+        let retiring = CancellationToken::new();
         let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { services, http, judged, observer, drain, requests, active }
+        Self { services, http, judged, observer, drain, retiring, requests, active }
     }
 
     fn head_max_bytes(&self) -> usize {
@@ -342,6 +367,7 @@ where
     let idle = tokio::select! {
         served = served.as_mut() => return served,
         () = connection.drain.cancelled() => false,
+        () = connection.retiring.cancelled() => false,
         () = http2_idle(connection) => true,
     };
     // GOAWAY: no new streams, those there are finished.
@@ -378,7 +404,18 @@ fn serve_request(
 + use<> {
     let (connection, guard) = (Arc::clone(connection), guard.map(Arc::clone));
     connection.requests.fetch_add(1, Ordering::Relaxed);
-    async move { Ok(request::serve(connection, guard, request).await) }
+    async move {
+        let (http1, retiring) = (guard.is_some(), connection.retiring.clone());
+        let mut response = request::serve(connection, guard, request).await;
+        // An idle connection is not closed right away: a request may be on its way.
+        if http1
+            && retiring.is_cancelled()
+            && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+        {
+            response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
 }
 
 /// A connection whose first bytes have been read already.

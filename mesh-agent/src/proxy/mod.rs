@@ -12,6 +12,7 @@ pub mod http;
 mod http_session;
 pub mod inbound;
 pub mod kernel_path;
+mod originate;
 pub mod outbound;
 mod rejudge;
 mod session;
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use failure::{Failure, story};
+pub use originate::Origination;
 pub use upstream::{Connector, Upstream};
 
 use self::session::Session;
@@ -59,6 +61,8 @@ pub struct Dataplane {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub outbound_policy: OutboundPolicy,
+    /// How long connections live on whose listener or filter chain is gone or another one.
+    pub drain_timeout: Duration,
     /// For a peer's TLS handshake on the HBONE port.
     pub tls_handshake_timeout: Duration,
     pub hbone_server: HboneServerOptions,

@@ -1,14 +1,20 @@
 //! From a permit to a destination: the last step before a connection is dialled.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::lb::{Balancers, LoadGuard};
+use super::lb::{self, Balancers, LoadGuard};
 use crate::{
     model::{
         cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
         route::ForwardAction,
+        secret::SecretKind,
+        tls::TlsOrigination,
         workload::WorkloadUid,
     },
     policy::{Permit, RequestPermit},
@@ -38,6 +44,7 @@ pub struct Destination {
     cluster: Option<ClusterName>,
     connect_timeout: Duration,
     upstream_protocol: UpstreamProtocol,
+    tls: Option<TlsOrigination>,
     load: LoadGuard,
 }
 
@@ -70,6 +77,11 @@ impl Destination {
         self.upstream_protocol
     }
 
+    /// TLS to speak there; never together with HBONE.
+    pub fn tls(&self) -> Option<&TlsOrigination> {
+        self.tls.as_ref()
+    }
+
     /// Keeps the in-flight count alone, for whoever outlives the destination.
     pub fn into_load(self) -> LoadGuard {
         self.load
@@ -88,6 +100,14 @@ pub enum NoDestination {
     /// The cluster has no endpoint that may take traffic.
     #[error("cluster `{cluster}` has no healthy endpoint")]
     NoHealthyEndpoint { cluster: ClusterName },
+    /// The control plane has some of the cluster's traffic dropped.
+    #[error("cluster `{cluster}` is overloaded: dropped by category `{category}`")]
+    DropOverload {
+        cluster: ClusterName,
+        category: Arc<str>,
+        /// The category drops everything.
+        unconditional: bool,
+    },
     /// The permit is for something else: another filter chain, or one that judges
     /// requests, or none. A mistake in `proxy`, caught before it dials.
     #[error("the permit for {destination} is for filter chain `{chain}`, not for this")]
@@ -101,13 +121,17 @@ impl NoDestination {
             Self::NoCluster | Self::NotPermitted { .. } => "NR",
             Self::UnknownCluster { .. } => "NC",
             Self::NoHealthyEndpoint { .. } => "UH",
+            Self::DropOverload { unconditional: false, .. } => "DO",
+            Self::DropOverload { unconditional: true, .. } => "UDO",
         }
     }
 
     /// The cluster, where one was chosen.
     pub fn cluster(&self) -> Option<&ClusterName> {
         match self {
-            Self::UnknownCluster { cluster } | Self::NoHealthyEndpoint { cluster } => Some(cluster),
+            Self::UnknownCluster { cluster }
+            | Self::NoHealthyEndpoint { cluster }
+            | Self::DropOverload { cluster, .. } => Some(cluster),
             Self::NoCluster | Self::NotPermitted { .. } => None,
         }
     }
@@ -129,6 +153,7 @@ pub fn decide_passthrough(
             cluster: None,
             connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
             upstream_protocol: UpstreamProtocol::SameAsDownstream,
+            tls: None,
             load: LoadGuard::default(),
         }),
     }
@@ -136,7 +161,7 @@ pub fn decide_passthrough(
 
 /// For a connection that is proxied as opaque bytes. `proxy` is what the filter chain
 /// of the permit's flow ends in. `random(n)` is a uniformly random number below `n`;
-/// it is never called with 0.
+/// it is never called with 0. `now` tells whether endpoints are stale.
 ///
 /// # Errors
 /// No cluster, or no endpoint; or `proxy` is another chain's.
@@ -146,10 +171,12 @@ pub fn decide_tcp(
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
 ) -> Result<Destination, NoDestination> {
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
-            decide(permit, &proxy.clusters, snapshot, balancers, random)
+            let cluster = choose_cluster(&proxy.clusters, |entry| entry.weight, random);
+            decide(permit, cluster, snapshot, balancers, random, now)
         }
         _ => Err(not_permitted(permit)),
     }
@@ -163,7 +190,7 @@ fn not_permitted(permit: &Permit) -> NoDestination {
     }
 }
 
-/// For one HTTP request on a permitted connection. `random` as for [`decide_tcp`].
+/// For one HTTP request on a permitted connection. `random` and `now` as for [`decide_tcp`].
 ///
 /// # Errors
 /// No cluster, or no endpoint.
@@ -174,18 +201,31 @@ pub fn decide_request(
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, &action.clusters, snapshot, balancers, random)
+    let runtime = &snapshot.runtime;
+    let cluster = match &action.runtime_key_prefix {
+        None => choose_cluster(&action.clusters, |entry| entry.weight, random),
+        Some(prefix) => {
+            let weight = |entry: &WeightedCluster| {
+                let key = format!("{prefix}.{}", entry.cluster);
+                u32::try_from(runtime.integer(&key, entry.weight.into())).unwrap_or(u32::MAX)
+            };
+            choose_cluster(&action.clusters, weight, random)
+        }
+    };
+    decide(permit, cluster, snapshot, balancers, random, now)
 }
 
 fn decide(
     permit: &Permit,
-    clusters: &[WeightedCluster],
+    cluster: Option<&ClusterName>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
 ) -> Result<Destination, NoDestination> {
-    let name = choose_cluster(clusters, random).ok_or(NoDestination::NoCluster)?;
+    let name = cluster.ok_or(NoDestination::NoCluster)?;
     let unknown = || NoDestination::UnknownCluster { cluster: name.clone() };
     let cluster = snapshot.cluster(name).ok_or_else(unknown)?;
     let (target, load) = match &cluster.discovery {
@@ -194,6 +234,14 @@ fn decide(
         }
         Discovery::Static(_) | Discovery::Eds { .. } => {
             let assignment = snapshot.assignment(cluster);
+            let assignment = assignment.filter(|a| a.stale_at.is_none_or(|stale| now < stale));
+            if let Some(drop) = assignment.as_deref().and_then(|a| lb::dropped(a, random)) {
+                return Err(NoDestination::DropOverload {
+                    cluster: name.clone(),
+                    category: Arc::clone(&drop.category),
+                    unconditional: drop.is_unconditional(),
+                });
+            }
             let picked = assignment.and_then(|a| balancers.pick(cluster, &a, random));
             let none = || NoDestination::NoHealthyEndpoint { cluster: name.clone() };
             let (endpoint, load) = picked.ok_or_else(none)?;
@@ -201,13 +249,33 @@ fn decide(
         }
     };
     let Cluster { connect_timeout, upstream_protocol, .. } = **cluster;
+    let tls = match &target {
+        // The endpoint's metadata chose another transport than the cluster's own.
+        Target::Hbone { .. } => None,
+        Target::Direct { .. } | Target::OriginalDestination { .. } => originate(cluster, snapshot),
+    };
     Ok(Destination {
         target,
+        tls,
         cluster: Some(name.clone()),
         connect_timeout,
         upstream_protocol,
         load,
     })
+}
+
+/// TLS as the cluster wants it, with the secrets of this version.
+fn originate(cluster: &Cluster, snapshot: &Snapshot) -> Option<TlsOrigination> {
+    let settings = cluster.tls.as_ref()?;
+    let (mut certificate, mut validation) = (None, None);
+    for secret in settings.secret_names().filter_map(|name| snapshot.secrets.get(name)) {
+        match &secret.kind {
+            SecretKind::TlsCertificate(material) => certificate = Some(Arc::clone(material)),
+            SecretKind::ValidationContext(context) => validation = Some(Arc::clone(context)),
+        }
+    }
+    let (cluster, settings) = (cluster.name.clone(), Arc::clone(settings));
+    Some(TlsOrigination { cluster, settings, certificate, validation })
 }
 
 /// What a pod sends to a workload of the mesh never leaves in the clear, also where it
@@ -230,15 +298,17 @@ fn reach(endpoint: Arc<Endpoint>) -> Target {
 
 fn choose_cluster<'a>(
     clusters: &'a [WeightedCluster],
+    weight: impl Fn(&WeightedCluster) -> u32,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Option<&'a ClusterName> {
     if let [only] = clusters {
-        return (only.weight > 0).then_some(&only.cluster);
+        return (weight(only) > 0).then_some(&only.cluster);
     }
-    let total = clusters.iter().map(|entry| u64::from(entry.weight)).sum();
-    let mut left = super::lb::random_below(total, random)?;
-    for WeightedCluster { cluster, weight } in clusters {
-        match left.checked_sub(u64::from(*weight)) {
+    let weighted = || clusters.iter().map(|entry| (&entry.cluster, u64::from(weight(entry))));
+    let total = weighted().map(|(_, weight)| weight).sum();
+    let mut left = lb::random_below(total, random)?;
+    for (cluster, weight) in weighted() {
+        match left.checked_sub(weight) {
             Some(rest) => left = rest,
             None => return Some(cluster),
         }

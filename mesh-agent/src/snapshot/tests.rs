@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol},
+    cluster::{
+        Balancing, Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol,
+    },
     listener::{
         Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, TerminalFilter,
         WeightedCluster,
@@ -11,9 +13,11 @@ use crate::model::{
 
 fn cluster(name: &str) -> Cluster {
     Cluster {
+        tls: None,
         name: ClusterName(name.into()),
         discovery: Discovery::Eds { service_name: name.into() },
         lb_policy: LbPolicy::RoundRobin,
+        balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(5),
         upstream_protocol: UpstreamProtocol::Http1,
     }

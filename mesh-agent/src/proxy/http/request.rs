@@ -1,6 +1,9 @@
 //! One request's way: checked, judged, routed, forwarded, answered.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{
@@ -24,7 +27,8 @@ use crate::{
         route::{PathMatch, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Permit, authorize_request},
+    policy::{Denied, Permit, authorize_request},
+    proxy::rejudge::{self, Standing},
     route::{Destination, NoDestination, decide_request, match_route},
     snapshot::Snapshot,
 };
@@ -106,30 +110,22 @@ async fn answer(
     let judged = connection.judge(&snapshot)?;
     let permit = &judged.permit;
     let http = connection.manager(permit)?;
-    let request_permit = authorize_request(permit, http, head).map_err(|denied| {
+    let request_permit = authorize_request(permit, http, &snapshot, head).map_err(|denied| {
         log.record.policy = denied.policy_name();
-        let body = match denied.status() {
-            StatusCode::BAD_REQUEST => "Bad Request",
-            _ => "RBAC: access denied",
-        };
-        let reply = Reply::new(
-            denied.status(),
-            body,
-            Some(ResponseFlag::Denied),
-            format!("rbac_access_denied: {denied}"),
-        );
         tracing::debug!(%denied, "request denied");
-        reply
+        denied_reply(&denied)
     })?;
     log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
 
     let no_route = |details: String| {
         Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
     };
-    let routes = snapshot
-        .routes(&http.routes)
+    let routes = judged
+        .routes
+        .as_deref()
         .ok_or_else(|| no_route("there is no route configuration".to_owned()))?;
-    let matched = match_route(&routes, head).map_err(|error| no_route(error.to_string()))?;
+    let matched = match_route(routes, head, &snapshot.runtime, rand::random())
+        .map_err(|error| no_route(error.to_string()))?;
     log.record.route = Some(Arc::clone(&matched.route.name));
     let action = match &matched.route.action {
         RouteAction::Forward(action) => action,
@@ -147,6 +143,7 @@ async fn answer(
         &snapshot,
         &connection.services.balancers,
         &mut |below| rand::random_range(0..below),
+        Instant::now(),
     )
     .map_err(|error| no_destination(&error, log))?;
     log.record.cluster = destination.cluster().cloned();
@@ -173,6 +170,17 @@ fn path_and_query(head: &Parts) -> &str {
     head.uri.path_and_query().map_or("", |path| path.as_str())
 }
 
+fn denied_reply(denied: &Denied) -> Reply {
+    let (body, flag, why) = match denied.status() {
+        StatusCode::BAD_REQUEST => ("Bad Request", ResponseFlag::Denied, "rbac_access_denied"),
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            ("", ResponseFlag::NoFilterConfigFound, "missing_filter_config")
+        }
+        _ => ("RBAC: access denied", ResponseFlag::Denied, "rbac_access_denied"),
+    };
+    Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
+}
+
 fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
     log.record.cluster = error.cluster().cloned();
     let (flag, body) = match error {
@@ -181,6 +189,13 @@ fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
         }
         NoDestination::UnknownCluster { .. } => {
             (ResponseFlag::NoClusterFound, "no healthy upstream")
+        }
+        NoDestination::DropOverload { category, unconditional, .. } => {
+            log.record.dropped = Some(Arc::clone(category));
+            match unconditional {
+                true => (ResponseFlag::UnconditionalDropOverload, "unconditional drop overload"),
+                false => (ResponseFlag::DropOverload, "drop overload"),
+            }
         }
         NoDestination::NoCluster | NoDestination::NotPermitted { .. } => {
             (ResponseFlag::NoRouteFound, "no healthy upstream")
@@ -197,27 +212,46 @@ impl HttpConnection {
         if judged.version == snapshot.version {
             return Ok(judged);
         }
-        let permit =
-            judged.permit.rejudge(snapshot, self.services.outbound_policy).map_err(|revoked| {
-                tracing::debug!(%revoked, "connection denied by a later configuration");
-                let flag = Some(ResponseFlag::Denied);
-                let details = format!("rbac_access_denied: {revoked}");
-                let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
-                Reply { close: true, ..reply }
-            })?;
-        let judged = Arc::new(Judged { version: snapshot.version, permit });
-        self.judged.store(Arc::clone(&judged));
-        Ok(judged)
+        let began = TerminalFilter::Http(Arc::clone(&self.http));
+        let policy = self.services.outbound_policy;
+        let standing = rejudge::standing(&judged.permit, Some(&began), snapshot, policy);
+        if let Standing::Denied(revoked) = &standing {
+            tracing::debug!(%revoked, "connection denied by a later configuration");
+            let flag = Some(ResponseFlag::Denied);
+            let details = format!("rbac_access_denied: {revoked}");
+            let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
+            return Err(Reply { close: true, ..reply });
+        }
+        self.stands(&standing, snapshot);
+        Ok(self.judged.load_full())
+    }
+
+    /// Takes note of how the connection stands under `snapshot`. Requests that come where
+    /// it is not served as HTTP any more are still served as they were last.
+    pub(in crate::proxy) fn stands(&self, standing: &Standing, snapshot: &Snapshot) {
+        let renewed = match standing {
+            Standing::Holds(renewed) => Some(renewed),
+            Standing::Drains(renewed) => {
+                self.retiring.cancel();
+                renewed.as_ref()
+            }
+            Standing::Denied(_) => None,
+        };
+        if let Some(renewed) = renewed
+            && let Some(TerminalFilter::Http(http)) = renewed.flow().terminal()
+        {
+            let (version, permit) = (snapshot.version, renewed.clone());
+            let routes = snapshot.routes(&http.routes);
+            self.judged.store(Arc::new(Judged { version, permit, routes }));
+        }
     }
 
     /// The connection manager of the permit's chain.
     fn manager<'a>(&self, permit: &'a Permit) -> Result<&'a HttpConnectionManager, Reply> {
         match permit.flow().terminal() {
             Some(TerminalFilter::Http(http)) => Ok(http),
-            // It was HTTP when the connection began. The client's next one is handled
-            // as configured now.
             Some(TerminalFilter::TcpProxy(_)) | None => {
-                let details = "the listener is no longer HTTP";
+                let details = "the listener is not HTTP";
                 let flag = Some(ResponseFlag::NoRouteFound);
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Err(Reply { close: true, ..Reply::new(status, "", flag, details) })

@@ -12,6 +12,7 @@
 mod judge;
 mod requests;
 mod settle;
+mod sources;
 mod status;
 mod table;
 mod timers;
@@ -28,7 +29,10 @@ use envoy_types::pb::{
 };
 use prost::Message;
 
-use self::table::{Body, Table};
+use self::{
+    sources::Sources,
+    table::{Body, Table},
+};
 use super::ResourceType;
 use crate::{
     snapshot::{Changes, RejectedResource},
@@ -40,7 +44,7 @@ pub use self::status::{TypeStatus, Warming};
 type Key = (ResourceType, Arc<str>);
 
 /// How resources are asked for and delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Variant {
     /// State of the world: each response of LDS and CDS is all there is.
     Sotw,
@@ -96,6 +100,7 @@ struct Stream {
 #[derive(Debug)]
 pub(super) struct Session {
     streams: Vec<Stream>,
+    sources: Sources,
     node: Node,
     /// How long a name that was asked for may stay unanswered.
     initial_fetch_timeout: Duration,
@@ -107,7 +112,11 @@ pub(super) struct Session {
     whole: bool,
     /// When the first configuration goes out even if some of it is not ready.
     whole_by: Option<Instant>,
+    /// When what is fixed goes out even if no server has said anything.
+    alone_by: Option<Instant>,
     rejected: Vec<RejectedResource>,
+    /// Whether something was refused when the last update was looked for.
+    refused: bool,
     label: String,
 }
 
@@ -131,6 +140,7 @@ impl Session {
             states.push(Stream { variant, connected: false, introduced: false });
         }
         Self {
+            sources: Sources::aggregated(states.len()),
             streams: states,
             node,
             initial_fetch_timeout,
@@ -138,7 +148,9 @@ impl Session {
             unsent: BTreeMap::new(),
             whole: false,
             whole_by: None,
+            alone_by: None,
             rejected: Vec::new(),
+            refused: false,
             label: String::new(),
         }
     }
@@ -184,13 +196,12 @@ impl Session {
             state.connected = true;
             state.introduced = false;
         }
-        let deadline = now.at + self.initial_fetch_timeout;
+        let timeout = self.initial_fetch_timeout;
         for table in self.tables.iter_mut().filter(|table| table.stream == Some(stream)) {
             table.reset_stream();
-            for name in &table.wanted {
-                if !table.accepted.contains_key(name) {
-                    table.waiting.set(name, deadline);
-                }
+            let missing = table.wanted.iter().filter(|name| !table.accepted.contains_key(*name));
+            for name in missing.cloned().collect::<Vec<_>>() {
+                table.wait(&name, now.at, timeout);
             }
         }
     }
@@ -202,12 +213,6 @@ impl Session {
         }
         let tables = self.tables.iter_mut().filter(|table| table.stream == Some(stream));
         tables.for_each(Table::reset_stream);
-    }
-
-    /// Whether the server has answered anything on this connection.
-    pub(super) fn is_answered(&self, stream: usize) -> bool {
-        let mut tables = self.tables.iter().filter(|table| table.stream == Some(stream));
-        tables.any(|table| !table.nonce.is_empty())
     }
 
     /// Asks for exactly these names besides those that resources need.
@@ -229,7 +234,8 @@ impl Session {
         let timers = self.tables.iter().flat_map(|table| {
             [table.waiting.next(), table.lives.next(), table.reply_at()].into_iter().flatten()
         });
-        timers.chain(self.whole_by.filter(|_| !self.whole)).min()
+        let first = [self.whole_by, self.alone_by].into_iter().flatten();
+        timers.chain(first.filter(|_| !self.whole)).min()
     }
 
     /// Time has passed.
@@ -237,7 +243,7 @@ impl Session {
         for kind in ResourceType::ALL {
             while let Some(name) = self.table_mut(kind).lives.due(now.at) {
                 tracing::warn!(kind = kind.table(), %name, "the resource's time to live is over");
-                self.table_mut(kind).remove(&name);
+                self.expired(kind, name);
             }
             while let Some(name) = self.table_mut(kind).waiting.due(now.at) {
                 tracing::warn!(kind = kind.table(), %name, "was asked for and did not come in time");
@@ -280,7 +286,7 @@ impl Session {
             return;
         }
         let any = Any { type_url: kind.type_url().to_owned(), value };
-        if let Ok(mut held) = judge::decode(kind, name, "", &any) {
+        if let Ok((mut held, _)) = judge::decode(kind, name, "", &any) {
             held.made_up = true;
             self.table_mut(kind).accept(Arc::clone(name), held);
         }
@@ -294,7 +300,10 @@ impl Session {
         if !self.whole && !self.is_whole(now.at) {
             return None;
         }
-        if self.whole && self.unsent.is_empty() {
+        let refused = self.tables.iter().any(|table| table.refusing);
+        // That nothing is refused any more is news, even if nothing has changed.
+        let mended = std::mem::replace(&mut self.refused, refused) && !refused;
+        if self.whole && self.unsent.is_empty() && !mended {
             return None;
         }
         let mut changes = Changes::default();
@@ -312,7 +321,6 @@ impl Session {
             }
         }
         let label = self.label.clone();
-        let refused = self.tables.iter().any(|table| table.refusing);
         if std::mem::replace(&mut self.whole, true) {
             return Some(Update::Changes(Delta { changes, label, raw, refused }));
         }
@@ -325,7 +333,7 @@ impl Session {
     fn is_whole(&mut self, now: Instant) -> bool {
         let told = |table: &Table| table.received || table.stream.is_none();
         if !self.tables.iter().filter(|table| table.is_wildcard()).all(told) {
-            return false;
+            return self.alone_by.is_some_and(|by| by <= now);
         }
         let by = *self.whole_by.get_or_insert(now + self.initial_fetch_timeout);
         let quiet = self.tables.iter().all(|t| t.pending.is_empty() && t.waiting.next().is_none());

@@ -99,7 +99,8 @@ impl Session {
 
     /// The first thing that is needed and not in force.
     pub(super) fn lacks(&self, needs: &Needs) -> Option<Key> {
-        needs.all().find(|(kind, name)| !self.table(*kind).has(name)).cloned()
+        let missing = needs.all().find(|(kind, name)| !self.table(*kind).has(name));
+        missing.map(|(kind, name)| (kind, Arc::clone(name)))
     }
 
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
@@ -150,17 +151,22 @@ impl Session {
             return false;
         }
         let mut wanted = self.table(kind).asked.clone();
+        let mut needed = wanted.clone();
         for holder in holders {
             let table = self.table(*holder);
             let accepted = table.accepted.values().map(|held| &held.needs);
             for needs in accepted.chain(table.in_force.values()) {
                 wanted.extend(needs.named(kind).cloned());
+                let names = needs.all().filter(|(of, _)| *of == kind);
+                needed.extend(names.map(|(_, name)| Arc::clone(name)));
             }
         }
-        let deadline = now + self.initial_fetch_timeout;
+        wanted.retain(|name| !self.table(kind).fixed.contains(name));
+        let timeout = self.initial_fetch_timeout;
         let connected = self.is_connected(kind);
         let table = self.table_mut(kind);
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
+        table.optional = wanted.difference(&needed).cloned().collect();
         let mut nowhere = Vec::new();
         for name in &wanted {
             let known = table.accepted.contains_key(name)
@@ -172,11 +178,13 @@ impl Session {
             if table.stream.is_none() {
                 nowhere.push(Arc::clone(name));
             } else if connected {
-                table.waiting.set(name, deadline);
+                table.wait(name, now, timeout);
             }
         }
         table.wanted = wanted;
+        table.claimed = false;
         for name in dropped {
+            table.timeouts.remove(&name);
             table.waiting.clear(&name);
             table.absent.remove(&name);
             table.remove(&name);

@@ -1,6 +1,7 @@
 //! Conversations as tables: what the server says, what must be answered, what is in force.
 
 mod delta;
+mod filters;
 mod fuzz;
 mod messages;
 mod scale;
@@ -73,11 +74,11 @@ impl Bench {
         let snapshot = self.cell.load();
         let mut all: Vec<_> = snapshot.clusters.keys().map(|n| format!("cds/{n}")).collect();
         let endpoints = snapshot.assignments.iter();
-        all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints.len())));
+        all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints().count())));
         all.extend(snapshot.listeners.iter().map(|l| format!("lds/{}", l.name)));
         all.extend(snapshot.routes.keys().map(|n| format!("rds/{n}")));
         all.extend(snapshot.secrets.keys().map(|n| format!("sds/{n}")));
-        all.extend(snapshot.runtime.keys().map(|n| format!("rtds/{n}")));
+        all.extend(snapshot.runtime_layers.keys().map(|n| format!("rtds/{n}")));
         all.extend(snapshot.extension_configs.keys().map(|n| format!("ecds/{n}")));
         all.sort();
         all
