@@ -7,7 +7,7 @@ use crate::{
     },
     address::Address,
     key::ListenerKind,
-    value::{Authorized, Backend, Owner, Service},
+    value::{Authorized, Backend, Owner, Service, Way},
     verdict::Verdict,
 };
 
@@ -166,6 +166,19 @@ pub const fn may_knock(connection: &Authorized, now_ns: u64) -> bool {
         || now_ns.wrapping_sub(connection.established_ns) < SYN_COOKIE_LIFE_NS
 }
 
+/// How one direction of a connection travels once a message was offered to the peer's
+/// socket, which took it or was not there. For ever: data that changed its way could
+/// overtake what was sent before.
+#[inline(always)]
+pub const fn way_after(way: Way, taken: bool) -> Way {
+    match way {
+        Way::Undecided if taken => Way::Spliced,
+        Way::Undecided => Way::Tcp,
+        // A peer that was there and is not has closed: TCP says so.
+        Way::Spliced | Way::Tcp => way,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use core::net::IpAddr;
@@ -313,6 +326,20 @@ mod tests {
         assert_eq!(pick(&service(&[]), 0), None);
         // Written by somebody else: never beyond the array.
         assert_eq!(pick(&Service { count: 99, total_weight: 7, ..service(&[]) }, 0), None);
+    }
+
+    #[test]
+    fn a_direction_keeps_the_way_of_its_first_message() {
+        for (way, taken, expected) in [
+            (Way::Undecided, true, Way::Spliced),
+            (Way::Undecided, false, Way::Tcp),
+            (Way::Spliced, false, Way::Spliced),
+            (Way::Tcp, true, Way::Tcp),
+        ] {
+            assert_eq!(way_after(way, taken), expected, "{way:?}, {taken}");
+            assert_eq!(Way::from_number(way as u32), way);
+        }
+        assert_eq!(Way::from_number(99), Way::Tcp);
     }
 
     #[test]

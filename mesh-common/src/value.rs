@@ -174,6 +174,18 @@ pub enum Way {
     Tcp = 2,
 }
 
+impl Way {
+    /// The way of that number; TCP's for one that stands for none.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Undecided,
+            1 => Self::Spliced,
+            _ => Self::Tcp,
+        }
+    }
+}
+
 /// What TCP counts as a byte and is none.
 pub mod fin {
     /// The server's FIN is in `bytes_received`.

@@ -10,6 +10,7 @@ use aya_ebpf::{
     programs::SkMsgContext,
 };
 use mesh_common::{
+    decide::way_after,
     key::SpliceSide,
     value::{Splice, Way},
     verdict::Verdict,
@@ -25,22 +26,18 @@ use crate::{
 #[sk_msg]
 pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
     let Some(splice) = splice(&ctx) else { return sk_action::SK_PASS };
-    if splice.way == Way::Tcp as u32 {
+    let way = Way::from_number(splice.way);
+    if way == Way::Tcp {
         return sk_action::SK_PASS;
     }
-    if !redirect(&ctx, splice) {
-        if splice.way == Way::Undecided as u32 {
-            // A later message over the short way would overtake this one.
-            splice.way = Way::Tcp as u32;
-            count(Verdict::SpliceLeft);
-        }
-        return sk_action::SK_PASS;
+    let taken = redirect(&ctx, splice);
+    if way == Way::Undecided {
+        splice.way = way_after(way, taken) as u32;
+        count(if taken { Verdict::SpliceBegun } else { Verdict::SpliceLeft });
     }
-    if splice.way == Way::Undecided as u32 {
-        splice.way = Way::Spliced as u32;
-        count(Verdict::SpliceBegun);
+    if taken {
+        account(splice, u64::from(read!((*ctx.msg).size)));
     }
-    account(splice, u64::from(read!((*ctx.msg).size)));
     sk_action::SK_PASS
 }
 
