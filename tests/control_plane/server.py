@@ -11,8 +11,9 @@ object a line; what breaks a rule has a "violation".
 Besides ADS there is each type's own service. LISTEN is a JSON list of further ports:
 {"address": "IP:PORT", "cert": FILE, "key": FILE, "ca": FILE}; with "cert" it speaks TLS,
 with "ca" it wants a certificate of the client. STATE may say how to behave: "mute"
-answers nothing, "delay" waits so many seconds before each answer, "huge" answers CDS
-with so many bytes.
+answers nothing, "delay" waits so many seconds before each answer, "huge" makes each
+answer so many bytes larger; "pings", heeded at the start only, bears any number of
+HTTP/2 PINGs, where otherwise more than one in five minutes ends the connection.
 """
 
 import hashlib
@@ -44,8 +45,10 @@ from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.load_balancing_policies.round_robin.v3 import round_robin_pb2
 from envoy.extensions.transport_sockets.tls.v3 import (
     secret_pb2,
+    tls_pb2,
     tls_spiffe_validator_config_pb2,
 )
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from envoy.service.runtime.v3 import rtds_pb2
 
@@ -93,6 +96,7 @@ class State:
         self.mute = document.get("mute", False)
         self.delay = document.get("delay", 0)
         self.huge = document.get("huge", 0)
+        self.pings = document.get("pings", False)
         self.types = {type_url: {} for type_url in TYPES}
         for resource in document["resources"]:
             packed = json_format.ParseDict(resource, any_pb2.Any())
@@ -157,7 +161,7 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
                     responses = stream.on_change()
                 for response in responses:
                     time.sleep(self.state.delay)
-                    if self.state.huge and response.type_url == CDS:
+                    if self.state.huge:
                         response.nonce = "x" * self.state.huge
                     if not self.state.mute:
                         yield response
@@ -418,6 +422,8 @@ def main():
     server = Server(state, requests)
     pool = futures.ThreadPoolExecutor(max_workers=64)
     options = [("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    if server.state.pings:
+        options.append(("grpc.http2.max_ping_strikes", 0))
     transport = grpc.server(pool, options=options)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(server, transport)
     transport.add_generic_rpc_handlers(tuple(handlers(server)))

@@ -296,6 +296,23 @@ fn a_port_that_is_left_alone_is_reached_too() {
 }
 
 #[test]
+fn a_connection_whose_service_is_removed_drains_and_is_cut_then() {
+    let it = Neighbours::start_with("kernel-drain", "echo", &["--drain-timeout", "2s"]);
+    it.wait_for_services(2);
+    let (mut talk, mut other) = (it.talk(), it.client.connects(SERVER6.parse().unwrap()));
+    talk.echoes("before");
+    other.echoes("other");
+    let service6 = Service::tcp("server6", SERVER6).backed_by_ipv6(&it.server, SERVER_PORT);
+    let inbound = Inbound::tcp(&it.server, SERVER_PORT).allow(Allow::policy("p").from(&it.client));
+    it.agent.configure(&MeshConfig::new().service(&service6).inbound(&inbound));
+    let (_, how) = talk.rest();
+    assert_eq!(how, end::RESET);
+    let entry = it.agent.logs_access(&["\"outbound\"", "cut at the drain timeout"]);
+    assert_eq!((&entry["path"], &entry["response_flags"]), (&"kernel".into(), &"DT".into()));
+    other.echoes("still there");
+}
+
+#[test]
 fn packets_go_straight_from_pod_to_pod_and_past_no_guard() {
     let it = Neighbours::start("kernel-redirect", "echo");
     it.talk().echoes("over IPv4").half_closes().expect_closed();

@@ -28,4 +28,5 @@ mod xds;
 mod xds_endpoints;
 mod xds_filters;
 mod xds_runtime;
+mod xds_sources;
 mod xds_transport;

@@ -445,7 +445,6 @@ fn a_cluster_speaks_tls_by_secrets_that_rotate() {
         let body = at.answers(url, 200, &serial(&first));
         assert!(body.contains("sni=web.example.com protocol=HTTP/1.1"), "{body}");
     }
-    at.answers_to(OPAQUE, &["--http2-prior-knowledge"], 200, "protocol=HTTP/2.0");
 
     // While downloads run, another certificate comes.
     let download = |url: &str, file: &Path| {

@@ -166,22 +166,25 @@ fn the_runtime_moves_requests_over_delta() {
     the_script("delta");
 }
 
+/// Flags for a bootstrap file with these layers.
+fn bootstrapped(control_plane: &ControlPlane, node: &str, layers: &Value) -> Vec<String> {
+    let path = control_plane.bootstrap(node);
+    let mut bootstrap: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    bootstrap["layered_runtime"] = json!({ "layers": layers });
+    config::replace(&path, &bootstrap.to_string());
+    vec!["--bootstrap".to_owned(), path.display().to_string()]
+}
+
 #[test]
 fn layers_of_a_bootstrap_file_go_before_each_other_in_their_order() {
-    let mut driven = driven("rtds-bootstrap", |control_plane, node| {
-        let path = control_plane.bootstrap(node);
-        let mut bootstrap: Value =
-            serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        let rtds =
-            json!({ "name": "pushed", "rtds_config": { "ads": {}, "resource_api_version": "V3" } });
-        bootstrap["layered_runtime"] = json!({ "layers": [
-            { "name": "fixed", "static_layer": { "web": { "canary": 100 } } },
-            { "name": "rtds", "rtds_layer": rtds },
-            { "name": "by-hand", "admin_layer": {} },
-        ] });
-        config::replace(&path, &bootstrap.to_string());
-        vec!["--bootstrap".to_owned(), path.display().to_string()]
-    });
+    let rtds = json!({ "name": "pushed", "rtds_config": { "ads": {} } });
+    let layers = json!([
+        { "name": "fixed", "static_layer": { "web": { "canary": 100 } } },
+        { "name": "rtds", "rtds_layer": rtds },
+        { "name": "by-hand", "admin_layer": {} },
+    ]);
+    let mut driven =
+        driven("rtds-bootstrap", |control_plane, node| bootstrapped(control_plane, node, &layers));
     driven.always("", TEAPOT);
     driven.serves(&[layer("pushed", json!({ "web": { "canary": 0 } }))]);
     driven.always("", 200);
@@ -189,4 +192,30 @@ fn layers_of_a_bootstrap_file_go_before_each_other_in_their_order() {
     driven.serves(&[]);
     driven.always("", TEAPOT);
     driven.control_plane.expect_no_violations();
+}
+
+#[test]
+fn a_layer_may_come_from_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("runtime.json");
+    let holds = |canary: Value| {
+        let resources = [layer("filed", json!({ "web": { "canary": canary } }))];
+        let response = json!({ "version_info": canary.to_string(), "resources": resources });
+        config::replace(&file, &response.to_string());
+    };
+    holds(json!(100));
+    let source = json!({ "path_config_source": { "path": file } });
+    let rtds = json!({ "name": "filed", "rtds_config": source });
+    let layers = json!([{ "name": "file", "rtds_layer": rtds }]);
+    let driven =
+        driven("rtds-file", |control_plane, node| bootstrapped(control_plane, node, &layers));
+    driven.always("", TEAPOT);
+    holds(json!(0));
+    driven.always("", 200);
+    // What is wrong in it is said, and what was good stays.
+    holds(json!(["x"]));
+    driven.mesh.near().logs(&["runtime[filed].layer"]);
+    driven.always("", 200);
+    holds(json!({ "numerator": 100 }));
+    driven.always("", TEAPOT);
 }

@@ -222,7 +222,7 @@ impl ControlPlane {
 }
 
 /// Puts `source` where a resource says `ads: {}`.
-fn replace_sources(value: &mut Value, source: &Value) {
+pub fn replace_sources(value: &mut Value, source: &Value) {
     match value {
         Value::Object(fields) if fields.contains_key("ads") => *value = source.clone(),
         Value::Object(fields) => fields.values_mut().for_each(|v| replace_sources(v, source)),

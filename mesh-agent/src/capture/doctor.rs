@@ -11,6 +11,7 @@ use super::{
     maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
+    redirect::netfilter,
     selftest::self_test,
     sock_diag,
 };
@@ -45,6 +46,7 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.push(bpffs(&options.bpffs));
     checks.extend(sysctls());
     checks.push(kernel_path());
+    checks.push(redirect_peer());
     checks.extend(self_tested(options.splice));
     checks
 }
@@ -57,6 +59,19 @@ fn kernel_path() -> Check {
             "kernel path",
             CheckStatus::Warn,
             format!("off: live connections can't be cut (CONFIG_INET_DIAG_DESTROY): {error}"),
+        ),
+    }
+}
+
+/// Whether packets may go straight from pod to pod, as far as the node as a whole says;
+/// what is on each pod's interface is in the agent's status.
+fn redirect_peer() -> Check {
+    match netfilter() {
+        None => check("redirect_peer", CheckStatus::Ok, "no rules of the node need to see packets"),
+        Some(why) => check(
+            "redirect_peer",
+            CheckStatus::Warn,
+            format!("auto is off: {why}; `--redirect-peer on` steps around them"),
         ),
     }
 }

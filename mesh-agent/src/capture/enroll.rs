@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use aya::Ebpf;
 use mesh_common::{abi::ABI_VERSION, key::ListenerKind, verdict::Verdict};
 
 use super::{
@@ -24,11 +23,11 @@ use super::{
     kernel_path::KernelMaps,
     loader::{self, Pins},
     maps::{Maps, monotonic_ns},
-    netns::{Interface, PodNetns},
+    netns::PodNetns,
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
     persist::{Record, Records, lock},
-    redirect::{self, RedirectMode},
+    redirect::RedirectMode,
     routing::{self, RoutingError},
     sockets::{NetnsSockets, Vouched},
 };
@@ -57,14 +56,14 @@ const HOOKS_END: Duration = Duration::from_millis(20);
 /// pods' new connections are refused until an agent is back.
 #[derive(Debug)]
 pub struct Capture {
-    pins: Pins,
+    pub(super) pins: Pins,
     pub(super) records: Records,
     exclusions: Exclusions,
-    guard: GuardMode,
-    guard_attachment: GuardAttachment,
-    redirect_peer: RedirectMode,
-    probe_cgroups: Vec<PathBuf>,
-    own: PodNetns,
+    pub(super) guard: GuardMode,
+    pub(super) guard_attachment: GuardAttachment,
+    pub(super) redirect_peer: RedirectMode,
+    pub(super) probe_cgroups: Vec<PathBuf>,
+    pub(super) own: PodNetns,
     state: Mutex<State>,
     pub(super) splice_mode: SpliceMode,
     /// Whether sockets can be spliced at all, and why not.
@@ -99,9 +98,9 @@ pub(super) struct Slot {
     /// `None` while it is being enrolled.
     pub(super) record: Option<Record>,
     /// Why the pod has no guard.
-    unguarded: Option<String>,
+    pub(super) unguarded: Option<String>,
     /// Why its packets of the kernel path take the long way.
-    not_redirected: Option<String>,
+    pub(super) not_redirected: Option<String>,
 }
 
 /// A slot that is freed again unless it is filled.
@@ -393,7 +392,8 @@ impl Capture {
         }
         let mut programs = self.pins.attach_pod(netns).map_err(&kernel)?;
         let unguarded = self.guard(uid, netns, &interfaces, &mut programs).map_err(&kernel)?;
-        let redirect = self.outside(netns, &interfaces, &mut programs, unguarded.is_none()).await;
+        let redirect =
+            self.attach_outside(netns, &interfaces, &mut programs, unguarded.is_none()).await;
         {
             let mut state = self.state();
             if let Some(slot) = state.pods.get_mut(uid) {
@@ -434,83 +434,6 @@ impl Capture {
             pod,
         };
         Ok((enrolled, record))
-    }
-
-    /// Attaches the guard as the operator wants it; why there is none, if so.
-    fn guard(
-        &self,
-        uid: &WorkloadUid,
-        netns: &PodNetns,
-        interfaces: &[Interface],
-        programs: &mut Ebpf,
-    ) -> Result<Option<String>, CaptureError> {
-        if self.guard == GuardMode::Off {
-            self.pins.detach_guard(netns.cookie(), Some((netns, interfaces)))?;
-            return Ok(Some("switched off".to_owned()));
-        }
-        match self.pins.attach_guard(programs, netns, interfaces, self.guard_attachment) {
-            Ok(()) => Ok(None),
-            Err(error) if self.guard == GuardMode::On => Err(error),
-            Err(error) => {
-                let why = brief(&chain(&error));
-                tracing::warn!(pod = %uid, why, "the pod has no guard");
-                Ok(Some(why))
-            }
-        }
-    }
-
-    /// Attaches the guard outside the pod, where there is such a place. Returns the
-    /// interface there if packets of the kernel path may be handed in by it, or why not.
-    async fn outside(
-        &self,
-        netns: &PodNetns,
-        interfaces: &[Interface],
-        programs: &mut Ebpf,
-        guarded: bool,
-    ) -> Result<u32, String> {
-        if !guarded {
-            return Err("the pod has no guard".to_owned());
-        }
-        let [inside] = interfaces else {
-            return Err("the pod has several interfaces".to_owned());
-        };
-        let Some(outside) = redirect::outside(&self.own, netns, inside).await else {
-            return Err(format!("{} is no veth into the node's namespace", inside.name));
-        };
-        if self.guard_attachment == GuardAttachment::Filters {
-            return Err("the guard is attached by filters".to_owned());
-        }
-        self.pins
-            .attach_host_guard(programs, netns.cookie(), &outside)
-            .map_err(|error| brief(&chain(&error)))?;
-        match self.redirect_peer {
-            RedirectMode::Off => Err("switched off".to_owned()),
-            RedirectMode::On => Ok(outside.index),
-            RedirectMode::Auto => match redirect::occupant(&self.own, &outside).await {
-                Some(why) => Err(why),
-                None => Ok(outside.index),
-            },
-        }
-    }
-
-    /// Pods whose packets of the kernel path are not handed straight in, and why.
-    #[must_use]
-    pub fn not_redirected(&self) -> Vec<(WorkloadUid, String)> {
-        let state = self.state();
-        let slots = state.pods.iter().filter_map(|(uid, slot)| {
-            slot.not_redirected.as_ref().map(|why| (uid.clone(), why.clone()))
-        });
-        slots.collect()
-    }
-
-    /// Pods without a guard, and why.
-    #[must_use]
-    pub fn unguarded(&self) -> Vec<(WorkloadUid, String)> {
-        let state = self.state();
-        let unguarded = state.pods.iter().filter_map(|(uid, slot)| {
-            slot.unguarded.as_ref().map(|why| (uid.clone(), why.clone()))
-        });
-        unguarded.collect()
     }
 
     /// Turns capture on: the pod's new connections, both ways, go to the agent from now on.
@@ -643,6 +566,7 @@ impl Capture {
             monotonic_ns().saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
         state.maps.withdraw(|_, value| value.published_ns < oldest);
         state.kernel.sweep();
+        self.retire_redirects(&mut state);
         // A service that is started again gets a cgroup of its own again.
         if let Err(error) = state.maps.set_probers(&cgroup_ids(&self.probe_cgroups)) {
             tracing::warn!(%error, "probers are not up to date");

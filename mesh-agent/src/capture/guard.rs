@@ -19,11 +19,13 @@ use aya::{
 
 use super::{
     bpffs,
-    error::CaptureError,
+    enroll::Capture,
+    error::{CaptureError, brief, chain},
     loader::{Pins, adopt, load, not_a_link, replace_pin},
     maps::LinkTarget,
     netns::{Interface, PodNetns},
 };
+use crate::model::workload::WorkloadUid;
 
 /// Whether what capture did not take is dropped on the pods' interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,6 +150,41 @@ impl Pins {
             }
         }
         Ok(())
+    }
+}
+
+impl Capture {
+    /// Attaches the guard as the operator wants it; why there is none, if so.
+    pub(super) fn guard(
+        &self,
+        uid: &WorkloadUid,
+        netns: &PodNetns,
+        interfaces: &[Interface],
+        programs: &mut Ebpf,
+    ) -> Result<Option<String>, CaptureError> {
+        if self.guard == GuardMode::Off {
+            self.pins.detach_guard(netns.cookie(), Some((netns, interfaces)))?;
+            return Ok(Some("switched off".to_owned()));
+        }
+        match self.pins.attach_guard(programs, netns, interfaces, self.guard_attachment) {
+            Ok(()) => Ok(None),
+            Err(error) if self.guard == GuardMode::On => Err(error),
+            Err(error) => {
+                let why = brief(&chain(&error));
+                tracing::warn!(pod = %uid, why, "the pod has no guard");
+                Ok(Some(why))
+            }
+        }
+    }
+
+    /// Pods without a guard, and why.
+    #[must_use]
+    pub fn unguarded(&self) -> Vec<(WorkloadUid, String)> {
+        let state = self.state();
+        let unguarded = state.pods.iter().filter_map(|(uid, slot)| {
+            slot.unguarded.as_ref().map(|why| (uid.clone(), why.clone()))
+        });
+        unguarded.collect()
     }
 }
 

@@ -4,15 +4,21 @@
 
 use std::{fs, os::fd::AsFd};
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{
+    Ebpf,
+    programs::{SchedClassifier, TcAttachType},
+};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::tc::TcAttribute;
 
 use super::{
-    guard::HOST_PROGRAM,
+    enroll::{Capture, State},
+    error::{brief, chain},
+    guard::{GuardAttachment, HOST_PROGRAM},
     netlink,
     netns::{Interface, PodNetns},
 };
+use crate::model::workload::WorkloadUid;
 
 /// Whether packets of the kernel path are handed straight into their pod, past what
 /// is on the interfaces between.
@@ -23,6 +29,66 @@ pub enum RedirectMode {
     Auto,
     On,
     Off,
+}
+
+impl Capture {
+    /// Attaches the guard outside the pod, where there is such a place. Returns the
+    /// interface there if packets of the kernel path may be handed in by it, or why not.
+    pub(super) async fn attach_outside(
+        &self,
+        netns: &PodNetns,
+        interfaces: &[Interface],
+        programs: &mut Ebpf,
+        guarded: bool,
+    ) -> Result<u32, String> {
+        if !guarded {
+            return Err("the pod has no guard".to_owned());
+        }
+        let [inside] = interfaces else {
+            return Err("the pod has several interfaces".to_owned());
+        };
+        let Some(outside) = outside(&self.own, netns, inside).await else {
+            return Err(format!("{} is no veth into the node's namespace", inside.name));
+        };
+        if self.guard_attachment == GuardAttachment::Filters {
+            return Err("the guard is attached by filters".to_owned());
+        }
+        self.pins
+            .attach_host_guard(programs, netns.cookie(), &outside)
+            .map_err(|error| brief(&chain(&error)))?;
+        match self.redirect_peer {
+            RedirectMode::Off => Err("switched off".to_owned()),
+            RedirectMode::On => Ok(outside.index),
+            RedirectMode::Auto => match occupant(&self.own, &outside).await {
+                Some(why) => Err(why),
+                None => Ok(outside.index),
+            },
+        }
+    }
+
+    /// Rules that came since a pod was enrolled may be about it.
+    pub(super) fn retire_redirects(&self, state: &mut State) {
+        if self.redirect_peer != RedirectMode::Auto {
+            return;
+        }
+        let Ok(Some(why)) = self.own.run(netfilter) else { return };
+        for (uid, slot) in state.pods.iter_mut().filter(|(_, slot)| slot.not_redirected.is_none()) {
+            match state.maps.set_redirect(slot.cookie, &[], None) {
+                Ok(()) => slot.not_redirected = Some(why.clone()),
+                Err(error) => tracing::warn!(pod = %uid, %error, "packets still go straight"),
+            }
+        }
+    }
+
+    /// Pods whose packets of the kernel path are not handed straight in, and why.
+    #[must_use]
+    pub fn not_redirected(&self) -> Vec<(WorkloadUid, String)> {
+        let state = self.state();
+        let slots = state.pods.iter().filter_map(|(uid, slot)| {
+            slot.not_redirected.as_ref().map(|why| (uid.clone(), why.clone()))
+        });
+        slots.collect()
+    }
 }
 
 /// The interface outside that is joined to a pod's `inside`, where it is a veth into the

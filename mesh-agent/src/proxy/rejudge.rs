@@ -105,3 +105,6 @@ pub(super) async fn ended(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,9 @@ use aya::{
 use super::Seen;
 use crate::capture::{error::chain, maps, netns::PodNetns, sock_diag};
 
-pub(super) const CHECKS: [(&str, fn() -> Seen); 7] = [
+type FeatureCheck = fn() -> Seen;
+
+pub(super) const CHECKS: [(&str, FeatureCheck); 7] = [
     ("netns_cookie", netns_cookie),
     ("cgroup_link", cgroup_link),
     ("ring_buffer", ring_buffer),

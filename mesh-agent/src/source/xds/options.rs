@@ -8,7 +8,7 @@ use envoy_types::pb::{
     google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 
-use super::{ResourceType, address::Server, session::Variant};
+use super::{ResourceType, address::Server, config_source::Reference, session::Variant};
 
 /// A name that was asked for and does not come holds others up for this long, unless its
 /// source says otherwise.
@@ -35,6 +35,8 @@ pub struct XdsOptions {
     pub clusters: Option<Subscription>,
     /// A stream for secrets, where nothing else says where they come from.
     pub secrets: Option<Service>,
+    /// Where layers of the runtime come from: one source for all.
+    pub(super) layers: Vec<Reference>,
     /// What the bootstrap file itself holds.
     pub fixed: Vec<Fixed>,
 }
@@ -47,10 +49,11 @@ impl XdsOptions {
         Self {
             node,
             servers: BTreeMap::from([(FLAGS_CLUSTER.to_owned(), servers)]),
-            ads: Some(Service { variant, clusters, rate: None }),
+            ads: Some(Service { variant, clusters, rate: None, message_max: None }),
             listeners: Some(subscription.clone()),
             clusters: Some(subscription),
             secrets: None,
+            layers: Vec::new(),
             fixed: Vec::new(),
         }
     }
@@ -64,7 +67,8 @@ impl XdsOptions {
             ads: None,
             listeners: None,
             clusters: None,
-            secrets: Some(Service { variant, clusters, rate: None }),
+            secrets: Some(Service { variant, clusters, rate: None, message_max: None }),
+            layers: Vec::new(),
             fixed: Vec::new(),
         }
     }
@@ -94,6 +98,8 @@ pub struct Service {
     /// Names of [`XdsOptions::servers`], in the order in which they are tried.
     pub clusters: Vec<String>,
     pub rate: Option<RateLimit>,
+    /// The largest response, in bytes, where it is not the agent's own limit.
+    pub message_max: Option<u32>,
 }
 
 /// How fast requests may be sent.

@@ -4,6 +4,7 @@
 //! one are what to read, and CPU per request before rates where others use the CPUs.
 
 mod bed;
+mod kernel;
 mod memory;
 
 use std::{process::ExitCode, time::Duration};
@@ -11,10 +12,11 @@ use std::{process::ExitCode, time::Duration};
 use crate::bed::{Bed, Road};
 
 const HELP: &str =
-    "usage: bench [--rounds N] [--seconds S] [http | connections | stream | memory]...
+    "usage: bench [--rounds N] [--seconds S] [http | connections | stream | kernel | memory]...
   http          HTTP/1.1 GET over 16 keep-alive connections
   connections   a fresh connection for each GET, 16 at a time
   stream        one TCP stream
+  kernel        the kernel path between pods of one node, with redirect_peer and without
   memory        private memory of an agent with 1 and with 100 idle pods
 ";
 
@@ -33,6 +35,7 @@ enum What {
     Http,
     Connections,
     Stream,
+    Kernel,
     Memory,
 }
 
@@ -55,13 +58,16 @@ fn main() -> ExitCode {
         eprint!("{HELP}");
         return ExitCode::from(2);
     };
-    let traffic: Vec<What> =
-        plan.what.iter().copied().filter(|what| *what != What::Memory).collect();
+    let of_two_nodes = |what: &What| !matches!(what, What::Kernel | What::Memory);
+    let traffic: Vec<What> = plan.what.iter().copied().filter(of_two_nodes).collect();
     if !traffic.is_empty() {
         let bed = Bed::start();
         for what in traffic {
             measure(&bed, &plan, what);
         }
+    }
+    if plan.what.contains(&What::Kernel) {
+        kernel::show(plan.rounds, Duration::from_secs_f64(plan.seconds));
     }
     if plan.what.contains(&What::Memory) {
         memory::show();
@@ -79,12 +85,13 @@ fn parse(arguments: &[String]) -> Option<Plan> {
             "http" => plan.what.push(What::Http),
             "connections" => plan.what.push(What::Connections),
             "stream" => plan.what.push(What::Stream),
+            "kernel" => plan.what.push(What::Kernel),
             "memory" => plan.what.push(What::Memory),
             _ => return None,
         }
     }
     if plan.what.is_empty() {
-        plan.what = vec![What::Http, What::Connections, What::Stream, What::Memory];
+        plan.what = vec![What::Http, What::Connections, What::Stream, What::Kernel, What::Memory];
     }
     Some(plan)
 }
@@ -94,7 +101,7 @@ fn measure(bed: &Bed, plan: &Plan, what: What) {
         What::Http => "HTTP/1.1, 16 keep-alive connections",
         What::Connections => "connect, GET, close, 16 at a time",
         What::Stream => "one TCP stream, the client sends",
-        What::Memory => return,
+        What::Kernel | What::Memory => return,
     };
     println!("── {title}: {} interleaved rounds of {} s", plan.rounds, plan.seconds);
     // Tunnels, pools and caches.
@@ -149,7 +156,7 @@ fn round(bed: &Bed, road: Road, what: What, seconds: f64) -> Round {
     let units = match what {
         What::Http => round.load(bed, road, &[CONNECTIONS, &seconds]),
         What::Connections => round.load(bed, road, &[CONNECTIONS, &seconds, "--fresh"]),
-        What::Stream | What::Memory => round.stream(bed, road, &seconds),
+        What::Stream | What::Kernel | What::Memory => round.stream(bed, road, &seconds),
     };
     let after = bed.cpu();
     let per_unit =

@@ -306,6 +306,12 @@ impl Mesh {
         self.services.snapshots.replace(resources, "test".into()).unwrap();
     }
 
+    /// Another configuration: without the listener, the clusters stay.
+    pub(super) fn remove_listener(&self) {
+        let resources = Resources { listeners: vec![], ..resources(&self.setup, "/secret") };
+        self.services.snapshots.replace(resources, "test".into()).unwrap();
+    }
+
     /// What a client pod's new connection leads to.
     pub(super) async fn connect(&self) -> Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -98,8 +98,9 @@ fn a_bootstrap_says_who_and_where_and_how() {
     let connection = &servers[0].connection;
     assert_eq!(connection.connect_timeout, Duration::from_secs(1));
     assert_eq!(connection.family, Family::V4);
-    assert_eq!(connection.ping_interval, Duration::from_secs(7));
-    assert_eq!(connection.tcp_keepalive.unwrap().time, Some(Duration::from_secs(300)));
+    assert_eq!(connection.pings, Some((Duration::from_secs(7), Duration::from_secs(2))));
+    assert_eq!(servers[2].connection.pings, None, "gRPC servers hang up on uninvited ones");
+    assert_eq!(connection.tcp_keepalive.time, Duration::from_secs(300));
     let tls = servers[2].tls.as_ref().unwrap();
     assert_eq!(tls.server_name.as_deref(), Some("cp.internal"));
     assert_eq!(tls.accepted_names, ["cp.internal"]);
@@ -282,8 +283,8 @@ fn layers_of_the_runtime_are_read_in_their_order() {
         ("{name: x, rtds_layer: {rtds_config: {ads: {}}}}", ".rtds_layer.name: is missing"),
         ("{name: x, rtds_layer: {name: r}}", ".rtds_layer.rtds_config: is missing"),
         (
-            "{name: x, rtds_layer: {name: r, rtds_config: {path_config_source: {path: /x}}}}",
-            ".rtds_layer.rtds_config: must be `ads: {}`: layers come over the aggregated stream",
+            "{name: x, rtds_layer: {name: r, rtds_config: {path: /x}}}",
+            ".rtds_layer.rtds_config.path: is not supported: use path_config_source",
         ),
         ("{name: x, nonsense: 1}", ".nonsense: unknown field"),
     ] {
@@ -295,6 +296,17 @@ fn layers_of_the_runtime_are_read_in_their_order() {
         (
             "{name: x, static_layer: {}}, {name: x, static_layer: {}}",
             "layered_runtime.layers[1].name: `x` is given twice",
+        ),
+        (
+            "{name: x, rtds_layer: {name: r, rtds_config: {path_config_source: {path: /x}}}}, \
+             {name: y, rtds_layer: {name: s, rtds_config: {ads: {}}}}",
+            "layered_runtime.layers[1].rtds_layer.rtds_config: is another source than that of \
+             the layers before",
+        ),
+        (
+            "{name: x, rtds_layer: {name: r, rtds_config: {api_config_source: {api_type: GRPC, \
+             transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: gone}}]}}}}",
+            "static_resources.clusters: `gone` is missing",
         ),
         (
             "{name: x, admin_layer: {}}, {name: y, admin_layer: {}}",
