@@ -42,6 +42,7 @@ use crate::{
     proxy::{
         Connector, Dataplane, Options,
         http::{HttpServices, Upstreams},
+        on_demand::{Discovery, OnDemand},
     },
     route::Balancers,
     snapshot::SnapshotCell,
@@ -141,6 +142,8 @@ struct Agent {
     restored: Mutex<Option<SystemTime>>,
     /// The connection to the control plane, if that is the source.
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
+    /// The connection to who speaks SDS, if that is somebody else.
+    sds: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -188,7 +191,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     };
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
-        dataplane: dataplane(&config, identities, metrics, access_log),
+        dataplane: dataplane(&config, source.discovery(), identities, metrics, access_log),
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
@@ -198,6 +201,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
         ads: source.ads_status(),
+        sds: certificates.status(),
         data,
         stop: CancellationToken::new(),
         config,
@@ -271,6 +275,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
 
 fn dataplane(
     config: &AgentConfig,
+    discovery: Option<Arc<dyn Discovery>>,
     identities: Arc<IdentityManager>,
     metrics: Metrics,
     access_log: AccessLog,
@@ -290,6 +295,7 @@ fn dataplane(
         outbound_policy,
         upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
         pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
+        on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
     };
     Arc::new(Dataplane {
         snapshot,

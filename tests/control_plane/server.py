@@ -3,8 +3,9 @@
 usage: server.py SOCKET STATE REQUESTS [LISTEN]
 
 Serves what the JSON file STATE says, over the Unix socket SOCKET, and looks at STATE
-all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. As
-go-control-plane does, it sends a refused state of the world again at once. Every
+all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. Names
+in "on_demand" go only to who asks for them (delta), "aliases" are other names of virtual
+hosts. As go-control-plane does, it sends a refused state of the world again at once. Every
 request is checked against the protocol's rules and written to REQUESTS, one JSON
 object a line; what breaks a rule has a "violation".
 
@@ -35,6 +36,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.core.v3 import extension_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.on_demand.v3 import on_demand_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -78,11 +80,6 @@ SERVICES = {
 }
 
 
-def in_namespace(name, names):
-    """Whether a virtual host is subscribed to, by its own name or by its routes' name."""
-    return name in names or name.rpartition("/")[0] in names
-
-
 def digest(data):
     return hashlib.sha256(data).hexdigest()[:12]
 
@@ -98,6 +95,8 @@ class State:
         self.huge = document.get("huge", 0)
         self.pings = document.get("pings", False)
         self.types = {type_url: {} for type_url in TYPES}
+        self.on_demand = set(document.get("on_demand", []))
+        self.aliases = document.get("aliases", {})
         for resource in document["resources"]:
             packed = json_format.ParseDict(resource, any_pb2.Any())
             name = resource.get("name") or resource.get("cluster_name")
@@ -317,16 +316,20 @@ class DeltaStream(Stream):
             if request.response_nonce not in known["open"]:
                 violations.append("a nonce that was not sent, or was answered before")
             known["open"].discard(request.response_nonce)
-        if url in WILDCARD and (more or less):
+        if url == LDS and (more or less):
             violations.append("names for a type that is asked for as a whole")
+        if url == CDS and more and not known["names"] and "first" not in known:
+            if "*" not in more:
+                violations.append("names in the first request of all, without a `*`")
         if set(more) & known["names"]:
             violations.append("subscribes to what it has subscribed to")
         if set(less) - known["names"]:
             violations.append("unsubscribes from what it has not subscribed to")
         known["names"] |= set(more)
         known["names"] -= set(less)
-        for name in less:
-            known["has"].pop(name, None)
+        if url not in WILDCARD:
+            for name in less:
+                known["has"].pop(name, None)
         self.note(
             request,
             violations,
@@ -344,20 +347,26 @@ class DeltaStream(Stream):
     def changes(self, url, new):
         known = self.types[url]
         table = self.server.state.types[url]
-        if url in WILDCARD:
-            wanted = set(table)
-        elif url == VHDS:
-            wanted = {n for n in table if in_namespace(n, known["names"])}
-        else:
-            wanted = known["names"] & set(table)
-        changed = [n for n in sorted(wanted) if known["has"].get(n) != table[n][0]]
+        wanted = {name for name in table if self.wants(url, name)}
+        aliases = self.server.state.aliases
+        again = {n for n in wanted if new & set(aliases.get(n, []))}
+        changed = [
+            n for n in sorted(wanted) if known["has"].get(n) != table[n][0] or n in again
+        ]
         removed = [n for n in sorted(known["has"]) if n not in wanted]
         # What is subscribed to and not there is said not to be there.
-        removed += [n for n in sorted(new) if n not in table and n not in removed]
+        known_as = {n for name in wanted for n in [name, *aliases.get(name, [])]}
+        absent = [n for n in sorted(new) if n not in known_as and n not in removed and n != "*"]
         first = "first" not in known
         known["first"] = False
-        if not changed and not removed and not (first and url in WILDCARD):
-            return
+        # Whole route configurations: their hosts are told of even if there are none.
+        whole = [n for n in absent if url == VHDS and "/" not in n]
+        absent = [n for n in absent if n not in whole]
+        if url != VHDS:
+            removed, absent = removed + absent, []
+        if not changed and not removed and not absent and not whole:
+            if not (first and url in WILDCARD):
+                return
         nonce = f"{self.number}-{next(self.nonces)}"
         known["open"].add(nonce)
         for name in changed:
@@ -366,13 +375,30 @@ class DeltaStream(Stream):
             known["has"].pop(name, None)
         yield discovery_pb2.DeltaDiscoveryResponse(
             system_version_info=self.server.state.version(url),
-            resources=[
-                discovery_pb2.Resource(name=n, version=table[n][0], resource=table[n][1])
-                for n in changed
-            ],
+            resources=[self.resource(url, name) for name in changed]
+            # A virtual host that is not there has a name, an alias and nothing else.
+            + [discovery_pb2.Resource(name=n, aliases=[n]) for n in absent],
             removed_resources=removed,
             type_url=url,
             nonce=nonce,
+        )
+
+    def wants(self, url, name):
+        """Whether the client has subscribed to it, in whatever way."""
+        names = self.types[url]["names"]
+        aliases = self.server.state.aliases.get(name, [])
+        if name in names or any(alias in names for alias in aliases):
+            return True
+        if name in self.server.state.on_demand:
+            return False
+        return url in WILDCARD or (url == VHDS and name.rpartition("/")[0] in names)
+
+    def resource(self, url, name):
+        version, packed = self.server.state.types[url][name]
+        names = self.types[url]["names"]
+        aliases = [a for a in self.server.state.aliases.get(name, []) if a in names]
+        return discovery_pb2.Resource(
+            name=name, version=version, resource=packed, aliases=aliases
         )
 
 

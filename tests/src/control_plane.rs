@@ -151,6 +151,13 @@ impl ControlPlane {
         self.write();
     }
 
+    /// Keeps these for who asks for them by name, or by one of `aliases`
+    /// (`{name: [alias]}`), from the next [`ControlPlane::serves`] on.
+    pub fn keeps_for_who_asks(&mut self, names: &[&str], aliases: Value) {
+        self.behaviour.insert("on_demand".to_owned(), json!(names));
+        self.behaviour.insert("aliases".to_owned(), aliases);
+    }
+
     /// Drops every stream once.
     pub fn drops_streams(&mut self) {
         self.epoch += 1;

@@ -2,13 +2,16 @@
 //! longer accepted goes once nothing needs it.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Instant,
 };
 
-use super::{Key, Session, table::Needs};
-use crate::source::xds::ResourceType as Type;
+use super::{
+    Key, Session, Variant,
+    table::{Needs, namespace},
+};
+use crate::source::xds::{Resource, ResourceType as Type};
 
 /// The types that are asked for by name, and the types whose resources say the names;
 /// what is named comes after what names it.
@@ -47,10 +50,69 @@ impl Session {
             self.remove_unneeded(kind);
             made_up |= self.work_out(kind, holders, now);
         }
+        self.forget_absent_clusters();
         self.tables.iter_mut().for_each(|table| table.renamed = false);
+        made_up |= self.await_clusters(now);
         if made_up {
-            self.settle(now);
+            return self.settle(now);
         }
+        for table in &mut self.tables {
+            let open = std::mem::take(&mut table.open);
+            let (answered, open): (BTreeSet<_>, _) =
+                open.into_iter().partition(|name| table.has(name));
+            table.open = open;
+            self.answered.extend(answered.into_iter().map(|name| (table.kind, name)));
+        }
+    }
+
+    /// Names that nothing leads to any more are not kept for ever.
+    fn forget_absent_clusters(&mut self) {
+        let holders = [Type::Routes, Type::VirtualHost].map(|kind| self.table(kind));
+        let clusters = self.table(Type::Cluster);
+        if clusters.absent.is_empty() || !holders.iter().any(|table| table.renamed) {
+            return;
+        }
+        let mut kept = clusters.asked.clone();
+        for held in holders.iter().flat_map(|table| table.accepted.values()) {
+            kept.extend(held.needs.named(Type::Cluster).cloned());
+        }
+        self.table_mut(Type::Cluster).absent.retain(|name| kept.contains(name));
+    }
+
+    /// Routes wait for their clusters, as long as for anything; then, as in Envoy, they go
+    /// without those that are not to be had. Not at all where clusters are asked for at the
+    /// first request. Whether something need not be waited for any more.
+    fn await_clusters(&mut self, now: Instant) -> bool {
+        let mut missing = BTreeMap::new();
+        let listeners = self.table(Type::Listener);
+        for kind in [Type::Routes, Type::VirtualHost] {
+            let table = self.table(kind);
+            for name in &table.pending {
+                let Some(held) = table.accepted.get(name).filter(|held| !held.needs.strict) else {
+                    continue;
+                };
+                let routes = if kind == Type::Routes { name } else { namespace(name) };
+                let on_demand = listeners.accepted.values().any(|held| {
+                    held.needs.on_demand.iter().any(|configuration| **configuration == *routes)
+                });
+                let clusters = held.needs.named(Type::Cluster);
+                for cluster in clusters.filter(|name| !self.table(Type::Cluster).has(name)) {
+                    *missing.entry(Arc::clone(cluster)).or_default() |= on_demand;
+                }
+            }
+        }
+        let (deadline, connected) =
+            (now + self.initial_fetch_timeout, self.is_connected(Type::Cluster));
+        let table = self.table_mut(Type::Cluster);
+        let mut found = false;
+        for (name, on_demand) in missing {
+            if on_demand {
+                found |= table.absent.insert(name);
+            } else if connected && !table.waiting.holds(&name) {
+                table.waiting.set(&name, deadline);
+            }
+        }
+        found
     }
 
     fn add_ready(&mut self, kind: Type) {
@@ -106,10 +168,14 @@ impl Session {
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
         let table = self.table_mut(kind);
         let Some(held) = table.accepted.get_mut(&name) else { return };
-        let Some(body) = held.body.take() else { return };
+        let Some(mut body) = held.body.take() else { return };
         let needs = held.needs.clone();
         table.renamed = true;
         table.in_force.insert(Arc::clone(&name), needs);
+        if let Resource::Routes(routes) = &mut body.resource {
+            // All that can be had are there.
+            routes.validate_clusters = Some(false);
+        }
         self.unsent.insert((kind, name), Some(body));
     }
 
@@ -147,7 +213,11 @@ impl Session {
     fn work_out(&mut self, kind: Type, holders: &[Type], now: Instant) -> bool {
         let renamed = |kind: &Type| self.table(*kind).renamed;
         let asked_for_anew = holders.iter().any(renamed) || renamed(&kind);
-        if self.table(kind).is_wildcard() || !asked_for_anew {
+        if !asked_for_anew {
+            return false;
+        }
+        if self.table(kind).is_wildcard() {
+            self.ask_for_single(kind);
             return false;
         }
         let mut wanted = self.table(kind).asked.clone();
@@ -189,8 +259,27 @@ impl Session {
             table.absent.remove(&name);
             table.remove(&name);
         }
+        if kind == Type::VirtualHost {
+            let names = table.accepted.keys();
+            let unwanted: Vec<_> = names.filter(|name| !table.wants(name)).cloned().collect();
+            unwanted.iter().for_each(|name| table.remove(name));
+        }
         nowhere.iter().for_each(|name| self.make_up(kind, name));
         self.remove_unneeded(kind);
         !nowhere.is_empty()
+    }
+
+    /// Names asked for from outside, of a type that is asked for as a whole: a server may
+    /// have more than it sends to everybody. Only the delta variant can say so.
+    fn ask_for_single(&mut self, kind: Type) {
+        let variant = self.table(kind).stream.and_then(|at| self.streams.get(at));
+        let delta = variant.is_some_and(|stream| stream.variant == Variant::Delta);
+        let table = self.table_mut(kind);
+        if delta {
+            table.wanted.clone_from(&table.asked);
+        } else {
+            let nowhere = table.asked.iter().filter(|name| !table.accepted.contains_key(*name));
+            table.absent.extend(nowhere.cloned());
+        }
     }
 }
