@@ -147,17 +147,17 @@ fn servers_are_verified_and_shown_who_asks() {
     fails(&agent, "not valid for name");
     drop(agent);
     let agent = agent_of("no-certificate", 18002, tls("cp.internal", &server.ca, None));
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     let foreign = tls("cp.internal", &server.ca, Some(&other));
     let agent = agent_of("foreign-certificate", 18002, foreign);
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     let agent = agent_of("tls-to-plain", 18003, tls("cp.internal", &server.ca, None));
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     let agent = agent_of("plain-to-tls", 18001, json!({}));
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     assert!(control_plane.requests().is_empty(), "{:?}", control_plane.requests());
 

@@ -51,7 +51,10 @@ impl Session {
             made_up |= self.work_out(kind, holders, now);
         }
         self.forget_absent_clusters();
-        self.tables.iter_mut().for_each(|table| table.renamed = false);
+        for table in &mut self.tables {
+            table.renamed = false;
+            table.claimed = false;
+        }
         made_up |= self.await_clusters(now);
         if made_up {
             return self.settle(now);
@@ -252,7 +255,6 @@ impl Session {
             }
         }
         table.wanted = wanted;
-        table.claimed = false;
         for name in dropped {
             table.timeouts.remove(&name);
             table.waiting.clear(&name);

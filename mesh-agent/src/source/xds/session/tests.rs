@@ -7,6 +7,7 @@ mod messages;
 mod on_demand;
 mod scale;
 mod sotw;
+mod sources;
 mod types;
 
 use super::*;
