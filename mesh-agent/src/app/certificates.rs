@@ -90,7 +90,7 @@ impl Certificates {
     pub(super) fn status(&self) -> Option<watch::Receiver<Arc<AdsStatus>>> {
         match self {
             Self::Builtin(_) => None,
-            Self::Sds { server, .. } => server.as_deref().map(AdsSource::status),
+            Self::Sds { server, .. } => server.as_ref().map(|server| server.status()),
         }
     }
 
