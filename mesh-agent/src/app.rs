@@ -30,10 +30,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{self, Capture, CaptureOptions, Exclusions, GuardMode, RedirectMode},
+    capture::{self, Capture, CaptureOptions, Exclusions, GuardMode},
     config::{self, AgentConfig},
     identity::{IdentityManager, IdentityOptions, upstream::UpstreamContexts},
-    model::splice::SelfTest,
+    model::{redirect::RedirectMode, splice::SelfTest},
     observe::{
         access_log::{AccessLog, AccessLogWriter},
         connections::Connections,

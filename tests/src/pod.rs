@@ -30,6 +30,7 @@ pub struct PodBuilder {
     namespace: String,
     service_account: String,
     permissive: bool,
+    redirect_peer: Option<&'static str>,
     splice: Option<String>,
     excluded_outbound_ports: Vec<u16>,
     excluded_outbound_cidrs: Vec<String>,
@@ -44,6 +45,7 @@ impl PodBuilder {
             namespace: "default".to_owned(),
             service_account: name.to_owned(),
             permissive: false,
+            redirect_peer: None,
             splice: None,
             excluded_outbound_ports: Vec::new(),
             excluded_outbound_cidrs: Vec::new(),
@@ -76,6 +78,13 @@ impl PodBuilder {
     #[must_use]
     pub fn splice(mut self, mode: &str) -> Self {
         self.splice = Some(mode.to_owned());
+        self
+    }
+
+    /// `auto`, `on` or `off`, in place of what its agent says.
+    #[must_use]
+    pub fn redirect_peer(mut self, mode: &'static str) -> Self {
+        self.redirect_peer = Some(mode);
         self
     }
 
@@ -212,6 +221,7 @@ impl Pod {
             "netns": self.netns().path(),
             "labels": { "app": b.name },
             "mtls": if b.permissive { "permissive" } else { "strict" },
+            "redirect_peer": b.redirect_peer,
             "splice": b.splice,
             "exclude_outbound_ports": b.excluded_outbound_ports,
             "exclude_outbound_cidrs": b.excluded_outbound_cidrs,
@@ -230,6 +240,7 @@ impl Pod {
             ("--label", format!("app={}", b.name)),
             ("--mtls", if b.permissive { "permissive" } else { "strict" }.to_owned()),
         ];
+        flags.extend(b.redirect_peer.map(|mode| ("--redirect-peer", mode.to_owned())));
         flags.extend(b.splice.iter().map(|mode| ("--splice", mode.clone())));
         flags.extend(
             b.excluded_outbound_ports.iter().map(|p| ("--exclude-outbound-port", p.to_string())),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     identity::{Identity, IdentityError, TrustDomain},
+    redirect::RedirectMode,
     splice::SpliceMode,
     workload::{MtlsMode, WorkloadUid},
 };
@@ -54,6 +55,8 @@ pub struct EnrollRequest {
     pub mtls: MtlsMode,
     /// In place of the agent's.
     pub splice: Option<SpliceMode>,
+    /// In place of the agent's.
+    pub redirect_peer: Option<RedirectMode>,
     pub exclude_outbound_ports: Vec<u16>,
     pub exclude_outbound_cidrs: Vec<IpNet>,
     pub exclude_inbound_ports: Vec<u16>,
@@ -112,6 +115,8 @@ struct Fields {
     mtls: MtlsMode,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     splice: Option<SpliceMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    redirect_peer: Option<RedirectMode>,
     #[serde(default)]
     exclude_outbound_ports: Vec<u16>,
     #[serde(default)]
@@ -175,6 +180,7 @@ impl TryFrom<Fields> for EnrollRequest {
             netns,
             labels: fields.labels,
             mtls: fields.mtls,
+            redirect_peer: fields.redirect_peer,
             splice: fields.splice,
             exclude_outbound_ports: fields.exclude_outbound_ports,
             exclude_outbound_cidrs: fields.exclude_outbound_cidrs,
@@ -198,6 +204,7 @@ impl From<EnrollRequest> for Fields {
             pid,
             labels: request.labels,
             mtls: request.mtls,
+            redirect_peer: request.redirect_peer,
             splice: request.splice,
             exclude_outbound_ports: request.exclude_outbound_ports,
             exclude_outbound_cidrs: request.exclude_outbound_cidrs,
@@ -257,12 +264,13 @@ mod tests {
     #[test]
     fn an_entry_survives_the_round_trip_as_json() {
         let request = parse(
-            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nsplice: on\n\
+            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nsplice: on\nredirect_peer: on\n\
              exclude_outbound_ports: [53]\nexclude_outbound_cidrs: [10.0.0.0/8]\n",
         )
         .unwrap();
         assert_eq!(request.netns, NetnsRef::Path("/run/netns/web".into()));
         assert_eq!(request.mtls, MtlsMode::Permissive);
+        assert_eq!(request.redirect_peer, Some(RedirectMode::On));
         assert_eq!(request.splice, Some(SpliceMode::On));
         let identity = request.identity("cluster.local".parse().unwrap()).unwrap();
         assert_eq!(identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
@@ -282,6 +290,7 @@ mod tests {
             ("pid: 3\nexclude_inbound_ports: [0]", "exclude_inbound_ports"),
             ("pid: 3\nexclude_outbound_cidrs: [10.0.0.0/33]", "exclude_outbound_cidrs"),
             ("pid: 3\nmtls: off", "mtls"),
+            ("pid: 3\nredirect_peer: maybe", "redirect_peer"),
             ("pid: 3\nsplice: maybe", "splice"),
             ("pid: 3\nport: 80", "unknown field `port`"),
         ] {

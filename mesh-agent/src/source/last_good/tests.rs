@@ -1,6 +1,7 @@
 use envoy_types::pb::envoy::config::{
     cluster::v3::{Cluster, cluster},
     endpoint::v3::ClusterLoadAssignment,
+    route::v3::VirtualHost,
 };
 
 use super::*;
@@ -93,4 +94,22 @@ fn what_is_not_understood_is_refused_by_name() {
     written.flush().unwrap();
     let error = LastGood::new(dir.path(), "ads").load().unwrap_err().to_string();
     assert!(error.contains("clusters[a]") && error.contains("1000"), "{error}");
+}
+
+#[test]
+fn a_virtual_host_comes_back_by_the_name_it_went_by() {
+    let host = VirtualHost {
+        name: "own".to_owned(),
+        domains: vec!["x.test".to_owned()],
+        ..VirtualHost::default()
+    };
+    let key = (ResourceType::VirtualHost, "r/x.test".into());
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "ads");
+    let raw = Raw { resources: vec![(key, Some(host.encode_to_vec().into()))] };
+    written.replaced(raw, "v1");
+    written.flush().unwrap();
+    let restored = LastGood::new(dir.path(), "ads").load().unwrap().unwrap();
+    let [(name, host)] = restored.resources.virtual_hosts.as_slice() else { panic!() };
+    assert_eq!((&**name, &*host.name), ("r/x.test", "own"));
 }

@@ -360,12 +360,18 @@ impl Session {
     }
 }
 
-/// Has a fresh conversation hear these bytes, as a response of that variant; says how
-/// many requests it answers with. `None`: they are no response.
+/// What [`hear`] wants.
+const NAME_HEARD: &str = "r/a";
+
+/// Has a fresh conversation, which wants one resource of each type by name, hear these
+/// bytes, as a response of that variant; says how many requests it answers with. `None`:
+/// they are no response.
 pub fn hear(variant: Variant, response: &[u8]) -> Option<usize> {
     let mut session = Session::new([Carries::all(variant)], Node::default(), Duration::ZERO);
     let now = Now::read();
     session.connected(0, now);
+    let wanted = ResourceType::ALL.map(|kind| (kind, NAME_HEARD.into()));
+    session.want(&wanted, now);
     match variant {
         Variant::Sotw => session.on_sotw(0, Message::decode(response).ok()?, now),
         Variant::Delta => session.on_delta(0, Message::decode(response).ok()?, now),

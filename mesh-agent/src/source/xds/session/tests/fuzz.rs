@@ -5,7 +5,10 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use prost::Message as _;
 
-use super::*;
+use super::{
+    messages::{ECDS, RTDS, SDS, VHDS, extension, host, layer, secret, trusted_ca},
+    *,
+};
 
 fn near(bytes: &[u8], mut run: impl FnMut(&[u8])) {
     for at in (0..bytes.len()).step_by(3) {
@@ -28,6 +31,12 @@ fn seeds_are_heard() {
         (EDS, "endpoints", endpoints("a", 2)),
         (LDS, "listener", http_listener("l", 80, "r")),
         (RDS, "routes", routes("r", "a")),
+        (SDS, "secret", secret(NAME_HEARD)),
+        (SDS, "refused-secret", super::messages::bad_secret(NAME_HEARD)),
+        (SDS, "validation-context", trusted_ca(NAME_HEARD)),
+        (RTDS, "runtime", layer(NAME_HEARD, "key", 7.0)),
+        (ECDS, "extension-config", extension(NAME_HEARD)),
+        (VHDS, "virtual-host", host("h", "h", "a")),
         (CDS, "refused", super::messages::bad_cluster("a")),
         (CDS, "unknown-field", super::messages::with_unknown_field(cluster("a"))),
     ];
@@ -39,8 +48,13 @@ fn seeds_are_heard() {
             nonce: nonce.clone(),
             ..DiscoveryResponse::default()
         };
-        let wrapped =
-            Resource { name: "a".to_owned(), resource: Some(resource), ..Resource::default() };
+        let four = [LDS, RDS, CDS, EDS].contains(&url);
+        let wrapped = Resource {
+            name: if four { "a" } else { NAME_HEARD }.to_owned(),
+            aliases: if url == VHDS { vec!["r/b".to_owned()] } else { Vec::new() },
+            resource: Some(resource),
+            ..Resource::default()
+        };
         let delta = DeltaDiscoveryResponse {
             resources: vec![wrapped],
             removed_resources: vec!["b".to_owned()],
@@ -66,9 +80,18 @@ fn seeds_are_heard() {
 
 #[test]
 fn responses_that_are_nearly_right_do_no_harm() {
-    let resources =
-        vec![cluster("a"), endpoints("a", 2), http_listener("l", 80, "r"), routes("r", "a")];
-    for (url, resource) in [CDS, EDS, LDS, RDS].into_iter().zip(resources) {
+    let resources = [
+        (CDS, cluster("a")),
+        (EDS, endpoints("a", 2)),
+        (LDS, http_listener("l", 80, "r")),
+        (RDS, routes("r", "a")),
+        (SDS, secret(NAME_HEARD)),
+        (RTDS, layer(NAME_HEARD, "key", 7.0)),
+        (ECDS, extension(NAME_HEARD)),
+        (VHDS, host("h", "h", "a")),
+    ];
+    for (url, resource) in resources {
+        let name = if [LDS, RDS, CDS, EDS].contains(&url) { "a" } else { NAME_HEARD };
         let sotw = DiscoveryResponse {
             version_info: "1".to_owned(),
             resources: vec![resource.clone()],
@@ -76,7 +99,9 @@ fn responses_that_are_nearly_right_do_no_harm() {
             nonce: "n".to_owned(),
             ..DiscoveryResponse::default()
         };
+        let wanted = ResourceType::ALL.map(|kind| (kind, NAME_HEARD.into()));
         let mut bench = Bench::new(Variant::Sotw);
+        bench.session.want(&wanted, bench.now);
         near(&sotw.encode_to_vec(), |bytes| {
             if let Ok(response) = DiscoveryResponse::decode(bytes) {
                 bench.session.on_sotw(0, response, bench.now);
@@ -85,7 +110,7 @@ fn responses_that_are_nearly_right_do_no_harm() {
             }
         });
         let wrapped =
-            Resource { name: "a".to_owned(), resource: Some(resource), ..Resource::default() };
+            Resource { name: name.to_owned(), resource: Some(resource), ..Resource::default() };
         let delta = DeltaDiscoveryResponse {
             resources: vec![wrapped],
             type_url: url.to_owned(),
@@ -94,6 +119,7 @@ fn responses_that_are_nearly_right_do_no_harm() {
             ..DeltaDiscoveryResponse::default()
         };
         let mut bench = Bench::new(Variant::Delta);
+        bench.session.want(&wanted, bench.now);
         near(&delta.encode_to_vec(), |bytes| {
             if let Ok(response) = DeltaDiscoveryResponse::decode(bytes) {
                 bench.session.on_delta(0, response, bench.now);
