@@ -74,17 +74,17 @@ impl PodBuilder {
         self
     }
 
-    /// `auto`, `on` or `off`, in place of what its agent says.
-    #[must_use]
-    pub fn redirect_peer(mut self, mode: &'static str) -> Self {
-        self.redirect_peer = Some(mode);
-        self
-    }
-
     /// Whether its connections are spliced, whatever its agent does: `auto`, `on` or `off`.
     #[must_use]
     pub fn splice(mut self, mode: &str) -> Self {
         self.splice = Some(mode.to_owned());
+        self
+    }
+
+    /// `auto`, `on` or `off`, in place of what its agent says.
+    #[must_use]
+    pub fn redirect_peer(mut self, mode: &'static str) -> Self {
+        self.redirect_peer = Some(mode);
         self
     }
 
