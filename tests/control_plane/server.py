@@ -4,11 +4,18 @@ usage: server.py SOCKET STATE REQUESTS
 
 Serves what the JSON file STATE says, over the Unix socket SOCKET, and looks at STATE
 all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. As
-go-control-plane does, it sends a refused state of the world again at once. Every
-request is checked against the protocol's rules and written to REQUESTS, one JSON
-object a line; what breaks a rule has a "violation".
+go-control-plane does, it sends a refused state of the world again at once, unless STATE
+says {"patient": true}. {"salt": TEXT} makes other versions of the same resources. A
+resource may be {"raw": {"url", "name", "as", "base64"}}: those bytes under that type URL,
+served where "as" is asked for; or {"ttl": SECONDS, "resource": ...}, which lives that
+long, and is confirmed for as long as {"heartbeats": true}.
+
+Every request is checked against the protocol's rules and written to REQUESTS, one JSON
+object a line; what breaks a rule has a "violation". So are {"sent": NONCE} for each
+response and {"state": N} when a stream has sent all that STATE's "number" N asks for.
 """
 
+import base64
 import hashlib
 import itertools
 import json
@@ -54,15 +61,45 @@ class State:
     def __init__(self, text):
         document = json.loads(text)
         self.epoch = document.get("epoch", 0)
+        self.number = document.get("number", 0)
+        self.patient = document.get("patient", False)
+        self.heartbeats = document.get("heartbeats", False)
+        self.salt = document.get("salt", "").encode()
         self.types = {LDS: {}, RDS: {}, CDS: {}, EDS: {}}
+        self.ttls = {LDS: {}, RDS: {}, CDS: {}, EDS: {}}
         for resource in document["resources"]:
+            self.add(resource)
+
+    def add(self, resource, ttl=None):
+        if "ttl" in resource:
+            return self.add(resource["resource"], resource["ttl"])
+        raw = resource.get("raw")
+        if raw is None:
             packed = json_format.ParseDict(resource, any_pb2.Any())
-            name = resource.get("name") or resource.get("cluster_name")
-            self.types[packed.type_url][name] = (digest(packed.value), packed)
+            name = resource.get("name") or resource.get("cluster_name") or ""
+            kind = packed.type_url
+        else:
+            value = base64.b64decode(raw["base64"])
+            packed = any_pb2.Any(type_url=raw["url"], value=value)
+            name, kind = raw["name"], raw["as"]
+        self.types[kind][name] = (digest(self.salt + packed.value), packed)
+        if ttl is not None:
+            self.ttls[kind][name] = ttl
 
     def version(self, type_url):
         versions = sorted((name, v) for name, (v, _) in self.types[type_url].items())
-        return digest(json.dumps(versions).encode())
+        return digest(self.salt + json.dumps(versions).encode())
+
+    def wrapped(self, type_url, name, with_body=True):
+        """The resource with its time to live; without its body it is a heartbeat."""
+        version, packed = self.types[type_url][name]
+        wrapped = discovery_pb2.Resource(name=name, version=version)
+        if with_body:
+            wrapped.resource.CopyFrom(packed)
+        ttl = self.ttls[type_url].get(name)
+        if ttl is not None:
+            wrapped.ttl.FromNanoseconds(int(ttl * 1e9))
+        return wrapped
 
 
 class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
@@ -75,6 +112,19 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
         self.seen = None
         self.state = None
         self.look()
+        self.beat_at = 0.0
+
+    def write(self, line):
+        self.log.write(json.dumps(line) + "\n")
+
+    def beat(self):
+        """Has every stream confirm what has a time to live, every half second."""
+        if not self.state.heartbeats or time.monotonic() < self.beat_at:
+            return
+        self.beat_at = time.monotonic() + 0.5
+        with self.lock:
+            for events in self.streams:
+                events.put(("beat", None))
 
     def look(self):
         stat = os.stat(self.state_path)
@@ -105,6 +155,7 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
 
         threading.Thread(target=read, daemon=True).start()
         stream = stream_type(self, next(self.numbers))
+        told = False
         try:
             while True:
                 event, request = events.get()
@@ -114,8 +165,15 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
                     context.abort(grpc.StatusCode.UNAVAILABLE, "dropped for the test")
                 if event == "request":
                     yield from stream.on_request(request)
+                elif event == "beat":
+                    yield from stream.on_beat()
                 else:
                     yield from stream.on_change()
+                # A new stream has heard of the state once its first request is answered.
+                if event == "changed" or (event == "request" and not told):
+                    told = True
+                    line = {"stream": stream.number, "node": stream.node}
+                    self.write(line | {"state": self.state.number})
         finally:
             with self.lock:
                 self.streams.discard(events)
@@ -148,7 +206,14 @@ class Stream:
         }
         if violations:
             line["violation"] = "; ".join(violations)
-        self.server.log.write(json.dumps(line) + "\n")
+        self.server.write(line)
+
+    def sent(self, type_url, nonce, version, names, removed):
+        """Writes down a response before it goes out, so that its answer comes behind it."""
+        line = {"stream": self.number, "node": self.node, "type": type_url, "sent": nonce}
+        line |= {"version": version, "resources": sorted(names), "removed": sorted(removed)}
+        line["number"] = self.server.state.number
+        self.server.write(line)
 
     def introduce(self, request, violations):
         if self.node is None:
@@ -209,8 +274,17 @@ class SotwStream(Stream):
             return
         new = known["names"] is None or set(names) - set(known["names"])
         known["names"] = names
-        if new or request.version_info != self.server.state.version(url):
+        version = self.server.state.version(url)
+        last = known["sent"].get(known["last"])
+        waits = self.server.state.patient and last is not None and last["version"] == version
+        if new or (request.version_info != version and not waits):
             yield self.response(url)
+
+    def on_beat(self):
+        """This variant has no heartbeat of its own: the whole is said again."""
+        for url, ttls in self.server.state.ttls.items():
+            if ttls and self.types.get(url, {}).get("last") is not None:
+                yield self.response(url)
 
     def on_change(self):
         for url in (CDS, EDS, LDS, RDS):
@@ -227,13 +301,17 @@ class SotwStream(Stream):
         version = self.server.state.version(url)
         known["sent"][nonce] = {"version": version, "nacked": False}
         known["last"] = nonce
-        table = self.server.state.types[url]
+        state = self.server.state
+        table, ttls = state.types[url], state.ttls[url]
         wanted = table if url in WILDCARD else [n for n in known["names"] if n in table]
+        self.sent(url, nonce, version, wanted, [])
+        resources = [table[name][1] for name in wanted if name not in ttls]
+        for name in wanted:
+            if name in ttls:
+                resources.append(any_pb2.Any())
+                resources[-1].Pack(state.wrapped(url, name))
         return discovery_pb2.DiscoveryResponse(
-            version_info=version,
-            resources=[table[name][1] for name in wanted],
-            type_url=url,
-            nonce=nonce,
+            version_info=version, resources=resources, type_url=url, nonce=nonce
         )
 
 
@@ -297,12 +375,23 @@ class DeltaStream(Stream):
             known["has"][name] = table[name][0]
         for name in removed:
             known["has"].pop(name, None)
-        yield discovery_pb2.DeltaDiscoveryResponse(
-            system_version_info=self.server.state.version(url),
-            resources=[
-                discovery_pb2.Resource(name=n, version=table[n][0], resource=table[n][1])
-                for n in changed
-            ],
+        yield self.response(url, nonce, changed, removed)
+
+    def on_beat(self):
+        for url, ttls in self.server.state.ttls.items():
+            known = self.types.get(url)
+            alive = [name for name in ttls if known is not None and name in known["has"]]
+            if alive:
+                nonce = f"{self.number}-{next(self.nonces)}"
+                known["open"].add(nonce)
+                yield self.response(url, nonce, alive, [], with_body=False)
+
+    def response(self, url, nonce, names, removed, with_body=True):
+        state = self.server.state
+        self.sent(url, nonce, state.version(url), names, removed)
+        return discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=state.version(url),
+            resources=[state.wrapped(url, name, with_body) for name in names],
             removed_resources=removed,
             type_url=url,
             nonce=nonce,
@@ -320,8 +409,9 @@ def main():
     transport.start()
     print("serving", flush=True)
     while True:
-        time.sleep(0.02)
+        time.sleep(0.005)
         server.look()
+        server.beat()
 
 
 main()

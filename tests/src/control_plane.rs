@@ -22,6 +22,8 @@ pub struct ControlPlane {
     node: Node,
     directory: PathBuf,
     epoch: u64,
+    number: u64,
+    manner: Value,
     resources: Vec<Value>,
     process: Option<Process>,
 }
@@ -35,6 +37,8 @@ impl ControlPlane {
             node: node.clone(),
             directory,
             epoch: 0,
+            number: 0,
+            manner: json!({}),
             resources: config.resources(),
             process: None,
         };
@@ -78,12 +82,17 @@ impl ControlPlane {
         path
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
         self.directory.join("xds.sock")
     }
 
-    fn write(&self) {
-        let state = json!({ "epoch": self.epoch, "resources": self.resources });
+    fn write(&mut self) {
+        self.number += 1;
+        let mut state = self.manner.clone();
+        state["epoch"] = self.epoch.into();
+        state["number"] = self.number.into();
+        state["resources"] = self.resources.clone().into();
         config::replace(&self.directory.join("state.json"), &state.to_string());
     }
 
@@ -91,6 +100,22 @@ impl ControlPlane {
     pub fn serves(&mut self, resources: Vec<Value>) {
         self.resources = resources;
         self.write();
+    }
+
+    /// Counts what was told to be served; the journal says when a stream has sent it.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Behaves so from now on: `patient`, `heartbeats`, `salt` of `server.py`.
+    pub fn behaves(&mut self, manner: Value) {
+        self.manner = manner;
+        self.write();
+    }
+
+    /// Where the server writes down each request and response.
+    pub fn journal(&self) -> PathBuf {
+        self.directory.join("requests.jsonl")
     }
 
     /// Drops every stream once.
@@ -127,8 +152,9 @@ impl ControlPlane {
 
     /// Every request so far.
     pub fn requests(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.directory.join("requests.jsonl")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let text = fs::read_to_string(self.journal()).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["nonce"].is_string()).collect()
     }
 
     /// The NACKs so far.

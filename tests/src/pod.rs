@@ -346,6 +346,7 @@ http {{
         listen [::]:{port};
         location / {{ return 200 "hello from {name}, you are $remote_addr\n"; }}
         location /echo-headers {{ return 200 "host=$http_host x=$http_x_test forwarded=$http_x_forwarded_for\n"; }}
+        location /echo-request {{ return 200 "$request_method $request_uri host=$http_host\n"; }}
     }}
 }}
 "#

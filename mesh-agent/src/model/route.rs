@@ -15,6 +15,9 @@ use super::{
 pub struct RouteConfiguration {
     pub name: Arc<str>,
     pub virtual_hosts: Vec<VirtualHost>,
+    /// Whether every cluster that a route names has to be there before this takes effect.
+    /// Not said: yes where a listener carries it, no where RDS does.
+    pub validate_clusters: Option<bool>,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -136,6 +136,7 @@ pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
         routes: RouteSource::Inline(Arc::new(RouteConfiguration {
             name: "routes".into(),
             virtual_hosts: Vec::new(),
+            validate_clusters: None,
         })),
         http_filters: filters.into_iter().map(|rbac| HttpFilter::Rbac(Arc::new(rbac))).collect(),
         idle_timeout: None,

@@ -30,7 +30,7 @@ fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
 }
 
 fn configuration(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
-    RouteConfiguration { name: "rc".into(), virtual_hosts }
+    RouteConfiguration { name: "rc".into(), virtual_hosts, validate_clusters: None }
 }
 
 fn domain(pattern: &str) -> Domain {

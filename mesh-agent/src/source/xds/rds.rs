@@ -70,10 +70,6 @@ pub(super) fn configuration(
         vhost_header, ignore_path_parameters_in_path_matching, route_specifiers,
     );
     d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
-    // Every cluster a route names has to be there, always.
-    if validate_clusters.is_some_and(|validate| !validate.value) {
-        d.refuse_field("validate_clusters", "can't be turned off");
-    }
     let body_max =
         max_direct_response_body_size_bytes.map_or(DIRECT_RESPONSE_MAX_BYTES, |max| max.value);
 
@@ -87,7 +83,11 @@ pub(super) fn configuration(
             _ => whole = None,
         }
     }
-    Some(RouteConfiguration { name: name.into(), virtual_hosts: whole? })
+    Some(RouteConfiguration {
+        name: name.into(),
+        virtual_hosts: whole?,
+        validate_clusters: validate_clusters.map(|validate| validate.value),
+    })
 }
 
 /// What has to be unique within one configuration.

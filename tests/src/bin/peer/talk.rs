@@ -5,6 +5,7 @@ use std::{
     net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpStream},
     process::ExitCode,
     thread,
+    time::Duration,
 };
 
 use socket2::{Domain, Socket, Type};
@@ -32,6 +33,27 @@ pub(crate) fn asks(address: &str) -> ExitCode {
             ExitCode::from(4)
         }
     }
+}
+
+/// Listens until the other side ends the connection, or for five seconds, `times` times.
+pub(crate) fn hears(address: &str, times: &str) -> ExitCode {
+    for _ in 0..times.parse::<usize>().expect("a number") {
+        let mut heard = Vec::new();
+        let end = match dial(address, false) {
+            Err(_) => "refused",
+            Ok(mut stream) => {
+                stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set a timeout");
+                match stream.read_to_end(&mut heard) {
+                    Ok(_) => "closed",
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => "silent",
+                    Err(_) => "reset",
+                }
+            }
+        };
+        let heard = String::from_utf8_lossy(&heard);
+        println!("{}", serde_json::json!({ "heard": heard, "end": end }));
+    }
+    ExitCode::SUCCESS
 }
 
 /// Copies both ways until the other side ends the connection.

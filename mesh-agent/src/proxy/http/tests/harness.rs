@@ -212,6 +212,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             domains: vec![Domain::Exact("app.test".into())],
             routes,
         }],
+        validate_clusters: None,
     };
     let rbac = Rbac {
         stat_prefix: String::new(),
