@@ -33,7 +33,8 @@ from google.protobuf import any_pb2, json_format
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
+from envoy.config.core.v3 import extension_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -41,14 +42,31 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.extensions.transport_sockets.tls.v3 import (
+    secret_pb2,
+    tls_spiffe_validator_config_pb2,
+)
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
+from envoy.service.runtime.v3 import rtds_pb2
 
-PREFIX = "type.googleapis.com/envoy.config."
-LDS = PREFIX + "listener.v3.Listener"
-RDS = PREFIX + "route.v3.RouteConfiguration"
-CDS = PREFIX + "cluster.v3.Cluster"
-EDS = PREFIX + "endpoint.v3.ClusterLoadAssignment"
+PREFIX = "type.googleapis.com/envoy."
+LDS = PREFIX + "config.listener.v3.Listener"
+RDS = PREFIX + "config.route.v3.RouteConfiguration"
+CDS = PREFIX + "config.cluster.v3.Cluster"
+EDS = PREFIX + "config.endpoint.v3.ClusterLoadAssignment"
+SDS = PREFIX + "extensions.transport_sockets.tls.v3.Secret"
+RTDS = PREFIX + "service.runtime.v3.Runtime"
+ECDS = PREFIX + "config.core.v3.TypedExtensionConfig"
+# Named `<route configuration>/<host>`; there is no state of the world of it.
+VHDS = PREFIX + "config.route.v3.VirtualHost"
+# In the order in which changes are sent: make before break.
+TYPES = (RTDS, SDS, CDS, EDS, LDS, ECDS, RDS, VHDS)
 WILDCARD = (LDS, CDS)
+
+
+def in_namespace(name, names):
+    """Whether a virtual host is subscribed to, by its own name or by its routes' name."""
+    return name in names or name.rpartition("/")[0] in names
 
 
 def digest(data):
@@ -65,8 +83,8 @@ class State:
         self.patient = document.get("patient", False)
         self.heartbeats = document.get("heartbeats", False)
         self.salt = document.get("salt", "").encode()
-        self.types = {LDS: {}, RDS: {}, CDS: {}, EDS: {}}
-        self.ttls = {LDS: {}, RDS: {}, CDS: {}, EDS: {}}
+        self.types = {type_url: {} for type_url in TYPES}
+        self.ttls = {type_url: {} for type_url in TYPES}
         for resource in document["resources"]:
             self.add(resource)
 
@@ -220,7 +238,7 @@ class Stream:
             self.node = request.node.id
             if not self.node:
                 violations.append("the first request has no node.id")
-        if request.type_url not in (LDS, RDS, CDS, EDS):
+        if request.type_url not in TYPES:
             violations.append(f"unknown type {request.type_url}")
         if request.HasField("error_detail"):
             if not request.response_nonce:
@@ -263,6 +281,8 @@ class SotwStream(Stream):
                 sent["nacked"] |= request.HasField("error_detail")
         elif known["answered"]:
             violations.append("no nonce although there was a response")
+        if url == VHDS:
+            violations.append("VHDS in the state-of-the-world variant")
         if url in WILDCARD and names:
             violations.append("names for a type that is asked for as a whole")
         if len(names) != len(set(names)):
@@ -287,7 +307,7 @@ class SotwStream(Stream):
                 yield self.response(url)
 
     def on_change(self):
-        for url in (CDS, EDS, LDS, RDS):
+        for url in TYPES:
             known = self.types.get(url)
             if known is None or known["last"] is None:
                 continue
@@ -353,14 +373,19 @@ class DeltaStream(Stream):
         yield from self.changes(url, set(more))
 
     def on_change(self):
-        for url in (CDS, EDS, LDS, RDS):
+        for url in TYPES:
             if url in self.types:
                 yield from self.changes(url, set())
 
     def changes(self, url, new):
         known = self.types[url]
         table = self.server.state.types[url]
-        wanted = set(table) if url in WILDCARD else known["names"] & set(table)
+        if url in WILDCARD:
+            wanted = set(table)
+        elif url == VHDS:
+            wanted = {n for n in table if in_namespace(n, known["names"])}
+        else:
+            wanted = known["names"] & set(table)
         changed = [n for n in sorted(wanted) if known["has"].get(n) != table[n][0]]
         removed = [n for n in sorted(known["has"]) if n not in wanted]
         # What is subscribed to and not there is said not to be there.

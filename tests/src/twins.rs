@@ -199,6 +199,18 @@ impl Refused {
         self
     }
 
+    /// What Envoy can't do and the agent can.
+    ///
+    /// # Panics
+    /// Unless Envoy alone refused that type, and says `text`.
+    #[track_caller]
+    pub fn expect_of_envoy_alone(&self, type_: &str, text: &str) -> &Self {
+        assert!(self.agent.is_empty(), "{self:#?}");
+        let reason = self.envoy.get(type_);
+        assert!(reason.is_some_and(|reason| reason.contains(text)), "{self:#?}");
+        self
+    }
+
     /// What the agent does not support and says so, where Envoy goes on.
     ///
     /// # Panics

@@ -11,8 +11,11 @@ use super::{
 use crate::{
     model::{
         cluster::{Cluster, Discovery, LoadAssignment},
+        extension::ExtensionConfig,
         listener::Listener,
-        route::RouteConfiguration,
+        route::{RouteConfiguration, VirtualHost},
+        runtime::RuntimeLayer,
+        secret::Secret,
     },
     snapshot::Snapshot,
 };
@@ -33,12 +36,21 @@ pub struct ConfigDump {
     pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
     /// By the name they are delivered under.
     pub endpoints: BTreeMap<Arc<str>, Arc<LoadAssignment>>,
+    /// Without their keys.
+    pub secrets: BTreeMap<Arc<str>, Arc<Secret>>,
+    /// Layers by name.
+    pub runtime: BTreeMap<Arc<str>, Arc<RuntimeLayer>>,
+    pub extension_configs: BTreeMap<Arc<str>, Arc<ExtensionConfig>>,
+    /// By `<route configuration>/<host>`.
+    pub virtual_hosts: BTreeMap<Arc<str>, Arc<VirtualHost>>,
 }
 
 impl ConfigDump {
     /// Shares the snapshot's resources; copies none.
     pub fn of(snapshot: &Snapshot, last_rejected: Option<RejectedConfig>) -> Self {
-        let named = |(name, value): (&Arc<str>, &Arc<_>)| (Arc::clone(name), Arc::clone(value));
+        fn named<T>((name, value): (&Arc<str>, &Arc<T>)) -> (Arc<str>, Arc<T>) {
+            (Arc::clone(name), Arc::clone(value))
+        }
         Self {
             version: snapshot.version,
             label: snapshot.label.clone(),
@@ -50,17 +62,17 @@ impl ConfigDump {
                 .iter()
                 .map(|listener| (Arc::clone(&listener.name), Arc::clone(listener)))
                 .collect(),
-            routes: snapshot
-                .routes
-                .iter()
-                .map(|(name, routes)| (Arc::clone(name), Arc::clone(routes)))
-                .collect(),
+            routes: snapshot.routes.iter().map(named).collect(),
             clusters: snapshot
                 .clusters
                 .iter()
                 .map(|(name, cluster)| (Arc::clone(&name.0), Arc::clone(cluster)))
                 .collect(),
             endpoints: snapshot.assignments.iter().map(named).collect(),
+            secrets: snapshot.secrets.iter().map(named).collect(),
+            runtime: snapshot.runtime.iter().map(named).collect(),
+            extension_configs: snapshot.extension_configs.iter().map(named).collect(),
+            virtual_hosts: snapshot.virtual_hosts.iter().map(named).collect(),
         }
     }
 }

@@ -24,7 +24,8 @@ pub struct XdsView {
 /// One type of resources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdsTypeView {
-    /// `listeners`, `routes`, `clusters` or `endpoints`.
+    /// `listeners`, `routes`, `clusters`, `endpoints`, `secrets`, `runtime`,
+    /// `extension_configs` or `virtual_hosts`.
     pub kind: String,
     pub type_url: String,
     /// Of the last response that was accepted whole; empty in delta mode.

@@ -8,10 +8,13 @@
 pub mod authz;
 pub mod captured;
 pub mod cluster;
+pub mod extension;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;
 mod references;
 pub mod route;
+pub mod runtime;
+pub mod secret;
 pub mod socket;
 pub mod workload;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
     listener::{FilterChain, Listener, RouteSource, TerminalFilter},
-    route::{RouteAction, RouteConfiguration},
+    route::{RouteAction, RouteConfiguration, VirtualHost},
 };
 
 impl Cluster {
@@ -21,8 +21,15 @@ impl Cluster {
 impl RouteConfiguration {
     /// Every cluster that a route may lead to; one may come several times.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
-        let routes = self.virtual_hosts.iter().flat_map(|host| &host.routes);
-        routes
+        self.virtual_hosts.iter().flat_map(VirtualHost::cluster_names)
+    }
+}
+
+impl VirtualHost {
+    /// Every cluster that a route may lead to; one may come several times.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
+        self.routes
+            .iter()
             .flat_map(|route| match &route.action {
                 RouteAction::Forward(forward) => forward.clusters.as_slice(),
                 RouteAction::DirectResponse(_) => &[],
@@ -46,6 +53,21 @@ impl Listener {
             },
             TerminalFilter::TcpProxy(_) => None,
         })
+    }
+
+    /// The clusters that have to be there before it takes effect: those of its own routes,
+    /// unless these say otherwise.
+    pub fn validated_cluster_names(&self) -> Vec<&ClusterName> {
+        let mut names = Vec::new();
+        for chain in self.chains() {
+            if let TerminalFilter::Http(http) = &chain.terminal
+                && let RouteSource::Inline(routes) = &http.routes
+                && routes.validate_clusters != Some(false)
+            {
+                names.extend(routes.cluster_names());
+            }
+        }
+        names
     }
 
     /// Every cluster that it leads to without asking for routes by name.

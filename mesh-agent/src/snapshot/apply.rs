@@ -11,8 +11,11 @@ use std::{
 use super::tables::Snapshot;
 use crate::model::{
     cluster::{Cluster, ClusterName, LoadAssignment},
+    extension::ExtensionConfig,
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
-    route::{RouteAction, RouteConfiguration},
+    route::{RouteAction, RouteConfiguration, VirtualHost},
+    runtime::RuntimeLayer,
+    secret::Secret,
 };
 
 /// A whole configuration as a source delivers it.
@@ -23,6 +26,12 @@ pub struct Resources {
     pub clusters: Vec<Cluster>,
     /// By `cluster_name`.
     pub assignments: Vec<(Arc<str>, LoadAssignment)>,
+    pub secrets: Vec<Secret>,
+    /// Layers by name.
+    pub runtime: Vec<(Arc<str>, RuntimeLayer)>,
+    pub extension_configs: Vec<ExtensionConfig>,
+    /// By `<route configuration>/<host>`.
+    pub virtual_hosts: Vec<(Arc<str>, VirtualHost)>,
 }
 
 /// A resource that can't be honoured, and why: `<path>: <reason>`.
@@ -56,6 +65,10 @@ pub struct Removed {
     pub routes: Vec<Arc<str>>,
     pub clusters: Vec<ClusterName>,
     pub assignments: Vec<Arc<str>>,
+    pub secrets: Vec<Arc<str>>,
+    pub runtime: Vec<Arc<str>>,
+    pub extension_configs: Vec<Arc<str>>,
+    pub virtual_hosts: Vec<Arc<str>>,
 }
 
 /// Whether a whole configuration is one: every reference leads somewhere, that to a cluster
@@ -90,6 +103,27 @@ fn build_with(
     applied_at: SystemTime,
 ) -> Result<Snapshot, Vec<RejectedResource>> {
     let Changes { updated, removed } = changes;
+
+    let mut secrets = Arc::clone(&base.secrets);
+    remove(&mut secrets, &removed.secrets);
+    let named = updated.secrets.into_iter().map(|s| (Arc::clone(&s.name), Arc::new(s))).collect();
+    rejected.insert("secrets", &mut secrets, named);
+
+    let mut runtime = Arc::clone(&base.runtime);
+    remove(&mut runtime, &removed.runtime);
+    let named = updated.runtime.into_iter().map(|(name, layer)| (name, Arc::new(layer))).collect();
+    rejected.insert("runtime", &mut runtime, named);
+
+    let mut extension_configs = Arc::clone(&base.extension_configs);
+    remove(&mut extension_configs, &removed.extension_configs);
+    let named = updated.extension_configs.into_iter();
+    let named = named.map(|e| (Arc::clone(&e.name), Arc::new(e))).collect();
+    rejected.insert("extension_configs", &mut extension_configs, named);
+
+    let mut virtual_hosts = Arc::clone(&base.virtual_hosts);
+    remove(&mut virtual_hosts, &removed.virtual_hosts);
+    let named = updated.virtual_hosts.into_iter().map(|(n, host)| (n, Arc::new(host))).collect();
+    rejected.insert("virtual_hosts", &mut virtual_hosts, named);
 
     let mut assignments = Arc::clone(&base.assignments);
     remove(&mut assignments, &removed.assignments);
@@ -161,6 +195,10 @@ fn build_with(
         routes,
         clusters,
         assignments,
+        secrets,
+        runtime,
+        extension_configs,
+        virtual_hosts,
         workloads,
     })
 }

@@ -9,8 +9,11 @@ use std::{
 
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, Endpoint, LoadAssignment, Tunnel},
+    extension::ExtensionConfig,
     listener::{Direction, Listener, RouteSource},
-    route::RouteConfiguration,
+    route::{RouteConfiguration, VirtualHost},
+    runtime::RuntimeLayer,
+    secret::Secret,
 };
 
 /// One version of the whole configuration; complete, and consistent in itself: every route
@@ -27,6 +30,13 @@ pub struct Snapshot {
     pub routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
     pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
+    /// What is not there yet, though a cluster names it: who needs it fails closed.
+    pub secrets: Arc<HashMap<Arc<str>, Arc<Secret>>>,
+    /// Layers by name; which goes before which is not theirs to say.
+    pub runtime: Arc<HashMap<Arc<str>, Arc<RuntimeLayer>>>,
+    pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
+    /// By `<route configuration>/<host>`.
+    pub virtual_hosts: Arc<HashMap<Arc<str>, Arc<VirtualHost>>>,
     /// Made when first asked for: a walk over all endpoints is not for every small change.
     pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }
@@ -41,6 +51,10 @@ impl Default for Snapshot {
             routes: Arc::default(),
             clusters: Arc::default(),
             assignments: Arc::default(),
+            secrets: Arc::default(),
+            runtime: Arc::default(),
+            extension_configs: Arc::default(),
+            virtual_hosts: Arc::default(),
             workloads: Arc::default(),
         }
     }

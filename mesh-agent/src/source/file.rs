@@ -301,8 +301,7 @@ impl Decoding {
         };
         match xds::decode_any(&type_url, &transcoded.bytes) {
             Ok(resource) if transcoded.rejected.is_empty() => {
-                let value = Some(transcoded.bytes.into());
-                self.raw.resources.push((resource.key(), value));
+                self.raw.keep(resource.key(), &resource, transcoded.bytes.into());
                 resource.add_to(&mut self.resources);
             }
             Ok(_) => self.rejected.extend(transcoded.rejected),

@@ -3,7 +3,8 @@
 //!
 //! Resources are kept as they were delivered: starting from them means decoding them
 //! again, as strictly as ever. The file is replaced as a whole and carries a checksum;
-//! one that is damaged, or is another source's, is not applied.
+//! one that is damaged, or is another source's, is not applied. Secrets with a private
+//! key are never in it: after a restart, who needs one waits for the source.
 
 use std::{
     collections::BTreeMap,
@@ -46,6 +47,14 @@ pub(super) type Key = (ResourceType, Arc<str>);
 pub struct Raw {
     /// Encoded protobuf; `None`: it is no more.
     pub(super) resources: Vec<(Key, Option<Arc<[u8]>>)>,
+}
+
+impl Raw {
+    /// Takes note of a resource; of one that must not be stored, that what was stored
+    /// under its name is no more.
+    pub(super) fn keep(&mut self, key: Key, resource: &xds::Resource, bytes: Arc<[u8]>) {
+        self.resources.push((key, resource.may_be_stored().then_some(bytes)));
+    }
 }
 
 /// Why there is no last good configuration, though there is a file.

@@ -19,8 +19,8 @@ pub use file::{Delivery, SourceError, validate};
 pub use last_good::{LastGood, LastGoodError, Raw, Restored};
 pub use watch::{Delta, FileSource, Update};
 pub use xds::{
-    AdsOptions, AdsSource, AdsStatus, NodeInfo, Resource, ServerAddress, StreamState, TYPE_URLS,
-    TlsFiles, TypeStatus, Variant, Warming, decode_any, hear,
+    AdsOptions, AdsSource, AdsStatus, NodeInfo, Resource, ResourceType, ServerAddress, StreamState,
+    TYPE_URLS, TlsFiles, TypeStatus, Variant, Warming, Wishes, decode_any, hear,
 };
 
 #[cfg(test)]

@@ -23,10 +23,12 @@ fn every_order(name: &str, delta: bool) {
     let mut twins = Twins::start(name, delta);
     let [one, ..] = ADDRESSES.map(|ip| format!("{ip}:80"));
     let probes = [Probe::get(&one, "/")];
-    let mut world = World::default();
-    world.by_rds("one", &one, "routes").routes("routes", all_to("web"));
-    world.eds("web", &[twins.backends[0].at(WEB_PORT)]);
-    for order in orders() {
+    for (number, order) in orders().into_iter().enumerate() {
+        // Names of their own: a listener of Envoy's that drains holds on to its routes.
+        let [routes, web] = ["routes", "web"].map(|name| format!("{name}-{number}"));
+        let mut world = World::default();
+        world.by_rds(&format!("one-{number}"), &one, &routes).routes(&routes, all_to(&web));
+        world.eds(&web, &[twins.backends[0].at(WEB_PORT)]);
         for so_far in 0..=order.len() {
             let kinds = &order[..so_far];
             twins.serve(world.only(kinds)).expect(&[]);

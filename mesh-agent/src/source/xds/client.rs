@@ -34,13 +34,17 @@ use tower::service_fn;
 
 use super::{
     address::{ServerAddress, TlsFiles},
-    session::{Now, Request, Session, TypeStatus, Variant},
+    session::{Carries, Now, Request, Session, TypeStatus, Variant},
+    wishes::{Wanted, Wishes},
 };
 use crate::source::Update;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The session's one stream.
+const ADS: usize = 0;
 
 /// A name that was asked for and does not come holds others up for this long.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -148,6 +152,7 @@ pub struct AdsStatus {
 pub struct AdsSource {
     options: AdsOptions,
     status: watch::Sender<Arc<AdsStatus>>,
+    wishes: Wishes,
 }
 
 /// A stream that is being opened, or is open.
@@ -183,12 +188,17 @@ impl AdsSource {
             streams: 0,
             types: Vec::new(),
         };
-        Self { options, status: watch::Sender::new(Arc::new(status)) }
+        Self { options, status: watch::Sender::new(Arc::new(status)), wishes: Wishes::default() }
     }
 
     /// The state of the stream and of each type, always the newest.
     pub fn status(&self) -> watch::Receiver<Arc<AdsStatus>> {
         self.status.subscribe()
+    }
+
+    /// Where names are asked for that no resource needs.
+    pub fn wishes(&self) -> Wishes {
+        self.wishes.clone()
     }
 
     /// Sends what the control plane says, until `shutdown` or until nobody receives any
@@ -203,17 +213,19 @@ impl AdsSource {
 
     async fn work(&self, updates: mpsc::Sender<Update>) -> Result<(), Done> {
         let AdsOptions { variant, node, .. } = self.options.clone();
-        let mut session = Session::new(variant, node.into(), INITIAL_FETCH_TIMEOUT);
+        let mut session = Session::new([Carries::all(variant)], node.into(), INITIAL_FETCH_TIMEOUT);
+        let mut wanted = self.wishes.subscribe();
         let mut backoff = BACKOFF;
         loop {
             for server in &self.options.servers {
                 self.enter(StreamState::Connecting, server, None);
-                session.connected(Now::read());
+                session.connected(ADS, Now::read());
                 let mut link = self.open(server);
-                let error = self.converse(&mut session, &mut link, server, &updates).await?;
+                let error =
+                    self.converse(&mut session, &mut wanted, &mut link, server, &updates).await?;
                 drop(link);
-                let answered = session.is_answered();
-                session.disconnected();
+                let answered = session.is_answered(ADS);
+                session.disconnected(ADS);
                 tracing::warn!(%server, error, "the control plane's stream ended");
                 self.enter(StreamState::BackingOff, server, Some(error));
                 if answered {
@@ -265,6 +277,7 @@ impl AdsSource {
     async fn converse(
         &self,
         session: &mut Session,
+        wanted: &mut watch::Receiver<Wanted>,
         link: &mut Link,
         server: &ServerAddress,
         updates: &mpsc::Sender<Update>,
@@ -272,7 +285,7 @@ impl AdsSource {
         loop {
             self.advance(session, updates).await?;
             let now = Now::read();
-            while let Some(request) = session.poll_request(now) {
+            while let Some(request) = session.poll_request(ADS, now) {
                 match time::timeout(SEND_PATIENCE, link.requests.send(request)).await {
                     Ok(Ok(())) => {}
                     // Its end is in the responses.
@@ -294,6 +307,9 @@ impl AdsSource {
                     }
                     None => return Ok("the server closed the stream".to_owned()),
                 },
+                Ok(()) = wanted.changed() => {
+                    session.want(wanted.borrow_and_update().keys(), Now::read());
+                }
                 () = until(session.deadline()) => {}
             }
         }
@@ -346,8 +362,8 @@ fn take(session: &mut Session, response: Response) {
         Response::Delta(response) => response.encoded_len(),
     } > LARGE_BYTES;
     let work = || match response {
-        Response::Sotw(response) => session.on_sotw(response, Now::read()),
-        Response::Delta(response) => session.on_delta(response, Now::read()),
+        Response::Sotw(response) => session.on_sotw(ADS, response, Now::read()),
+        Response::Delta(response) => session.on_delta(ADS, response, Now::read()),
     };
     if large {
         tokio::task::block_in_place(work);

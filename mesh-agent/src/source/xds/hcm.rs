@@ -5,13 +5,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use envoy_types::pb::envoy::extensions::filters::{
-    http::{rbac::v3::Rbac as PbHttpRbac, router::v3::Router},
-    network::http_connection_manager::v3::{
-        HttpConnectionManager as PbHttpConnectionManager, HttpFilter as PbHttpFilter, Rds,
-        http_connection_manager::{CodecType as PbCodecType, RouteSpecifier},
-        http_filter,
+use envoy_types::pb::{
+    envoy::extensions::filters::{
+        http::{rbac::v3::Rbac as PbHttpRbac, router::v3::Router},
+        network::http_connection_manager::v3::{
+            HttpConnectionManager as PbHttpConnectionManager, HttpFilter as PbHttpFilter, Rds,
+            http_connection_manager::{CodecType as PbCodecType, RouteSpecifier},
+            http_filter,
+        },
     },
+    google::protobuf::Any,
 };
 
 use super::{
@@ -238,17 +241,35 @@ fn http_filter(d: &mut Decoder, value: PbHttpFilter) -> Option<Decoded> {
             return None;
         }
     };
-    if common::is::<Router>(&any) {
-        let value = common::unpack(d, &any)?;
+    typed_filter(d, &name, &any)
+}
+
+/// The configuration of one filter, by its type.
+fn typed_filter(d: &mut Decoder, name: &str, any: &Any) -> Option<Decoded> {
+    if common::is::<Router>(any) {
+        let value = common::unpack(d, any)?;
         router(d, value);
         Some(Decoded::Router)
-    } else if common::is::<PbHttpRbac>(&any) {
-        let value = common::unpack(d, &any)?;
+    } else if common::is::<PbHttpRbac>(any) {
+        let value = common::unpack(d, any)?;
         let rbac = http_rbac(d, value)?;
         Some(rbac.map_or(Decoded::Nothing, Decoded::Filter))
     } else {
-        common::refuse_extension(d, &name, &common::type_name(&any));
+        common::refuse_extension(d, name, &common::type_name(any));
         None
+    }
+}
+
+/// A filter whose configuration arrives by itself; the inner `None`: it does nothing.
+pub(super) fn discovered_filter(
+    d: &mut Decoder,
+    name: &str,
+    any: &Any,
+) -> Option<Option<HttpFilter>> {
+    match typed_filter(d, name, any)? {
+        Decoded::Filter(filter) => Some(Some(filter)),
+        Decoded::Nothing => Some(None),
+        Decoded::Router => d.refused("the router can't be discovered: it ends every chain"),
     }
 }
 

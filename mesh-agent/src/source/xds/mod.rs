@@ -13,6 +13,7 @@ mod address;
 mod cds;
 mod client;
 mod common;
+mod ecds;
 mod eds;
 mod hcm;
 mod http_options;
@@ -21,142 +22,37 @@ mod matchers;
 mod rbac;
 mod rds;
 mod reject;
+mod resource;
+mod rtds;
+mod sds;
 mod session;
 mod unknown;
+mod wishes;
 
-use std::sync::Arc;
-
-use envoy_types::pb::envoy::config::{
-    cluster::v3::Cluster as PbCluster, endpoint::v3::ClusterLoadAssignment,
-    listener::v3::Listener as PbListener, route::v3::RouteConfiguration as PbRoutes,
+use envoy_types::pb::envoy::{
+    config::{
+        cluster::v3::Cluster as PbCluster,
+        core::v3::TypedExtensionConfig,
+        endpoint::v3::ClusterLoadAssignment,
+        listener::v3::Listener as PbListener,
+        route::v3::{RouteConfiguration as PbRoutes, VirtualHost as PbVirtualHost},
+    },
+    extensions::transport_sockets::tls::v3::Secret as PbSecret,
+    service::runtime::v3::Runtime as PbRuntime,
 };
-use prost::{Message, Name as _};
+use prost::Message;
 
 pub use address::{ServerAddress, TlsFiles};
 pub use client::{AdsOptions, AdsSource, AdsStatus, NodeInfo, StreamState};
 pub(super) use common::PLACEHOLDER;
 pub(super) use reject::{REJECTIONS_MAX, rejection};
+pub use resource::{Resource, ResourceType, TYPE_URLS};
 
 pub use session::{TypeStatus, Variant, Warming, hear};
+pub use wishes::Wishes;
 
 use self::reject::Decoder;
-use crate::{
-    model::{
-        cluster::{Cluster, LoadAssignment},
-        listener::Listener,
-        route::RouteConfiguration,
-    },
-    snapshot::{RejectedResource, Resources},
-};
-
-/// The type URLs [`decode_any`] knows: LDS, RDS, CDS, EDS.
-pub const TYPE_URLS: [&str; 4] = [
-    "type.googleapis.com/envoy.config.listener.v3.Listener",
-    "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
-    "type.googleapis.com/envoy.config.cluster.v3.Cluster",
-    "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
-];
-
-/// One decoded top-level resource.
-#[derive(Debug, Clone)]
-pub enum Resource {
-    /// LDS
-    Listener(Listener),
-    /// RDS
-    Routes(RouteConfiguration),
-    /// CDS
-    Cluster(Cluster),
-    /// EDS, with its `cluster_name`.
-    Endpoints(Arc<str>, LoadAssignment),
-}
-
-impl Resource {
-    /// Its type and name.
-    pub(super) fn key(&self) -> (ResourceType, Arc<str>) {
-        match self {
-            Self::Listener(listener) => (ResourceType::Listener, Arc::clone(&listener.name)),
-            Self::Routes(routes) => (ResourceType::Routes, Arc::clone(&routes.name)),
-            Self::Cluster(cluster) => (ResourceType::Cluster, Arc::clone(&cluster.name.0)),
-            Self::Endpoints(name, _) => (ResourceType::Endpoints, Arc::clone(name)),
-        }
-    }
-
-    /// Adds the resource to a set.
-    pub fn add_to(self, resources: &mut Resources) {
-        match self {
-            Self::Listener(listener) => resources.listeners.push(listener),
-            Self::Routes(routes) => resources.routes.push(routes),
-            Self::Cluster(cluster) => resources.clusters.push(cluster),
-            Self::Endpoints(name, assignment) => resources.assignments.push((name, assignment)),
-        }
-    }
-}
-
-/// The types of resources, by full protobuf name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum ResourceType {
-    Listener,
-    Routes,
-    Cluster,
-    Endpoints,
-}
-
-impl ResourceType {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Listener, Self::Routes, Self::Cluster, Self::Endpoints];
-
-    pub(super) fn full_name(self) -> String {
-        match self {
-            Self::Listener => PbListener::full_name(),
-            Self::Routes => PbRoutes::full_name(),
-            Self::Cluster => PbCluster::full_name(),
-            Self::Endpoints => ClusterLoadAssignment::full_name(),
-        }
-    }
-
-    /// As it stands in an `Any`.
-    pub(super) fn type_url(self) -> &'static str {
-        let [listener, routes, cluster, endpoints] = TYPE_URLS;
-        match self {
-            Self::Listener => listener,
-            Self::Routes => routes,
-            Self::Cluster => cluster,
-            Self::Endpoints => endpoints,
-        }
-    }
-
-    /// What a rejection's path starts with.
-    pub(super) fn table(self) -> &'static str {
-        match self {
-            Self::Listener => "listeners",
-            Self::Routes => "routes",
-            Self::Cluster => "clusters",
-            Self::Endpoints => "endpoints",
-        }
-    }
-
-    /// The field that names a resource of this type.
-    pub(super) fn name_field(self) -> &'static str {
-        match self {
-            Self::Listener | Self::Routes | Self::Cluster => "name",
-            Self::Endpoints => "cluster_name",
-        }
-    }
-
-    /// The same field as canonical JSON spells it.
-    pub(super) fn json_name_field(self) -> &'static str {
-        match self {
-            Self::Listener | Self::Routes | Self::Cluster => "name",
-            Self::Endpoints => "clusterName",
-        }
-    }
-
-    /// The type of that URL, whatever its prefix.
-    pub(super) fn of_url(type_url: &str) -> Option<Self> {
-        let name = type_url.rsplit('/').next()?;
-        Self::ALL.into_iter().find(|known| known.full_name() == name)
-    }
-}
+use crate::snapshot::RejectedResource;
 
 /// Several rejections on one line.
 pub(super) fn shown(reasons: &[RejectedResource]) -> String {
@@ -236,6 +132,33 @@ pub fn decode_any(type_url: &str, value: &[u8]) -> Result<Resource, Vec<Rejected
                 }
                 let name = m.cluster_name.as_str().into();
                 eds::assignment(d, m).map(|assignment| Resource::Endpoints(name, assignment))
+            },
+        ),
+        ResourceType::Secret => decode(
+            kind,
+            value,
+            |m: &PbSecret| &m.name,
+            |d, m| sds::secret(d, m).map(Resource::Secret),
+        ),
+        ResourceType::Runtime => decode(
+            kind,
+            value,
+            |m: &PbRuntime| &m.name,
+            |d, m| rtds::layer(d, m).map(|(name, layer)| Resource::Runtime(name, layer)),
+        ),
+        ResourceType::ExtensionConfig => decode(
+            kind,
+            value,
+            |m: &TypedExtensionConfig| &m.name,
+            |d, m| ecds::extension(d, m).map(Resource::ExtensionConfig),
+        ),
+        ResourceType::VirtualHost => decode(
+            kind,
+            value,
+            |m: &PbVirtualHost| &m.name,
+            |d, m| {
+                let name = m.name.as_str().into();
+                rds::discovered_host(d, m).map(|host| Resource::VirtualHost(name, host))
             },
         ),
     }

@@ -90,6 +90,12 @@ pub(super) fn configuration(
     })
 }
 
+/// A virtual host that arrives by itself. What has to be unique within its route
+/// configuration is for `snapshot` to check.
+pub(super) fn discovered_host(d: &mut Decoder, value: PbVirtualHost) -> Option<VirtualHost> {
+    virtual_host(d, value, &mut Seen::default(), DIRECT_RESPONSE_MAX_BYTES)
+}
+
 /// What has to be unique within one configuration.
 #[derive(Default)]
 struct Seen {

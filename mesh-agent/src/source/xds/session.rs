@@ -1,4 +1,4 @@
-//! An ADS conversation without I/O: responses and time go in, requests and updates
+//! An xDS conversation without I/O: responses and time go in, requests and updates
 //! come out.
 //!
 //! Spec: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>.
@@ -17,7 +17,7 @@ mod table;
 mod timers;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -31,7 +31,6 @@ use prost::Message;
 use self::table::{Body, Table};
 use super::ResourceType;
 use crate::{
-    model::cluster::ClusterName,
     snapshot::{Changes, RejectedResource},
     source::{Delivery, Raw, Update, watch::Delta},
 };
@@ -69,18 +68,39 @@ pub(super) enum Request {
     Delta(discovery::DeltaDiscoveryRequest),
 }
 
+/// One stream of a session: what it speaks, and which types it carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Carries {
+    pub(super) variant: Variant,
+    pub(super) types: Vec<ResourceType>,
+}
+
+impl Carries {
+    /// One stream for all. VHDS has no state of the world.
+    pub(super) fn all(variant: Variant) -> Self {
+        let mut types = ResourceType::ALL.to_vec();
+        types.retain(|kind| variant == Variant::Delta || *kind != ResourceType::VirtualHost);
+        Self { variant, types }
+    }
+}
+
+#[derive(Debug)]
+struct Stream {
+    variant: Variant,
+    connected: bool,
+    /// Whether this connection's first request, which says who we are, was sent.
+    introduced: bool,
+}
+
 /// One conversation.
 #[derive(Debug)]
 pub(super) struct Session {
-    variant: Variant,
+    streams: Vec<Stream>,
     node: Node,
     /// How long a name that was asked for may stay unanswered.
     initial_fetch_timeout: Duration,
-    connected: bool,
-    /// Whether this stream's first request, which says who we are, was sent.
-    introduced: bool,
     /// In the order of [`ResourceType::ALL`].
-    tables: [Table; 4],
+    tables: [Table; 8],
     /// What is in force once it was sent on.
     unsent: BTreeMap<Key, Option<Body>>,
     /// Whether the first, whole configuration was sent on.
@@ -92,14 +112,29 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(variant: Variant, node: Node, initial_fetch_timeout: Duration) -> Self {
+    /// A session over these streams, which are then called by their place in the list.
+    /// A type belongs to the first that carries it; of a type that none carries, every
+    /// name counts as not to be had.
+    pub(super) fn new(
+        streams: impl IntoIterator<Item = Carries>,
+        node: Node,
+        initial_fetch_timeout: Duration,
+    ) -> Self {
+        let mut tables = ResourceType::ALL.map(Table::new);
+        let mut states = Vec::new();
+        for (at, Carries { variant, types }) in streams.into_iter().enumerate() {
+            for table in &mut tables {
+                if table.stream.is_none() && types.contains(&table.kind) {
+                    table.stream = Some(at);
+                }
+            }
+            states.push(Stream { variant, connected: false, introduced: false });
+        }
         Self {
-            variant,
+            streams: states,
             node,
             initial_fetch_timeout,
-            connected: false,
-            introduced: false,
-            tables: ResourceType::ALL.map(Table::new),
+            tables,
             unsent: BTreeMap::new(),
             whole: false,
             whole_by: None,
@@ -109,31 +144,48 @@ impl Session {
     }
 
     fn table(&self, kind: ResourceType) -> &Table {
-        let [listeners, routes, clusters, endpoints] = &self.tables;
+        let [listeners, routes, clusters, endpoints, secrets, runtime, extensions, hosts] =
+            &self.tables;
         match kind {
             ResourceType::Listener => listeners,
             ResourceType::Routes => routes,
             ResourceType::Cluster => clusters,
             ResourceType::Endpoints => endpoints,
+            ResourceType::Secret => secrets,
+            ResourceType::Runtime => runtime,
+            ResourceType::ExtensionConfig => extensions,
+            ResourceType::VirtualHost => hosts,
         }
     }
 
     fn table_mut(&mut self, kind: ResourceType) -> &mut Table {
-        let [listeners, routes, clusters, endpoints] = &mut self.tables;
+        let [listeners, routes, clusters, endpoints, secrets, runtime, extensions, hosts] =
+            &mut self.tables;
         match kind {
             ResourceType::Listener => listeners,
             ResourceType::Routes => routes,
             ResourceType::Cluster => clusters,
             ResourceType::Endpoints => endpoints,
+            ResourceType::Secret => secrets,
+            ResourceType::Runtime => runtime,
+            ResourceType::ExtensionConfig => extensions,
+            ResourceType::VirtualHost => hosts,
         }
     }
 
-    /// A stream is open.
-    pub(super) fn connected(&mut self, now: Now) {
-        self.connected = true;
-        self.introduced = false;
+    fn is_connected(&self, kind: ResourceType) -> bool {
+        let stream = self.table(kind).stream.and_then(|at| self.streams.get(at));
+        stream.is_some_and(|stream| stream.connected)
+    }
+
+    /// That stream has a connection.
+    pub(super) fn connected(&mut self, stream: usize, now: Now) {
+        if let Some(state) = self.streams.get_mut(stream) {
+            state.connected = true;
+            state.introduced = false;
+        }
         let deadline = now.at + self.initial_fetch_timeout;
-        for table in &mut self.tables {
+        for table in self.tables.iter_mut().filter(|table| table.stream == Some(stream)) {
             table.reset_stream();
             for name in &table.wanted {
                 if !table.accepted.contains_key(name) {
@@ -143,21 +195,40 @@ impl Session {
         }
     }
 
-    /// The stream is gone. What is in force stays.
-    pub(super) fn disconnected(&mut self) {
-        self.connected = false;
-        self.tables.iter_mut().for_each(Table::reset_stream);
+    /// That stream's connection is gone. What is in force stays.
+    pub(super) fn disconnected(&mut self, stream: usize) {
+        if let Some(state) = self.streams.get_mut(stream) {
+            state.connected = false;
+        }
+        let tables = self.tables.iter_mut().filter(|table| table.stream == Some(stream));
+        tables.for_each(Table::reset_stream);
     }
 
-    /// Whether the server has answered anything on this stream.
-    pub(super) fn is_answered(&self) -> bool {
-        self.tables.iter().any(|table| !table.nonce.is_empty())
+    /// Whether the server has answered anything on this connection.
+    pub(super) fn is_answered(&self, stream: usize) -> bool {
+        let mut tables = self.tables.iter().filter(|table| table.stream == Some(stream));
+        tables.any(|table| !table.nonce.is_empty())
+    }
+
+    /// Asks for exactly these names besides those that resources need.
+    pub(super) fn want<'a>(&mut self, names: impl IntoIterator<Item = &'a Key>, now: Now) {
+        let mut asked: BTreeMap<ResourceType, BTreeSet<Arc<str>>> = BTreeMap::new();
+        for (kind, name) in names {
+            asked.entry(*kind).or_default().insert(Arc::clone(name));
+        }
+        for table in &mut self.tables {
+            let asked = asked.remove(&table.kind).unwrap_or_default();
+            table.renamed |= table.asked != asked;
+            table.asked = asked;
+        }
+        self.settle(now.at);
     }
 
     /// When [`Session::on_time`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let timers = self.tables.iter().flat_map(|table| {
-            [table.waiting.next(), table.lives.next(), table.reply_at()].into_iter().flatten()
+            let Table { waiting, lives, grace, .. } = table;
+            [waiting.next(), lives.next(), grace.next(), table.reply_at()].into_iter().flatten()
         });
         timers.chain(self.whole_by.filter(|_| !self.whole)).min()
     }
@@ -173,11 +244,16 @@ impl Session {
                 tracing::warn!(kind = kind.table(), %name, "was asked for and did not come in time");
                 self.make_up(kind, &name);
             }
+            while let Some(name) = self.table_mut(kind).grace.due(now.at) {
+                tracing::warn!(kind = kind.table(), %name, "is gone although something leads to it");
+                self.take_out(kind, &name);
+            }
         }
         self.settle(now.at);
     }
 
-    /// Goes on as if the server had an empty resource of that name, as Envoy does.
+    /// Goes on as if the server had an empty resource of that name, as Envoy does, or
+    /// without one where empty is not the same as none.
     fn make_up(&mut self, kind: ResourceType, name: &Arc<str>) {
         let value = match kind {
             ResourceType::Endpoints => {
@@ -192,6 +268,16 @@ impl Session {
                 ..Default::default()
             }
             .encode_to_vec(),
+            ResourceType::Secret
+            | ResourceType::Runtime
+            | ResourceType::ExtensionConfig
+            | ResourceType::VirtualHost => {
+                let table = self.table_mut(kind);
+                if table.wants(name) && !table.accepted.contains_key(name) {
+                    table.absent.insert(Arc::clone(name));
+                }
+                return;
+            }
             ResourceType::Listener | ResourceType::Cluster => return,
         };
         let table = self.table(kind);
@@ -219,25 +305,16 @@ impl Session {
         let mut changes = Changes::default();
         let mut raw = Raw::default();
         for ((kind, name), body) in std::mem::take(&mut self.unsent) {
-            let value = match body {
-                Some(Body { resource, raw }) => {
+            match body {
+                Some(Body { resource, raw: bytes }) => {
+                    raw.keep((kind, name), &resource, bytes);
                     resource.add_to(&mut changes.updated);
-                    Some(raw)
                 }
                 None => {
-                    let removed = &mut changes.removed;
-                    match kind {
-                        ResourceType::Listener => removed.listeners.push(Arc::clone(&name)),
-                        ResourceType::Routes => removed.routes.push(Arc::clone(&name)),
-                        ResourceType::Endpoints => removed.assignments.push(Arc::clone(&name)),
-                        ResourceType::Cluster => {
-                            removed.clusters.push(ClusterName(Arc::clone(&name)));
-                        }
-                    }
-                    None
+                    kind.remove_from(&mut changes.removed, Arc::clone(&name));
+                    raw.resources.push(((kind, name), None));
                 }
-            };
-            raw.resources.push(((kind, name), value));
+            }
         }
         let label = self.label.clone();
         let refused = self.tables.iter().any(|table| table.refusing);
@@ -251,8 +328,8 @@ impl Session {
     /// Whether what is there can stand for the whole configuration: the server has
     /// told all of it, and all of it is ready or has had its time.
     fn is_whole(&mut self, now: Instant) -> bool {
-        let told = [ResourceType::Cluster, ResourceType::Listener];
-        if !told.iter().all(|kind| self.table(*kind).received) {
+        let told = |table: &Table| table.received || table.stream.is_none();
+        if !self.tables.iter().filter(|table| table.is_wildcard()).all(told) {
             return false;
         }
         let by = *self.whole_by.get_or_insert(now + self.initial_fetch_timeout);
@@ -266,16 +343,16 @@ impl Session {
 /// Has a fresh conversation hear these bytes, as a response of that variant; says how
 /// many requests it answers with. `None`: they are no response.
 pub fn hear(variant: Variant, response: &[u8]) -> Option<usize> {
-    let mut session = Session::new(variant, Node::default(), Duration::ZERO);
+    let mut session = Session::new([Carries::all(variant)], Node::default(), Duration::ZERO);
     let now = Now::read();
-    session.connected(now);
+    session.connected(0, now);
     match variant {
-        Variant::Sotw => session.on_sotw(Message::decode(response).ok()?, now),
-        Variant::Delta => session.on_delta(Message::decode(response).ok()?, now),
+        Variant::Sotw => session.on_sotw(0, Message::decode(response).ok()?, now),
+        Variant::Delta => session.on_delta(0, Message::decode(response).ok()?, now),
     }
     session.on_time(now);
     while session.poll_update(now).is_some() {}
-    Some(std::iter::from_fn(|| session.poll_request(now)).count())
+    Some(std::iter::from_fn(|| session.poll_request(0, now)).count())
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! Responses: each resource is judged by itself; the answer names what was refused.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_lc_rs::digest::{self, SHA256};
 use envoy_types::pb::{
@@ -12,12 +16,12 @@ use envoy_types::pb::{
 use prost::{Message as _, Name as _};
 
 use super::{
-    Now, Session,
+    Now, Session, Variant,
     table::{Body, Digest, Held, Needs, Reply},
 };
 use crate::{
     snapshot::RejectedResource,
-    source::xds::{self, ResourceType, rejection},
+    source::xds::{self, Resource, ResourceType, rejection},
 };
 
 /// Names with this prefix need `resource_locator`s, which we don't speak.
@@ -36,14 +40,27 @@ const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Default)]
 struct Judgement {
     names: HashSet<Arc<str>>,
+    /// Listeners that are good by themselves.
+    listeners: Vec<Listener>,
     rejected: Vec<RejectedResource>,
+}
+
+struct Listener {
+    name: Arc<str>,
+    held: Held,
+    ttl: Option<protobuf::Duration>,
 }
 
 impl Session {
     /// A response of the state-of-the-world variant.
-    pub(in crate::source::xds) fn on_sotw(&mut self, response: DiscoveryResponse, now: Now) {
+    pub(in crate::source::xds) fn on_sotw(
+        &mut self,
+        stream: usize,
+        response: DiscoveryResponse,
+        now: Now,
+    ) {
         let DiscoveryResponse { version_info, resources, type_url, nonce, .. } = response;
-        let Some(kind) = self.of_url(&type_url) else { return };
+        let Some(kind) = self.of_url(stream, &type_url) else { return };
         let digest = digest_of(resources.iter().map(|any| any.value.as_slice()));
         let mut judgement = Judgement::default();
         for (i, any) in resources.into_iter().enumerate() {
@@ -61,11 +78,13 @@ impl Session {
             };
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
+        let names = std::mem::take(&mut judgement.names);
+        self.admit_listeners(&mut judgement, |name| !names.contains(name), now);
         let table = self.table_mut(kind);
         // What is absent is gone; but only an answer that was understood whole says so.
         if table.is_wildcard() && judgement.rejected.is_empty() {
             let absent: Vec<_> =
-                table.accepted.keys().filter(|n| !judgement.names.contains(*n)).cloned().collect();
+                table.accepted.keys().filter(|n| !names.contains(*n)).cloned().collect();
             absent.iter().for_each(|name| table.remove(name));
         }
         if judgement.rejected.is_empty() {
@@ -76,7 +95,12 @@ impl Session {
     }
 
     /// A response of the delta variant.
-    pub(in crate::source::xds) fn on_delta(&mut self, response: DeltaDiscoveryResponse, now: Now) {
+    pub(in crate::source::xds) fn on_delta(
+        &mut self,
+        stream: usize,
+        response: DeltaDiscoveryResponse,
+        now: Now,
+    ) {
         let DeltaDiscoveryResponse {
             system_version_info,
             resources,
@@ -85,23 +109,16 @@ impl Session {
             nonce,
             ..
         } = response;
-        let Some(kind) = self.of_url(&type_url) else { return };
+        let Some(kind) = self.of_url(stream, &type_url) else { return };
         let values = resources.iter().filter_map(|r| r.resource.as_ref());
         let digest = digest_of(values.map(|any| any.value.as_slice()));
         let mut judgement = Judgement::default();
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
+        self.admit_listeners(&mut judgement, |name| removed_resources.iter().any(|n| n == name), now);
         for name in removed_resources {
-            let name: Arc<str> = name.into();
-            let table = self.table_mut(kind);
-            table.waiting.clear(&name);
-            if table.accepted.contains_key(&name) {
-                table.remove(&name);
-            }
-            if !table.is_wildcard() {
-                self.make_up(kind, &name);
-            }
+            self.removed(kind, name.into());
         }
         if !system_version_info.is_empty() {
             self.label = system_version_info;
@@ -109,8 +126,30 @@ impl Session {
         self.answer(kind, nonce, digest, judgement.rejected, now);
     }
 
-    fn of_url(&self, type_url: &str) -> Option<ResourceType> {
+    /// The server has no such resource, or has it no longer.
+    fn removed(&mut self, kind: ResourceType, name: Arc<str>) {
+        let table = self.table_mut(kind);
+        table.waiting.clear(&name);
+        // A secret goes when nothing names it any more; as Envoy, nobody is left without
+        // one because a server has forgotten it.
+        if kind != ResourceType::Secret && table.accepted.contains_key(&name) {
+            table.remove(&name);
+        }
+        // What needs one of these can do without, and must.
+        if matches!(
+            kind,
+            ResourceType::Runtime | ResourceType::ExtensionConfig | ResourceType::VirtualHost
+        ) {
+            self.take_out(kind, &name);
+        }
+        if !self.table(kind).is_wildcard() {
+            self.make_up(kind, &name);
+        }
+    }
+
+    fn of_url(&self, stream: usize, type_url: &str) -> Option<ResourceType> {
         let kind = ResourceType::of_url(type_url);
+        let kind = kind.filter(|kind| self.table(*kind).stream == Some(stream));
         if kind.is_none() {
             tracing::debug!(type_url, "a response of a type that was not asked for");
         }
@@ -170,12 +209,50 @@ impl Session {
                 self.table_mut(kind).waiting.clear(&name);
             }
             _ => match decode(kind, &name, &version, &any) {
+                Ok(held) if kind == ResourceType::Listener => {
+                    return judgement.listeners.push(Listener { name, held, ttl });
+                }
                 Ok(held) => self.table_mut(kind).accept(Arc::clone(&name), held),
                 // The last good one stays.
                 Err(reasons) => return judgement.rejected.extend(reasons),
             },
         }
         self.live(kind, &name, ttl, now);
+    }
+
+    /// Accepts the listeners whose address no other has that is there to stay.
+    fn admit_listeners(
+        &mut self,
+        judgement: &mut Judgement,
+        goes: impl Fn(&str) -> bool,
+        now: Now,
+    ) {
+        let listeners = std::mem::take(&mut judgement.listeners);
+        if listeners.is_empty() {
+            return;
+        }
+        let mut taken = HashMap::new();
+        let named: HashSet<_> = listeners.iter().map(|listener| &*listener.name).collect();
+        for (name, held) in &self.table(ResourceType::Listener).accepted {
+            if let Some(address) = held.needs.address.filter(|_| !named.contains(&**name))
+                && !goes(name)
+            {
+                taken.insert(address, Arc::clone(name));
+            }
+        }
+        for Listener { name, held, ttl } in listeners {
+            let clash = held.needs.address.and_then(|address| {
+                let owner = taken.entry(address).or_insert_with(|| Arc::clone(&name));
+                (*owner != name).then(|| (Arc::clone(owner), address.1))
+            });
+            if let Some((owner, address)) = clash {
+                let reason = format!("{address} is the address of listener `{owner}`");
+                judgement.rejected.push(rejection(&format!("listeners[{name}].address"), reason));
+                continue;
+            }
+            self.table_mut(ResourceType::Listener).accept(Arc::clone(&name), held);
+            self.live(ResourceType::Listener, &name, ttl, now);
+        }
     }
 
     /// Sets or lifts the end of a resource's life.
@@ -207,7 +284,8 @@ impl Session {
         rejected: Vec<RejectedResource>,
         now: Now,
     ) {
-        let delta = self.variant == super::Variant::Delta;
+        let variant = self.table(kind).stream.and_then(|at| self.streams.get(at));
+        let delta = variant.is_some_and(|stream| stream.variant == Variant::Delta);
         let table = self.table_mut(kind);
         table.received = true;
         table.nonce.clone_from(&nonce);
@@ -274,14 +352,18 @@ pub(super) fn decode(
 ) -> Result<Held, Vec<RejectedResource>> {
     let resource = xds::decode_strict(&any.type_url, &any.value)?;
     let path = format!("{}[{name}]", kind.table());
+    let resource = match resource {
+        // Its own name is not what it is asked for by.
+        Resource::VirtualHost(_, host) => Resource::VirtualHost(Arc::clone(name), host),
+        resource => resource,
+    };
     let (_, own) = resource.key();
     if own != *name {
         let reason = format!("calls itself `{own}`");
         return Err(vec![rejection(&format!("{path}.{}", kind.name_field()), reason)]);
     }
     let needs = Needs::of(&resource);
-    let names = needs.assignments.iter().chain(&needs.routes).chain(&needs.clusters);
-    if let Some(located) = names.into_iter().find(|name| name.starts_with(LOCATOR)) {
+    if let Some((_, located)) = needs.all().find(|(_, name)| name.starts_with(LOCATOR)) {
         let reason = format!("`{located}`: xdstp names are not supported");
         return Err(vec![rejection(&path, reason)]);
     }
@@ -289,7 +371,11 @@ pub(super) fn decode(
         version: version.to_owned(),
         digest: digest_of([any.value.as_slice()]),
         needs,
-        body: Some(Body { resource, raw: any.value.as_slice().into() }),
+        // No second copy of a private key.
+        body: Some(match resource.may_be_stored() {
+            true => Body { resource, raw: any.value.as_slice().into() },
+            false => Body { resource, raw: Arc::default() },
+        }),
         made_up: false,
     })
 }

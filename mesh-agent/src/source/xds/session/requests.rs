@@ -13,20 +13,35 @@ use crate::source::xds::ResourceType;
 /// `google.rpc.Code.INVALID_ARGUMENT`, as Envoy says.
 const INVALID_ARGUMENT: i32 = 3;
 
-/// Make before break: clusters and their endpoints come before what leads to them.
-const ORDER: [ResourceType; 4] =
-    [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Listener, ResourceType::Routes];
+/// Make before break: clusters, and what they need, come before what leads to them.
+/// Runtime values come first, since everything else may be read by them.
+const ORDER: [ResourceType; 8] = [
+    ResourceType::Runtime,
+    ResourceType::Cluster,
+    ResourceType::Secret,
+    ResourceType::Endpoints,
+    ResourceType::Listener,
+    ResourceType::ExtensionConfig,
+    ResourceType::Routes,
+    ResourceType::VirtualHost,
+];
 
 impl Session {
-    /// The next request, if there is one to send now.
-    pub(in crate::source::xds) fn poll_request(&mut self, now: Now) -> Option<Request> {
-        if !self.connected {
-            return None;
-        }
-        let variant = self.variant;
-        let speaks = |kind: &ResourceType| self.table(*kind).must_speak(now.at);
+    /// The next request, if there is one to send now on that stream.
+    pub(in crate::source::xds) fn poll_request(
+        &mut self,
+        stream: usize,
+        now: Now,
+    ) -> Option<Request> {
+        let speaks = |kind: &ResourceType| {
+            let table = self.table(*kind);
+            table.stream == Some(stream) && table.must_speak(now.at)
+        };
         let kind = ORDER.into_iter().find(speaks)?;
-        let node = (!std::mem::replace(&mut self.introduced, true)).then(|| self.node.clone());
+        let state = self.streams.get_mut(stream).filter(|state| state.connected)?;
+        let variant = state.variant;
+        let introduced = std::mem::replace(&mut state.introduced, true);
+        let node = (!introduced).then(|| self.node.clone());
         let table = self.table_mut(kind);
         Some(match variant {
             Variant::Sotw => Request::Sotw(DiscoveryRequest { node, ..table.sotw() }),

@@ -1,5 +1,10 @@
 //! Warming: what is accepted goes in force once all it needs is there, and what is no
 //! longer accepted goes once nothing needs it.
+//!
+//! Routes and opaque listeners do without a cluster that is not there, as in Envoy. Still
+//! nothing that serves is broken by a control plane that says things in another order than
+//! make-before-break: what is in force stays while a cluster of its next version is on its
+//! way, and a cluster that something leads to stays for as long as endpoints are waited for.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -7,32 +12,63 @@ use std::{
     time::Instant,
 };
 
-use super::{Key, Session, table::Needs};
+use super::{
+    Key, Session,
+    table::{Needs, Table},
+};
 use crate::source::xds::ResourceType as Type;
+
+/// The types that are asked for by name, and the types whose resources say the names;
+/// what is named comes after what names it.
+const HOLDERS: [(Type, &[Type]); 7] = [
+    (Type::Routes, &[Type::Listener]),
+    (Type::VirtualHost, &[Type::Routes]),
+    (Type::ExtensionConfig, &[Type::Listener]),
+    // Asked for as a whole: only what is no longer needed is looked at.
+    (Type::Cluster, &[]),
+    (Type::Endpoints, &[Type::Cluster]),
+    (Type::Secret, &[Type::Listener, Type::Cluster]),
+    (Type::Runtime, &[]),
+];
 
 impl Session {
     /// Moves everything that is ready; in the order make-before-break asks for.
     pub(super) fn settle(&mut self, now: Instant) {
-        self.add_ready(Type::Endpoints);
-        self.add_ready(Type::Cluster);
-        self.add_ready(Type::Routes);
+        for kind in [
+            Type::Runtime,
+            Type::Secret,
+            Type::ExtensionConfig,
+            Type::Endpoints,
+            Type::Cluster,
+            Type::VirtualHost,
+            Type::Routes,
+        ] {
+            self.add_ready(kind);
+        }
         // Nothing needs a listener, and its address may be wanted.
         let gone: Vec<_> = self.table(Type::Listener).leaving.iter().cloned().collect();
         gone.iter().for_each(|name| self.take_out(Type::Listener, name));
         self.add_listeners();
         // Top down, so that one pass is enough.
-        self.remove_unneeded(Type::Routes);
-        self.want(Type::Routes, now);
-        self.remove_unneeded(Type::Cluster);
-        self.want(Type::Endpoints, now);
-        self.remove_unneeded(Type::Endpoints);
+        let mut made_up = false;
+        for (kind, holders) in HOLDERS {
+            self.remove_unneeded(kind);
+            if kind == Type::Cluster {
+                self.give_grace(now);
+            }
+            made_up |= self.work_out(kind, holders, now);
+        }
+        self.tables.iter_mut().for_each(|table| table.renamed = false);
+        if made_up {
+            self.settle(now);
+        }
     }
 
     fn add_ready(&mut self, kind: Type) {
         let pending = std::mem::take(&mut self.table_mut(kind).pending);
         for name in pending {
             let ready = match self.table(kind).accepted.get(&name) {
-                Some(held) => self.lacks(&held.needs).is_none(),
+                Some(held) => self.lacks(kind, &name, &held.needs).is_none(),
                 None => continue,
             };
             if ready {
@@ -51,7 +87,9 @@ impl Session {
         let mut ready: BTreeSet<Arc<str>> = table
             .pending
             .iter()
-            .filter(|name| needs(name).is_some_and(|needs| self.lacks(needs).is_none()))
+            .filter(|name| {
+                needs(name).is_some_and(|needs| self.lacks(Type::Listener, name, needs).is_none())
+            })
             .cloned()
             .collect();
         // One that is held back keeps its old address, which may hold back others.
@@ -72,17 +110,16 @@ impl Session {
         }
     }
 
-    /// The first thing that is needed and not in force.
-    pub(super) fn lacks(&self, needs: &Needs) -> Option<Key> {
-        let kinds = [
-            (Type::Endpoints, &needs.assignments),
-            (Type::Cluster, &needs.clusters),
-            (Type::Routes, &needs.routes),
-        ];
-        kinds.into_iter().find_map(|(kind, names)| {
-            let in_force = &self.table(kind).in_force;
-            let missing = names.iter().find(|name| !in_force.contains_key(*name))?;
-            Some((kind, Arc::clone(missing)))
+    /// The first thing that is waited for before a resource with these needs takes effect.
+    pub(super) fn lacks(&self, kind: Type, name: &str, needs: &Needs) -> Option<Key> {
+        let missing = needs.all().find(|(kind, name)| !self.table(*kind).has(name));
+        missing.cloned().or_else(|| {
+            if !self.table(kind).in_force.contains_key(name) {
+                return None;
+            }
+            let clusters = self.table(Type::Cluster);
+            let comes = |name: &&Arc<str>| clusters.pending.contains(*name) && !clusters.has(name);
+            needs.leads_to.iter().find(comes).map(|name| (Type::Cluster, Arc::clone(name)))
         })
     }
 
@@ -96,9 +133,10 @@ impl Session {
         self.unsent.insert((kind, name), Some(body));
     }
 
-    fn take_out(&mut self, kind: Type, name: &Arc<str>) {
+    pub(super) fn take_out(&mut self, kind: Type, name: &Arc<str>) {
         let table = self.table_mut(kind);
         table.leaving.remove(name);
+        table.grace.clear(name);
         table.renamed = true;
         if table.in_force.remove(name).is_some() {
             self.unsent.insert((kind, Arc::clone(name)), None);
@@ -114,55 +152,71 @@ impl Session {
         gone.iter().for_each(|name| self.take_out(kind, name));
     }
 
-    /// The names of that type that what is in force needs.
+    /// Says when clusters that are gone go, though something leads to them.
+    fn give_grace(&mut self, now: Instant) {
+        let until = now + self.initial_fetch_timeout;
+        let Table { leaving, grace, .. } = self.table_mut(Type::Cluster);
+        for name in leaving.iter().filter(|name| !grace.holds(name)).cloned().collect::<Vec<_>>() {
+            grace.set(&name, until);
+        }
+    }
+
+    /// The names of that type that what is in force needs or leads to.
     fn needed(&self, kind: Type) -> BTreeSet<Arc<str>> {
         let mut names = BTreeSet::new();
         for table in &self.tables {
             for needs in table.in_force.values() {
-                names.extend(needs.named(kind).iter().cloned());
+                names.extend(needs.named(kind).cloned());
+                if kind == Type::Cluster {
+                    names.extend(needs.leads_to.iter().cloned());
+                }
             }
         }
         names
     }
 
-    /// Works out which names to ask for: those that what is accepted, or in force, needs.
-    fn want(&mut self, kind: Type, now: Instant) {
-        let holder = if kind == Type::Endpoints { Type::Cluster } else { Type::Listener };
-        if !std::mem::take(&mut self.table_mut(holder).renamed) {
-            return;
+    /// Works out which names to ask for: those that what is accepted, or in force, needs,
+    /// and those that were asked for from outside. Whether something was made up.
+    fn work_out(&mut self, kind: Type, holders: &[Type], now: Instant) -> bool {
+        let renamed = |kind: &Type| self.table(*kind).renamed;
+        let asked_for_anew = holders.iter().any(renamed) || renamed(&kind);
+        if self.table(kind).is_wildcard() || !asked_for_anew {
+            return false;
         }
-        let mut wanted = BTreeSet::new();
-        let table = self.table(holder);
-        for needs in table.accepted.values().map(|held| &held.needs).chain(table.in_force.values())
-        {
-            wanted.extend(needs.named(kind).iter().cloned());
+        let mut wanted = self.table(kind).asked.clone();
+        for holder in holders {
+            let table = self.table(*holder);
+            let accepted = table.accepted.values().map(|held| &held.needs);
+            for needs in accepted.chain(table.in_force.values()) {
+                wanted.extend(needs.named(kind).cloned());
+            }
         }
         let deadline = now + self.initial_fetch_timeout;
-        let connected = self.connected;
+        let connected = self.is_connected(kind);
         let table = self.table_mut(kind);
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
+        let mut nowhere = Vec::new();
         for name in &wanted {
-            let known = table.accepted.contains_key(name) || table.waiting.holds(name);
-            if !known && connected {
+            let known = table.accepted.contains_key(name)
+                || table.waiting.holds(name)
+                || table.absent.contains(name);
+            if known {
+                continue;
+            }
+            if table.stream.is_none() {
+                nowhere.push(Arc::clone(name));
+            } else if connected {
                 table.waiting.set(name, deadline);
             }
         }
         table.wanted = wanted;
         for name in dropped {
             table.waiting.clear(&name);
+            table.absent.remove(&name);
             table.remove(&name);
         }
+        nowhere.iter().for_each(|name| self.make_up(kind, name));
         self.remove_unneeded(kind);
-    }
-}
-
-impl Needs {
-    pub(super) fn named(&self, kind: Type) -> &[Arc<str>] {
-        match kind {
-            Type::Endpoints => &self.assignments,
-            Type::Cluster => &self.clusters,
-            Type::Routes => &self.routes,
-            Type::Listener => &[],
-        }
+        !nowhere.is_empty()
     }
 }

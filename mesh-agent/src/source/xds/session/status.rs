@@ -8,7 +8,8 @@ use crate::source::xds::ResourceType;
 /// One type of resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeStatus {
-    /// `listeners`, `routes`, `clusters` or `endpoints`.
+    /// `listeners`, `routes`, `clusters`, `endpoints`, `secrets`, `runtime`,
+    /// `extension_configs` or `virtual_hosts`.
     pub kind: &'static str,
     pub type_url: &'static str,
     /// Of the last response that was accepted whole; empty in the delta variant.
@@ -36,16 +37,17 @@ pub struct Warming {
 const WARMING_MAX: usize = 50;
 
 impl Session {
-    /// The types, in the order in which they are asked for.
+    /// The types that a stream carries.
     pub(in crate::source::xds) fn status(&self) -> Vec<TypeStatus> {
-        ResourceType::ALL.into_iter().map(|kind| self.type_status(kind)).collect()
+        let carried = self.tables.iter().filter(|table| table.stream.is_some());
+        carried.map(|table| self.type_status(table.kind)).collect()
     }
 
     fn type_status(&self, kind: ResourceType) -> TypeStatus {
         let table = self.table(kind);
         let warming = table.pending.iter().take(WARMING_MAX).map(|name| {
             let needs = table.accepted.get(name).map(|held| &held.needs);
-            let missing = needs.and_then(|needs| self.lacks(needs));
+            let missing = needs.and_then(|needs| self.lacks(kind, name, needs));
             let waits_for = match missing {
                 Some((kind, name)) => format!("{}[{name}]", kind.table()),
                 None => "its address, which another listener has".to_owned(),

@@ -8,7 +8,7 @@ use std::{
 
 use super::timers::Timers;
 use crate::{
-    model::listener::Direction,
+    model::{cluster::ClusterName, listener::Direction},
     source::xds::{Resource, ResourceType},
 };
 
@@ -19,12 +19,13 @@ const NACK_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// What identifies a content.
 pub(super) type Digest = [u8; 32];
 
-/// The names that a resource needs.
+/// What a resource needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Needs {
-    pub(super) assignments: Vec<Arc<str>>,
-    pub(super) clusters: Vec<Arc<str>>,
-    pub(super) routes: Vec<Arc<str>>,
+    /// Sorted, without repetition.
+    names: Vec<(ResourceType, Arc<str>)>,
+    /// Clusters it leads to, and can do without: what would go there fails.
+    pub(super) leads_to: BTreeSet<Arc<str>>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
 }
@@ -34,24 +35,51 @@ impl Needs {
         let mut needs = Self::default();
         match resource {
             Resource::Listener(listener) => {
-                needs.routes = listener.route_names().cloned().collect();
-                let clusters = listener.cluster_names();
-                needs.clusters = clusters.into_iter().map(|name| Arc::clone(&name.0)).collect();
+                needs.add(ResourceType::Routes, listener.route_names());
+                let clusters = listener.validated_cluster_names();
+                needs.add(ResourceType::Cluster, clusters.into_iter().map(|name| &name.0));
+                needs.leads_to(listener.cluster_names());
                 needs.address = Some((listener.direction, listener.address));
             }
             Resource::Routes(routes) => {
-                needs.clusters = routes.cluster_names().map(|name| Arc::clone(&name.0)).collect();
+                if routes.validate_clusters == Some(true) {
+                    needs.add(ResourceType::Cluster, routes.cluster_names().map(|name| &name.0));
+                }
+                needs.leads_to(routes.cluster_names());
             }
             Resource::Cluster(cluster) => {
-                needs.assignments = cluster.assignment_name().cloned().into_iter().collect();
+                needs.add(ResourceType::Endpoints, cluster.assignment_name());
             }
-            Resource::Endpoints(..) => {}
+            Resource::VirtualHost(_, host) => {
+                needs.leads_to(host.cluster_names());
+            }
+            Resource::Endpoints(..)
+            | Resource::Secret(_)
+            | Resource::Runtime(..)
+            | Resource::ExtensionConfig(_) => {}
         }
-        for names in [&mut needs.assignments, &mut needs.clusters, &mut needs.routes] {
-            names.sort_unstable();
-            names.dedup();
-        }
+        needs.names.sort_unstable();
+        needs.names.dedup();
+        needs.names.shrink_to_fit();
         needs
+    }
+
+    fn add<'a>(&mut self, kind: ResourceType, names: impl IntoIterator<Item = &'a Arc<str>>) {
+        self.names.extend(names.into_iter().map(|name| (kind, Arc::clone(name))));
+    }
+
+    fn leads_to<'a>(&mut self, clusters: impl IntoIterator<Item = &'a ClusterName>) {
+        self.leads_to.extend(clusters.into_iter().map(|name| Arc::clone(&name.0)));
+    }
+
+    /// Every name that is needed, with its type.
+    pub(super) fn all(&self) -> impl Iterator<Item = &(ResourceType, Arc<str>)> {
+        self.names.iter()
+    }
+
+    /// The names of that type that are needed.
+    pub(super) fn named(&self, kind: ResourceType) -> impl Iterator<Item = &Arc<str>> {
+        self.names.iter().filter(move |(of, _)| *of == kind).map(|(_, name)| name)
     }
 }
 
@@ -112,6 +140,8 @@ impl Refusals {
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) kind: ResourceType,
+    /// The session's stream that carries this type, if one does.
+    pub(super) stream: Option<usize>,
     pub(super) accepted: HashMap<Arc<str>, Held>,
     /// What was sent on, and what that needs.
     pub(super) in_force: HashMap<Arc<str>, Needs>,
@@ -119,9 +149,16 @@ pub(super) struct Table {
     pub(super) pending: BTreeSet<Arc<str>>,
     /// In force and no longer accepted, for as long as something needs it.
     pub(super) leaving: BTreeSet<Arc<str>>,
+    /// When what is leaving goes even so.
+    pub(super) grace: Timers,
     /// Asked for by name; unused where the type is asked for as a whole.
     pub(super) wanted: BTreeSet<Arc<str>>,
-    /// Whether what its resources need may have changed since it was asked for.
+    /// Those of them that are wanted whatever the resources need.
+    pub(super) asked: BTreeSet<Arc<str>>,
+    /// Wanted, and not to be had: nobody waits for them.
+    pub(super) absent: BTreeSet<Arc<str>>,
+    /// Whether what its resources need, or what was asked for, may have changed since
+    /// names were worked out.
     pub(super) renamed: bool,
     /// Names asked for on this stream and neither delivered nor denied.
     pub(super) waiting: Timers,
@@ -153,11 +190,15 @@ impl Table {
     pub(super) fn new(kind: ResourceType) -> Self {
         Self {
             kind,
+            stream: None,
             accepted: HashMap::new(),
             in_force: HashMap::new(),
             pending: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            grace: Timers::default(),
             wanted: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            absent: BTreeSet::new(),
             renamed: false,
             waiting: Timers::default(),
             lives: Timers::default(),
@@ -185,6 +226,11 @@ impl Table {
         self.is_wildcard() || self.wanted.contains(name)
     }
 
+    /// Whether nobody need wait for that name any more.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.in_force.contains_key(name) || self.absent.contains(name)
+    }
+
     /// A new stream: nothing of the old one counts, but for what was accepted.
     pub(super) fn reset_stream(&mut self) {
         self.nonce.clear();
@@ -197,6 +243,8 @@ impl Table {
     pub(super) fn accept(&mut self, name: Arc<str>, held: Held) {
         self.waiting.clear(&name);
         self.leaving.remove(&name);
+        self.grace.clear(&name);
+        self.absent.remove(&name);
         self.renamed = true;
         self.pending.insert(Arc::clone(&name));
         self.accepted.insert(name, held);

@@ -1,10 +1,12 @@
 //! Conversations as tables: what the server says, what must be answered, what is in force.
 
+mod dangling;
 mod delta;
 mod fuzz;
 mod messages;
 mod scale;
 mod sotw;
+mod types;
 
 use super::*;
 use messages::{CDS, EDS, LDS, RDS, cluster, endpoints, http_listener, routes, tcp_listener};
@@ -21,14 +23,18 @@ struct Bench {
 impl Bench {
     fn new(variant: Variant) -> Self {
         let node = Node { id: "n".to_owned(), ..Node::default() };
+        Self::over(Session::new([Carries::all(variant)], node, Duration::from_secs(15)))
+    }
+
+    fn over(session: Session) -> Self {
         let mut bench = Self {
-            session: Session::new(variant, node, Duration::from_secs(15)),
+            session,
             now: Now::read(),
             cell: crate::snapshot::SnapshotCell::default(),
             refused: Vec::new(),
             updates: 0,
         };
-        bench.session.connected(bench.now);
+        bench.session.connected(0, bench.now);
         bench
     }
 
@@ -39,9 +45,9 @@ impl Bench {
     }
 
     fn reconnect(&mut self) {
-        self.session.disconnected();
-        assert_eq!(self.session.poll_request(self.now), None, "a request without a stream");
-        self.session.connected(self.now);
+        self.session.disconnected(0);
+        assert_eq!(self.session.poll_request(0, self.now), None, "a request without a stream");
+        self.session.connected(0, self.now);
     }
 
     /// Takes the updates; each must be consistent in itself and with those before.
@@ -71,6 +77,9 @@ impl Bench {
         all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints.len())));
         all.extend(snapshot.listeners.iter().map(|l| format!("lds/{}", l.name)));
         all.extend(snapshot.routes.keys().map(|n| format!("rds/{n}")));
+        all.extend(snapshot.secrets.keys().map(|n| format!("sds/{n}")));
+        all.extend(snapshot.runtime.keys().map(|n| format!("rtds/{n}")));
+        all.extend(snapshot.extension_configs.keys().map(|n| format!("ecds/{n}")));
         all.sort();
         all
     }

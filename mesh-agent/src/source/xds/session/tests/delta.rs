@@ -9,36 +9,50 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use super::{messages::bad_cluster, *};
 
 impl Bench {
-    fn tells(&mut self, type_url: &str, nonce: &str, resources: &[(&str, Any)], removed: &[&str]) {
+    pub(super) fn told(
+        type_url: &str,
+        nonce: &str,
+        resources: &[(&str, Any)],
+        removed: &[&str],
+    ) -> DeltaDiscoveryResponse {
         let wrap = |(name, any): &(&str, Any)| Resource {
             name: (*name).to_owned(),
             version: format!("of-{nonce}"),
             resource: Some(any.clone()),
             ..Resource::default()
         };
-        let response = DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
             resources: resources.iter().map(wrap).collect(),
             type_url: type_url.to_owned(),
             removed_resources: removed.iter().map(|&name| name.to_owned()).collect(),
             nonce: nonce.to_owned(),
             ..DeltaDiscoveryResponse::default()
-        };
-        self.session.on_delta(response, self.now);
+        }
+    }
+
+    pub(super) fn tells(
+        &mut self,
+        type_url: &str,
+        nonce: &str,
+        resources: &[(&str, Any)],
+        removed: &[&str],
+    ) {
+        self.session.on_delta(0, Self::told(type_url, nonce, resources, removed), self.now);
         self.apply();
     }
 
     /// The next request, without its node.
     #[track_caller]
-    fn subscribes(&mut self) -> DeltaDiscoveryRequest {
-        match self.session.poll_request(self.now) {
+    pub(super) fn subscribes(&mut self) -> DeltaDiscoveryRequest {
+        match self.session.poll_request(0, self.now) {
             Some(Request::Delta(request)) => DeltaDiscoveryRequest { node: None, ..request },
             other => panic!("{other:?}"),
         }
     }
 
     #[track_caller]
-    fn expect_silence(&mut self) {
-        assert_eq!(self.session.poll_request(self.now), None);
+    pub(super) fn expect_silence(&mut self) {
+        assert_eq!(self.session.poll_request(0, self.now), None);
     }
 
     fn delta_with_one_service() -> Self {
@@ -170,7 +184,7 @@ fn routes_are_asked_for_by_the_listeners_that_need_them() {
     bench.expect_in_force(&["cds/a", "eds/a:1", "lds/h", "lds/l", "rds/r"]);
     bench.tells(LDS, "l3", &[], &["h"]);
     bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
-    while let Some(Request::Delta(request)) = bench.session.poll_request(bench.now) {
+    while let Some(Request::Delta(request)) = bench.session.poll_request(0, bench.now) {
         if request.type_url == RDS && request.response_nonce.is_empty() {
             assert_eq!(request.resource_names_unsubscribe, ["r"]);
         }

@@ -79,9 +79,9 @@ fn responses_that_are_nearly_right_do_no_harm() {
         let mut bench = Bench::new(Variant::Sotw);
         near(&sotw.encode_to_vec(), |bytes| {
             if let Ok(response) = DiscoveryResponse::decode(bytes) {
-                bench.session.on_sotw(response, bench.now);
+                bench.session.on_sotw(0, response, bench.now);
                 bench.apply();
-                while bench.session.poll_request(bench.now).is_some() {}
+                while bench.session.poll_request(0, bench.now).is_some() {}
             }
         });
         let wrapped =
@@ -96,9 +96,9 @@ fn responses_that_are_nearly_right_do_no_harm() {
         let mut bench = Bench::new(Variant::Delta);
         near(&delta.encode_to_vec(), |bytes| {
             if let Ok(response) = DeltaDiscoveryResponse::decode(bytes) {
-                bench.session.on_delta(response, bench.now);
+                bench.session.on_delta(0, response, bench.now);
                 bench.apply();
-                while bench.session.poll_request(bench.now).is_some() {}
+                while bench.session.poll_request(0, bench.now).is_some() {}
             }
         });
     }

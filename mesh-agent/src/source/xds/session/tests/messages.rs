@@ -5,8 +5,9 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{Cluster, cluster as pb_cluster},
             core::v3::{
-                Address, AggregatedConfigSource, ConfigSource, SocketAddress, TrafficDirection,
-                address, config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
+                Address, AggregatedConfigSource, ConfigSource, DataSource, SocketAddress,
+                TrafficDirection, TypedExtensionConfig, address,
+                config_source::ConfigSourceSpecifier, data_source, socket_address::PortSpecifier,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -18,18 +19,24 @@ use envoy_types::pb::{
                 route_action, route_match::PathSpecifier,
             },
         },
-        extensions::filters::{
-            http::router::v3::Router,
-            network::{
-                http_connection_manager::v3::{
-                    HttpConnectionManager, HttpFilter, Rds,
-                    http_connection_manager::RouteSpecifier, http_filter,
+        extensions::{
+            filters::{
+                http::{rbac::v3::Rbac, router::v3::Router},
+                network::{
+                    http_connection_manager::v3::{
+                        HttpConnectionManager, HttpFilter, Rds,
+                        http_connection_manager::RouteSpecifier, http_filter,
+                    },
+                    tcp_proxy::v3::{TcpProxy, tcp_proxy},
                 },
-                tcp_proxy::v3::{TcpProxy, tcp_proxy},
+            },
+            transport_sockets::tls::v3::{
+                CertificateValidationContext, Secret, TlsCertificate, secret,
             },
         },
+        service::runtime::v3::Runtime,
     },
-    google::protobuf::Any,
+    google::protobuf::{Any, BoolValue, Struct, Value, value},
 };
 use prost::{Message, Name};
 
@@ -39,6 +46,10 @@ pub(super) const LDS: &str = TYPE_URLS[0];
 pub(super) const RDS: &str = TYPE_URLS[1];
 pub(super) const CDS: &str = TYPE_URLS[2];
 pub(super) const EDS: &str = TYPE_URLS[3];
+pub(super) const SDS: &str = TYPE_URLS[4];
+pub(super) const RTDS: &str = TYPE_URLS[5];
+pub(super) const ECDS: &str = TYPE_URLS[6];
+pub(super) const VHDS: &str = TYPE_URLS[7];
 
 fn any<M: Message + Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
@@ -138,6 +149,16 @@ pub(super) fn http_listener(name: &str, port: u32, routes: &str) -> Any {
 }
 
 pub(super) fn routes(name: &str, cluster: &str) -> Any {
+    any(&route_configuration(name, cluster))
+}
+
+/// Routes that say that their cluster must be there.
+pub(super) fn validated_routes(name: &str, cluster: &str) -> Any {
+    let validate_clusters = Some(BoolValue { value: true });
+    any(&RouteConfiguration { validate_clusters, ..route_configuration(name, cluster) })
+}
+
+fn route_configuration(name: &str, cluster: &str) -> RouteConfiguration {
     let action = RouteAction {
         cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
         ..RouteAction::default()
@@ -150,7 +171,7 @@ pub(super) fn routes(name: &str, cluster: &str) -> Any {
         action: Some(route::Action::Route(action)),
         ..Route::default()
     };
-    any(&RouteConfiguration {
+    RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![VirtualHost {
             name: "h".to_owned(),
@@ -159,7 +180,52 @@ pub(super) fn routes(name: &str, cluster: &str) -> Any {
             ..VirtualHost::default()
         }],
         ..RouteConfiguration::default()
-    })
+    }
+}
+
+/// PEM of some bytes: what they mean is not looked at where they are decoded.
+fn pem(label: &str) -> Option<DataSource> {
+    let text = format!("-----BEGIN {label}-----\nc2VjcmV0\n-----END {label}-----\n");
+    let specifier = Some(data_source::Specifier::InlineString(text));
+    Some(DataSource { specifier, ..DataSource::default() })
+}
+
+pub(super) fn secret(name: &str) -> Any {
+    let certificate = TlsCertificate {
+        certificate_chain: pem("CERTIFICATE"),
+        private_key: pem("PRIVATE KEY"),
+        ..TlsCertificate::default()
+    };
+    any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
+}
+
+/// A secret whose key is none.
+pub(super) fn bad_secret(name: &str) -> Any {
+    let certificate = TlsCertificate {
+        certificate_chain: pem("CERTIFICATE"),
+        private_key: pem("NO KEY"),
+        ..TlsCertificate::default()
+    };
+    any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
+}
+
+pub(super) fn trusted_ca(name: &str) -> Any {
+    let context = CertificateValidationContext {
+        trusted_ca: pem("CERTIFICATE"),
+        ..CertificateValidationContext::default()
+    };
+    any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::ValidationContext(context)) })
+}
+
+pub(super) fn layer(name: &str, key: &str, number: f64) -> Any {
+    let value = Value { kind: Some(value::Kind::NumberValue(number)) };
+    let layer = Struct { fields: [(key.to_owned(), value)].into() };
+    any(&Runtime { name: name.to_owned(), layer: Some(layer) })
+}
+
+pub(super) fn extension(name: &str) -> Any {
+    let typed_config = Some(any(&Rbac::default()));
+    any(&TypedExtensionConfig { name: name.to_owned(), typed_config })
 }
 
 /// With a field that no proto of ours has: number 1000, a varint.

@@ -39,20 +39,20 @@ fn one_endpoint_of_a_hundred_thousand_changes_at_once() {
     let eds = response(EDS, of(&|name| endpoints(name, ENDPOINTS)));
     let mut bench = Bench::new(Variant::Delta);
     let (started, before) = (Instant::now(), resident_kib());
-    bench.session.on_delta(cds, bench.now);
-    bench.session.on_delta(response(LDS, vec![]), bench.now);
-    bench.session.on_delta(eds, bench.now);
+    bench.session.on_delta(0, cds, bench.now);
+    bench.session.on_delta(0, response(LDS, vec![]), bench.now);
+    bench.session.on_delta(0, eds, bench.now);
     bench.apply();
     let loaded = started.elapsed();
     let resident = resident_kib().saturating_sub(before);
     assert_eq!(bench.cell.load().assignments.len(), CLUSTERS);
-    while bench.session.poll_request(bench.now).is_some() {}
+    while bench.session.poll_request(0, bench.now).is_some() {}
 
     for i in 0..9 {
         let name = name(77);
         let changed = response(EDS, vec![(name.clone(), endpoints(&name, i % 3 + 1))]);
         let (started, before) = (Instant::now(), bench.cell.load());
-        bench.session.on_delta(changed, bench.now);
+        bench.session.on_delta(0, changed, bench.now);
         bench.apply();
         let (took, after) = (started.elapsed(), bench.cell.load());
         println!("loaded in {loaded:?}, {resident} KiB; one endpoint: {took:?}");
