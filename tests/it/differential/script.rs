@@ -134,8 +134,10 @@ fn changes(play: &mut Play) {
     play.push().expect_of_envoy_alone(LISTENER, "duplicate address");
     let (_, agent) = play.twins.ask(&[get("/"), Probe::get(&two(), "/")]);
     assert!(agent[0].is_status(418) && agent[1].is_status(200), "{} {}", agent[0], agent[1]);
+    play.world.remove(LISTENER, "one").remove(LISTENER, "two");
+    play.step("both go", &[(get("/"), nothing()), (Probe::get(&two(), "/"), nothing())]);
     play.world.by_rds("one", &one(), "routes").inline("two", &two(), answers(418, "a teapot"));
-    play.step("and back again", &[(get("/"), from(&["web-b"]))]);
+    play.step("and come back", &[(get("/"), from(&["web-b"]))]);
 }
 
 fn matching(play: &mut Play) {

@@ -224,6 +224,7 @@ impl Walk {
     }
 
     fn step(&mut self, number: u64) {
+        let begin = std::time::Instant::now();
         match self.dice.below(12) {
             0 => {
                 let good = self.play.world.clone();
@@ -254,6 +255,7 @@ impl Walk {
             }
         }
         self.compare(&format!("step {number}"));
+        println!("TIME {number} {:?}", begin.elapsed());
     }
 }
 
