@@ -46,12 +46,13 @@ pub fn string_matches(matcher: &StringMatcher, value: &[u8]) -> bool {
 /// where it is to be treated as empty. Of a header that is there several times any value
 /// may match, each by itself (Envoy since 1.39, `match_headers_individually`).
 pub fn header_matches(matcher: &HeaderMatcher, head: &Parts) -> bool {
-    let mut values = head.headers.get_all(&*matcher.name).iter();
+    let values = head.headers.get_all(&*matcher.name);
     // Pseudo-headers and `host` are there once, whatever the map holds.
-    if matcher.name.starts_with(':') || matcher.name == "host" || values.clone().nth(1).is_none() {
+    let once = matcher.name.starts_with(':') || matcher.name == "host";
+    if once || values.iter().nth(1).is_none() {
         return joined_header_matches(matcher, head);
     }
-    values.any(|value| kind_matches(&matcher.kind, value.as_bytes())) != matcher.invert
+    values.iter().any(|value| kind_matches(&matcher.kind, value.as_bytes())) != matcher.invert
 }
 
 /// As [`header_matches`], of the values joined by `,`: how an application may read them.
