@@ -30,7 +30,7 @@ use crate::{
     admin::{self, PodsFile, RejectedConfig},
     capture::{Capture, CaptureOptions, Exclusions},
     config::{self, AgentConfig},
-    identity::{DevelopmentCa, IdentityManager, IdentityOptions},
+    identity::{DevelopmentCa, IdentityManager, IdentityOptions, upstream::UpstreamContexts},
     observe::{
         access_log::{AccessLog, AccessLogWriter},
         connections::Connections,
@@ -156,6 +156,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     // What is the operator's to mend comes first, before anything is attached.
     let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
     let source = Source::open(&config.source, &last_good)?;
+    source.want_runtime(&config.runtime);
     let ca_dir = &config.identity.ca_dir;
     let ca = DevelopmentCa::open_or_create(ca_dir, &config.node.trust_domain)
         .with_context(|| format!("development CA in {}", ca_dir.display()))?
@@ -203,7 +204,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
 
     let (updates, received) = mpsc::channel(UPDATES);
     let stop = agent.stop.clone();
-    source.spawn(updates, stop.clone());
+    source.spawn(agent.restored().is_some(), updates, stop.clone());
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
@@ -250,11 +251,12 @@ fn dataplane(
     metrics: Metrics,
     access_log: AccessLog,
 ) -> Arc<Dataplane> {
-    let snapshot = Arc::new(SnapshotCell::default());
+    let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
     let balancers = Arc::new(Balancers::default());
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
+        tls: UpstreamContexts::default(),
         hbone: HbonePool::new(HbonePoolOptions::default()),
         metrics: metrics.clone(),
     });

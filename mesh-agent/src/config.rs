@@ -24,9 +24,10 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    model::identity::TrustDomain,
+    model::{identity::TrustDomain, runtime::LayeredRuntime},
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
+    source::Bootstrap,
 };
 
 pub use self::source::SourceConfig;
@@ -37,10 +38,11 @@ use self::layers::Layers;
 const DATA_THREADS_MAX: usize = 1024;
 
 /// Everything `mesh-agent run` needs to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AgentConfig {
     pub node: NodeConfig,
     pub source: SourceConfig,
+    pub runtime: LayeredRuntime,
     pub capture: CaptureConfig,
     pub identity: IdentityConfig,
     pub admin: AdminConfig,
@@ -231,11 +233,16 @@ pub fn load_capture(
 /// `None` only where an error was noted.
 fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let node = node(layers);
-    let bootstrap = source::bootstrap(layers);
-    let (source, bootstrap_admin) = match bootstrap {
-        None => (None, None),
-        Some(Some(bootstrap)) => (Some(SourceConfig::ControlPlane(bootstrap.ads)), bootstrap.admin),
-        Some(None) => (source::source(layers, node.as_ref().map(|node| node.name.as_str())), None),
+    let bootstrap = bootstrap::read(layers);
+    let (source, runtime, bootstrap_admin) = match bootstrap {
+        None => (None, None, None),
+        Some(Some(Bootstrap { xds, runtime, admin })) => {
+            (Some(SourceConfig::ControlPlane(Box::new(xds))), Some(runtime), admin)
+        }
+        Some(None) => {
+            let name = node.as_ref().map(|node| node.name.as_str());
+            (source::source(layers, name), source::runtime(layers), None)
+        }
     };
     let capture = capture(layers);
     let identity = identity(layers);
@@ -252,6 +259,7 @@ fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     Some(AgentConfig {
         node: node?,
         source: source?,
+        runtime: runtime?,
         capture: capture?,
         identity: identity?,
         admin: admin?,

@@ -19,5 +19,7 @@ mod ipv6;
 mod kernel_path;
 mod leaks;
 mod lifecycle;
+mod programs;
+mod survival;
 mod tcp;
 mod xds;

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     eventually,
+    eventually::patience_factor,
     process::{Place, peer},
 };
 
@@ -74,7 +75,7 @@ impl Conversation {
     #[track_caller]
     pub fn hears(&mut self, text: impl AsRef<[u8]>) -> &mut Self {
         let text = text.as_ref();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * patience_factor();
         loop {
             let found = self.heard.windows(text.len()).position(|window| window == text);
             if let Some(at) = found {
@@ -108,7 +109,7 @@ impl Conversation {
 
     /// Everything that arrives until the connection ends, and how it ended.
     pub fn rest(&mut self) -> (String, i32) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * patience_factor();
         loop {
             match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.heard.extend(bytes),

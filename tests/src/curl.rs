@@ -1,6 +1,6 @@
 //! Requests by an unmodified curl in a pod.
 
-use crate::{Pod, Ran};
+use crate::{Pod, Ran, eventually::patience_factor};
 
 /// A request to be made; the `expect_*` methods and [`Curl::send`] make it.
 #[must_use]
@@ -53,7 +53,8 @@ impl<'a> Curl<'a> {
 
     /// Makes the request.
     pub fn send(self) -> Response {
-        let mut argv = vec!["curl", "-sS", "-i", "--max-time", "15", "--noproxy", "*"];
+        let seconds = (15 * patience_factor()).to_string();
+        let mut argv = vec!["curl", "-sS", "-i", "--max-time", &seconds, "--noproxy", "*"];
         argv.extend(self.arguments.iter().map(String::as_str));
         argv.push(&self.url);
         Response::parse(self.pod.run(&argv))
@@ -74,9 +75,11 @@ impl<'a> Curl<'a> {
     pub fn expect_refused(self) -> Response {
         const COULD_NOT_CONNECT: i32 = 7;
         const EMPTY_REPLY: i32 = 52;
+        // A reset may come while the request is being sent.
+        const SEND_FAILED: i32 = 55;
         const RECEIVE_FAILED: i32 = 56;
         let response = self.send();
-        let refused = [COULD_NOT_CONNECT, EMPTY_REPLY, RECEIVE_FAILED];
+        let refused = [COULD_NOT_CONNECT, EMPTY_REPLY, SEND_FAILED, RECEIVE_FAILED];
         assert!(
             response.ran.code().is_some_and(|code| refused.contains(&code)),
             "must be refused: {}",

@@ -1,13 +1,25 @@
 //! Waiting for a condition instead of for a time.
 
 use std::{
+    env,
     fmt::Debug,
+    sync::LazyLock,
     thread,
     time::{Duration, Instant},
 };
 
-/// How long [`eventually`] waits.
+/// How long [`eventually`] waits, before [`patience_factor`].
 pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where everything takes longer, as under emulation, all patience is multiplied by the
+/// environment's `MESH_TEST_PATIENCE`.
+pub fn patience_factor() -> u32 {
+    static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+        let value = env::var("MESH_TEST_PATIENCE").ok();
+        value.map_or(1, |value| value.parse().expect("MESH_TEST_PATIENCE is a whole number"))
+    });
+    *FACTOR
+}
 
 /// Retries `attempt` until it succeeds and returns what it gave.
 ///
@@ -26,6 +38,7 @@ pub fn eventually_within<T, E: Debug>(
     what: &str,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> T {
+    let patience = patience * patience_factor();
     let start = Instant::now();
     let mut pause = Duration::from_millis(2);
     loop {

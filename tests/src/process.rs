@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{bed::Shared, eventually, netns::Netns};
+use crate::{bed::Shared, eventually, eventually::patience_factor, netns::Netns};
 
 /// How long a program that is run to its end may take.
 pub(crate) const RUN_DEADLINE: Duration = Duration::from_secs(30);
@@ -173,6 +173,7 @@ fn drain(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
 }
 
 fn wait(child: &mut Child, deadline: Duration) -> Option<ExitStatus> {
+    let deadline = deadline * patience_factor();
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("wait for a child") {

@@ -1,5 +1,5 @@
-//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | bench | tidy |
-//! ci | deny`.
+//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | bench | vm |
+//! tidy | ci | deny`.
 //!
 //! This crate must build on a machine that has nothing but a compiler: it depends on
 //! nothing that `setup` has yet to install.
@@ -8,6 +8,7 @@ mod build;
 mod ebpf;
 mod setup;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Boot stock Debian kernels under QEMU, and show what works on each.
+    Vm {
+        /// 5.10, 6.1, 6.12, 6.18, 7.3 or all; several with commas.
+        #[arg(long, value_delimiter = ',', default_value = "all")]
+        kernel: Vec<String>,
+    },
     /// Check the house rules: layers, file sizes, module docs, leftovers.
     Tidy,
     /// What CI runs: fmt, clippy, tidy, test, and deny where cargo-deny is installed.
@@ -79,6 +86,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo { keep, .. } => build::demo(keep),
         Command::Test { filter } => build::test(filter.as_deref()),
         Command::Bench { arguments } => build::bench(&arguments),
+        Command::Vm { kernel } => vm::run(&kernel),
         Command::Tidy => tidy::run(&build::workspace()),
         Command::Ci => build::ci(),
         Command::Deny => build::deny(),

@@ -40,6 +40,21 @@ const PACKAGES: &[&str] = &[
     "python3-pip",
     "python3-venv",
     "procps",
+    // Programs that go through the kernel path in the tests.
+    "redis-server",
+    "redis-tools",
+    "postgresql",
+    "nodejs",
+    "default-jdk-headless",
+    "caddy",
+];
+
+/// Those whose package would start a service at boot.
+const SERVICES: &[(&str, &str)] = &[
+    ("nginx-light", "nginx"),
+    ("redis-server", "redis-server"),
+    ("postgresql", "postgresql"),
+    ("caddy", "caddy"),
 ];
 
 const BPF_LINKER: &str = "0.13.0";
@@ -49,7 +64,7 @@ const ENVOY: &str = "1.40.0";
 const CONTROL_PLANE: &[&str] = &["grpcio==1.85.1", "xds-protos==1.85.0"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// What `mesh-agent doctor` asks for: see README.
-const OLDEST_KERNEL: (u32, u32) = (5, 14);
+const OLDEST_KERNEL: (u32, u32) = (5, 17);
 const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
 /// Tells our own file, that a killed run left, from somebody else's.
 const POLICY: &str =
@@ -105,10 +120,12 @@ fn packages() -> Result<()> {
     apt(&["update"])?;
     apt(&[&["install", "-y", "--no-install-recommends"], &missing[..]].concat())?;
     drop(policy);
-    if missing.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
-        println!("setup: keeping nginx from starting at boot");
-        let disabled = Command::new("systemctl").args(["disable", "--now", "nginx"]).status();
-        ensure!(disabled.is_ok_and(|s| s.success()), "`systemctl disable nginx` failed");
+    if Path::new("/run/systemd/system").exists() {
+        for (_, service) in SERVICES.iter().filter(|(package, _)| missing.contains(package)) {
+            println!("setup: keeping {service} from starting at boot");
+            let disabled = Command::new("systemctl").args(["disable", "--now", service]).status();
+            ensure!(disabled.is_ok_and(|s| s.success()), "`systemctl disable {service}` failed");
+        }
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::{
         extension::ExtensionConfig,
         listener::Listener,
         route::{RouteConfiguration, VirtualHost},
-        runtime::RuntimeLayer,
+        runtime::{Runtime, RuntimeLayer, RuntimeValue},
         secret::Secret,
     },
     snapshot::Snapshot,
@@ -38,8 +38,7 @@ pub struct ConfigDump {
     pub endpoints: BTreeMap<Arc<str>, Arc<LoadAssignment>>,
     /// Without their keys.
     pub secrets: BTreeMap<Arc<str>, Arc<Secret>>,
-    /// Layers by name.
-    pub runtime: BTreeMap<Arc<str>, Arc<RuntimeLayer>>,
+    pub runtime: RuntimeView,
     pub extension_configs: BTreeMap<Arc<str>, Arc<ExtensionConfig>>,
     /// By `<route configuration>/<host>`.
     pub virtual_hosts: BTreeMap<Arc<str>, Arc<VirtualHost>>,
@@ -70,10 +69,50 @@ impl ConfigDump {
                 .collect(),
             endpoints: snapshot.assignments.iter().map(named).collect(),
             secrets: snapshot.secrets.iter().map(named).collect(),
-            runtime: snapshot.runtime.iter().map(named).collect(),
+            runtime: RuntimeView::of(&snapshot.runtime),
             extension_configs: snapshot.extension_configs.iter().map(named).collect(),
             virtual_hosts: snapshot.virtual_hosts.iter().map(named).collect(),
         }
+    }
+}
+
+/// The runtime: its layers, and which of them says what.
+#[derive(Debug, Clone, Serialize)]
+pub struct RuntimeView {
+    /// From the first to the last, which goes before the others.
+    pub layers: Vec<RuntimeLayerView>,
+    /// The values in force, by key.
+    pub entries: BTreeMap<String, RuntimeEntryView>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct RuntimeLayerView {
+    pub name: Arc<str>,
+    pub values: Arc<RuntimeLayer>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct RuntimeEntryView {
+    pub value: RuntimeValue,
+    /// The layer it is from.
+    pub layer: Arc<str>,
+}
+
+impl RuntimeView {
+    fn of(runtime: &Runtime) -> Self {
+        let layers = runtime.layers.iter();
+        let layers = layers.map(|(name, values)| RuntimeLayerView {
+            name: Arc::clone(name),
+            values: Arc::clone(values),
+        });
+        let mut entries = BTreeMap::new();
+        for (layer, values) in &runtime.layers {
+            for (key, value) in &values.values {
+                let (layer, value) = (Arc::clone(layer), value.clone());
+                entries.insert(key.clone(), RuntimeEntryView { value, layer });
+            }
+        }
+        Self { layers: layers.collect(), entries }
     }
 }
 

@@ -3,22 +3,42 @@
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use crate::source::{AdsStatus, StreamState, TypeStatus, Variant};
+use crate::source::{AdsStatus, StreamState, StreamStatus, TypeStatus, Variant};
 
-/// The stream, and each type of resources.
+/// The streams, together and one by one, and each type of resources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdsView {
+    /// Of the first stream that has no server, or else of the first.
     pub server: String,
     /// `sotw` or `delta`.
     pub mode: String,
     /// `connecting`, `connected` or `backing_off`.
     pub state: String,
     pub since: Timestamp,
-    /// Why the last stream ended.
+    /// Why its last connection ended.
     pub last_error: Option<String>,
-    /// How many streams were tried.
+    /// How many connections were tried, for all streams.
     pub streams: u64,
+    pub sources: Vec<XdsSourceView>,
     pub types: Vec<XdsTypeView>,
+}
+
+/// One stream, or one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdsSourceView {
+    /// The type it carries; `all` for the aggregated stream.
+    pub carries: String,
+    /// `http://…`, `https://…`, `unix://…` or `file://…`.
+    pub server: String,
+    /// `sotw` or `delta`.
+    pub mode: String,
+    /// `connecting`, `connected` or `backing_off`.
+    pub state: String,
+    pub since: Timestamp,
+    /// Why the last connection ended.
+    pub last_error: Option<String>,
+    /// How many connections were tried.
+    pub streams: u64,
 }
 
 /// One type of resources.
@@ -51,7 +71,27 @@ pub struct XdsWarmingView {
 
 impl From<&AdsStatus> for XdsView {
     fn from(status: &AdsStatus) -> Self {
+        let bad = status.streams.iter().find(|stream| stream.state != StreamState::Connected);
+        let shown = bad.or(status.streams.first()).cloned().unwrap_or_default();
+        let XdsSourceView { server, mode, state, since, last_error, .. } = (&shown).into();
+        let sources: Vec<_> = status.streams.iter().map(XdsSourceView::from).collect();
         Self {
+            server,
+            mode,
+            state,
+            since,
+            last_error,
+            streams: sources.iter().map(|source| source.streams).sum(),
+            sources,
+            types: status.types.iter().map(XdsTypeView::from).collect(),
+        }
+    }
+}
+
+impl From<&StreamStatus> for XdsSourceView {
+    fn from(status: &StreamStatus) -> Self {
+        Self {
+            carries: status.kind.unwrap_or("all").to_owned(),
             server: status.server.clone(),
             mode: match status.variant {
                 Variant::Sotw => "sotw",
@@ -66,8 +106,7 @@ impl From<&AdsStatus> for XdsView {
             .to_owned(),
             since: status.since.into(),
             last_error: status.last_error.clone(),
-            streams: status.streams,
-            types: status.types.iter().map(XdsTypeView::from).collect(),
+            streams: status.tries,
         }
     }
 }

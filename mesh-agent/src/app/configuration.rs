@@ -15,9 +15,12 @@ use crate::{
     model::{
         cluster::{Discovery, Tunnel},
         identity::Identity,
+        runtime::LayeredRuntime,
     },
-    snapshot::{RejectedResource, Snapshot},
-    source::{AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, Restored, Update},
+    snapshot::{RejectedResource, Resources, Snapshot},
+    source::{
+        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored, Update,
+    },
     transport::hbone::HBONE_PORT,
 };
 
@@ -35,7 +38,7 @@ impl Source {
     pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
         match config {
             SourceConfig::ControlPlane(options) => {
-                Ok(Self::ControlPlane(AdsSource::new(options.clone())))
+                Ok(Self::ControlPlane(AdsSource::new(options.as_ref().clone())))
             }
             SourceConfig::Directory(directory) => match FileSource::open(directory) {
                 Ok(source) => Ok(Self::Files(source)),
@@ -48,6 +51,15 @@ impl Source {
         }
     }
 
+    /// Asks for these layers of runtime values, where they are to be asked for.
+    pub(super) fn want_runtime(&self, layers: &LayeredRuntime) {
+        if let Self::ControlPlane(source) = self {
+            for name in layers.resource_names() {
+                source.wishes().want(ResourceType::Runtime, Arc::clone(name));
+            }
+        }
+    }
+
     pub(super) fn ads_status(&self) -> Option<watch::Receiver<Arc<AdsStatus>>> {
         match self {
             Self::Files(_) => None,
@@ -55,10 +67,21 @@ impl Source {
         }
     }
 
-    pub(super) fn spawn(self, updates: mpsc::Sender<Update>, stop: CancellationToken) {
+    /// `restored`: the last good configuration is in force.
+    pub(super) fn spawn(
+        self,
+        restored: bool,
+        updates: mpsc::Sender<Update>,
+        stop: CancellationToken,
+    ) {
         match self {
             Self::Files(source) => tokio::spawn(source.watch(updates, stop)),
-            Self::ControlPlane(source) => tokio::spawn(source.watch(updates, stop)),
+            Self::ControlPlane(mut source) => {
+                if restored {
+                    source.restored();
+                }
+                tokio::spawn(source.watch(updates, stop))
+            }
         };
     }
 }
@@ -108,11 +131,13 @@ pub(super) async fn restore(agent: &Arc<Agent>) {
         Ok(loaded) => loaded,
         Err(error) => return tracing::error!(%error, "the last good configuration was not read"),
     };
-    let Restored { resources, label, saved_at } = match loaded {
+    let Restored { mut resources, label, saved_at } = match loaded {
         Ok(Some(restored)) => restored,
         Ok(None) => return,
         Err(error) => return tracing::error!(%error, "there is no last good configuration"),
     };
+    // Layers that were named then and are not any more.
+    resources.runtime.retain(|(name, _)| agent.config.runtime.has_resource(name));
     match agent.dataplane.snapshot.replace(resources, label.clone()) {
         Ok(version) => {
             *agent.restored() = Some(saved_at);
@@ -137,6 +162,11 @@ impl Agent {
     fn take(&self, update: Update, tidy_at: Option<Instant>) -> Option<Instant> {
         match update {
             Update::Resources(Delivery { resources, label, raw, refused }) => {
+                let unnamed = self.unnamed_layers(&resources);
+                if !unnamed.is_empty() {
+                    self.reject(&unnamed);
+                    return tidy_at;
+                }
                 let replaced = self.dataplane.snapshot.replace(resources, label.clone());
                 if self.judged(replaced, &label, refused) {
                     self.tidy();
@@ -154,6 +184,17 @@ impl Agent {
             Update::Rejected(reasons) => self.reject(&reasons),
         }
         tidy_at
+    }
+
+    /// Files may hold layers of the runtime that nobody has given a place.
+    fn unnamed_layers(&self, resources: &Resources) -> Vec<RejectedResource> {
+        let unnamed = resources.runtime.iter().map(|(name, _)| name);
+        let unnamed = unnamed.filter(|name| !self.config.runtime.has_resource(name));
+        let refused = unnamed.map(|name| RejectedResource {
+            path: format!("runtime[{name}]"),
+            reason: "is no layer of the runtime: name it with --xds-runtime-layer".to_owned(),
+        });
+        refused.collect()
     }
 
     /// Follows up on an attempt to apply something; whether that went well.
@@ -204,10 +245,17 @@ impl Agent {
             .hbone
             .retain(|key| reachable.tunnels.contains(&(key.tunnel, key.identity.clone())));
         // Connections to local applications belong to their clients, not to endpoints.
-        dataplane
-            .http
-            .pool
-            .retain(|key| key.client.is_some() || reachable.endpoints.contains(&key.address));
+        let tls = &dataplane.connector.tls;
+        tls.retain(|origination| {
+            let cluster = snapshot.cluster(&origination.cluster);
+            let settings = cluster.and_then(|cluster| cluster.tls.as_ref());
+            settings.is_some_and(|settings| Arc::ptr_eq(settings, &origination.settings))
+        });
+        dataplane.http.pool.retain(|key| {
+            let reachable = key.client.is_some() || reachable.endpoints.contains(&key.address);
+            // What was authenticated by certificates of before serves no new request.
+            reachable && key.tls.as_ref().is_none_or(|tls_key| tls.is_current(tls_key.context))
+        });
     }
 
     fn reject(&self, reasons: &[RejectedResource]) {

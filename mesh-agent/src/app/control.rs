@@ -15,7 +15,6 @@ use crate::{
     identity::CertificateStatus,
     model::workload::WorkloadUid,
     observe::metrics::XdsType,
-    source::StreamState,
 };
 
 /// The agent as `admin` sees it.
@@ -151,7 +150,8 @@ impl AgentControl for Control {
                 refusing: of.refusing,
                 last_ack: of.last_ack,
             });
-            metrics.xds(status.state == StreamState::Connected, status.streams, types);
+            let tries = status.streams.iter().map(|stream| stream.tries).sum();
+            metrics.xds(status.is_connected(), tries, types);
         }
         metrics.encode(&dataplane.connections)
     }

@@ -61,8 +61,8 @@ fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>
     Check { name: name.into(), status, detail: detail.into() }
 }
 
-/// `SO_NETNS_COOKIE` is the newest thing capture cannot do without.
-const OLDEST: (u32, u32) = (5, 14);
+/// The lookup program's `ingress_ifindex` is the newest thing capture cannot do without.
+const OLDEST: (u32, u32) = (5, 17);
 
 fn kernel_version() -> Check {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -88,7 +88,9 @@ fn programs() -> Vec<Check> {
             .into_iter()
             .map(|(name, result)| match result {
                 Ok(()) => check(format!("program {name}"), CheckStatus::Ok, "loads"),
-                Err(error) => check(format!("program {name}"), CheckStatus::Fail, chain(&error)),
+                Err(error) => {
+                    check(format!("program {name}"), CheckStatus::Fail, brief(&chain(&error)))
+                }
             })
             .collect(),
         Err(error) => vec![check("programs", CheckStatus::Fail, chain(&error))],
@@ -203,6 +205,16 @@ fn sysctls() -> Vec<Check> {
     ]
 }
 
+/// Without the verifier's listing of the program: its last line says what it refused.
+fn brief(error: &str) -> String {
+    let Some((before, listing)) = error.split_once("Verifier output:") else {
+        return error.to_owned();
+    };
+    let summary = |line: &&str| line.starts_with("verification time");
+    let reason = listing.lines().map(str::trim).take_while(|line| !summary(line)).last();
+    format!("{}: {}", before.trim().trim_end_matches(['.', ':']), reason.unwrap_or_default())
+}
+
 /// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -213,4 +225,23 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_program_is_told_by_the_verifiers_last_word() {
+        let refused = "the BPF_PROG_LOAD syscall returned Permission denied. Verifier output: \
+                       0: (bf) r6 = r1\n21: (61) r3 = *(u32 *)(r6 +64)\n\
+                       invalid bpf_context access off=64 size=4\nverification time 37 usec\n\
+                       stack depth 64\n";
+        assert_eq!(
+            brief(refused),
+            "the BPF_PROG_LOAD syscall returned Permission denied: \
+             invalid bpf_context access off=64 size=4"
+        );
+        assert_eq!(brief("no such file"), "no such file");
+    }
 }

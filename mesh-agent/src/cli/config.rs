@@ -86,6 +86,7 @@ fn summary(dump: &Value) -> String {
         ("route", "routes"),
         ("cluster", "clusters"),
         ("endpoints", "endpoints"),
+        ("filter", "extension_configs"),
     ] {
         for (name, value) in dump[key].as_object().into_iter().flatten() {
             let detail = match kind {
@@ -102,10 +103,19 @@ fn summary(dump: &Value) -> String {
                     "original_destination" => "original_destination".to_owned(),
                     discovery => format!("{discovery}, {}", variant(&value["lb_policy"])),
                 },
+                "filter" => text(&value["type_name"]),
                 _ => format!("{} endpoints", count(&value["endpoints"])),
             };
             table.row([kind.to_owned(), name.clone(), detail]);
         }
+    }
+    for (key, entry) in dump["runtime"]["entries"].as_object().into_iter().flatten() {
+        let value = match &entry["value"]["denominator"] {
+            Value::Null => text(&entry["value"]),
+            denominator => format!("{}/{}", text(&entry["value"]["numerator"]), text(denominator)),
+        };
+        let detail = format!("{value}, from layer {}", text(&entry["layer"]));
+        table.row(["runtime".to_owned(), key.clone(), detail]);
     }
     let mut shown = format!("{head}\n{}", table.render());
     if let Some(reasons) = dump["last_rejected"]["reasons"].as_array() {
@@ -171,17 +181,24 @@ mod tests {
             "clusters": {"app": {"discovery": "original_destination", "lb_policy": "round_robin"},
                          "web": {"discovery": {"eds": {}}, "lb_policy": "round_robin"}},
             "endpoints": {"web": {"endpoints": [{}]}},
+            "extension_configs": {"rbac": {"type_name": "a.b.RBAC"}},
+            "runtime": {"entries": {
+                "canary": {"value": {"numerator": 5, "denominator": 10000}, "layer": "pushed"},
+                "on": {"value": true, "layer": "fixed"}}},
             "last_rejected": {"at": "2026-01-02T03:05:05Z", "reasons": ["cds.yaml: no"]},
         });
         assert_eq!(
             summary(&dump),
             "version 3, label abc, applied at 2026-01-02T03:04:05Z\n\
-             KIND       NAME  DETAIL\n\
-             listener   out   outbound 10.0.0.1:80, 1 filter chains\n\
-             route      web   2 virtual hosts\n\
-             cluster    app   original_destination\n\
-             cluster    web   eds, round_robin\n\
-             endpoints  web   1 endpoints\n\
+             KIND       NAME    DETAIL\n\
+             listener   out     outbound 10.0.0.1:80, 1 filter chains\n\
+             route      web     2 virtual hosts\n\
+             cluster    app     original_destination\n\
+             cluster    web     eds, round_robin\n\
+             endpoints  web     1 endpoints\n\
+             filter     rbac    a.b.RBAC\n\
+             runtime    canary  5/10000, from layer pushed\n\
+             runtime    on      true, from layer fixed\n\
              \nrefused at 2026-01-02T03:05:05Z:\n  cds.yaml: no\n"
         );
     }

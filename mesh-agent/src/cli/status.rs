@@ -117,18 +117,25 @@ fn page(status: &StatusView, now: Timestamp) -> String {
 
 fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
     let age = |at: Timestamp| output::age(at.seconds_until(now));
-    // Writing to a String does not fail.
-    _ = writeln!(
-        text,
-        "\nControl plane {} ({}), {} for {}, {} streams so far",
-        xds.server,
-        xds.mode,
-        xds.state.replace('_', " "),
-        age(xds.since),
-        xds.streams,
-    );
-    if let Some(error) = &xds.last_error {
-        _ = writeln!(text, "  the last stream ended: {error}");
+    text.push('\n');
+    for source in &xds.sources {
+        let of = match (source.carries.as_str(), xds.sources.len()) {
+            ("all", 1) => String::new(),
+            (carries, _) => format!(" for {carries}"),
+        };
+        // Writing to a String does not fail.
+        _ = writeln!(
+            text,
+            "Control plane {}{of} ({}), {} for {}, {} streams so far",
+            source.server,
+            source.mode,
+            source.state.replace('_', " "),
+            age(source.since),
+            source.streams,
+        );
+        if let Some(error) = &source.last_error {
+            _ = writeln!(text, "  the last stream ended: {error}");
+        }
     }
     let mut table = Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK"]);
     for of in &xds.types {
@@ -158,8 +165,8 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
 mod tests {
     use super::*;
     use crate::admin::{
-        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, XdsTypeView, XdsView,
-        XdsWarmingView,
+        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, XdsSourceView,
+        XdsTypeView, XdsView, XdsWarmingView,
     };
 
     #[test]
@@ -192,6 +199,15 @@ mod tests {
                 since: at,
                 last_error: None,
                 streams: 2,
+                sources: vec![XdsSourceView {
+                    carries: "all".into(),
+                    server: "http://cp:1".into(),
+                    mode: "delta".into(),
+                    state: "connected".into(),
+                    since: at,
+                    last_error: None,
+                    streams: 2,
+                }],
                 types: vec![XdsTypeView {
                     kind: "clusters".into(),
                     type_url: String::new(),

@@ -159,6 +159,12 @@ const SETTINGS: &[Setting] = &[
         None,
         "The `metadata` of the node as the control plane sees it: a JSON object",
     ),
+    list(
+        Group::ControlPlane,
+        "xds_runtime_layer",
+        "NAME",
+        "A layer of runtime values to ask for (RTDS); may be repeated, a later one goes first",
+    ),
     path(Group::Node, "pods", None, "YAML file of pods to enrol at start"),
     path(Group::Node, "state_dir", Some("/var/lib/mesh"), "State that survives restarts"),
     path(

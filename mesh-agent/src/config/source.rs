@@ -1,21 +1,22 @@
 //! Where the configuration of traffic comes from.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, sync::Arc};
 
-use super::{
-    Origin, absolute,
-    bootstrap::{self, Bootstrap},
-    layers::Layers,
+use super::{Origin, absolute, layers::Layers};
+use crate::{
+    model::runtime::LayeredRuntime,
+    source::{
+        ConnectionOptions, NodeInfo, Pem, Server, ServerAddress, TlsOptions, Variant, XdsOptions,
+    },
 };
-use crate::source::{AdsOptions, NodeInfo, ServerAddress, TlsFiles, Variant};
 
 /// Where listeners, routes, clusters and endpoints come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceConfig {
     /// A directory, watched for changes.
     Directory(PathBuf),
-    /// A control plane that speaks ADS.
-    ControlPlane(AdsOptions),
+    /// Control planes, and what else a bootstrap file says.
+    ControlPlane(Box<XdsOptions>),
 }
 
 impl fmt::Display for SourceConfig {
@@ -24,38 +25,33 @@ impl fmt::Display for SourceConfig {
             Self::Directory(directory) => write!(f, "files in {}", directory.display()),
             // Servers may be renamed and moved: what they say stays good.
             Self::ControlPlane(options) => {
-                write!(f, "ADS for node {} in {}", options.node.id, options.node.cluster)
+                write!(f, "xDS for node {} in {}", options.node.id, options.node.cluster)
             }
         }
     }
 }
 
-/// What is in the bootstrap file, if one is given. The outer `None` says it is wrong.
-pub(super) fn bootstrap(layers: &mut Layers<'_>) -> Option<Option<Bootstrap>> {
-    let Some(path) = layers.optional("bootstrap", absolute)? else { return Some(None) };
-    for key in
-        ["config_dir", "xds_server", "xds_ca", "xds_cert", "xds_key", "xds_node_id", "xds_metadata"]
-    {
-        if layers.is_given(key) {
-            let reason = "excludes bootstrap, which says it";
-            layers.fail(key, Origin::Default, reason.to_owned());
+/// The layers of runtime values that flags name.
+pub(super) fn runtime(layers: &mut Layers<'_>) -> Option<LayeredRuntime> {
+    let mut names: Vec<Arc<str>> = Vec::new();
+    for name in layers.many("xds_runtime_layer", |s| match s {
+        "" => Err("a layer has a name".to_owned()),
+        name => Ok(Arc::from(name)),
+    })? {
+        if names.contains(&name) {
+            let reason = format!("`{name}` is given twice");
+            layers.fail("xds_runtime_layer", Origin::Default, reason);
+            return None;
         }
+        names.push(name);
     }
-    match bootstrap::read(&path) {
-        Ok(bootstrap) => Some(Some(bootstrap)),
-        Err(faults) => {
-            for fault in faults {
-                layers.fail("bootstrap", Origin::Default, fault);
-            }
-            None
-        }
-    }
+    Some(LayeredRuntime::of_resources(names))
 }
 
 /// `None` only where an error was noted.
 pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<SourceConfig> {
-    let servers = layers.many("xds_server", str::parse::<ServerAddress>)?;
-    if servers.is_empty() {
+    let addresses = layers.many("xds_server", str::parse::<ServerAddress>)?;
+    if addresses.is_empty() {
         return layers.one("config_dir", absolute).map(SourceConfig::Directory);
     }
     let directory = layers.optional("config_dir", absolute);
@@ -69,18 +65,28 @@ pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option
         "delta" => Ok(Variant::Delta),
         other => Err(format!("`{other}` is neither sotw nor delta")),
     });
-    let tls = tls(layers, servers.iter().any(|server| matches!(server, ServerAddress::Tls { .. })));
+    let tls =
+        tls(layers, addresses.iter().any(|server| matches!(server, ServerAddress::Tls { .. })));
     let id = layers.optional("xds_node_id", |s| Ok(s.to_owned()));
     let cluster = layers.one("xds_cluster", |s| Ok(s.to_owned()));
     let metadata = layers.optional("xds_metadata", |s| {
         serde_json::from_str(s).map_err(|error| format!("is not a JSON object: {error}"))
     });
     let id = id?.or_else(|| node_name.map(str::to_owned))?;
-    let node = NodeInfo { id, cluster: cluster?, metadata: metadata?.unwrap_or_default() };
-    Some(SourceConfig::ControlPlane(AdsOptions { servers, variant: variant?, tls: tls?, node }))
+    let metadata = metadata?.unwrap_or_default();
+    let node = NodeInfo { id, cluster: cluster?, metadata, ..NodeInfo::default() };
+    let tls = tls?;
+    let servers = addresses.into_iter().map(|address| Server {
+        tls: tls.clone().filter(|_| matches!(address, ServerAddress::Tls { .. })),
+        address,
+        connection: ConnectionOptions::default(),
+    });
+    let options = XdsOptions::aggregated(servers.collect(), variant?, node);
+    Some(SourceConfig::ControlPlane(Box::new(options)))
 }
 
-fn tls(layers: &mut Layers<'_>, used: bool) -> Option<TlsFiles> {
+/// The outer `None` says that something is wrong.
+fn tls(layers: &mut Layers<'_>, used: bool) -> Option<Option<TlsOptions>> {
     let ca = layers.optional("xds_ca", absolute)?;
     let chain = layers.optional("xds_cert", absolute)?;
     let key = layers.optional("xds_key", absolute)?;
@@ -95,10 +101,10 @@ fn tls(layers: &mut Layers<'_>, used: bool) -> Option<TlsFiles> {
         return wrong("xds_ca", "is not set, and an https:// server has to be verified");
     }
     let identity = match (chain, key) {
-        (Some(chain), Some(key)) => Some((chain, key)),
+        (Some(chain), Some(key)) => Some((Pem::File(chain), Pem::File(key))),
         (None, None) => None,
         (Some(_), None) => return wrong("xds_key", "is not set, but xds_cert is"),
         (None, Some(_)) => return wrong("xds_cert", "is not set, but xds_key is"),
     };
-    Some(TlsFiles { ca, identity })
+    Some(ca.map(|ca| TlsOptions::new(Pem::File(ca), identity)))
 }

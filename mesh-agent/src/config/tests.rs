@@ -162,7 +162,7 @@ fn a_control_plane_is_a_source_and_its_settings_are_checked_together() {
     let config = try_load(&[server, ("node_name", "n1"), ("xds_mode", "delta")], &[], None);
     let SourceConfig::ControlPlane(options) = config.unwrap().source else { panic!("source") };
     assert_eq!((options.node.id.as_str(), options.node.cluster.as_str()), ("n1", "mesh"));
-    assert_eq!(options.variant, crate::source::Variant::Delta);
+    assert_eq!(options.ads.as_ref().unwrap().variant, crate::source::Variant::Delta);
 
     for (further, reason) in [
         (("config_dir", "/c"), "excludes xds_server"),

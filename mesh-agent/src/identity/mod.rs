@@ -27,6 +27,7 @@ mod rotation;
 mod source;
 pub mod tls;
 mod trust;
+pub mod upstream;
 mod verify;
 
 #[cfg(test)]

@@ -193,7 +193,7 @@ const fn is_about_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-fn find_tls_error(error: &io::Error) -> Option<&rustls::Error> {
+pub(super) fn find_tls_error(error: &io::Error) -> Option<&rustls::Error> {
     let mut next: Option<&(dyn StdError + 'static)> =
         error.get_ref().map(|e| e as &(dyn StdError + 'static));
     while let Some(error) = next {

@@ -88,6 +88,33 @@ pub struct StringMatcher {
     pub ignore_case: bool,
 }
 
+impl StringMatcher {
+    /// Whether `value` matches. Allocates only for a regex on what is not UTF-8.
+    ///
+    /// A regex sees bytes that are not UTF-8 as U+FFFD, so that `.*` still spans them.
+    pub fn matches(&self, value: &[u8]) -> bool {
+        let same = |a: &[u8], b: &[u8]| {
+            if self.ignore_case { a.eq_ignore_ascii_case(b) } else { a == b }
+        };
+        match &self.pattern {
+            StringPattern::Exact(exact) => same(value, exact.as_bytes()),
+            StringPattern::Prefix(prefix) => {
+                value.get(..prefix.len()).is_some_and(|head| same(head, prefix.as_bytes()))
+            }
+            StringPattern::Suffix(suffix) => {
+                let start = value.len().checked_sub(suffix.len());
+                start.is_some_and(|start| same(&value[start..], suffix.as_bytes()))
+            }
+            StringPattern::Contains(part) => {
+                let part = part.as_bytes();
+                // `windows` refuses a width of nought; every value contains nothing.
+                part.is_empty() || value.windows(part.len()).any(|window| same(window, part))
+            }
+            StringPattern::Regex(regex) => regex.is_match(&String::from_utf8_lossy(value)),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StringPattern {

@@ -6,7 +6,7 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{identity::Identity, workload::WorkloadUid};
+use super::{identity::Identity, tls::UpstreamTls, workload::WorkloadUid};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -26,6 +26,8 @@ pub struct Cluster {
     /// Envoy's default: 5 s.
     pub connect_timeout: Duration,
     pub upstream_protocol: UpstreamProtocol,
+    /// TLS to endpoints that are not reached by HBONE; `None`: in the clear.
+    pub tls: Option<Arc<UpstreamTls>>,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -9,7 +9,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{authz::Rbac, cluster::ClusterName, route::RouteConfiguration};
+use super::{
+    authz::Rbac, cluster::ClusterName, extension::DiscoveredFilter, route::RouteConfiguration,
+};
 
 /// Spec: `envoy.config.core.v3.TrafficDirection`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -136,4 +138,6 @@ pub enum RouteSource {
 pub enum HttpFilter {
     /// `envoy.extensions.filters.http.rbac.v3.RBAC`
     Rbac(Arc<Rbac>),
+    /// One whose configuration is a resource of its own (`config_discovery`).
+    Discovered(Arc<DiscoveredFilter>),
 }

@@ -17,4 +17,5 @@ pub mod route;
 pub mod runtime;
 pub mod secret;
 pub mod socket;
+pub mod tls;
 pub mod workload;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
-    listener::{FilterChain, Listener, RouteSource, TerminalFilter},
+    extension::DiscoveredFilter,
+    listener::{FilterChain, HttpFilter, Listener, RouteSource, TerminalFilter},
     route::{RouteAction, RouteConfiguration, VirtualHost},
 };
 
@@ -15,6 +16,16 @@ impl Cluster {
             Discovery::Eds { service_name } => Some(service_name),
             Discovery::Static(_) | Discovery::OriginalDestination => None,
         }
+    }
+
+    /// Whether a private key is written in it.
+    pub fn holds_private_key(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.holds_private_key())
+    }
+
+    /// Every secret it takes.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tls.iter().flat_map(|tls| tls.secret_names())
     }
 }
 
@@ -68,6 +79,19 @@ impl Listener {
             }
         }
         names
+    }
+
+    /// Every filter whose configuration is a resource of its own; one may come several
+    /// times.
+    pub fn discovered_filters(&self) -> impl Iterator<Item = &Arc<DiscoveredFilter>> {
+        let filters = self.chains().flat_map(|chain| match &chain.terminal {
+            TerminalFilter::Http(http) => http.http_filters.as_slice(),
+            TerminalFilter::TcpProxy(_) => &[],
+        });
+        filters.filter_map(|filter| match filter {
+            HttpFilter::Discovered(discovered) => Some(discovered),
+            HttpFilter::Rbac(_) => None,
+        })
     }
 
     /// Every cluster that it leads to without asking for routes by name.

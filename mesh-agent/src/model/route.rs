@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     authz::{StringMatcher, WholeRegex},
     listener::WeightedCluster,
+    runtime::RuntimeFraction,
 };
 
 #[derive(Debug, Clone, Serialize)]
@@ -57,6 +58,8 @@ pub struct RouteMatch {
     pub case_sensitive: bool,
     /// All must match.
     pub headers: Vec<HeaderMatcher>,
+    /// Of the requests that match otherwise, those that do.
+    pub runtime_fraction: Option<RuntimeFraction>,
 }
 
 /// The path is matched without its query string, as Envoy does.
@@ -103,6 +106,8 @@ pub enum RouteAction {
 pub struct ForwardAction {
     /// One entry for a plain `cluster`. Weights are relative; their sum is not zero.
     pub clusters: Vec<WeightedCluster>,
+    /// With it the runtime's value of `<prefix>.<cluster>` goes before a cluster's weight.
+    pub runtime_key_prefix: Option<String>,
     /// Bounds request and response together. Envoy's default: 15 s; `None` never.
     pub timeout: Option<Duration>,
     /// Replaces the matched prefix or path.

@@ -3,7 +3,10 @@
 //! Spec: `envoy/service/runtime/v3/rtds.proto`, `envoy/type/v3/percent.proto`; Envoy's
 //! `configuration/operations/runtime`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde::Serialize;
 
@@ -40,6 +43,16 @@ impl Fraction {
     }
 }
 
+/// A fraction that the runtime may change.
+///
+/// Spec: `envoy.config.core.v3.RuntimeFractionalPercent`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuntimeFraction {
+    /// Empty: it is always the default.
+    pub key: String,
+    pub default: Fraction,
+}
+
 /// What one source says, keys flattened: `routing.traffic_shift.a`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(transparent)]
@@ -73,12 +86,87 @@ impl Runtime {
         }
     }
 
+    /// A whole number, rounded down; what is no number, or below zero, leaves the
+    /// default, as in Envoy.
+    pub fn integer(&self, key: &str, default: u64) -> u64 {
+        match self.value(key) {
+            // Saturates.
+            Some((_, RuntimeValue::Number(number))) if *number >= 0.0 => *number as u64,
+            _ => default,
+        }
+    }
+
+    /// Whether a random number falls within a fraction that the runtime may change.
+    pub fn includes(&self, fraction: &RuntimeFraction, random: u64) -> bool {
+        self.fraction(&fraction.key, fraction.default).includes(random)
+    }
+
     /// A flag; what is no boolean leaves the default, as in Envoy.
     pub fn flag(&self, key: &str, default: bool) -> bool {
         match self.value(key) {
             Some((_, RuntimeValue::Flag(flag))) => *flag,
             _ => default,
         }
+    }
+}
+
+/// Which layers there are, and where each one's values come from; a later one goes
+/// before those above it.
+///
+/// Spec: `envoy.config.bootstrap.v3.LayeredRuntime`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayeredRuntime {
+    pub layers: Vec<LayerSource>,
+}
+
+/// One layer: its name, and what it takes its values from.
+///
+/// Spec: `envoy.config.bootstrap.v3.RuntimeLayer`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerSource {
+    pub name: Arc<str>,
+    pub values: LayerValues,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum LayerValues {
+    Static(Arc<RuntimeLayer>),
+    /// The `Runtime` resource of that name; empty for as long as there is none.
+    Resource(Arc<str>),
+}
+
+impl LayeredRuntime {
+    /// Layers that are resources and called after them.
+    pub fn of_resources(names: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let layers = names
+            .into_iter()
+            .map(|name| LayerSource { values: LayerValues::Resource(Arc::clone(&name)), name });
+        Self { layers: layers.collect() }
+    }
+
+    /// The resources it is made of.
+    pub fn resource_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.layers.iter().filter_map(|layer| match &layer.values {
+            LayerValues::Resource(name) => Some(name),
+            LayerValues::Static(_) => None,
+        })
+    }
+
+    /// Whether one of them is that resource.
+    pub fn has_resource(&self, name: &str) -> bool {
+        self.resource_names().any(|known| &**known == name)
+    }
+
+    /// What is in force where these are the resources there are.
+    pub fn with(&self, resources: &HashMap<Arc<str>, Arc<RuntimeLayer>>) -> Runtime {
+        let layers = self.layers.iter().map(|layer| {
+            let values = match &layer.values {
+                LayerValues::Static(values) => Some(values),
+                LayerValues::Resource(name) => resources.get(name),
+            };
+            (Arc::clone(&layer.name), values.map(Arc::clone).unwrap_or_default())
+        });
+        Runtime { layers: layers.collect() }
     }
 }
 
@@ -102,6 +190,42 @@ mod tests {
         assert_eq!(runtime.fraction("b", Fraction::percent(3)), Fraction::percent(3));
         assert!(runtime.flag("c", false));
         assert!(!runtime.flag("a", false));
+    }
+
+    #[test]
+    fn an_integer_is_rounded_down_and_never_negative() {
+        let values = [
+            ("half", RuntimeValue::Number(2.5)),
+            ("below", RuntimeValue::Number(-1.0)),
+            ("huge", RuntimeValue::Number(1e300)),
+            ("flag", RuntimeValue::Flag(true)),
+        ];
+        let runtime = Runtime { layers: vec![("l".into(), layer(&values))] };
+        for (key, expected) in [("half", 2), ("below", 7), ("huge", u64::MAX), ("flag", 7), ("", 7)]
+        {
+            assert_eq!(runtime.integer(key, 7), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn layers_take_their_values_from_where_they_are_told() {
+        let fixed = layer(&[("a", RuntimeValue::Number(1.0)), ("b", RuntimeValue::Number(1.0))]);
+        let pushed = layer(&[("b", RuntimeValue::Number(2.0))]);
+        let layered = |last: &str| LayeredRuntime {
+            layers: vec![
+                LayerSource {
+                    name: "fixed".into(),
+                    values: LayerValues::Static(Arc::clone(&fixed)),
+                },
+                LayerSource { name: "top".into(), values: LayerValues::Resource(last.into()) },
+            ],
+        };
+        let resources = HashMap::from([("pushed".into(), pushed)]);
+        let runtime = layered("pushed").with(&resources);
+        assert_eq!((runtime.integer("a", 0), runtime.integer("b", 0)), (1, 2));
+        assert_eq!(runtime.value("b").map(|(layer, _)| &**layer), Some("top"));
+        let runtime = layered("absent").with(&resources);
+        assert_eq!((runtime.integer("a", 0), runtime.integer("b", 0)), (1, 1));
     }
 
     #[test]

@@ -62,6 +62,8 @@ response_flags! {
     StreamIdleTimeout = 14, "SI";
     /// OM: the agent shed load.
     OverloadManager = 15, "OM";
+    /// NFCF: a filter's configuration was asked for and is not there.
+    NoFilterConfigFound = 16, "NFCF";
 }
 
 impl fmt::Display for ResponseFlag {

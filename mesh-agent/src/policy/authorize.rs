@@ -16,6 +16,7 @@ use super::{
 use crate::{
     model::{
         authz::{Rbac, RbacAction},
+        extension::DiscoveredFilter,
         identity::Identity,
         listener::{HttpConnectionManager, HttpFilter, NetworkFilter, TerminalFilter},
     },
@@ -40,6 +41,8 @@ pub enum DenyReason {
     AmbiguousAuthority,
     /// A live connection is proxied as TCP, and policy now looks at its requests.
     RequestsNotJudged,
+    /// A filter's configuration was asked for and is not there.
+    NoFilterConfig,
 }
 
 impl DenyReason {
@@ -52,6 +55,7 @@ impl DenyReason {
             Self::PathNotNormalized => "path_not_normalized",
             Self::AmbiguousAuthority => "ambiguous_authority",
             Self::RequestsNotJudged => "requests_not_judged",
+            Self::NoFilterConfig => "no_filter_config",
         }
     }
 }
@@ -84,6 +88,12 @@ impl Denied {
         }))
     }
 
+    fn without_config(subject: Subject<'_>, filter: &DiscoveredFilter) -> Self {
+        let mut denied = Self::new(subject, None, DenyReason::NoFilterConfig);
+        denied.0.filter = filter.name.to_string();
+        denied
+    }
+
     fn by(mut self, policy: Arc<str>) -> Self {
         self.0.policy = Some(policy);
         self
@@ -106,7 +116,10 @@ impl Denied {
 
     /// Envoy's response flag.
     pub fn flag(&self) -> &'static str {
-        "UAEX"
+        match self.0.reason {
+            DenyReason::NoFilterConfig => "NFCF",
+            _ => "UAEX",
+        }
     }
 
     /// Who asked, if proven.
@@ -114,12 +127,14 @@ impl Denied {
         self.0.identity.as_ref()
     }
 
-    /// What a request is answered: 403, or 400 where it could not be judged safely.
+    /// What a request is answered: 403, or 400 where it could not be judged safely, or
+    /// 500 where what it is to be judged by is not there.
     pub fn status(&self) -> StatusCode {
         match self.0.reason {
             DenyReason::PathNotNormalized | DenyReason::AmbiguousAuthority => {
                 StatusCode::BAD_REQUEST
             }
+            DenyReason::NoFilterConfig => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::FORBIDDEN,
         }
     }
@@ -156,6 +171,9 @@ impl fmt::Display for Denied {
             (DenyReason::AmbiguousAuthority, _) => f.write_str("the request names several hosts"),
             (DenyReason::RequestsNotJudged, _) => {
                 f.write_str("policy now looks at its requests, and it was opened as opaque TCP")
+            }
+            (DenyReason::NoFilterConfig, _) => {
+                f.write_str("a filter has no configuration: it was asked for and did not come")
             }
         }?;
         if filter.is_empty() { Ok(()) } else { write!(f, " (filter `{filter}`)") }
@@ -267,12 +285,14 @@ impl Permit {
     ) -> Result<Self, Revoked> {
         let permit = authorize(self.flow.again(snapshot, outbound_policy)?)?;
         let opaque = !matches!(self.flow.terminal(), Some(TerminalFilter::Http(_)));
-        if opaque
-            && let Some(TerminalFilter::Http(http)) = permit.flow.terminal()
-            && let Some(rbac) = http_rbacs(http).find(|rbac| rbac.action != RbacAction::Log)
-        {
+        if opaque && let Some(TerminalFilter::Http(http)) = permit.flow.terminal() {
             let subject = Subject { flow: &permit.flow, head: None, lenient_path: None };
-            return Err(Denied::new(subject, Some(rbac), DenyReason::RequestsNotJudged).into());
+            let judges = http_filters(http, snapshot).find_map(|filter| match filter {
+                Ok(rbac) if rbac.action == RbacAction::Log => None,
+                Ok(rbac) => Some(Denied::new(subject, Some(rbac), DenyReason::RequestsNotJudged)),
+                Err(missing) => Some(Denied::without_config(subject, missing)),
+            });
+            return judges.map_or(Ok(permit), |denied| Err(denied.into()));
         }
         Ok(permit)
     }
@@ -318,15 +338,17 @@ impl RequestPermit {
 }
 
 /// Asks the HTTP filters of a connection manager, in order. `head` is the request
-/// as received: nothing rewritten, `uri` as the client sent it.
+/// as received: nothing rewritten, `uri` as the client sent it. Filters that are
+/// configured apart from the manager are as `snapshot` has them.
 ///
 /// # Errors
-/// The first filter that denies; or the request means different things to different
+/// The first filter that denies, or that has no configuration; or the request means different things to different
 /// readers: it names several hosts, or policy looks at its path and that is not in
 /// normal form (see [`path`]). [`Denied::status`] is what to answer.
 pub fn authorize_request(
     permit: &Permit,
     http: &HttpConnectionManager,
+    snapshot: &Snapshot,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
     let mut subject = Subject { flow: &permit.flow, head: Some(head), lenient_path: None };
@@ -335,7 +357,8 @@ pub fn authorize_request(
     }
     let lenient_path;
     if !path::is_plain(head) {
-        if let Some(rbac) = http_rbacs(http).find(|rbac| path::is_judged_by(rbac)) {
+        let mut rbacs = http_filters(http, snapshot).filter_map(Result::ok);
+        if let Some(rbac) = rbacs.find(|rbac| path::is_judged_by(rbac)) {
             return Err(Denied::new(subject, Some(rbac), DenyReason::PathNotNormalized));
         }
     } else {
@@ -343,14 +366,35 @@ pub fn authorize_request(
         subject.lenient_path = lenient_path.as_ref();
     }
     let mut basis = Basis::default();
-    for rbac in http_rbacs(http) {
-        basis.pass(rbac, subject)?;
+    for filter in http_filters(http, snapshot) {
+        match filter {
+            Ok(rbac) => basis.pass(rbac, subject)?,
+            Err(missing) => return Err(Denied::without_config(subject, missing)),
+        }
     }
     Ok(RequestPermit { basis })
 }
 
-fn http_rbacs(http: &HttpConnectionManager) -> impl Iterator<Item = &Rbac> {
-    http.http_filters.iter().map(|HttpFilter::Rbac(rbac)| &**rbac)
+/// The filters that judge, in their order; `Err` for one whose configuration is not
+/// there.
+fn http_filters<'a>(
+    http: &'a HttpConnectionManager,
+    snapshot: &'a Snapshot,
+) -> impl Iterator<Item = Result<&'a Rbac, &'a DiscoveredFilter>> {
+    http.http_filters.iter().filter_map(|filter| {
+        let filter = match filter {
+            HttpFilter::Discovered(discovered) => match snapshot.filter_config(discovered) {
+                Some(config) => config.filter.as_ref()?,
+                None => return Some(Err(&**discovered)),
+            },
+            filter => filter,
+        };
+        match filter {
+            HttpFilter::Rbac(rbac) => Some(Ok(&**rbac)),
+            // What is delivered is never itself to be discovered.
+            HttpFilter::Discovered(_) => None,
+        }
+    })
 }
 
 #[cfg(test)]

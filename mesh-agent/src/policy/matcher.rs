@@ -10,35 +10,7 @@ use std::borrow::Cow;
 
 use http::{header::HOST, request::Parts};
 
-use crate::model::{
-    authz::{StringMatcher, StringPattern},
-    route::{HeaderMatchKind, HeaderMatcher},
-};
-
-/// Whether `value` matches.
-///
-/// A regex sees bytes that are not UTF-8 as U+FFFD, so that `.*` still spans them.
-pub fn string_matches(matcher: &StringMatcher, value: &[u8]) -> bool {
-    let same = |a: &[u8], b: &[u8]| {
-        if matcher.ignore_case { a.eq_ignore_ascii_case(b) } else { a == b }
-    };
-    match &matcher.pattern {
-        StringPattern::Exact(exact) => same(value, exact.as_bytes()),
-        StringPattern::Prefix(prefix) => {
-            value.get(..prefix.len()).is_some_and(|head| same(head, prefix.as_bytes()))
-        }
-        StringPattern::Suffix(suffix) => {
-            let start = value.len().checked_sub(suffix.len());
-            start.is_some_and(|start| same(&value[start..], suffix.as_bytes()))
-        }
-        StringPattern::Contains(part) => {
-            let part = part.as_bytes();
-            // `windows` refuses a width of nought; every value contains nothing.
-            part.is_empty() || value.windows(part.len()).any(|window| same(window, part))
-        }
-        StringPattern::Regex(regex) => regex.is_match(&String::from_utf8_lossy(value)),
-    }
-}
+use crate::model::route::{HeaderMatchKind, HeaderMatcher};
 
 /// Whether a request's header matches.
 ///
@@ -74,7 +46,7 @@ pub(super) fn value_matches(matcher: &HeaderMatcher, value: Option<&[u8]>) -> bo
 fn kind_matches(kind: &HeaderMatchKind, value: &[u8]) -> bool {
     match kind {
         HeaderMatchKind::Present(present) => *present,
-        HeaderMatchKind::String(string) => string_matches(string, value),
+        HeaderMatchKind::String(string) => string.matches(value),
         HeaderMatchKind::Range { start, end } => {
             integer(value).is_some_and(|n| (*start..*end).contains(&n))
         }

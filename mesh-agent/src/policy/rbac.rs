@@ -15,7 +15,7 @@ use http::request::Parts;
 
 use super::{
     flow::Flow,
-    matcher::{header_matches, joined_header_matches, string_matches, url_path, value_matches},
+    matcher::{header_matches, joined_header_matches, url_path, value_matches},
     path::LenientPath,
 };
 use crate::model::{
@@ -144,7 +144,7 @@ fn principal(rule: &Principal, subject: Subject<'_>) -> Truth {
         Principal::Authenticated(name) => match (subject.flow.source_principal(), name) {
             (None, _) => Truth::False,
             (Some(_), None) => Truth::True,
-            (Some(san), Some(name)) => string_matches(name, san.as_bytes()).into(),
+            (Some(san), Some(name)) => name.matches(san.as_bytes()).into(),
         },
         Principal::DirectRemoteIp(range) | Principal::RemoteIp(range) => {
             range.contains(&subject.flow.source().ip()).into()
@@ -156,10 +156,10 @@ fn principal(rule: &Principal, subject: Subject<'_>) -> Truth {
 
 fn of_path(path: &StringMatcher, subject: Subject<'_>) -> Truth {
     let Some(head) = subject.head else { return Truth::Unknown };
-    let as_sent = string_matches(path, url_path(head).as_bytes());
+    let as_sent = path.matches(url_path(head).as_bytes());
     match subject.lenient_path {
         Some(lenient) if !LenientPath::is_foreign_to(path) => {
-            both(as_sent, string_matches(path, lenient.path()))
+            both(as_sent, path.matches(lenient.path()))
         }
         _ => as_sent.into(),
     }

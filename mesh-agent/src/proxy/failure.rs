@@ -3,7 +3,8 @@
 use std::{error::Error, io};
 
 use crate::{
-    identity,
+    identity::{self, upstream::UpstreamTlsError},
+    model::cluster::ClusterName,
     observe::flags::ResponseFlag,
     policy::{Denied, FlowError, Revoked},
     route::NoDestination,
@@ -35,6 +36,17 @@ impl Failure {
     /// No certificate to present: nothing may be dialled or accepted.
     pub fn no_certificate(error: &identity::IdentityError) -> Self {
         Self::new(ResponseFlag::UpstreamConnectionFailure, "no_certificate", error)
+    }
+
+    /// A connection that must speak TLS was about to be used in the clear. A mistake in
+    /// `proxy`, caught before a byte is sent.
+    pub(super) fn no_tls(cluster: &ClusterName) -> Self {
+        Self {
+            flag: ResponseFlag::UpstreamConnectionFailure,
+            reason: "no_tls",
+            policy: None,
+            detail: format!("a connection of cluster `{cluster}` without its TLS"),
+        }
     }
 
     /// Whether policy, not the network, is the cause.
@@ -135,6 +147,16 @@ impl From<NoDestination> for Failure {
 impl From<DialError> for Failure {
     fn from(error: DialError) -> Self {
         Self::new(ResponseFlag::UpstreamConnectionFailure, "dial_failed", &error)
+    }
+}
+
+impl From<&UpstreamTlsError> for Failure {
+    fn from(error: &UpstreamTlsError) -> Self {
+        let reason = match error {
+            UpstreamTlsError::NoSecret { .. } => "no_secret",
+            _ => "no_tls",
+        };
+        Self::new(ResponseFlag::UpstreamConnectionFailure, reason, error)
     }
 }
 

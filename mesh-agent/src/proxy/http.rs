@@ -38,6 +38,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
+use http::{HeaderMap, uri::Authority};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -61,9 +62,10 @@ use crate::{
     model::listener::{CodecType, HttpConnectionManager},
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
+    proxy::Origination,
     route::{Balancers, Destination},
     snapshot::SnapshotCell,
-    transport::http_pool::{BoxedIo, HttpPool},
+    transport::http_pool::{BoxedIo, HttpPool, HttpProtocol},
 };
 
 /// How long a request's head may take where the listener does not say.
@@ -101,12 +103,26 @@ pub struct ConnectFailure {
 pub trait Upstreams: Send + Sync {
     /// A new connection to `destination` on behalf of `permit`'s flow: from the pod's
     /// network namespace, inbound with the client's source address, by HBONE where the
-    /// destination says so. Dropping the future gives up.
+    /// destination says so, with the TLS that was made for it. Dropping the future gives
+    /// up.
     fn connect<'a>(
         &'a self,
         permit: &'a Permit,
         destination: &'a Destination,
+        tls: Option<&'a Origination>,
     ) -> BoxFuture<'a, Result<BoxedIo, ConnectFailure>>;
+
+    /// The TLS that such a connection takes for a request to `authority`; `None`: none.
+    ///
+    /// # Errors
+    /// It takes TLS, and a certificate or what the server has to prove is not there.
+    fn originate(
+        &self,
+        destination: &Destination,
+        protocol: HttpProtocol,
+        authority: &Authority,
+        headers: &HeaderMap,
+    ) -> Result<Option<Origination>, ConnectFailure>;
 }
 
 /// Upstream connections of this engine.

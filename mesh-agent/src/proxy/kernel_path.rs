@@ -125,7 +125,8 @@ impl Planner<'_> {
             let permit = policy::authorize(Flow::inbound(captured, self.snapshot).ok()?).ok()?;
             if permit.flow().chain().is_some() {
                 let cluster = self.snapshot.cluster(&opaque_cluster(&permit)?)?;
-                if !matches!(cluster.discovery, Discovery::OriginalDestination) {
+                let as_it_is = cluster.tls.is_none();
+                if !as_it_is || !matches!(cluster.discovery, Discovery::OriginalDestination) {
                     return None;
                 }
             }

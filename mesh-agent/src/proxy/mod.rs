@@ -12,6 +12,7 @@ pub mod http;
 mod http_session;
 pub mod inbound;
 pub mod kernel_path;
+mod originate;
 pub mod outbound;
 mod rejudge;
 mod session;
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use failure::{Failure, story};
+pub use originate::Origination;
 pub use upstream::{Connector, Upstream};
 
 use self::session::Session;

@@ -9,17 +9,18 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http::{HeaderMap, uri::Authority};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
 use super::{
-    Failure, failure,
+    Failure, Origination, failure,
     http::{ConnectFailure, Upstreams},
 };
 use crate::{
-    identity::IdentityManager,
+    identity::{IdentityManager, upstream::UpstreamContexts},
     model::listener::Direction,
     observe::metrics::Metrics,
     policy::{Flow, Permit},
@@ -27,8 +28,9 @@ use crate::{
     transport::{
         dial,
         hbone::{HBONE_PORT, HboneError, HboneFailure, HbonePool, HboneStream, HboneTarget},
-        http_pool::BoxedIo,
+        http_pool::{BoxedIo, HttpProtocol},
         relay::{Abort, ReadBuffer},
+        tls::TlsStream,
     },
 };
 
@@ -36,6 +38,8 @@ use crate::{
 pub enum Upstream {
     /// In the clear, on this node or to where the application asked.
     Tcp(TcpStream),
+    /// By TLS that a cluster wants.
+    Tls(Box<TlsStream>),
     /// Through a tunnel that proved the destination's identity.
     Hbone(HboneStream),
 }
@@ -43,6 +47,7 @@ pub enum Upstream {
 /// Makes connections for the pipelines.
 pub struct Connector {
     pub identities: Arc<IdentityManager>,
+    pub tls: UpstreamContexts,
     pub hbone: HbonePool,
     pub metrics: Metrics,
 }
@@ -57,21 +62,30 @@ impl Connector {
         flow: &Flow,
         destination: &Destination,
     ) -> Result<Upstream, Failure> {
+        // Before anything is dialled: without its certificates nothing is.
+        let tls = Origination::opaque(&self.tls, destination)?;
+        self.connect_by(flow, destination, tls.as_ref()).await
+    }
+
+    /// As [`Connector::connect`], with the TLS that goes with `destination`.
+    async fn connect_by(
+        &self,
+        flow: &Flow,
+        destination: &Destination,
+        tls: Option<&Origination>,
+    ) -> Result<Upstream, Failure> {
         let timeout = destination.connect_timeout();
         let pod = flow.pod();
         let sockets = &*pod.sockets;
-        match destination.target() {
+        let dialled = match destination.target() {
             // The application sees its real client.
             Target::OriginalDestination { address } if flow.direction() == Direction::Inbound => {
-                let dialled = dial::connect_from(sockets, flow.source(), *address, timeout).await;
-                Ok(Upstream::Tcp(dialled?))
+                dial::connect_from(sockets, flow.source(), *address, timeout).await
             }
             Target::OriginalDestination { address } => {
-                Ok(Upstream::Tcp(dial::connect(sockets, *address, timeout).await?))
+                dial::connect(sockets, *address, timeout).await
             }
-            Target::Direct { endpoint } => {
-                Ok(Upstream::Tcp(dial::connect(sockets, endpoint.address, timeout).await?))
-            }
+            Target::Direct { endpoint } => dial::connect(sockets, endpoint.address, timeout).await,
             Target::Hbone { endpoint, identity, workload } => {
                 let tls = self
                     .identities
@@ -87,8 +101,21 @@ impl Connector {
                     workload: workload.clone(),
                 };
                 let tunnel = self.hbone.connect(&target, &tls, timeout).await;
-                Ok(Upstream::Hbone(tunnel.inspect_err(|error| self.note(&target, error))?))
+                let tunnel = tunnel.inspect_err(|error| self.note(&target, error))?;
+                return Ok(Upstream::Hbone(tunnel));
             }
+        };
+        match (tls, destination.tls()) {
+            (Some(tls), _) => {
+                let stream = tls.run(dialled?, destination, timeout).await;
+                Ok(Upstream::Tls(Box::new(stream.inspect_err(|failure| {
+                    self.metrics.handshake_failed(Direction::Outbound, failure.reason);
+                    let workload = &pod.workload.uid;
+                    tracing::warn!(%workload, reason = failure.reason, "{}", failure.detail);
+                })?)))
+            }
+            (None, None) => Ok(Upstream::Tcp(dialled?)),
+            (None, Some(settings)) => Err(Failure::no_tls(&settings.cluster)),
         }
     }
 }
@@ -113,14 +140,27 @@ impl Upstreams for Connector {
         &'a self,
         permit: &'a Permit,
         destination: &'a Destination,
+        tls: Option<&'a Origination>,
     ) -> BoxFuture<'a, Result<BoxedIo, ConnectFailure>> {
         Box::pin(async move {
-            match Self::connect(self, permit.flow(), destination).await {
-                Ok(upstream) => Ok(Box::new(upstream) as BoxedIo),
-                Err(Failure { flag, detail, .. }) => Err(ConnectFailure { flag, message: detail }),
-            }
+            let connected = self.connect_by(permit.flow(), destination, tls).await;
+            Ok(Box::new(connected.map_err(refused)?) as BoxedIo)
         })
     }
+
+    fn originate(
+        &self,
+        destination: &Destination,
+        protocol: HttpProtocol,
+        authority: &Authority,
+        headers: &HeaderMap,
+    ) -> Result<Option<Origination>, ConnectFailure> {
+        Origination::http(&self.tls, destination, protocol, authority, headers).map_err(refused)
+    }
+}
+
+fn refused(Failure { flag, detail, .. }: Failure) -> ConnectFailure {
+    ConnectFailure { flag, message: detail }
 }
 
 impl AsyncRead for Upstream {
@@ -131,6 +171,7 @@ impl AsyncRead for Upstream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
             Self::Hbone(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -144,6 +185,7 @@ impl AsyncWrite for Upstream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
             Self::Hbone(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -155,6 +197,7 @@ impl AsyncWrite for Upstream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, bufs),
             Self::Hbone(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -162,6 +205,7 @@ impl AsyncWrite for Upstream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
             Self::Hbone(stream) => stream.is_write_vectored(),
         }
     }
@@ -169,6 +213,7 @@ impl AsyncWrite for Upstream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -176,6 +221,7 @@ impl AsyncWrite for Upstream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -185,6 +231,7 @@ impl Abort for Upstream {
     fn abort(&mut self) {
         match self {
             Self::Tcp(stream) => stream.abort(),
+            Self::Tls(stream) => stream.abort(),
             Self::Hbone(stream) => stream.abort(),
         }
     }
@@ -196,6 +243,7 @@ impl Abort for Upstream {
     ) -> Poll<io::Result<Bytes>> {
         match self {
             Self::Tcp(stream) => stream.poll_read_chunk(cx, buffer),
+            Self::Tls(stream) => stream.poll_read_chunk(cx, buffer),
             Self::Hbone(stream) => stream.poll_read_chunk(cx, buffer),
         }
     }
@@ -207,6 +255,7 @@ impl Abort for Upstream {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => stream.poll_write_chunk(cx, chunk),
+            Self::Tls(stream) => stream.poll_write_chunk(cx, chunk),
             Self::Hbone(stream) => stream.poll_write_chunk(cx, chunk),
         }
     }

@@ -9,6 +9,8 @@ use crate::{
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
         route::ForwardAction,
+        secret::SecretKind,
+        tls::TlsOrigination,
         workload::WorkloadUid,
     },
     policy::{Permit, RequestPermit},
@@ -38,6 +40,7 @@ pub struct Destination {
     cluster: Option<ClusterName>,
     connect_timeout: Duration,
     upstream_protocol: UpstreamProtocol,
+    tls: Option<TlsOrigination>,
     load: LoadGuard,
 }
 
@@ -68,6 +71,11 @@ impl Destination {
     /// What HTTP speaks there.
     pub fn upstream_protocol(&self) -> UpstreamProtocol {
         self.upstream_protocol
+    }
+
+    /// TLS to speak there; never together with HBONE.
+    pub fn tls(&self) -> Option<&TlsOrigination> {
+        self.tls.as_ref()
     }
 
     /// Keeps the in-flight count alone, for whoever outlives the destination.
@@ -129,6 +137,7 @@ pub fn decide_passthrough(
             cluster: None,
             connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
             upstream_protocol: UpstreamProtocol::SameAsDownstream,
+            tls: None,
             load: LoadGuard::default(),
         }),
     }
@@ -149,7 +158,8 @@ pub fn decide_tcp(
 ) -> Result<Destination, NoDestination> {
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
-            decide(permit, &proxy.clusters, snapshot, balancers, random)
+            let cluster = choose_cluster(&proxy.clusters, |entry| entry.weight, random);
+            decide(permit, cluster, snapshot, balancers, random)
         }
         _ => Err(not_permitted(permit)),
     }
@@ -175,17 +185,28 @@ pub fn decide_request(
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, &action.clusters, snapshot, balancers, random)
+    let runtime = &snapshot.runtime;
+    let cluster = match &action.runtime_key_prefix {
+        None => choose_cluster(&action.clusters, |entry| entry.weight, random),
+        Some(prefix) => {
+            let weight = |entry: &WeightedCluster| {
+                let key = format!("{prefix}.{}", entry.cluster);
+                u32::try_from(runtime.integer(&key, entry.weight.into())).unwrap_or(u32::MAX)
+            };
+            choose_cluster(&action.clusters, weight, random)
+        }
+    };
+    decide(permit, cluster, snapshot, balancers, random)
 }
 
 fn decide(
     permit: &Permit,
-    clusters: &[WeightedCluster],
+    cluster: Option<&ClusterName>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Result<Destination, NoDestination> {
-    let name = choose_cluster(clusters, random).ok_or(NoDestination::NoCluster)?;
+    let name = cluster.ok_or(NoDestination::NoCluster)?;
     let unknown = || NoDestination::UnknownCluster { cluster: name.clone() };
     let cluster = snapshot.cluster(name).ok_or_else(unknown)?;
     let (target, load) = match &cluster.discovery {
@@ -201,13 +222,33 @@ fn decide(
         }
     };
     let Cluster { connect_timeout, upstream_protocol, .. } = **cluster;
+    let tls = match &target {
+        // The endpoint's metadata chose another transport than the cluster's own.
+        Target::Hbone { .. } => None,
+        Target::Direct { .. } | Target::OriginalDestination { .. } => originate(cluster, snapshot),
+    };
     Ok(Destination {
         target,
+        tls,
         cluster: Some(name.clone()),
         connect_timeout,
         upstream_protocol,
         load,
     })
+}
+
+/// TLS as the cluster wants it, with the secrets of this version.
+fn originate(cluster: &Cluster, snapshot: &Snapshot) -> Option<TlsOrigination> {
+    let settings = cluster.tls.as_ref()?;
+    let (mut certificate, mut validation) = (None, None);
+    for secret in settings.secret_names().filter_map(|name| snapshot.secrets.get(name)) {
+        match &secret.kind {
+            SecretKind::TlsCertificate(material) => certificate = Some(Arc::clone(material)),
+            SecretKind::ValidationContext(context) => validation = Some(Arc::clone(context)),
+        }
+    }
+    let (cluster, settings) = (cluster.name.clone(), Arc::clone(settings));
+    Some(TlsOrigination { cluster, settings, certificate, validation })
 }
 
 /// What a pod sends to a workload of the mesh never leaves in the clear, also where it
@@ -230,15 +271,17 @@ fn reach(endpoint: Arc<Endpoint>) -> Target {
 
 fn choose_cluster<'a>(
     clusters: &'a [WeightedCluster],
+    weight: impl Fn(&WeightedCluster) -> u32,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Option<&'a ClusterName> {
     if let [only] = clusters {
-        return (only.weight > 0).then_some(&only.cluster);
+        return (weight(only) > 0).then_some(&only.cluster);
     }
-    let total = clusters.iter().map(|entry| u64::from(entry.weight)).sum();
+    let weighted = || clusters.iter().map(|entry| (&entry.cluster, u64::from(weight(entry))));
+    let total = weighted().map(|(_, weight)| weight).sum();
     let mut left = super::lb::random_below(total, random)?;
-    for WeightedCluster { cluster, weight } in clusters {
-        match left.checked_sub(u64::from(*weight)) {
+    for (cluster, weight) in weighted() {
+        match left.checked_sub(weight) {
             Some(rest) => left = rest,
             None => return Some(cluster),
         }

@@ -12,7 +12,10 @@ use std::{borrow::Cow, cmp::Reverse, sync::Arc};
 use http::request::Parts;
 
 use crate::{
-    model::route::{Domain, PathMatch, Route, RouteConfiguration, RouteMatch, VirtualHost},
+    model::{
+        route::{Domain, PathMatch, Route, RouteConfiguration, RouteMatch, VirtualHost},
+        runtime::Runtime,
+    },
     policy::matcher::{authority, header_matches, url_path},
 };
 
@@ -42,11 +45,16 @@ pub enum NoRoute {
 /// The host is compared without regard to case and as sent, its port included;
 /// list a domain with and without port where both are meant.
 ///
+/// `random` is uniform over all values, and one for the whole request, as in Envoy: of two
+/// routes for the same half of the requests, the second never gets one.
+///
 /// # Errors
 /// [`NoRoute`]. A virtual host that was found is the only one that is asked.
 pub fn match_route<'a>(
     configuration: &'a RouteConfiguration,
     head: &Parts,
+    runtime: &Runtime,
+    random: u64,
 ) -> Result<Matched<'a>, NoRoute> {
     let host = authority(head).unwrap_or_default();
     let Some(virtual_host) = find_virtual_host(configuration, &lower_case(host)) else {
@@ -55,7 +63,12 @@ pub fn match_route<'a>(
     };
     let path = url_path(head);
     let mut routes = virtual_host.routes.iter();
-    match routes.find(|route| route_matches(&route.matches, path, head)) {
+    let is_for = |matches: &RouteMatch| {
+        let fraction = matches.runtime_fraction.as_ref();
+        route_matches(matches, path, head)
+            && fraction.is_none_or(|fraction| runtime.includes(fraction, random))
+    };
+    match routes.find(|route| is_for(&route.matches)) {
         Some(route) => Ok(Matched { virtual_host, route }),
         None => Err(NoRoute::Route {
             virtual_host: Arc::clone(&virtual_host.name),

@@ -109,10 +109,10 @@ fn build_with(
     let named = updated.secrets.into_iter().map(|s| (Arc::clone(&s.name), Arc::new(s))).collect();
     rejected.insert("secrets", &mut secrets, named);
 
-    let mut runtime = Arc::clone(&base.runtime);
-    remove(&mut runtime, &removed.runtime);
+    let mut runtime_layers = Arc::clone(&base.runtime_layers);
+    remove(&mut runtime_layers, &removed.runtime);
     let named = updated.runtime.into_iter().map(|(name, layer)| (name, Arc::new(layer))).collect();
-    rejected.insert("runtime", &mut runtime, named);
+    rejected.insert("runtime", &mut runtime_layers, named);
 
     let mut extension_configs = Arc::clone(&base.extension_configs);
     remove(&mut extension_configs, &removed.extension_configs);
@@ -181,6 +181,10 @@ fn build_with(
     if !rejected.found.is_empty() {
         return Err(rejected.found);
     }
+    let runtime = match Arc::ptr_eq(&runtime_layers, &base.runtime_layers) {
+        true => Arc::clone(&base.runtime),
+        false => Arc::new(base.layered_runtime.with(&runtime_layers)),
+    };
     let same_endpoints =
         Arc::ptr_eq(&clusters, &base.clusters) && Arc::ptr_eq(&assignments, &base.assignments);
     let workloads = match same_endpoints {
@@ -197,6 +201,8 @@ fn build_with(
         assignments,
         secrets,
         runtime,
+        runtime_layers,
+        layered_runtime: Arc::clone(&base.layered_runtime),
         extension_configs,
         virtual_hosts,
         workloads,

@@ -9,10 +9,12 @@
 mod apply;
 mod tables;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+
+use crate::model::runtime::LayeredRuntime;
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
 pub use tables::{ListenerTable, Snapshot, WorkloadTable};
@@ -31,6 +33,14 @@ impl Default for SnapshotCell {
 }
 
 impl SnapshotCell {
+    /// Nothing yet but these layers of runtime values.
+    pub fn with_runtime(layers: LayeredRuntime) -> Self {
+        let runtime = Arc::new(layers.with(&HashMap::new()));
+        let layered_runtime = Arc::new(layers);
+        let current = Snapshot { runtime, layered_runtime, ..Snapshot::default() };
+        Self { current: ArcSwap::from_pointee(current), ..Self::default() }
+    }
+
     /// The snapshot in force now. Hold it for as long as one decision chain lasts.
     pub fn load(&self) -> Arc<Snapshot> {
         self.current.load_full()
@@ -52,8 +62,13 @@ impl SnapshotCell {
         resources: Resources,
         label: String,
     ) -> Result<u64, Vec<RejectedResource>> {
-        let version = self.current.load().version;
-        let empty = Snapshot { version, ..Snapshot::default() };
+        let current = self.current.load();
+        let empty = Snapshot {
+            version: current.version,
+            runtime: Arc::new(current.layered_runtime.with(&HashMap::new())),
+            layered_runtime: Arc::clone(&current.layered_runtime),
+            ..Snapshot::default()
+        };
         self.put(&empty, Changes { updated: resources, removed: Removed::default() }, label)
     }
 

@@ -9,10 +9,10 @@ use std::{
 
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, Endpoint, LoadAssignment, Tunnel},
-    extension::ExtensionConfig,
+    extension::{DiscoveredFilter, ExtensionConfig},
     listener::{Direction, Listener, RouteSource},
     route::{RouteConfiguration, VirtualHost},
-    runtime::RuntimeLayer,
+    runtime::{LayeredRuntime, Runtime, RuntimeLayer},
     secret::Secret,
 };
 
@@ -32,8 +32,13 @@ pub struct Snapshot {
     pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
     /// What is not there yet, though a cluster names it: who needs it fails closed.
     pub secrets: Arc<HashMap<Arc<str>, Arc<Secret>>>,
-    /// Layers by name; which goes before which is not theirs to say.
-    pub runtime: Arc<HashMap<Arc<str>, Arc<RuntimeLayer>>>,
+    /// Layers as they are delivered, by name.
+    pub runtime_layers: Arc<HashMap<Arc<str>, Arc<RuntimeLayer>>>,
+    /// Which layers there are, and which goes before which; the same for all versions.
+    pub(super) layered_runtime: Arc<LayeredRuntime>,
+    /// The values in force, of all layers.
+    pub runtime: Arc<Runtime>,
+    /// What is not there, though a listener names it: who needs it fails closed.
     pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
     /// By `<route configuration>/<host>`.
     pub virtual_hosts: Arc<HashMap<Arc<str>, Arc<VirtualHost>>>,
@@ -52,6 +57,8 @@ impl Default for Snapshot {
             clusters: Arc::default(),
             assignments: Arc::default(),
             secrets: Arc::default(),
+            runtime_layers: Arc::default(),
+            layered_runtime: Arc::default(),
             runtime: Arc::default(),
             extension_configs: Arc::default(),
             virtual_hosts: Arc::default(),
@@ -78,6 +85,15 @@ impl Snapshot {
             Discovery::Eds { service_name } => self.assignments.get(service_name).map(Arc::clone),
             Discovery::OriginalDestination => None,
         }
+    }
+
+    /// What a filter that is configured by itself is told to do; `None` where that is not
+    /// there.
+    pub fn filter_config<'a>(
+        &'a self,
+        filter: &'a DiscoveredFilter,
+    ) -> Option<&'a ExtensionConfig> {
+        filter.config(self.extension_configs.get(&filter.name).map(|config| &**config))
     }
 
     /// The route configuration a connection manager uses.

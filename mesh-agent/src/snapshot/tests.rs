@@ -11,6 +11,7 @@ use crate::model::{
 
 fn cluster(name: &str) -> Cluster {
     Cluster {
+        tls: None,
         name: ClusterName(name.into()),
         discovery: Discovery::Eds { service_name: name.into() },
         lb_policy: LbPolicy::RoundRobin,

@@ -14,18 +14,19 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use envoy_types::pb::{envoy::service::discovery::v3::DiscoveryResponse, google::protobuf::Any};
 use serde_json::{Map, Value};
 
 use super::{
     json,
     last_good::Raw,
     text::{self, Format},
-    xds::{self, ResourceType},
+    xds::{self, Origin, Reference, Resource, ResourceType},
 };
 use crate::snapshot::{RejectedResource, Resources};
 
 /// The largest file that is read, and the most that all of them may hold, in bytes.
-const FILE_MAX_BYTES: u64 = 8 << 20;
+pub(super) const FILE_MAX_BYTES: u64 = 8 << 20;
 const TOTAL_MAX_BYTES: u64 = 64 << 20;
 
 /// How many files a directory may hold.
@@ -132,7 +133,7 @@ impl Contents {
 
     /// Decodes them all; one bad file refuses the whole configuration.
     pub(super) fn decode(self) -> Result<Delivery, Vec<RejectedResource>> {
-        let digest: String = self.digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
+        let digest = short(&self.digest);
         let mut decoding = Decoding { rejected: self.rejected, ..Decoding::default() };
         for (name, format, text) in &self.files {
             match text::documents(name, *format, text) {
@@ -144,7 +145,7 @@ impl Contents {
                 Err(rejected) => decoding.rejected.push(rejected),
             }
         }
-        let Decoding { resources, raw, mut versions, rejected } = decoding;
+        let Decoding { resources, raw, mut versions, rejected, encoded: _ } = decoding;
         if !rejected.is_empty() {
             return Err(rejected);
         }
@@ -156,6 +157,43 @@ impl Contents {
         };
         Ok(Delivery { resources, label, raw, refused: false })
     }
+}
+
+/// The first bytes of a digest, in hexadecimal.
+fn short(digest: &[u8]) -> String {
+    digest.iter().take(6).map(|b| format!("{b:02x}")).collect()
+}
+
+/// What stands for a version where there is none.
+pub(super) fn short_digest(content: &[u8]) -> String {
+    format!("sha256:{}", short(digest::digest(&digest::SHA256, content).as_ref()))
+}
+
+/// One file that holds a `DiscoveryResponse`, whose resources are judged elsewhere.
+///
+/// # Errors
+/// Why it is none. One resource that can't even be encoded refuses the file.
+pub(super) fn response(
+    name: &str,
+    path: &Path,
+    content: &[u8],
+) -> Result<DiscoveryResponse, Vec<RejectedResource>> {
+    let format = format_of(path).unwrap_or(Format::Yaml);
+    let documents = text::documents(name, format, content).map_err(|rejected| vec![rejected])?;
+    let mut decoding = Decoding { encoded: Some(Vec::new()), ..Decoding::default() };
+    match <[Value; 1]>::try_from(documents) {
+        Ok([Value::Object(fields)]) if is_response(&fields) => decoding.response(name, fields),
+        _ => decoding.refuse(name.to_owned(), "must hold one {version_info, resources}"),
+    }
+    let Decoding { versions, encoded, rejected, .. } = decoding;
+    if !rejected.is_empty() {
+        return Err(rejected);
+    }
+    Ok(DiscoveryResponse {
+        version_info: versions.into_iter().next().unwrap_or_default(),
+        resources: encoded.unwrap_or_default(),
+        ..DiscoveryResponse::default()
+    })
 }
 
 /// How a file of that name is read; `None` if it isn't.
@@ -187,7 +225,7 @@ fn digest_of(files: &[(String, Format, Vec<u8>)], rejected: &[RejectedResource])
     out
 }
 
-fn read_file(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_file(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     // Not to hang on a FIFO that nobody writes to.
     let file: File = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -214,6 +252,8 @@ struct Decoding {
     raw: Raw,
     versions: Vec<String>,
     rejected: Vec<RejectedResource>,
+    /// Where resources go that are only encoded, not decoded.
+    encoded: Option<Vec<Any>>,
 }
 
 impl Decoding {
@@ -299,7 +339,12 @@ impl Decoding {
             Ok(transcoded) => transcoded,
             Err(rejected) => return self.rejected.extend(rejected),
         };
-        match xds::decode_any(&type_url, &transcoded.bytes) {
+        if let Some(encoded) = &mut self.encoded {
+            encoded.push(Any { type_url: kind.type_url().to_owned(), value: transcoded.bytes });
+            return self.rejected.extend(transcoded.rejected);
+        }
+        let decoded = xds::decode_with_references(&type_url, &transcoded.bytes);
+        match decoded.and_then(|(resource, references)| alone(resource, &references)) {
             Ok(resource) if transcoded.rejected.is_empty() => {
                 self.raw.keep(resource.key(), &resource, transcoded.bytes.into());
                 resource.add_to(&mut self.resources);
@@ -312,6 +357,22 @@ impl Decoding {
             }
         }
     }
+}
+
+/// A directory is the whole configuration: nothing in it may be had from elsewhere.
+fn alone(resource: Resource, references: &[Reference]) -> Result<Resource, Vec<RejectedResource>> {
+    let elsewhere = references.iter().filter_map(|reference| match reference.origin {
+        None | Some(Origin::Ads) => None,
+        Some(Origin::Service(_)) => Some((reference, "api_config_source")),
+        Some(Origin::File(_)) => Some((reference, "path_config_source")),
+    });
+    let refused: Vec<_> = elsewhere
+        .map(|(reference, field)| {
+            let reason = "is not supported: resources come from the source of this one (`ads: {}`)";
+            xds::rejection(&format!("{}.{field}", reference.path), reason)
+        })
+        .collect();
+    if refused.is_empty() { Ok(resource) } else { Err(refused) }
 }
 
 fn at(file: &str, place: &str) -> String {

@@ -82,12 +82,21 @@ fn holder(path: &str) -> &str {
 /// Encodes the JSON of one resource; `root` is the path of its rejections.
 pub(super) fn transcode(
     kind: ResourceType,
+    fields: Map<String, Value>,
+    root: String,
+) -> Result<Transcoded, Vec<RejectedResource>> {
+    transcode_message(&kind.full_name(), fields, root)
+}
+
+/// As [`transcode`], for a message of any type.
+pub(super) fn transcode_message(
+    full_name: &str,
     mut fields: Map<String, Value>,
     root: String,
 ) -> Result<Transcoded, Vec<RejectedResource>> {
     let pool = descriptors();
-    let Some(descriptor) = pool.get_message_by_name(&kind.full_name()) else {
-        let reason = format!("{} has no descriptor", kind.full_name());
+    let Some(descriptor) = pool.get_message_by_name(full_name) else {
+        let reason = format!("{full_name} has no descriptor");
         return Err(vec![xds::rejection(&root, reason)]);
     };
     fields.remove(TYPE_KEY);

@@ -53,7 +53,7 @@ impl Raw {
     /// Takes note of a resource; of one that must not be stored, that what was stored
     /// under its name is no more.
     pub(super) fn keep(&mut self, key: Key, resource: &xds::Resource, bytes: Arc<[u8]>) {
-        self.resources.push((key, resource.may_be_stored().then_some(bytes)));
+        self.resources.push((key, resource.stored(bytes)));
     }
 }
 
@@ -164,7 +164,7 @@ impl LastGood {
         let mut kept = BTreeMap::new();
         for any in body.resources {
             match xds::decode_strict(&any.type_url, &any.value) {
-                Ok(decoded) => {
+                Ok((decoded, _)) => {
                     kept.insert(decoded.key(), any.value.into());
                     decoded.add_to(&mut resources);
                 }

@@ -19,8 +19,9 @@ pub use file::{Delivery, SourceError, validate};
 pub use last_good::{LastGood, LastGoodError, Raw, Restored};
 pub use watch::{Delta, FileSource, Update};
 pub use xds::{
-    AdsOptions, AdsSource, AdsStatus, NodeInfo, Resource, ResourceType, ServerAddress, StreamState,
-    TYPE_URLS, TlsFiles, TypeStatus, Variant, Warming, Wishes, decode_any, hear,
+    AdsSource, AdsStatus, Bootstrap, ConnectionOptions, NodeInfo, Origin, Pem, Resource,
+    ResourceType, Server, ServerAddress, StreamState, StreamStatus, TYPE_URLS, TlsOptions,
+    TypeStatus, Variant, Warming, Wishes, XdsOptions, decode_any, hear, read_bootstrap,
 };
 
 #[cfg(test)]

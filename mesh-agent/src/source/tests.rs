@@ -3,6 +3,7 @@
 mod refused;
 mod seeds;
 mod text;
+mod tls;
 
 use std::{fs, time::Duration};
 

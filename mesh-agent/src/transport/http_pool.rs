@@ -68,7 +68,18 @@ pub struct HttpKey {
     pub source_identity: Option<Identity>,
     /// Inbound, the client's address: the application sees it as its peer.
     pub client: Option<IpAddr>,
+    /// TLS to the endpoint itself; `None` in the clear, and by HBONE.
+    pub tls: Option<TlsKey>,
     pub protocol: HttpProtocol,
+}
+
+/// Which TLS a connection speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TlsKey {
+    /// One version of certificates, keys and what the server has to prove.
+    pub context: u64,
+    /// The name that was asked for, where requests decide.
+    pub host: Option<Arc<str>>,
 }
 
 /// Bounds of a pool.

@@ -37,6 +37,15 @@ fn connect(caller: &str, snapshot: &Snapshot) -> Result<Permit, Denied> {
     authorize(Flow::inbound(captured, snapshot).unwrap())
 }
 
+/// Where every filter has its configuration in place.
+fn authorize_request(
+    permit: &Permit,
+    http: &HttpConnectionManager,
+    head: &Parts,
+) -> Result<RequestPermit, Denied> {
+    super::authorize_request(permit, http, &Snapshot::default(), head)
+}
+
 #[test]
 fn network_filters_are_asked_in_order() {
     let allow = |policies| rbac(Allow, policies);

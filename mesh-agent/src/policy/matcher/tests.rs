@@ -1,6 +1,7 @@
 use http::HeaderValue;
 
 use super::*;
+use crate::model::authz::{StringMatcher, StringPattern};
 use crate::policy::fixtures::{exact, header, header_is, prefix, regex, request, string};
 
 #[test]
@@ -30,16 +31,16 @@ fn strings_match_as_envoy_matches_them() {
         (regex("b"), "abc", false, false),
     ] {
         let loosely = StringMatcher { ignore_case: true, ..matcher.clone() };
-        assert_eq!(string_matches(&matcher, value.as_bytes()), strict, "{matcher:?} {value}");
-        assert_eq!(string_matches(&loosely, value.as_bytes()), loose, "{loosely:?} {value}");
+        assert_eq!(matcher.matches(value.as_bytes()), strict, "{matcher:?} {value}");
+        assert_eq!(loosely.matches(value.as_bytes()), loose, "{loosely:?} {value}");
     }
 }
 
 #[test]
 fn bytes_that_are_not_utf8_hide_nothing_from_a_regex() {
-    assert!(string_matches(&regex(".*admin.*"), b"\xffadmin\xfe"));
-    assert!(string_matches(&prefix("adm"), b"admin\xff"));
-    assert!(!string_matches(&regex("admin"), b"admin\xff"));
+    assert!(regex(".*admin.*").matches(b"\xffadmin\xfe"));
+    assert!(prefix("adm").matches(b"admin\xff"));
+    assert!(!regex("admin").matches(b"admin\xff"));
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::{
     },
     observe::flags::ResponseFlag,
     policy::Permit,
-    proxy::story,
+    proxy::{Origination, story},
     route::{Destination, Target},
     transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
 };
@@ -63,7 +63,15 @@ pub(super) async fn forward(
         (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
         (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => HttpProtocol::Http1,
     };
-    let key = key(permit, &destination, protocol);
+    let host = match &action.host_rewrite {
+        Some(host) => Authority::try_from(host.as_str()).unwrap_or_else(|_| authority.clone()),
+        None => authority.clone(),
+    };
+    let upstreams = &connection.services.upstreams;
+    let tls = upstreams
+        .originate(&destination, protocol, &host, &head.headers)
+        .map_err(|failure| Failure::Connect(failure).into_reply(log))?;
+    let key = key(permit, &destination, protocol, tls.as_ref());
     log.record.upstream_identity = key.destination_identity.clone();
     connection.observer.routed(&log.record);
     headers::forwarded(head, authority, action, matched, protocol)?;
@@ -75,7 +83,7 @@ pub(super) async fn forward(
     *request.version_mut() = head.version;
     *request.headers_mut() = std::mem::take(&mut head.headers);
 
-    let exchanged = exchange(connection, permit, &destination, &key, request);
+    let exchanged = exchange(connection, permit, (&destination, tls.as_ref()), &key, request);
     let response = match deadline.run(exchanged).await {
         Ok(Ok(response)) => response,
         Ok(Err(failure)) => return Err(failure.into_reply(log)),
@@ -98,7 +106,12 @@ pub(super) async fn forward(
 }
 
 /// Who may share the connection.
-fn key(permit: &Permit, destination: &Destination, protocol: HttpProtocol) -> HttpKey {
+fn key(
+    permit: &Permit,
+    destination: &Destination,
+    protocol: HttpProtocol,
+    tls: Option<&Origination>,
+) -> HttpKey {
     let flow = permit.flow();
     let (destination_identity, destination_workload) = match destination.target() {
         Target::Hbone { identity, workload, .. } => (Some(identity.clone()), workload.clone()),
@@ -112,6 +125,7 @@ fn key(permit: &Permit, destination: &Destination, protocol: HttpProtocol) -> Ht
         pod: flow.pod().workload.uid.clone(),
         source_identity: flow.source_identity().cloned(),
         client: inbound.then(|| flow.source().ip()),
+        tls: tls.map(Origination::key),
         protocol,
     }
 }
@@ -126,13 +140,13 @@ enum Failure {
 async fn exchange(
     connection: &HttpConnection,
     permit: &Permit,
-    destination: &Destination,
+    (destination, tls): (&Destination, Option<&Origination>),
     key: &HttpKey,
     mut request: Request<RequestBody>,
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
     let services = &connection.services;
     let connect = || async move {
-        let connecting = services.upstreams.connect(permit, destination);
+        let connecting = services.upstreams.connect(permit, destination, tls);
         let limit = destination.connect_timeout();
         tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
             let message =

@@ -24,7 +24,7 @@ use crate::{
         route::{PathMatch, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Permit, authorize_request},
+    policy::{Denied, Permit, authorize_request},
     route::{Destination, NoDestination, decide_request, match_route},
     snapshot::Snapshot,
 };
@@ -106,20 +106,10 @@ async fn answer(
     let judged = connection.judge(&snapshot)?;
     let permit = &judged.permit;
     let http = connection.manager(permit)?;
-    let request_permit = authorize_request(permit, http, head).map_err(|denied| {
+    let request_permit = authorize_request(permit, http, &snapshot, head).map_err(|denied| {
         log.record.policy = denied.policy_name();
-        let body = match denied.status() {
-            StatusCode::BAD_REQUEST => "Bad Request",
-            _ => "RBAC: access denied",
-        };
-        let reply = Reply::new(
-            denied.status(),
-            body,
-            Some(ResponseFlag::Denied),
-            format!("rbac_access_denied: {denied}"),
-        );
         tracing::debug!(%denied, "request denied");
-        reply
+        denied_reply(&denied)
     })?;
     log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
 
@@ -129,7 +119,8 @@ async fn answer(
     let routes = snapshot
         .routes(&http.routes)
         .ok_or_else(|| no_route("there is no route configuration".to_owned()))?;
-    let matched = match_route(&routes, head).map_err(|error| no_route(error.to_string()))?;
+    let matched = match_route(&routes, head, &snapshot.runtime, rand::random())
+        .map_err(|error| no_route(error.to_string()))?;
     log.record.route = Some(Arc::clone(&matched.route.name));
     let action = match &matched.route.action {
         RouteAction::Forward(action) => action,
@@ -171,6 +162,17 @@ async fn answer(
 
 fn path_and_query(head: &Parts) -> &str {
     head.uri.path_and_query().map_or("", |path| path.as_str())
+}
+
+fn denied_reply(denied: &Denied) -> Reply {
+    let (body, flag, why) = match denied.status() {
+        StatusCode::BAD_REQUEST => ("Bad Request", ResponseFlag::Denied, "rbac_access_denied"),
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            ("", ResponseFlag::NoFilterConfigFound, "missing_filter_config")
+        }
+        _ => ("RBAC: access denied", ResponseFlag::Denied, "rbac_access_denied"),
+    };
+    Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
 }
 
 fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {

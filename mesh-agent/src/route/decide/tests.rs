@@ -116,7 +116,7 @@ fn weighted_clusters_share_by_weight() {
     let entries = weighted(&clusters);
     let mut counts = std::collections::BTreeMap::new();
     for draw in 0..10 {
-        let chosen = choose_cluster(&entries, &mut |bound| {
+        let chosen = choose_cluster(&entries, |e| e.weight, &mut |bound| {
             assert_eq!(bound, 10);
             draw
         });
@@ -124,10 +124,10 @@ fn weighted_clusters_share_by_weight() {
     }
     assert_eq!(counts, [("a", 1), ("b", 3), ("c", 6)].map(|(c, n)| (c.to_owned(), n)).into());
     // A generator that breaks its promise breaks nothing.
-    assert_eq!(choose_cluster(&entries, &mut |_| u32::MAX), Some(&cluster_name("c")));
+    assert_eq!(choose_cluster(&entries, |e| e.weight, &mut |_| u32::MAX), Some(&cluster_name("c")));
     // Weights whose sum needs more than 32 bits.
     let wide = weighted(&[("a", u32::MAX), ("b", u32::MAX)]);
-    assert_eq!(choose_cluster(&wide, &mut |_| 0), Some(&cluster_name("a")));
+    assert_eq!(choose_cluster(&wide, |e| e.weight, &mut |_| 0), Some(&cluster_name("a")));
 }
 
 #[test]
@@ -168,10 +168,12 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     let snapshot = world(&[]);
     let permit = permit_for(Some("client"));
     let head = request("GET", "/", &[]);
-    let request = authorize_request(&permit, &manager(vec![]), &head).unwrap();
+    let request =
+        authorize_request(&permit, &manager(vec![]), &Snapshot::default(), &head).unwrap();
     let action = ForwardAction {
         clusters: weighted(&[("direct", 1)]),
         timeout: None,
+        runtime_key_prefix: None,
         prefix_rewrite: None,
         host_rewrite: None,
     };

@@ -2,18 +2,31 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    model::route::{DirectResponse, ForwardAction, HeaderMatchKind, RouteAction},
+    model::{
+        route::{DirectResponse, ForwardAction, HeaderMatchKind, RouteAction},
+        runtime::{Fraction, RuntimeFraction, RuntimeLayer, RuntimeValue},
+    },
     policy::fixtures::{exact, header, header_is, request, weighted},
 };
+
+/// Without a runtime.
+fn match_route<'a>(
+    configuration: &'a RouteConfiguration,
+    head: &Parts,
+) -> Result<Matched<'a>, NoRoute> {
+    super::match_route(configuration, head, &Runtime::default(), 0)
+}
 
 fn route(name: &str, path: PathMatch) -> Route {
     let action = RouteAction::Forward(ForwardAction {
         clusters: weighted(&[("c", 1)]),
         timeout: Some(Duration::from_secs(15)),
+        runtime_key_prefix: None,
         prefix_rewrite: None,
         host_rewrite: None,
     });
-    let matches = RouteMatch { path, case_sensitive: true, headers: Vec::new() };
+    let matches =
+        RouteMatch { path, case_sensitive: true, headers: Vec::new(), runtime_fraction: None };
     Route { name: name.into(), matches, action }
 }
 
@@ -184,4 +197,49 @@ fn no_route_says_what_is_missing() {
     assert_eq!(error("web", "/x?y"), "virtual host `web` has no route for GET /x");
     assert!(error(&"a".repeat(9000), "/").len() < 400);
     assert!(error("web", &format!("/{}", "a".repeat(9000))).len() < 400);
+}
+
+#[test]
+fn a_route_for_a_fraction_of_the_requests_is_passed_over_by_the_others() {
+    let half = Fraction { numerator: 5_000, denominator: 10_000 };
+    let mut canary = route("canary", starts("/"));
+    canary.matches.runtime_fraction = Some(RuntimeFraction { key: "canary".into(), default: half });
+    let mut never_second = canary.clone();
+    never_second.name = "never".into();
+    let routes = vec![canary, never_second, route("stable", starts("/"))];
+    let configuration = configuration(vec![host("any", &[Domain::Any], routes)]);
+    let runtime = |value: RuntimeValue| {
+        let layer = RuntimeLayer { values: [("canary".to_owned(), value)].into() };
+        Runtime { layers: vec![("l".into(), Arc::new(layer))] }
+    };
+    let million = Fraction { numerator: 1, denominator: 1_000_000 };
+    for (runtime, random, expected) in [
+        (Runtime::default(), 4_999, "canary"),
+        (Runtime::default(), 5_000, "stable"),
+        (Runtime::default(), 10_000, "canary"),
+        (runtime(RuntimeValue::Number(0.0)), 0, "stable"),
+        (runtime(RuntimeValue::Number(1.0)), 4_900, "canary"),
+        (runtime(RuntimeValue::Number(1.0)), 4_999, "stable"),
+        (runtime(RuntimeValue::Number(100.0)), u64::MAX, "canary"),
+        (runtime(RuntimeValue::Number(1e12)), u64::MAX, "canary"),
+        (runtime(RuntimeValue::Fraction(million)), 2_000_000, "canary"),
+        (runtime(RuntimeValue::Fraction(million)), 2_000_001, "stable"),
+        // What is no fraction leaves the route's own.
+        (runtime(RuntimeValue::Text("all".into())), 5_000, "stable"),
+        (runtime(RuntimeValue::Flag(true)), 5_000, "stable"),
+    ] {
+        let head = request("GET", "/", &[]);
+        let matched = super::match_route(&configuration, &head, &runtime, random).unwrap();
+        assert_eq!(&*matched.route.name, expected, "{runtime:?} {random}");
+    }
+    let only = RouteConfiguration {
+        virtual_hosts: vec![host(
+            "any",
+            &[Domain::Any],
+            vec![configuration.virtual_hosts[0].routes[0].clone()],
+        )],
+        ..configuration
+    };
+    let missed = super::match_route(&only, &request("GET", "/", &[]), &Runtime::default(), 5_000);
+    assert!(matches!(missed, Err(NoRoute::Route { .. })), "{missed:?}");
 }

@@ -121,7 +121,7 @@ fn filter_chains() {
     for (fields, expected) in [
         (
             "transport_socket: {name: envoy.transport_sockets.tls, typed_config: {'@type': \
-             t/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, x: y}}",
+             t/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true}}",
             ".transport_socket: envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext is \
              not supported: mTLS of captured traffic is the agent's own, with the workload's identity",
         ),
@@ -252,11 +252,83 @@ fn connection_managers() {
         ),
         (
             filtered(&ROUTER.replace("name: router", "disabled: true")),
-            ".http_filters[0].disabled: is not supported",
+            ".http_filters[0].disabled: the router can't be disabled",
+        ),
+        (
+            filtered(&format!(
+                "{{name: x, is_optional: true, typed_config: {{'@type': \
+                t/envoy.extensions.filters.http.rbac.v3.RBAC, track_per_rule_stats: true}}}}, {ROUTER}"
+            )),
+            ".http_filters[0].track_per_rule_stats: is not supported",
         ),
     ] {
         one(yaml, "listeners[web].filter_chains[0].filters[0]", expected);
     }
+}
+
+#[test]
+fn filters_that_are_configured_by_themselves() {
+    const RBAC: &str = "t/envoy.extensions.filters.http.rbac.v3.RBAC";
+    let discovered = |fields: &str| {
+        http(&format!(
+            "rds: {{route_config_name: r}}, http_filters: [{{name: x, config_discovery: \
+             {{{fields}}}}}, {ROUTER}]"
+        ))
+    };
+    let ok = format!("config_source: {{ads: {{}}}}, type_urls: [{RBAC}]");
+    assert_eq!(accepted(&discovered(&ok)).listeners.len(), 1);
+    let at = "listeners[web].filter_chains[0].filters[0].http_filters[0]";
+    for (fields, expected) in [
+        (format!("type_urls: [{RBAC}]"), ".config_source: is missing"),
+        ("config_source: {ads: {}}".to_owned(), ".type_urls: is empty"),
+        (
+            format!("config_source: {{ads: {{}}}}, type_urls: [{RBAC}, t/a.b.Lua]"),
+            ".type_urls[1]: `t/a.b.Lua` is not supported",
+        ),
+        (
+            "config_source: {ads: {}}, type_urls: [t/envoy.extensions.filters.http.router.v3.Router]"
+                .to_owned(),
+            ".type_urls[0]: `t/envoy.extensions.filters.http.router.v3.Router` is not supported",
+        ),
+        (
+            format!("{ok}, apply_default_config_without_warming: true"),
+            ".apply_default_config_without_warming: needs a default_config",
+        ),
+        (
+            format!("{ok}, default_config: {{'@type': t/a.b.Lua}}"),
+            ".default_config: a.b.Lua is not supported",
+        ),
+        (
+            format!("{ok}, default_config: {{'@type': {RBAC}, track_per_rule_stats: true}}"),
+            ".default_config.track_per_rule_stats: is not supported",
+        ),
+    ] {
+        let expected = format!(".config_discovery{expected}");
+        one(discovered(&fields), at, &expected);
+    }
+    let last = http(&format!(
+        "rds: {{route_config_name: r}}, http_filters: [{{name: x, config_discovery: {{{ok}}}}}]"
+    ));
+    one(last, at, ": can't be the last filter: that is the router's place");
+    let nameless = discovered(&ok).replace("name: x, ", "");
+    one(nameless, at, ".name: is missing: the configuration is asked for by it");
+}
+
+#[test]
+fn filters_that_need_not_run_are_left_out() {
+    let first = |filter: &str| {
+        let yaml = http(&format!(
+            "rds: {{route_config_name: r}}, http_filters: [{{name: x, {filter}}}, {ROUTER}]"
+        ));
+        let listener = accepted(&yaml).listeners.remove(0);
+        let TerminalFilter::Http(http) = &listener.filter_chains[0].terminal else { panic!("tcp") };
+        http.http_filters.len()
+    };
+    let rbac = "typed_config: {'@type': t/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {}}";
+    assert_eq!(first(rbac), 1);
+    assert_eq!(first(&format!("is_optional: true, {rbac}")), 1);
+    assert_eq!(first(&format!("disabled: true, {rbac}")), 0);
+    assert_eq!(first("is_optional: true, typed_config: {'@type': t/a.b.Lua, code: x}"), 0);
 }
 
 #[test]
@@ -433,10 +505,8 @@ fn clusters() {
              [envoy.extensions.upstreams.http.v3.HttpProtocolOptions]",
         ),
         (
-            "transport_socket: {name: tls, typed_config: {'@type': \
-             t/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: x}}",
-            ".transport_socket: envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext is not \
-             supported: an endpoint whose metadata says so is reached by mTLS (HBONE)",
+            "transport_socket: {name: tls, typed_config: {'@type': t/a.B}}",
+            ".transport_socket: tls (a.B) is not supported",
         ),
         (
             "typed_extension_protocol_options: {x: {'@type': t/a.B}}",

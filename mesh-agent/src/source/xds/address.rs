@@ -1,18 +1,15 @@
 //! Where a management server is, and how to get there.
 
-use std::{fmt, io, path::PathBuf, str::FromStr, sync::Arc};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
-};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::{TcpStream, UnixStream, lookup_host},
 };
-use tokio_rustls::TlsConnector;
+
+use super::tls::TlsOptions;
 
 /// A management server: `http://host:port`, `https://host:port` or `unix:///path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +18,7 @@ pub enum ServerAddress {
     Plain { host: String, port: u16 },
     /// gRPC over TLS.
     Tls { host: String, port: u16 },
-    /// gRPC in the clear over a Unix socket.
+    /// gRPC over a Unix socket.
     Unix(PathBuf),
 }
 
@@ -40,8 +37,7 @@ impl FromStr for ServerAddress {
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(wrong)?;
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let host = bare.unwrap_or(host);
-        let valid = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
-        if host.is_empty() || !host.chars().all(valid) || (bare.is_none() && host.contains(':')) {
+        if !is_host(host) || (bare.is_none() && host.contains(':')) {
             return Err(wrong());
         }
         let host = host.to_owned();
@@ -51,6 +47,11 @@ impl FromStr for ServerAddress {
             _ => Err(wrong()),
         }
     }
+}
+
+/// Whether this may be a host's name or an IP address.
+pub(super) fn is_host(host: &str) -> bool {
+    !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._:".contains(c))
 }
 
 impl fmt::Display for ServerAddress {
@@ -63,24 +64,9 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// Files for TLS to management servers; read anew for every connection, so that they
-/// can be replaced.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Certificate authorities in PEM.
-    pub ca: Option<PathBuf>,
-    /// Our own certificate chain and its key in PEM, for servers that ask who we are.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
-
-/// A byte stream to a server.
-pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
 impl ServerAddress {
     /// What goes into `:authority`.
-    pub(super) fn authority(&self) -> String {
+    fn authority(&self) -> String {
         match self {
             Self::Plain { host, port } | Self::Tls { host, port } if host.contains(':') => {
                 format!("[{host}]:{port}")
@@ -90,62 +76,138 @@ impl ServerAddress {
         }
     }
 
-    pub(super) fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls { .. })
+    /// The host a certificate would be for.
+    fn host(&self) -> &str {
+        match self {
+            Self::Plain { host, .. } | Self::Tls { host, .. } => host,
+            Self::Unix(_) => "localhost",
+        }
+    }
+}
+
+/// A management server, and how it is dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub address: ServerAddress,
+    /// `None`: in the clear.
+    pub tls: Option<TlsOptions>,
+    pub connection: ConnectionOptions,
+}
+
+/// How a connection is made, and how it is noticed that it is dead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionOptions {
+    pub connect_timeout: Duration,
+    pub family: Family,
+    pub tcp_keepalive: Option<TcpKeepaliveOptions>,
+    /// How often a PING is sent.
+    pub ping_interval: Duration,
+    /// How long its answer may take.
+    pub ping_timeout: Duration,
+}
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            family: Family::Any,
+            tcp_keepalive: None,
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Which of a name's addresses are dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Any,
+    V4,
+    V6,
+    /// IPv4 first.
+    V4Preferred,
+    /// IPv6 if there is any, else IPv4.
+    V6Preferred,
+}
+
+/// TCP's own probes; `None`: the system's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpKeepaliveOptions {
+    pub probes: Option<u32>,
+    pub time: Option<Duration>,
+    pub interval: Option<Duration>,
+}
+
+/// A byte stream to a server.
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+impl Server {
+    pub(super) fn authority(&self) -> String {
+        self.address.authority()
     }
 
-    pub(super) async fn dial(self, tls: TlsFiles) -> io::Result<TokioIo<Box<dyn Io>>> {
-        let io: Box<dyn Io> = match self {
-            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            Self::Plain { host, port } => Box::new(tcp(&host, port).await?),
-            Self::Tls { host, port } => {
-                let config = tokio::task::spawn_blocking(move || tls.config()).await??;
-                let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-                let stream = tcp(&host, port).await?;
-                Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+    pub(super) async fn dial(self) -> io::Result<TokioIo<Box<dyn Io>>> {
+        let Self { address, tls, connection } = self;
+        let io: Box<dyn Io> = match &address {
+            ServerAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            ServerAddress::Plain { host, port } | ServerAddress::Tls { host, port } => {
+                Box::new(tcp(host, *port, &connection).await?)
             }
+        };
+        let io = match tls {
+            None => io,
+            Some(tls) => Box::new(tls.connect(address.host(), io).await?),
         };
         Ok(TokioIo::new(io))
     }
 }
 
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
+async fn tcp(host: &str, port: u16, options: &ConnectionOptions) -> io::Result<TcpStream> {
+    let found = lookup_host((host, port)).await?.collect();
+    let addresses = options.family.choose(found);
+    if addresses.is_empty() {
+        return Err(io::Error::other(format!("`{host}` has no address of the family asked for")));
+    }
+    let stream = TcpStream::connect(addresses.as_slice()).await?;
     stream.set_nodelay(true)?;
+    if let Some(TcpKeepaliveOptions { probes, time, interval }) = options.tcp_keepalive {
+        let mut keepalive = TcpKeepalive::new();
+        if let Some(probes) = probes {
+            keepalive = keepalive.with_retries(probes);
+        }
+        if let Some(time) = time {
+            keepalive = keepalive.with_time(time);
+        }
+        if let Some(interval) = interval {
+            keepalive = keepalive.with_interval(interval);
+        }
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    }
     Ok(stream)
 }
 
-impl TlsFiles {
-    /// Blocks.
-    fn config(&self) -> io::Result<ClientConfig> {
-        let ca = self.ca.as_ref().ok_or_else(|| io::Error::other("no xds_ca is set"))?;
-        let told = |path: &PathBuf, error: &dyn fmt::Display| {
-            io::Error::other(format!("{}: {error}", path.display()))
-        };
-        let certificates = |path: &PathBuf| -> io::Result<Vec<_>> {
-            let found = CertificateDer::pem_file_iter(path).map_err(|e| told(path, &e))?;
-            let found: Vec<_> = found.collect::<Result<_, _>>().map_err(|e| told(path, &e))?;
-            if found.is_empty() { Err(told(path, &"holds no certificate")) } else { Ok(found) }
-        };
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(ca)? {
-            roots.add(certificate).map_err(|error| told(ca, &error))?;
-        }
-        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots);
-        let mut config = match &self.identity {
-            None => builder.with_no_client_auth(),
-            Some((chain, key)) => {
-                let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| told(key, &e))?;
-                builder
-                    .with_client_auth_cert(certificates(chain)?, secret)
-                    .map_err(|error| told(key, &error))?
+impl Family {
+    fn choose(self, mut found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        match self {
+            Self::Any => {}
+            Self::V4 => found.retain(SocketAddr::is_ipv4),
+            Self::V6 => found.retain(SocketAddr::is_ipv6),
+            Self::V4Preferred => found.sort_by_key(SocketAddr::is_ipv6),
+            Self::V6Preferred => {
+                if found.iter().any(SocketAddr::is_ipv6) {
+                    found.retain(SocketAddr::is_ipv6);
+                }
             }
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(config)
+        }
+        found
     }
 }
 
@@ -174,5 +236,20 @@ mod tests {
         ] {
             assert!(text.parse::<ServerAddress>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn families_are_chosen_as_asked_for() {
+        let (v4, v6) = ("10.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap());
+        for (family, chosen) in [
+            (Family::Any, vec![v6, v4]),
+            (Family::V4, vec![v4]),
+            (Family::V6, vec![v6]),
+            (Family::V4Preferred, vec![v4, v6]),
+            (Family::V6Preferred, vec![v6]),
+        ] {
+            assert_eq!(family.choose(vec![v6, v4]), chosen, "{family:?}");
+        }
+        assert_eq!(Family::V6Preferred.choose(vec![v4]), [v4]);
     }
 }

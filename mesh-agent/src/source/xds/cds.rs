@@ -29,11 +29,13 @@ use envoy_types::pb::{
 };
 
 use super::{
-    common, eds, http_options,
+    ResourceType, common, config_source, eds, http_options,
     reject::{Decoder, unsupported},
+    upstream_tls,
 };
-use crate::model::cluster::{
-    Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol,
+use crate::model::{
+    cluster::{Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol},
+    tls::HostNames,
 };
 
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -122,15 +124,6 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
             format!("is not supported: use typed_extension_protocol_options[{HTTP_OPTIONS}]");
         d.refuse_field("http2_protocol_options", reason);
     }
-    if let Some(socket) = transport_socket {
-        d.field("transport_socket", |d| {
-            common::refuse_transport_socket(
-                d,
-                &socket,
-                "an endpoint whose metadata says so is reached by mTLS (HBONE)",
-            );
-        });
-    }
     if name.is_empty() {
         d.refuse_field("name", "is missing");
     }
@@ -151,13 +144,21 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
             }
         }),
     };
-    let upstream_protocol = protocol(d, typed_extension_protocol_options);
+    let http = protocol(d, typed_extension_protocol_options);
+    let tls = match (transport_socket, &http) {
+        (None, _) => Some(None),
+        (Some(_), None) => None,
+        (Some(socket), Some((_, by_host))) => d.field("transport_socket", |d| {
+            upstream_tls::transport_socket(d, socket, by_host.clone())
+        }),
+    };
     Some(Cluster {
         name: ClusterName(name.into()),
         discovery: discovery?,
         lb_policy: lb_policy?,
         connect_timeout: connect_timeout?,
-        upstream_protocol: upstream_protocol?,
+        upstream_protocol: http?.0,
+        tls: tls?,
     })
 }
 
@@ -198,8 +199,11 @@ fn discovery(
         DiscoveryType::Eds => {
             let EdsClusterConfig { eds_config, service_name } =
                 eds_cluster_config.unwrap_or_default();
-            d.field("eds_cluster_config", |d| common::same_source(d, "eds_config", eds_config));
             let service_name = if service_name.is_empty() { name } else { &service_name };
+            let kind = ResourceType::Endpoints;
+            d.field("eds_cluster_config", |d| {
+                config_source::reference(d, "eds_config", eds_config, kind, service_name);
+            });
             Some(Discovery::Eds { service_name: service_name.into() })
         }
         DiscoveryType::OriginalDst => Some(Discovery::OriginalDestination),
@@ -272,10 +276,14 @@ fn least_request(d: &mut Decoder, value: LeastRequestLbConfig) -> Option<LbPolic
     Some(LbPolicy::LeastRequest { choice_count })
 }
 
-fn protocol(d: &mut Decoder, options: HashMap<String, Any>) -> Option<UpstreamProtocol> {
+/// What HTTP speaks, and what its hosts decide.
+fn protocol(
+    d: &mut Decoder,
+    options: HashMap<String, Any>,
+) -> Option<(UpstreamProtocol, HostNames)> {
     let mut options: Vec<_> = options.into_iter().collect();
     options.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let mut protocol = Some(UpstreamProtocol::Http1);
+    let mut protocol = Some((UpstreamProtocol::Http1, HostNames::default()));
     for (key, any) in options {
         let decoded = d.item("typed_extension_protocol_options", &key, |d| {
             if key != HTTP_OPTIONS || !common::is::<HttpProtocolOptions>(&any) {
@@ -289,7 +297,10 @@ fn protocol(d: &mut Decoder, options: HashMap<String, Any>) -> Option<UpstreamPr
     protocol
 }
 
-fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<UpstreamProtocol> {
+fn http_protocol(
+    d: &mut Decoder,
+    value: HttpProtocolOptions,
+) -> Option<(UpstreamProtocol, HostNames)> {
     let HttpProtocolOptions {
         common_http_protocol_options,
         upstream_http_protocol_options,
@@ -303,11 +314,16 @@ fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Upstream
     } = value;
     unsupported!(
         d;
-        common_http_protocol_options, upstream_http_protocol_options, http_filters,
-        header_validation_config, outlier_detection, request_mirror_policies, hash_policy,
-        retry_policy,
+        common_http_protocol_options, http_filters, header_validation_config,
+        outlier_detection, request_mirror_policies, hash_policy, retry_policy,
     );
-    match upstream_protocol_options {
+    let by_host = match upstream_http_protocol_options {
+        None => Some(HostNames::default()),
+        Some(options) => {
+            d.field("upstream_http_protocol_options", |d| upstream_tls::by_host(d, options))
+        }
+    };
+    let protocol = match upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config,
         })) => d.field("explicit_http_config", |d| match protocol_config {
@@ -343,5 +359,6 @@ fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Upstream
         }
         Some(UpstreamProtocolOptions::AutoConfig(_)) => d.not_supported("auto_config"),
         None => d.refused("has no upstream protocol: say explicit_http_config"),
-    }
+    };
+    Some((protocol?, by_host?))
 }

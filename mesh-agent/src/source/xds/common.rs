@@ -1,4 +1,4 @@
-//! What several resources share: addresses, durations, extensions, config sources.
+//! What several resources share: addresses, durations, extensions.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,22 +8,21 @@ use std::{
 use envoy_types::pb::{
     envoy::config::accesslog::v3::AccessLog,
     envoy::config::core::v3::{
-        Address, CidrRange, ConfigSource, SocketAddress, TransportSocket, address, config_source,
+        Address, CidrRange, RuntimeFractionalPercent, SocketAddress, TransportSocket, address,
         socket_address::{self, Protocol},
         transport_socket,
     },
+    envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
     google::protobuf,
 };
 use ipnet::IpNet;
 use prost::{Message, Name};
 
 use super::reject::{Decoder, unsupported};
+use crate::model::runtime::{Fraction, RuntimeFraction};
 
 /// The longest duration a `google.protobuf.Duration` may hold, in seconds.
 const DURATION_MAX_SECONDS: i64 = 315_576_000_000;
-
-/// `resource_api_version`: AUTO and V3; V2 is gone from the world.
-const API_VERSIONS: [i32; 2] = [0, 2];
 
 /// What stands in for an `Any` of a type whose descriptor is not compiled in: a
 /// `StringValue` with the type's name. No decoder honours a `StringValue`, so one that
@@ -100,6 +99,32 @@ pub(super) fn timeout(
         None => Some(default),
         Some(value) => duration(d, field, value).map(|t| Some(t).filter(|t| !t.is_zero())),
     }
+}
+
+/// A fraction that the runtime may change.
+pub(super) fn runtime_fraction(
+    d: &mut Decoder,
+    value: RuntimeFractionalPercent,
+) -> Option<RuntimeFraction> {
+    let RuntimeFractionalPercent { default_value, runtime_key } = value;
+    let default = d.field("default_value", |d| match default_value {
+        Some(value) => fraction(d, value),
+        None => d.refused("is missing"),
+    });
+    Some(RuntimeFraction { key: runtime_key, default: default? })
+}
+
+fn fraction(d: &mut Decoder, value: FractionalPercent) -> Option<Fraction> {
+    let FractionalPercent { numerator, denominator } = value;
+    let denominator = match DenominatorType::try_from(denominator) {
+        Ok(DenominatorType::Hundred) => 100,
+        Ok(DenominatorType::TenThousand) => 10_000,
+        Ok(DenominatorType::Million) => 1_000_000,
+        Err(_) => {
+            return d.field("denominator", |d| d.refused(format!("{denominator} is unknown")));
+        }
+    };
+    Some(Fraction { numerator, denominator })
 }
 
 /// A port that can be dialled: 1 to 65535.
@@ -182,34 +207,6 @@ pub(super) fn cidr(d: &mut Decoder, value: CidrRange) -> Option<IpNet> {
             None => d.refused(format!("{length} is too long for {ip}")),
         }
     })
-}
-
-/// A config source that means "where this resource came from": the only kind there is
-/// here. Absent, `ads: {}` and `self: {}` all say so.
-pub(super) fn same_source(d: &mut Decoder, field: &str, value: Option<ConfigSource>) {
-    let Some(value) = value else { return };
-    let ConfigSource {
-        authorities,
-        initial_fetch_timeout,
-        resource_api_version,
-        config_source_specifier,
-    } = value;
-    d.field(field, |d| {
-        unsupported!(d; authorities, initial_fetch_timeout);
-        if !API_VERSIONS.contains(&resource_api_version) {
-            d.refuse_field("resource_api_version", "only V3 is supported");
-        }
-        use config_source::ConfigSourceSpecifier as Specifier;
-        #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-        let refused = match config_source_specifier {
-            None | Some(Specifier::Ads(_) | Specifier::Self_(_)) => return,
-            Some(Specifier::Path(_)) => "path",
-            Some(Specifier::PathConfigSource(_)) => "path_config_source",
-            Some(Specifier::ApiConfigSource(_)) => "api_config_source",
-        };
-        let reason = "is not supported: resources come from the source of this one (`ads: {}`)";
-        d.refuse_field(refused, reason);
-    });
 }
 
 /// Refuses a transport socket by name, with a hint at what the mesh does instead.

@@ -16,9 +16,10 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
+use prost::Name as _;
 
 use super::{
-    common, http_options,
+    ResourceType, common, config_source, ecds, http_options,
     rbac::{self, Place},
     rds,
     reject::{Decoder, unsupported},
@@ -177,7 +178,8 @@ fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource>
             .map(|routes| RouteSource::Inline(Arc::new(routes))),
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             d.field("rds", |d| {
-                common::same_source(d, "config_source", config_source);
+                let (kind, name) = (ResourceType::Routes, route_config_name.as_str());
+                config_source::reference(d, "config_source", config_source, kind, name);
                 if route_config_name.is_empty() {
                     return d.field("route_config_name", |d| d.refused("is missing"));
                 }
@@ -192,7 +194,9 @@ fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource>
 /// One decoded HTTP filter.
 enum Decoded {
     Filter(HttpFilter),
-    /// An RBAC filter without `rules`: Envoy enforces nothing, and so it is left out.
+    /// It never does anything, and so it is left out: an RBAC filter without `rules`,
+    /// for which Envoy enforces nothing; one that is disabled; or one that is optional
+    /// and not known.
     Nothing,
     Router,
 }
@@ -222,26 +226,42 @@ fn http_filters_of(d: &mut Decoder, values: Vec<PbHttpFilter>) -> Option<Vec<Htt
 }
 
 fn http_filter(d: &mut Decoder, value: PbHttpFilter) -> Option<Decoded> {
-    let PbHttpFilter {
-        name,
-        // Lets a proxy skip a filter it doesn't know; it says nothing about the two
-        // that are known, and what is not known is refused, not skipped.
-        is_optional: _,
-        disabled,
-        config_type,
-    } = value;
-    unsupported!(d; disabled);
-    let any = match config_type {
-        Some(http_filter::ConfigType::TypedConfig(any)) => any,
-        Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-            return d.not_supported("config_discovery");
+    let PbHttpFilter { name, is_optional, disabled, config_type } = value;
+    let decoded = match config_type {
+        Some(http_filter::ConfigType::TypedConfig(any)) => {
+            // Whoever marks a filter so says that a client that doesn't know it may do
+            // without.
+            if is_optional && !is_known(&common::type_name(&any)) {
+                return Some(Decoded::Nothing);
+            }
+            typed_filter(d, &name, &any)?
+        }
+        Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
+            let filter = ecds::discovered(d, &name, source)?;
+            Decoded::Filter(HttpFilter::Discovered(Arc::new(filter)))
         }
         None => {
             common::refuse_extension(d, &name, "");
             return None;
         }
     };
-    typed_filter(d, &name, &any)
+    match decoded {
+        decoded if !disabled => Some(decoded),
+        Decoded::Router => d.field("disabled", |d| d.refused("the router can't be disabled")),
+        // It runs where a route enables it, and no route can here.
+        Decoded::Filter(_) | Decoded::Nothing => Some(Decoded::Nothing),
+    }
+}
+
+/// Whether a filter's configuration message is one of those honoured here.
+fn is_known(type_name: &str) -> bool {
+    is_discoverable(type_name) || type_name == Router::full_name()
+}
+
+/// Whether a filter of that type may be configured by itself: the router can't, since it
+/// ends every chain and has nothing to configure.
+pub(super) fn is_discoverable(type_name: &str) -> bool {
+    type_name == PbHttpRbac::full_name()
 }
 
 /// The configuration of one filter, by its type.

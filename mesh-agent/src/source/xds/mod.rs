@@ -10,15 +10,19 @@
 //! drops: [`unknown`] refuses it; in files such a field is refused by its name.
 
 mod address;
+mod bootstrap;
 mod cds;
 mod client;
 mod common;
+mod config_source;
 mod ecds;
 mod eds;
 mod hcm;
 mod http_options;
+mod layered_runtime;
 mod lds;
 mod matchers;
+mod options;
 mod rbac;
 mod rds;
 mod reject;
@@ -26,7 +30,9 @@ mod resource;
 mod rtds;
 mod sds;
 mod session;
+mod tls;
 mod unknown;
+mod upstream_tls;
 mod wishes;
 
 use envoy_types::pb::envoy::{
@@ -42,13 +48,17 @@ use envoy_types::pb::envoy::{
 };
 use prost::Message;
 
-pub use address::{ServerAddress, TlsFiles};
-pub use client::{AdsOptions, AdsSource, AdsStatus, NodeInfo, StreamState};
+pub use address::{ConnectionOptions, Server, ServerAddress};
+pub use bootstrap::{Bootstrap, read_bootstrap};
+pub use client::{AdsSource, AdsStatus, StreamState, StreamStatus};
 pub(super) use common::PLACEHOLDER;
+pub(super) use config_source::Reference;
+pub use options::{NodeInfo, Origin, XdsOptions};
 pub(super) use reject::{REJECTIONS_MAX, rejection};
 pub use resource::{Resource, ResourceType, TYPE_URLS};
 
 pub use session::{TypeStatus, Variant, Warming, hear};
+pub use tls::{Pem, TlsOptions};
 pub use wishes::Wishes;
 
 use self::reject::Decoder;
@@ -75,8 +85,8 @@ pub(super) fn name_of(value: &[u8]) -> Option<String> {
 pub(super) fn decode_strict(
     type_url: &str,
     value: &[u8],
-) -> Result<Resource, Vec<RejectedResource>> {
-    let decoded = decode_any(type_url, value);
+) -> Result<(Resource, Vec<Reference>), Vec<RejectedResource>> {
+    let decoded = decode_with_references(type_url, value);
     let Some(kind) = ResourceType::of_url(type_url) else { return decoded };
     let root = format!("{}[{}]", kind.table(), name_of(value).unwrap_or_default());
     let unknown = unknown::fields(&kind.full_name(), value, &root);
@@ -95,6 +105,14 @@ pub(super) fn decode_strict(
 /// # Errors
 /// Every reason why it can't be honoured, by full path; at most a hundred and one.
 pub fn decode_any(type_url: &str, value: &[u8]) -> Result<Resource, Vec<RejectedResource>> {
+    decode_with_references(type_url, value).map(|(resource, _)| resource)
+}
+
+/// As [`decode_any`], and where what the resource needs comes from.
+pub(super) fn decode_with_references(
+    type_url: &str,
+    value: &[u8],
+) -> Result<(Resource, Vec<Reference>), Vec<RejectedResource>> {
     let Some(kind) = ResourceType::of_url(type_url) else {
         return Err(vec![rejection("resource", format!("unknown @type `{type_url}`"))]);
     };
@@ -169,13 +187,14 @@ fn decode<M: Message + Default>(
     value: &[u8],
     name: impl FnOnce(&M) -> &String,
     decode: impl FnOnce(&mut Decoder, M) -> Option<Resource>,
-) -> Result<Resource, Vec<RejectedResource>> {
+) -> Result<(Resource, Vec<Reference>), Vec<RejectedResource>> {
     match M::decode(value) {
         Ok(message) => {
             let root = format!("{}[{}]", kind.table(), name(&message));
             let mut decoder = Decoder::new(root);
             let decoded = decode(&mut decoder, message);
-            decoder.finish(decoded)
+            let references = decoder.take_references();
+            decoder.finish(decoded).map(|resource| (resource, references))
         }
         Err(error) => {
             let reason = format!("is not a valid {}: {error}", kind.full_name());

@@ -244,8 +244,7 @@ fn route_match(d: &mut Decoder, value: PbRouteMatch) -> Option<RouteMatch> {
     } = value;
     unsupported!(
         d;
-        runtime_fraction, query_parameters, cookies, grpc, tls_context, dynamic_metadata,
-        filter_state,
+        query_parameters, cookies, grpc, tls_context, dynamic_metadata, filter_state,
     );
     let case_sensitive = case_sensitive.is_none_or(|sensitive| sensitive.value);
     let path = match path_specifier {
@@ -263,7 +262,18 @@ fn route_match(d: &mut Decoder, value: PbRouteMatch) -> Option<RouteMatch> {
         None => d.refused("has no path: prefix, path or safe_regex"),
     };
     let headers = d.all("headers", headers, matchers::header);
-    Some(RouteMatch { path: path?, case_sensitive, headers: headers? })
+    let runtime_fraction = match runtime_fraction {
+        None => Some(None),
+        Some(value) => {
+            d.field("runtime_fraction", |d| common::runtime_fraction(d, value)).map(Some)
+        }
+    };
+    Some(RouteMatch {
+        path: path?,
+        case_sensitive,
+        headers: headers?,
+        runtime_fraction: runtime_fraction?,
+    })
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
@@ -308,9 +318,12 @@ fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
         upgrade_configs, internal_redirect_policy, internal_redirect_action,
         max_internal_redirects, hedge_policy, max_stream_duration,
     );
+    let mut runtime_key_prefix = None;
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => d.field("cluster", |d| one_cluster(d, name)),
-        Some(ClusterSpecifier::WeightedClusters(value)) => {
+        Some(ClusterSpecifier::WeightedClusters(mut value)) => {
+            let prefix = std::mem::take(&mut value.runtime_key_prefix);
+            runtime_key_prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
             d.field("weighted_clusters", |d| weighted_clusters(d, value))
         }
         Some(ClusterSpecifier::ClusterHeader(_)) => d.not_supported("cluster_header"),
@@ -354,6 +367,7 @@ fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
     let timeout = common::timeout(d, "timeout", timeout, Some(TIMEOUT_DEFAULT));
     Some(ForwardAction {
         clusters: clusters?,
+        runtime_key_prefix,
         timeout: timeout?,
         prefix_rewrite: prefix_rewrite?,
         host_rewrite: host_rewrite?,
@@ -370,9 +384,14 @@ pub(super) fn one_cluster(d: &mut Decoder, name: String) -> Option<Vec<WeightedC
 
 #[expect(deprecated, reason = "total_weight is deprecated, and checked")]
 fn weighted_clusters(d: &mut Decoder, value: PbWeightedCluster) -> Option<Vec<WeightedCluster>> {
-    let PbWeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } =
-        value;
-    unsupported!(d; runtime_key_prefix, random_value_specifier);
+    let PbWeightedCluster {
+        clusters,
+        total_weight,
+        // Its taker has it.
+        runtime_key_prefix: _,
+        random_value_specifier,
+    } = value;
+    unsupported!(d; random_value_specifier);
     let clusters = d.all("clusters", clusters, |d, value| {
         let ClusterWeight {
             name,

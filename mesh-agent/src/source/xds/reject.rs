@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use envoy_types::pb::google::protobuf::Any;
 
+use super::config_source::Reference;
 use crate::snapshot::RejectedResource;
 
 /// More than this many rejections are counted, not kept.
@@ -45,12 +46,13 @@ pub(super) struct Decoder {
     path: String,
     rejected: Vec<RejectedResource>,
     more: usize,
+    references: Vec<Reference>,
 }
 
 impl Decoder {
     /// A decoder at a resource: `listeners[web]`.
     pub(super) fn new(root: String) -> Self {
-        Self { path: root, rejected: Vec::new(), more: 0 }
+        Self { path: root, rejected: Vec::new(), more: 0, references: Vec::new() }
     }
 
     /// Goes into `.field` for as long as `decode` runs.
@@ -142,6 +144,28 @@ impl Decoder {
         for key in keys {
             self.item(field, key, |d| d.refuse("is not supported"));
         }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Takes over refusals from another decoder, below the current path.
+    pub(super) fn adopt(&mut self, rejected: Vec<RejectedResource>) {
+        for RejectedResource { path, reason } in rejected {
+            self.refuse_field(&path, reason);
+        }
+    }
+
+    /// Notes that a name comes from a source of its own.
+    pub(super) fn refer(&mut self, reference: Reference) {
+        self.references.push(reference);
+    }
+
+    /// What was noted.
+    pub(super) fn take_references(&mut self) -> Vec<Reference> {
+        std::mem::take(&mut self.references)
     }
 
     /// What was decoded, unless something was refused.

@@ -25,6 +25,7 @@ use crate::{
         secret::Secret,
     },
     snapshot::{Removed, Resources},
+    source::xds::upstream_tls,
 };
 
 /// The type URLs [`decode_any`](super::decode_any) knows: LDS, RDS, CDS, EDS, SDS, RTDS,
@@ -93,9 +94,15 @@ impl Resource {
         }
     }
 
-    /// Whether it may be written to disk: a private key may not.
-    pub(in crate::source) fn may_be_stored(&self) -> bool {
-        !matches!(self, Self::Secret(secret) if secret.holds_private_key())
+    /// What of these, its own bytes, may be written to disk: a private key may not.
+    pub(in crate::source) fn stored(&self, bytes: Arc<[u8]>) -> Option<Arc<[u8]>> {
+        match self {
+            Self::Secret(secret) if secret.holds_private_key() => None,
+            Self::Cluster(cluster) if cluster.holds_private_key() => {
+                upstream_tls::without_key(&bytes)
+            }
+            _ => Some(bytes),
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 mod judge;
 mod requests;
 mod settle;
+mod sources;
 mod status;
 mod table;
 mod timers;
@@ -28,7 +29,10 @@ use envoy_types::pb::{
 };
 use prost::Message;
 
-use self::table::{Body, Table};
+use self::{
+    sources::Sources,
+    table::{Body, Table},
+};
 use super::ResourceType;
 use crate::{
     snapshot::{Changes, RejectedResource},
@@ -40,7 +44,7 @@ pub use self::status::{TypeStatus, Warming};
 type Key = (ResourceType, Arc<str>);
 
 /// How resources are asked for and delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Variant {
     /// State of the world: each response of LDS and CDS is all there is.
     Sotw,
@@ -96,6 +100,7 @@ struct Stream {
 #[derive(Debug)]
 pub(super) struct Session {
     streams: Vec<Stream>,
+    sources: Sources,
     node: Node,
     /// How long a name that was asked for may stay unanswered.
     initial_fetch_timeout: Duration,
@@ -107,6 +112,8 @@ pub(super) struct Session {
     whole: bool,
     /// When the first configuration goes out even if some of it is not ready.
     whole_by: Option<Instant>,
+    /// When what is fixed goes out even if no server has said anything.
+    alone_by: Option<Instant>,
     rejected: Vec<RejectedResource>,
     label: String,
 }
@@ -131,6 +138,7 @@ impl Session {
             states.push(Stream { variant, connected: false, introduced: false });
         }
         Self {
+            sources: Sources::aggregated(states.len()),
             streams: states,
             node,
             initial_fetch_timeout,
@@ -138,6 +146,7 @@ impl Session {
             unsent: BTreeMap::new(),
             whole: false,
             whole_by: None,
+            alone_by: None,
             rejected: Vec::new(),
             label: String::new(),
         }
@@ -184,13 +193,12 @@ impl Session {
             state.connected = true;
             state.introduced = false;
         }
-        let deadline = now.at + self.initial_fetch_timeout;
+        let timeout = self.initial_fetch_timeout;
         for table in self.tables.iter_mut().filter(|table| table.stream == Some(stream)) {
             table.reset_stream();
-            for name in &table.wanted {
-                if !table.accepted.contains_key(name) {
-                    table.waiting.set(name, deadline);
-                }
+            let missing = table.wanted.iter().filter(|name| !table.accepted.contains_key(*name));
+            for name in missing.cloned().collect::<Vec<_>>() {
+                table.wait(&name, now.at, timeout);
             }
         }
     }
@@ -202,12 +210,6 @@ impl Session {
         }
         let tables = self.tables.iter_mut().filter(|table| table.stream == Some(stream));
         tables.for_each(Table::reset_stream);
-    }
-
-    /// Whether the server has answered anything on this connection.
-    pub(super) fn is_answered(&self, stream: usize) -> bool {
-        let mut tables = self.tables.iter().filter(|table| table.stream == Some(stream));
-        tables.any(|table| !table.nonce.is_empty())
     }
 
     /// Asks for exactly these names besides those that resources need.
@@ -230,7 +232,8 @@ impl Session {
             let Table { waiting, lives, grace, .. } = table;
             [waiting.next(), lives.next(), grace.next(), table.reply_at()].into_iter().flatten()
         });
-        timers.chain(self.whole_by.filter(|_| !self.whole)).min()
+        let first = [self.whole_by, self.alone_by].into_iter().flatten();
+        timers.chain(first.filter(|_| !self.whole)).min()
     }
 
     /// Time has passed.
@@ -238,7 +241,7 @@ impl Session {
         for kind in ResourceType::ALL {
             while let Some(name) = self.table_mut(kind).lives.due(now.at) {
                 tracing::warn!(kind = kind.table(), %name, "the resource's time to live is over");
-                self.table_mut(kind).remove(&name);
+                self.expired(kind, name);
             }
             while let Some(name) = self.table_mut(kind).waiting.due(now.at) {
                 tracing::warn!(kind = kind.table(), %name, "was asked for and did not come in time");
@@ -285,7 +288,7 @@ impl Session {
             return;
         }
         let any = Any { type_url: kind.type_url().to_owned(), value };
-        if let Ok(mut held) = judge::decode(kind, name, "", &any) {
+        if let Ok((mut held, _)) = judge::decode(kind, name, "", &any) {
             held.made_up = true;
             self.table_mut(kind).accept(Arc::clone(name), held);
         }
@@ -330,7 +333,7 @@ impl Session {
     fn is_whole(&mut self, now: Instant) -> bool {
         let told = |table: &Table| table.received || table.stream.is_none();
         if !self.tables.iter().filter(|table| table.is_wildcard()).all(told) {
-            return false;
+            return self.alone_by.is_some_and(|by| by <= now);
         }
         let by = *self.whole_by.get_or_insert(now + self.initial_fetch_timeout);
         let quiet = self.tables.iter().all(|t| t.pending.is_empty() && t.waiting.next().is_none());

@@ -26,6 +26,7 @@ fn key(client: &str, protocol: HttpProtocol) -> HttpKey {
         pod: WorkloadUid("pod".into()),
         source_identity: None,
         client: Some(client.parse().unwrap()),
+        tls: None,
         protocol,
     }
 }

@@ -4,9 +4,10 @@
 //! FIN; the server sends its data, the digest of what it received, then FIN.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead as _, BufReader, Read, Write},
     net::{Shutdown, TcpStream},
     process::ExitCode,
+    sync::{Arc, Barrier},
     thread,
     time::Instant,
 };
@@ -50,7 +51,8 @@ fn receive(stream: impl Read, limit: u64) -> io::Result<(u64, Vec<u8>)> {
     let (mut stream, mut digest) = (stream.take(limit), Sha256::new());
     let (mut buffer, mut total) = (vec![0; CHUNK], 0);
     loop {
-        match stream.read(&mut buffer)? {
+        let after = |error| io::Error::other(format!("{error} after {total} bytes"));
+        match stream.read(&mut buffer).map_err(after)? {
             0 => return Ok((total, digest.finalize().to_vec())),
             length => {
                 digest.update(&buffer[..length]);
@@ -75,12 +77,37 @@ pub(crate) fn serve(mut stream: TcpStream) -> io::Result<()> {
 
 /// Runs `streams` transfers at once against a server.
 pub(crate) fn transfer(address: &str, up: &str, down: &str, streams: &str) -> ExitCode {
-    let number = |text: &str| text.parse::<u64>().expect("a number");
-    let (up, down, start) = (number(up), number(down), Instant::now());
+    let (up, down) = (number(up), number(down));
+    at_once(address, streams, move |address| one(address, up, down))
+}
+
+/// Runs `streams` echoes of `bytes` at once; all connections are open before the first
+/// sends.
+pub(crate) fn echoed(address: &str, bytes: &str, streams: &str, greeting: bool) -> ExitCode {
+    let bytes = number(bytes);
+    let streams_count = usize::try_from(number(streams)).expect("a number of streams");
+    let all = Arc::new(Barrier::new(streams_count));
+    at_once(address, streams, move |address| {
+        let stream = TcpStream::connect(address);
+        all.wait();
+        echo(stream?, bytes, greeting)
+    })
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().expect("a number")
+}
+
+fn at_once(
+    address: &str,
+    streams: &str,
+    one: impl Fn(&str) -> io::Result<()> + Clone + Send + 'static,
+) -> ExitCode {
+    let start = Instant::now();
     let running: Vec<_> = (0..number(streams))
         .map(|_| {
-            let address = address.to_owned();
-            thread::spawn(move || one(&address, up, down))
+            let (address, one) = (address.to_owned(), one.clone());
+            thread::spawn(move || one(&address))
         })
         .collect();
     let mut failed = 0;
@@ -97,6 +124,30 @@ pub(crate) fn transfer(address: &str, up: &str, down: &str, streams: &str) -> Ex
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn echo(stream: TcpStream, bytes: u64, greeting: bool) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(CHUNK, stream.try_clone()?);
+    if greeting {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        check(line.starts_with("220 "), &format!("greeted with {line:?}"))?;
+    }
+    let mut writer = stream;
+    let sender = thread::spawn(move || {
+        let digest = send(&mut writer, Noise::UP, bytes)?;
+        writer.shutdown(Shutdown::Write)?;
+        Ok::<_, io::Error>(digest)
+    });
+    let (received, got) = receive(reader, u64::MAX)?;
+    let sent = sender.join().expect("the sender does not panic");
+    let sent = sent.map_err(|e| io::Error::other(format!("{e} after {received} bytes")))?;
+    check(received == bytes, &format!("{received} of {bytes} bytes came back"))?;
+    check(got == sent, "what came back was damaged")
+}
+
+fn check(holds: bool, what: &str) -> io::Result<()> {
+    if holds { Ok(()) } else { Err(io::Error::other(what)) }
+}
+
 fn one(address: &str, up: u64, down: u64) -> io::Result<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.write_all(&[up.to_be_bytes(), down.to_be_bytes()].concat())?;
@@ -111,7 +162,6 @@ fn one(address: &str, up: u64, down: u64) -> io::Result<()> {
     let expected = send(&mut io::sink(), Noise::DOWN, down)?;
     let mut theirs = Vec::new();
     stream.read_to_end(&mut theirs)?;
-    let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(io::Error::other(what)) };
     check(received == down, &format!("{received} of {down} bytes came down"))?;
     check(got == expected, "what came down was damaged")?;
     check(theirs == sent, "what went up was damaged or cut short")

@@ -28,6 +28,10 @@ const HELP: &str = "usage:
   peer asks ADDRESS            connects and prints getpeername and getsockname
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
+  peer echoed ADDRESS BYTES STREAMS [--greeting]
+                               sends bytes to an echo server on each stream while it reads
+                               them back, half-closes, checks SHA-256 and the end; with
+                               `--greeting` it waits for the server's first line before
   peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
                                GET / over keep-alive connections, or a fresh one for
                                each request; prints JSON
@@ -64,6 +68,10 @@ fn main() -> ExitCode {
         ["asks", address] => talk::asks(address),
         ["hears", address, times] => talk::hears(address, times),
         ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
+        ["echoed", address, bytes, streams] => digest::echoed(address, bytes, streams, false),
+        ["echoed", address, bytes, streams, "--greeting"] => {
+            digest::echoed(address, bytes, streams, true)
+        }
         ["load", address, host, connections, seconds] => {
             load::run(address, host, connections, seconds, load::Kind::KeepAlive)
         }

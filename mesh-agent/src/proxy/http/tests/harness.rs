@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, uri::Authority};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -51,9 +51,10 @@ use crate::{
     },
     observe::flags::ResponseFlag,
     policy::{Flow, OutboundPolicy, Permit, authorize},
+    proxy::Origination,
     route::{Balancers, Destination},
     snapshot::{Resources, SnapshotCell},
-    transport::http_pool::{BoxedIo, HttpPool, HttpPoolOptions},
+    transport::http_pool::{BoxedIo, HttpPool, HttpPoolOptions, HttpProtocol},
 };
 
 pub(super) type BoxBody = UnsyncBoxBody<Bytes, io::Error>;
@@ -82,6 +83,7 @@ impl Upstreams for Dialler {
         &'a self,
         _: &'a Permit,
         destination: &'a Destination,
+        _: Option<&'a Origination>,
     ) -> BoxFuture<'a, Result<BoxedIo, ConnectFailure>> {
         Box::pin(async move {
             self.connections.fetch_add(1, Ordering::Relaxed);
@@ -94,6 +96,16 @@ impl Upstreams for Dialler {
                 }),
             }
         })
+    }
+
+    fn originate(
+        &self,
+        _: &Destination,
+        _: HttpProtocol,
+        _: &Authority,
+        _: &HeaderMap,
+    ) -> Result<Option<Origination>, ConnectFailure> {
+        Ok(None)
     }
 }
 
@@ -142,6 +154,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
             path: PathMatch::Prefix(prefix.to_owned()),
             case_sensitive: true,
             headers: vec![],
+            runtime_fraction: None,
         },
         action,
     }
@@ -151,6 +164,7 @@ fn to(cluster: &str) -> ForwardAction {
     ForwardAction {
         clusters: vec![WeightedCluster { cluster: ClusterName(cluster.into()), weight: 1 }],
         timeout: Some(Duration::from_secs(15)),
+        runtime_key_prefix: None,
         prefix_rewrite: None,
         host_rewrite: None,
     }
@@ -166,6 +180,7 @@ fn cluster(
     };
     let endpoints = address.into_iter().map(endpoint).collect();
     Cluster {
+        tls: None,
         name: ClusterName(name.into()),
         discovery: Discovery::Static(Arc::new(LoadAssignment { endpoints })),
         lb_policy: LbPolicy::RoundRobin,

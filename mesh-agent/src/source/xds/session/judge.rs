@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     snapshot::RejectedResource,
-    source::xds::{self, Resource, ResourceType, rejection},
+    source::xds::{self, Reference, Resource, ResourceType, rejection},
 };
 
 /// Names with this prefix need `resource_locator`s, which we don't speak.
@@ -126,9 +126,22 @@ impl Session {
         self.answer(kind, nonce, digest, judgement.rejected, now);
     }
 
+    /// A resource was not confirmed in time.
+    pub(super) fn expired(&mut self, kind: ResourceType, name: Arc<str>) {
+        match kind {
+            ResourceType::Runtime | ResourceType::ExtensionConfig | ResourceType::VirtualHost => {
+                self.removed(kind, name);
+            }
+            _ => self.table_mut(kind).remove(&name),
+        }
+    }
+
     /// The server has no such resource, or has it no longer.
     fn removed(&mut self, kind: ResourceType, name: Arc<str>) {
         let table = self.table_mut(kind);
+        if table.fixed.contains(&name) {
+            return;
+        }
         table.waiting.clear(&name);
         // A secret goes when nothing names it any more; as Envoy, nobody is left without
         // one because a server has forgotten it.
@@ -145,6 +158,21 @@ impl Session {
         if !self.table(kind).is_wildcard() {
             self.make_up(kind, &name);
         }
+    }
+
+    /// What a file holds, which is a stream with one type, can't be used.
+    pub(in crate::source::xds) fn refuse(
+        &mut self,
+        stream: usize,
+        reasons: Vec<RejectedResource>,
+        now: Now,
+    ) {
+        let Some(table) = self.tables.iter().find(|table| table.stream == Some(stream)) else {
+            return;
+        };
+        let (kind, told) = (table.kind, reasons.iter().map(ToString::to_string));
+        let digest = digest_of(told.collect::<Vec<_>>().iter().map(String::as_bytes));
+        self.answer(kind, String::new(), digest, reasons, now);
     }
 
     fn of_url(&self, stream: usize, type_url: &str) -> Option<ResourceType> {
@@ -191,6 +219,8 @@ impl Session {
         } else if ResourceType::of_url(&any.type_url) != Some(kind) {
             let reason = format!("is a `{}`, not the type that was asked for", any.type_url);
             Some(rejection(&path(), reason))
+        } else if self.table(kind).fixed.contains(&name) {
+            Some(rejection(&path(), "is among the bootstrap's static_resources"))
         } else if !judgement.names.insert(Arc::clone(&name)) {
             Some(rejection(&path(), "is given twice"))
         } else {
@@ -208,13 +238,24 @@ impl Session {
                 held.made_up = false;
                 self.table_mut(kind).waiting.clear(&name);
             }
-            _ => match decode(kind, &name, &version, &any) {
-                Ok(held) if kind == ResourceType::Listener => {
-                    return judgement.listeners.push(Listener { name, held, ttl });
+            _ => match decode(kind, &name, &version, &any)
+                .and_then(|(held, references)| Ok((self.fits(&name, held)?, references)))
+            {
+                Ok((held, references)) => {
+                    let stream = self.table(kind).stream;
+                    if let Err(reason) = self.place(stream, &references) {
+                        return judgement.rejected.push(reason);
+                    }
+                    if kind == ResourceType::Listener {
+                        return judgement.listeners.push(Listener { name, held, ttl });
+                    }
+                    self.table_mut(kind).accept(Arc::clone(&name), held);
                 }
-                Ok(held) => self.table_mut(kind).accept(Arc::clone(&name), held),
                 // The last good one stays.
-                Err(reasons) => return judgement.rejected.extend(reasons),
+                Err(reasons) => {
+                    self.go_on_without(kind, &name);
+                    return judgement.rejected.extend(reasons);
+                }
             },
         }
         self.live(kind, &name, ttl, now);
@@ -252,6 +293,46 @@ impl Session {
             }
             self.table_mut(ResourceType::Listener).accept(Arc::clone(&name), held);
             self.live(ResourceType::Listener, &name, ttl, now);
+        }
+    }
+
+    /// A filter's configuration has to be of a type that every place it is for takes.
+    fn fits(&self, name: &Arc<str>, held: Held) -> Result<Held, Vec<RejectedResource>> {
+        let Some(Body { resource: Resource::ExtensionConfig(config), .. }) = &held.body else {
+            return Ok(held);
+        };
+        for (listener, holder) in &self.table(ResourceType::Listener).accepted {
+            let mut filters = holder.needs.filters(name);
+            let refusing = filters.find(|filter| !filter.type_names.contains(&config.type_name));
+            if let Some(filter) = refusing {
+                let path = format!("{}[{name}]", ResourceType::ExtensionConfig.table());
+                let reason = format!(
+                    "is a {}, and listener `{listener}` takes only {}",
+                    config.type_name,
+                    filter.type_names.join(", ")
+                );
+                return Err(vec![rejection(&path, reason)]);
+            }
+        }
+        Ok(held)
+    }
+
+    /// A filter's first configuration was refused: as Envoy, its listener goes on without
+    /// one, which answers its requests 500, rather than not to be there at all. One that
+    /// serves already keeps serving as it did.
+    fn go_on_without(&mut self, kind: ResourceType, name: &Arc<str>) {
+        if kind != ResourceType::ExtensionConfig || self.table(kind).accepted.contains_key(name) {
+            return;
+        }
+        self.table_mut(kind).waiting.clear(name);
+        let listeners = self.table(ResourceType::Listener);
+        let serves = listeners.pending.iter().any(|listener| {
+            let held = listeners.accepted.get(listener);
+            let needs_it = held.is_some_and(|held| held.needs.filters(name).next().is_some());
+            needs_it && listeners.in_force.contains_key(listener)
+        });
+        if !serves {
+            self.make_up(kind, name);
         }
     }
 
@@ -349,8 +430,8 @@ pub(super) fn decode(
     name: &Arc<str>,
     version: &str,
     any: &Any,
-) -> Result<Held, Vec<RejectedResource>> {
-    let resource = xds::decode_strict(&any.type_url, &any.value)?;
+) -> Result<(Held, Vec<Reference>), Vec<RejectedResource>> {
+    let (resource, references) = xds::decode_strict(&any.type_url, &any.value)?;
     let path = format!("{}[{name}]", kind.table());
     let resource = match resource {
         // Its own name is not what it is asked for by.
@@ -363,19 +444,21 @@ pub(super) fn decode(
         return Err(vec![rejection(&format!("{path}.{}", kind.name_field()), reason)]);
     }
     let needs = Needs::of(&resource);
-    if let Some((_, located)) = needs.all().find(|(_, name)| name.starts_with(LOCATOR)) {
+    let names = ResourceType::ALL.into_iter().flat_map(|kind| needs.named(kind));
+    if let Some(located) = names.into_iter().find(|name| name.starts_with(LOCATOR)) {
         let reason = format!("`{located}`: xdstp names are not supported");
         return Err(vec![rejection(&path, reason)]);
     }
-    Ok(Held {
+    let held = Held {
         version: version.to_owned(),
         digest: digest_of([any.value.as_slice()]),
         needs,
-        // No second copy of a private key.
-        body: Some(match resource.may_be_stored() {
-            true => Body { resource, raw: any.value.as_slice().into() },
-            false => Body { resource, raw: Arc::default() },
+        body: Some(Body {
+            // No second copy of a private key.
+            raw: resource.stored(any.value.as_slice().into()).unwrap_or_default(),
+            resource,
         }),
         made_up: false,
-    })
+    };
+    Ok((held, references))
 }

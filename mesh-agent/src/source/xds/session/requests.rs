@@ -81,7 +81,9 @@ impl Table {
             ..DeltaDiscoveryRequest::default()
         };
         if !std::mem::replace(&mut self.opened, true) {
-            let held = self.accepted.iter().filter(|(_, held)| !held.made_up);
+            let fixed = &self.fixed;
+            let held =
+                self.accepted.iter().filter(|(name, held)| !held.made_up && !fixed.contains(*name));
             request.initial_resource_versions =
                 held.map(|(name, held)| (name.to_string(), held.version.clone())).collect();
         } else if self.reply_at().is_some_and(|at| at <= now.at)

@@ -113,7 +113,8 @@ impl Session {
     /// The first thing that is waited for before a resource with these needs takes effect.
     pub(super) fn lacks(&self, kind: Type, name: &str, needs: &Needs) -> Option<Key> {
         let missing = needs.all().find(|(kind, name)| !self.table(*kind).has(name));
-        missing.cloned().or_else(|| {
+        let missing = missing.map(|(kind, name)| (kind, Arc::clone(name)));
+        missing.or_else(|| {
             if !self.table(kind).in_force.contains_key(name) {
                 return None;
             }
@@ -191,7 +192,8 @@ impl Session {
                 wanted.extend(needs.named(kind).cloned());
             }
         }
-        let deadline = now + self.initial_fetch_timeout;
+        wanted.retain(|name| !self.table(kind).fixed.contains(name));
+        let timeout = self.initial_fetch_timeout;
         let connected = self.is_connected(kind);
         let table = self.table_mut(kind);
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
@@ -206,11 +208,13 @@ impl Session {
             if table.stream.is_none() {
                 nowhere.push(Arc::clone(name));
             } else if connected {
-                table.waiting.set(name, deadline);
+                table.wait(name, now, timeout);
             }
         }
         table.wanted = wanted;
+        table.claimed = false;
         for name in dropped {
+            table.timeouts.remove(&name);
             table.waiting.clear(&name);
             table.absent.remove(&name);
             table.remove(&name);

@@ -26,8 +26,20 @@ pub(super) struct Needs {
     names: Vec<(ResourceType, Arc<str>)>,
     /// Clusters it leads to, and can do without: what would go there fails.
     pub(super) leads_to: BTreeSet<Arc<str>>,
+    /// Filters that are configured by themselves.
+    filters: Vec<FilterNeed>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
+}
+
+/// A filter's configuration, for one place that is for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FilterNeed {
+    name: Arc<str>,
+    /// The types that are taken there.
+    pub(super) type_names: Vec<Arc<str>>,
+    /// Whether the listener waits for it.
+    warms: bool,
 }
 
 impl Needs {
@@ -40,6 +52,11 @@ impl Needs {
                 needs.add(ResourceType::Cluster, clusters.into_iter().map(|name| &name.0));
                 needs.leads_to(listener.cluster_names());
                 needs.address = Some((listener.direction, listener.address));
+                for filter in listener.discovered_filters() {
+                    let (name, warms) = (Arc::clone(&filter.name), filter.warms);
+                    let type_names = filter.type_names.clone();
+                    needs.filters.push(FilterNeed { name, type_names, warms });
+                }
             }
             Resource::Routes(routes) => {
                 if routes.validate_clusters == Some(true) {
@@ -49,6 +66,7 @@ impl Needs {
             }
             Resource::Cluster(cluster) => {
                 needs.add(ResourceType::Endpoints, cluster.assignment_name());
+                needs.add(ResourceType::Secret, cluster.secret_names());
             }
             Resource::VirtualHost(_, host) => {
                 needs.leads_to(host.cluster_names());
@@ -72,14 +90,24 @@ impl Needs {
         self.leads_to.extend(clusters.into_iter().map(|name| Arc::clone(&name.0)));
     }
 
-    /// Every name that is needed, with its type.
-    pub(super) fn all(&self) -> impl Iterator<Item = &(ResourceType, Arc<str>)> {
-        self.names.iter()
+    /// Every name that has to be there first, with its type.
+    pub(super) fn all(&self) -> impl Iterator<Item = (ResourceType, &Arc<str>)> {
+        let filters = self.filters.iter().filter(|filter| filter.warms);
+        let filters = filters.map(|filter| (ResourceType::ExtensionConfig, &filter.name));
+        self.names.iter().map(|(kind, name)| (*kind, name)).chain(filters)
     }
 
-    /// The names of that type that are needed.
+    /// The names of that type that are asked for, whether they have to be there first or
+    /// not.
     pub(super) fn named(&self, kind: ResourceType) -> impl Iterator<Item = &Arc<str>> {
-        self.names.iter().filter(move |(of, _)| *of == kind).map(|(_, name)| name)
+        let filters = self.filters.iter().filter(move |_| kind == ResourceType::ExtensionConfig);
+        let names = self.names.iter().filter(move |(of, _)| *of == kind).map(|(_, name)| name);
+        names.chain(filters.map(|filter| &filter.name))
+    }
+
+    /// The filters that are configured by that name.
+    pub(super) fn filters(&self, name: &str) -> impl Iterator<Item = &FilterNeed> {
+        self.filters.iter().filter(move |filter| &*filter.name == name)
     }
 }
 
@@ -157,6 +185,13 @@ pub(super) struct Table {
     pub(super) asked: BTreeSet<Arc<str>>,
     /// Wanted, and not to be had: nobody waits for them.
     pub(super) absent: BTreeSet<Arc<str>>,
+    /// Those that were held from the start: no server changes or removes them.
+    pub(super) fixed: BTreeSet<Arc<str>>,
+    /// How long a name is waited for, where its source says so; zero: for ever.
+    pub(super) timeouts: HashMap<Arc<str>, Duration>,
+    /// Whether a resource that was judged since names were worked out relies on the
+    /// stream.
+    pub(super) claimed: bool,
     /// Whether what its resources need, or what was asked for, may have changed since
     /// names were worked out.
     pub(super) renamed: bool,
@@ -199,6 +234,9 @@ impl Table {
             wanted: BTreeSet::new(),
             asked: BTreeSet::new(),
             absent: BTreeSet::new(),
+            fixed: BTreeSet::new(),
+            timeouts: HashMap::new(),
+            claimed: false,
             renamed: false,
             waiting: Timers::default(),
             lives: Timers::default(),
@@ -251,6 +289,9 @@ impl Table {
     }
 
     pub(super) fn remove(&mut self, name: &str) {
+        if self.fixed.contains(name) {
+            return;
+        }
         if let Some((name, _)) = self.accepted.remove_entry(name) {
             self.pending.remove(&name);
             self.renamed = true;
@@ -258,6 +299,14 @@ impl Table {
             if self.in_force.contains_key(&name) {
                 self.leaving.insert(name);
             }
+        }
+    }
+
+    /// Waits for a name, for as long as its source says or else `timeout`.
+    pub(super) fn wait(&mut self, name: &Arc<str>, now: Instant, timeout: Duration) {
+        let timeout = self.timeouts.get(name).copied().unwrap_or(timeout);
+        if !self.timeouts.contains_key(name) || !timeout.is_zero() {
+            self.waiting.set(name, now + timeout);
         }
     }
 

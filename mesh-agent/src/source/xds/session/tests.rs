@@ -78,7 +78,7 @@ impl Bench {
         all.extend(snapshot.listeners.iter().map(|l| format!("lds/{}", l.name)));
         all.extend(snapshot.routes.keys().map(|n| format!("rds/{n}")));
         all.extend(snapshot.secrets.keys().map(|n| format!("sds/{n}")));
-        all.extend(snapshot.runtime.keys().map(|n| format!("rtds/{n}")));
+        all.extend(snapshot.runtime_layers.keys().map(|n| format!("rtds/{n}")));
         all.extend(snapshot.extension_configs.keys().map(|n| format!("ecds/{n}")));
         all.sort();
         all

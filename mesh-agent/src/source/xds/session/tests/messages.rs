@@ -1,5 +1,7 @@
 //! Resources to say things with.
 
+use std::sync::OnceLock;
+
 use envoy_types::pb::{
     envoy::{
         config::{
@@ -183,17 +185,24 @@ fn route_configuration(name: &str, cluster: &str) -> RouteConfiguration {
     }
 }
 
-/// PEM of some bytes: what they mean is not looked at where they are decoded.
-fn pem(label: &str) -> Option<DataSource> {
-    let text = format!("-----BEGIN {label}-----\nc2VjcmV0\n-----END {label}-----\n");
-    let specifier = Some(data_source::Specifier::InlineString(text));
+fn inline(text: &str) -> Option<DataSource> {
+    let specifier = Some(data_source::Specifier::InlineString(text.to_owned()));
     Some(DataSource { specifier, ..DataSource::default() })
+}
+
+/// A certificate and its key, in PEM; the same every time.
+fn pair() -> &'static (String, String) {
+    static PAIR: OnceLock<(String, String)> = OnceLock::new();
+    PAIR.get_or_init(|| {
+        let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    })
 }
 
 pub(super) fn secret(name: &str) -> Any {
     let certificate = TlsCertificate {
-        certificate_chain: pem("CERTIFICATE"),
-        private_key: pem("PRIVATE KEY"),
+        certificate_chain: inline(&pair().0),
+        private_key: inline(&pair().1),
         ..TlsCertificate::default()
     };
     any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
@@ -202,8 +211,8 @@ pub(super) fn secret(name: &str) -> Any {
 /// A secret whose key is none.
 pub(super) fn bad_secret(name: &str) -> Any {
     let certificate = TlsCertificate {
-        certificate_chain: pem("CERTIFICATE"),
-        private_key: pem("NO KEY"),
+        certificate_chain: inline(&pair().0),
+        private_key: inline("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"),
         ..TlsCertificate::default()
     };
     any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
@@ -211,7 +220,7 @@ pub(super) fn bad_secret(name: &str) -> Any {
 
 pub(super) fn trusted_ca(name: &str) -> Any {
     let context = CertificateValidationContext {
-        trusted_ca: pem("CERTIFICATE"),
+        trusted_ca: inline(&pair().0),
         ..CertificateValidationContext::default()
     };
     any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::ValidationContext(context)) })

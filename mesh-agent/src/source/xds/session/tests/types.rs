@@ -87,10 +87,7 @@ fn a_bad_secret_is_refused_without_saying_it_and_the_last_good_one_stays() {
     bench.tells(SDS, "s2", &[("s", messages::bad_secret("s"))], &[]);
     while let Some(Request::Delta(request)) = bench.session.poll_request(0, bench.now) {
         if let Some(error) = request.error_detail {
-            assert_eq!(
-                error.message,
-                "secrets[s].tls_certificate.private_key: is no PEM private key"
-            );
+            assert_eq!(error.message, "secrets[s].tls_certificate: the private key can't be used");
         }
     }
     let [reason] = bench.refused.as_slice() else { panic!("{:?}", bench.refused) };

@@ -1,0 +1,384 @@
+//! Envoy's bootstrap file: who the agent is, where its control planes are, and what is
+//! fixed. What does not apply is refused by its path.
+//!
+//! Spec: `envoy/config/bootstrap/v3/bootstrap.proto`.
+
+mod server;
+mod tls;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    path::Path,
+};
+
+use envoy_types::pb::envoy::config::{
+    bootstrap::v3::{
+        Admin, Bootstrap as PbBootstrap,
+        bootstrap::{DynamicResources, StaticResources},
+    },
+    cluster::v3::Cluster as PbCluster,
+    core::v3::{ConfigSource, Locality, Node},
+    listener::v3::Listener as PbListener,
+};
+use prost::Message as _;
+use serde_json::Value;
+
+use super::{
+    ResourceType, common, config_source, decode_with_references, layered_runtime,
+    options::{Fixed, NodeInfo, Origin, Service, Subscription, XdsOptions, json_of},
+    reject::{Decoder, rejection, unsupported},
+};
+use crate::{
+    model::runtime::LayeredRuntime,
+    snapshot::RejectedResource,
+    source::{
+        json,
+        text::{self, Format},
+    },
+};
+
+const FULL_NAME: &str = "envoy.config.bootstrap.v3.Bootstrap";
+
+/// More than any bootstrap file.
+const FILE_MAX_BYTES: u64 = 16 << 20;
+
+/// What a bootstrap file says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bootstrap {
+    pub xds: XdsOptions,
+    /// Where the agent answers.
+    pub admin: Option<SocketAddr>,
+    pub runtime: LayeredRuntime,
+}
+
+/// Reads a bootstrap file, in YAML or JSON. Blocks.
+///
+/// # Errors
+/// Everything in it that is wrong or not supported, by path.
+pub fn read_bootstrap(path: &Path) -> Result<Bootstrap, Vec<RejectedResource>> {
+    let file = path.display().to_string();
+    let told = |reason: String| vec![rejection(&file, reason)];
+    let length = fs::metadata(path).map_err(|error| told(error.to_string()))?.len();
+    if length > FILE_MAX_BYTES {
+        return Err(told(format!("is larger than {FILE_MAX_BYTES} bytes")));
+    }
+    let content = fs::read(path).map_err(|error| told(error.to_string()))?;
+    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    let format = if is_json { Format::Json } else { Format::Yaml };
+    let documents = text::documents(&file, format, &content).map_err(|rejected| vec![rejected])?;
+    let parsed = match <[Value; 1]>::try_from(documents) {
+        Ok([document]) => parse(document),
+        Err(_) => Err(told("must hold one document".to_owned())),
+    };
+    json::forget_descriptors();
+    parsed
+}
+
+fn parse(document: Value) -> Result<Bootstrap, Vec<RejectedResource>> {
+    let Value::Object(fields) = document else {
+        return Err(vec![rejection("bootstrap", "must be a mapping")]);
+    };
+    let mut rejected = Vec::new();
+    let decoded = match json::transcode_message(FULL_NAME, fields, String::new()) {
+        Err(reasons) => Err(reasons),
+        Ok(transcoded) => {
+            let decoded = PbBootstrap::decode(transcoded.bytes.as_slice())
+                .map_err(|error| vec![rejection("bootstrap", error.to_string())])
+                .and_then(decode);
+            match decoded {
+                Ok(decoded) if transcoded.rejected.is_empty() => Ok(decoded),
+                Ok(_) => Err(transcoded.rejected),
+                Err(mut further) => {
+                    further.retain(|further| !transcoded.explains(&further.path));
+                    rejected = transcoded.rejected;
+                    Err(further)
+                }
+            }
+        }
+    };
+    decoded.map_err(|further| {
+        rejected.extend(further);
+        for RejectedResource { path, .. } in &mut rejected {
+            // The root has no name.
+            if let Some(rest) = path.strip_prefix('.') {
+                *path = rest.to_owned();
+            }
+        }
+        rejected
+    })
+}
+
+fn decode(value: PbBootstrap) -> Result<Bootstrap, Vec<RejectedResource>> {
+    let mut decoder = Decoder::new(String::new());
+    let decoded = bootstrap(&mut decoder, value);
+    decoder.finish(decoded)
+}
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
+    let PbBootstrap {
+        node,
+        node_context_params,
+        static_resources,
+        dynamic_resources,
+        cluster_manager,
+        hds_config,
+        flags_path,
+        stats_sinks,
+        deferred_stat_options,
+        stats_config,
+        watchdog,
+        watchdogs,
+        tracing,
+        layered_runtime,
+        admin,
+        overload_manager,
+        enable_dispatcher_stats,
+        header_prefix,
+        stats_server_version_override,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        bootstrap_extensions,
+        fatal_actions,
+        config_sources,
+        default_config_source,
+        default_socket_interface,
+        certificate_provider_instances,
+        inline_headers,
+        perf_tracing_file_path,
+        default_regex_engine,
+        xds_delegate_extension,
+        xds_config_tracker_extension,
+        listener_manager,
+        application_log_config,
+        grpc_async_client_manager_config,
+        memory_allocator_manager,
+        enable_worker_cpu_affinity,
+        // Metrics are scraped: nothing is flushed.
+        stats_flush_interval: _,
+        stats_flush: _,
+        stats_eviction,
+    } = value;
+    unsupported!(
+        d;
+        node_context_params, cluster_manager, hds_config, flags_path, stats_sinks,
+        deferred_stat_options, stats_config, watchdog, watchdogs, tracing,
+        overload_manager, enable_dispatcher_stats, header_prefix, stats_server_version_override,
+        use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config,
+        bootstrap_extensions, fatal_actions, config_sources, default_config_source,
+        default_socket_interface, certificate_provider_instances, inline_headers,
+        perf_tracing_file_path, default_regex_engine, xds_delegate_extension,
+        xds_config_tracker_extension, listener_manager, application_log_config,
+        grpc_async_client_manager_config, memory_allocator_manager, enable_worker_cpu_affinity,
+        stats_eviction,
+    );
+    let node = match node {
+        Some(value) => d.field("node", |d| self::node(d, value)),
+        None => d.field("node", |d| d.refused("is missing")),
+    };
+    let admin = match admin {
+        Some(value) => d.field("admin", |d| self::admin(d, value)),
+        None => Some(None),
+    };
+    let dynamic_is_empty = dynamic_resources.is_none();
+    let dynamic = match dynamic_resources {
+        Some(value) => d.field("dynamic_resources", |d| dynamic(d, value)),
+        None => Some(Dynamic::default()),
+    };
+    if dynamic_is_empty && static_resources.is_none() {
+        d.refuse_field("dynamic_resources", "is missing, and nothing is static");
+    }
+    let runtime = match layered_runtime {
+        Some(value) => d.field("layered_runtime", |d| layered_runtime::layered_runtime(d, value)),
+        None => Some(LayeredRuntime::default()),
+    };
+    let Dynamic { ads, listeners, clusters } = dynamic?;
+    let discovered = |runtime: &LayeredRuntime| runtime.resource_names().next().is_some();
+    if ads.is_none() && runtime.as_ref().is_some_and(discovered) {
+        d.refuse_field("layered_runtime", "has an rtds_layer, and there is no ads_config");
+    }
+    let mut named = BTreeSet::new();
+    let origins = [&listeners, &clusters];
+    let origins = origins.into_iter().flatten().filter_map(|s| match &s.origin {
+        Origin::Service(service) => Some(service),
+        Origin::Ads | Origin::File(_) => None,
+    });
+    for service in ads.iter().chain(origins) {
+        named.extend(service.clusters.iter().map(String::as_str));
+    }
+    let Static { servers, fixed } =
+        d.field("static_resources", |d| fixed(d, static_resources.unwrap_or_default(), &named))?;
+    let xds = XdsOptions { node: node?, servers, ads, listeners, clusters, fixed };
+    Some(Bootstrap { xds, admin: admin?, runtime: runtime? })
+}
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn node(d: &mut Decoder, value: Node) -> Option<NodeInfo> {
+    let Node {
+        id,
+        cluster,
+        metadata,
+        dynamic_parameters,
+        locality,
+        user_agent_name,
+        extensions,
+        client_features,
+        listening_addresses,
+        user_agent_version_type,
+    } = value;
+    // The agent says itself what it is and what it can.
+    unsupported!(
+        d;
+        dynamic_parameters, user_agent_name, extensions, client_features, listening_addresses,
+        user_agent_version_type,
+    );
+    if id.is_empty() {
+        d.refuse_field("id", "is missing");
+    }
+    let Locality { region, zone, sub_zone } = locality.unwrap_or_default();
+    let metadata = metadata.map(json_of).unwrap_or_default();
+    Some(NodeInfo { id, cluster, metadata, locality: [region, zone, sub_zone] })
+}
+
+/// The address; the outer `None` says that something was refused.
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn admin(d: &mut Decoder, value: Admin) -> Option<Option<SocketAddr>> {
+    let Admin {
+        access_log,
+        access_log_path,
+        profile_path,
+        address,
+        socket_options,
+        // There is no such limit.
+        ignore_global_conn_limit: _,
+        allow_paths,
+    } = value;
+    unsupported!(d; profile_path, socket_options, allow_paths);
+    common::refuse_access_logs(d, &access_log);
+    if !access_log_path.is_empty() && access_log_path != "/dev/null" {
+        d.refuse_field("access_log_path", "is not supported, but for /dev/null");
+    }
+    match address {
+        None => Some(None),
+        some => common::socket_address(d, "address", some).map(Some),
+    }
+}
+
+#[derive(Default)]
+struct Dynamic {
+    ads: Option<Service>,
+    listeners: Option<Subscription>,
+    clusters: Option<Subscription>,
+}
+
+fn dynamic(d: &mut Decoder, value: DynamicResources) -> Option<Dynamic> {
+    let DynamicResources {
+        lds_config,
+        lds_resources_locator,
+        cds_config,
+        cds_resources_locator,
+        ads_config,
+    } = value;
+    unsupported!(d; lds_resources_locator, cds_resources_locator);
+    let ads = match ads_config {
+        Some(api) => d.field("ads_config", |d| config_source::service(d, api)).map(Some),
+        None => Some(None),
+    };
+    let has_ads = ads != Some(None);
+    let listeners = subscription(d, "lds_config", lds_config, has_ads);
+    let clusters = subscription(d, "cds_config", cds_config, has_ads);
+    Some(Dynamic { ads: ads?, listeners: listeners?, clusters: clusters? })
+}
+
+fn subscription(
+    d: &mut Decoder,
+    field: &str,
+    value: Option<ConfigSource>,
+    has_ads: bool,
+) -> Option<Option<Subscription>> {
+    let Some(value) = value else { return Some(None) };
+    d.field(field, |d| {
+        let (origin, timeout) = config_source::decode(d, value)?;
+        match origin {
+            Some(Origin::Ads) if !has_ads => {
+                d.refuse_field("ads", "needs dynamic_resources.ads_config");
+                None
+            }
+            Some(origin) => Some(Some(Subscription { origin, timeout })),
+            None => d.refused("must be ads, api_config_source or path_config_source"),
+        }
+    })
+}
+
+struct Static {
+    servers: BTreeMap<String, Vec<super::address::Server>>,
+    fixed: Vec<Fixed>,
+}
+
+/// Clusters of management servers, which `named` are at least, and everything else.
+fn fixed(d: &mut Decoder, value: StaticResources, named: &BTreeSet<&str>) -> Option<Static> {
+    let StaticResources { listeners, clusters, secrets } = value;
+    let mut found = Static { servers: BTreeMap::new(), fixed: Vec::new() };
+    for (i, PbListener { name, .. }) in listeners.iter().enumerate() {
+        if name.is_empty() {
+            d.item("listeners", i, |d| d.refuse_field("name", "is missing"));
+        }
+    }
+    for listener in listeners {
+        found.fixed(d, ResourceType::Listener, &listener.name, listener.encode_to_vec());
+    }
+    for secret in secrets {
+        found.fixed(d, ResourceType::Secret, &secret.name, secret.encode_to_vec());
+    }
+    let mut names = BTreeSet::new();
+    for cluster in clusters {
+        let name = cluster.name.clone();
+        if !names.insert(name.clone()) {
+            d.item("clusters", &name, |d| d.refuse("is given twice"));
+        } else if named.contains(name.as_str()) {
+            let servers = d.item("clusters", &name, |d| server::cluster(d, cluster));
+            found.servers.extend(servers.map(|servers| (name, servers)));
+        } else {
+            found.unnamed(d, name, cluster);
+        }
+    }
+    for name in named.iter().filter(|name| !names.contains(**name)) {
+        d.refuse_field("clusters", format!("`{name}` is missing"));
+    }
+    Some(found)
+}
+
+impl Static {
+    fn fixed(&mut self, d: &mut Decoder, kind: ResourceType, name: &str, value: Vec<u8>) {
+        match decode_with_references(kind.type_url(), &value) {
+            Ok(_) => self.fixed.push(Fixed { kind, name: name.into(), value: value.into() }),
+            Err(reasons) => d.adopt(reasons),
+        }
+    }
+
+    /// A cluster that the bootstrap itself asks nothing of: a resource may name it as its
+    /// config source, if it speaks HTTP/2; or it is one for traffic; or both.
+    fn unnamed(&mut self, d: &mut Decoder, name: String, cluster: PbCluster) {
+        let value = cluster.encode_to_vec();
+        let mut aside = Decoder::new(String::new());
+        let servers = if server::speaks_http2(&cluster) {
+            let servers = server::cluster(&mut aside, cluster);
+            aside.finish(servers).ok()
+        } else {
+            None
+        };
+        let Some(servers) = servers else {
+            return self.fixed(d, ResourceType::Cluster, &name, value);
+        };
+        if decode_with_references(ResourceType::Cluster.type_url(), &value).is_ok() {
+            self.fixed(d, ResourceType::Cluster, &name, value);
+        }
+        self.servers.insert(name, servers);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! `path_config_source`: a file in place of a server.
+//!
+//! The file is read anew when something is moved to where it is, or, if it says so, into
+//! the directory it names: a file that is half written never counts. What it holds is
+//! taken as a server's response would be.
+
+use std::{
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
+use notify::{
+    Event as Change, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, ModifyKind, RenameMode},
+};
+use prost::Message as _;
+use tokio::{
+    sync::mpsc,
+    time::{self, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{ResourceType, options::WatchedFile, rejection, session::Request},
+    Event, Events, REQUESTS, Response,
+};
+use crate::{
+    snapshot::RejectedResource,
+    source::{file, json},
+};
+
+/// How often the file is looked at where the kernel grants no watch.
+const POLL: Duration = Duration::from_secs(5);
+
+/// After so long without a change, what was needed to read the file is given back.
+const DESCRIPTORS_KEPT: Duration = Duration::from_secs(3);
+
+/// Reads the file now and at every change, until nobody listens.
+pub(super) async fn watch(watched: WatchedFile, kind: ResourceType, at: usize, events: Events) {
+    let (requests, mut asked) = mpsc::channel(REQUESTS);
+    let server = format!("file://{}", watched.path.display());
+    let connecting = Event::Connecting { server, requests, stop: CancellationToken::new() };
+    if events.send((at, connecting)).await.is_err() {
+        return;
+    }
+    let mut changes = Changes::of(&watched);
+    let mut names: Vec<String> = Vec::new();
+    let mut sent = None;
+    let mut number = 0_u64;
+    loop {
+        let read = read(watched.path.clone(), kind).await;
+        // The same is said twice only to somebody who asks for something else.
+        if sent.as_ref() != Some(&read) {
+            number += 1;
+            let event = match read.clone() {
+                Ok(response) => {
+                    let nonce = number.to_string();
+                    Event::Said(Response::Sotw(DiscoveryResponse { nonce, ..response }))
+                }
+                Err(reasons) => Event::Refused(reasons),
+            };
+            if events.send((at, event)).await.is_err() {
+                return;
+            }
+            sent = Some(read);
+        }
+        loop {
+            tokio::select! {
+                () = changes.next() => break,
+                request = asked.recv() => match request {
+                    Some(Request::Sotw(request)) if request.resource_names != names => {
+                        names = request.resource_names;
+                        sent = None;
+                        break;
+                    }
+                    Some(_) => {}
+                    None => return,
+                },
+                () = time::sleep(DESCRIPTORS_KEPT), if changes.fresh => {
+                    json::forget_descriptors();
+                    changes.fresh = false;
+                }
+            }
+        }
+        changes.fresh = true;
+    }
+}
+
+/// What the file says, under its own version or else a digest of it.
+async fn read(
+    path: PathBuf,
+    kind: ResourceType,
+) -> Result<DiscoveryResponse, Vec<RejectedResource>> {
+    let name = path.display().to_string();
+    let told = |reason: String| vec![rejection(&name, reason)];
+    let of_file = path.clone();
+    let work = move || {
+        let content = file::read_file(&of_file, file::FILE_MAX_BYTES)?;
+        Ok::<_, io::Error>(decode(&of_file, kind, &content))
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(decoded)) => decoded,
+        Ok(Err(error)) => Err(told(error.to_string())),
+        Err(error) => Err(told(format!("reading it failed: {error}"))),
+    }
+}
+
+fn decode(
+    path: &Path,
+    kind: ResourceType,
+    content: &[u8],
+) -> Result<DiscoveryResponse, Vec<RejectedResource>> {
+    let name = path.display().to_string();
+    let mut response = if path.extension() == Some(OsStr::new("pb")) {
+        DiscoveryResponse::decode(content)
+            .map_err(|error| vec![rejection(&name, error.to_string())])?
+    } else {
+        file::response(&name, path, content)?
+    };
+    if response.version_info.is_empty() {
+        response.version_info = file::short_digest(content);
+    }
+    if response.type_url.is_empty() {
+        response.type_url = kind.type_url().to_owned();
+    }
+    if ResourceType::of_url(&response.type_url) != Some(kind) {
+        let reason = format!("`{}` is not {}", response.type_url, kind.type_url());
+        return Err(vec![rejection(&format!("{name}: type_url"), reason)]);
+    }
+    Ok(response)
+}
+
+/// Tells when the file is to be read anew.
+struct Changes {
+    /// Kept for its watch.
+    _watcher: Option<RecommendedWatcher>,
+    moved: mpsc::Receiver<()>,
+    poll: Option<time::Interval>,
+    /// Whether what was needed to read the file is still held.
+    fresh: bool,
+}
+
+impl Changes {
+    fn of(watched: &WatchedFile) -> Self {
+        let (sender, moved) = mpsc::channel(1);
+        let mut watcher = None;
+        let mut every = watched.poll;
+        if every.is_none() {
+            match Self::watch(watched, sender) {
+                Ok(granted) => watcher = Some(granted),
+                Err(error) => {
+                    let path = watched.path.display();
+                    tracing::warn!(%path, %error, "no watch granted: changes are seen by polling");
+                    every = Some(POLL);
+                }
+            }
+        }
+        let poll = every.map(|every| {
+            let mut poll = time::interval_at(time::Instant::now() + every, every);
+            poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            poll
+        });
+        Self { _watcher: watcher, moved, poll, fresh: true }
+    }
+
+    fn watch(
+        watched: &WatchedFile,
+        moved: mpsc::Sender<()>,
+    ) -> Result<RecommendedWatcher, notify::Error> {
+        let parent = watched.path.parent().unwrap_or(Path::new("/"));
+        let directory = watched.directory.as_deref().unwrap_or(parent).to_owned();
+        // Without a directory of its own, only the file itself counts.
+        let name = watched.directory.is_none().then(|| watched.path.file_name()).flatten();
+        let (name, in_place) = (name.map(OsStr::to_owned), watched.in_place);
+        let of = directory.clone();
+        let mut watcher = notify::recommended_watcher(move |change: notify::Result<Change>| {
+            let counts = change.as_ref().map_or(true, |change| {
+                let named = |path: &PathBuf| match &name {
+                    Some(name) => path.file_name() == Some(name),
+                    None => path.parent() == Some(&of),
+                };
+                let kind = match change.kind {
+                    EventKind::Modify(ModifyKind::Name(RenameMode::From)) => false,
+                    EventKind::Modify(ModifyKind::Name(_)) => true,
+                    // A link made in place is whole as well.
+                    EventKind::Create(_) => change.paths.iter().any(|path| path.is_symlink()),
+                    EventKind::Access(AccessKind::Close(AccessMode::Write)) => in_place,
+                    _ => false,
+                };
+                change.need_rescan() || (kind && change.paths.iter().any(named))
+            });
+            if counts {
+                // Full: it will be read anyway.
+                let _ = moved.try_send(());
+            }
+        })?;
+        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    }
+
+    async fn next(&mut self) {
+        let Self { moved, poll, .. } = self;
+        let tick = async {
+            match poll {
+                Some(poll) => _ = poll.tick().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            moved = moved.recv() => if moved.is_none() {
+                // The watcher's thread is gone.
+                std::future::pending().await
+            },
+            () = tick => {}
+        }
+    }
+}

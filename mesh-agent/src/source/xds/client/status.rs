@@ -1,0 +1,110 @@
+//! What people see of the streams.
+
+use std::time::SystemTime;
+
+use super::super::{
+    ResourceType,
+    session::{TypeStatus, Variant},
+};
+
+/// Where a stream is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamState {
+    /// A server is being dialled, or has not answered yet.
+    #[default]
+    Connecting,
+    /// A server answers, or has nothing new to say.
+    Connected,
+    /// No server could be used; they are tried again soon.
+    BackingOff,
+}
+
+/// What people see of the connection to the control planes.
+#[derive(Debug, Clone, Default)]
+pub struct AdsStatus {
+    /// In the order in which they were needed first.
+    pub streams: Vec<StreamStatus>,
+    pub types: Vec<TypeStatus>,
+}
+
+/// One stream, or one file.
+#[derive(Debug, Clone)]
+pub struct StreamStatus {
+    /// `http://…`, `https://…`, `unix://…` or `file://…`; empty before the first try.
+    pub server: String,
+    pub variant: Variant,
+    /// The type it carries; `None`: all that no other does.
+    pub kind: Option<&'static str>,
+    pub state: StreamState,
+    /// Since when it is in this state.
+    pub since: SystemTime,
+    /// Why the last connection ended.
+    pub last_error: Option<String>,
+    /// How many connections were tried.
+    pub tries: u64,
+}
+
+impl Default for StreamStatus {
+    fn default() -> Self {
+        Self {
+            server: String::new(),
+            variant: Variant::Sotw,
+            kind: None,
+            state: StreamState::Connecting,
+            since: SystemTime::now(),
+            last_error: None,
+            tries: 0,
+        }
+    }
+}
+
+impl AdsStatus {
+    /// Whether every stream has its server.
+    pub fn is_connected(&self) -> bool {
+        self.streams.iter().all(|stream| stream.state == StreamState::Connected)
+    }
+
+    pub(super) fn stream(&mut self, at: usize) -> &mut StreamStatus {
+        let count = self.streams.len().max(at + 1);
+        self.streams.resize_with(count, StreamStatus::default);
+        // Just made, if it was not there.
+        &mut self.streams[at]
+    }
+}
+
+impl StreamStatus {
+    pub(super) fn starts(&mut self, server: String, variant: Variant, kind: Option<ResourceType>) {
+        *self = Self { server, variant, kind: kind.map(ResourceType::table), ..Self::default() };
+    }
+
+    fn enter(&mut self, state: StreamState) {
+        if self.state != state {
+            self.since = SystemTime::now();
+        }
+        self.state = state;
+    }
+
+    pub(super) fn connecting(&mut self, server: String) {
+        self.server = server;
+        self.tries += 1;
+        self.enter(StreamState::Connecting);
+    }
+
+    pub(super) fn answered(&mut self) {
+        if self.state != StreamState::Connected {
+            tracing::info!(server = self.server, kind = self.kind, "the control plane answers");
+            self.enter(StreamState::Connected);
+        }
+    }
+
+    pub(super) fn ended(&mut self, error: String) {
+        tracing::warn!(
+            server = self.server,
+            kind = self.kind,
+            error,
+            "the control plane's stream ended"
+        );
+        self.last_error = Some(error);
+        self.enter(StreamState::BackingOff);
+    }
+}

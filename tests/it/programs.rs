@@ -1,0 +1,278 @@
+//! Programs that people run, unmodified, over the kernel path.
+
+use std::{fs, os::unix::fs::chown, path::Path, process::Command};
+
+use nix::unistd::User;
+use tests::{
+    Agent, Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed, eventually,
+    eventually_within,
+};
+
+const VIP: &str = "10.96.0.40";
+const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
+/// One connection's volume.
+const LARGE: &str = "67108864";
+
+/// A client and a server on one node, and what the server pod runs.
+struct Bed {
+    client: Pod,
+    server: Pod,
+    agent: Agent,
+    port: u16,
+    _program: Process,
+    _bed: Testbed,
+}
+
+impl Bed {
+    /// Starts `program` in the server's pod, to listen on `port`.
+    fn serving(name: &str, port: u16, program: impl FnOnce(&Pod) -> Command) -> Self {
+        let bed = Testbed::two_nodes(name);
+        let node = bed.node(1);
+        let (client, server) = (node.pod("client").start(), node.pod("server").start());
+        let process = server.starts(name, program(&server));
+        eventually_within(std::time::Duration::from_secs(60), &format!("{name} listens"), || {
+            if let Some(status) = process.ended() {
+                panic!("{name} ended: {status}\n{}", process.log());
+            }
+            let listens = server.netns().listening_ports().contains(&port);
+            if listens { Ok(()) } else { Err(process.log()) }
+        });
+        let allow = Allow::policy("client-may-talk").from(&client);
+        MeshConfig::new()
+            .service(&Service::tcp("program", &format!("{VIP}:{port}")).backed_by(&server, port))
+            .inbound(&Inbound::tcp(&server, port).allow(allow))
+            .write_to(&node.config_dir());
+        let agent = node.agent().with_pod(&client).with_pod(&server).start();
+        Self { client, server, agent, port, _program: process, _bed: bed }
+    }
+
+    /// Has the client do what `uses` says: all of it must go over the kernel path.
+    fn is_used(&mut self, mut uses: impl FnMut(&Self)) {
+        eventually("the service is on the kernel path", || {
+            let status = self.agent.status();
+            if status["kernel_path"]["services"] == 1 { Ok(()) } else { Err(status) }
+        });
+        uses(self);
+        let metrics = self.agent.metrics();
+        let verdicts =
+            |name: &str| metrics.sum("mesh_bpf_verdicts_total", &[&format!("verdict=\"{name}\"")]);
+        assert!(verdicts("authorized") >= 1.0, "{}", metrics.text());
+        assert!(verdicts("outbound_captured") < 0.5, "{}", metrics.text());
+    }
+
+    fn address(&self) -> String {
+        format!("{VIP}:{}", self.port)
+    }
+
+    /// The client's shell.
+    fn client_runs(&self, script: &str) -> String {
+        self.client.run(&["sh", "-c", script]).expect_success().stdout().trim().to_owned()
+    }
+
+    /// The same in the server's own pod, by loopback.
+    fn server_runs(&self, script: &str) -> String {
+        self.server.run(&["sh", "-c", script]).expect_success().stdout().trim().to_owned()
+    }
+}
+
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+/// An echo server in some language: volume, concurrency, half-close, a slow reader.
+fn echoes(name: &str, port: u16, words: &[&str], greeting: bool) {
+    let mut bed = Bed::serving(name, port, |_| command(words));
+    bed.is_used(|bed| {
+        let (address, greeting) = (bed.address(), if greeting { &["--greeting"][..] } else { &[] });
+        for (bytes, streams) in [("65536", "1"), (LARGE, "1"), ("1000000", "16"), ("5000", "1000")]
+        {
+            let arguments = [&["echoed", &address, bytes, streams], greeting].concat();
+            bed.client.run_peer(&arguments).expect_success();
+        }
+    });
+}
+
+fn program(file: &str) -> String {
+    format!("{PROGRAMS}/{file}")
+}
+
+#[test]
+fn python_asyncio_greets_and_echoes() {
+    let words = ["python3", &program("echo_asyncio.py"), "7001"];
+    echoes("asyncio", 7001, &words, true);
+}
+
+#[test]
+fn edge_triggered_epoll_misses_no_event() {
+    echoes("epoll", 7002, &["python3", &program("echo_epoll.py"), "7002"], false);
+}
+
+#[test]
+fn node_streams_echo() {
+    echoes("node", 7003, &["node", &program("echo.js"), "7003"], false);
+}
+
+#[test]
+fn java_nio_echoes() {
+    echoes("java", 7004, &["java", &program("Echo.java"), "7004"], false);
+}
+
+/// A file of noise to be served, and its digest.
+fn noise(directory: &Path, megabytes: u32) -> String {
+    fs::create_dir_all(directory).unwrap();
+    let file = directory.join("noise").display().to_string();
+    let script = format!("head -c {megabytes}M /dev/urandom >{file}; sha256sum <{file}");
+    let made = Command::new("sh").args(["-c", &script]).output().unwrap();
+    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+}
+
+/// An HTTP server with a file of noise: a large body, ranges, many requests.
+fn serves_a_file(mut bed: Bed, digest: &str) {
+    bed.is_used(|bed| {
+        let url = format!("http://{}/noise", bed.address());
+        let fetched = bed.client_runs(&format!("curl -sS --fail {url} | sha256sum"));
+        assert_eq!(fetched, digest);
+        let parallel = format!("curl -sS --fail -Z --parallel-max 100 -r 0-65535 '{url}?[1-500]'");
+        assert_eq!(bed.client_runs(&format!("{parallel} | wc -c")), (500 * 65536).to_string());
+        // A client that reads slowly, and one that goes away in the middle.
+        let slow = bed
+            .client_runs(&format!("curl -sS --fail --limit-rate 8M -r 0-16777215 {url} | wc -c"));
+        assert_eq!(slow, (16 << 20).to_string());
+        bed.client_runs(&format!("curl -sS {url} 2>/dev/null | head -c 100000 | wc -c"));
+    });
+}
+
+#[test]
+fn nginx_serves_a_large_file_by_sendfile() {
+    let mut digest = String::new();
+    let bed = Bed::serving("nginx", 7010, |pod| {
+        let directory = pod.node().directory().join("nginx");
+        digest = noise(&directory, 256);
+        let here = directory.display();
+        let conf = format!(
+            "daemon off; user root; worker_processes 2; pid {here}/pid; error_log stderr warn;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{ sendfile on; access_log off; client_body_temp_path {here}/b;\n\
+             proxy_temp_path {here}/p; fastcgi_temp_path {here}/f; uwsgi_temp_path {here}/u;\n\
+             scgi_temp_path {here}/s; server {{ listen 7010 backlog=4096; root {here}; }} }}\n"
+        );
+        let file = directory.join("nginx.conf");
+        fs::write(&file, conf).unwrap();
+        command(&["nginx", "-p", &here.to_string(), "-c", &file.display().to_string()])
+    });
+    serves_a_file(bed, &digest);
+}
+
+#[test]
+fn caddy_which_is_go_serves_a_large_file() {
+    let mut digest = String::new();
+    let bed = Bed::serving("caddy", 7011, |pod| {
+        let directory = pod.node().directory().join("caddy");
+        digest = noise(&directory, 256);
+        let here = directory.display().to_string();
+        let mut caddy = command(&["caddy", "file-server", "--listen", ":7011", "--root", &here]);
+        caddy.env("HOME", &here).env("XDG_DATA_HOME", &here).env("XDG_CONFIG_HOME", &here);
+        caddy
+    });
+    serves_a_file(bed, &digest);
+}
+
+#[test]
+fn iperf3_moves_bulk_both_ways() {
+    let mut bed = Bed::serving("iperf3", 7012, |_| command(&["iperf3", "-s", "-p", "7012"]));
+    bed.is_used(|bed| {
+        for way in ["", "-R", "--bidir", "-P 8"] {
+            let script = format!("iperf3 -J -c {VIP} -p {} -n 128M {way}", bed.port);
+            let report: serde_json::Value =
+                serde_json::from_str(&bed.client_runs(&script)).unwrap();
+            let bytes = report["end"]["sum_received"]["bytes"].as_f64().unwrap_or_default();
+            assert!(bytes >= f64::from(64 << 20), "{way}: {report}");
+        }
+    });
+}
+
+#[test]
+fn redis_keeps_what_it_was_given() {
+    let mut bed = Bed::serving("redis", 7013, |pod| {
+        let directory = pod.node().directory().join("redis");
+        fs::create_dir_all(&directory).unwrap();
+        let here = directory.display().to_string();
+        command(&[
+            "redis-server",
+            "--port",
+            "7013",
+            "--bind",
+            "0.0.0.0",
+            "--save",
+            "",
+            "--dir",
+            &here,
+            "--protected-mode",
+            "no",
+            "--tcp-backlog",
+            "4096",
+        ])
+    });
+    bed.is_used(|bed| {
+        let cli = format!("redis-cli -h {VIP} -p {}", bed.port);
+        let given = bed.client_runs(&format!(
+            "head -c 30000000 /dev/urandom | base64 -w0 >/tmp/$$; {cli} -x set big </tmp/$$ >&2; \
+             sha256sum </tmp/$$; rm /tmp/$$"
+        ));
+        let got = bed.client_runs(&format!("{cli} --raw get big | head -c -1 | sha256sum"));
+        assert_eq!(got, given);
+        let report = bed.client_runs(&format!(
+            "redis-benchmark -h {VIP} -p {} -c 200 -n 20000 -P 16 -t set,get -q --csv",
+            bed.port
+        ));
+        assert!(report.contains("\"GET\""), "{report}");
+    });
+}
+
+#[test]
+fn postgresql_answers_as_by_loopback() {
+    let mut bed = Bed::serving("postgresql", 7014, |pod| {
+        let directory = pod.node().directory().join("postgresql");
+        fs::create_dir_all(&directory).unwrap();
+        let owner = User::from_name("postgres").unwrap().expect("PostgreSQL is installed");
+        chown(&directory, Some(owner.uid.as_raw()), Some(owner.gid.as_raw())).unwrap();
+        let here = directory.join("data").display().to_string();
+        // It refuses to be root.
+        let script = format!(
+            "cd / && bin=$(echo /usr/lib/postgresql/*/bin) && $bin/initdb -A trust -D {here} && \
+             echo 'host all all 0.0.0.0/0 trust' >>{here}/pg_hba.conf && \
+             exec $bin/postgres -D {here} -p 7014 -c listen_addresses='*' -c fsync=off \
+             -c unix_socket_directories='' -c max_connections=150"
+        );
+        command(&[
+            "setpriv",
+            "--reuid=postgres",
+            "--regid=postgres",
+            "--clear-groups",
+            "sh",
+            "-c",
+            &script,
+        ])
+    });
+    bed.is_used(|bed| {
+        let query = "COPY (SELECT i, repeat(md5(i::text), 64) FROM generate_series(1, 30000) i) \
+                     TO STDOUT";
+        let psql = |host: &str, query: &str| {
+            format!("psql -h {host} -p {} -U postgres -d postgres -Atc \"{query}\"", bed.port)
+        };
+        let near = bed.server_runs(&format!("{} | sha256sum", psql("127.0.0.1", query)));
+        let far = bed.client_runs(&format!("{} | sha256sum", psql(VIP, query)));
+        assert_eq!(far, near);
+        bed.client_runs(&psql(VIP, "CREATE TABLE t (v text)"));
+        let load = psql(VIP, "COPY t FROM STDIN");
+        let count = bed.client_runs(&format!(
+            "seq 1 2000000 | {load} >&2; {}",
+            psql(VIP, "SELECT count(*), sum(v::bigint) FROM t")
+        ));
+        assert_eq!(count, "2000000|2000001000000");
+        let many = psql(VIP, "SELECT pg_sleep(0.2)");
+        bed.client_runs(&format!("for i in $(seq 100); do {many} & done; wait"));
+    });
+}
