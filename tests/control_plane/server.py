@@ -10,12 +10,16 @@ resource may be {"raw": {"url", "name", "as", "base64"}}: those bytes under that
 served where "as" is asked for; or {"ttl": SECONDS, "resource": ...}, which lives that
 long, and is confirmed for as long as {"heartbeats": true}.
 
+{"many": {"clusters": N, "endpoints": M}} adds N clusters by EDS with M endpoints each,
+made once.
+
 Every request is checked against the protocol's rules and written to REQUESTS, one JSON
 object a line; what breaks a rule has a "violation". So are {"sent": NONCE} for each
 response and {"state": N} when a stream has sent all that STATE's "number" N asks for.
 """
 
 import base64
+import functools
 import hashlib
 import itertools
 import json
@@ -31,6 +35,7 @@ from google.protobuf import any_pb2, json_format
 
 # Fills the pool that `Any` is parsed with.
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import config_source_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.core.v3 import extension_pb2
@@ -73,6 +78,29 @@ def digest(data):
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+@functools.lru_cache(maxsize=1)
+def many(clusters, endpoints):
+    """That many clusters and assignments, as they are served."""
+    served = ({}, {})
+    for i in range(clusters):
+        name = f"cluster-{i}"
+        cluster = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
+        source = cluster.eds_cluster_config.eds_config
+        source.ads.SetInParent()
+        source.resource_api_version = config_source_pb2.V3
+        assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+        locality = assignment.endpoints.add()
+        for j in range(endpoints):
+            address = locality.lb_endpoints.add().endpoint.address.socket_address
+            address.address = f"10.{i >> 8 & 255}.{i & 255}.{j + 1}"
+            address.port_value = 8080
+        for table, message in zip(served, (cluster, assignment)):
+            packed = any_pb2.Any()
+            packed.Pack(message)
+            table[name] = (digest(packed.value), packed)
+    return served
+
+
 class State:
     """What is to be served, by type: {name: (version, Any)}."""
 
@@ -85,6 +113,10 @@ class State:
         self.salt = document.get("salt", "").encode()
         self.types = {type_url: {} for type_url in TYPES}
         self.ttls = {type_url: {} for type_url in TYPES}
+        if "many" in document:
+            clusters, assignments = many(**document["many"])
+            self.types[CDS].update(clusters)
+            self.types[EDS].update(assignments)
         for resource in document["resources"]:
             self.add(resource)
 
@@ -229,8 +261,10 @@ class Stream:
     def sent(self, type_url, nonce, version, names, removed):
         """Writes down a response before it goes out, so that its answer comes behind it."""
         line = {"stream": self.number, "node": self.node, "type": type_url, "sent": nonce}
-        line |= {"version": version, "resources": sorted(names), "removed": sorted(removed)}
-        line["number"] = self.server.state.number
+        names, removed = sorted(names), sorted(removed)
+        # What is many is not listed.
+        line |= {"version": version, "resources": names[:100], "removed": removed[:100]}
+        line |= {"number": self.server.state.number, "at": time.time()}
         self.server.write(line)
 
     def introduce(self, request, violations):

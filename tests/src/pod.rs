@@ -260,6 +260,13 @@ impl Pod {
         Process::start(command, &self.0.place, label, &log)
     }
 
+    /// Starts to connect to `address` all the time; the log says when another answered.
+    pub fn watches(&self, address: &str) -> Process {
+        let mut command = Command::new(peer());
+        command.args(["watches", address]);
+        self.starts("watch", command)
+    }
+
     /// Starts an unmodified nginx that answers on `port` and says who asked:
     /// `hello from <pod>, you are <address>`.
     pub fn runs_nginx(&self, port: u16) -> Process {

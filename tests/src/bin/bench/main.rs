@@ -5,17 +5,20 @@
 
 mod bed;
 mod memory;
+mod xds;
 
 use std::{process::ExitCode, time::Duration};
 
 use crate::bed::{Bed, Road};
 
 const HELP: &str =
-    "usage: bench [--rounds N] [--seconds S] [http | connections | stream | memory]...
+    "usage: bench [--rounds N] [--seconds S] [http | connections | stream | memory | xds]...
   http          HTTP/1.1 GET over 16 keep-alive connections
   connections   a fresh connection for each GET, 16 at a time
   stream        one TCP stream
   memory        private memory of an agent with 1 and with 100 idle pods
+  xds           up to 10 000 clusters with 100 000 endpoints from a control plane, and how
+                fast the data path follows a change of one endpoint
 ";
 
 const CONNECTIONS: &str = "16";
@@ -34,6 +37,7 @@ enum What {
     Connections,
     Stream,
     Memory,
+    Xds,
 }
 
 /// One round of one road.
@@ -55,8 +59,9 @@ fn main() -> ExitCode {
         eprint!("{HELP}");
         return ExitCode::from(2);
     };
+    let alone = [What::Memory, What::Xds];
     let traffic: Vec<What> =
-        plan.what.iter().copied().filter(|what| *what != What::Memory).collect();
+        plan.what.iter().copied().filter(|what| !alone.contains(what)).collect();
     if !traffic.is_empty() {
         let bed = Bed::start();
         for what in traffic {
@@ -65,6 +70,9 @@ fn main() -> ExitCode {
     }
     if plan.what.contains(&What::Memory) {
         memory::show();
+    }
+    if plan.what.contains(&What::Xds) {
+        xds::show();
     }
     ExitCode::SUCCESS
 }
@@ -80,11 +88,12 @@ fn parse(arguments: &[String]) -> Option<Plan> {
             "connections" => plan.what.push(What::Connections),
             "stream" => plan.what.push(What::Stream),
             "memory" => plan.what.push(What::Memory),
+            "xds" => plan.what.push(What::Xds),
             _ => return None,
         }
     }
     if plan.what.is_empty() {
-        plan.what = vec![What::Http, What::Connections, What::Stream, What::Memory];
+        plan.what = vec![What::Http, What::Connections, What::Stream, What::Memory, What::Xds];
     }
     Some(plan)
 }
@@ -94,7 +103,7 @@ fn measure(bed: &Bed, plan: &Plan, what: What) {
         What::Http => "HTTP/1.1, 16 keep-alive connections",
         What::Connections => "connect, GET, close, 16 at a time",
         What::Stream => "one TCP stream, the client sends",
-        What::Memory => return,
+        What::Memory | What::Xds => return,
     };
     println!("── {title}: {} interleaved rounds of {} s", plan.rounds, plan.seconds);
     // Tunnels, pools and caches.
@@ -149,7 +158,7 @@ fn round(bed: &Bed, road: Road, what: What, seconds: f64) -> Round {
     let units = match what {
         What::Http => round.load(bed, road, &[CONNECTIONS, &seconds]),
         What::Connections => round.load(bed, road, &[CONNECTIONS, &seconds, "--fresh"]),
-        What::Stream | What::Memory => round.stream(bed, road, &seconds),
+        What::Stream | What::Memory | What::Xds => round.stream(bed, road, &seconds),
     };
     let after = bed.cpu();
     let per_unit =

@@ -25,6 +25,8 @@ const HELP: &str = "usage:
                                an IPv4 address by an IPv6 socket
   peer hears ADDRESS TIMES     connects that often, one after the other; prints what it heard
                                and how each ended, a line of JSON each
+  peer watches ADDRESS         connects again and again; prints the time (in seconds) and
+                               what it heard whenever that changes
   peer asks ADDRESS            connects and prints getpeername and getsockname
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         ["talk", address] => talk::talk(address, false),
         ["talk", address, "--mapped"] => talk::talk(address, true),
         ["asks", address] => talk::asks(address),
+        ["watches", address] => talk::watches(address),
         ["hears", address, times] => talk::hears(address, times),
         ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
         ["echoed", address, bytes, streams] => digest::echoed(address, bytes, streams, false),

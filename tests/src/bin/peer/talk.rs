@@ -5,7 +5,7 @@ use std::{
     net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpStream},
     process::ExitCode,
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use socket2::{Domain, Socket, Type};
@@ -54,6 +54,25 @@ pub(crate) fn hears(address: &str, times: &str) -> ExitCode {
         println!("{}", serde_json::json!({ "heard": heard, "end": end }));
     }
     ExitCode::SUCCESS
+}
+
+/// Says whenever another answers, until it is ended.
+pub(crate) fn watches(address: &str) -> ExitCode {
+    let mut last = String::new();
+    loop {
+        let mut heard = String::new();
+        let connection = dial(address, false);
+        // A connection that fails hears nothing, which is an answer too.
+        let _ = connection.and_then(|mut stream| stream.read_to_string(&mut heard));
+        // What `peer who` says of itself, not of who asked.
+        let who = heard.trim_end().rsplit(", ").next().unwrap_or_default();
+        if who != last {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            println!("{:.6} {who}", now.as_secs_f64());
+            who.clone_into(&mut last);
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
 }
 
 /// Copies both ways until the other side ends the connection.

@@ -129,7 +129,8 @@ impl Session {
         let Some(held) = table.accepted.get_mut(&name) else { return };
         let Some(body) = held.body.take() else { return };
         let needs = held.needs.clone();
-        table.renamed = true;
+        let before = table.in_force.get(&name);
+        table.renamed |= *before.unwrap_or(&Needs::default()) != needs;
         table.in_force.insert(Arc::clone(&name), needs);
         self.unsent.insert((kind, name), Some(body));
     }
@@ -211,6 +212,7 @@ impl Session {
                 table.wait(name, now, timeout);
             }
         }
+        table.reworded = true;
         table.wanted = wanted;
         table.claimed = false;
         for name in dropped {

@@ -208,6 +208,8 @@ pub(super) struct Table {
     pub(super) opened: bool,
     /// What the server was told is wanted on this stream.
     pub(super) subscribed: BTreeSet<Arc<str>>,
+    /// Whether the two may differ: to compare them is not for every small change.
+    pub(super) reworded: bool,
     /// Whether a response ever came.
     pub(super) received: bool,
     pub(super) replies: VecDeque<Reply>,
@@ -244,6 +246,7 @@ impl Table {
             nonce: String::new(),
             opened: false,
             subscribed: BTreeSet::new(),
+            reworded: false,
             received: false,
             replies: VecDeque::new(),
             refusals: Refusals::default(),
@@ -274,6 +277,7 @@ impl Table {
         self.nonce.clear();
         self.opened = false;
         self.subscribed.clear();
+        self.reworded = true;
         self.replies.clear();
         self.waiting.clear_all();
     }
@@ -283,7 +287,8 @@ impl Table {
         self.leaving.remove(&name);
         self.grace.clear(&name);
         self.absent.remove(&name);
-        self.renamed = true;
+        let before = self.accepted.get(&name).map(|held| &held.needs);
+        self.renamed |= *before.unwrap_or(&Needs::default()) != held.needs;
         self.pending.insert(Arc::clone(&name));
         self.accepted.insert(name, held);
     }
@@ -324,6 +329,6 @@ impl Table {
             return true;
         }
         // In the state-of-the-world variant this says a refusal that waits as well.
-        !self.is_wildcard() && self.subscribed != self.wanted
+        !self.is_wildcard() && self.reworded && self.subscribed != self.wanted
     }
 }
