@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+mod certificates;
 mod configuration;
 mod control;
 mod kernel_path;
@@ -28,9 +29,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{Capture, CaptureOptions, Exclusions},
+    capture::{Capture, CaptureOptions, Exclusions, GuardMode, RedirectMode},
     config::{self, AgentConfig},
-    identity::{DevelopmentCa, IdentityManager, IdentityOptions, upstream::UpstreamContexts},
+    identity::{IdentityManager, IdentityOptions, upstream::UpstreamContexts},
     observe::{
         access_log::{AccessLog, AccessLogWriter},
         connections::Connections,
@@ -49,7 +50,7 @@ use crate::{
     },
 };
 
-use self::{configuration::Source, pods::Pods};
+use self::{certificates::Certificates, configuration::Source, pods::Pods};
 
 /// For a peer's TLS handshake on the HBONE port.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -157,11 +158,9 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
     let source = Source::open(&config.source, &last_good)?;
     source.want_runtime(&config.runtime);
-    let ca_dir = &config.identity.ca_dir;
-    let ca = DevelopmentCa::open_or_create(ca_dir, &config.node.trust_domain)
-        .with_context(|| format!("development CA in {}", ca_dir.display()))?
-        .with_ttl(config.identity.certificate_ttl);
-    let identities = Arc::new(IdentityManager::new(Arc::new(ca), IdentityOptions::default()));
+    let certificates = Certificates::open(&config, &source)?;
+    let identities = IdentityManager::new(certificates.source(), IdentityOptions::default());
+    let identities = Arc::new(identities);
 
     let metrics = Metrics::new();
     let (access_log, log_writer) = AccessLog::start(
@@ -205,6 +204,8 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     let (updates, received) = mpsc::channel(UPDATES);
     let stop = agent.stop.clone();
     source.spawn(agent.restored().is_some(), updates, stop.clone());
+    certificates.spawn(&agent);
+    tokio::spawn(certificates::retire(Arc::clone(&agent.dataplane), stop.clone()));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
@@ -231,6 +232,16 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
 /// Capture's share of the settings, but for the state directory.
 pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
     let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions, .. } = config;
+    let guard = match config.guard {
+        config::Guard::Auto => GuardMode::Auto,
+        config::Guard::On => GuardMode::On,
+        config::Guard::Off => GuardMode::Off,
+    };
+    let redirect_peer = match config.redirect_peer {
+        config::RedirectPeer::Auto => RedirectMode::Auto,
+        config::RedirectPeer::On => RedirectMode::On,
+        config::RedirectPeer::Off => RedirectMode::Off,
+    };
     CaptureOptions {
         cgroup_root,
         bpffs,
@@ -241,6 +252,10 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
             inbound_ports: exclusions.inbound_ports,
         },
         bpf_log,
+        guard,
+        redirect_peer,
+        drop_non_tcp: config.non_tcp == config::NonTcp::Drop,
+        probe_cgroups: config.probe_cgroups,
         ..CaptureOptions::default()
     }
 }
@@ -278,6 +293,7 @@ fn dataplane(
         connections: Connections::default(),
         options: Options {
             outbound_policy,
+            drain_timeout: config.traffic.drain_timeout,
             tls_handshake_timeout: TLS_HANDSHAKE_TIMEOUT,
             hbone_server: HboneServerOptions {
                 // The drain as a whole cuts first, and counts what it cuts.

@@ -24,10 +24,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
+    identity::SecretNames,
     model::{identity::TrustDomain, runtime::LayeredRuntime},
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
-    source::Bootstrap,
+    source::{Bootstrap, XdsOptions},
 };
 
 pub use self::source::SourceConfig;
@@ -76,6 +77,12 @@ pub struct CaptureConfig {
     /// Whether the programs log every decision.
     pub bpf_log: bool,
     pub kernel_path: KernelPath,
+    /// Whether what capture did not take is dropped on the pods' interfaces.
+    pub guard: Guard,
+    pub redirect_peer: RedirectPeer,
+    pub non_tcp: NonTcp,
+    /// Whose processes may probe the pods in plaintext.
+    pub probe_cgroups: Vec<PathBuf>,
     pub exclusions: Exclusions,
 }
 
@@ -91,6 +98,36 @@ pub enum KernelPath {
     Off,
 }
 
+/// Whether what capture did not take is dropped on the pods' interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum Guard {
+    /// Where the guard can be attached.
+    #[default]
+    Auto,
+    /// A pod that it can't be attached to is not enrolled.
+    On,
+    Off,
+}
+
+/// Whether packets of the kernel path are handed straight from pod to pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum RedirectPeer {
+    /// Where nothing else is there to see them.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// What the guard does with other protocols than TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
+pub enum NonTcp {
+    #[default]
+    Pass,
+    /// But for ARP, ICMP, IGMP, DHCP, DNS and what is excluded.
+    Drop,
+}
+
 /// Left alone for every pod of this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exclusions {
@@ -102,10 +139,22 @@ pub struct Exclusions {
 /// Where certificates come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityConfig {
+    /// `None`: from the development CA.
+    pub sds: Option<SdsConfig>,
     /// The development CA: `root.pem` and `root-key.pem`.
     pub ca_dir: PathBuf,
     /// How long a workload's certificate lives; it is renewed at half of that.
     pub certificate_ttl: Duration,
+}
+
+/// Certificates by SDS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SdsConfig {
+    /// `None`: whoever delivers the configuration.
+    pub server: Option<Box<XdsOptions>>,
+    pub names: SecretNames,
+    /// Of the validation context.
+    pub validation: String,
 }
 
 /// Where the agent answers.
@@ -245,7 +294,7 @@ fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
         }
     };
     let capture = capture(layers);
-    let identity = identity(layers);
+    let identity = identity(layers, node.as_ref().map(|node| node.name.as_str()));
     let mut admin = admin(layers);
     if let (Some(admin), Some(address), false) =
         (&mut admin, bootstrap_admin, layers.is_given("admin"))
@@ -293,6 +342,10 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         other => Err(format!("`{other}` is neither true nor false")),
     });
     let kernel_path = layers.one("kernel_path", choice::<KernelPath>);
+    let guard = layers.one("guard", choice::<Guard>);
+    let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
+    let non_tcp = layers.one("non_tcp", choice::<NonTcp>);
+    let probe_cgroups = layers.many("probe_cgroup", absolute);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
     let inbound_ports = layers.many("exclude_inbound_port", port);
@@ -302,6 +355,10 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         instance: instance?,
         bpf_log: bpf_log?,
         kernel_path: kernel_path?,
+        guard: guard?,
+        redirect_peer: redirect_peer?,
+        non_tcp: non_tcp?,
+        probe_cgroups: probe_cgroups?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,
             outbound_cidrs: outbound_cidrs?,
@@ -310,14 +367,39 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     })
 }
 
-fn identity(layers: &mut Layers<'_>) -> Option<IdentityConfig> {
+fn identity(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<IdentityConfig> {
     // A state_dir that is wrong is reported once, by `node`.
     let state_dir = layers.peek("state_dir").unwrap_or_default();
     let ca_dir = layers.one_or("ca_dir", || Ok(format!("{state_dir}/ca")), absolute);
     let ttl = layers.one("certificate_ttl", |s| {
         between(s, Duration::from_secs(10), Duration::from_secs(90 * 24 * 3600))
     });
-    Some(IdentityConfig { ca_dir: ca_dir?, certificate_ttl: ttl? })
+    let sds = sds(layers, node_name);
+    Some(IdentityConfig { sds: sds?, ca_dir: ca_dir?, certificate_ttl: ttl? })
+}
+
+/// The outer `None` says that something is wrong.
+fn sds(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<Option<SdsConfig>> {
+    let is_sds = layers.one("certificates", |s| match s {
+        "builtin" => Ok(false),
+        "sds" => Ok(true),
+        other => Err(format!("`{other}` is neither builtin nor sds")),
+    })?;
+    if !is_sds {
+        for key in ["sds_server", "sds_mode", "sds_secret_name", "sds_validation_name"] {
+            if layers.is_given(key) {
+                layers.fail(key, Origin::Default, "is for certificates: sds".to_owned());
+            }
+        }
+        return Some(None);
+    }
+    let server = source::sds_server(layers, node_name);
+    let names = layers.one("sds_secret_name", str::parse::<SecretNames>);
+    let validation = layers.one("sds_validation_name", |s| match s {
+        "" => Err("is empty".to_owned()),
+        name => Ok(name.to_owned()),
+    });
+    Some(Some(SdsConfig { server: server?, names: names?, validation: validation? }))
 }
 
 fn admin(layers: &mut Layers<'_>) -> Option<AdminConfig> {

@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// In-pod port (on 127.0.0.1 and ::1) that outbound connections are rewritten to.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -38,6 +38,15 @@ pub const MAX_BACKENDS: usize = 16;
 /// listener up once more, is good for two minutes.
 pub const SYN_COOKIE_LIFE_NS: u64 = 120_000_000_000;
 
+/// What the guard inside a pod writes on packets that it lets out (`tc_index`), for the
+/// one outside: neither a socket nor a raw frame can.
+pub mod stamp {
+    /// It was judged.
+    pub const SEEN: u32 = 0x6d01;
+    /// And it is of a connection of the kernel path.
+    pub const KERNEL_PATH: u32 = 0x6d02;
+}
+
 /// Names of the maps, which are also the file names of their pins.
 pub mod map {
     /// `Array<Config>`, one entry.
@@ -54,7 +63,8 @@ pub mod map {
     pub const INBOUND_PORTS: &str = "INBOUND_PORTS";
     /// `SkStorage<Asked>`: per socket, what the application asked for.
     pub const ASKED: &str = "ASKED";
-    /// `SkStorage<u32>`: the agent's own sockets, which it alone can put there.
+    /// `SkStorage<u32>`: the agent's own sockets, which it alone can put there. What
+    /// a listener has in it, its connections get too (`BPF_F_CLONE`).
     pub const VOUCHED: &str = "VOUCHED";
     /// `HashMap<ConnectionKey, OriginalDestination>`: connections the agent is to accept.
     pub const ORIGINAL_DESTINATIONS: &str = "ORIGINAL_DESTINATIONS";
@@ -72,8 +82,20 @@ pub mod map {
     /// `RingBuf<Event>`.
     pub const EVENTS: &str = "EVENTS";
 
+    /// `SkStorage<u32>`: servers' sockets whose connection a hook has let pass, and
+    /// which way it goes (`value::path`).
+    pub const PASSED: &str = "PASSED";
+    /// `HashMap<u64 cgroup ID, u32>`: whose processes may probe the pods of this node.
+    pub const PROBERS: &str = "PROBERS";
+    /// `HashMap<Address, u64 netns cookie>`: the enrolled pods by address.
+    pub const POD_ADDRESSES: &str = "POD_ADDRESSES";
+    /// `HashMap<TupleKey, Probe>`: the live connections of probers.
+    pub const PROBES: &str = "PROBES";
+    /// `HashMap<Address, Redirect>`: pods that packets may be handed into.
+    pub const REDIRECTS: &str = "REDIRECTS";
+
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 15] = [
+    pub const PINNED: [&str; 20] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -89,6 +111,11 @@ pub mod map {
         AUTHORIZED,
         AUTHORIZED_COUNT,
         EVENTS,
+        PASSED,
+        PROBERS,
+        POD_ADDRESSES,
+        PROBES,
+        REDIRECTS,
     ];
 }
 
@@ -110,6 +137,10 @@ pub mod capacity {
     pub const AUTHORIZED: u32 = 65_536;
     /// Bytes of events that wait for the agent.
     pub const EVENT_BYTES: u32 = 1 << 20;
+    /// Cgroups that may probe.
+    pub const PROBERS: u32 = 64;
+    /// Live connections of probers.
+    pub const PROBES: u32 = 8192;
     /// Listeners: four for each pod.
     pub const LISTENERS: u32 = 4 * PODS;
 }

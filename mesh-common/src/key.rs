@@ -134,6 +134,8 @@ mod user {
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
     unsafe impl aya::Pod for ConnectionKey {}
+    // SAFETY: as above, and transparent.
+    unsafe impl aya::Pod for crate::address::Address {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PortKey {}
     // SAFETY: as above.

@@ -10,6 +10,7 @@
 pub mod abi;
 pub mod address;
 pub mod decide;
+pub mod guard;
 pub mod key;
 pub mod value;
 pub mod verdict;

@@ -12,15 +12,30 @@ pub struct Config {
     pub log: u32,
     /// How many connections of the kernel path may live at once; more go to the agent.
     pub kernel_path_max: u32,
-    pub _zero: u32,
+    /// Not zero: the guard drops what is not TCP.
+    pub drop_non_tcp: u32,
 }
 
-/// An enrolled pod. Its presence is what counts.
+/// An enrolled pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct PodEntry {
     /// When it was enrolled, `CLOCK_MONOTONIC` in nanoseconds; for people who dump the map.
     pub enrolled_ns: u64,
+    /// Not zero: plaintext is refused, also on connections older than the enrolment.
+    pub strict: u32,
+    /// Not zero: its packets of the kernel path may be handed straight to their pod.
+    pub redirect: u32,
+}
+
+/// Where packets for a pod are handed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Redirect {
+    pub netns_cookie: u64,
+    /// The interface that the pod's own is the peer of, in the node's namespace.
+    pub interface: u32,
+    pub _zero: u32,
 }
 
 /// Whose address it is, as [`crate::decide::Tables::owner`] tells it. Stable numbers.
@@ -43,14 +58,32 @@ pub struct Asked {
     pub address: Address,
     /// Host byte order.
     pub port: u32,
-    /// 0: rewritten to the agent. 1: to `target`, by the kernel path.
-    pub kernel_path: u32,
+    /// One of [`path`].
+    pub path: u32,
     /// The pod that is dialled instead.
     pub target_cookie: u64,
     pub target: Address,
     /// Host byte order.
     pub target_port: u32,
     pub _zero: u32,
+}
+
+/// Which way a socket's connection goes.
+pub mod path {
+    /// Rewritten to the agent.
+    pub const AGENT: u32 = 0;
+    /// To `target`, by the kernel path.
+    pub const KERNEL: u32 = 1;
+    /// A prober's, to a pod of this node.
+    pub const PROBE: u32 = 2;
+}
+
+/// A prober's connection, from before its SYN until its socket is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Probe {
+    /// The prober's socket: who may remove this entry again.
+    pub socket_cookie: u64,
 }
 
 /// One endpoint of a service that the kernel path may pick.
@@ -152,17 +185,19 @@ pub struct OriginalDestination {
 }
 
 const _: () = assert!(size_of::<Config>() == 16);
-const _: () = assert!(size_of::<PodEntry>() == 8);
+const _: () = assert!(size_of::<PodEntry>() == 16);
 const _: () = assert!(size_of::<Asked>() == 64);
 const _: () = assert!(size_of::<OriginalDestination>() == 40);
 const _: () = assert!(size_of::<Backend>() == 32);
 const _: () = assert!(size_of::<Service>() == 8 + 32 * MAX_BACKENDS);
 const _: () = assert!(size_of::<Authorized>() == 72);
 const _: () = assert!(size_of::<Event>() == 160);
+const _: () = assert!(size_of::<Probe>() == 8);
+const _: () = assert!(size_of::<Redirect>() == 16);
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Authorized, Config, OriginalDestination, PodEntry, Service};
+    use super::{Authorized, Config, OriginalDestination, PodEntry, Probe, Redirect, Service};
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
     unsafe impl aya::Pod for Config {}
@@ -174,4 +209,8 @@ mod user {
     unsafe impl aya::Pod for Service {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Authorized {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Probe {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Redirect {}
 }

@@ -71,11 +71,43 @@ pub enum Verdict {
     InboundExpired = 31,
     /// sock_ops: the agent did not read events in time, this one is lost.
     EventLost = 32,
+    /// guard: dropped, a connection that a socket opens past the connect hook.
+    GuardUncaptured = 33,
+    /// guard: dropped, TCP out of the pod that no TCP socket has sent.
+    GuardNoSocket = 34,
+    /// guard: dropped, to loopback by the pod's interface: its socket is bound to that.
+    GuardBoundToInterface = 35,
+    /// guard: dropped, data out of a strict pod on a connection that was not captured.
+    GuardEgressPlaintext = 36,
+    /// guard: dropped, data into a strict pod on a connection that was not captured.
+    GuardIngressPlaintext = 37,
+    /// guard: dropped, the packet cannot be read.
+    GuardMalformed = 38,
+    /// guard: dropped, a fragment of TCP or of what may be TCP.
+    GuardFragment = 39,
+    /// guard: dropped, too many IPv6 extension headers.
+    GuardExtensionHeaders = 40,
+    /// guard: dropped, a VLAN tag.
+    GuardVlan = 41,
+    /// guard: dropped, neither IP nor ARP.
+    GuardNotIp = 42,
+    /// guard: dropped, not TCP, where the operator wants that.
+    GuardNonTcp = 43,
+    /// connect: a prober's, to a pod of this node.
+    OutboundProbe = 44,
+    /// sk_lookup: passed to the application, from a prober of this node.
+    InboundProbe = 45,
+    /// connect, sock_ops: could not vouch for a prober's connection; it is refused like any.
+    ProbeFailed = 46,
+    /// guard outside the pod: dropped, TCP that the guard inside has not seen.
+    GuardBypassed = 47,
+    /// guard outside the pod: handed straight into another pod of the node.
+    Redirected = 48,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 49] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -109,6 +141,22 @@ impl Verdict {
         Self::InboundAuthorized,
         Self::InboundExpired,
         Self::EventLost,
+        Self::GuardUncaptured,
+        Self::GuardNoSocket,
+        Self::GuardBoundToInterface,
+        Self::GuardEgressPlaintext,
+        Self::GuardIngressPlaintext,
+        Self::GuardMalformed,
+        Self::GuardFragment,
+        Self::GuardExtensionHeaders,
+        Self::GuardVlan,
+        Self::GuardNotIp,
+        Self::GuardNonTcp,
+        Self::OutboundProbe,
+        Self::InboundProbe,
+        Self::ProbeFailed,
+        Self::GuardBypassed,
+        Self::Redirected,
     ];
 
     /// Room for later verdicts without a new map.
@@ -150,6 +198,22 @@ impl Verdict {
             Self::InboundAuthorized => "inbound_authorized",
             Self::InboundExpired => "inbound_expired",
             Self::EventLost => "event_lost",
+            Self::GuardUncaptured => "guard_uncaptured",
+            Self::GuardNoSocket => "guard_no_socket",
+            Self::GuardBoundToInterface => "guard_bound_to_interface",
+            Self::GuardEgressPlaintext => "guard_egress_plaintext",
+            Self::GuardIngressPlaintext => "guard_ingress_plaintext",
+            Self::GuardMalformed => "guard_malformed",
+            Self::GuardFragment => "guard_fragment",
+            Self::GuardExtensionHeaders => "guard_extension_headers",
+            Self::GuardVlan => "guard_vlan",
+            Self::GuardNotIp => "guard_not_ip",
+            Self::GuardNonTcp => "guard_non_tcp",
+            Self::OutboundProbe => "outbound_probe",
+            Self::InboundProbe => "inbound_probe",
+            Self::ProbeFailed => "probe_failed",
+            Self::GuardBypassed => "guard_bypassed",
+            Self::Redirected => "redirected",
         }
     }
 }

@@ -9,7 +9,7 @@ use mesh_common::{
     address::Address,
     decide::{Dial, Outbound, Tables, is_agent_mark, outbound, pick},
     key::{ListenerKey, ListenerKind, ServiceKey},
-    value::{Asked, Backend, Owner},
+    value::{Asked, Backend, Owner, path},
     verdict::Verdict,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     maps::{
         ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled,
     },
+    probe,
 };
 
 const ALLOW: i32 = 1;
@@ -43,6 +44,7 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
         port: ctx::user_port(ctx),
     };
     match outbound(&dial, &KernelTables) {
+        Outbound::Pass(Verdict::OutboundNotEnrolled) if probe::begin(ctx, &dial) => ALLOW,
         Outbound::Pass(verdict) => {
             count(verdict);
             if !matches!(verdict, Verdict::OutboundNotTcp | Verdict::OutboundNotEnrolled) {
@@ -66,7 +68,7 @@ fn connect(ctx: &SockAddrContext, v6: bool) -> i32 {
 #[inline(always)]
 fn is_agent(ctx: &SockAddrContext) -> bool {
     // SAFETY: the context is this program's own and carries a socket.
-    is_agent_mark(ctx::mark(ctx)) && !unsafe { VOUCHED.get_ptr_mut(ctx) }.is_null()
+    is_agent_mark(ctx::mark(ctx)) && !unsafe { VOUCHED.get(ctx) }.is_null()
 }
 
 /// The pod of this node that the connection may go to without the agent. Any doubt
@@ -110,7 +112,7 @@ fn shortcut(ctx: &SockAddrContext, v6: bool, dial: &Dial, backend: &Backend) -> 
         netns_cookie: dial.netns_cookie,
         address: dial.destination,
         port: u32::from(dial.port),
-        kernel_path: 1,
+        path: path::KERNEL,
         target_cookie: backend.netns_cookie,
         target,
         target_port: port,
@@ -131,7 +133,7 @@ fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
         netns_cookie: dial.netns_cookie,
         address: dial.destination,
         port: u32::from(dial.port),
-        kernel_path: 0,
+        path: path::AGENT,
         target_cookie: 0,
         target: Address::UNSPECIFIED,
         target_port: 0,
@@ -153,7 +155,7 @@ fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
 
 /// Keeps what the application asked for with its socket.
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, dial: &Dial, mut asked: Asked) -> bool {
+pub fn remember(ctx: &SockAddrContext, dial: &Dial, mut asked: Asked) -> bool {
     // SAFETY: the context is this program's own and carries a socket.
     let stored = unsafe { ASKED.get_or_insert_ptr_mut(ctx, Some(&mut asked)) };
     if stored.is_null() {

@@ -16,7 +16,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{AF_INET6, IPPROTO_TCP, read},
-    maps::{AUTHORIZED, KernelTables, LISTENERS, count},
+    maps::{AUTHORIZED, KernelTables, LISTENERS, PROBES, count},
 };
 
 /// `ENOENT`: no socket under the key.
@@ -26,10 +26,16 @@ const ENOENT: i32 = 2;
 #[unsafe(no_mangle)]
 static POD: u64 = 0;
 
+/// The pod that this instance is for.
+#[inline(always)]
+pub fn pod() -> u64 {
+    // SAFETY: a valid static; volatile, for its value is not the compiler's to know.
+    unsafe { core::ptr::read_volatile(core::ptr::addr_of!(POD)) }
+}
+
 #[sk_lookup]
 pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
-    // SAFETY: a valid static; volatile, for its value is not the compiler's to know.
-    let netns_cookie = unsafe { core::ptr::read_volatile(core::ptr::addr_of!(POD)) };
+    let netns_cookie = pod();
     // Read whatever the family: see `sockops::connection_key`.
     let v4 = Address::from_v4_be(read!((*ctx.lookup).remote_ip4));
     let v6 = Address([
@@ -50,9 +56,9 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     if matches!(
         judged,
         Inbound::Steer(ListenerKind::Inbound) | Inbound::Pass(Verdict::InboundPortExcluded)
-    ) && is_authorized(&ctx, &arrival)
+    ) && let Some(verdict) = vouched_for(&ctx, &arrival)
     {
-        count(Verdict::InboundAuthorized);
+        count(verdict);
         return sk_action::SK_PASS;
     }
     match judged {
@@ -68,10 +74,10 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     }
 }
 
-/// Whether a pod of this node that policy lets in is about to open just this
-/// connection: its connect hook has said so.
+/// Whether a pod of this node that policy lets in, or a prober, is about to open just
+/// this connection: its connect hook has said so.
 #[inline(always)]
-fn is_authorized(ctx: &SkLookupContext, arrival: &Arrival) -> bool {
+fn vouched_for(ctx: &SkLookupContext, arrival: &Arrival) -> Option<Verdict> {
     let v4 = Address::from_v4_be(read!((*ctx.lookup).local_ip4));
     let v6 = Address([
         read!((*ctx.lookup).local_ip6[0]),
@@ -86,17 +92,19 @@ fn is_authorized(ctx: &SkLookupContext, arrival: &Arrival) -> bool {
         source_port: u32::from(u16::from_be(read!((*ctx.lookup).remote_port))),
         destination_port: u32::from(arrival.port),
     };
-    let Some(connection) = AUTHORIZED.get_ptr_mut(&key) else { return false };
+    let Some(connection) = AUTHORIZED.get_ptr_mut(&key) else {
+        return PROBES.get_ptr(&key).map(|_| Verdict::InboundProbe);
+    };
     // SAFETY: the kernel keeps what was looked up until the program ends; `seen` is
     // this program's own to write.
     unsafe {
         if !may_knock(&*connection, bpf_ktime_get_ns()) {
             count(Verdict::InboundExpired);
-            return false;
+            return None;
         }
         (*connection).seen = 1;
     }
-    true
+    Some(Verdict::InboundAuthorized)
 }
 
 /// Without the agent's listener the connection is refused, never passed.

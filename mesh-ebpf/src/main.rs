@@ -9,8 +9,10 @@ mod authorize;
 mod connect;
 mod ctx;
 mod getpeername;
+mod guard;
 mod lookup;
 mod maps;
+mod probe;
 mod sockops;
 
 #[cfg(not(test))]

@@ -1,21 +1,25 @@
 //! All maps. Names, keys and values are `mesh_common`'s.
 
-use core::arch::asm;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{
+    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
     btf_maps::SkStorage,
+    helpers::{bpf_map_lookup_elem, bpf_sk_release, generated::bpf_sk_storage_get},
     macros::{btf_map, map},
-    helpers::{bpf_map_lookup_elem, bpf_sk_release},
     maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
+    programs::SockAddrContext,
 };
 use mesh_common::{
     abi::capacity,
     address::Address,
     decide::Tables,
     key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, TupleKey},
-    value::{Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Service},
+    value::{Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Probe, Redirect, Service},
     verdict::Verdict,
 };
+
+use crate::ctx;
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -53,7 +57,65 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTES, 0);
 #[btf_map]
 pub static ASKED: SkStorage<Asked> = SkStorage::new();
 #[btf_map]
-pub static VOUCHED: SkStorage<u32> = SkStorage::new();
+pub static VOUCHED: InheritedStorage = InheritedStorage::new();
+#[btf_map]
+pub static PASSED: SkStorage<u32> = SkStorage::new();
+#[map]
+pub static PROBERS: HashMap<u64, u32> = HashMap::with_max_entries(capacity::PROBERS, NO_PREALLOC);
+#[map]
+pub static POD_ADDRESSES: HashMap<Address, u64> =
+    HashMap::with_max_entries(capacity::ADDRESSES, NO_PREALLOC);
+#[map]
+pub static PROBES: HashMap<TupleKey, Probe> =
+    HashMap::with_max_entries(capacity::PROBES, NO_PREALLOC);
+#[map]
+pub static REDIRECTS: HashMap<Address, Redirect> =
+    HashMap::with_max_entries(capacity::ADDRESSES, NO_PREALLOC);
+
+/// Socket storage that accepted connections take over from their listener. Laid out as
+/// the BTF of a map wants it; the pointers are never followed.
+#[repr(C)]
+pub struct InheritedStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const u32,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the kernel's map, not these pointers, is what programs share.
+unsafe impl Sync for InheritedStorage {}
+
+impl InheritedStorage {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    /// What the socket of a sock_addr program has; null where it has nothing.
+    ///
+    /// # Safety
+    /// The context must be the program's own.
+    #[inline(always)]
+    pub unsafe fn get(&self, ctx: &SockAddrContext) -> *const u32 {
+        let sk = ctx::socket(ctx);
+        // SAFETY: a map of socket storage and the context's socket; nothing is created.
+        unsafe {
+            bpf_sk_storage_get(
+                ptr::from_ref(self).cast_mut().cast(),
+                sk.cast(),
+                ptr::null_mut(),
+                0,
+            )
+        }
+        .cast()
+    }
+}
 
 /// `BPF_F_NO_PREALLOC`: entries are allocated as they come, an empty map is small.
 const NO_PREALLOC: u32 = 1;
@@ -73,6 +135,20 @@ pub fn count(verdict: Verdict) {
 #[inline(always)]
 pub fn log_enabled() -> bool {
     CONFIG.get(0).is_some_and(|config| config.log != 0)
+}
+
+/// Whether the operator wants the guard to drop what is not TCP.
+#[inline(always)]
+pub fn drops_non_tcp() -> bool {
+    CONFIG.get(0).is_some_and(|config| config.drop_non_tcp != 0)
+}
+
+/// What the agent has said of a pod, if it is enrolled.
+#[inline(always)]
+pub fn pod_entry(netns_cookie: u64) -> Option<&'static PodEntry> {
+    // SAFETY: entries are only replaced whole; the kernel keeps what was looked up
+    // until the program ends.
+    unsafe { PODS.get(&netns_cookie) }
 }
 
 /// Counts live connections of the kernel path.

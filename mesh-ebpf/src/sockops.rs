@@ -13,7 +13,7 @@ use aya_ebpf::{
 use mesh_common::{
     address::Address,
     key::ConnectionKey,
-    value::{Asked, OriginalDestination},
+    value::{Asked, OriginalDestination, path},
     verdict::Verdict,
 };
 
@@ -21,6 +21,7 @@ use crate::{
     authorize,
     ctx::read,
     maps::{ASKED, ORIGINAL_DESTINATIONS, count},
+    probe,
 };
 
 /// Always 1: the return value means nothing for these callbacks, and the verifier
@@ -30,19 +31,19 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match read!((*ctx.ops).op) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             if let Some(asked) = asked(&ctx) {
-                if asked.kernel_path != 0 {
-                    authorize::vouch(&ctx, asked);
-                } else {
-                    publish(&ctx, asked);
+                match asked.path {
+                    path::KERNEL => authorize::vouch(&ctx, asked),
+                    path::PROBE => probe::vouch(&ctx, asked),
+                    _ => publish(&ctx, asked),
                 }
             }
         }
         BPF_SOCK_OPS_STATE_CB => {
             if let Some(asked) = asked(&ctx) {
-                if asked.kernel_path != 0 {
-                    authorize::follow(&ctx, asked);
-                } else {
-                    withdraw(&ctx, asked);
+                match asked.path {
+                    path::KERNEL => authorize::follow(&ctx, asked),
+                    path::PROBE => probe::follow(&ctx, asked),
+                    _ => withdraw(&ctx, asked),
                 }
             }
         }

@@ -1,6 +1,6 @@
 """A control plane in another implementation: grpcio and xds-protos, SotW and delta ADS.
 
-usage: server.py SOCKET STATE REQUESTS
+usage: server.py SOCKET STATE REQUESTS [LISTEN]
 
 Serves what the JSON file STATE says, over the Unix socket SOCKET, and looks at STATE
 all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. As
@@ -12,6 +12,12 @@ long, and is confirmed for as long as {"heartbeats": true}.
 
 {"many": {"clusters": N, "endpoints": M}} adds N clusters by EDS with M endpoints each,
 made once.
+
+Besides ADS there is each type's own service. LISTEN is a JSON list of further ports:
+{"address": "IP:PORT", "cert": FILE, "key": FILE, "ca": FILE}; with "cert" it speaks TLS,
+with "ca" it wants a certificate of the client. STATE may say how to behave: "mute"
+answers nothing, "delay" waits so many seconds before each answer, "huge" answers CDS
+with so many bytes.
 
 Every request is checked against the protocol's rules and written to REQUESTS, one JSON
 object a line; what breaks a rule has a "violation". So are {"sent": NONCE} for each
@@ -47,10 +53,13 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.extensions.load_balancing_policies.round_robin.v3 import round_robin_pb2
 from envoy.extensions.transport_sockets.tls.v3 import (
     secret_pb2,
+    tls_pb2,
     tls_spiffe_validator_config_pb2,
 )
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from envoy.service.runtime.v3 import rtds_pb2
 
@@ -67,6 +76,17 @@ VHDS = PREFIX + "config.route.v3.VirtualHost"
 # In the order in which changes are sent: make before break.
 TYPES = (RTDS, SDS, CDS, EDS, LDS, ECDS, RDS, VHDS)
 WILDCARD = (LDS, CDS)
+# The types' own services: package, service, name in its methods.
+SERVICES = {
+    LDS: ("listener", "ListenerDiscoveryService", "Listeners"),
+    RDS: ("route", "RouteDiscoveryService", "Routes"),
+    VHDS: ("route", "VirtualHostDiscoveryService", "VirtualHosts"),
+    CDS: ("cluster", "ClusterDiscoveryService", "Clusters"),
+    EDS: ("endpoint", "EndpointDiscoveryService", "Endpoints"),
+    SDS: ("secret", "SecretDiscoveryService", "Secrets"),
+    RTDS: ("runtime", "RuntimeDiscoveryService", "Runtime"),
+    ECDS: ("extension", "ExtensionConfigDiscoveryService", "ExtensionConfigs"),
+}
 
 
 def in_namespace(name, names):
@@ -111,6 +131,9 @@ class State:
         self.patient = document.get("patient", False)
         self.heartbeats = document.get("heartbeats", False)
         self.salt = document.get("salt", "").encode()
+        self.mute = document.get("mute", False)
+        self.delay = document.get("delay", 0)
+        self.huge = document.get("huge", 0)
         self.types = {type_url: {} for type_url in TYPES}
         self.ttls = {type_url: {} for type_url in TYPES}
         if "many" in document:
@@ -190,7 +213,7 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
             for events in self.streams:
                 events.put(("drop" if dropped else "changed", None))
 
-    def serve(self, stream_type, requests, context):
+    def serve(self, stream_type, requests, context, only=None):
         events = queue.Queue()
         with self.lock:
             self.streams.add(events)
@@ -204,7 +227,7 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
             events.put(("end", None))
 
         threading.Thread(target=read, daemon=True).start()
-        stream = stream_type(self, next(self.numbers))
+        stream = stream_type(self, next(self.numbers), only, context)
         told = False
         try:
             while True:
@@ -214,11 +237,17 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
                 if event == "drop":
                     context.abort(grpc.StatusCode.UNAVAILABLE, "dropped for the test")
                 if event == "request":
-                    yield from stream.on_request(request)
+                    responses = stream.on_request(request)
                 elif event == "beat":
-                    yield from stream.on_beat()
+                    responses = stream.on_beat()
                 else:
-                    yield from stream.on_change()
+                    responses = stream.on_change()
+                for response in responses:
+                    time.sleep(self.state.delay)
+                    if self.state.huge and response.type_url == CDS:
+                        response.nonce = "x" * self.state.huge
+                    if not self.state.mute:
+                        yield response
                 # A new stream has heard of the state once its first request is answered.
                 if event == "changed" or (event == "request" and not told):
                     told = True
@@ -236,9 +265,15 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
 
 
 class Stream:
-    def __init__(self, server, number):
+    def __init__(self, server, number, only, context):
         self.server = server
         self.number = number
+        # The one type of this service; None: all.
+        self.only = only
+        self.peer = {
+            "port": context.peer(),
+            "identity": [name.decode() for name in context.peer_identities() or []],
+        }
         self.node = None
         self.types = {}
         self.nonces = itertools.count(1)
@@ -249,6 +284,8 @@ class Stream:
             "at": time.time(),
             "stream": self.number,
             "node": self.node,
+            "service": SERVICES[self.only][1] if self.only else "ADS",
+            **self.peer,
             "type": request.type_url,
             "nonce": request.response_nonce,
             "error": error,
@@ -270,8 +307,11 @@ class Stream:
     def introduce(self, request, violations):
         if self.node is None:
             self.node = request.node.id
+            self.peer["region"] = request.node.locality.region
             if not self.node:
                 violations.append("the first request has no node.id")
+        if self.only and request.type_url != self.only:
+            violations.append("a type that this service does not have")
         if request.type_url not in TYPES:
             violations.append(f"unknown type {request.type_url}")
         if request.HasField("error_detail"):
@@ -358,15 +398,16 @@ class SotwStream(Stream):
         state = self.server.state
         table, ttls = state.types[url], state.ttls[url]
         wanted = table if url in WILDCARD else [n for n in known["names"] if n in table]
-        self.sent(url, nonce, version, wanted, [])
         resources = [table[name][1] for name in wanted if name not in ttls]
         for name in wanted:
             if name in ttls:
                 resources.append(any_pb2.Any())
                 resources[-1].Pack(state.wrapped(url, name))
-        return discovery_pb2.DiscoveryResponse(
+        response = discovery_pb2.DiscoveryResponse(
             version_info=version, resources=resources, type_url=url, nonce=nonce
         )
+        self.sent(url, nonce, version, wanted, [])
+        return response
 
 
 class DeltaStream(Stream):
@@ -447,24 +488,70 @@ class DeltaStream(Stream):
 
     def response(self, url, nonce, names, removed, with_body=True):
         state = self.server.state
-        self.sent(url, nonce, state.version(url), names, removed)
-        return discovery_pb2.DeltaDiscoveryResponse(
-            system_version_info=state.version(url),
+        version = state.version(url)
+        response = discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=version,
             resources=[state.wrapped(url, name, with_body) for name in names],
             removed_resources=removed,
             type_url=url,
             nonce=nonce,
         )
+        self.sent(url, nonce, version, names, removed)
+        return response
+
+
+def handlers(server):
+    """The types' own services."""
+
+    def method(stream_type, url, request, response):
+        return grpc.stream_stream_rpc_method_handler(
+            lambda requests, context: server.serve(stream_type, requests, context, url),
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
+
+    pb = discovery_pb2
+    for url, (package, service, name) in SERVICES.items():
+        methods = {
+            "Delta" + name: method(
+                DeltaStream, url, pb.DeltaDiscoveryRequest, pb.DeltaDiscoveryResponse
+            )
+        }
+        if url != VHDS:
+            methods["Stream" + name] = method(
+                SotwStream, url, pb.DiscoveryRequest, pb.DiscoveryResponse
+            )
+        full_name = f"envoy.service.{package}.v3.{service}"
+        yield grpc.method_handlers_generic_handler(full_name, methods)
+
+
+def listen(transport, port):
+    def content(key):
+        with open(port[key], "rb") as file:
+            return file.read()
+
+    if "cert" not in port:
+        return transport.add_insecure_port(port["address"])
+    ca = content("ca") if "ca" in port else None
+    credentials = grpc.ssl_server_credentials(
+        [(content("key"), content("cert"))],
+        root_certificates=ca,
+        require_client_auth=ca is not None,
+    )
+    return transport.add_secure_port(port["address"], credentials)
 
 
 def main():
-    socket, state, requests = sys.argv[1:]
+    socket, state, requests, *ports = sys.argv[1:]
     server = Server(state, requests)
-    pool = futures.ThreadPoolExecutor(max_workers=16)
-    options = [("grpc.max_send_message_length", -1)]
+    pool = futures.ThreadPoolExecutor(max_workers=64)
+    options = [("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
     transport = grpc.server(pool, options=options)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(server, transport)
+    transport.add_generic_rpc_handlers(tuple(handlers(server)))
     transport.add_insecure_port(f"unix:{socket}")
+    for port in json.loads(ports[0]) if ports else []:
+        listen(transport, port)
     transport.start()
     print("serving", flush=True)
     while True:

@@ -284,3 +284,59 @@ fn a_port_that_is_left_alone_is_reached_too() {
     }
     assert_eq!(it.counts(), (1, 0));
 }
+
+#[test]
+fn a_connection_whose_service_is_removed_drains_and_is_cut_then() {
+    let it = Neighbours::start_with("kernel-drain", "echo", &["--drain-timeout", "2s"]);
+    it.wait_for_services(2);
+    let (mut talk, mut other) = (it.talk(), it.client.connects(SERVER6.parse().unwrap()));
+    talk.echoes("before");
+    other.echoes("other");
+    let service6 = Service::tcp("server6", SERVER6).backed_by_ipv6(&it.server, SERVER_PORT);
+    let inbound = Inbound::tcp(&it.server, SERVER_PORT).allow(Allow::policy("p").from(&it.client));
+    it.agent.configure(&MeshConfig::new().service(&service6).inbound(&inbound));
+    let (_, how) = talk.rest();
+    assert_eq!(how, end::RESET);
+    let entry = it.agent.logs_access(&["\"outbound\"", "cut at the drain timeout"]);
+    assert_eq!((&entry["path"], &entry["response_flags"]), (&"kernel".into(), &"DT".into()));
+    other.echoes("still there");
+}
+
+#[test]
+fn packets_go_straight_from_pod_to_pod_and_past_no_guard() {
+    let it = Neighbours::start("kernel-redirect", "echo");
+    it.talk().echoes("over IPv4").half_closes().expect_closed();
+    let v4 = it.verdict("redirected");
+    assert!(v4 > 4, "{v4}");
+    it.client.connects(SERVER6.parse().unwrap()).echoes("over IPv6");
+    assert!(it.verdict("redirected") > v4);
+    assert_eq!(it.agent.status()["not_redirected"], serde_json::json!([]));
+    // Who is not vouched for takes the long way, to the same refusal.
+    let before = it.verdict("redirected");
+    let outsider = it.bed.node(1).pod("outsider").start();
+    outsider.connects(it.server.at(SERVER_PORT)).expect_cut_off();
+    assert_eq!(it.verdict("redirected"), before);
+}
+
+#[test]
+fn packets_take_the_long_way_where_somebody_else_may_want_to_see_them() {
+    let it = Neighbours::start("kernel-no-redirect", "echo");
+    let talks = |it: &Neighbours| {
+        let before = it.verdict("redirected");
+        it.talk().echoes("words");
+        it.verdict("redirected") - before
+    };
+    assert!(talks(&it) > 0);
+    let why = |it: &Neighbours| it.agent.status()["not_redirected"].to_string();
+    let mut it = it;
+    // Pods' interfaces are numbered in the order they are made in.
+    it.bed.node(1).netns().tc(&["qdisc add dev pod2 clsact"]);
+    it.agent.restart();
+    it.wait_for_services(2);
+    assert!(why(&it).contains("clsact"), "{}", why(&it));
+    assert_eq!(talks(&it), 0, "neither into such a pod nor out of it");
+    it.agent.restart_with(&["--redirect-peer", "off"]);
+    it.wait_for_services(2);
+    assert_eq!(talks(&it), 0);
+    assert!(why(&it).contains("switched off"), "{}", why(&it));
+}

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::{
-    Agent, Allow, Inbound, MeshConfig, Service, Testbed, control_plane::ControlPlane, eventually,
-    eventually_within, mesh,
+    Agent, Allow, Inbound, MeshConfig, Service, Testbed,
+    bootstrap::{self, Bootstrap},
+    control_plane::ControlPlane,
+    eventually, eventually_within, mesh,
 };
 
 /// A mesh whose agents get everything from a control plane.
@@ -23,11 +25,24 @@ fn driven(name: &str, mode: &str) -> Driven {
     let web = Service::http("web", "10.96.0.10:80").backed_by(&server, mesh::WEB_PORT).by_rds();
     let inbound = Inbound::http(&server, mesh::WEB_PORT).allow(reads);
     let config = MeshConfig::new().service(&web).inbound(&inbound);
-    let control_plane = ControlPlane::start(bed.node(1), &config);
+    let mut control_plane = ControlPlane::start(bed.node(1), &config);
+    let services = mode.strip_prefix("services-").map(|mode| {
+        let api = bootstrap::api(if mode == "delta" { "DELTA_GRPC" } else { "GRPC" }, &["xds"]);
+        let source = json!({ "api_config_source": api });
+        // Routes say where they come from; endpoints come from where their cluster does.
+        control_plane.sources_are(json!({ "self": {} }));
+        let server = control_plane.socket();
+        Bootstrap::dynamic(source.clone(), source)
+            .server("xds", server.to_str().unwrap())
+            .write(bed.node(1), "services")
+    });
     let agents = [(1, &client), (2, &server)].map(|(number, pod)| {
         let (uri, bootstrap) = (control_plane.uri(), control_plane.bootstrap(pod.name()));
         let flags = match mode {
             "bootstrap" => vec!["--bootstrap", bootstrap.to_str().unwrap()],
+            _ if services.is_some() => {
+                vec!["--bootstrap", services.as_ref().unwrap().to_str().unwrap()]
+            }
             _ => vec!["--xds-server", &uri, "--xds-mode", mode],
         };
         bed.node(number).agent().with_pod(pod).flags(&flags).start_unready()
@@ -58,7 +73,13 @@ fn the_script(mode: &str) {
     get(200);
     mesh.client.curl(mesh::WEB).method("DELETE").expect_status(403);
     let page = mesh.near().cli(&["status"]).expect_success();
-    assert!(page.stdout().contains(&format!("({mode}), connected")), "{page}");
+    let variant = mode.trim_start_matches("services-");
+    assert!(page.stdout().contains(&format!("({variant}), connected")), "{page}");
+    if mode != variant {
+        for kind in ["listeners", "routes", "clusters", "endpoints"] {
+            assert!(page.stdout().contains(&format!(" for {kind} (")), "{kind}: {page}");
+        }
+    }
 
     // Added: a second service in front of the same pod.
     let more = config.clone().service(
@@ -164,6 +185,16 @@ fn state_of_the_world_is_understood_and_answered_by_the_rules() {
 #[test]
 fn delta_is_understood_and_answered_by_the_rules() {
     the_script("delta");
+}
+
+#[test]
+fn separate_services_of_each_type_are_understood_as_well() {
+    the_script("services-sotw");
+}
+
+#[test]
+fn separate_services_of_each_type_are_understood_in_the_delta_variant() {
+    the_script("services-delta");
 }
 
 #[test]

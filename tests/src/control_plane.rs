@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{MeshConfig, Node, Process, config, eventually_within};
 
@@ -23,28 +23,77 @@ pub struct ControlPlane {
     directory: PathBuf,
     epoch: u64,
     number: u64,
-    manner: Value,
     resources: Vec<Value>,
+    behaviour: Map<String, Value>,
+    ports: Vec<Value>,
+    /// What stands for `ads: {}` in the resources.
+    sources: Option<Value>,
     process: Option<Process>,
+}
+
+/// How a [`ControlPlane`] is to be reached, besides its Unix socket.
+#[derive(Debug, Clone)]
+pub struct Port(Value);
+
+impl Port {
+    /// In the clear at `IP:PORT`.
+    pub fn plain(address: &str) -> Self {
+        Self(json!({ "address": address }))
+    }
+
+    /// Over TLS, with this certificate and key (PEM files); if a CA is given, clients
+    /// must show a certificate of it.
+    pub fn tls(address: &str, cert: &Path, key: &Path, ca: Option<&Path>) -> Self {
+        let mut port = json!({ "address": address, "cert": cert, "key": key });
+        if let Some(ca) = ca {
+            port["ca"] = json!(ca);
+        }
+        Self(port)
+    }
 }
 
 impl ControlPlane {
     /// Starts one on `node`, serving `config`.
     pub fn start(node: &Node, config: &MeshConfig) -> Self {
-        let directory = node.directory().join("control-plane");
+        Self::start_at(node, "control-plane", config, &[])
+    }
+
+    /// As [`ControlPlane::start`], under a name of its own and with further ports.
+    pub fn start_at(node: &Node, name: &str, config: &MeshConfig, ports: &[Port]) -> Self {
+        let mut this = Self::prepare(node, name, config, ports);
+        this.run();
+        this
+    }
+
+    /// As [`ControlPlane::start_at`], but it does not run yet.
+    pub fn prepare(node: &Node, name: &str, config: &MeshConfig, ports: &[Port]) -> Self {
+        let directory = node.directory().join(name);
         fs::create_dir_all(&directory).expect("make the control plane's directory");
         let mut this = Self {
             node: node.clone(),
             directory,
             epoch: 0,
             number: 0,
-            manner: json!({}),
             resources: config.resources(),
+            behaviour: Map::new(),
+            ports: ports.iter().map(|Port(port)| port.clone()).collect(),
+            sources: None,
             process: None,
         };
         this.write();
-        this.run();
         this
+    }
+
+    /// From now on, resources say this instead of `ads: {}`.
+    pub fn sources_are(&mut self, source: Value) {
+        self.sources = Some(source);
+        self.write();
+    }
+
+    /// From now on it behaves like that: see `server.py`.
+    pub fn behaves(&mut self, how: &str, value: Value) {
+        self.behaviour.insert(how.to_owned(), value);
+        self.write();
     }
 
     /// As `--xds-server` wants it.
@@ -82,17 +131,24 @@ impl ControlPlane {
         path
     }
 
-    /// Where it listens.
+    /// Its Unix socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.join("xds.sock")
     }
 
     fn write(&mut self) {
         self.number += 1;
-        let mut state = self.manner.clone();
-        state["epoch"] = self.epoch.into();
-        state["number"] = self.number.into();
-        state["resources"] = self.resources.clone().into();
+        let mut state = json!({
+            "epoch": self.epoch,
+            "number": self.number,
+            "resources": self.resources,
+        });
+        if let Some(source) = &self.sources {
+            replace_sources(&mut state, source);
+        }
+        for (how, value) in &self.behaviour {
+            state[how] = value.clone();
+        }
         config::replace(&self.directory.join("state.json"), &state.to_string());
     }
 
@@ -105,12 +161,6 @@ impl ControlPlane {
     /// Counts what was told to be served; the journal says when a stream has sent it.
     pub fn number(&self) -> u64 {
         self.number
-    }
-
-    /// Behaves so from now on: `patient`, `heartbeats`, `salt` of `server.py`.
-    pub fn behaves(&mut self, manner: Value) {
-        self.manner = manner;
-        self.write();
     }
 
     /// Where the server writes down each request and response.
@@ -138,10 +188,13 @@ impl ControlPlane {
         let mut command = Command::new(PYTHON);
         command.arg(SCRIPT).arg(self.socket());
         command.arg(self.directory.join("state.json")).arg(self.directory.join("requests.jsonl"));
+        command.arg(Value::from(self.ports.clone()).to_string());
         let log = self.directory.join("log");
         let place = self.node.place("control-plane");
         let process = Process::start(command, &place, "the control plane", &log);
-        let serving = || match (process.ended(), self.socket().exists()) {
+        // One that was killed leaves its socket.
+        let started = || process.log().contains("serving");
+        let serving = || match (process.ended(), started()) {
             (Some(status), _) => panic!("the control plane ended: {status}\n{}", process.log()),
             (None, true) => Ok(()),
             (None, false) => Err(process.log()),
@@ -183,5 +236,15 @@ impl ControlPlane {
         assert!(!requests.is_empty(), "nobody asked");
         let bad: Vec<_> = requests.iter().filter(|r| r["violation"].is_string()).collect();
         assert!(bad.is_empty(), "{bad:#?}\nof {requests:#?}");
+    }
+}
+
+/// Puts `source` where a resource says `ads: {}`.
+fn replace_sources(value: &mut Value, source: &Value) {
+    match value {
+        Value::Object(fields) if fields.contains_key("ads") => *value = source.clone(),
+        Value::Object(fields) => fields.values_mut().for_each(|v| replace_sources(v, source)),
+        Value::Array(items) => items.iter_mut().for_each(|v| replace_sources(v, source)),
+        _ => {}
     }
 }

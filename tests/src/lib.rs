@@ -18,6 +18,7 @@
 
 pub mod agent;
 pub mod bed;
+pub mod bootstrap;
 pub mod cgroup;
 pub mod config;
 pub mod control_plane;

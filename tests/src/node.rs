@@ -137,9 +137,14 @@ impl Node {
 
     /// Runs a program on the node itself, outside every pod.
     pub fn run(&self, argv: &[&str]) -> Ran {
+        self.run_in("host", argv)
+    }
+
+    /// As [`Node::run`], in the cgroup of that path below the node's.
+    pub fn run_in(&self, cgroup: &str, argv: &[&str]) -> Ran {
         let mut command = Command::new(argv[0]);
         command.args(&argv[1..]);
-        process::run(command, &self.place("host"), process::RUN_DEADLINE)
+        process::run(command, &self.place(cgroup), process::RUN_DEADLINE)
     }
 
     /// In the node's namespace and in the cgroup `name` below the node's.

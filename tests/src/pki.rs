@@ -1,10 +1,11 @@
-//! Certificates that no honest agent would present, for tests that try to get in.
+//! Certificates: those that no honest agent would present, for tests that try to get in,
+//! and those that a control plane hands out.
 
 use std::{fs, path::Path, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    SanType,
+    KeyUsagePurpose, SanType,
 };
 
 /// An authority that signs whatever it is asked to.
@@ -25,6 +26,13 @@ pub struct Credentials {
     pub certificate_pem: String,
     /// Its key, PKCS#8 in PEM.
     pub key_pem: String,
+}
+
+impl Credentials {
+    /// A line of the certificate's PEM, and one of the key's, that no other has.
+    pub fn marks(&self) -> [&str; 2] {
+        [&self.certificate_pem, &self.key_pem].map(|pem| pem.lines().nth(2).unwrap_or_default())
+    }
 }
 
 /// When a certificate is valid, seen from now.
@@ -56,6 +64,7 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "a foreign root");
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root_pem = params.self_signed(&key).expect("sign the root").pem();
         Self { root_pem, issuer: Issuer::new(params, key) }
     }
@@ -65,12 +74,16 @@ impl Pki {
         &self.root_pem
     }
 
-    /// A certificate with `uris` as its URI SANs.
-    pub fn issue(&self, uris: &[&str], validity: Validity) -> Credentials {
+    /// A certificate for `names`: URIs, addresses and DNS names.
+    pub fn issue(&self, names: &[&str], validity: Validity) -> Credentials {
         let key = KeyPair::generate().expect("make a key");
         let mut params = CertificateParams::default();
-        let san = |uri: &&str| SanType::URI((*uri).try_into().expect("a URI is ASCII"));
-        params.subject_alt_names = uris.iter().map(san).collect();
+        let san = |name: &&str| match (name.parse(), name.contains("://")) {
+            (Ok(address), _) => SanType::IpAddress(address),
+            (_, true) => SanType::URI((*name).try_into().expect("a URI is ASCII")),
+            (_, false) => SanType::DnsName((*name).try_into().expect("a name is ASCII")),
+        };
+        params.subject_alt_names = names.iter().map(san).collect();
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));

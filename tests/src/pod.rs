@@ -15,6 +15,7 @@ use crate::{
     curl::Curl,
     eventually,
     netns::{self, Netns},
+    pki::Credentials,
     process::{self, Place, peer},
 };
 
@@ -270,7 +271,7 @@ impl Pod {
     /// Starts an unmodified nginx that answers on `port` and says who asked:
     /// `hello from <pod>, you are <address>`.
     pub fn runs_nginx(&self, port: u16) -> Process {
-        let directory = self.node().directory().join(format!("{}-nginx-{port}", self.name()));
+        let directory = self.nginx_directory(port);
         fs::create_dir_all(&directory).expect("make nginx's directory");
         let file = directory.join("nginx.conf");
         fs::write(&file, nginx_conf(self.name(), port, &directory.display().to_string()))
@@ -282,10 +283,48 @@ impl Pod {
         process
     }
 
+    /// As [`Pod::runs_nginx`] by TLS, HTTP/1.1 and HTTP/2, only for clients with a
+    /// certificate of `clients_pem`. It says `serial=<theirs> sni=<asked for>
+    /// protocol=<spoken>`, and lets `/slow` take some seconds.
+    pub fn runs_tls_nginx(&self, port: u16, own: &Credentials, clients_pem: &str) -> Process {
+        let directory = self.node().directory().join(format!("{}-nginx-{port}", self.name()));
+        fs::create_dir_all(&directory).expect("make nginx's directory");
+        let put = |name: &str, text: &str| {
+            fs::write(directory.join(name), text).unwrap_or_else(|e| panic!("write {name}: {e}"));
+        };
+        put("own.pem", &own.certificate_pem);
+        put("own-key.pem", &own.key_pem);
+        put("clients.pem", clients_pem);
+        put("slow", &"slowly ".repeat(100_000));
+        let plain = nginx_conf(self.name(), port, &directory.display().to_string());
+        let here = directory.display();
+        let tls = format!(
+            "ssl_certificate {here}/own.pem; ssl_certificate_key {here}/own-key.pem;\n\
+             ssl_client_certificate {here}/clients.pem; ssl_verify_client optional;\n\
+             location /slow {{ limit_rate 150k; alias {here}/slow; }}\n\
+             location / {{ if ($ssl_client_verify != SUCCESS) {{ return 496; }} return 200 \
+             \"serial=$ssl_client_serial sni=$ssl_server_name protocol=$server_protocol\\n\"; }}"
+        );
+        let from = plain.find("location / ").expect("a location");
+        let to = from + plain[from..].find('\n').expect("a line");
+        let conf = format!("{}{tls}{}", &plain[..from], &plain[to..])
+            .replace(&format!("{port};"), &format!("{port} ssl http2;"));
+        put("nginx.conf", &conf);
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(&directory).arg("-c").arg(directory.join("nginx.conf"));
+        let process = self.starts(&format!("nginx-{port}"), command);
+        self.wait_for_listener(port, &process);
+        process
+    }
+
     /// The access log of [`Pod::runs_nginx`].
     pub fn nginx_log(&self, port: u16) -> String {
-        let directory = self.node().directory().join(format!("{}-nginx-{port}", self.name()));
-        fs::read_to_string(directory.join("access.txt")).unwrap_or_default()
+        fs::read_to_string(self.nginx_directory(port).join("access.txt")).unwrap_or_default()
+    }
+
+    /// Its files are served below `/files/` by [`Pod::runs_nginx`].
+    pub fn nginx_directory(&self, port: u16) -> PathBuf {
+        self.node().directory().join(format!("{}-nginx-{port}", self.name()))
     }
 
     /// Starts this crate's `peer` as a server of `kind` on `port` (see its `--help`).
@@ -352,6 +391,7 @@ http {{
         listen {port};
         listen [::]:{port};
         location / {{ return 200 "hello from {name}, you are $remote_addr\n"; }}
+        location /files/ {{ alias {directory}/; }}
         location /echo-headers {{ return 200 "host=$http_host x=$http_x_test forwarded=$http_x_forwarded_for\n"; }}
         location /echo-request {{ return 200 "$request_method $request_uri host=$http_host\n"; }}
     }}

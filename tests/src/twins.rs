@@ -76,7 +76,7 @@ impl Twins {
             })
             .into();
         let mut control_plane = ControlPlane::start(near, &MeshConfig::empty());
-        control_plane.behaves(json!({ "patient": true }));
+        control_plane.behaves("patient", true.into());
         let (uri, mode) = (control_plane.uri(), if delta { "delta" } else { "sotw" });
         let flags = ["--xds-server", &uri, "--xds-mode", mode, "--xds-node-id", AGENT];
         let agent = near.agent().with_pod(&client).flags(&flags);
@@ -126,11 +126,12 @@ impl Twins {
         }
     }
 
-    /// The control plane ends without a word and comes back.
-    pub fn restart_control_plane(&mut self, manner: Value) {
+    /// The control plane ends without a word and comes back; with another `salt` it has
+    /// other versions of the same resources.
+    pub fn restart_control_plane(&mut self, salt: &str) {
         self.control_plane.dies();
         self.journal.forget();
-        self.control_plane.behaves(manner);
+        self.control_plane.behaves("salt", salt.into());
         self.control_plane.run();
         self.settle();
     }

@@ -163,6 +163,13 @@ pub struct KernelPathView {
     pub connections: usize,
 }
 
+/// A pod that something is missing on, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingView {
+    pub pod: String,
+    pub why: String,
+}
+
 /// How often the kernel programs decided so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictView {
@@ -192,6 +199,12 @@ pub struct StatusView {
     pub hbone: HboneView,
     #[serde(default)]
     pub kernel_path: KernelPathView,
+    /// Pods without a guard on their interfaces.
+    #[serde(default)]
+    pub unguarded: Vec<MissingView>,
+    /// Pods whose packets of the kernel path are not handed straight in.
+    #[serde(default)]
+    pub not_redirected: Vec<MissingView>,
     pub bpf: Vec<VerdictView>,
 }
 

@@ -119,10 +119,10 @@ impl RuntimeView {
 impl From<&Snapshot> for SnapshotView {
     fn from(snapshot: &Snapshot) -> Self {
         let in_clusters = snapshot.clusters.values().map(|cluster| match &cluster.discovery {
-            Discovery::Static(assignment) => assignment.endpoints.len(),
+            Discovery::Static(assignment) => assignment.endpoints().count(),
             Discovery::Eds { .. } | Discovery::OriginalDestination => 0,
         });
-        let by_eds = snapshot.assignments.values().map(|assignment| assignment.endpoints.len());
+        let by_eds = snapshot.assignments.values().map(|assignment| assignment.endpoints().count());
         Self {
             version: snapshot.version,
             label: snapshot.label.clone(),

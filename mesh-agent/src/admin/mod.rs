@@ -25,8 +25,8 @@ use futures_util::future::BoxFuture;
 use crate::model::workload::WorkloadUid;
 
 pub use api::{
-    CertificateView, ConnectionView, ErrorView, HboneView, KernelPathView, PodView, Readiness,
-    RejectedConfig, SnapshotView, StatusView, Timestamp, VerdictView,
+    CertificateView, ConnectionView, ErrorView, HboneView, KernelPathView, MissingView, PodView,
+    Readiness, RejectedConfig, SnapshotView, StatusView, Timestamp, VerdictView,
 };
 pub use config_dump::ConfigDump;
 pub use enroll::{EnrollRequest, InvalidEnrollment, NetnsRef, PodsFile, PodsFileError};

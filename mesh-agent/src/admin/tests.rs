@@ -85,6 +85,8 @@ impl AgentControl for Fake {
             connections: 0,
             hbone: HboneView::default(),
             kernel_path: KernelPathView::default(),
+            unguarded: Vec::new(),
+            not_redirected: Vec::new(),
             bpf: Vec::new(),
         }
     }

@@ -19,7 +19,8 @@ use crate::{
     },
     snapshot::{RejectedResource, Resources, Snapshot},
     source::{
-        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored, Update,
+        AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored,
+        Update, Wishes,
     },
     transport::hbone::HBONE_PORT,
 };
@@ -30,7 +31,7 @@ const TIDY_AFTER: Duration = Duration::from_secs(1);
 /// The one source of configuration.
 pub(super) enum Source {
     Files(FileSource),
-    ControlPlane(AdsSource),
+    ControlPlane(Box<AdsSource>),
 }
 
 impl Source {
@@ -38,7 +39,7 @@ impl Source {
     pub(super) fn open(config: &SourceConfig, last_good: &LastGood) -> anyhow::Result<Self> {
         match config {
             SourceConfig::ControlPlane(options) => {
-                Ok(Self::ControlPlane(AdsSource::new(options.as_ref().clone())))
+                Ok(Self::ControlPlane(Box::new(AdsSource::new(options.as_ref().clone()))))
             }
             SourceConfig::Directory(directory) => match FileSource::open(directory) {
                 Ok(source) => Ok(Self::Files(source)),
@@ -64,6 +65,14 @@ impl Source {
         match self {
             Self::Files(_) => None,
             Self::ControlPlane(source) => Some(source.status()),
+        }
+    }
+
+    /// Where a control plane is asked for more than its resources need.
+    pub(super) fn wishes(&self) -> Option<Wishes> {
+        match self {
+            Self::Files(_) => None,
+            Self::ControlPlane(source) => Some(source.wishes()),
         }
     }
 
@@ -285,7 +294,7 @@ impl Reachable {
             Discovery::Static(assignment) => Some(assignment),
             Discovery::Eds { .. } | Discovery::OriginalDestination => None,
         });
-        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| &a.endpoints);
+        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| a.endpoints());
         for endpoint in endpoints {
             reachable.endpoints.insert(endpoint.address);
             if let Tunnel::Hbone { identity, .. } = &endpoint.tunnel {

@@ -8,8 +8,8 @@ use super::{Agent, pods::RunningPod};
 use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
-        HboneView, KernelPathView, PodView, Readiness, SnapshotView, StatusView, VerdictView,
-        XdsView,
+        HboneView, KernelPathView, MissingView, PodView, Readiness, SnapshotView, StatusView,
+        VerdictView, XdsView,
     },
     capture,
     identity::CertificateStatus,
@@ -82,6 +82,8 @@ impl AgentControl for Control {
                 services: agent.kernel_services.load(Ordering::Relaxed),
                 connections: agent.capture.kernel_connections().len(),
             },
+            unguarded: missing(agent.capture.unguarded()),
+            not_redirected: missing(agent.capture.not_redirected()),
             bpf: agent
                 .verdicts()
                 .into_iter()
@@ -174,6 +176,10 @@ impl Agent {
             Vec::new()
         })
     }
+}
+
+fn missing(pods: Vec<(WorkloadUid, String)>) -> Vec<MissingView> {
+    pods.into_iter().map(|(uid, why)| MissingView { pod: uid.to_string(), why }).collect()
 }
 
 fn view(running: &RunningPod, connections: usize) -> PodView {

@@ -6,10 +6,12 @@ use std::{fs, fs::File, os::fd::AsFd, path::Path};
 use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
+    error::{brief, chain},
     loader::{CGROUP_PROGRAMS, try_load},
     maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
+    redirect::netfilter,
     sock_diag,
 };
 
@@ -42,6 +44,7 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.push(bpffs(&options.bpffs));
     checks.extend(sysctls());
     checks.push(kernel_path());
+    checks.push(redirect_peer());
     checks
 }
 
@@ -53,6 +56,19 @@ fn kernel_path() -> Check {
             "kernel path",
             CheckStatus::Warn,
             format!("off: live connections can't be cut (CONFIG_INET_DIAG_DESTROY): {error}"),
+        ),
+    }
+}
+
+/// Whether packets may go straight from pod to pod, as far as the node as a whole says;
+/// what is on each pod's interface is in the agent's status.
+fn redirect_peer() -> Check {
+    match netfilter() {
+        None => check("redirect_peer", CheckStatus::Ok, "no rules of the node need to see packets"),
+        Some(why) => check(
+            "redirect_peer",
+            CheckStatus::Warn,
+            format!("auto is off: {why}; `--redirect-peer on` steps around them"),
         ),
     }
 }
@@ -203,45 +219,4 @@ fn sysctls() -> Vec<Check> {
             None => check("sysctl net.core.bpf_jit_enable", CheckStatus::Ok, "always on"),
         },
     ]
-}
-
-/// Without the verifier's listing of the program: its last line says what it refused.
-fn brief(error: &str) -> String {
-    let Some((before, listing)) = error.split_once("Verifier output:") else {
-        return error.to_owned();
-    };
-    let summary = |line: &&str| line.starts_with("verification time");
-    let reason = listing.lines().map(str::trim).take_while(|line| !summary(line)).last();
-    format!("{}: {}", before.trim().trim_end_matches(['.', ':']), reason.unwrap_or_default())
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_program_is_told_by_the_verifiers_last_word() {
-        let refused = "the BPF_PROG_LOAD syscall returned Permission denied. Verifier output: \
-                       0: (bf) r6 = r1\n21: (61) r3 = *(u32 *)(r6 +64)\n\
-                       invalid bpf_context access off=64 size=4\nverification time 37 usec\n\
-                       stack depth 64\n";
-        assert_eq!(
-            brief(refused),
-            "the BPF_PROG_LOAD syscall returned Permission denied: \
-             invalid bpf_context access off=64 size=4"
-        );
-        assert_eq!(brief("no such file"), "no such file");
-    }
 }

@@ -5,6 +5,8 @@ use std::{
     collections::HashMap,
     fmt,
     fs::File,
+    num::NonZeroU32,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,6 +19,7 @@ use super::{
     bpffs,
     cgroup::cgroup2_root,
     error::{CaptureError, EnrollError},
+    guard::{GuardAttachment, GuardMode},
     kernel_path::KernelMaps,
     loader::Pins,
     maps::{Maps, monotonic_ns},
@@ -24,6 +27,7 @@ use super::{
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
     persist::{Record, Records, lock},
+    redirect::RedirectMode,
     routing::{self, RoutingError},
     sockets::{NetnsSockets, Vouched},
 };
@@ -51,10 +55,14 @@ const HOOKS_END: Duration = Duration::from_millis(20);
 /// pods' new connections are refused until an agent is back.
 #[derive(Debug)]
 pub struct Capture {
-    pins: Pins,
+    pub(super) pins: Pins,
     pub(super) records: Records,
     exclusions: Exclusions,
-    own: PodNetns,
+    pub(super) guard: GuardMode,
+    pub(super) guard_attachment: GuardAttachment,
+    pub(super) redirect_peer: RedirectMode,
+    pub(super) probe_cgroups: Vec<PathBuf>,
+    pub(super) own: PodNetns,
     state: Mutex<State>,
     log: Option<tokio::task::JoinHandle<()>>,
     /// Held for as long as the agent lives.
@@ -85,6 +93,10 @@ pub(super) struct Slot {
     pub(super) netns: Arc<PodNetns>,
     /// `None` while it is being enrolled.
     pub(super) record: Option<Record>,
+    /// Why the pod has no guard.
+    pub(super) unguarded: Option<String>,
+    /// Why its packets of the kernel path take the long way.
+    pub(super) not_redirected: Option<String>,
 }
 
 /// A slot that is freed again unless it is filled.
@@ -147,12 +159,13 @@ impl Capture {
                 return Err(CaptureError::Abi { path: pins.maps(), found, expected: ABI_VERSION });
             }
         }
-        maps.configure(options.bpf_log, options.kernel_path)?;
+        maps.configure(options.bpf_log, options.kernel_path, options.drop_non_tcp)?;
+        maps.set_probers(&cgroup_ids(&options.probe_cgroups))?;
         // No listener is open yet: whoever published these has been refused since.
         maps.withdraw(|_, _| true);
         // Before the links run programs that use these maps, which may be new.
         for record in known.iter().filter(|record| record.active) {
-            maps.add_pod(record.netns_cookie)?;
+            maps.add_pod(record.netns_cookie, record.pod.mtls)?;
         }
         pins.attach_cgroup(&mut ebpf, &cgroup_root)?;
         pins.remove_other_versions()?;
@@ -166,6 +179,10 @@ impl Capture {
             pins,
             records,
             exclusions: options.exclusions,
+            guard: options.guard,
+            guard_attachment: options.guard_attachment,
+            redirect_peer: options.redirect_peer,
+            probe_cgroups: options.probe_cgroups,
             own,
             state: Mutex::new(State { maps, kernel, pods: HashMap::new(), publish_failures: 0 }),
             log,
@@ -284,7 +301,13 @@ impl Capture {
         if let Some((other, _)) = state.pods.iter().find(|(_, slot)| slot.cookie == cookie) {
             return Err(EnrollError::NetnsInUse { uid: uid.clone(), other: other.clone() });
         }
-        let slot = Slot { cookie, netns: Arc::clone(netns), record: None };
+        let slot = Slot {
+            cookie,
+            netns: Arc::clone(netns),
+            record: None,
+            unguarded: None,
+            not_redirected: None,
+        };
         state.pods.insert(uid.clone(), slot);
         Ok(Reservation { capture: self, uid: uid.clone() })
     }
@@ -308,7 +331,11 @@ impl Capture {
         // What arrives for the application is bound to the interface it came by: the
         // agent's own dial to the application, over `lo` and from the client's
         // address, may get the client's port number, and would be taken for it.
-        let interface = netns.only_interface().await.map_err(in_netns)?;
+        let interfaces = netns.interfaces().await.map_err(in_netns)?;
+        let interface = match &interfaces[..] {
+            [only] => NonZeroU32::new(only.index),
+            _ => None,
+        };
         if interface.is_none() {
             tracing::warn!(
                 pod = %uid,
@@ -344,7 +371,29 @@ impl Capture {
         let destinations =
             OriginalDestinations::open(&self.pins.maps(), cookie).map_err(&kernel)?;
         let vouched = Vouched::open(&self.pins.maps()).map_err(&kernel)?;
-        self.pins.attach_pod(netns).map_err(&kernel)?;
+        for listener in [&inbound, &hbone] {
+            for (_, socket) in listener.sockets() {
+                vouched
+                    .add(socket)
+                    .map_err(|source| EnrollError::Vouch { uid: uid.clone(), source })?;
+            }
+        }
+        let mut programs = self.pins.attach_pod(netns).map_err(&kernel)?;
+        let unguarded = self.guard(uid, netns, &interfaces, &mut programs).map_err(&kernel)?;
+        let redirect =
+            self.attach_outside(netns, &interfaces, &mut programs, unguarded.is_none()).await;
+        {
+            let mut state = self.state();
+            if let Some(slot) = state.pods.get_mut(uid) {
+                slot.unguarded = unguarded;
+                slot.not_redirected = redirect.as_ref().err().cloned();
+            }
+            let interface = redirect.ok();
+            state.maps.set_redirect(cookie, &addresses, interface).map_err(&kernel)?;
+            if captured {
+                state.maps.add_pod(cookie, request.mtls).map_err(&kernel)?;
+            }
+        }
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
             netns_cookie: cookie,
@@ -388,7 +437,7 @@ impl Capture {
             .get_mut(uid)
             .and_then(|slot| slot.record.as_mut())
             .ok_or_else(|| EnrollError::NotEnrolled(uid.clone()))?;
-        maps.add_pod(record.netns_cookie).map_err(&kernel)?;
+        maps.add_pod(record.netns_cookie, record.pod.mtls).map_err(&kernel)?;
         if record.active {
             // It was captured all along, and its record says so.
             return Ok(());
@@ -464,6 +513,17 @@ impl Capture {
     /// Takes away what `prepare` may have set. What fails is logged: the rest must go too.
     async fn undo(&self, netns: &PodNetns, fwmark_accept: &str) {
         self.undo_kernel(netns.cookie());
+        match netns.interfaces().await {
+            Ok(interfaces) => {
+                let guard = self.pins.detach_guard(netns.cookie(), Some((netns, &interfaces)));
+                if let Err(error) = guard {
+                    tracing::warn!(netns = %netns.path().display(), %error, "cannot remove the guard");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(netns = %netns.path().display(), %error, "cannot list interfaces");
+            }
+        }
         if let Err(error) = routing::remove(netns, fwmark_accept).await {
             tracing::warn!(netns = %netns.path().display(), ?error, "cannot remove routing");
         }
@@ -474,6 +534,7 @@ impl Capture {
         let steps = [
             state.maps.remove_pod(cookie),
             self.pins.detach_pod(cookie),
+            self.pins.detach_guard(cookie, None),
             state.maps.remove_listeners(cookie),
             state.maps.remove_facts(cookie),
         ];
@@ -493,6 +554,11 @@ impl Capture {
             monotonic_ns().saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));
         state.maps.withdraw(|_, value| value.published_ns < oldest);
         state.kernel.sweep();
+        self.retire_redirects(&mut state);
+        // A service that is started again gets a cgroup of its own again.
+        if let Err(error) = state.maps.set_probers(&cgroup_ids(&self.probe_cgroups)) {
+            tracing::warn!(%error, "probers are not up to date");
+        }
         let failures = state
             .maps
             .verdicts()
@@ -586,6 +652,7 @@ fn forget_dead(pins: &Pins, maps: &mut Maps) -> Result<Vec<u64>, CaptureError> {
         maps.remove_listeners(cookie)?;
         maps.remove_facts(cookie)?;
         pins.detach_pod(cookie)?;
+        pins.detach_guard(cookie, None)?;
     }
     Ok(alive)
 }
@@ -610,6 +677,12 @@ fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The IDs of the cgroups that are there: a cgroup's ID is its inode.
+fn cgroup_ids(directories: &[PathBuf]) -> Vec<u64> {
+    let id = |directory: &PathBuf| Some(std::fs::metadata(directory).ok()?.ino());
+    directories.iter().filter_map(id).collect()
 }
 
 /// Letters, digits, `.`, `-`, `_`; usable as a file name.

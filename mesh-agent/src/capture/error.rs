@@ -49,6 +49,9 @@ pub enum CaptureError {
         "pinned maps in {path} have ABI version {found}, this agent has {expected}: remove them"
     )]
     Abi { path: PathBuf, found: u32, expected: u32 },
+    /// The guard reads Ethernet headers.
+    #[error("interface {0} of the pod is not Ethernet: the guard cannot work there")]
+    Interface(String),
     /// A record of an enrolled pod cannot be read or written.
     #[error("pod record {path}")]
     Record { path: PathBuf, source: serde_json::Error },
@@ -78,6 +81,9 @@ pub enum EnrollError {
     /// The namespace could not be entered or read.
     #[error("workload {uid}")]
     Netns { uid: WorkloadUid, source: NetnsError },
+    /// The kernel does not take a listener's socket storage.
+    #[error("workload {uid}: cannot vouch for the agent's listeners")]
+    Vouch { uid: WorkloadUid, source: io::Error },
     /// A listener could not be opened inside the pod.
     #[error("workload {uid}: cannot listen on {address} inside the pod")]
     Listen { uid: WorkloadUid, address: std::net::SocketAddr, source: io::Error },
@@ -90,4 +96,45 @@ pub enum EnrollError {
     /// The kernel's side failed.
     #[error("workload {uid}")]
     Kernel { uid: WorkloadUid, source: Box<CaptureError> },
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Without the verifier's listing of the program: its last line says what it refused.
+pub(super) fn brief(error: &str) -> String {
+    let Some((before, listing)) = error.split_once("Verifier output:") else {
+        return error.to_owned();
+    };
+    let summary = |line: &&str| line.starts_with("verification time");
+    let reason = listing.lines().map(str::trim).take_while(|line| !summary(line)).last();
+    format!("{}: {}", before.trim().trim_end_matches(['.', ':']), reason.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_program_is_told_by_the_verifiers_last_word() {
+        let refused = "the BPF_PROG_LOAD syscall returned Permission denied. Verifier output: \
+                       0: (bf) r6 = r1\n21: (61) r3 = *(u32 *)(r6 +64)\n\
+                       invalid bpf_context access off=64 size=4\nverification time 37 usec\n\
+                       stack depth 64\n";
+        assert_eq!(
+            brief(refused),
+            "the BPF_PROG_LOAD syscall returned Permission denied: \
+             invalid bpf_context access off=64 size=4"
+        );
+        assert_eq!(brief("no such file"), "no such file");
+    }
 }

@@ -4,6 +4,7 @@
 //! <bpffs>/<instance>/maps-v<ABI>/<MAP>      shared by all programs
 //!                    links/<program>         attached to the cgroup root
 //!                    pods/<netns cookie>     sk_lookup, attached to one pod's namespace
+//!                    guards/<netns cookie>/<interface>-<program>   on its interfaces
 //! ```
 //! Pinned links keep running the programs of an agent that is gone. The next one
 //! updates each link to its own program in place, so that there is no moment
@@ -34,6 +35,7 @@ use mesh_common::abi::{ABI_VERSION, map};
 use super::{
     bpffs,
     error::CaptureError,
+    guard::{GUARD_PROGRAMS, HOST_PROGRAM},
     maps::{LinkTarget, MapCapacities, link_target, open_pin, update_link},
     netns::PodNetns,
 };
@@ -88,6 +90,10 @@ impl Pins {
         self.root.join(format!("maps-v{ABI_VERSION}"))
     }
 
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn links(&self) -> PathBuf {
         self.root.join("links")
     }
@@ -140,7 +146,8 @@ impl Pins {
     }
 
     /// Attaches the lookup program to a pod's namespace, or updates the link that is there.
-    pub(super) fn attach_pod(&self, netns: &PodNetns) -> Result<(), CaptureError> {
+    /// Returns the pod's instances of all programs.
+    pub(super) fn attach_pod(&self, netns: &PodNetns) -> Result<Ebpf, CaptureError> {
         let cookie = netns.cookie();
         let mut ebpf = self.load(Some(cookie))?;
         let program = ebpf.program_mut(POD_PROGRAM).ok_or(CaptureError::Missing(POD_PROGRAM))?;
@@ -152,11 +159,11 @@ impl Pins {
         let inode = nix::sys::stat::fstat(netns).map_err(|errno| file(errno.into()))?.st_ino;
         let target = LinkTarget::Netns(u32::try_from(inode).unwrap_or_default());
         let pin = self.pod(cookie);
-        if adopt(&pin, program, target)? {
-            return Ok(());
+        if !adopt(&pin, program, target)? {
+            let link = attach(program, netns.as_fd()).map_err(refused)?;
+            replace_pin(link, &pin)?;
         }
-        let link = attach(program, netns.as_fd()).map_err(refused)?;
-        replace_pin(link, &pin)
+        Ok(ebpf)
     }
 
     /// Detaches the lookup program of a pod.
@@ -219,6 +226,8 @@ pub(super) fn try_load() -> Result<Vec<Loaded>, CaptureError> {
     CGROUP_PROGRAMS
         .into_iter()
         .chain([POD_PROGRAM])
+        .chain(GUARD_PROGRAMS.map(|(name, _)| name))
+        .chain([HOST_PROGRAM])
         .map(|name| {
             let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
             Ok((name, load(program)))
@@ -234,7 +243,7 @@ fn loader() -> EbpfLoader<'static> {
     loader
 }
 
-fn load(program: &mut Program) -> Result<(), ProgramError> {
+pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
     let mut left = LOAD_ATTEMPTS;
     loop {
         left -= 1;
@@ -251,6 +260,7 @@ fn load_once(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -277,13 +287,17 @@ fn attach(program: &mut Program, target: BorrowedFd<'_>) -> Result<FdLink, Progr
 }
 
 /// Kernels before 5.7 attach without a link, which could not be pinned.
-fn not_a_link(error: LinkError) -> ProgramError {
+pub(super) fn not_a_link(error: LinkError) -> ProgramError {
     ProgramError::IOError(io::Error::other(error))
 }
 
 /// Updates the link pinned at `pin` to `program`. `false` where there is none, or
 /// it is attached to something else than `target`.
-fn adopt(pin: &Path, program: &Program, target: LinkTarget) -> Result<bool, CaptureError> {
+pub(super) fn adopt(
+    pin: &Path,
+    program: &Program,
+    target: LinkTarget,
+) -> Result<bool, CaptureError> {
     let failed = |source| CaptureError::Link { program: pin.display().to_string(), source };
     let link = match open_pin(pin) {
         Ok(link) => link,
@@ -306,7 +320,7 @@ fn adopt(pin: &Path, program: &Program, target: LinkTarget) -> Result<bool, Capt
 }
 
 /// Pins a new link; what was pinned there before goes only now that it is attached.
-fn replace_pin(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
+pub(super) fn replace_pin(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
     bpffs::remove_file(pin)?;
     link.pin(pin).map(drop).map_err(|source| CaptureError::Pin { path: pin.to_owned(), source })
 }

@@ -20,12 +20,14 @@ use aya::{
 };
 use mesh_common::{
     abi::{ABI_VERSION, capacity, map},
+    address::Address,
     key::{AddressKey, ConnectionKey, ListenerKey, ListenerKind, PortKey},
-    value::{Config, OriginalDestination, Owner, PodEntry},
+    value::{Config, OriginalDestination, Owner, PodEntry, Redirect},
     verdict::Verdict,
 };
 
 use super::{error::CaptureError, options::Exclusions};
+use crate::model::workload::MtlsMode;
 
 /// How many entries the maps hold, over all pods of the node. A change takes effect
 /// when the maps are made anew: after `teardown`, or with another ABI version.
@@ -63,7 +65,7 @@ impl Default for MapCapacities {
 
 impl MapCapacities {
     /// Each resizable map with its capacity.
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 9] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 11] {
         [
             (map::PODS, self.pods),
             (map::ADDRESSES, self.addresses),
@@ -74,6 +76,8 @@ impl MapCapacities {
             (map::SERVICES, self.services),
             (map::AUTHORIZED, self.authorized),
             (map::LISTENERS, self.pods.saturating_mul(4)),
+            (map::POD_ADDRESSES, self.addresses),
+            (map::REDIRECTS, self.addresses),
         ]
     }
 }
@@ -88,6 +92,9 @@ pub(super) struct Maps {
     inbound_ports: HashMap<MapData, PortKey, u32>,
     original_destinations: HashMap<MapData, ConnectionKey, OriginalDestination>,
     listeners: SockHash<MapData, ListenerKey>,
+    probers: HashMap<MapData, u64, u32>,
+    pod_addresses: HashMap<MapData, Address, u64>,
+    redirects: HashMap<MapData, Address, Redirect>,
     verdicts: PerCpuArray<MapData, u64>,
     /// As the kernel has them: pinned maps keep their size whatever the options say.
     capacities: BTreeMap<&'static str, u32>,
@@ -127,6 +134,9 @@ impl Maps {
             inbound_ports: one(ebpf, map::INBOUND_PORTS)?,
             original_destinations: one(ebpf, map::ORIGINAL_DESTINATIONS)?,
             listeners: one(ebpf, map::LISTENERS)?,
+            probers: one(ebpf, map::PROBERS)?,
+            pod_addresses: one(ebpf, map::POD_ADDRESSES)?,
+            redirects: one(ebpf, map::REDIRECTS)?,
             verdicts: one(ebpf, map::VERDICTS)?,
         })
     }
@@ -138,12 +148,18 @@ impl Maps {
     }
 
     /// `kernel_path`: whether connections may go from pod to pod without the agent.
-    pub(super) fn configure(&mut self, log: bool, kernel_path: bool) -> Result<(), CaptureError> {
+    /// `drop_non_tcp`: whether the guard drops what is not TCP.
+    pub(super) fn configure(
+        &mut self,
+        log: bool,
+        kernel_path: bool,
+        drop_non_tcp: bool,
+    ) -> Result<(), CaptureError> {
         let config = Config {
             abi_version: ABI_VERSION,
             log: log.into(),
             kernel_path_max: if kernel_path { self.kernel_path_max() } else { 0 },
-            _zero: 0,
+            drop_non_tcp: drop_non_tcp.into(),
         };
         self.config.set(0, config, 0).map_err(refused(&self.capacities, map::CONFIG))
     }
@@ -156,8 +172,11 @@ impl Maps {
     }
 
     /// Turns capture on for a pod.
-    pub(super) fn add_pod(&mut self, cookie: u64) -> Result<(), CaptureError> {
-        let entry = PodEntry { enrolled_ns: monotonic_ns() };
+    pub(super) fn add_pod(&mut self, cookie: u64, mtls: MtlsMode) -> Result<(), CaptureError> {
+        let strict = (mtls == MtlsMode::Strict).into();
+        let redirects = self.redirects.iter().filter_map(Result::ok);
+        let redirect = redirects.into_iter().any(|(_, to)| to.netns_cookie == cookie).into();
+        let entry = PodEntry { enrolled_ns: monotonic_ns(), strict, redirect };
         self.pods.insert(cookie, entry, 0).map_err(refused(&self.capacities, map::PODS))
     }
 
@@ -196,6 +215,11 @@ impl Maps {
                 .insert(key, owner as u32, 0)
                 .map_err(refused(&self.capacities, map::ADDRESSES))?;
         }
+        for ip in own {
+            self.pod_addresses
+                .insert(Address::from(*ip), cookie, 0)
+                .map_err(refused(&self.capacities, map::POD_ADDRESSES))?;
+        }
         for port in &exclusions.outbound_ports {
             self.outbound_ports
                 .insert(PortKey::new(cookie, *port), 1, 0)
@@ -229,6 +253,15 @@ impl Maps {
             absent_is_fine(self.addresses.remove(&key))
                 .map_err(refused(&self.capacities, map::ADDRESSES))?;
         }
+        // Another pod may have got the address meanwhile.
+        let of_pod = self.pod_addresses.iter().filter_map(Result::ok);
+        let addresses: Vec<_> =
+            of_pod.filter(|(_, owner)| *owner == cookie).map(|(address, _)| address).collect();
+        for address in addresses {
+            absent_is_fine(self.pod_addresses.remove(&address))
+                .map_err(refused(&self.capacities, map::POD_ADDRESSES))?;
+        }
+        self.set_redirect(cookie, &[], None)?;
         let keys: Vec<_> = mine(self.outbound_ports.keys(), |key| key.netns_cookie == cookie);
         for key in keys {
             absent_is_fine(self.outbound_ports.remove(&key))
@@ -246,6 +279,43 @@ impl Maps {
                 .map_err(refused(&self.capacities, map::OUTBOUND_CIDRS))?;
         }
         self.withdraw(|key, _| key.netns_cookie == cookie);
+        Ok(())
+    }
+
+    /// Lets packets of the kernel path be handed into and out of a pod by `interface`, or
+    /// not at all. To be followed by [`Maps::add_pod`] where the pod is captured.
+    pub(super) fn set_redirect(
+        &mut self,
+        cookie: u64,
+        addresses: &[IpAddr],
+        interface: Option<u32>,
+    ) -> Result<(), CaptureError> {
+        let all = self.redirects.iter().filter_map(Result::ok);
+        let mine: Vec<_> =
+            all.filter(|(_, to)| to.netns_cookie == cookie).map(|(address, _)| address).collect();
+        for address in mine {
+            absent_is_fine(self.redirects.remove(&address))
+                .map_err(refused(&self.capacities, map::REDIRECTS))?;
+        }
+        let Some(interface) = interface else { return Ok(()) };
+        let to = Redirect { netns_cookie: cookie, interface, _zero: 0 };
+        for ip in addresses {
+            self.redirects
+                .insert(Address::from(*ip), to, 0)
+                .map_err(refused(&self.capacities, map::REDIRECTS))?;
+        }
+        Ok(())
+    }
+
+    /// Lets processes of these cgroups, by ID, and of no others probe the node's pods.
+    pub(super) fn set_probers(&mut self, cgroups: &[u64]) -> Result<(), CaptureError> {
+        for id in mine(self.probers.keys(), |id| !cgroups.contains(id)) {
+            absent_is_fine(self.probers.remove(&id))
+                .map_err(refused(&self.capacities, map::PROBERS))?;
+        }
+        for id in cgroups {
+            self.probers.insert(*id, 1, 0).map_err(refused(&self.capacities, map::PROBERS))?;
+        }
         Ok(())
     }
 
@@ -358,6 +428,8 @@ pub(super) enum LinkTarget {
     Cgroup(u64),
     /// A network namespace, by its inode; 0 when it is gone.
     Netns(u32),
+    /// A network interface, by its index in its namespace; 0 when it is gone.
+    Interface(u32),
     /// Something else.
     Other,
 }
@@ -369,6 +441,7 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_NETNS: u32 = 5;
+const BPF_LINK_TYPE_TCX: u32 = 11;
 
 /// Opens what is pinned at `path`.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
@@ -435,6 +508,7 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     Ok(match info.kind {
         BPF_LINK_TYPE_CGROUP => LinkTarget::Cgroup(u64::from(high) << 32 | u64::from(low)),
         BPF_LINK_TYPE_NETNS => LinkTarget::Netns(low),
+        BPF_LINK_TYPE_TCX => LinkTarget::Interface(low),
         _ => LinkTarget::Other,
     })
 }

@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
-    num::NonZeroU32,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt,
@@ -14,7 +13,14 @@ use std::{
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::{AddressFamily, address::AddressAttribute, link::LinkFlags};
+use rtnetlink::packet_route::{
+    AddressFamily,
+    address::AddressAttribute,
+    link::{
+        InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+        XdpAttached,
+    },
+};
 use serde::{Deserialize, Serialize};
 
 /// How an operator names a network namespace.
@@ -52,6 +58,55 @@ pub enum NetnsError {
     /// Its addresses or interfaces could not be listed.
     #[error("cannot list addresses and interfaces of network namespace {path}")]
     Addresses { path: PathBuf, source: Box<rtnetlink::Error> },
+}
+
+/// An interface of a pod.
+#[derive(Debug, Clone)]
+pub(super) struct Interface {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// Whether its frames have Ethernet headers.
+    pub(super) ethernet: bool,
+    pub(super) veth: bool,
+    /// The index of what it is joined to, in another namespace maybe.
+    pub(super) peer: Option<u32>,
+    /// What this namespace calls the peer's.
+    pub(super) peer_netns: Option<i32>,
+    /// Whether it is a port of a bridge or the like.
+    pub(super) has_controller: bool,
+    pub(super) has_xdp: bool,
+}
+
+impl Interface {
+    fn of(message: LinkMessage) -> Self {
+        let mut this = Self {
+            index: message.header.index,
+            name: String::new(),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            veth: false,
+            peer: None,
+            peer_netns: None,
+            has_controller: false,
+            has_xdp: false,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => this.name = name,
+                LinkAttribute::Link(index) => this.peer = Some(index),
+                LinkAttribute::LinkNetNsId(id) => this.peer_netns = Some(id),
+                LinkAttribute::Controller(index) => this.has_controller = index != 0,
+                LinkAttribute::LinkInfo(infos) => {
+                    this.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                }
+                LinkAttribute::Xdp(xdp) => {
+                    let attached = |xdp: &LinkXdp| matches!(xdp, LinkXdp::Attached(mode) if *mode != XdpAttached::None);
+                    this.has_xdp = xdp.iter().any(attached);
+                }
+                _ => {}
+            }
+        }
+        this
+    }
 }
 
 /// An open network namespace, and the way home.
@@ -135,9 +190,8 @@ impl PodNetns {
         Ok(Netlink { handle, task: tokio::spawn(connection) })
     }
 
-    /// The interface that connections from outside come by, if there is only one that
-    /// is up.
-    pub(super) async fn only_interface(&self) -> Result<Option<NonZeroU32>, NetnsError> {
+    /// The interfaces that are up and that connections from outside may come by.
+    pub(super) async fn interfaces(&self) -> Result<Vec<Interface>, NetnsError> {
         let netlink = self
             .netlink()
             .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
@@ -148,10 +202,10 @@ impl PodNetns {
         })? {
             let flags = message.header.flags;
             if flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) {
-                up.push(message.header.index);
+                up.push(Interface::of(message));
             }
         }
-        Ok(if let [only] = up[..] { NonZeroU32::new(only) } else { None })
+        Ok(up)
     }
 
     /// Addresses that peers may dial (not loopback, not link-local), in the kernel's order.

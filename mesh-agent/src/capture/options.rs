@@ -6,7 +6,12 @@ use std::{collections::BTreeMap, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{maps::MapCapacities, netns::NetnsRef};
+use super::{
+    guard::{GuardAttachment, GuardMode},
+    maps::MapCapacities,
+    netns::NetnsRef,
+    redirect::RedirectMode,
+};
 use crate::model::{
     identity::Identity,
     workload::{MtlsMode, WorkloadUid},
@@ -29,6 +34,16 @@ pub struct CaptureOptions {
     pub bpf_log: bool,
     /// Whether connections between pods of this node may go without the agent.
     pub kernel_path: bool,
+    /// Whether what capture did not take is dropped on the pods' interfaces.
+    pub guard: GuardMode,
+    /// How the guard is attached.
+    pub guard_attachment: GuardAttachment,
+    /// Whether packets of the kernel path go straight from pod to pod.
+    pub redirect_peer: RedirectMode,
+    /// Whether the guard drops what is not TCP, but for ARP, ICMP, IGMP, DHCP and DNS.
+    pub drop_non_tcp: bool,
+    /// Directories of cgroups whose processes may probe the node's pods in plaintext.
+    pub probe_cgroups: Vec<PathBuf>,
     /// How many entries the maps hold.
     pub capacities: MapCapacities,
 }
@@ -43,6 +58,11 @@ impl Default for CaptureOptions {
             exclusions: Exclusions::default(),
             bpf_log: false,
             kernel_path: true,
+            guard: GuardMode::default(),
+            guard_attachment: GuardAttachment::default(),
+            redirect_peer: RedirectMode::default(),
+            drop_non_tcp: false,
+            probe_cgroups: Vec::new(),
             capacities: MapCapacities::default(),
         }
     }

@@ -3,27 +3,22 @@
 
 use std::{
     collections::HashMap,
-    io::{self, Read},
+    io,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
-
+use super::netlink::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, attribute, converse, i32_at,
+    u32_at,
+};
 use crate::model::kernel_path::KernelTraffic;
 
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 const INET_DIAG_INFO: u16 = 2;
 
-/// `struct nlmsghdr`.
-const HEADER: usize = 16;
 /// `struct inet_diag_req_v2`.
 const REQUEST: usize = 56;
 /// `struct inet_diag_msg`.
@@ -33,9 +28,6 @@ const COOKIE: usize = 44;
 
 /// Every TCP state but LISTEN and TIME_WAIT, which have no traffic of their own.
 const CONNECTED: u32 = !(1 << 10 | 1 << 6);
-
-/// How long the kernel may take to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ends the client's end of a connection: its application sees an error, its peer a
 /// reset. `false` where there is no such socket any more. The calling thread is in
@@ -57,12 +49,18 @@ pub(super) fn destroy(
     write_address(&mut request[28..44], destination.ip());
     request[48..56].copy_from_slice(&split(cookie));
     let mut answered = None;
-    converse(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &request, |kind, body| {
-        if kind == NLMSG_ERROR {
-            answered = i32_at(body, 0).map(|errno| -errno);
-        }
-        true
-    })?;
+    converse(
+        NETLINK_SOCK_DIAG,
+        SOCK_DESTROY,
+        NLM_F_REQUEST | NLM_F_ACK,
+        &request,
+        |kind, body| {
+            if kind == NLMSG_ERROR {
+                answered = i32_at(body, 0).map(|errno| -errno);
+            }
+            true
+        },
+    )?;
     match answered {
         Some(0) => Ok(true),
         Some(libc::ENOENT) => Ok(false),
@@ -89,18 +87,24 @@ pub(super) fn traffic() -> io::Result<HashMap<u64, KernelTraffic>> {
         request[2] = 1 << (INET_DIAG_INFO - 1);
         request[4..8].copy_from_slice(&CONNECTED.to_ne_bytes());
         let mut failed = None;
-        converse(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, &request, |kind, body| {
-            match kind {
-                NLMSG_DONE => return true,
-                NLMSG_ERROR => {
-                    failed = i32_at(body, 0);
-                    return true;
+        converse(
+            NETLINK_SOCK_DIAG,
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            &request,
+            |kind, body| {
+                match kind {
+                    NLMSG_DONE => return true,
+                    NLMSG_ERROR => {
+                        failed = i32_at(body, 0);
+                        return true;
+                    }
+                    SOCK_DIAG_BY_FAMILY => found.extend(socket(body)),
+                    _ => {}
                 }
-                SOCK_DIAG_BY_FAMILY => found.extend(socket(body)),
-                _ => {}
-            }
-            false
-        })?;
+                false
+            },
+        )?;
         if let Some(errno) = failed {
             return Err(io::Error::from_raw_os_error(-errno));
         }
@@ -125,52 +129,6 @@ fn socket(body: &[u8]) -> Option<(u64, KernelTraffic)> {
     Some((u64::from(high) << 32 | u64::from(low), traffic))
 }
 
-/// Sends one request and hands over the messages that answer it until `is_last` says so.
-fn converse(
-    kind: u16,
-    flags: u16,
-    request: &[u8],
-    mut is_last: impl FnMut(u16, &[u8]) -> bool,
-) -> io::Result<()> {
-    let domain = Domain::from(libc::AF_NETLINK);
-    let mut socket = Socket::new(domain, Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    let length = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
-    let mut message = Vec::with_capacity(HEADER + request.len());
-    message.extend_from_slice(&length.to_ne_bytes());
-    message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&flags.to_ne_bytes());
-    message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(request);
-    socket.send(&message)?;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let read = socket.read(&mut buffer)?;
-        let mut left = &buffer[..read];
-        while let Some(length) = u32_at(left, 0).and_then(|n| usize::try_from(n).ok()) {
-            let Some(body) = left.get(HEADER..length) else { break };
-            let kind = u16::from_ne_bytes([left[4], left[5]]);
-            if is_last(kind, body) {
-                return Ok(());
-            }
-            left = left.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-}
-
-/// The netlink attribute of that type.
-fn attribute(mut left: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes([*left.first()?, *left.get(1)?]));
-        let kind = u16::from_ne_bytes([*left.get(2)?, *left.get(3)?]);
-        let body = left.get(4..length)?;
-        if kind == wanted {
-            return Some(body);
-        }
-        left = left.get(length.next_multiple_of(4)..)?;
-    }
-}
-
 fn family(address: SocketAddr) -> u8 {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     family as u8
@@ -186,14 +144,6 @@ fn write_address(into: &mut [u8], ip: IpAddr) {
 fn split(cookie: u64) -> [u8; 8] {
     let [low, high] = [cookie as u32, (cookie >> 32) as u32].map(u32::to_ne_bytes);
     [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
-    u32_at(bytes, at).map(u32::cast_signed)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {

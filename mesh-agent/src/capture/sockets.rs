@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -39,9 +40,10 @@ impl Vouched {
         Ok(Self(Mutex::new(map)))
     }
 
-    fn add(&self, socket: &Socket) -> io::Result<()> {
+    /// A listener vouches for what it accepts from then on.
+    pub(super) fn add(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.insert(socket, 1, 0).map_err(io::Error::other)
+        map.insert(&socket, 1, 0).map_err(io::Error::other)
     }
 }
 
@@ -51,7 +53,7 @@ impl NetnsSockets {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = self.netns.run(|| Socket::new(domain, kind, Some(Protocol::TCP)))??;
         socket.set_mark(mark)?;
-        self.vouched.add(&socket)?;
+        self.vouched.add(socket.as_fd())?;
         Ok(socket)
     }
 }

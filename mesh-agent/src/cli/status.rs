@@ -9,7 +9,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::admin::{KernelPathView, StatusView, Timestamp, XdsView};
+use crate::admin::{KernelPathView, MissingView, StatusView, Timestamp, XdsView};
 
 /// Show the agent in one page: ready or why not, configuration, certificates
 #[derive(Debug, Args)]
@@ -73,6 +73,8 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
+    head.row(["  guard".into(), missing(&status.unguarded)]);
+    head.row(["  redirect".into(), missing(&status.not_redirected)]);
     let mut text = head.render();
 
     // Writing to a String does not fail.
@@ -113,6 +115,16 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         _ = write!(text, "\n{}", table.render());
     }
     text
+}
+
+/// On which pods something is missing that they could have.
+fn missing(pods: &[MissingView]) -> String {
+    match pods {
+        [] => "every pod".to_owned(),
+        [first, rest @ ..] => {
+            format!("missing on {} pods, such as {}: {}", rest.len() + 1, first.pod, first.why)
+        }
+    }
 }
 
 fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
@@ -236,6 +248,8 @@ mod tests {
             connections: 2,
             hbone: HboneView::default(),
             kernel_path: KernelPathView { off: Some("switched off".into()), ..Default::default() },
+            unguarded: vec![MissingView { pod: "p".into(), why: "no tc".into() }],
+            not_redirected: Vec::new(),
             bpf: Vec::new(),
         };
         let page = page(&status, now);
@@ -246,6 +260,7 @@ mod tests {
             "the CA is gone",
             "none applied yet",
             "off: switched off",
+            "missing on 1 pods, such as p: no tc",
             "http://cp:1 (delta), connected for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
             "b waits for endpoints[b]",

@@ -200,6 +200,35 @@ const SETTINGS: &[Setting] = &[
         "auto",
         "Take opaque TCP between pods of this node from socket to socket, without the agent",
     ),
+    choice(
+        Group::Capture,
+        "guard",
+        &["auto", "on", "off"],
+        "auto",
+        "Drop, on the pods' interfaces, TCP that should have been captured and was not",
+    ),
+    choice(
+        Group::Capture,
+        "redirect_peer",
+        &["auto", "on", "off"],
+        "auto",
+        "Hand packets of the kernel path straight from pod to pod; auto: where no other \
+         program, queue or rule is there to see them",
+    ),
+    choice(
+        Group::Capture,
+        "non_tcp",
+        &["pass", "drop"],
+        "pass",
+        "What the guard does with other protocols; ARP, ICMP, IGMP, DHCP and DNS always pass",
+    ),
+    list(
+        Group::Capture,
+        "probe_cgroup",
+        "PATH",
+        "Processes of this cgroup-v2 directory (the kubelet's) reach pods of this node in \
+         plaintext, without the agent; may be repeated",
+    ),
     list(
         Group::Capture,
         "exclude_outbound_port",
@@ -238,6 +267,42 @@ const SETTINGS: &[Setting] = &[
         "NUMBER",
         None,
         "Threads that move bytes [default: one for each CPU]",
+    ),
+    choice(
+        Group::Identity,
+        "certificates",
+        &["builtin", "sds"],
+        "builtin",
+        "Where workload certificates come from: the development CA, or SDS",
+    ),
+    value(
+        Group::Identity,
+        "sds_server",
+        "URI",
+        None,
+        "Who speaks SDS, as xds_server [default: where the configuration comes from]",
+    ),
+    choice(
+        Group::Identity,
+        "sds_mode",
+        &["sotw", "delta"],
+        "sotw",
+        "Variant of SDS: state of the world or incremental",
+    ),
+    value(
+        Group::Identity,
+        "sds_secret_name",
+        "TEMPLATE",
+        Some("{identity}"),
+        "Name of a workload's certificate; {identity}, {trust_domain}, {namespace} and \
+         {service_account} are filled in",
+    ),
+    value(
+        Group::Identity,
+        "sds_validation_name",
+        "NAME",
+        Some("ROOTCA"),
+        "Name of the validation context whose roots are trusted",
     ),
     path(
         Group::Identity,

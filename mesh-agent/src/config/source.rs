@@ -60,13 +60,10 @@ pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option
         layers.fail("config_dir", Origin::Default, reason.to_owned());
         return None;
     }
-    let variant = layers.one("xds_mode", |s| match s {
-        "sotw" => Ok(Variant::Sotw),
-        "delta" => Ok(Variant::Delta),
-        other => Err(format!("`{other}` is neither sotw nor delta")),
-    });
-    let tls =
-        tls(layers, addresses.iter().any(|server| matches!(server, ServerAddress::Tls { .. })));
+    let variant = variant(layers, "xds_mode");
+    let is_tls = |server: &ServerAddress| matches!(server, ServerAddress::Tls { .. });
+    let sds_is_tls = layers.peek("sds_server").is_some_and(|s| s.starts_with("https:"));
+    let tls = tls(layers, sds_is_tls || addresses.iter().any(is_tls));
     let id = layers.optional("xds_node_id", |s| Ok(s.to_owned()));
     let cluster = layers.one("xds_cluster", |s| Ok(s.to_owned()));
     let metadata = layers.optional("xds_metadata", |s| {
@@ -77,12 +74,46 @@ pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option
     let node = NodeInfo { id, cluster: cluster?, metadata, ..NodeInfo::default() };
     let tls = tls?;
     let servers = addresses.into_iter().map(|address| Server {
-        tls: tls.clone().filter(|_| matches!(address, ServerAddress::Tls { .. })),
+        tls: tls.clone().filter(|_| is_tls(&address)),
         address,
         connection: ConnectionOptions::default(),
     });
     let options = XdsOptions::aggregated(servers.collect(), variant?, node);
     Some(SourceConfig::ControlPlane(Box::new(options)))
+}
+
+/// Who speaks SDS, if it is somebody else than the control plane. The outer `None` says
+/// that something is wrong.
+pub(super) fn sds_server(
+    layers: &mut Layers<'_>,
+    node_name: Option<&str>,
+) -> Option<Option<Box<XdsOptions>>> {
+    let address = layers.optional("sds_server", str::parse::<ServerAddress>)?;
+    let variant = variant(layers, "sds_mode")?;
+    let Some(address) = address else {
+        if layers.is_given("sds_mode") {
+            let reason = "is for an sds_server of its own: there is none".to_owned();
+            layers.fail("sds_mode", Origin::Default, reason);
+            return None;
+        }
+        return Some(None);
+    };
+    let is_tls = matches!(address, ServerAddress::Tls { .. });
+    let tls = if is_tls { tls(layers, true)? } else { None };
+    let id = layers.optional("xds_node_id", |s| Ok(s.to_owned()))?;
+    let id = id.or_else(|| node_name.map(str::to_owned))?;
+    let cluster = layers.one("xds_cluster", |s| Ok(s.to_owned()))?;
+    let node = NodeInfo { id, cluster, ..NodeInfo::default() };
+    let server = Server { address, tls, connection: ConnectionOptions::default() };
+    Some(Some(Box::new(XdsOptions::secrets(vec![server], variant, node))))
+}
+
+fn variant(layers: &mut Layers<'_>, key: &'static str) -> Option<Variant> {
+    layers.one(key, |s| match s {
+        "sotw" => Ok(Variant::Sotw),
+        "delta" => Ok(Variant::Delta),
+        other => Err(format!("`{other}` is neither sotw nor delta")),
+    })
 }
 
 /// The outer `None` says that something is wrong.

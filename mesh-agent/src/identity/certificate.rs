@@ -71,6 +71,11 @@ impl Certificate {
         Ok(Self { certified: Arc::new(certified), serial, not_before, not_after })
     }
 
+    /// Whether nothing has changed.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.certified.cert == other.certified.cert
+    }
+
     /// The last second of `notAfter` is still valid. Spec: RFC 5280 §4.1.2.5.
     pub(super) fn has_expired(&self, now: Timestamp) -> bool {
         now > self.not_after

@@ -7,24 +7,28 @@ use std::{
     time::Duration,
 };
 
-use rustls::{ClientConfig, ServerConfig, crypto::CryptoProvider};
+use rustls::{ClientConfig, ServerConfig, crypto::CryptoProvider, pki_types::CertificateDer};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     certificate::{Certificate, CurrentCertificate},
     clock::{Clock, Timestamp, system_clock},
+    refusal::RefusedPeer,
     rotation::{self, Progress},
     source::{CertificateSource, SourceError},
     tls,
     trust::TrustBundles,
-    verify::SvidVerifier,
+    verify::{Role, SvidVerifier, verify_chain},
 };
 use crate::model::identity::Identity;
 
 /// How many client configurations an identity keeps: one per identity it dials.
 const CLIENT_CONFIGS: usize = 1024;
+
+/// How many renewals may wait to be heard of.
+const RENEWALS: usize = 256;
 
 /// Why there is no TLS configuration to give.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -122,6 +126,16 @@ pub(super) struct Shared {
     pub(super) trust: watch::Receiver<Arc<TrustBundles>>,
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) options: IdentityOptions,
+    pub(super) renewals: broadcast::Sender<Renewal>,
+}
+
+/// What connections that are kept for later were not authenticated by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Renewal {
+    /// The identity has another certificate than before.
+    Certificate(Identity),
+    /// Other roots are trusted than before; told by [`IdentityManager::trust`].
+    Trust,
 }
 
 struct Held {
@@ -143,7 +157,8 @@ impl IdentityManager {
     /// A manager without identities.
     pub fn new(source: Arc<dyn CertificateSource>, options: IdentityOptions) -> Self {
         let trust = source.trust_bundles();
-        let shared = Shared { source, trust, provider: tls::provider(), options };
+        let renewals = broadcast::Sender::new(RENEWALS);
+        let shared = Shared { source, trust, provider: tls::provider(), options, renewals };
         Self {
             shared: Arc::new(shared),
             entries: Mutex::default(),
@@ -154,6 +169,9 @@ impl IdentityManager {
 
     /// Holds `identity`: waits for its first certificate, which is rotated from then on
     /// until every holder has called [`IdentityManager::release`].
+    ///
+    /// Where the source pushes, not having got one yet is no failure: the identity is
+    /// held, and its connections are refused until one comes.
     ///
     /// Cancel safe: where the future is dropped or fails, nothing is held.
     ///
@@ -166,7 +184,11 @@ impl IdentityManager {
         if hold.entry.stop.run_until_cancelled(settled).await.is_none() {
             return Err(IdentityError::Stopping { identity: identity.clone() });
         }
-        self.check_usable(&hold.entry)?;
+        match self.check_usable(&hold.entry) {
+            // The log has said why.
+            Err(IdentityError::Unavailable { .. }) if self.shared.source.pushes() => {}
+            checked => checked?,
+        }
         hold.keep();
         Ok(())
     }
@@ -217,6 +239,41 @@ impl IdentityManager {
             tls::client_config(provider, verifier, current, self.shared.clock())
                 .map_err(|cause| IdentityError::Tls { identity: source.clone(), cause })
         })
+    }
+
+    /// Tells of certificates that take the place of others, from now on. Whoever lags
+    /// behind is told so, and must take everything for renewed.
+    pub fn renewals(&self) -> broadcast::Receiver<Renewal> {
+        self.shared.renewals.subscribe()
+    }
+
+    /// Changes whenever other roots are trusted than before.
+    pub fn trust(&self) -> watch::Receiver<Arc<TrustBundles>> {
+        self.shared.trust.clone()
+    }
+
+    /// What time it is for certificates.
+    pub fn now(&self) -> Timestamp {
+        self.shared.now()
+    }
+
+    /// Verifies the chain of a client that was let in at `then`, by the roots that are
+    /// trusted now. That it has expired since does not matter.
+    ///
+    /// # Errors
+    /// Why it would not be let in again.
+    pub fn judge_client(
+        &self,
+        chain: &[CertificateDer<'_>],
+        then: Timestamp,
+    ) -> Result<(), RefusedPeer> {
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return Err(RefusedPeer::NoCertificate);
+        };
+        let trust = Arc::clone(&self.shared.trust.borrow());
+        let algorithms = &self.shared.provider.signature_verification_algorithms;
+        let then = then.unix_time();
+        verify_chain(&trust, algorithms, leaf, intermediates, Role::Client, then).map(drop)
     }
 
     /// Every identity's certificate, in order of identity.

@@ -1,7 +1,8 @@
 //! Workload certificates: where they come from, their rotation, and the TLS
 //! configurations made of them.
 //!
-//! A [`CertificateSource`] (today the [`DevelopmentCa`]) signs for an identity; the
+//! A [`CertificateSource`] (the [`DevelopmentCa`], or SDS: [`SdsCertificates`]) has them
+//! for an identity; the
 //! [`IdentityManager`] keeps one valid certificate per identity of this node and
 //! hands out rustls configurations that always present the newest one; [`tls`]
 //! verifies what the peer presents. This room knows nothing of sockets, pods or
@@ -24,6 +25,7 @@ mod csr;
 mod manager;
 mod refusal;
 mod rotation;
+mod sds;
 mod source;
 pub mod tls;
 mod trust;
@@ -36,8 +38,9 @@ mod testing;
 pub use ca::{CaError, DevelopmentCa};
 pub use clock::{Clock, Timestamp, system_clock};
 pub use csr::PrivateKey;
-pub use manager::{CertificateStatus, IdentityError, IdentityManager, IdentityOptions};
+pub use manager::{CertificateStatus, IdentityError, IdentityManager, IdentityOptions, Renewal};
 pub use refusal::{PeerAlert, RefusedPeer, refusal, refused_by_peer, tls_refusal};
-pub use source::{CertificateSource, Fetch, Issued, SourceError};
+pub use sds::{SdsCertificates, SdsOptions, SecretNames, Secrets, Subscriptions};
+pub use source::{CertificateSource, Fetch, Following, Issued, SourceError};
 pub use tls::peer_identity;
 pub use trust::{TrustBundles, TrustError};

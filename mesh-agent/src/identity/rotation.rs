@@ -1,7 +1,7 @@
 //! The task that keeps one identity's certificate fresh.
 //!
 //! Renews at half of the remaining life, ±10 % so that pods started together do not
-//! ask together; retries with exponential backoff and jitter, and says so in the log
+//! ask together, or as soon as a source pushes a new one; retries with exponential backoff and jitter, and says so in the log
 //! from the first failure on, with the time that is left.
 
 use std::{sync::Arc, time::Duration};
@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     certificate::Certificate,
     clock::Timestamp,
-    manager::{Entry, IdentityOptions, Shared},
-    source::{SourceError, humantime},
+    manager::{Entry, IdentityOptions, Renewal, Shared},
+    source::{Following, SourceError, humantime},
 };
 
 /// The longest sleep at a time: a machine that was suspended, or whose clock was set,
@@ -21,6 +21,9 @@ const NAP: Duration = Duration::from_secs(60);
 
 /// Certificates that are born dying do not make the task spin.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How soon a source that pushes is looked at again.
+const PUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How the newest attempt went.
 #[derive(Debug)]
@@ -34,13 +37,27 @@ pub(super) enum Progress {
 /// Fetches and renews until the entry is stopped.
 pub(super) async fn run(shared: Arc<Shared>, entry: Arc<Entry>) {
     let stop = entry.stop.clone();
-    stop.run_until_cancelled(keep_fresh(&shared, &entry)).await;
+    let following = shared.source.follow(&entry.identity);
+    stop.run_until_cancelled(keep_fresh(&shared, &entry, following)).await;
 }
 
-async fn keep_fresh(shared: &Shared, entry: &Entry) {
+async fn keep_fresh(shared: &Shared, entry: &Entry, mut following: Option<Box<dyn Following>>) {
     let mut failures = 0_u32;
     loop {
         match fetch(shared, entry).await {
+            Ok(certificate) if entry.current.newest().is_some_and(|c| c.is_same(&certificate)) => {
+                failures = 0;
+                entry.progress.send_replace(Progress::Ready);
+                let left = certificate.not_after.since(shared.now());
+                if left < certificate.not_after.since(certificate.not_before) / 2 {
+                    let left = humantime(left);
+                    tracing::warn!(
+                        identity = %entry.identity,
+                        "nobody has renewed the certificate, which expires in {left}"
+                    );
+                }
+                pause_or_push(shared, (left / 2).max(PUSH_PATIENCE), &mut following).await;
+            }
             Ok(certificate) => {
                 failures = 0;
                 let lifetime = certificate.not_after.since(shared.now());
@@ -51,9 +68,14 @@ async fn keep_fresh(shared: &Shared, entry: &Entry) {
                     not_after = %certificate.not_after,
                     "certificate issued; renewal in {}", humantime(renew_in)
                 );
+                let renewed = entry.current.newest().is_some();
                 entry.current.replace(certificate);
                 entry.progress.send_replace(Progress::Ready);
-                pause(shared, renew_in).await;
+                if renewed {
+                    // Nobody may be listening.
+                    let _ = shared.renewals.send(Renewal::Certificate(entry.identity.clone()));
+                }
+                pause_or_push(shared, renew_in, &mut following).await;
             }
             Err(error) => {
                 let left = entry.not_after().map(|not_after| not_after.since(shared.now()));
@@ -62,7 +84,7 @@ async fn keep_fresh(shared: &Shared, entry: &Entry) {
                 let complaint = complaint(left, pause_for);
                 tracing::error!(identity = %entry.identity, %error, "{complaint}");
                 entry.progress.send_replace(Progress::Failing(Arc::new(error)));
-                pause(shared, pause_for).await;
+                pause_or_push(shared, pause_for, &mut following).await;
             }
         }
     }
@@ -100,6 +122,21 @@ fn complaint(left: Option<Duration>, pause: Duration) -> String {
         Some(left) => format!("cannot renew certificate, which expires in {}", humantime(left)),
     };
     format!("{what}; next attempt in {}", humantime(pause))
+}
+
+/// As [`pause`], or less where a source that pushes has something new.
+async fn pause_or_push(
+    shared: &Shared,
+    duration: Duration,
+    following: &mut Option<Box<dyn Following>>,
+) {
+    match following {
+        None => pause(shared, duration).await,
+        Some(following) => tokio::select! {
+            () = pause(shared, duration) => {}
+            () = following.changed() => {}
+        },
+    }
 }
 
 /// Sleeps for `duration` by the monotonic clock, or less where the wall clock says

@@ -1,5 +1,5 @@
-//! The seam behind which certificates come from: the development CA here; SDS and
-//! Istio's CA are further implementations of the same trait.
+//! The seam behind which certificates come from: the development CA and SDS here;
+//! Istio's CA is a further implementation of the same trait.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -20,6 +20,25 @@ pub trait CertificateSource: Send + Sync {
     /// The trust bundles, now and whenever they change: a new value applies to the
     /// next handshake.
     fn trust_bundles(&self) -> watch::Receiver<Arc<TrustBundles>>;
+
+    /// Whether certificates come unasked, now or later.
+    fn pushes(&self) -> bool {
+        false
+    }
+
+    /// Where certificates come unasked: begins to follow that of `identity`, until what
+    /// is returned is dropped. `None`: a new one is fetched when the old one grows old.
+    fn follow(&self, identity: &Identity) -> Option<Box<dyn Following>> {
+        let _ = identity;
+        None
+    }
+}
+
+/// One identity's certificate, at a source that pushes.
+pub trait Following: Send {
+    /// Completes when [`CertificateSource::fetch`] may have something else to give than
+    /// when this was called last. Cancel safe.
+    fn changed<'a>(&'a mut self) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 }
 
 /// A certificate fresh from its source.
@@ -49,6 +68,12 @@ pub enum SourceError {
         #[source]
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// SDS has not delivered what it was asked for, or no longer has it.
+    #[error("there is no secret `{secret}` ({what})")]
+    NoSecret { secret: Arc<str>, what: &'static str },
+    /// SDS delivered it, but it is something else.
+    #[error("secret `{secret}` is no {expected}")]
+    OtherSecret { secret: Arc<str>, expected: &'static str },
     /// No answer in time.
     #[error("no certificate within {}", humantime(*after))]
     Timeout { after: Duration },

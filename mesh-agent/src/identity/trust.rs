@@ -56,6 +56,22 @@ impl TrustBundles {
         Ok(())
     }
 
+    /// As [`TrustBundles::insert`], of roots that were read already.
+    ///
+    /// # Errors
+    /// When there is no root.
+    pub fn insert_anchors(
+        &mut self,
+        trust_domain: TrustDomain,
+        anchors: &[TrustAnchor<'static>],
+    ) -> Result<(), TrustError> {
+        if anchors.is_empty() {
+            return Err(TrustError::Empty { trust_domain });
+        }
+        self.domains.insert(trust_domain, anchors.to_vec());
+        Ok(())
+    }
+
     /// As [`TrustBundles::insert`], for one or more certificates in PEM.
     ///
     /// # Errors

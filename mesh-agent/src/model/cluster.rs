@@ -2,7 +2,12 @@
 //!
 //! Spec: `envoy/config/cluster/v3/cluster.proto`, `envoy/config/endpoint/v3/endpoint.proto`.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 
@@ -23,6 +28,7 @@ pub struct Cluster {
     pub name: ClusterName,
     pub discovery: Discovery,
     pub lb_policy: LbPolicy,
+    pub balancing: Balancing,
     /// Envoy's default: 5 s.
     pub connect_timeout: Duration,
     pub upstream_protocol: UpstreamProtocol,
@@ -50,6 +56,29 @@ pub enum LbPolicy {
     LeastRequest {
         choice_count: u32,
     },
+    /// Any endpoint, whatever its weight.
+    Random,
+}
+
+/// Which endpoints a cluster's policy chooses from.
+///
+/// Spec: `envoy.config.cluster.v3.Cluster.CommonLbConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Balancing {
+    /// Of a priority's endpoints, in percent: with fewer of them available, all take
+    /// traffic. 0: never.
+    pub panic_threshold: u8,
+    /// In panic no endpoint takes traffic, instead of all.
+    pub fail_traffic_on_panic: bool,
+    /// Localities share by their weights; else these mean nothing.
+    pub locality_weighted: bool,
+}
+
+impl Default for Balancing {
+    /// Envoy's.
+    fn default() -> Self {
+        Self { panic_threshold: 50, fail_traffic_on_panic: false, locality_weighted: false }
+    }
 }
 
 /// What HTTP speaks to the endpoints.
@@ -64,16 +93,92 @@ pub enum UpstreamProtocol {
 }
 
 /// Spec: `envoy.config.endpoint.v3.ClusterLoadAssignment`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct LoadAssignment {
+    /// By priority; each once per priority, and each address once among all.
+    pub localities: Vec<Locality>,
+    /// How much more than its share the endpoints that are available can bear, in
+    /// percent; at least 1. Envoy's default: 140.
+    pub overprovisioning_factor: u32,
+    /// A priority's health goes by its endpoints' weights, not by their number.
+    pub weighted_priority_health: bool,
+    /// In order: each drops its share of what those before it left.
+    pub drop_overloads: Vec<DropOverload>,
+    /// When its endpoints are not to be used any more, unless it is delivered again.
+    #[serde(skip)]
+    pub stale_at: Option<Instant>,
+}
+
+impl Default for LoadAssignment {
+    fn default() -> Self {
+        Self {
+            localities: Vec::new(),
+            overprovisioning_factor: 140,
+            weighted_priority_health: false,
+            drop_overloads: Vec::new(),
+            stale_at: None,
+        }
+    }
+}
+
+impl LoadAssignment {
+    /// Endpoints of one locality, at the highest priority.
+    pub fn of(endpoints: Vec<Arc<Endpoint>>) -> Self {
+        let localities = vec![Locality { endpoints, ..Locality::default() }];
+        Self { localities, ..Self::default() }
+    }
+
+    /// All endpoints, by priority.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.localities.iter().flat_map(|locality| &locality.endpoints)
+    }
+}
+
+/// Endpoints of one place at one priority.
+///
+/// Spec: `envoy.config.endpoint.v3.LocalityLbEndpoints`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Locality {
+    pub place: Place,
+    /// 0 is the highest; at most 128.
+    pub priority: u32,
+    /// Relative to others of its priority; 0 where none was given: no traffic, where
+    /// localities share by weight.
+    pub weight: u32,
     pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// Spec: `envoy.config.core.v3.Locality`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Place {
+    pub region: String,
+    pub zone: String,
+    pub sub_zone: String,
+}
+
+/// Spec: `envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.DropOverload`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DropOverload {
+    pub category: Arc<str>,
+    /// Of what is not dropped yet; at most [`DropOverload::ALL`].
+    pub per_million: u32,
+}
+
+impl DropOverload {
+    /// Everything.
+    pub const ALL: u32 = 1_000_000;
+
+    /// Whether nothing passes.
+    pub fn is_unconditional(&self) -> bool {
+        self.per_million >= Self::ALL
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
     pub address: SocketAddr,
     pub tunnel: Tunnel,
-    /// Relative; at least 1. The locality's weight is already multiplied in.
+    /// Relative to others of its locality; at least 1.
     pub weight: u32,
     pub health: Health,
 }
@@ -102,6 +207,6 @@ pub enum Health {
     Healthy,
     Degraded,
     /// UNHEALTHY, TIMEOUT and DRAINING: takes no new connection, except in panic, when
-    /// most of the cluster's endpoints are so.
+    /// most endpoints of its priority are so.
     Unhealthy,
 }

@@ -80,6 +80,31 @@ pub enum TerminalFilter {
     Http(Arc<HttpConnectionManager>),
 }
 
+impl TerminalFilter {
+    /// Whether a connection that began with this lives on under `new` as if it had begun
+    /// with that. What is asked for anew with every request makes no difference.
+    pub fn carries_over_to(&self, new: &Self) -> bool {
+        match (self, new) {
+            (Self::TcpProxy(old), Self::TcpProxy(new)) => {
+                let used = |entry: &&WeightedCluster| entry.weight > 0;
+                let known = |name: &ClusterName| {
+                    new.clusters.iter().filter(used).any(|new| new.cluster == *name)
+                };
+                old.idle_timeout == new.idle_timeout
+                    && old.clusters.iter().filter(used).all(|old| known(&old.cluster))
+            }
+            (Self::Http(old), Self::Http(new)) => {
+                let lasting = |http: &HttpConnectionManager| {
+                    let limits = (http.max_request_headers_kib, http.request_headers_timeout);
+                    (http.codec, http.idle_timeout, limits)
+                };
+                lasting(old) == lasting(new)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Spec: `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
 #[derive(Debug, Clone, Serialize)]
 pub struct TcpProxy {

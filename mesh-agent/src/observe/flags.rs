@@ -64,6 +64,10 @@ response_flags! {
     OverloadManager = 15, "OM";
     /// NFCF: a filter's configuration was asked for and is not there.
     NoFilterConfigFound = 16, "NFCF";
+    /// DO: the control plane has a share of the cluster's traffic dropped.
+    DropOverload = 17, "DO";
+    /// UDO: the control plane has all of the cluster's traffic dropped.
+    UnconditionalDropOverload = 18, "UDO";
 }
 
 impl fmt::Display for ResponseFlag {

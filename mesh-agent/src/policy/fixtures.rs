@@ -16,7 +16,7 @@ use crate::{
             Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
         },
         captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
-        cluster::{Cluster, ClusterName, Discovery, LbPolicy, UpstreamProtocol},
+        cluster::{Balancing, Cluster, ClusterName, Discovery, LbPolicy, UpstreamProtocol},
         identity::Identity,
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
@@ -200,6 +200,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
         name: cluster_name(name),
         discovery,
         lb_policy,
+        balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
     }

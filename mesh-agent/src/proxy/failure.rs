@@ -72,6 +72,18 @@ pub(super) fn cut() -> Failure {
     }
 }
 
+/// The connection's listener or filter chain is gone or another one, and its time to end
+/// by itself is over.
+pub(super) fn drained() -> Failure {
+    Failure {
+        flag: ResponseFlag::DurationTimeout,
+        reason: "drained",
+        policy: None,
+        detail: "cut at the drain timeout: its listener or filter chain was removed or changed"
+            .to_owned(),
+    }
+}
+
 /// Why a TLS handshake failed: a constant name for a metric's label, and the story.
 pub(super) fn handshake(error: &io::Error) -> (&'static str, String) {
     match (identity::refusal(error), identity::refused_by_peer(error)) {
@@ -138,6 +150,12 @@ impl From<NoDestination> for Failure {
             }
             NoDestination::NoHealthyEndpoint { .. } => {
                 (ResponseFlag::NoHealthyUpstream, "no_healthy_endpoint")
+            }
+            NoDestination::DropOverload { unconditional: false, .. } => {
+                (ResponseFlag::DropOverload, "drop_overload")
+            }
+            NoDestination::DropOverload { unconditional: true, .. } => {
+                (ResponseFlag::UnconditionalDropOverload, "unconditional_drop_overload")
             }
         };
         Self::new(flag, reason, &error)

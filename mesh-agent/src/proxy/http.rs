@@ -38,7 +38,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, uri::Authority};
+use http::{HeaderMap, header::CONNECTION, uri::Authority};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -59,7 +59,10 @@ use crate::{
         detect::{Detected, HTTP2_PREFACE, detect},
         guard::{GuardLimits, GuardShared, HeadGuard},
     },
-    model::listener::{CodecType, HttpConnectionManager},
+    model::{
+        listener::{CodecType, HttpConnectionManager},
+        route::RouteConfiguration,
+    },
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
     proxy::Origination,
@@ -152,6 +155,8 @@ pub struct HttpConnection {
     judged: ArcSwap<Judged>,
     observer: Arc<dyn RequestObserver>,
     drain: CancellationToken,
+    /// Cancelled when the connection's listener or filter chain is gone or another one.
+    retiring: CancellationToken,
     requests: AtomicU64,
     /// HTTP/2: requests that have not ended.
     active: AtomicU64,
@@ -161,6 +166,8 @@ pub struct HttpConnection {
 struct Judged {
     version: u64,
     permit: Permit,
+    /// The connection manager's, kept for requests that come when it is gone.
+    routes: Option<Arc<RouteConfiguration>>,
 }
 
 impl HttpConnection {
@@ -178,9 +185,11 @@ impl HttpConnection {
         observer: Arc<dyn RequestObserver>,
         drain: CancellationToken,
     ) -> Self {
-        let judged = ArcSwap::from_pointee(Judged { version, permit });
+        let routes = services.snapshots.load().routes(&http.routes);
+        let judged = ArcSwap::from_pointee(Judged { version, permit, routes });
+        let retiring = CancellationToken::new();
         let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { services, http, judged, observer, drain, requests, active }
+        Self { services, http, judged, observer, drain, retiring, requests, active }
     }
 
     fn head_max_bytes(&self) -> usize {
@@ -358,6 +367,7 @@ where
     let idle = tokio::select! {
         served = served.as_mut() => return served,
         () = connection.drain.cancelled() => false,
+        () = connection.retiring.cancelled() => false,
         () = http2_idle(connection) => true,
     };
     // GOAWAY: no new streams, those there are finished.
@@ -394,7 +404,18 @@ fn serve_request(
 + use<> {
     let (connection, guard) = (Arc::clone(connection), guard.map(Arc::clone));
     connection.requests.fetch_add(1, Ordering::Relaxed);
-    async move { Ok(request::serve(connection, guard, request).await) }
+    async move {
+        let (http1, retiring) = (guard.is_some(), connection.retiring.clone());
+        let mut response = request::serve(connection, guard, request).await;
+        // An idle connection is not closed right away: a request may be on its way.
+        if http1
+            && retiring.is_cancelled()
+            && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+        {
+            response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
 }
 
 /// A connection whose first bytes have been read already.

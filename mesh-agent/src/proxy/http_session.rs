@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     Dataplane, Failure, failure,
     http::{HttpConnection, HttpOutcome, RequestObserver, RequestRecord, serve_http},
-    rejudge,
+    rejudge::{self, Standing},
     session::{RequestBase, Session},
 };
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
         metrics::{HttpMetrics, Metrics},
     },
     policy::Permit,
+    snapshot::Snapshot,
 };
 
 /// Serves the connection to its end and ends the session. `permit` was made of
@@ -55,9 +56,11 @@ pub(super) async fn serve<D>(
         observer,
         dataplane.draining.child_token(),
     ));
+    let judged = Arc::clone(&connection);
+    let note = |standing: &Standing, snapshot: &Snapshot| judged.stands(standing, snapshot);
     let failure = tokio::select! {
         outcome = serve_http(downstream, connection) => explain(outcome),
-        revoked = rejudge::revoked(dataplane, permit, version) => Some(failure::revoked(revoked)),
+        ended = rejudge::ended(dataplane, permit, version, note) => Some(ended),
         () = session.guard.cancelled().cancelled() => Some(failure::cut()),
     };
     match failure {
@@ -111,6 +114,9 @@ impl RequestObserver for Observer {
         self.base.show(&request);
         if request.flags.contains(ResponseFlag::Denied) {
             self.metrics.denied(self.base.direction(), "http_rbac");
+        }
+        if let Some(category) = &request.dropped {
+            self.metrics.drop_overload(category);
         }
         if !self.access_log.is_on() {
             return;

@@ -65,6 +65,10 @@ pub async fn serve_hbone(
             return stream.abort();
         }
     };
+    // From before the handshake, so that no change is missed.
+    let mut trust = dataplane.identities.trust();
+    trust.mark_unchanged();
+    let let_in = dataplane.identities.now();
     let timeout = dataplane.options.tls_handshake_timeout;
     let tls = match accept_tls(stream, config, timeout).await {
         Ok(tls) => tls,
@@ -81,6 +85,8 @@ pub async fn serve_hbone(
             return;
         }
     };
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
     let options = dataplane.options.hbone_server.clone();
     let mut server = match HboneServer::handshake(tls, options).await {
         Ok(server) => server,
@@ -94,6 +100,16 @@ pub async fn serve_hbone(
     loop {
         let request = tokio::select! {
             request = server.next() => request,
+            Ok(()) = trust.changed() => {
+                // Its streams end with it.
+                if let Err(refused) = dataplane.identities.judge_client(&chain, let_in) {
+                    dataplane.metrics.handshake_failed(Direction::Inbound, refused.reason());
+                    let workload = &pod.workload.uid;
+                    tracing::warn!(%source, %workload, "HBONE cut after a change of trust: {refused}");
+                    return;
+                }
+                continue;
+            }
             () = dataplane.draining.cancelled(), if !draining => {
                 draining = true;
                 server.graceful_shutdown();

@@ -14,6 +14,7 @@ use mesh_common::abi::MAX_BACKENDS;
 
 use super::{
     Dataplane, Failure, failure,
+    rejudge::{self, DrainDeadline, Standing},
     session::{Facts, Session},
 };
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
         kernel_path::{
             KernelBackend, KernelConnection, KernelPeer, KernelPlan, KernelService, KernelTraffic,
         },
-        listener::{Direction, FilterChain, Listener, TcpProxy},
+        listener::{Direction, FilterChain, Listener, TcpProxy, TerminalFilter},
         workload::WorkloadUid,
     },
     observe::flags::ResponseFlag,
@@ -59,7 +60,8 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// A service as `source` may reach it, if every one of its endpoints may be
-    /// reached so: who picks among them must see them all.
+    /// reached so: who picks among them must see them all. Endpoints that share by
+    /// anything but weight, or whose traffic is dropped in part, are the agent's.
     fn service(&self, listener: &Listener, source: &Arc<Pod>) -> Option<KernelService> {
         let cluster = self.outbound_cluster(listener, source)?;
         let cluster = self.snapshot.cluster(&cluster)?;
@@ -68,8 +70,8 @@ impl Planner<'_> {
         }
         let assignment = self.snapshot.assignment(cluster)?;
         let mut backends = Vec::new();
-        for endpoint in route::eligible(&assignment) {
-            backends.push(self.backend(listener, source, endpoint)?);
+        for (endpoint, weight) in route::shares(cluster, &assignment)? {
+            backends.push(self.backend(listener, source, &endpoint, weight)?);
         }
         let fits = (1..=MAX_BACKENDS).contains(&backends.len());
         fits.then(|| KernelService {
@@ -103,6 +105,7 @@ impl Planner<'_> {
         listener: &Listener,
         source: &Arc<Pod>,
         endpoint: &Endpoint,
+        weight: u32,
     ) -> Option<KernelBackend> {
         let Tunnel::Hbone { identity, workload } = &endpoint.tunnel else { return None };
         let mut owners = self.pods.iter().filter(|pod| pod.workload.owns(endpoint.address.ip()));
@@ -134,7 +137,7 @@ impl Planner<'_> {
         Some(KernelBackend {
             workload: pod.workload.uid.clone(),
             address: endpoint.address,
-            weight: endpoint.weight.max(1),
+            weight,
         })
     }
 }
@@ -183,6 +186,7 @@ struct Live {
     outbound: Leg,
     inbound: Leg,
     idle_timeout: Option<Duration>,
+    drain: DrainDeadline,
     traffic: KernelTraffic,
     failure: Option<fn() -> Failure>,
     revoked: Option<policy::Revoked>,
@@ -191,6 +195,8 @@ struct Live {
 struct Leg {
     session: Session,
     permit: Option<Permit>,
+    /// What it was let through by at first.
+    began: Option<TerminalFilter>,
 }
 
 impl KernelSessions {
@@ -239,9 +245,14 @@ impl KernelSessions {
         let snapshot = dataplane.snapshot.load();
         for leg in [&mut live.outbound, &mut live.inbound] {
             let Some(permit) = &leg.permit else { return Judgement::Cut };
-            match permit.rejudge(&snapshot, dataplane.options.outbound_policy) {
-                Ok(renewed) => leg.permit = Some(renewed),
-                Err(revoked) => {
+            let policy = dataplane.options.outbound_policy;
+            match rejudge::standing(permit, leg.began.as_ref(), &snapshot, policy) {
+                Standing::Holds(renewed) => leg.permit = Some(renewed),
+                Standing::Drains(renewed) => {
+                    leg.permit = renewed.or(leg.permit.take());
+                    live.drain.begin(dataplane.options.drain_timeout);
+                }
+                Standing::Denied(revoked) => {
                     live.revoked = Some(revoked);
                     return Judgement::Cut;
                 }
@@ -251,12 +262,17 @@ impl KernelSessions {
         Judgement::Keep
     }
 
-    /// Notes what a connection has moved so far; says whether it was idle for too long.
+    /// Notes what a connection has moved so far; says whether it was idle for too long,
+    /// or has drained for long enough.
     pub fn moved(&mut self, socket_cookie: u64, traffic: KernelTraffic) -> Judgement {
         let Some(live) = self.live.get_mut(&socket_cookie) else { return Judgement::Keep };
         live.note(traffic);
         if live.idle_timeout.is_some_and(|timeout| traffic.idle >= timeout) {
             live.failure = Some(idle);
+            return Judgement::Cut;
+        }
+        if live.drain.is_over() {
+            live.failure = Some(failure::drained);
             return Judgement::Cut;
         }
         Judgement::Keep
@@ -355,7 +371,8 @@ impl Live {
                     session.count_tcp(dataplane);
                 }
             }
-            Leg { session, permit }
+            let began = permit.as_ref().and_then(|permit| permit.flow().terminal().cloned());
+            Leg { session, permit, began }
         };
         let [outbound_facts, inbound_facts] = facts;
         let [outbound_permit, inbound_permit] = permits;
@@ -365,6 +382,7 @@ impl Live {
             outbound,
             inbound,
             idle_timeout: None,
+            drain: DrainDeadline::default(),
             traffic: KernelTraffic::default(),
             failure: None,
             revoked,

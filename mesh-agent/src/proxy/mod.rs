@@ -61,6 +61,8 @@ pub struct Dataplane {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub outbound_policy: OutboundPolicy,
+    /// How long connections live on whose listener or filter chain is gone or another one.
+    pub drain_timeout: Duration,
     /// For a peer's TLS handshake on the HBONE port.
     pub tls_handshake_timeout: Duration,
     pub hbone_server: HboneServerOptions,

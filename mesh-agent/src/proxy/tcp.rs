@@ -1,11 +1,13 @@
 //! Opaque connections: pick, dial, relay, and judge again while they live.
 
+use std::time::Instant;
+
 use super::{Dataplane, Failure, Upstream, failure, rejudge, session::Session};
 use crate::{
     model::listener::TcpProxy,
     observe::flags::ResponseFlag,
     policy::Permit,
-    route::{self, Destination},
+    route::{self, Destination, NoDestination},
     snapshot::Snapshot,
     transport::relay::{Abort, EndedBy, RelayOutcome, Side, relay},
 };
@@ -22,7 +24,19 @@ pub(super) async fn open(
     let destination = match tcp {
         Some(tcp) => {
             let random = &mut |below| rand::random_range(0..below);
-            route::decide_tcp(permit, tcp, snapshot, &dataplane.balancers, random)?
+            let decided = route::decide_tcp(
+                permit,
+                tcp,
+                snapshot,
+                &dataplane.balancers,
+                random,
+                Instant::now(),
+            );
+            decided.inspect_err(|error| {
+                if let NoDestination::DropOverload { category, .. } = error {
+                    dataplane.metrics.drop_overload(category);
+                }
+            })?
         }
         None => route::decide_passthrough(permit, snapshot)?,
     };
@@ -52,10 +66,10 @@ where
     let mut relayed = std::pin::pin!(relayed);
     tokio::select! {
         outcome = &mut relayed => explain(outcome),
-        revoked = rejudge::revoked(dataplane, permit, version) => {
+        ended = rejudge::ended(dataplane, permit, version, |_, _| ()) => {
             cancel.cancel();
             relayed.await;
-            Some(failure::revoked(revoked))
+            Some(ended)
         }
     }
 }

@@ -1,8 +1,12 @@
 //! From a permit to a destination: the last step before a connection is dialled.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::lb::{Balancers, LoadGuard};
+use super::lb::{self, Balancers, LoadGuard};
 use crate::{
     model::{
         cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
@@ -96,6 +100,14 @@ pub enum NoDestination {
     /// The cluster has no endpoint that may take traffic.
     #[error("cluster `{cluster}` has no healthy endpoint")]
     NoHealthyEndpoint { cluster: ClusterName },
+    /// The control plane has some of the cluster's traffic dropped.
+    #[error("cluster `{cluster}` is overloaded: dropped by category `{category}`")]
+    DropOverload {
+        cluster: ClusterName,
+        category: Arc<str>,
+        /// The category drops everything.
+        unconditional: bool,
+    },
     /// The permit is for something else: another filter chain, or one that judges
     /// requests, or none. A mistake in `proxy`, caught before it dials.
     #[error("the permit for {destination} is for filter chain `{chain}`, not for this")]
@@ -109,13 +121,17 @@ impl NoDestination {
             Self::NoCluster | Self::NotPermitted { .. } => "NR",
             Self::UnknownCluster { .. } => "NC",
             Self::NoHealthyEndpoint { .. } => "UH",
+            Self::DropOverload { unconditional: false, .. } => "DO",
+            Self::DropOverload { unconditional: true, .. } => "UDO",
         }
     }
 
     /// The cluster, where one was chosen.
     pub fn cluster(&self) -> Option<&ClusterName> {
         match self {
-            Self::UnknownCluster { cluster } | Self::NoHealthyEndpoint { cluster } => Some(cluster),
+            Self::UnknownCluster { cluster }
+            | Self::NoHealthyEndpoint { cluster }
+            | Self::DropOverload { cluster, .. } => Some(cluster),
             Self::NoCluster | Self::NotPermitted { .. } => None,
         }
     }
@@ -145,7 +161,7 @@ pub fn decide_passthrough(
 
 /// For a connection that is proxied as opaque bytes. `proxy` is what the filter chain
 /// of the permit's flow ends in. `random(n)` is a uniformly random number below `n`;
-/// it is never called with 0.
+/// it is never called with 0. `now` tells whether endpoints are stale.
 ///
 /// # Errors
 /// No cluster, or no endpoint; or `proxy` is another chain's.
@@ -155,11 +171,12 @@ pub fn decide_tcp(
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
 ) -> Result<Destination, NoDestination> {
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
             let cluster = choose_cluster(&proxy.clusters, |entry| entry.weight, random);
-            decide(permit, cluster, snapshot, balancers, random)
+            decide(permit, cluster, snapshot, balancers, random, now)
         }
         _ => Err(not_permitted(permit)),
     }
@@ -173,7 +190,7 @@ fn not_permitted(permit: &Permit) -> NoDestination {
     }
 }
 
-/// For one HTTP request on a permitted connection. `random` as for [`decide_tcp`].
+/// For one HTTP request on a permitted connection. `random` and `now` as for [`decide_tcp`].
 ///
 /// # Errors
 /// No cluster, or no endpoint.
@@ -184,6 +201,7 @@ pub fn decide_request(
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
 ) -> Result<Destination, NoDestination> {
     let runtime = &snapshot.runtime;
     let cluster = match &action.runtime_key_prefix {
@@ -196,7 +214,7 @@ pub fn decide_request(
             choose_cluster(&action.clusters, weight, random)
         }
     };
-    decide(permit, cluster, snapshot, balancers, random)
+    decide(permit, cluster, snapshot, balancers, random, now)
 }
 
 fn decide(
@@ -205,6 +223,7 @@ fn decide(
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
 ) -> Result<Destination, NoDestination> {
     let name = cluster.ok_or(NoDestination::NoCluster)?;
     let unknown = || NoDestination::UnknownCluster { cluster: name.clone() };
@@ -215,6 +234,14 @@ fn decide(
         }
         Discovery::Static(_) | Discovery::Eds { .. } => {
             let assignment = snapshot.assignment(cluster);
+            let assignment = assignment.filter(|a| a.stale_at.is_none_or(|stale| now < stale));
+            if let Some(drop) = assignment.as_deref().and_then(|a| lb::dropped(a, random)) {
+                return Err(NoDestination::DropOverload {
+                    cluster: name.clone(),
+                    category: Arc::clone(&drop.category),
+                    unconditional: drop.is_unconditional(),
+                });
+            }
             let picked = assignment.and_then(|a| balancers.pick(cluster, &a, random));
             let none = || NoDestination::NoHealthyEndpoint { cluster: name.clone() };
             let (endpoint, load) = picked.ok_or_else(none)?;
@@ -279,7 +306,7 @@ fn choose_cluster<'a>(
     }
     let weighted = || clusters.iter().map(|entry| (&entry.cluster, u64::from(weight(entry))));
     let total = weighted().map(|(_, weight)| weight).sum();
-    let mut left = super::lb::random_below(total, random)?;
+    let mut left = lb::random_below(total, random)?;
     for (cluster, weight) in weighted() {
         match left.checked_sub(weight) {
             Some(rest) => left = rest,

@@ -1,5 +1,5 @@
-//! Where does a permitted connection or request go? Synchronous; randomness is
-//! passed in.
+//! Where does a permitted connection or request go? Synchronous; randomness and
+//! time are passed in.
 //!
 //! Takes the permits that `policy` makes and turns them into a [`Destination`], the
 //! only thing `proxy` dials. This room knows no sockets and no tasks.
@@ -13,5 +13,5 @@ pub mod match_http;
 pub use decide::{
     Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
 };
-pub use lb::{Balancers, LoadGuard, eligible};
+pub use lb::{Balancers, LoadGuard, shares};
 pub use match_http::{Matched, NoRoute, match_route};

@@ -125,7 +125,7 @@ impl WorkloadTable {
                 Discovery::Eds { service_name } => assignments.get(service_name),
                 Discovery::OriginalDestination => None,
             };
-            for endpoint in assignment.iter().flat_map(|assignment| &assignment.endpoints) {
+            for endpoint in assignment.iter().flat_map(|assignment| assignment.endpoints()) {
                 let endpoints = by_ip.entry(endpoint.address.ip().to_canonical()).or_default();
                 endpoints.push(Arc::clone(endpoint));
             }

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol},
+    cluster::{
+        Balancing, Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol,
+    },
     listener::{
         Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, TerminalFilter,
         WeightedCluster,
@@ -15,6 +17,7 @@ fn cluster(name: &str) -> Cluster {
         name: ClusterName(name.into()),
         discovery: Discovery::Eds { service_name: name.into() },
         lb_policy: LbPolicy::RoundRobin,
+        balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(5),
         upstream_protocol: UpstreamProtocol::Http1,
     }

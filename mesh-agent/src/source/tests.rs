@@ -1,5 +1,6 @@
 //! The whole way from a file's text to the model, and to rejections by path.
 
+mod balancing;
 mod refused;
 mod seeds;
 mod text;
@@ -126,17 +127,17 @@ fn a_shop_is_decoded_and_applies() {
     assert_eq!(v2.upstream_protocol, UpstreamProtocol::Http2);
     assert_eq!(v2.connect_timeout, Duration::from_secs(5));
     assert!(matches!(application.discovery, Discovery::OriginalDestination));
-    assert!(matches!(&mysql_a.discovery, Discovery::Static(a) if a.endpoints.len() == 1));
+    assert!(matches!(&mysql_a.discovery, Discovery::Static(a) if a.endpoints().count() == 1));
 
     let (name, assignment) = &r.assignments[0];
     assert_eq!(&**name, "reviews-v1.shop");
-    let [first, second] = assignment.endpoints.as_slice() else { panic!("endpoints") };
-    assert_eq!((first.weight, first.health), (12, Health::Healthy));
+    let [first, second] = &assignment.localities[0].endpoints[..] else { panic!("endpoints") };
+    assert_eq!((first.weight, first.health), (4, Health::Healthy));
     let Tunnel::Hbone { identity, workload } = &first.tunnel else { panic!("tunnel") };
     assert_eq!(identity.to_string(), "spiffe://cluster.local/ns/shop/sa/reviews");
     assert_eq!(workload.as_ref().unwrap().to_string(), "reviews-v1-0");
     assert_eq!(second.address, "10.2.0.6:8080".parse().unwrap());
-    assert_eq!((second.weight, second.health), (3, Health::Unhealthy));
+    assert_eq!((second.weight, second.health), (1, Health::Unhealthy));
     assert_eq!(second.tunnel, Tunnel::Direct);
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bed;
+mod packets;
 mod trouble;
 
 use std::{future::Future, net::SocketAddr, time::Duration};

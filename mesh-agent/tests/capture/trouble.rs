@@ -5,7 +5,8 @@ use std::{path::PathBuf, process::Command};
 use aya::maps::{Array, Map, MapData};
 use mesh_agent::{
     capture::{
-        Capture, CaptureError, CheckStatus, EnrollError, Exclusions, NetnsError, NetnsRef, doctor,
+        Capture, CaptureError, CaptureOptions, CheckStatus, EnrollError, Exclusions,
+        GuardAttachment, GuardMode, NetnsError, NetnsRef, doctor,
     },
     model::workload::WorkloadUid,
 };
@@ -355,7 +356,9 @@ async fn maps_of_another_version_are_not_adopted() {
 
     let data = MapData::from_pin(current.join(map::CONFIG)).unwrap();
     let mut config: Array<_, Config> = Map::from_map_data(data).unwrap().try_into().unwrap();
-    config.set(0, Config { abi_version: 99, log: 0, kernel_path_max: 0, _zero: 0 }, 0).unwrap();
+    config
+        .set(0, Config { abi_version: 99, log: 0, kernel_path_max: 0, drop_non_tcp: 0 }, 0)
+        .unwrap();
     let error = Capture::start(bed.options()).unwrap_err();
     assert!(matches!(error, CaptureError::Abi { found: 99, .. }), "{error}");
 }
@@ -367,6 +370,65 @@ async fn this_kernel_passes_the_doctor() {
     let failed: Vec<_> = checks.iter().filter(|check| check.status == CheckStatus::Fail).collect();
     assert!(failed.is_empty(), "{failed:#?}");
     assert!(checks.len() >= 15, "{checks:#?}");
+}
+
+/// What speaks in the pod without being in the cgroup that is captured.
+fn dial_past_the_hooks(bed: &Bed) -> std::io::Result<std::net::TcpStream> {
+    let to = address(&format!("{PEER4}:80"));
+    let patience = std::time::Duration::from_millis(500);
+    bed.inside(&bed.pod(), || std::net::TcpStream::connect_timeout(&to, patience))
+}
+
+/// As before Linux 6.6: filters of a qdisc, which nothing pins.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_guard_works_as_a_filter_and_is_adopted_as_one() {
+    let bed = Bed::new();
+    let _in_peer = bed.serve_in_peer("0.0.0.0:80");
+    let filters = |side: &str| {
+        let show = format!("-n {} filter show dev eth0 {side}", bed.pod());
+        let out = Command::new("tc").args(show.split(' ')).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().matches("handle 0x6d mesh_guard").count()
+    };
+    let options = || CaptureOptions {
+        guard: GuardMode::On,
+        guard_attachment: GuardAttachment::Filters,
+        ..bed.options()
+    };
+    for _ in 0..2 {
+        let capture = Capture::start(options()).unwrap();
+        let pod = enroll(&bed, &capture).await;
+        assert_eq!((filters("ingress"), filters("egress")), (1, 1));
+        assert!(dial_past_the_hooks(&bed).is_err());
+        assert!(count(&capture, "guard_uncaptured") > 0);
+        drop((pod, capture));
+        assert!(dial_past_the_hooks(&bed).is_err(), "without an agent");
+    }
+    let capture = Capture::start(options()).unwrap();
+    let _pod = enroll(&bed, &capture).await;
+    capture.unenroll(&uid()).await.unwrap();
+    assert_eq!((filters("ingress"), filters("egress")), (0, 0));
+    dial_past_the_hooks(&bed).unwrap();
+}
+
+/// An upgrade that changes the maps: the guard goes on with the new ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_guard_outlives_its_maps_version() {
+    let bed = Bed::new();
+    let _in_peer = bed.serve_in_peer("0.0.0.0:80");
+    let capture = bed.capture();
+    let pod = enroll(&bed, &capture).await;
+    drop((pod, capture));
+    let instance = bed.options().bpffs.join("test");
+    let current = instance.join(format!("maps-v{ABI_VERSION}"));
+    std::fs::rename(&current, instance.join("maps-v0")).unwrap();
+    assert!(dial_past_the_hooks(&bed).is_err());
+    let capture = bed.capture();
+    assert!(dial_past_the_hooks(&bed).is_err(), "before the pod is enrolled again");
+    let _pod = enroll(&bed, &capture).await;
+    assert!(dial_past_the_hooks(&bed).is_err());
+    assert!(count(&capture, "guard_uncaptured") > 0, "in the new maps");
+    capture.teardown().await.unwrap();
+    dial_past_the_hooks(&bed).unwrap();
 }
 
 /// Multipath TCP is no way around capture.

@@ -178,6 +178,9 @@ fn matching(play: &mut Play) {
         let action = json!({ "cluster": "next", "prefix_rewrite": to });
         json!({ "match": { "prefix": from }, "route": action })
     };
+    // What is created, or elsewhere, has a location.
+    let created = json!({ "status": 201, "body": { "inline_string": "made" } });
+    routes.push(json!({ "match": { "prefix": "/made" }, "direct_response": created }));
     routes.push(rewrite("/rewritten/", "/echo-request/"));
     routes.push(rewrite("/exactly", "/echo-request"));
     let mut host = rewrite("/host", "/echo-request");
@@ -189,6 +192,7 @@ fn matching(play: &mut Play) {
     play.step(
         "matches and rewrites",
         &[
+            (get("/made?of=it"), says("made")),
             (get("/exact"), says("exact")),
             (get("/exact?query=1"), says("exact")),
             (get("/exact/more"), status(404)),
@@ -401,7 +405,7 @@ fn streams(play: &mut Play) {
     play.world.put(ENDPOINTS, "next", assignment(&[b]));
     play.step("a change on the new stream", &[(get("/"), from(&["web-b"]))]);
     println!("another server: nonces from 1 again, other versions of the same");
-    play.twins.restart_control_plane(json!({ "patient": true, "salt": "reborn" }));
+    play.twins.restart_control_plane("reborn");
     play.agree("after the restart", &[(get("/"), from(&["web-b"]))]);
     let a = play.web(0);
     play.world.put(ENDPOINTS, "next", assignment(&[a]));
@@ -446,14 +450,14 @@ fn lives(play: &mut Play) {
     let resource = play.world.at(LISTENER, "brief").clone();
     let mortal = json!({ "ttl": 2.0, "resource": resource });
     play.world.0.insert((LISTENER, "brief".to_owned()), mortal);
-    play.twins.control_plane.behaves(json!({ "patient": true, "salt": "reborn", "heartbeats": true }));
+    play.twins.control_plane.behaves("heartbeats", true.into());
     let probe = Probe::get(&brief, "/");
     play.step("a listener with a time to live", &[(probe.clone(), says("alive"))]);
     tests::never(std::time::Duration::from_secs(4), "it dies while it is confirmed", || {
         let (envoy, agent) = play.twins.ask(std::slice::from_ref(&probe));
         [envoy, agent].into_iter().flatten().find(|answers| !answers.is_status(200))
     });
-    play.twins.control_plane.behaves(json!({ "patient": true, "salt": "reborn" }));
+    play.twins.control_plane.behaves("heartbeats", false.into());
     play.twins.settle().expect(&[]);
     play.agree("nobody confirms it", &[(probe.clone(), nothing())]);
     play.world.inline("brief", &brief, answers(200, "again"));

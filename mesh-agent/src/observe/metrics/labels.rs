@@ -214,6 +214,18 @@ impl EncodeLabelSet for ByReason {
     }
 }
 
+/// A category of `drop_overloads`; the control plane's word.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ByCategory {
+    pub(super) category: String,
+}
+
+impl EncodeLabelSet for ByCategory {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("category", self.category.as_str()).encode(set.encode_label())
+    }
+}
+
 /// A type of xDS resources, and how a response was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ByTypeAndResult {

@@ -24,7 +24,7 @@ pub use self::{
     xds::XdsType,
 };
 use self::{
-    labels::{ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
+    labels::{ByCategory, ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
 use super::connections::Connections;
@@ -47,6 +47,7 @@ struct Inner {
 struct Own {
     captured: Family<ByDirection, Counter>,
     denied: Family<ByReason, Counter>,
+    drop_overloads: Family<ByCategory, Counter>,
     handshake_failures: Family<ByReason, Counter>,
     open_connections: Family<ByDirection, Gauge>,
     configs: Family<ByResult, Counter>,
@@ -80,6 +81,11 @@ impl Own {
             "mesh_denied",
             "Connections and requests refused, by reason",
             self.denied.clone(),
+        );
+        r.register(
+            "mesh_drop_overload",
+            "Connections and requests the control plane had dropped, by category",
+            self.drop_overloads.clone(),
         );
         r.register(
             "mesh_handshake_failures",
@@ -206,6 +212,13 @@ impl Metrics {
     pub fn denied(&self, direction: Direction, reason: &'static str) {
         let series = ByReason { direction: labels::direction(direction), reason };
         self.0.own.denied.get_or_create(&series).inc();
+    }
+
+    /// A connection or request was dropped as the control plane asked; `category` is its
+    /// word for why.
+    pub fn drop_overload(&self, category: &str) {
+        let series = ByCategory { category: category.to_owned() };
+        self.0.own.drop_overloads.get_or_create(&series).inc();
     }
 
     /// A TLS handshake failed; `reason` is one of a fixed few, snake_case.

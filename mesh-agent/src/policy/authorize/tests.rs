@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     model::{
         authz::{Permission, Principal, RbacAction::*, RbacPolicy},
+        extension::ExtensionConfig,
         listener::{Direction, FilterChain, FilterChainMatch},
         workload::MtlsMode,
     },
@@ -10,6 +11,7 @@ use crate::{
         outbound_permit, outbound_to, permit_for, policy, prefix, rbac, regex, request, snapshot,
         with_filters,
     },
+    snapshot::{Resources, SnapshotCell},
 };
 
 fn any(name: &str) -> RbacPolicy {
@@ -282,4 +284,82 @@ fn passthrough_ends_when_the_registry_closes() {
     let refused =
         Flow::outbound(outbound_to("192.0.2.1:443"), &empty, OutboundPolicy::RegistryOnly);
     assert!(refused.is_err());
+}
+
+/// What there is of filters' configurations.
+fn with_configs(configs: Vec<ExtensionConfig>) -> Arc<Snapshot> {
+    let cell = SnapshotCell::default();
+    let resources = Resources { extension_configs: configs, ..Resources::default() };
+    cell.replace(resources, "test".to_owned()).unwrap();
+    cell.load()
+}
+
+fn config(type_name: &str, filter: Option<Rbac>) -> ExtensionConfig {
+    let filter = filter.map(|rbac| HttpFilter::Rbac(Arc::new(rbac)));
+    ExtensionConfig { name: "f".into(), type_name: type_name.into(), filter }
+}
+
+fn discovered(default_config: Option<ExtensionConfig>) -> HttpFilter {
+    HttpFilter::Discovered(Arc::new(DiscoveredFilter {
+        name: "f".into(),
+        type_names: vec!["RBAC".into()],
+        default_config: default_config.map(Arc::new),
+        warms: true,
+    }))
+}
+
+#[test]
+fn a_filter_that_is_configured_by_itself_is_as_the_snapshot_has_it() {
+    let allows = || Some(config("RBAC", Some(rbac(Allow, vec![any("a")]))));
+    let denies = || Some(config("RBAC", Some(rbac(Deny, vec![any("d")]))));
+    let other = || Some(config("Lua", Some(rbac(Allow, vec![any("a")]))));
+    let head = request("GET", "/", &[("host", "web")]);
+    for (delivered, default, expected) in [
+        (allows(), None, Ok(())),
+        (denies(), None, Err(403)),
+        (Some(config("RBAC", None)), None, Ok(())),
+        (None, None, Err(500)),
+        (None, allows(), Ok(())),
+        (None, denies(), Err(403)),
+        (denies(), allows(), Err(403)),
+        // Of a type that is not taken there.
+        (other(), None, Err(500)),
+        (other(), denies(), Err(403)),
+    ] {
+        let snapshot = with_configs(delivered.clone().into_iter().collect());
+        let mut http = manager(vec![rbac(Log, vec![])]);
+        http.http_filters.push(discovered(default.clone()));
+        let result = super::authorize_request(&permit_for(None), &http, &snapshot, &head);
+        let result = result.map(drop).map_err(|denied| denied.status().as_u16());
+        assert_eq!(result, expected, "{delivered:?} {default:?}");
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_said_and_filters_before_it_go_first() {
+    let snapshot = Snapshot::default();
+    let head = request("GET", "/", &[("host", "web")]);
+    let mut http = manager(vec![]);
+    http.http_filters.push(discovered(None));
+    let judge = |http: &_| super::authorize_request(&permit_for(None), http, &snapshot, &head);
+    let denied = judge(&http).unwrap_err();
+    assert_eq!((denied.reason(), denied.flag()), (DenyReason::NoFilterConfig, "NFCF"));
+    assert_eq!(
+        denied.to_string(),
+        "unauthenticated peer at 10.2.0.7:50000 may not GET / on 10.1.0.2:8080: a filter has no \
+         configuration: it was asked for and did not come (filter `f`)"
+    );
+    http.http_filters.insert(0, HttpFilter::Rbac(Arc::new(rbac(Deny, vec![any("d")]))));
+    assert_eq!(judge(&http).unwrap_err().reason(), DenyReason::PolicyMatched);
+}
+
+#[test]
+fn an_opaque_connection_does_not_outlive_a_filter_that_is_yet_to_be_configured() {
+    let opaque = connect("client", &with_network_filters(vec![])).unwrap();
+    let mut http = manager(vec![]);
+    http.http_filters.push(discovered(None));
+    let mut chain = chain("c", FilterChainMatch::default());
+    chain.terminal = TerminalFilter::Http(Arc::new(http));
+    let error = opaque.rejudge(&with_chain(chain), OutboundPolicy::AllowAny).unwrap_err();
+    assert_eq!(error.as_str(), "no_filter_config");
 }

@@ -48,6 +48,8 @@ pub struct RequestRecord {
     pub upstream: Option<SocketAddr>,
     /// The identity that endpoint had to prove.
     pub upstream_identity: Option<Identity>,
+    /// The category of `drop_overloads` that dropped it.
+    pub dropped: Option<Arc<str>>,
     /// The policy that allowed or denied.
     pub policy: Option<Arc<str>>,
     /// `None` where downstream went away before there was one.
@@ -75,6 +77,7 @@ impl RequestRecord {
             cluster: None,
             upstream: None,
             upstream_identity: None,
+            dropped: None,
             policy: None,
             response_code: None,
             flags: ResponseFlags::NONE,

@@ -1,6 +1,9 @@
 //! One request's way: checked, judged, routed, forwarded, answered.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{
@@ -24,7 +27,8 @@ use crate::{
         route::{PathMatch, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Denied, Permit, authorize_request},
+    policy::{Denied, Permit, authorize_request, matcher::authority},
+    proxy::rejudge::{self, Standing},
     route::{Destination, NoDestination, decide_request, match_route},
     snapshot::Snapshot,
 };
@@ -116,10 +120,11 @@ async fn answer(
     let no_route = |details: String| {
         Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
     };
-    let routes = snapshot
-        .routes(&http.routes)
+    let routes = judged
+        .routes
+        .as_deref()
         .ok_or_else(|| no_route("there is no route configuration".to_owned()))?;
-    let matched = match_route(&routes, head, &snapshot.runtime, rand::random())
+    let matched = match_route(routes, head, &snapshot.runtime, rand::random())
         .map_err(|error| no_route(error.to_string()))?;
     log.record.route = Some(Arc::clone(&matched.route.name));
     let action = match &matched.route.action {
@@ -128,7 +133,10 @@ async fn answer(
             let status =
                 StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let reply = Reply::new(status, "", None, "direct_response");
-            return Err(Reply { body: Bytes::clone(&direct.body), ..reply });
+            // As Envoy: what is created, or elsewhere, is where it was asked for.
+            let located = status == StatusCode::CREATED || status.is_redirection();
+            let location = if located { own_location(head) } else { None };
+            return Err(Reply { body: Bytes::clone(&direct.body), location, ..reply });
         }
     };
     let destination = decide_request(
@@ -138,6 +146,7 @@ async fn answer(
         &snapshot,
         &connection.services.balancers,
         &mut |below| rand::random_range(0..below),
+        Instant::now(),
     )
     .map_err(|error| no_destination(&error, log))?;
     log.record.cluster = destination.cluster().cloned();
@@ -158,6 +167,12 @@ async fn answer(
         body,
     )
     .await
+}
+
+/// The URL that the request itself is for.
+fn own_location(head: &Parts) -> Option<HeaderValue> {
+    let url = [&b"http://"[..], authority(head)?, path_and_query(head).as_bytes()].concat();
+    HeaderValue::from_bytes(&url).ok()
 }
 
 fn path_and_query(head: &Parts) -> &str {
@@ -184,6 +199,13 @@ fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
         NoDestination::UnknownCluster { .. } => {
             (ResponseFlag::NoClusterFound, "no healthy upstream")
         }
+        NoDestination::DropOverload { category, unconditional, .. } => {
+            log.record.dropped = Some(Arc::clone(category));
+            match unconditional {
+                true => (ResponseFlag::UnconditionalDropOverload, "unconditional drop overload"),
+                false => (ResponseFlag::DropOverload, "drop overload"),
+            }
+        }
         NoDestination::NoCluster | NoDestination::NotPermitted { .. } => {
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
@@ -199,27 +221,46 @@ impl HttpConnection {
         if judged.version == snapshot.version {
             return Ok(judged);
         }
-        let permit =
-            judged.permit.rejudge(snapshot, self.services.outbound_policy).map_err(|revoked| {
-                tracing::debug!(%revoked, "connection denied by a later configuration");
-                let flag = Some(ResponseFlag::Denied);
-                let details = format!("rbac_access_denied: {revoked}");
-                let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
-                Reply { close: true, ..reply }
-            })?;
-        let judged = Arc::new(Judged { version: snapshot.version, permit });
-        self.judged.store(Arc::clone(&judged));
-        Ok(judged)
+        let began = TerminalFilter::Http(Arc::clone(&self.http));
+        let policy = self.services.outbound_policy;
+        let standing = rejudge::standing(&judged.permit, Some(&began), snapshot, policy);
+        if let Standing::Denied(revoked) = &standing {
+            tracing::debug!(%revoked, "connection denied by a later configuration");
+            let flag = Some(ResponseFlag::Denied);
+            let details = format!("rbac_access_denied: {revoked}");
+            let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
+            return Err(Reply { close: true, ..reply });
+        }
+        self.stands(&standing, snapshot);
+        Ok(self.judged.load_full())
+    }
+
+    /// Takes note of how the connection stands under `snapshot`. Requests that come where
+    /// it is not served as HTTP any more are still served as they were last.
+    pub(in crate::proxy) fn stands(&self, standing: &Standing, snapshot: &Snapshot) {
+        let renewed = match standing {
+            Standing::Holds(renewed) => Some(renewed),
+            Standing::Drains(renewed) => {
+                self.retiring.cancel();
+                renewed.as_ref()
+            }
+            Standing::Denied(_) => None,
+        };
+        if let Some(renewed) = renewed
+            && let Some(TerminalFilter::Http(http)) = renewed.flow().terminal()
+        {
+            let (version, permit) = (snapshot.version, renewed.clone());
+            let routes = snapshot.routes(&http.routes);
+            self.judged.store(Arc::new(Judged { version, permit, routes }));
+        }
     }
 
     /// The connection manager of the permit's chain.
     fn manager<'a>(&self, permit: &'a Permit) -> Result<&'a HttpConnectionManager, Reply> {
         match permit.flow().terminal() {
             Some(TerminalFilter::Http(http)) => Ok(http),
-            // It was HTTP when the connection began. The client's next one is handled
-            // as configured now.
             Some(TerminalFilter::TcpProxy(_)) | None => {
-                let details = "the listener is no longer HTTP";
+                let details = "the listener is not HTTP";
                 let flag = Some(ResponseFlag::NoRouteFound);
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Err(Reply { close: true, ..Reply::new(status, "", flag, details) })

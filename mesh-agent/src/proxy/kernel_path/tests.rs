@@ -58,7 +58,7 @@ fn endpoint(address: &str, expected: &Identity) -> Arc<Endpoint> {
 }
 
 fn service(endpoints: Vec<Arc<Endpoint>>) -> Cluster {
-    let assignment = Arc::new(LoadAssignment { endpoints });
+    let assignment = Arc::new(LoadAssignment::of(endpoints));
     cluster("service", LbPolicy::RoundRobin, Discovery::Static(assignment))
 }
 

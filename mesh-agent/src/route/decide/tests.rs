@@ -3,6 +3,7 @@ use crate::{
     model::{
         cluster::{Health, LbPolicy, LoadAssignment},
         listener::{Direction, FilterChainMatch},
+        runtime::{LayerSource, LayerValues, LayeredRuntime, RuntimeLayer, RuntimeValue},
         workload::MtlsMode,
     },
     policy::{
@@ -12,6 +13,7 @@ use crate::{
             manager, outbound_permit, permit_for, request, snapshot, tcp_proxy, weighted,
         },
     },
+    snapshot::{Resources, SnapshotCell},
 };
 
 fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
@@ -19,7 +21,7 @@ fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
 }
 
 fn of(name: &str, endpoints: Vec<Arc<Endpoint>>) -> Cluster {
-    let discovery = Discovery::Static(Arc::new(LoadAssignment { endpoints }));
+    let discovery = Discovery::Static(Arc::new(LoadAssignment::of(endpoints)));
     cluster(name, LbPolicy::RoundRobin, discovery)
 }
 
@@ -51,7 +53,7 @@ fn decide_in(permitting: &Snapshot, deciding: &Snapshot) -> Result<Destination, 
     let Some(TerminalFilter::TcpProxy(proxy)) = permit.flow().terminal() else {
         panic!("no tcp_proxy: {permit:?}");
     };
-    decide_tcp(&permit, proxy, deciding, &Balancers::default(), &mut |_| 0)
+    decide_tcp(&permit, proxy, deciding, &Balancers::default(), &mut |_| 0, Instant::now())
 }
 
 #[test]
@@ -95,6 +97,35 @@ fn no_destination_names_the_cluster_and_envoys_flag() {
 }
 
 #[test]
+fn what_is_overloaded_or_stale_goes_nowhere() {
+    use crate::model::cluster::DropOverload;
+    let entries = &[("c", 1)];
+    let with = |assignment: LoadAssignment| {
+        let cluster = cluster("c", LbPolicy::RoundRobin, Discovery::Static(Arc::new(assignment)));
+        let mut chain = chain("c", FilterChainMatch::default());
+        chain.terminal = TerminalFilter::TcpProxy(Arc::new(tcp_proxy(entries)));
+        let listener = listener(Direction::Inbound, "10.1.0.2:8080", vec![chain], None);
+        let world = snapshot(vec![listener], vec![cluster]);
+        decide_in(&world, &world).map(|destination| destination.address())
+    };
+    let good = LoadAssignment::of(vec![endpoint("10.9.0.1:80", Tunnel::Direct)]);
+    let dropping = |per_million| LoadAssignment {
+        drop_overloads: vec![DropOverload { category: "shed".into(), per_million }],
+        ..good.clone()
+    };
+    // The tests' random number is always 0.
+    for (per_million, flag) in [(1, "DO"), (DropOverload::ALL, "UDO")] {
+        let error = with(dropping(per_million)).unwrap_err();
+        let text = "cluster `c` is overloaded: dropped by category `shed`";
+        assert_eq!((error.flag(), &*error.to_string()), (flag, text));
+    }
+    assert!(with(dropping(0)).is_ok());
+    let stale_at = |at| LoadAssignment { stale_at: Some(at), ..good.clone() };
+    assert_eq!(with(stale_at(Instant::now())).unwrap_err().flag(), "UH");
+    assert!(with(stale_at(Instant::now() + Duration::from_secs(600))).is_ok());
+}
+
+#[test]
 fn a_permit_for_something_else_dials_nothing() {
     let world = world(&[("direct", 1)]);
     let proxy = tcp_proxy(&[("direct", 1)]);
@@ -105,7 +136,7 @@ fn a_permit_for_something_else_dials_nothing() {
     };
     for permit in [permit_for(None), outbound_permit("10.9.0.9:80", &judged)] {
         let balancers = Balancers::default();
-        let result = decide_tcp(&permit, &proxy, &world, &balancers, &mut |_| 0);
+        let result = decide_tcp(&permit, &proxy, &world, &balancers, &mut |_| 0, Instant::now());
         assert!(matches!(result, Err(NoDestination::NotPermitted { .. })), "{result:?}");
     }
 }
@@ -179,8 +210,18 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     };
     let balancers = Balancers::default();
     let active = || balancers.active(&cluster_name("direct"), addr("10.9.0.1:80"));
-    let decide =
-        || decide_request(&request, &permit, &action, &snapshot, &balancers, &mut |_| 0).unwrap();
+    let decide = || {
+        decide_request(
+            &request,
+            &permit,
+            &action,
+            &snapshot,
+            &balancers,
+            &mut |_| 0,
+            Instant::now(),
+        )
+        .unwrap()
+    };
     assert_eq!(active(), 0);
     let (first, second) = (decide(), decide());
     assert_eq!(active(), 2);
@@ -190,4 +231,47 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     assert_eq!(active(), 1);
     drop(load);
     assert_eq!(active(), 0);
+}
+
+#[test]
+fn the_runtime_goes_before_a_weight() {
+    let permit = permit_for(Some("client"));
+    let head = request("GET", "/", &[]);
+    let request =
+        authorize_request(&permit, &manager(vec![]), &Snapshot::default(), &head).unwrap();
+    let decided = |prefix: Option<&str>, values: &[(&str, RuntimeValue)]| {
+        let values = values.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let layer = RuntimeLayer { values: values.collect() };
+        let values = LayerValues::Static(Arc::new(layer));
+        let layers = vec![LayerSource { name: "l".into(), values }];
+        let cell = SnapshotCell::with_runtime(LayeredRuntime { layers });
+        let endpoint = |i| vec![endpoint(&format!("10.9.0.{i}:80"), Tunnel::Direct)];
+        let clusters = vec![of("a", endpoint(1)), of("b", endpoint(2))];
+        cell.replace(Resources { clusters, ..Resources::default() }, String::new()).unwrap();
+        let action = ForwardAction {
+            clusters: weighted(&[("a", 1), ("b", 0)]),
+            runtime_key_prefix: prefix.map(str::to_owned),
+            timeout: None,
+            prefix_rewrite: None,
+            host_rewrite: None,
+        };
+        let (snapshot, balancers) = (cell.load(), Balancers::default());
+        let decided = decide_request(
+            &request,
+            &permit,
+            &action,
+            &snapshot,
+            &balancers,
+            &mut |_| 0,
+            std::time::Instant::now(),
+        );
+        decided.map(|to| to.cluster().unwrap().to_string())
+    };
+    let swapped = [("w.a", RuntimeValue::Number(0.0)), ("w.b", RuntimeValue::Number(5.0))];
+    assert_eq!(decided(Some("w"), &swapped).unwrap(), "b");
+    assert_eq!(decided(Some("other"), &swapped).unwrap(), "a");
+    assert_eq!(decided(None, &swapped).unwrap(), "a");
+    assert_eq!(decided(Some("w"), &[("w.a", RuntimeValue::Text("no".into()))]).unwrap(), "a");
+    let none = decided(Some("w"), &[("w.a", RuntimeValue::Number(0.0))]);
+    assert!(matches!(none, Err(NoDestination::NoCluster)), "{none:?}");
 }

@@ -7,26 +7,26 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Candidates, random_below};
+use super::{candidates::HostSet, random_below};
 
 /// More draws than this add nothing but time.
 const CHOICES_MAX: u32 = 64;
 
 pub(super) fn pick(
-    candidates: &Candidates,
+    set: &HostSet,
     choice_count: u32,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Option<usize> {
-    let weights = &candidates.cumulative_weights;
+    let weights = &set.cumulative_weights;
     let total = *weights.last()?;
-    if candidates.hosts.len() == 1 {
+    if set.hosts.len() == 1 {
         return Some(0);
     }
     let mut best: Option<(usize, u64, u64)> = None;
     for _ in 0..choice_count.clamp(1, CHOICES_MAX) {
         let drawn = random_below(total, random)?;
         let index = weights.partition_point(|sum| *sum <= drawn);
-        let host = candidates.hosts.get(index)?;
+        let host = set.hosts.get(index)?;
         let active = u64::from(host.active.load(Ordering::Relaxed));
         let weight = u64::from(host.endpoint.weight.max(1));
         // active / weight < best active / best weight; the first drawn wins a tie.

@@ -5,12 +5,13 @@
 //! the table of clusters, and for weighted round robin a short mutex; no lock is
 //! held afterwards.
 //!
-//! Which endpoints take traffic: the healthy ones; where there are none, the
-//! degraded ones; and all of them in panic, when healthy and degraded ones together
-//! are fewer than half (Envoy's `healthy_panic_threshold` of 50 %). Unlike Envoy,
-//! traffic does not shift to degraded endpoints by degrees.
+//! Which endpoints take traffic is worked out once per assignment, as Envoy does:
+//! [`priority`] says which priority takes how much, [`layout`] which endpoints that means.
 
+mod candidates;
+mod layout;
 mod least_request;
+mod priority;
 mod round_robin;
 
 use std::{
@@ -24,14 +25,12 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use self::round_robin::Rotation;
+use self::candidates::{Active, Candidates};
+pub use self::layout::shares;
 use crate::{
-    model::cluster::{Cluster, ClusterName, Endpoint, Health, LbPolicy, LoadAssignment},
+    model::cluster::{Cluster, ClusterName, DropOverload, Endpoint, LbPolicy, LoadAssignment},
     snapshot::Snapshot,
 };
-
-/// Healthy and degraded endpoints below this share, in percent: panic.
-const PANIC_THRESHOLD_PERCENT: usize = 50;
 
 /// The state of every cluster's load balancer. One per agent, shared by all.
 #[derive(Debug, Default)]
@@ -48,14 +47,17 @@ impl Balancers {
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<(Arc<Endpoint>, LoadGuard)> {
         let balancer = self.balancer(&cluster.name, random);
-        let candidates = balancer.candidates(assignment);
+        let candidates = balancer.candidates(cluster, assignment);
+        let set = candidates.host_set(random)?;
         let index = match cluster.lb_policy {
-            LbPolicy::RoundRobin => candidates.rotation.next(),
+            LbPolicy::RoundRobin => set.rotation.next(),
             LbPolicy::LeastRequest { choice_count } => {
-                least_request::pick(&candidates, choice_count, random)
+                least_request::pick(set, choice_count, random)
             }
+            LbPolicy::Random => random_below(set.hosts.len() as u64, random)
+                .and_then(|index| usize::try_from(index).ok()),
         };
-        let host = candidates.hosts.get(index?)?;
+        let host = set.hosts.get(index?)?;
         Some((Arc::clone(&host.endpoint), LoadGuard::new(&host.active)))
     }
 
@@ -71,9 +73,9 @@ impl Balancers {
         let mut clusters = self.clusters.write().unwrap_or_else(PoisonError::into_inner);
         clusters.retain(|name, balancer| {
             let cluster = snapshot.cluster(name);
-            match cluster.and_then(|cluster| snapshot.assignment(cluster)) {
-                Some(assignment) => {
-                    balancer.candidates(&assignment);
+            match cluster.and_then(|cluster| Some((cluster, snapshot.assignment(cluster)?))) {
+                Some((cluster, assignment)) => {
+                    balancer.candidates(cluster, &assignment);
                     balancer.forget_idle();
                     true
                 }
@@ -108,67 +110,23 @@ struct ClusterBalancer {
     /// Where in its first rotation to begin.
     start: u32,
     candidates: ArcSwapOption<Candidates>,
-    active: Mutex<HashMap<SocketAddr, Arc<AtomicU32>>>,
-}
-
-/// The endpoints of one load assignment that take traffic.
-#[derive(Debug)]
-struct Candidates {
-    /// What these were made from; the same assignment is the same value.
-    assignment: Arc<LoadAssignment>,
-    hosts: Vec<Host>,
-    /// The hosts' weights summed up to and including each.
-    cumulative_weights: Vec<u64>,
-    rotation: Arc<Rotation>,
-}
-
-#[derive(Debug)]
-struct Host {
-    endpoint: Arc<Endpoint>,
-    active: Arc<AtomicU32>,
+    active: Mutex<Active>,
 }
 
 impl ClusterBalancer {
-    fn candidates(&self, assignment: &Arc<LoadAssignment>) -> Arc<Candidates> {
+    fn candidates(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> Arc<Candidates> {
         let old = self.candidates.load_full();
         if let Some(old) = &old
-            && Arc::ptr_eq(&old.assignment, assignment)
+            && old.are_of(cluster, assignment)
         {
             return Arc::clone(old);
         }
-        let new = Arc::new(self.prepare(assignment, old.as_deref()));
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = Candidates::new(cluster, assignment, &mut active, old.as_deref(), self.start);
+        drop(active);
+        let new = Arc::new(new);
         self.candidates.store(Some(Arc::clone(&new)));
         new
-    }
-
-    fn prepare(&self, assignment: &Arc<LoadAssignment>, old: Option<&Candidates>) -> Candidates {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let hosts: Vec<Host> = eligible(assignment)
-            .map(|endpoint| Host {
-                endpoint: Arc::clone(endpoint),
-                active: Arc::clone(active.entry(endpoint.address).or_default()),
-            })
-            .collect();
-        drop(active);
-        let key = |host: &Host| (host.endpoint.address, host.endpoint.weight);
-        let rotation = match old {
-            // A new snapshot in which nothing changed here goes on where it was.
-            Some(old) if old.hosts.iter().map(key).eq(hosts.iter().map(key)) => {
-                Arc::clone(&old.rotation)
-            }
-            _ => {
-                let weights = hosts.iter().map(|host| host.endpoint.weight);
-                Arc::new(Rotation::new(weights, self.start))
-            }
-        };
-        let cumulative_weights = hosts
-            .iter()
-            .scan(0, |sum, host| {
-                *sum += u64::from(host.endpoint.weight.max(1));
-                Some(*sum)
-            })
-            .collect();
-        Candidates { assignment: Arc::clone(assignment), hosts, cumulative_weights, rotation }
     }
 
     fn active(&self, endpoint: SocketAddr) -> u32 {
@@ -183,18 +141,14 @@ impl ClusterBalancer {
     }
 }
 
-/// The endpoints of an assignment that take traffic now.
-pub fn eligible(assignment: &LoadAssignment) -> impl Iterator<Item = &Arc<Endpoint>> {
-    let count = |health| assignment.endpoints.iter().filter(|e| e.health == health).count();
-    let (healthy, degraded) = (count(Health::Healthy), count(Health::Degraded));
-    let panic = (healthy + degraded) * 100 < assignment.endpoints.len() * PANIC_THRESHOLD_PERCENT;
-    assignment.endpoints.iter().filter(move |endpoint| {
-        panic
-            || match endpoint.health {
-                Health::Healthy => true,
-                Health::Degraded => healthy == 0,
-                Health::Unhealthy => false,
-            }
+/// Which of an assignment's `drop_overloads` drops this connection or request, if one does.
+pub(super) fn dropped<'a>(
+    assignment: &'a LoadAssignment,
+    random: &mut impl FnMut(u32) -> u32,
+) -> Option<&'a DropOverload> {
+    assignment.drop_overloads.iter().find(|drop| {
+        drop.is_unconditional()
+            || drop.per_million > 0 && random(DropOverload::ALL) < drop.per_million
     })
 }
 

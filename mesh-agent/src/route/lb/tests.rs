@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    model::cluster::{Discovery, Tunnel},
+    model::cluster::{Balancing, Discovery, Health, Locality, Place, Tunnel},
     policy::fixtures::{addr, cluster, snapshot},
 };
 
@@ -25,7 +25,7 @@ impl Noise {
     }
 }
 
-fn endpoint(i: usize, weight: u32, health: Health) -> Arc<Endpoint> {
+pub(super) fn endpoint(i: usize, weight: u32, health: Health) -> Arc<Endpoint> {
     let address = addr(&format!("10.3.0.{}:80", i + 1));
     Arc::new(Endpoint { address, tunnel: Tunnel::Direct, weight, health })
 }
@@ -33,7 +33,7 @@ fn endpoint(i: usize, weight: u32, health: Health) -> Arc<Endpoint> {
 pub(super) fn assignment(weights: &[u32]) -> Arc<LoadAssignment> {
     let weights = weights.iter().enumerate();
     let endpoints = weights.map(|(i, weight)| endpoint(i, *weight, Health::Healthy)).collect();
-    Arc::new(LoadAssignment { endpoints })
+    Arc::new(LoadAssignment::of(endpoints))
 }
 
 pub(super) fn balanced(lb_policy: LbPolicy) -> (Balancers, Cluster) {
@@ -48,39 +48,13 @@ pub(super) fn counts(
     picks: u32,
 ) -> Vec<u32> {
     let mut noise = Noise::default();
-    let mut counts = vec![0; assignment.endpoints.len()];
+    let mut counts = vec![0; assignment.endpoints().count()];
     for _ in 0..picks {
         let (picked, _) = balancers.pick(cluster, assignment, &mut noise.draw()).unwrap();
-        let index = assignment.endpoints.iter().position(|endpoint| *endpoint == picked);
+        let index = assignment.endpoints().position(|endpoint| *endpoint == picked);
         counts[index.unwrap()] += 1;
     }
     counts
-}
-
-#[test]
-fn only_endpoints_that_may_take_traffic_are_picked() {
-    use Health::{Degraded as D, Healthy as H, Unhealthy as U};
-    for (health, expected) in [
-        (&[H, H][..], &[0, 1][..]),
-        (&[H, D], &[0]),
-        (&[D, D], &[0, 1]),
-        (&[H, U], &[0]),
-        (&[D, U], &[0]),
-        (&[H, D, U, U], &[0]),
-        (&[H, H, H, U], &[0, 1, 2]),
-        // Panic: fewer than half may take traffic, so all have to.
-        (&[H, U, U], &[0, 1, 2]),
-        (&[D, U, U], &[0, 1, 2]),
-        (&[U], &[0]),
-        (&[U, U], &[0, 1]),
-        (&[], &[]),
-    ] {
-        let endpoints = health.iter().enumerate().map(|(i, h)| endpoint(i, 1, *h)).collect();
-        let assignment = LoadAssignment { endpoints };
-        let taken: Vec<_> = eligible(&assignment).map(|endpoint| endpoint.address).collect();
-        let expected: Vec<_> = expected.iter().map(|i| assignment.endpoints[*i].address).collect();
-        assert_eq!(taken, expected, "{health:?}");
-    }
 }
 
 #[test]
@@ -96,7 +70,7 @@ fn round_robin_goes_on_across_snapshots_that_change_nothing() {
             .collect();
         let total: u32 = weights.iter().sum();
         for (i, weight) in weights.iter().enumerate() {
-            let address = assignment(weights).endpoints[i].address;
+            let address = assignment(weights).localities[0].endpoints[i].address;
             let count = taken.iter().filter(|taken| **taken == address).count();
             let expected = 600 * weight / total;
             assert!(count.abs_diff(expected as usize) <= 1, "{weights:?} host {i}: {count}");
@@ -116,7 +90,7 @@ fn a_changed_assignment_is_taken_at_once() {
 #[test]
 fn what_is_in_flight_is_known_across_assignments() {
     let (balancers, cluster) = balanced(LbPolicy::RoundRobin);
-    let address = assignment(&[1]).endpoints[0].address;
+    let address = assignment(&[1]).localities[0].endpoints[0].address;
     let held = balancers.pick(&cluster, &assignment(&[1]), &mut |_| 0);
     let _ = balancers.pick(&cluster, &assignment(&[1, 1]), &mut |_| 0);
     assert_eq!(balancers.active(&cluster.name, address), 1);
@@ -138,7 +112,7 @@ fn what_a_snapshot_does_not_have_is_forgotten() {
     let orphan = pick("gone", &[1]);
     // The first endpoint stays busy and goes from the configuration.
     let first = held.0.address;
-    let moved = LoadAssignment { endpoints: vec![endpoint(7, 1, Health::Healthy)] };
+    let moved = LoadAssignment::of(vec![endpoint(7, 1, Health::Healthy)]);
     let kept = cluster("kept", LbPolicy::RoundRobin, Discovery::Static(Arc::new(moved)));
     let name = kept.name.clone();
     let snapshot = snapshot(vec![], vec![kept]);
@@ -155,6 +129,117 @@ fn what_a_snapshot_does_not_have_is_forgotten() {
     drop((held, orphan));
     balancers.retain(&snapshot);
     assert_eq!(addresses(), [addr("10.3.0.8:80")]);
+}
+
+fn locality(zone: &str, priority: u32, weight: u32, endpoints: Vec<Arc<Endpoint>>) -> Locality {
+    let place = Place { zone: zone.to_owned(), ..Place::default() };
+    Locality { place, priority, weight, endpoints }
+}
+
+/// How often each endpoint is picked, in percent, by every policy; all the same.
+#[track_caller]
+fn expect_percents(assignment: LoadAssignment, balancing: Balancing, expected: &[f64]) {
+    let assignment = Arc::new(assignment);
+    for lb_policy in
+        [LbPolicy::RoundRobin, LbPolicy::LeastRequest { choice_count: 2 }, LbPolicy::Random]
+    {
+        let (balancers, mut cluster) = balanced(lb_policy);
+        cluster.balancing = balancing;
+        let counts = counts(&balancers, &cluster, &assignment, 20_000);
+        for (count, expected) in counts.iter().zip(expected) {
+            let percent = f64::from(*count) / 200.0;
+            assert!((percent - expected).abs() < 1.5, "{lb_policy:?}: {counts:?} of {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn priorities_and_degraded_endpoints_take_what_is_left_over() {
+    use Health::{Degraded as D, Healthy as H, Unhealthy as U};
+    let of = |from: usize, health: &[Health]| -> Vec<_> {
+        health.iter().enumerate().map(|(i, health)| endpoint(from + i, 1, *health)).collect()
+    };
+    let localities = vec![
+        locality("a", 0, 0, of(0, &[H, U, U, U])),
+        locality("a", 1, 0, of(4, &[H, D, U, U])),
+        locality("a", 2, 0, of(8, &[H])),
+    ];
+    let assignment = LoadAssignment { localities, ..LoadAssignment::default() };
+    // 35 % each for the first two; the rest for the third, before any degraded one.
+    let expected = [35.0, 0.0, 0.0, 0.0, 35.0, 0.0, 0.0, 0.0, 30.0];
+    expect_percents(assignment, Balancing::default(), &expected);
+}
+
+#[test]
+fn localities_share_by_weight_only_where_the_cluster_says_so() {
+    let healthy = |from: usize| (0..2).map(move |i| endpoint(from + i, 1, Health::Healthy));
+    let mut sick: Vec<_> = healthy(0).collect();
+    sick.extend((4..8).map(|i| endpoint(i, 1, Health::Unhealthy)));
+    let localities = vec![
+        locality("a", 0, 1, sick),
+        locality("b", 0, 2, healthy(2).collect()),
+        locality("unweighted", 0, 0, vec![endpoint(9, 1, Health::Healthy)]),
+    ];
+    let assignment = LoadAssignment { localities, ..LoadAssignment::default() };
+    let weighted = Balancing { locality_weighted: true, ..Balancing::default() };
+    // 1 × 140 % × 2/6, and 2.
+    let (a, b) = (100.0 * 0.4667 / 2.4667, 100.0 * 2.0 / 2.4667);
+    let expected = [a / 2.0, a / 2.0, 0.0, 0.0, 0.0, 0.0, b / 2.0, b / 2.0, 0.0];
+    expect_percents(assignment.clone(), weighted, &expected);
+    let fifth = 20.0;
+    let expected = [fifth, fifth, 0.0, 0.0, 0.0, 0.0, fifth, fifth, fifth];
+    expect_percents(assignment, Balancing::default(), &expected);
+}
+
+#[test]
+fn random_does_not_look_at_weights_and_round_robin_does() {
+    let assignment = assignment(&[1, 3]);
+    let (balancers, cluster) = balanced(LbPolicy::Random);
+    let even = counts(&balancers, &cluster, &assignment, 10_000);
+    assert!(even[0].abs_diff(5000) < 200, "{even:?}");
+    let (balancers, cluster) = balanced(LbPolicy::RoundRobin);
+    assert_eq!(counts(&balancers, &cluster, &assignment, 10_000), [2500, 7500]);
+}
+
+#[test]
+fn in_panic_all_take_traffic_or_none_as_the_cluster_says() {
+    let of = |health| (0..2).map(|i| endpoint(i, 1, health)).collect();
+    let assignment = Arc::new(LoadAssignment::of(of(Health::Unhealthy)));
+    let (balancers, mut cluster) = balanced(LbPolicy::RoundRobin);
+    assert_eq!(counts(&balancers, &cluster, &assignment, 10), [5, 5]);
+    for balancing in [
+        Balancing { fail_traffic_on_panic: true, ..Balancing::default() },
+        Balancing { panic_threshold: 0, ..Balancing::default() },
+    ] {
+        // Also where the cluster alone has changed.
+        cluster.balancing = balancing;
+        assert!(balancers.pick(&cluster, &assignment, &mut |_| 0).is_none(), "{balancing:?}");
+    }
+}
+
+#[test]
+fn categories_drop_their_share_of_what_is_left() {
+    let drop = |category: &str, percent: u32| DropOverload {
+        category: category.into(),
+        per_million: percent * 10_000,
+    };
+    let mut assignment = LoadAssignment::default();
+    let mut noise = Noise::default();
+    assert_eq!(dropped(&assignment, &mut |_| 0), None);
+    assignment.drop_overloads = vec![drop("throttle", 60), drop("lb", 50), drop("none", 0)];
+    let mut counts = HashMap::new();
+    for _ in 0..20_000 {
+        let category = dropped(&assignment, &mut noise.draw()).map(|drop| &*drop.category);
+        *counts.entry(category).or_insert(0u32) += 1;
+    }
+    let percent = |category| f64::from(counts.get(&category).copied().unwrap_or(0)) / 200.0;
+    let near = |percent: f64, expected: f64| (percent - expected).abs() < 1.5;
+    assert!(near(percent(Some("throttle")), 60.0), "{counts:?}");
+    assert!(near(percent(Some("lb")), 20.0) && near(percent(None), 20.0), "{counts:?}");
+    assert!(!counts.contains_key(&Some("none")));
+    assignment.drop_overloads = vec![drop("all", 100)];
+    let none_passes = |_: u32| unreachable!();
+    assert!(dropped(&assignment, &mut { none_passes }).is_some());
 }
 
 #[test]
@@ -182,7 +267,7 @@ fn a_guard_is_given_back_by_the_thread_that_drops_it() {
             });
         }
     });
-    for endpoint in &assignment.endpoints {
+    for endpoint in assignment.endpoints() {
         assert_eq!(balancers.active(&cluster.name, endpoint.address), 0);
     }
 }

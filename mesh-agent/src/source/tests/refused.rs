@@ -52,11 +52,11 @@ fn route(route: &str) -> String {
     )
 }
 
-fn cluster(fields: &str) -> String {
+pub(super) fn cluster(fields: &str) -> String {
     format!("'@type': t/envoy.config.cluster.v3.Cluster\nname: c\n{fields}\n")
 }
 
-fn endpoint(fields: &str) -> String {
+pub(super) fn endpoint(fields: &str) -> String {
     format!(
         "'@type': t/envoy.config.endpoint.v3.ClusterLoadAssignment\ncluster_name: e\n\
          endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: \
@@ -66,7 +66,7 @@ fn endpoint(fields: &str) -> String {
 
 /// Checks one rejection, without the path of the part that all cases share.
 #[track_caller]
-fn one(yaml: String, prefix: &str, expected: &str) {
+pub(super) fn one(yaml: String, prefix: &str, expected: &str) {
     check(&yaml, &[&format!("{prefix}{expected}")]);
 }
 
@@ -421,6 +421,15 @@ fn routes() {
             ".match.path_separated_prefix: is not supported",
         ),
         (
+            "match: {prefix: /, runtime_fraction: {runtime_key: a}}, route: {cluster: c}",
+            ".match.runtime_fraction.default_value: is missing",
+        ),
+        (
+            "match: {prefix: /}, route: {weighted_clusters: {runtime_key_prefix: a, clusters: \
+             [{name: c, weight: 1, metadata_match: {}}]}}",
+            ".route.weighted_clusters.clusters[0].metadata_match: is not supported",
+        ),
+        (
             "match: {prefix: /, query_parameters: [{name: a}]}, route: {cluster: c}",
             ".match.query_parameters: is not supported",
         ),
@@ -557,8 +566,8 @@ fn endpoints() {
     ] {
         one(endpoint(&fields), at, expected);
     }
-    let priority = endpoint("").replace("endpoints: [{lb", "endpoints: [{priority: 1, lb");
-    one(priority, "endpoints[e].endpoints[0]", ".priority: only priority 0 is supported");
+    let priority = endpoint("").replace("endpoints: [{lb", "endpoints: [{priority: 129, lb");
+    one(priority, "endpoints[e].endpoints[0]", ".priority: must be at most 128");
     let unspecified = endpoint("").replace("10.0.0.1", "0.0.0.0");
     one(unspecified, at, ".endpoint.address: 0.0.0.0 can't be dialled");
 }

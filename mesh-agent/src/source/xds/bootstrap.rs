@@ -26,7 +26,9 @@ use prost::Message as _;
 use serde_json::Value;
 
 use super::{
-    ResourceType, common, config_source, decode_with_references, layered_runtime,
+    ResourceType, common, config_source,
+    config_source::Reference,
+    decode_with_references, layered_runtime,
     options::{Fixed, NodeInfo, Origin, Service, Subscription, XdsOptions, json_of},
     reject::{Decoder, rejection, unsupported},
 };
@@ -196,13 +198,12 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
         None => Some(LayeredRuntime::default()),
     };
     let Dynamic { ads, listeners, clusters } = dynamic?;
-    let discovered = |runtime: &LayeredRuntime| runtime.resource_names().next().is_some();
-    if ads.is_none() && runtime.as_ref().is_some_and(discovered) {
-        d.refuse_field("layered_runtime", "has an rtds_layer, and there is no ads_config");
-    }
+    let layers = d.take_references();
+    one_source(d, &layers, ads.is_some());
     let mut named = BTreeSet::new();
-    let origins = [&listeners, &clusters];
-    let origins = origins.into_iter().flatten().filter_map(|s| match &s.origin {
+    let origins = [&listeners, &clusters].into_iter().flatten().map(|s| &s.origin);
+    let origins = origins.chain(layers.iter().filter_map(|layer| layer.origin.as_ref()));
+    let origins = origins.filter_map(|origin| match origin {
         Origin::Service(service) => Some(service),
         Origin::Ads | Origin::File(_) => None,
     });
@@ -211,8 +212,24 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     }
     let Static { servers, fixed } =
         d.field("static_resources", |d| fixed(d, static_resources.unwrap_or_default(), &named))?;
-    let xds = XdsOptions { node: node?, servers, ads, listeners, clusters, fixed };
+    let xds =
+        XdsOptions { node: node?, servers, ads, listeners, clusters, secrets: None, layers, fixed };
     Some(Bootstrap { xds, admin: admin?, runtime: runtime? })
+}
+
+/// A type comes from one source, and so do all layers of the runtime.
+fn one_source(d: &mut Decoder, layers: &[Reference], has_ads: bool) {
+    let origin = |layer: &Reference| layer.origin.clone().unwrap_or(Origin::Ads);
+    for layer in layers {
+        let reason = if layers.first().map(origin) != Some(origin(layer)) {
+            "is another source than that of the layers before"
+        } else if origin(layer) == Origin::Ads && !has_ads {
+            "needs dynamic_resources.ads_config"
+        } else {
+            continue;
+        };
+        d.refuse_field(layer.path.trim_start_matches('.'), reason);
+    }
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]

@@ -10,10 +10,7 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{
                 Cluster as PbCluster,
-                cluster::{
-                    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbConfig,
-                    LbPolicy as PbLbPolicy, LeastRequestLbConfig, RoundRobinLbConfig,
-                },
+                cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
             },
             endpoint::v3::ClusterLoadAssignment,
         },
@@ -29,19 +26,16 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, common, config_source, eds, http_options,
+    ResourceType, balancing, common, config_source, eds, http_options,
     reject::{Decoder, unsupported},
     upstream_tls,
 };
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol},
+    cluster::{Cluster, ClusterName, Discovery, LoadAssignment, UpstreamProtocol},
     tls::HostNames,
 };
 
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
-
-/// Envoy's default and least `choice_count`.
-const CHOICE_COUNT_MIN: u32 = 2;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -112,9 +106,9 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
         dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, outlier_detection, cleanup_interval,
-        upstream_bind_config, lb_subset_config, common_lb_config, protocol_selection,
+        upstream_bind_config, lb_subset_config, protocol_selection,
         upstream_connection_options, close_connections_on_host_health_failure,
-        ignore_health_on_host_removal, filters, load_balancing_policy, lrs_server,
+        ignore_health_on_host_removal, filters, lrs_server,
         lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config,
         track_cluster_stats, preconnect_policy, connection_pool_per_downstream_connection,
         queuing_policies,
@@ -131,8 +125,15 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     let discovery =
         discovery(d, &name, cluster_discovery_type, eds_cluster_config, load_assignment);
     let original_destination = matches!(discovery, Some(Discovery::OriginalDestination));
-    let lb_policy = match discovery {
-        Some(_) => balancing(d, lb_policy, lb_config, original_destination),
+    let fields = balancing::Fields {
+        lb_policy,
+        lb_config,
+        common_lb_config,
+        load_balancing_policy,
+        original_destination,
+    };
+    let balanced = match discovery {
+        Some(_) => balancing::decode(d, fields),
         None => None,
     };
     let connect_timeout = match connect_timeout {
@@ -144,6 +145,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
             }
         }),
     };
+    let (lb_policy, balancing) = balanced?;
     let http = protocol(d, typed_extension_protocol_options);
     let tls = match (transport_socket, &http) {
         (None, _) => Some(None),
@@ -155,7 +157,8 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     Some(Cluster {
         name: ClusterName(name.into()),
         discovery: discovery?,
-        lb_policy: lb_policy?,
+        lb_policy,
+        balancing,
         connect_timeout: connect_timeout?,
         upstream_protocol: http?.0,
         tls: tls?,
@@ -191,7 +194,14 @@ fn discovery(
     match kind {
         DiscoveryType::Static => {
             let assignment = match load_assignment {
-                Some(value) => d.field("load_assignment", |d| eds::assignment(d, value))?,
+                Some(value) => d.field("load_assignment", |d| {
+                    let assignment = eds::assignment(d, value)?;
+                    if assignment.stale_at.is_some() {
+                        let reason = "is for EDS: nothing would renew these";
+                        d.field("policy", |d| d.refuse_field("endpoint_stale_after", reason));
+                    }
+                    Some(assignment)
+                })?,
                 None => LoadAssignment::default(),
             };
             Some(Discovery::Static(Arc::new(assignment)))
@@ -211,69 +221,6 @@ fn discovery(
             d.field("type", |d| d.refused(format!("{} is not supported", kind.as_str_name())))
         }
     }
-}
-
-fn balancing(
-    d: &mut Decoder,
-    policy: i32,
-    config: Option<LbConfig>,
-    original_destination: bool,
-) -> Option<LbPolicy> {
-    let policy = match PbLbPolicy::try_from(policy) {
-        Ok(policy) => policy,
-        Err(_) => return d.field("lb_policy", |d| d.refused(format!("{policy} is unknown"))),
-    };
-    if original_destination && policy != PbLbPolicy::ClusterProvided {
-        return d.field("lb_policy", |d| d.refused("must be CLUSTER_PROVIDED with ORIGINAL_DST"));
-    }
-    match (policy, config) {
-        (PbLbPolicy::RoundRobin, None) => Some(LbPolicy::RoundRobin),
-        (PbLbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
-            let RoundRobinLbConfig { slow_start_config } = config;
-            d.field("round_robin_lb_config", |d| unsupported!(d; slow_start_config));
-            Some(LbPolicy::RoundRobin)
-        }
-        (PbLbPolicy::LeastRequest, None) => {
-            Some(LbPolicy::LeastRequest { choice_count: CHOICE_COUNT_MIN })
-        }
-        (PbLbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
-            d.field("least_request_lb_config", |d| least_request(d, config))
-        }
-        // There is one endpoint to choose from: any policy chooses it.
-        (PbLbPolicy::ClusterProvided, None) if original_destination => Some(LbPolicy::RoundRobin),
-        (PbLbPolicy::ClusterProvided, _) if !original_destination => {
-            d.field("lb_policy", |d| d.refused("CLUSTER_PROVIDED is for ORIGINAL_DST"))
-        }
-        (
-            PbLbPolicy::RoundRobin | PbLbPolicy::LeastRequest | PbLbPolicy::ClusterProvided,
-            Some(config),
-        ) => {
-            let field = match config {
-                LbConfig::RingHashLbConfig(_) => "ring_hash_lb_config",
-                LbConfig::MaglevLbConfig(_) => "maglev_lb_config",
-                LbConfig::OriginalDstLbConfig(_) => "original_dst_lb_config",
-                LbConfig::LeastRequestLbConfig(_) => "least_request_lb_config",
-                LbConfig::RoundRobinLbConfig(_) => "round_robin_lb_config",
-            };
-            let reason = format!("is not supported with {}", policy.as_str_name());
-            d.field(field, |d| d.refused(reason))
-        }
-        (refused, _) => {
-            let reason = format!("{} is not supported", refused.as_str_name());
-            d.field("lb_policy", |d| d.refused(reason))
-        }
-    }
-}
-
-fn least_request(d: &mut Decoder, value: LeastRequestLbConfig) -> Option<LbPolicy> {
-    let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = value;
-    unsupported!(d; active_request_bias, slow_start_config);
-    let choice_count = choice_count.map_or(CHOICE_COUNT_MIN, |count| count.value);
-    if choice_count < CHOICE_COUNT_MIN {
-        let reason = format!("must be at least {CHOICE_COUNT_MIN}");
-        return d.field("choice_count", |d| d.refused(reason));
-    }
-    Some(LbPolicy::LeastRequest { choice_count })
 }
 
 /// What HTTP speaks, and what its hosts decide.

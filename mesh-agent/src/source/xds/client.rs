@@ -163,7 +163,8 @@ impl AdsSource {
     /// A session over the streams that are known from the start; resources may ask for
     /// more.
     fn session(&self) -> Session {
-        let XdsOptions { node, servers, ads, listeners, clusters, fixed } = &self.options;
+        let XdsOptions { node, servers, ads, listeners, clusters, secrets, layers, fixed } =
+            &self.options;
         let mut session = Session::new([], node.clone().into(), INITIAL_FETCH_TIMEOUT);
         session.knows(servers.keys().cloned().collect());
         if let Some(Service { variant, .. }) = ads {
@@ -189,6 +190,11 @@ impl AdsSource {
             };
             session.carry(origin.clone(), Carries { variant, types: vec![kind] });
         }
+        if let Some(service) = secrets {
+            let carries = Carries { variant: service.variant, types: vec![ResourceType::Secret] };
+            session.carry(Origin::Service(service.clone()), carries);
+        }
+        session.refer(layers);
         let now = Now::read();
         let alone_by = (!self.restored).then(|| now.at + INITIAL_FETCH_TIMEOUT);
         session.hold(fixed, alone_by, now);

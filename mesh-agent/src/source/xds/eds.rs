@@ -2,15 +2,25 @@
 //!
 //! Spec: `envoy/config/endpoint/v3/endpoint.proto`, `endpoint_components.proto`.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use envoy_types::pb::{
-    envoy::config::{
-        core::v3::{HealthStatus, Metadata},
-        endpoint::v3::{
-            ClusterLoadAssignment, Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints,
-            lb_endpoint::HostIdentifier,
+    envoy::{
+        config::{
+            core::v3::{HealthStatus, Locality as PbLocality, Metadata},
+            endpoint::v3::{
+                ClusterLoadAssignment, Endpoint as PbEndpoint, LbEndpoint, LocalityLbEndpoints,
+                cluster_load_assignment::{Policy, policy::DropOverload as PbDropOverload},
+                lb_endpoint::HostIdentifier,
+                locality_lb_endpoints::LbConfig,
+            },
         },
+        r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
     },
     google::protobuf::{Struct, UInt32Value, value::Kind},
 };
@@ -20,7 +30,7 @@ use super::{
     reject::{Decoder, IsSet as _, unsupported},
 };
 use crate::model::{
-    cluster::{Endpoint, Health, LoadAssignment, Tunnel},
+    cluster::{DropOverload, Endpoint, Health, LoadAssignment, Locality, Place, Tunnel},
     workload::WorkloadUid,
 };
 
@@ -30,19 +40,110 @@ const TUNNEL_METADATA: &str = "envoy.transport_socket_match";
 /// Who the endpoint is: `identity`, `uid`.
 const WORKLOAD_METADATA: &str = "mesh.workload";
 
-/// An assignment's endpoints; its name is the caller's.
+/// Envoy's lowest priority.
+const PRIORITY_MAX: u32 = 128;
+
+/// An assignment's endpoints; its name is the caller's. They grow stale from now on.
 pub(super) fn assignment(d: &mut Decoder, value: ClusterLoadAssignment) -> Option<LoadAssignment> {
     let ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = value;
-    unsupported!(d; named_endpoints, policy);
-    let localities = d.all("endpoints", endpoints, locality)?;
-    Some(LoadAssignment { endpoints: localities.into_iter().flatten().collect() })
+    let assignment = policy.map(|value| d.field("policy", |d| self::policy(d, value)));
+    let decoded = d.all("endpoints", endpoints, |d, value| locality(d, value, &named_endpoints));
+    let assignment = assignment.unwrap_or_else(|| Some(LoadAssignment::default()));
+    Some(LoadAssignment { localities: merged(decoded?), ..assignment? })
 }
 
-fn locality(d: &mut Decoder, value: LocalityLbEndpoints) -> Option<Vec<Arc<Endpoint>>> {
+/// By priority and place. Of an address that is given more than once the first counts,
+/// of a locality's weights the last, as with Envoy.
+fn merged(decoded: Vec<Locality>) -> Vec<Locality> {
+    let mut seen = HashSet::new();
+    let mut at: HashMap<(u32, Place), usize> = HashMap::new();
+    let mut merged: Vec<Locality> = Vec::new();
+    for mut locality in decoded {
+        locality.endpoints.retain(|endpoint| seen.insert(endpoint.address));
+        let index = *at.entry((locality.priority, locality.place.clone())).or_insert(merged.len());
+        match merged.get_mut(index) {
+            Some(known) => {
+                known.endpoints.append(&mut locality.endpoints);
+                if locality.weight > 0 {
+                    known.weight = locality.weight;
+                }
+            }
+            None => merged.push(locality),
+        }
+    }
+    merged.sort_by_key(|locality| locality.priority);
+    merged
+}
+
+/// Everything of an assignment but its localities.
+fn policy(d: &mut Decoder, value: Policy) -> Option<LoadAssignment> {
+    let Policy {
+        drop_overloads,
+        overprovisioning_factor,
+        endpoint_stale_after,
+        weighted_priority_health,
+    } = value;
+    let drop_overloads = d.all("drop_overloads", drop_overloads, drop_overload);
+    let default = LoadAssignment::default();
+    let overprovisioning_factor = match overprovisioning_factor {
+        None => Some(default.overprovisioning_factor),
+        Some(UInt32Value { value: 0 }) => {
+            d.field("overprovisioning_factor", |d| d.refused("must be at least 1"))
+        }
+        Some(UInt32Value { value }) => Some(value),
+    };
+    let stale_at = match endpoint_stale_after {
+        None => Some(None),
+        Some(value) => common::duration(d, "endpoint_stale_after", value).and_then(|after| {
+            match after {
+                Duration::ZERO => {
+                    d.field("endpoint_stale_after", |d| d.refused("must be more than zero"))
+                }
+                // Beyond the clock's end is never.
+                after => Some(Instant::now().checked_add(after)),
+            }
+        }),
+    };
+    Some(LoadAssignment {
+        localities: Vec::new(),
+        overprovisioning_factor: overprovisioning_factor?,
+        weighted_priority_health,
+        drop_overloads: drop_overloads?,
+        stale_at: stale_at?,
+    })
+}
+
+fn drop_overload(d: &mut Decoder, value: PbDropOverload) -> Option<DropOverload> {
+    let PbDropOverload { category, drop_percentage } = value;
+    if category.is_empty() {
+        d.refuse_field("category", "is missing");
+    }
+    let FractionalPercent { numerator, denominator } = drop_percentage.unwrap_or_default();
+    let per_million = d.field("drop_percentage", |d| {
+        let scale = match DenominatorType::try_from(denominator) {
+            Ok(DenominatorType::Hundred) => 10_000,
+            Ok(DenominatorType::TenThousand) => 100,
+            Ok(DenominatorType::Million) => 1,
+            Err(_) => {
+                return d.field("denominator", |d| d.refused(format!("{denominator} is unknown")));
+            }
+        };
+        match numerator.checked_mul(scale).filter(|part| *part <= DropOverload::ALL) {
+            Some(per_million) => Some(per_million),
+            None => d.refused("is more than everything"),
+        }
+    });
+    Some(DropOverload { category: category.into(), per_million: per_million? })
+}
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn locality(
+    d: &mut Decoder,
+    value: LocalityLbEndpoints,
+    named: &HashMap<String, PbEndpoint>,
+) -> Option<Locality> {
     let LocalityLbEndpoints {
-        // Says where, for zone-aware balancing, which `common_lb_config` would ask for
-        // and which is refused there.
-        locality: _,
+        locality,
         // As all metadata but an endpoint's own: nothing that reads it is supported.
         metadata: _,
         lb_endpoints,
@@ -51,20 +152,33 @@ fn locality(d: &mut Decoder, value: LocalityLbEndpoints) -> Option<Vec<Arc<Endpo
         proximity,
         lb_config,
     } = value;
-    unsupported!(d; proximity, lb_config);
-    if priority != 0 {
-        d.refuse_field("priority", "only priority 0 is supported");
-    }
-    let share = weight(d, load_balancing_weight);
-    let endpoints = d.all("lb_endpoints", lb_endpoints, |d, value| {
-        let mut endpoint = lb_endpoint(d, value)?;
-        match endpoint.weight.checked_mul(share?) {
-            Some(weight) => endpoint.weight = weight,
-            None => d.refuse_field("load_balancing_weight", "times its locality's is too large"),
+    unsupported!(d; proximity);
+    match lb_config {
+        None => {}
+        Some(LbConfig::LoadBalancerEndpoints(_)) => {
+            d.refuse_field("load_balancer_endpoints", "is not supported: use lb_endpoints");
         }
-        Some(Arc::new(endpoint))
-    });
-    share.and(endpoints)
+        Some(LbConfig::LedsClusterLocalityConfig(_)) => {
+            d.refuse_field(
+                "leds_cluster_locality_config",
+                "LEDS is not supported: use lb_endpoints",
+            );
+        }
+    }
+    if priority > PRIORITY_MAX {
+        d.refuse_field("priority", format!("must be at most {PRIORITY_MAX}"));
+    }
+    let weight = match load_balancing_weight {
+        None => Some(0),
+        given => weight(d, given),
+    };
+    // Envoy reads the weights of localities that have a name.
+    let weight = if locality.is_some() { weight } else { weight.map(|_| 0) };
+    let PbLocality { region, zone, sub_zone } = locality.unwrap_or_default();
+    let endpoints =
+        d.all("lb_endpoints", lb_endpoints, |d, value| lb_endpoint(d, value, named).map(Arc::new));
+    let place = Place { region, zone, sub_zone };
+    Some(Locality { place, priority, weight: weight?, endpoints: endpoints? })
 }
 
 fn weight(d: &mut Decoder, value: Option<UInt32Value>) -> Option<u32> {
@@ -77,7 +191,11 @@ fn weight(d: &mut Decoder, value: Option<UInt32Value>) -> Option<u32> {
     }
 }
 
-fn lb_endpoint(d: &mut Decoder, value: LbEndpoint) -> Option<Endpoint> {
+fn lb_endpoint(
+    d: &mut Decoder,
+    value: LbEndpoint,
+    named: &HashMap<String, PbEndpoint>,
+) -> Option<Endpoint> {
     let LbEndpoint { health_status, metadata, load_balancing_weight, host_identifier } = value;
     let health = match HealthStatus::try_from(health_status) {
         Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Some(Health::Healthy),
@@ -94,13 +212,19 @@ fn lb_endpoint(d: &mut Decoder, value: LbEndpoint) -> Option<Endpoint> {
     };
     let address = match host_identifier {
         Some(HostIdentifier::Endpoint(endpoint)) => d.field("endpoint", |d| host(d, endpoint)),
-        Some(HostIdentifier::EndpointName(_)) => d.not_supported("endpoint_name"),
+        Some(HostIdentifier::EndpointName(name)) => match named.get(&name) {
+            Some(endpoint) => d.field("endpoint_name", |d| host(d, endpoint.clone())),
+            None => {
+                let reason = format!("there is no `{name}` among named_endpoints");
+                d.field("endpoint_name", |d| d.refused(reason))
+            }
+        },
         None => d.field("endpoint", |d| d.refused("is missing")),
     };
     Some(Endpoint { address: address?, tunnel: tunnel?, weight: weight?, health: health? })
 }
 
-fn host(d: &mut Decoder, value: PbEndpoint) -> Option<std::net::SocketAddr> {
+fn host(d: &mut Decoder, value: PbEndpoint) -> Option<SocketAddr> {
     let PbEndpoint {
         address,
         health_check_config,

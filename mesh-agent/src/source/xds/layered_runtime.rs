@@ -9,9 +9,10 @@ use envoy_types::pb::envoy::config::bootstrap::v3::{
     runtime_layer::{AdminLayer, LayerSpecifier, RtdsLayer},
 };
 
-use super::{config_source, options::Origin, reject::Decoder, rtds};
+use super::{ResourceType, config_source, reject::Decoder, rtds};
 use crate::model::runtime::{LayerSource, LayerValues, LayeredRuntime, RuntimeLayer};
 
+/// Where its resources come from is for the decoder's references to say.
 pub(super) fn layered_runtime(d: &mut Decoder, value: PbLayeredRuntime) -> Option<LayeredRuntime> {
     let PbLayeredRuntime { layers } = value;
     let mut names = HashSet::new();
@@ -50,15 +51,9 @@ fn resource(d: &mut Decoder, value: RtdsLayer) -> Option<LayerValues> {
     if name.is_empty() {
         d.refuse_field("name", "is missing");
     }
-    d.field("rtds_config", |d| {
-        let Some(source) = rtds_config else { return d.refuse("is missing") };
-        match config_source::decode(d, source) {
-            None | Some((Some(Origin::Ads), None)) => {}
-            Some((Some(Origin::Ads), Some(_))) => {
-                d.refuse_field("initial_fetch_timeout", "is not supported");
-            }
-            Some(_) => d.refuse("must be `ads: {}`: layers come over the aggregated stream"),
-        }
-    });
+    if rtds_config.is_none() {
+        d.refuse_field("rtds_config", "is missing");
+    }
+    config_source::reference(d, "rtds_config", rtds_config, ResourceType::Runtime, &name);
     Some(LayerValues::Resource(name.into()))
 }

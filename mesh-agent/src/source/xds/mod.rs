@@ -10,6 +10,7 @@
 //! drops: [`unknown`] refuses it; in files such a field is refused by its name.
 
 mod address;
+mod balancing;
 mod bootstrap;
 mod cds;
 mod client;

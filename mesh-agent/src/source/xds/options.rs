@@ -8,7 +8,7 @@ use envoy_types::pb::{
     google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 
-use super::{ResourceType, address::Server, session::Variant};
+use super::{ResourceType, address::Server, config_source::Reference, session::Variant};
 
 /// A name that was asked for and does not come holds others up for this long, unless its
 /// source says otherwise.
@@ -16,6 +16,9 @@ pub(super) const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The name under which the servers of [`XdsOptions::aggregated`] go.
 const FLAGS_CLUSTER: &str = "xds_server";
+
+/// The name under which the servers of [`XdsOptions::secrets`] go.
+const SDS_CLUSTER: &str = "sds_server";
 
 /// Where the configuration comes from, and as whom it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,10 @@ pub struct XdsOptions {
     pub listeners: Option<Subscription>,
     /// Where all clusters come from.
     pub clusters: Option<Subscription>,
+    /// A stream for secrets, where nothing else says where they come from.
+    pub secrets: Option<Service>,
+    /// Where layers of the runtime come from: one source for all.
+    pub(super) layers: Vec<Reference>,
     /// What the bootstrap file itself holds.
     pub fixed: Vec<Fixed>,
 }
@@ -45,6 +52,23 @@ impl XdsOptions {
             ads: Some(Service { variant, clusters, rate: None }),
             listeners: Some(subscription.clone()),
             clusters: Some(subscription),
+            secrets: None,
+            layers: Vec::new(),
+            fixed: Vec::new(),
+        }
+    }
+
+    /// Nothing but secrets, by their own service.
+    pub fn secrets(servers: Vec<Server>, variant: Variant, node: NodeInfo) -> Self {
+        let clusters = vec![SDS_CLUSTER.to_owned()];
+        Self {
+            node,
+            servers: BTreeMap::from([(SDS_CLUSTER.to_owned(), servers)]),
+            ads: None,
+            listeners: None,
+            clusters: None,
+            secrets: Some(Service { variant, clusters, rate: None }),
+            layers: Vec::new(),
             fixed: Vec::new(),
         }
     }

@@ -49,11 +49,19 @@ pub(super) fn tree(
             }
             let value = match kind {
                 Some(Kind::BoolValue(flag)) => RuntimeValue::Flag(flag),
-                Some(Kind::NumberValue(number)) => RuntimeValue::Number(number),
+                Some(Kind::NumberValue(number)) if number.is_finite() => {
+                    RuntimeValue::Number(number)
+                }
+                Some(Kind::NumberValue(number)) => {
+                    return d.refuse(format!("{number} is no value"));
+                }
                 Some(Kind::StringValue(text)) => of_text(text),
+                Some(Kind::StructValue(inner)) if !is_fraction(&inner) => {
+                    return tree(d, &key, inner, layer, depth + 1);
+                }
                 Some(Kind::StructValue(inner)) => match fraction(&inner) {
                     Some(fraction) => RuntimeValue::Fraction(fraction),
-                    None => return tree(d, &key, inner, layer, depth + 1),
+                    None => return d.refuse("is not a FractionalPercent"),
                 },
                 Some(Kind::ListValue(_)) => return d.refuse("a list is no runtime value"),
                 Some(Kind::NullValue(_)) | None => return d.refuse("has no value"),
@@ -77,10 +85,17 @@ fn of_text(text: String) -> RuntimeValue {
     }
 }
 
+/// Whether a part of a tree is a value and not a part: these two names are reserved, and
+/// nothing at all is a fraction of nothing, as in Envoy.
+fn is_fraction(value: &Struct) -> bool {
+    let reserved = |name: &String| name == "numerator" || name == "denominator";
+    value.fields.is_empty() || value.fields.keys().any(reserved)
+}
+
 /// A `FractionalPercent` as a tree spells it: `{numerator: 5, denominator: TEN_THOUSAND}`.
 fn fraction(value: &Struct) -> Option<Fraction> {
     let known = |name: &String| name == "numerator" || name == "denominator";
-    if value.fields.is_empty() || !value.fields.keys().all(known) {
+    if !value.fields.keys().all(known) {
         return None;
     }
     let numerator = match value.fields.get("numerator").and_then(|value| value.kind.as_ref()) {

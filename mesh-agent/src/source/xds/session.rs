@@ -115,6 +115,8 @@ pub(super) struct Session {
     /// When what is fixed goes out even if no server has said anything.
     alone_by: Option<Instant>,
     rejected: Vec<RejectedResource>,
+    /// Whether something was refused when the last update was looked for.
+    refused: bool,
     label: String,
 }
 
@@ -148,6 +150,7 @@ impl Session {
             whole_by: None,
             alone_by: None,
             rejected: Vec::new(),
+            refused: false,
             label: String::new(),
         }
     }
@@ -302,7 +305,10 @@ impl Session {
         if !self.whole && !self.is_whole(now.at) {
             return None;
         }
-        if self.whole && self.unsent.is_empty() {
+        let refused = self.tables.iter().any(|table| table.refusing);
+        // That nothing is refused any more is news, even if nothing has changed.
+        let mended = std::mem::replace(&mut self.refused, refused) && !refused;
+        if self.whole && self.unsent.is_empty() && !mended {
             return None;
         }
         let mut changes = Changes::default();
@@ -320,7 +326,6 @@ impl Session {
             }
         }
         let label = self.label.clone();
-        let refused = self.tables.iter().any(|table| table.refusing);
         if std::mem::replace(&mut self.whole, true) {
             return Some(Update::Changes(Delta { changes, label, raw, refused }));
         }

@@ -4,6 +4,7 @@
 //! one are what to read, and CPU per request before rates where others use the CPUs.
 
 mod bed;
+mod kernel;
 mod memory;
 mod xds;
 
@@ -12,10 +13,11 @@ use std::{process::ExitCode, time::Duration};
 use crate::bed::{Bed, Road};
 
 const HELP: &str =
-    "usage: bench [--rounds N] [--seconds S] [http | connections | stream | memory | xds]...
+    "usage: bench [--rounds N] [--seconds S] [WHAT]...
   http          HTTP/1.1 GET over 16 keep-alive connections
   connections   a fresh connection for each GET, 16 at a time
   stream        one TCP stream
+  kernel        the kernel path between pods of one node, with redirect_peer and without
   memory        private memory of an agent with 1 and with 100 idle pods
   xds           up to 10 000 clusters with 100 000 endpoints from a control plane, and how
                 fast the data path follows a change of one endpoint
@@ -36,6 +38,7 @@ enum What {
     Http,
     Connections,
     Stream,
+    Kernel,
     Memory,
     Xds,
 }
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
         eprint!("{HELP}");
         return ExitCode::from(2);
     };
-    let alone = [What::Memory, What::Xds];
+    let alone = [What::Kernel, What::Memory, What::Xds];
     let traffic: Vec<What> =
         plan.what.iter().copied().filter(|what| !alone.contains(what)).collect();
     if !traffic.is_empty() {
@@ -67,6 +70,9 @@ fn main() -> ExitCode {
         for what in traffic {
             measure(&bed, &plan, what);
         }
+    }
+    if plan.what.contains(&What::Kernel) {
+        kernel::show(plan.rounds, Duration::from_secs_f64(plan.seconds));
     }
     if plan.what.contains(&What::Memory) {
         memory::show();
@@ -87,13 +93,15 @@ fn parse(arguments: &[String]) -> Option<Plan> {
             "http" => plan.what.push(What::Http),
             "connections" => plan.what.push(What::Connections),
             "stream" => plan.what.push(What::Stream),
+            "kernel" => plan.what.push(What::Kernel),
             "memory" => plan.what.push(What::Memory),
             "xds" => plan.what.push(What::Xds),
             _ => return None,
         }
     }
     if plan.what.is_empty() {
-        plan.what = vec![What::Http, What::Connections, What::Stream, What::Memory, What::Xds];
+        let [http, connections, stream] = [What::Http, What::Connections, What::Stream];
+        plan.what = vec![http, connections, stream, What::Kernel, What::Memory, What::Xds];
     }
     Some(plan)
 }
@@ -103,7 +111,7 @@ fn measure(bed: &Bed, plan: &Plan, what: What) {
         What::Http => "HTTP/1.1, 16 keep-alive connections",
         What::Connections => "connect, GET, close, 16 at a time",
         What::Stream => "one TCP stream, the client sends",
-        What::Memory | What::Xds => return,
+        What::Kernel | What::Memory | What::Xds => return,
     };
     println!("── {title}: {} interleaved rounds of {} s", plan.rounds, plan.seconds);
     // Tunnels, pools and caches.
@@ -158,7 +166,9 @@ fn round(bed: &Bed, road: Road, what: What, seconds: f64) -> Round {
     let units = match what {
         What::Http => round.load(bed, road, &[CONNECTIONS, &seconds]),
         What::Connections => round.load(bed, road, &[CONNECTIONS, &seconds, "--fresh"]),
-        What::Stream | What::Memory | What::Xds => round.stream(bed, road, &seconds),
+        What::Stream | What::Kernel | What::Memory | What::Xds => {
+            round.stream(bed, road, &seconds)
+        }
     };
     let after = bed.cpu();
     let per_unit =

@@ -63,10 +63,10 @@ fn of(clusters: u64) -> (f64, f64, Vec<f64>) {
 
     // Python makes the resources first; then they are there at once.
     let mut journal = Journal::at(&control_plane.journal());
-    let many = json!({ "many": { "clusters": clusters, "endpoints": ENDPOINTS } });
+    let many = json!({ "clusters": clusters, "endpoints": ENDPOINTS });
     let mut loaded = 0.0;
     if clusters > 0 {
-        control_plane.behaves(many);
+        control_plane.behaves("many", many);
         let sent = journal.next("Cluster");
         let count = |agent: &Agent| {
             let answer = http::get(&agent.node().socket(), "/status").expect("read the status");

@@ -1,9 +1,14 @@
 //! What the demo shows, in order.
 
+use std::{net::TcpStream, time::Duration};
+
 use serde_json::Value;
 use tests::{Agent, Capture, Mesh, Pod, mesh, process::agent_binary};
 
 use crate::figure;
+
+/// How long a dial that gets no answer is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 fn heading(text: &str) {
     println!("\n── {text}");
@@ -46,6 +51,7 @@ pub(crate) fn tell(keep: bool) {
     drop(wire);
 
     let outsider = plaintext(&mesh);
+    past_the_hooks(&mesh);
     captured(&mesh);
     figure::show(&mesh);
     if keep {
@@ -140,6 +146,15 @@ fn plaintext(mesh: &Mesh) -> Pod {
     outsider
 }
 
+fn past_the_hooks(mesh: &Mesh) {
+    heading("refused: plaintext out of a pod, from a process that no hook sees");
+    let to = mesh.server.at(mesh::WEB_PORT);
+    // In the pod's namespace, but in this program's own cgroup.
+    let dialled = mesh.client.netns().enter(|| TcpStream::connect_timeout(&to, PATIENCE));
+    let error = dialled.expect_err("it must not get through");
+    good(&format!("connect to {to} → {error}: the guard on the pod's interface dropped it"));
+}
+
 fn captured(mesh: &Mesh) {
     heading("how it was captured: no iptables, no proxy in the pods");
     for agent in &mesh.agents {
@@ -158,6 +173,7 @@ fn captured(mesh: &Mesh) {
         let all = status["bpf"].as_array().cloned().unwrap_or_default();
         all.iter().find(|v| v["verdict"] == name).map_or(0, |v| v["count"].as_u64().unwrap_or(0))
     };
+    assert!(verdicts(mesh.near(), "guard_uncaptured") > 0, "the guard counted nothing on node1");
     assert!(verdicts(mesh.near(), "outbound_captured") > 0, "nothing was captured on node1");
     assert!(verdicts(mesh.far(), "inbound_steered") > 0, "the plaintext was not steered on node2");
 }
@@ -172,6 +188,7 @@ fn meaning(verdict: &str) -> &'static str {
         "peer_name_restored" => "getpeername(): the application sees the address it asked for",
         "inbound_hbone" => "sk_lookup: mutual TLS from another node, to the agent",
         "inbound_steered" => "sk_lookup: plaintext from outside, to the agent, which refuses",
+        "guard_uncaptured" => "guard: dropped, a connection opened past the connect hook",
         "inbound_loopback" => "sk_lookup: from inside the pod, to the application",
         _ => "",
     }

@@ -35,8 +35,8 @@ use crate::{
         },
         captured::{CapturedOutbound, Pod},
         cluster::{
-            Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment, Tunnel,
-            UpstreamProtocol,
+            Balancing, Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment,
+            Tunnel, UpstreamProtocol,
         },
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
@@ -182,8 +182,9 @@ fn cluster(
     Cluster {
         tls: None,
         name: ClusterName(name.into()),
-        discovery: Discovery::Static(Arc::new(LoadAssignment { endpoints })),
+        discovery: Discovery::Static(Arc::new(LoadAssignment::of(endpoints))),
         lb_policy: LbPolicy::RoundRobin,
+        balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
     }
@@ -303,6 +304,12 @@ impl Mesh {
     /// Another configuration: denies `prefix` instead.
     pub(super) fn deny(&self, prefix: &str) {
         let resources = resources(&self.setup, prefix);
+        self.services.snapshots.replace(resources, "test".into()).unwrap();
+    }
+
+    /// Another configuration: without the listener, the clusters stay.
+    pub(super) fn remove_listener(&self) {
+        let resources = Resources { listeners: vec![], ..resources(&self.setup, "/secret") };
         self.services.snapshots.replace(resources, "test".into()).unwrap();
     }
 

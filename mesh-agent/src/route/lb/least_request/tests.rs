@@ -15,7 +15,7 @@ fn the_less_loaded_of_the_drawn_is_picked() {
         // The draws beyond the two are the balancer's start.
         let mut random = |bound: u32| if bound == u32::MAX { 0 } else { draws.next().unwrap() };
         let (endpoint, guard) = balancers.pick(&cluster, &assignment, &mut random).unwrap();
-        assert_eq!(endpoint, assignment.endpoints[expected]);
+        assert_eq!(endpoint, assignment.localities[0].endpoints[expected]);
         held.push(guard);
     }
 }
@@ -46,7 +46,8 @@ fn requests_in_flight_spread_by_weight() {
     for _ in 0..400 {
         held.push(balancers.pick(&cluster, &assignment, &mut noise.draw()).unwrap());
     }
-    let active = |i: usize| balancers.active(&cluster.name, assignment.endpoints[i].address);
+    let active =
+        |i: usize| balancers.active(&cluster.name, assignment.localities[0].endpoints[i].address);
     assert_eq!(active(0) + active(1), 400);
     assert!(active(0).abs_diff(100) <= 10, "{}", active(0));
 }
@@ -60,7 +61,7 @@ fn a_slow_endpoint_gets_little() {
     let mut picks = 0;
     for _ in 0..3000 {
         let (endpoint, guard) = balancers.pick(&cluster, &assignment, &mut noise.draw()).unwrap();
-        if endpoint == assignment.endpoints[0] {
+        if endpoint == assignment.localities[0].endpoints[0] {
             picks += 1;
             stuck.push(guard);
         }

@@ -270,12 +270,20 @@ fn layers_of_the_runtime_are_read_in_their_order() {
             "{name: x, static_layer: {a: [1]}}",
             ".static_layer.fields[a]: a list is no runtime value",
         ),
+        (
+            "{name: x, static_layer: {a: {numerator: 1, denominator: TEN}}}",
+            ".static_layer.fields[a]: is not a FractionalPercent",
+        ),
+        (
+            "{name: x, static_layer: {a: {numerator: 1, b: 2}}}",
+            ".static_layer.fields[a]: is not a FractionalPercent",
+        ),
         ("{name: x, static_layer: {a: null}}", ".static_layer.fields[a]: has no value"),
         ("{name: x, rtds_layer: {rtds_config: {ads: {}}}}", ".rtds_layer.name: is missing"),
         ("{name: x, rtds_layer: {name: r}}", ".rtds_layer.rtds_config: is missing"),
         (
-            "{name: x, rtds_layer: {name: r, rtds_config: {path_config_source: {path: /x}}}}",
-            ".rtds_layer.rtds_config: must be `ads: {}`: layers come over the aggregated stream",
+            "{name: x, rtds_layer: {name: r, rtds_config: {path: /x}}}",
+            ".rtds_layer.rtds_config.path: is not supported: use path_config_source",
         ),
         ("{name: x, nonsense: 1}", ".nonsense: unknown field"),
     ] {
@@ -287,6 +295,17 @@ fn layers_of_the_runtime_are_read_in_their_order() {
         (
             "{name: x, static_layer: {}}, {name: x, static_layer: {}}",
             "layered_runtime.layers[1].name: `x` is given twice",
+        ),
+        (
+            "{name: x, rtds_layer: {name: r, rtds_config: {path_config_source: {path: /x}}}}, \
+             {name: y, rtds_layer: {name: s, rtds_config: {ads: {}}}}",
+            "layered_runtime.layers[1].rtds_layer.rtds_config: is another source than that of \
+             the layers before",
+        ),
+        (
+            "{name: x, rtds_layer: {name: r, rtds_config: {api_config_source: {api_type: GRPC, \
+             transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: gone}}]}}}}",
+            "static_resources.clusters: `gone` is missing",
         ),
         (
             "{name: x, admin_layer: {}}, {name: y, admin_layer: {}}",

@@ -233,7 +233,10 @@ impl Session {
             return;
         }
         match self.table_mut(kind).accepted.get_mut(&name) {
-            Some(held) if held.digest == digest_of([any.value.as_slice()]) => {
+            // Endpoints that grow stale are renewed by being told again.
+            Some(held)
+                if held.digest == digest_of([any.value.as_slice()]) && !held.needs.renewal =>
+            {
                 held.version = version;
                 held.made_up = false;
                 self.table_mut(kind).waiting.clear(&name);

@@ -186,11 +186,14 @@ impl Session {
             return false;
         }
         let mut wanted = self.table(kind).asked.clone();
+        let mut needed = wanted.clone();
         for holder in holders {
             let table = self.table(*holder);
             let accepted = table.accepted.values().map(|held| &held.needs);
             for needs in accepted.chain(table.in_force.values()) {
                 wanted.extend(needs.named(kind).cloned());
+                let names = needs.all().filter(|(of, _)| *of == kind);
+                needed.extend(names.map(|(_, name)| Arc::clone(name)));
             }
         }
         wanted.retain(|name| !self.table(kind).fixed.contains(name));
@@ -198,6 +201,7 @@ impl Session {
         let connected = self.is_connected(kind);
         let table = self.table_mut(kind);
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
+        table.optional = wanted.difference(&needed).cloned().collect();
         let mut nowhere = Vec::new();
         for name in &wanted {
             let known = table.accepted.contains_key(name)

@@ -85,6 +85,13 @@ impl Session {
         tables.all(|table| table.received || (!table.is_wildcard() && table.wanted.is_empty()))
     }
 
+    /// Sees to it that the streams carry what is referred to from outside.
+    pub(in crate::source::xds) fn refer(&mut self, references: &[Reference]) {
+        if let Err(reason) = self.place(None, references) {
+            self.rejected.push(reason);
+        }
+    }
+
     /// Takes in resources that never change. Where there is nothing better, they go out
     /// alone when servers have had their time, which is up at `alone_by`.
     pub(in crate::source::xds) fn hold(

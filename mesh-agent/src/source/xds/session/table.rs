@@ -30,6 +30,8 @@ pub(super) struct Needs {
     filters: Vec<FilterNeed>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
+    /// Grows stale, unless it is told again.
+    pub(super) renewal: bool,
 }
 
 /// A filter's configuration, for one place that is for it.
@@ -71,10 +73,8 @@ impl Needs {
             Resource::VirtualHost(_, host) => {
                 needs.leads_to(host.cluster_names());
             }
-            Resource::Endpoints(..)
-            | Resource::Secret(_)
-            | Resource::Runtime(..)
-            | Resource::ExtensionConfig(_) => {}
+            Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
+            Resource::Secret(_) | Resource::Runtime(..) | Resource::ExtensionConfig(_) => {}
         }
         needs.names.sort_unstable();
         needs.names.dedup();
@@ -181,6 +181,8 @@ pub(super) struct Table {
     pub(super) grace: Timers,
     /// Asked for by name; unused where the type is asked for as a whole.
     pub(super) wanted: BTreeSet<Arc<str>>,
+    /// Those of them that nobody waits for.
+    pub(super) optional: BTreeSet<Arc<str>>,
     /// Those of them that are wanted whatever the resources need.
     pub(super) asked: BTreeSet<Arc<str>>,
     /// Wanted, and not to be had: nobody waits for them.
@@ -234,6 +236,7 @@ impl Table {
             leaving: BTreeSet::new(),
             grace: Timers::default(),
             wanted: BTreeSet::new(),
+            optional: BTreeSet::new(),
             asked: BTreeSet::new(),
             absent: BTreeSet::new(),
             fixed: BTreeSet::new(),
@@ -309,6 +312,9 @@ impl Table {
 
     /// Waits for a name, for as long as its source says or else `timeout`.
     pub(super) fn wait(&mut self, name: &Arc<str>, now: Instant, timeout: Duration) {
+        if self.optional.contains(name) {
+            return;
+        }
         let timeout = self.timeouts.get(name).copied().unwrap_or(timeout);
         if !self.timeouts.contains_key(name) || !timeout.is_zero() {
             self.waiting.set(name, now + timeout);

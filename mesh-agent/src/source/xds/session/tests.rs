@@ -2,6 +2,7 @@
 
 mod dangling;
 mod delta;
+mod filters;
 mod fuzz;
 mod messages;
 mod scale;
@@ -74,7 +75,7 @@ impl Bench {
         let snapshot = self.cell.load();
         let mut all: Vec<_> = snapshot.clusters.keys().map(|n| format!("cds/{n}")).collect();
         let endpoints = snapshot.assignments.iter();
-        all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints.len())));
+        all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints().count())));
         all.extend(snapshot.listeners.iter().map(|l| format!("lds/{}", l.name)));
         all.extend(snapshot.routes.keys().map(|n| format!("rds/{n}")));
         all.extend(snapshot.secrets.keys().map(|n| format!("sds/{n}")));

@@ -6,7 +6,10 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 
-use super::{messages::bad_cluster, *};
+use super::{
+    messages::{bad_cluster, stale_endpoints},
+    *,
+};
 
 impl Bench {
     pub(super) fn told(
@@ -106,7 +109,7 @@ fn a_change_of_endpoints_is_one_update_of_one_table() {
     assert_eq!(after.version, before.version + 1);
     assert!(Arc::ptr_eq(&before.clusters, &after.clusters));
     assert!(Arc::ptr_eq(&before.listeners, &after.listeners));
-    assert_eq!(after.assignments["a"].endpoints.len(), 2);
+    assert_eq!(after.assignments["a"].endpoints().count(), 2);
 }
 
 #[test]
@@ -189,4 +192,21 @@ fn routes_are_asked_for_by_the_listeners_that_need_them() {
             assert_eq!(request.resource_names_unsubscribe, ["r"]);
         }
     }
+}
+
+#[test]
+fn endpoints_that_grow_stale_are_renewed_by_being_told_again() {
+    let mut bench = Bench::delta_with_one_service();
+    let told_twice = |bench: &mut Bench, endpoints: Any| {
+        bench.tells(EDS, "e2", &[("a", Any::clone(&endpoints))], &[]);
+        let updates = bench.updates;
+        let before = Arc::clone(&bench.cell.load().assignments["a"]);
+        bench.tells(EDS, "e3", &[("a", endpoints)], &[]);
+        let after = Arc::clone(&bench.cell.load().assignments["a"]);
+        (bench.updates - updates, before.stale_at, after.stale_at)
+    };
+    let (updates, before, after) = told_twice(&mut bench, stale_endpoints("a"));
+    assert!(updates == 1 && before.is_some() && after > before, "{before:?} {after:?}");
+    // All others are not worth an update.
+    assert_eq!(told_twice(&mut bench, endpoints("a", 2)), (0, None, None));
 }

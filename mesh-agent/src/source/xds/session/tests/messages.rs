@@ -7,13 +7,13 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{Cluster, cluster as pb_cluster},
             core::v3::{
-                Address, AggregatedConfigSource, ConfigSource, DataSource, SocketAddress,
-                TrafficDirection, TypedExtensionConfig, address,
+                Address, AggregatedConfigSource, ConfigSource, DataSource, ExtensionConfigSource,
+                SocketAddress, TrafficDirection, TypedExtensionConfig, address,
                 config_source::ConfigSourceSpecifier, data_source, socket_address::PortSpecifier,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
-                lb_endpoint::HostIdentifier,
+                cluster_load_assignment::Policy, lb_endpoint::HostIdentifier,
             },
             listener::v3::{Filter, FilterChain, Listener, filter::ConfigType},
             route::v3::{
@@ -38,7 +38,7 @@ use envoy_types::pb::{
         },
         service::runtime::v3::Runtime,
     },
-    google::protobuf::{Any, BoolValue, Struct, Value, value},
+    google::protobuf::{Any, BoolValue, Duration, Struct, Value, value},
 };
 use prost::{Message, Name};
 
@@ -107,6 +107,14 @@ pub(super) fn endpoints(name: &str, count: u8) -> Any {
     })
 }
 
+/// One endpoint, for an hour.
+pub(super) fn stale_endpoints(name: &str) -> Any {
+    let assignment = ClusterLoadAssignment::decode(endpoints(name, 1).value.as_slice()).unwrap();
+    let hour = Duration { seconds: 3600, nanos: 0 };
+    let policy = Policy { endpoint_stale_after: Some(hour), ..Policy::default() };
+    any(&ClusterLoadAssignment { policy: Some(policy), ..assignment })
+}
+
 fn listener(name: &str, port: u32, filter: Any) -> Any {
     any(&Listener {
         name: name.to_owned(),
@@ -133,21 +141,42 @@ pub(super) fn tcp_listener(name: &str, port: u32, cluster: &str) -> Any {
 }
 
 pub(super) fn http_listener(name: &str, port: u32, routes: &str) -> Any {
-    let router = HttpFilter {
+    listener(name, port, manager(routes, Vec::new()))
+}
+
+/// A listener with an RBAC filter that is configured by itself, under `filter`.
+pub(super) fn filtered_listener(port: u32, filter: &str, source: ExtensionConfigSource) -> Any {
+    let type_urls = vec![any(&Rbac::default()).type_url];
+    let source = ExtensionConfigSource { config_source: ads(), type_urls, ..source };
+    let discovered = HttpFilter {
+        name: filter.to_owned(),
+        config_type: Some(http_filter::ConfigType::ConfigDiscovery(source)),
+        ..HttpFilter::default()
+    };
+    listener("l", port, manager("r", vec![discovered]))
+}
+
+/// A default configuration that enforces nothing.
+pub(super) fn with_default() -> ExtensionConfigSource {
+    let default_config = Some(any(&Rbac::default()));
+    ExtensionConfigSource { default_config, ..ExtensionConfigSource::default() }
+}
+
+fn manager(routes: &str, mut http_filters: Vec<HttpFilter>) -> Any {
+    http_filters.push(HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router::default()))),
         ..HttpFilter::default()
-    };
-    let manager = HttpConnectionManager {
+    });
+    any(&HttpConnectionManager {
         stat_prefix: "x".to_owned(),
-        http_filters: vec![router],
+        http_filters,
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: ads(),
             route_config_name: routes.to_owned(),
         })),
         ..HttpConnectionManager::default()
-    };
-    listener(name, port, any(&manager))
+    })
 }
 
 pub(super) fn routes(name: &str, cluster: &str) -> Any {
@@ -234,6 +263,12 @@ pub(super) fn layer(name: &str, key: &str, number: f64) -> Any {
 
 pub(super) fn extension(name: &str) -> Any {
     let typed_config = Some(any(&Rbac::default()));
+    any(&TypedExtensionConfig { name: name.to_owned(), typed_config })
+}
+
+/// A filter's configuration that is refused.
+pub(super) fn bad_extension(name: &str) -> Any {
+    let typed_config = Some(any(&Rbac { track_per_rule_stats: true, ..Rbac::default() }));
     any(&TypedExtensionConfig { name: name.to_owned(), typed_config })
 }
 

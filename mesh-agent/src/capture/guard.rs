@@ -1,0 +1,228 @@
+//! The guard on a pod's interfaces: attached, adopted, taken away.
+//!
+//! It is attached inside the pod, where no CNI keeps programs. From Linux 6.6 by links
+//! (tcx), pinned like the others; before, as filters of a `clsact` qdisc, which stay
+//! with the interface by themselves.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, TcHandle,
+        links::{FdLink, Link},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact},
+    },
+    sys::NetlinkError,
+};
+
+use super::{
+    bpffs,
+    enroll::Capture,
+    error::{CaptureError, brief, chain},
+    loader::{Pins, adopt, load, not_a_link, replace_pin},
+    maps::LinkTarget,
+    netns::{Interface, PodNetns},
+};
+use crate::model::workload::WorkloadUid;
+
+/// Whether what capture did not take is dropped on the pods' interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GuardMode {
+    /// Where the guard can be attached.
+    #[default]
+    Auto,
+    /// A pod that it can't be attached to is not enrolled.
+    On,
+    Off,
+}
+
+/// How the guard is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GuardAttachment {
+    /// By links, where the kernel has them; else by filters.
+    #[default]
+    Best,
+    /// By filters, as before Linux 6.6.
+    Filters,
+}
+
+/// The programs, with the side of the interface that each is for. Ingress first: a
+/// server's socket is noted as vouched for by what it receives.
+pub(super) const GUARD_PROGRAMS: [(&str, TcAttachType); 2] =
+    [("mesh_guard_in", TcAttachType::Ingress), ("mesh_guard_out", TcAttachType::Egress)];
+
+/// The one for outside the pod, on the peer of its interface, where that is a veth.
+pub(super) const HOST_PROGRAM: &str = "mesh_guard_host";
+
+/// Before what others may have there. The numbers tell our filters from theirs.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 0x6d);
+
+impl Pins {
+    fn guards(&self, cookie: u64) -> PathBuf {
+        self.root().join("guards").join(cookie.to_string())
+    }
+
+    /// Attaches the guard to each of a pod's interfaces, or updates what is there.
+    /// `ebpf` is what the pod's lookup program was loaded from.
+    pub(super) fn attach_guard(
+        &self,
+        ebpf: &mut Ebpf,
+        netns: &PodNetns,
+        interfaces: &[Interface],
+        attachment: GuardAttachment,
+    ) -> Result<(), CaptureError> {
+        let directory = self.guards(netns.cookie());
+        bpffs::create(&directory)?;
+        for interface in interfaces {
+            if !interface.ethernet {
+                return Err(CaptureError::Interface(interface.name.clone()));
+            }
+            for (name, side) in GUARD_PROGRAMS {
+                let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
+                let refused =
+                    |source| CaptureError::Program { program: name, source: Box::new(source) };
+                load(program).map_err(refused)?;
+                let pin = directory.join(format!("{}-{name}", interface.index));
+                if adopt(&pin, program, LinkTarget::Interface(interface.index))? {
+                    continue;
+                }
+                let program: &mut SchedClassifier =
+                    program.try_into().map_err(|error: ProgramError| refused(error))?;
+                let entered = netns.run(|| attach(program, &interface.name, side, attachment));
+                let link = entered
+                    .unwrap_or_else(|error| Err(ProgramError::IOError(error)))
+                    .map_err(refused)?;
+                match link {
+                    Some(link) => replace_pin(link, &pin)?,
+                    None => bpffs::remove_file(&pin)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the guard outside a pod, by a link or not at all: filters could be a CNI's.
+    pub(super) fn attach_host_guard(
+        &self,
+        ebpf: &mut Ebpf,
+        cookie: u64,
+        outside: &Interface,
+    ) -> Result<(), CaptureError> {
+        let program = ebpf.program_mut(HOST_PROGRAM).ok_or(CaptureError::Missing(HOST_PROGRAM))?;
+        let refused =
+            |source| CaptureError::Program { program: HOST_PROGRAM, source: Box::new(source) };
+        load(program).map_err(refused)?;
+        let pin = self.guards(cookie).join(format!("{}-{HOST_PROGRAM}", outside.index));
+        if adopt(&pin, program, LinkTarget::Interface(outside.index))? {
+            return Ok(());
+        }
+        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options(&outside.name, TcAttachType::Ingress, order)
+            .and_then(|id| program.take_link(id)?.try_into().map_err(not_a_link))
+            .map_err(refused)?;
+        replace_pin(link, &pin)
+    }
+
+    /// Takes the guard off a pod. `netns`: where the pod still is.
+    pub(super) fn detach_guard(
+        &self,
+        cookie: u64,
+        netns: Option<(&PodNetns, &[Interface])>,
+    ) -> Result<(), CaptureError> {
+        bpffs::remove_tree(&self.guards(cookie))?;
+        let Some((netns, interfaces)) = netns else { return Ok(()) };
+        for interface in interfaces {
+            for (name, side) in GUARD_PROGRAMS {
+                let filter = |name: &str| {
+                    SchedClassifierLink::attached(name, side, PRIORITY, HANDLE, None)
+                        .map_err(ProgramError::IOError)
+                        .and_then(Link::detach)
+                };
+                if let Ok(Err(error)) = netns.run(|| filter(&interface.name)) {
+                    // The usual case: it was attached by links.
+                    tracing::debug!(interface = interface.name, name, %error, "no filter");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Capture {
+    /// Attaches the guard as the operator wants it; why there is none, if so.
+    pub(super) fn guard(
+        &self,
+        uid: &WorkloadUid,
+        netns: &PodNetns,
+        interfaces: &[Interface],
+        programs: &mut Ebpf,
+    ) -> Result<Option<String>, CaptureError> {
+        if self.guard == GuardMode::Off {
+            self.pins.detach_guard(netns.cookie(), Some((netns, interfaces)))?;
+            return Ok(Some("switched off".to_owned()));
+        }
+        match self.pins.attach_guard(programs, netns, interfaces, self.guard_attachment) {
+            Ok(()) => Ok(None),
+            Err(error) if self.guard == GuardMode::On => Err(error),
+            Err(error) => {
+                let why = brief(&chain(&error));
+                tracing::warn!(pod = %uid, why, "the pod has no guard");
+                Ok(Some(why))
+            }
+        }
+    }
+
+    /// Pods without a guard, and why.
+    #[must_use]
+    pub fn unguarded(&self) -> Vec<(WorkloadUid, String)> {
+        let state = self.state();
+        let unguarded = state.pods.iter().filter_map(|(uid, slot)| {
+            slot.unguarded.as_ref().map(|why| (uid.clone(), why.clone()))
+        });
+        unguarded.collect()
+    }
+}
+
+/// Attaches inside the namespace the thread is in; `None` where that left a filter.
+fn attach(
+    program: &mut SchedClassifier,
+    interface: &str,
+    side: TcAttachType,
+    attachment: GuardAttachment,
+) -> Result<Option<FdLink>, ProgramError> {
+    if attachment == GuardAttachment::Best {
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        match program.attach_with_options(interface, side, order) {
+            Ok(id) => return program.take_link(id)?.try_into().map(Some).map_err(not_a_link),
+            // The kernel does not know the attach type.
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    match qdisc_add_clsact(interface) {
+        Err(TcError::NetlinkError(error)) if exists(&error) => {}
+        added => added?,
+    }
+    let options = || NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let id = match program.attach_with_options(interface, side, TcAttachOptions::Netlink(options()))
+    {
+        Err(ProgramError::TcError(TcError::NetlinkError(error))) if exists(&error) => {
+            let before = SchedClassifierLink::attached(interface, side, PRIORITY, HANDLE, None)?;
+            program.attach_to_link(before)?
+        }
+        attached => attached?,
+    };
+    // Dropped, it would be detached.
+    std::mem::forget(program.take_link(id)?);
+    Ok(None)
+}
+
+fn exists(error: &NetlinkError) -> bool {
+    error.raw_os_error() == Some(libc::EEXIST)
+}

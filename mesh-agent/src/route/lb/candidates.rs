@@ -1,0 +1,141 @@
+//! Who may be picked, made once per assignment.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU32},
+};
+
+use super::{
+    layout::{Kind, layout},
+    random_below,
+    round_robin::Rotation,
+};
+use crate::model::cluster::{Balancing, Cluster, Endpoint, LoadAssignment, Place};
+
+/// How much is in flight to each endpoint.
+pub(super) type Active = HashMap<SocketAddr, Arc<AtomicU32>>;
+
+/// The endpoints of one load assignment that take traffic.
+#[derive(Debug)]
+pub(super) struct Candidates {
+    /// What these were made from; the same assignment is the same value.
+    assignment: Arc<LoadAssignment>,
+    balancing: Balancing,
+    parts: Vec<Part>,
+}
+
+/// What takes `percent` of the traffic.
+#[derive(Debug)]
+struct Part {
+    priority: u32,
+    kind: Kind,
+    percent: u32,
+    sets: Vec<HostSet>,
+    /// Of the sets.
+    weights: Vec<u32>,
+    rotation: Arc<Rotation>,
+}
+
+/// Endpoints among which the cluster's policy chooses.
+#[derive(Debug)]
+pub(super) struct HostSet {
+    place: Option<Place>,
+    pub(super) hosts: Vec<Host>,
+    /// The hosts' weights summed up to and including each.
+    pub(super) cumulative_weights: Vec<u64>,
+    pub(super) rotation: Arc<Rotation>,
+}
+
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) active: Arc<AtomicU32>,
+}
+
+impl Candidates {
+    /// Of `assignment`; what nothing changed in since `old` goes on where it was, the
+    /// rest begins at `start`.
+    pub(super) fn new(
+        cluster: &Cluster,
+        assignment: &Arc<LoadAssignment>,
+        active: &mut Active,
+        old: Option<&Self>,
+        start: u32,
+    ) -> Self {
+        let balancing = cluster.balancing;
+        let parts = layout(assignment, balancing).into_iter().map(|part| {
+            let before = old.and_then(|old| {
+                let same = |old: &&Part| (old.priority, old.kind) == (part.priority, part.kind);
+                old.parts.iter().find(same)
+            });
+            let weights: Vec<_> = part.groups.iter().map(|group| group.weight).collect();
+            let mut known: HashMap<_, _> = before
+                .into_iter()
+                .flat_map(|part| &part.sets)
+                .map(|set| (set.place.as_ref(), set))
+                .collect();
+            let sets = part.groups.into_iter().map(|group| {
+                let hosts = group.endpoints.into_iter().map(|endpoint| Host {
+                    endpoint: Arc::clone(endpoint),
+                    active: Arc::clone(active.entry(endpoint.address).or_default()),
+                });
+                HostSet::new(group.place, hosts.collect(), known.remove(&group.place), start)
+            });
+            let sets: Vec<_> = sets.collect();
+            let rotation = match before {
+                Some(old) if old.weights == weights => Arc::clone(&old.rotation),
+                _ => Arc::new(Rotation::new(weights.iter().copied(), start)),
+            };
+            let (priority, kind, percent) = (part.priority, part.kind, part.percent);
+            Part { priority, kind, percent, sets, weights, rotation }
+        });
+        let parts = parts.collect();
+        Self { assignment: Arc::clone(assignment), balancing, parts }
+    }
+
+    /// Whether they would be made the same again.
+    pub(super) fn are_of(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> bool {
+        Arc::ptr_eq(&self.assignment, assignment) && self.balancing == cluster.balancing
+    }
+
+    /// By priority and health, then by locality.
+    pub(super) fn host_set(&self, random: &mut impl FnMut(u32) -> u32) -> Option<&HostSet> {
+        let part = match &self.parts[..] {
+            [only] => only,
+            parts => {
+                let mut drawn = u32::try_from(random_below(100, random)?).ok()?;
+                parts.iter().find(|part| match drawn.checked_sub(part.percent) {
+                    Some(rest) => {
+                        drawn = rest;
+                        false
+                    }
+                    None => true,
+                })?
+            }
+        };
+        match &part.sets[..] {
+            [only] => Some(only),
+            sets => sets.get(part.rotation.next()?),
+        }
+    }
+}
+
+impl HostSet {
+    fn new(place: Option<&Place>, hosts: Vec<Host>, old: Option<&Self>, start: u32) -> Self {
+        let key = |host: &Host| (host.endpoint.address, host.endpoint.weight);
+        let rotation = match old {
+            // A new snapshot in which nothing changed here goes on where it was.
+            Some(old) if old.hosts.iter().map(key).eq(hosts.iter().map(key)) => {
+                Arc::clone(&old.rotation)
+            }
+            _ => Arc::new(Rotation::new(hosts.iter().map(|host| host.endpoint.weight), start)),
+        };
+        let sum = |sum: &mut u64, host: &Host| {
+            *sum += u64::from(host.endpoint.weight.max(1));
+            Some(*sum)
+        };
+        let cumulative_weights = hosts.iter().scan(0, sum).collect();
+        Self { place: place.cloned(), hosts, cumulative_weights, rotation }
+    }
+}

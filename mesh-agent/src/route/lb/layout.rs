@@ -1,0 +1,184 @@
+//! An assignment's endpoints, put together by who takes which share of the traffic.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::priority::{Count, Level, Share, distribute};
+use crate::model::cluster::{
+    Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Locality, Place,
+};
+
+/// Locality weights are compared as whole numbers up to this.
+const WEIGHT_MAX: u128 = 1 << 30;
+
+/// The sum of weights that the kernel is told, where priorities or localities share.
+const KERNEL_TOTAL: u128 = 1_000_000_000;
+
+/// Which endpoints of a priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Healthy,
+    Degraded,
+    /// In panic.
+    All,
+}
+
+/// What takes one share of the traffic.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    pub(super) priority: u32,
+    pub(super) kind: Kind,
+    /// The shares of all parts add up to 100.
+    pub(super) percent: u32,
+    /// One, unless localities share by weight; none, and its share is refused, where
+    /// nobody may take it.
+    pub(super) groups: Vec<Group<'a>>,
+}
+
+/// Endpoints among which the cluster's policy chooses.
+#[derive(Debug)]
+pub(super) struct Group<'a> {
+    /// `None` for all localities together.
+    pub(super) place: Option<&'a Place>,
+    /// Relative to its part's others.
+    pub(super) weight: u32,
+    pub(super) endpoints: Vec<&'a Arc<Endpoint>>,
+}
+
+/// Who takes which share, the highest priority first.
+pub(super) fn layout(assignment: &LoadAssignment, balancing: Balancing) -> Vec<Part<'_>> {
+    let mut priorities: BTreeMap<u32, Vec<&Locality>> = BTreeMap::new();
+    for locality in &assignment.localities {
+        priorities.entry(locality.priority).or_default().push(locality);
+    }
+    let weighted = assignment.weighted_priority_health;
+    let levels: Vec<_> =
+        priorities.values().map(|localities| level(localities, weighted)).collect();
+    let factor = assignment.overprovisioning_factor;
+    let shares = distribute(&levels, factor, balancing.panic_threshold);
+    let mut parts = Vec::new();
+    for ((priority, localities), Share { healthy, degraded, panic }) in
+        priorities.iter().zip(shares)
+    {
+        let healthy_kind = if panic { Kind::All } else { Kind::Healthy };
+        // In panic both shares go to the same endpoints.
+        let taken = match panic {
+            true => [(Kind::All, healthy + degraded), (Kind::Degraded, 0)],
+            false => [(healthy_kind, healthy), (Kind::Degraded, degraded)],
+        };
+        for (kind, percent) in taken.into_iter().filter(|(_, percent)| *percent > 0) {
+            let groups = match kind {
+                Kind::All if balancing.fail_traffic_on_panic => Vec::new(),
+                _ => groups(localities, kind, factor, balancing.locality_weighted),
+            };
+            parts.push(Part { priority: *priority, kind, percent, groups });
+        }
+    }
+    parts
+}
+
+fn level(localities: &[&Locality], weighted: bool) -> Level {
+    let mut level = Level::default();
+    for endpoint in localities.iter().flat_map(|locality| &locality.endpoints) {
+        let add = |count: &mut Count, by: u64| {
+            count.total += by;
+            match endpoint.health {
+                Health::Healthy => count.healthy += by,
+                Health::Degraded => count.degraded += by,
+                Health::Unhealthy => {}
+            }
+        };
+        add(&mut level.endpoints, 1);
+        add(&mut level.health, if weighted { u64::from(endpoint.weight) } else { 1 });
+    }
+    level
+}
+
+fn is_of(kind: Kind, endpoint: &Endpoint) -> bool {
+    match kind {
+        Kind::Healthy => endpoint.health == Health::Healthy,
+        Kind::Degraded => endpoint.health == Health::Degraded,
+        Kind::All => true,
+    }
+}
+
+fn groups<'a>(
+    localities: &[&'a Locality],
+    kind: Kind,
+    factor: u32,
+    by_weight: bool,
+) -> Vec<Group<'a>> {
+    let of = |locality: &&'a Locality| -> Vec<&'a Arc<Endpoint>> {
+        locality.endpoints.iter().filter(|endpoint| is_of(kind, endpoint)).collect()
+    };
+    if by_weight && kind != Kind::All {
+        let mut groups: Vec<_> = localities
+            .iter()
+            .map(|locality| (locality, of(locality)))
+            .map(|(locality, endpoints)| {
+                (locality, effective(locality, &endpoints, factor), endpoints)
+            })
+            .filter(|(_, weight, _)| *weight > 0)
+            .collect();
+        let largest = groups.iter().map(|(_, weight, _)| *weight).max().unwrap_or(1);
+        if !groups.is_empty() {
+            let scaled = |weight: u128| (weight * WEIGHT_MAX / largest).max(1);
+            let group = |(locality, weight, endpoints): (&&'a Locality, u128, _)| Group {
+                place: Some(&locality.place),
+                weight: u32::try_from(scaled(weight)).unwrap_or(u32::MAX),
+                endpoints,
+            };
+            return groups.drain(..).map(group).collect();
+        }
+        // No locality has a weight: as without.
+    }
+    let endpoints: Vec<_> = localities.iter().flat_map(of).collect();
+    if endpoints.is_empty() {
+        return Vec::new();
+    }
+    vec![Group { place: None, weight: 1, endpoints }]
+}
+
+/// A locality's weight, less where fewer of its endpoints are available than it was
+/// given more of.
+///
+/// Spec: Envoy, "Locality weighted load balancing".
+fn effective(locality: &Locality, available: &[&Arc<Endpoint>], factor: u32) -> u128 {
+    let all = 100 * locality.endpoints.len() as u128;
+    let borne = (u128::from(factor) * available.len() as u128).min(all);
+    ((u128::from(locality.weight) * borne) << 32).checked_div(all).unwrap_or(0)
+}
+
+/// The endpoints that take traffic and how much, relative to each other, for who picks
+/// by weight alone. `None`: by weight alone it can't be said, or nobody takes it.
+pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc<Endpoint>, u32)>> {
+    if !assignment.drop_overloads.is_empty() || assignment.stale_at.is_some() {
+        return None;
+    }
+    let parts = layout(assignment, cluster.balancing);
+    let weight = |endpoint: &Endpoint| match cluster.lb_policy {
+        LbPolicy::Random => 1,
+        LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. } => endpoint.weight.max(1),
+    };
+    let alone = matches!(&parts[..], [part] if part.groups.len() == 1);
+    let mut shares = Vec::new();
+    for part in &parts {
+        if part.groups.is_empty() {
+            return None;
+        }
+        let groups: u128 = part.groups.iter().map(|group| u128::from(group.weight)).sum();
+        for group in &part.groups {
+            let total: u128 = group.endpoints.iter().map(|e| u128::from(weight(e))).sum();
+            for endpoint in &group.endpoints {
+                let own = weight(endpoint);
+                let of_all = u128::from(part.percent) * u128::from(group.weight) * u128::from(own);
+                let scaled = of_all * (KERNEL_TOTAL / 100) / (groups * total).max(1);
+                let scaled = u32::try_from(scaled.max(1)).unwrap_or(u32::MAX);
+                shares.push((Arc::clone(endpoint), if alone { own } else { scaled }));
+            }
+        }
+    }
+    (!shares.is_empty()).then_some(shares)
+}
+
+#[cfg(test)]
+mod tests;

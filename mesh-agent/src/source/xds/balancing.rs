@@ -1,0 +1,349 @@
+//! How a cluster balances: its policy, in either of the two forms, and which endpoints
+//! that chooses from.
+//!
+//! Spec: `envoy/config/cluster/v3/cluster.proto`,
+//! `envoy/extensions/load_balancing_policies/*/v3/*.proto`.
+
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                LoadBalancingPolicy,
+                cluster::{
+                    CommonLbConfig, LbConfig, LbPolicy as PbLbPolicy, LeastRequestLbConfig,
+                    RoundRobinLbConfig,
+                    common_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
+                },
+                load_balancing_policy::Policy,
+            },
+            core::v3::TypedExtensionConfig,
+        },
+        extensions::load_balancing_policies::{
+            cluster_provided::v3::ClusterProvided,
+            common::v3::{
+                LocalityLbConfig,
+                locality_lb_config::{
+                    LocalityConfigSpecifier as TypedLocality, ZoneAwareLbConfig as TypedZoneAware,
+                },
+            },
+            least_request::v3::{LeastRequest, least_request::SelectionMethod},
+            random::v3::Random,
+            round_robin::v3::RoundRobin,
+            wrr_locality::v3::WrrLocality,
+        },
+        r#type::v3::Percent,
+    },
+    google::protobuf::{Any, UInt32Value},
+};
+
+use super::{
+    common,
+    reject::{Decoder, unsupported},
+};
+use crate::model::cluster::{Balancing, LbPolicy};
+
+/// Envoy's default and least `choice_count`.
+const CHOICE_COUNT_MIN: u32 = 2;
+
+/// Deeper than this no policy names another.
+const DEPTH_MAX: usize = 4;
+
+const ZONES: &str = "zone-aware routing is not supported";
+
+/// What a cluster says of it.
+pub(super) struct Fields {
+    pub(super) lb_policy: i32,
+    pub(super) lb_config: Option<LbConfig>,
+    pub(super) common_lb_config: Option<CommonLbConfig>,
+    pub(super) load_balancing_policy: Option<LoadBalancingPolicy>,
+    /// The cluster is of type ORIGINAL_DST.
+    pub(super) original_destination: bool,
+}
+
+/// The policy, and which endpoints it chooses from.
+pub(super) fn decode(d: &mut Decoder, fields: Fields) -> Option<(LbPolicy, Balancing)> {
+    let Fields {
+        lb_policy,
+        lb_config,
+        common_lb_config,
+        load_balancing_policy,
+        original_destination,
+    } = fields;
+    let mut balancing = Some(Balancing::default());
+    let by_extension = load_balancing_policy.is_some()
+        || lb_policy == PbLbPolicy::LoadBalancingPolicyConfig as i32;
+    if let Some(value) = common_lb_config {
+        balancing = d.field("common_lb_config", |d| common_config(d, value, by_extension));
+    }
+    if !by_extension {
+        let policy = named(d, lb_policy, lb_config, original_destination);
+        return Some((policy?, balancing?));
+    }
+    if lb_config.is_some() {
+        let reason = "its configuration means nothing beside load_balancing_policy";
+        d.refuse_field("lb_policy", reason);
+    }
+    let mut balancing = balancing?;
+    let policy = d.field("load_balancing_policy", |d| {
+        let value = load_balancing_policy.unwrap_or_default();
+        extensions(d, value, &mut balancing, original_destination, 0)
+    });
+    Some((policy?, balancing))
+}
+
+fn common_config(d: &mut Decoder, value: CommonLbConfig, by_extension: bool) -> Option<Balancing> {
+    let CommonLbConfig {
+        healthy_panic_threshold,
+        // A window in which Envoy gathers updates to save itself work; here each
+        // is applied at once.
+        update_merge_window: _,
+        // Says something of health checks only, which are refused.
+        ignore_new_hosts_until_first_hc: _,
+        close_connections_on_host_set_change,
+        consistent_hashing_lb_config,
+        override_host_status,
+        locality_config_specifier,
+    } = value;
+    unsupported!(
+        d; close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status
+    );
+    let mut balancing = Balancing::default();
+    if let Some(Percent { value }) = healthy_panic_threshold {
+        match value {
+            // Whole percents, as Envoy's.
+            0.0..=100.0 => balancing.panic_threshold = value as u8,
+            _ => d.refuse_field("healthy_panic_threshold", format!("{value} is not a percentage")),
+        }
+    }
+    if by_extension && locality_config_specifier.is_some() {
+        d.refuse("its locality configuration belongs into the load_balancing_policy");
+    }
+    match locality_config_specifier {
+        None => {}
+        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => {
+            balancing.locality_weighted = true;
+        }
+        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(value)) => {
+            let ZoneAwareLbConfig { routing_enabled, min_cluster_size, fail_traffic_on_panic } =
+                value;
+            d.field("zone_aware_lb_config", |d| {
+                no_zones(d, routing_enabled);
+                unsupported!(d; min_cluster_size);
+            });
+            balancing.fail_traffic_on_panic = fail_traffic_on_panic;
+        }
+    }
+    Some(balancing)
+}
+
+/// Without a `local_cluster_name` Envoy is not zone aware either; who asks for it by
+/// name is told.
+fn no_zones(d: &mut Decoder, routing_enabled: Option<Percent>) {
+    if routing_enabled.is_some_and(|percent| percent.value != 0.0) {
+        d.refuse_field("routing_enabled", ZONES);
+    }
+}
+
+/// The first that is supported, as the proto asks of every client.
+fn extensions(
+    d: &mut Decoder,
+    value: LoadBalancingPolicy,
+    balancing: &mut Balancing,
+    original_destination: bool,
+    depth: usize,
+) -> Option<LbPolicy> {
+    let LoadBalancingPolicy { policies } = value;
+    let known = policies.into_iter().enumerate().map(|(i, Policy { typed_extension_config })| {
+        let TypedExtensionConfig { name, typed_config } =
+            typed_extension_config.unwrap_or_default();
+        (i, name, typed_config.unwrap_or_default())
+    });
+    let mut refused = Vec::new();
+    for (i, name, any) in known {
+        let supported = common::is::<RoundRobin>(&any)
+            || common::is::<LeastRequest>(&any)
+            || common::is::<Random>(&any)
+            || common::is::<WrrLocality>(&any)
+            || common::is::<ClusterProvided>(&any);
+        if supported && depth < DEPTH_MAX {
+            return d.item("policies", i, |d| {
+                d.field("typed_extension_config", |d| {
+                    d.field("typed_config", |d| {
+                        extension(d, &any, balancing, original_destination, depth)
+                    })
+                })
+            });
+        }
+        refused.push((i, name, common::type_name(&any)));
+    }
+    if refused.is_empty() {
+        return d.field("policies", |d| d.refused("is missing"));
+    }
+    for (i, name, type_name) in refused {
+        d.item("policies", i, |d| common::refuse_extension(d, &name, &type_name));
+    }
+    None
+}
+
+fn extension(
+    d: &mut Decoder,
+    any: &Any,
+    balancing: &mut Balancing,
+    original_destination: bool,
+    depth: usize,
+) -> Option<LbPolicy> {
+    let provided = common::is::<ClusterProvided>(any);
+    if provided != original_destination {
+        return d.refused(match provided {
+            true => "ClusterProvided is for ORIGINAL_DST",
+            false => "must be ClusterProvided with ORIGINAL_DST",
+        });
+    }
+    if provided {
+        let ClusterProvided {} = common::unpack(d, any)?;
+        return Some(LbPolicy::RoundRobin);
+    }
+    if common::is::<WrrLocality>(any) {
+        let WrrLocality { endpoint_picking_policy } = common::unpack(d, any)?;
+        balancing.locality_weighted = true;
+        return d.field("endpoint_picking_policy", |d| {
+            extensions(d, endpoint_picking_policy.unwrap_or_default(), balancing, false, depth + 1)
+        });
+    }
+    let (policy, locality) = if common::is::<RoundRobin>(any) {
+        let RoundRobin { slow_start_config, locality_lb_config } = common::unpack(d, any)?;
+        unsupported!(d; slow_start_config);
+        (Some(LbPolicy::RoundRobin), locality_lb_config)
+    } else if common::is::<Random>(any) {
+        let Random { locality_lb_config } = common::unpack(d, any)?;
+        (Some(LbPolicy::Random), locality_lb_config)
+    } else {
+        let value = common::unpack(d, any)?;
+        typed_least_request(d, value)
+    };
+    if let Some(locality) = locality {
+        d.field("locality_lb_config", |d| typed_locality(d, locality, balancing));
+    }
+    policy
+}
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn typed_least_request(
+    d: &mut Decoder,
+    value: LeastRequest,
+) -> (Option<LbPolicy>, Option<LocalityLbConfig>) {
+    let LeastRequest {
+        choice_count,
+        active_request_bias,
+        slow_start_config,
+        locality_lb_config,
+        enable_full_scan,
+        selection_method,
+    } = value;
+    unsupported!(d; active_request_bias, slow_start_config);
+    if enable_full_scan.is_some_and(|enabled| enabled.value) {
+        d.refuse_field("enable_full_scan", "is not supported");
+    }
+    if selection_method != SelectionMethod::NChoices as i32 {
+        d.refuse_field("selection_method", "only N_CHOICES is supported");
+    }
+    (choices(d, choice_count), locality_lb_config)
+}
+
+fn typed_locality(d: &mut Decoder, value: LocalityLbConfig, balancing: &mut Balancing) {
+    match value.locality_config_specifier {
+        None => d.refuse("has neither zone_aware_lb_config nor locality_weighted_lb_config"),
+        Some(TypedLocality::LocalityWeightedLbConfig(_)) => balancing.locality_weighted = true,
+        Some(TypedLocality::ZoneAwareLbConfig(value)) => {
+            d.field("zone_aware_lb_config", |d| typed_zones(d, value, balancing));
+        }
+    }
+}
+
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
+fn typed_zones(d: &mut Decoder, value: TypedZoneAware, balancing: &mut Balancing) {
+    let TypedZoneAware {
+        routing_enabled,
+        min_cluster_size,
+        fail_traffic_on_panic,
+        force_locality_direct_routing,
+        force_local_zone,
+        locality_basis,
+    } = value;
+    no_zones(d, routing_enabled);
+    unsupported!(
+        d; min_cluster_size, force_locality_direct_routing, force_local_zone, locality_basis
+    );
+    balancing.fail_traffic_on_panic = fail_traffic_on_panic;
+}
+
+fn named(
+    d: &mut Decoder,
+    policy: i32,
+    config: Option<LbConfig>,
+    original_destination: bool,
+) -> Option<LbPolicy> {
+    let policy = match PbLbPolicy::try_from(policy) {
+        Ok(policy) => policy,
+        Err(_) => return d.field("lb_policy", |d| d.refused(format!("{policy} is unknown"))),
+    };
+    if original_destination && policy != PbLbPolicy::ClusterProvided {
+        return d.field("lb_policy", |d| d.refused("must be CLUSTER_PROVIDED with ORIGINAL_DST"));
+    }
+    match (policy, config) {
+        (PbLbPolicy::RoundRobin, None) => Some(LbPolicy::RoundRobin),
+        (PbLbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
+            let RoundRobinLbConfig { slow_start_config } = config;
+            d.field("round_robin_lb_config", |d| unsupported!(d; slow_start_config));
+            Some(LbPolicy::RoundRobin)
+        }
+        (PbLbPolicy::Random, None) => Some(LbPolicy::Random),
+        (PbLbPolicy::LeastRequest, None) => {
+            Some(LbPolicy::LeastRequest { choice_count: CHOICE_COUNT_MIN })
+        }
+        (PbLbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
+            d.field("least_request_lb_config", |d| least_request(d, config))
+        }
+        // There is one endpoint to choose from: any policy chooses it.
+        (PbLbPolicy::ClusterProvided, None) if original_destination => Some(LbPolicy::RoundRobin),
+        (PbLbPolicy::ClusterProvided, _) if !original_destination => {
+            d.field("lb_policy", |d| d.refused("CLUSTER_PROVIDED is for ORIGINAL_DST"))
+        }
+        (
+            PbLbPolicy::RoundRobin
+            | PbLbPolicy::LeastRequest
+            | PbLbPolicy::Random
+            | PbLbPolicy::ClusterProvided,
+            Some(config),
+        ) => {
+            let field = match config {
+                LbConfig::RingHashLbConfig(_) => "ring_hash_lb_config",
+                LbConfig::MaglevLbConfig(_) => "maglev_lb_config",
+                LbConfig::OriginalDstLbConfig(_) => "original_dst_lb_config",
+                LbConfig::LeastRequestLbConfig(_) => "least_request_lb_config",
+                LbConfig::RoundRobinLbConfig(_) => "round_robin_lb_config",
+            };
+            let reason = format!("is not supported with {}", policy.as_str_name());
+            d.field(field, |d| d.refused(reason))
+        }
+        (refused, _) => {
+            let reason = format!("{} is not supported", refused.as_str_name());
+            d.field("lb_policy", |d| d.refused(reason))
+        }
+    }
+}
+
+fn least_request(d: &mut Decoder, value: LeastRequestLbConfig) -> Option<LbPolicy> {
+    let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = value;
+    unsupported!(d; active_request_bias, slow_start_config);
+    choices(d, choice_count)
+}
+
+fn choices(d: &mut Decoder, choice_count: Option<UInt32Value>) -> Option<LbPolicy> {
+    let choice_count = choice_count.map_or(CHOICE_COUNT_MIN, |count| count.value);
+    if choice_count < CHOICE_COUNT_MIN {
+        let reason = format!("must be at least {CHOICE_COUNT_MIN}");
+        return d.field("choice_count", |d| d.refused(reason));
+    }
+    Some(LbPolicy::LeastRequest { choice_count })
+}
