@@ -117,7 +117,8 @@ impl Probe {
 impl Answers {
     /// Whether they are all of this status.
     pub fn is_status(&self, status: u16) -> bool {
-        let is = |answer: &Answer| matches!(answer, Answer::Response { status: s, .. } if *s == status);
+        let is =
+            |answer: &Answer| matches!(answer, Answer::Response { status: s, .. } if *s == status);
         self.0.keys().all(is)
     }
 
@@ -137,9 +138,7 @@ impl Answers {
 
     /// How many of the answers contain `text`.
     pub fn share_of(&self, text: &str) -> f64 {
-        let holds = |answer: &Answer| {
-            matches!(answer, Answer::Response { body: of, .. } | Answer::Heard(of) if of.contains(text))
-        };
+        let holds = |answer: &Answer| matches!(answer, Answer::Response { body: of, .. } | Answer::Heard(of) if of.contains(text));
         let with: usize = self.0.iter().filter(|(answer, _)| holds(answer)).map(|(_, n)| n).sum();
         with as f64 / self.0.values().sum::<usize>() as f64
     }

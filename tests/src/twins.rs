@@ -319,7 +319,9 @@ impl Journal {
 
     /// What keeps `node` from having heard and answered all of state `number`.
     fn open(&self, node: &str, number: u64) -> Vec<String> {
-        let Some(stream) = self.streams.get(node) else { return vec![format!("{node}: no stream")] };
+        let Some(stream) = self.streams.get(node) else {
+            return vec![format!("{node}: no stream")];
+        };
         let mut open: Vec<String> = stream
             .sent
             .iter()

@@ -282,8 +282,7 @@ fn weights_and_timeouts(play: &mut Play) {
     );
     // Of 200, a fair 80:20 coin gives less than 60 % or more than 95 % less often than
     // once in 10^9 runs.
-    let loosely: Check<'_> =
-        Box::new(|answers| (0.6..0.95).contains(&answers.share_of("web-a")));
+    let loosely: Check<'_> = Box::new(|answers| (0.6..0.95).contains(&answers.share_of("web-a")));
     play.step(
         "weights and a timeout",
         &[(get("/").times(200), loosely), (get("/mute"), status(504))],
@@ -299,7 +298,8 @@ fn bad_resources(play: &mut Play) {
     let good = play.world.clone();
     let (a, b) = (play.web(0), play.web(1));
 
-    let regex = json!({ "match": { "safe_regex": { "regex": "/(" } }, "route": { "cluster": "next" } });
+    let regex =
+        json!({ "match": { "safe_regex": { "regex": "/(" } }, "route": { "cluster": "next" } });
     play.world.routes("routes", json!([regex]));
     play.refused("a regex that is none", &[ROUTES], &still());
     play.world = good.clone();
@@ -348,7 +348,8 @@ fn bad_resources(play: &mut Play) {
 
     let listeners = "type.googleapis.com/envoy.config.listener.v3.Listener";
     let clusters = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
-    let raw = json!({ "url": clusters, "as": listeners, "name": "guest", "base64": "CgVndWVzdA==" });
+    let raw =
+        json!({ "url": clusters, "as": listeners, "name": "guest", "base64": "CgVndWVzdA==" });
     play.world.0.insert((LISTENER, "guest".to_owned()), json!({ "raw": raw }));
     play.refused("a cluster among listeners", &[LISTENER], &still());
     play.world = good.clone();
@@ -363,12 +364,18 @@ fn bad_resources(play: &mut Play) {
     );
     play.step("a route to nowhere", &[(get("/"), from(&["web-a"])), (get("/lost"), status(503))]);
     play.world.eds("nowhere", &[b]);
-    play.step("which comes to be", &[(get("/"), from(&["web-a"])), (get("/lost"), from(&["web-b"]))]);
+    play.step(
+        "which comes to be",
+        &[(get("/"), from(&["web-a"])), (get("/lost"), from(&["web-b"]))],
+    );
     play.world.remove(CLUSTER, "nowhere").remove(ENDPOINTS, "nowhere");
     play.step("and goes", &[(get("/"), from(&["web-a"])), (get("/lost"), status(503))]);
     play.world.tcp("lost", &format!("{}:9000", ADDRESSES[2]), "nowhere");
     let lost = || Probe::tcp(&format!("{}:9000", ADDRESSES[2]));
-    play.step("an opaque listener to nowhere", &[(lost(), nothing()), (get("/"), from(&["web-a"]))]);
+    play.step(
+        "an opaque listener to nowhere",
+        &[(lost(), nothing()), (get("/"), from(&["web-a"]))],
+    );
     play.world = good.clone();
     play.world.eds("next", &[a]);
     play.step("mended", &still());
@@ -417,7 +424,10 @@ fn removals(play: &mut Play) {
     let good = play.world.clone();
     let served = || [(get("/"), from(&["web-a"])), (Probe::get(&two(), "/"), status(418))];
     play.world.remove(LISTENER, "two");
-    play.step("a listener goes", &[(get("/"), from(&["web-a"])), (Probe::get(&two(), "/"), nothing())]);
+    play.step(
+        "a listener goes",
+        &[(get("/"), from(&["web-a"])), (Probe::get(&two(), "/"), nothing())],
+    );
     play.world = good.clone();
     play.step("and comes back", &served());
     play.world.put(ENDPOINTS, "next", assignment(&[]));

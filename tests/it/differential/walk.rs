@@ -87,9 +87,7 @@ impl Walk {
     fn some_routes(&mut self) -> Value {
         let (a, b) = (self.dice.pick(&CLUSTERS), self.dice.pick(&CLUSTERS));
         let number = 200 + self.dice.below(99) as u16;
-        let to = |path: &str, cluster: &str| {
-            json!({ "match": { "prefix": path }, "route": { "cluster": cluster } })
-        };
+        let to = |path: &str, cluster: &str| json!({ "match": { "prefix": path }, "route": { "cluster": cluster } });
         let header = json!([{ "name": "x-way", "string_match": { "exact": "left" } }]);
         match self.dice.below(5) {
             0 => answers(number, "by itself"),
@@ -193,9 +191,9 @@ impl Walk {
                 LISTENER
             }
             1 => {
-                let routes = LISTENERS.iter().find(|(name, routes)| {
-                    self.has(ROUTES, routes) && self.has(LISTENER, name)
-                });
+                let routes = LISTENERS
+                    .iter()
+                    .find(|(name, routes)| self.has(ROUTES, routes) && self.has(LISTENER, name));
                 let Some((_, routes)) = routes else { return self.bad_cluster() };
                 let path = json!({ "safe_regex": { "regex": "[" } });
                 let route = json!({ "match": path, "direct_response": { "status": 500 } });

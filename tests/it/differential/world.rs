@@ -58,7 +58,8 @@ impl World {
     pub(super) fn fixed(&mut self, name: &str, endpoints: &[SocketAddr]) -> &mut Self {
         let mut inside = assignment(endpoints);
         inside["cluster_name"] = name.into();
-        let cluster = json!({ "type": "STATIC", "connect_timeout": "2s", "load_assignment": inside });
+        let cluster =
+            json!({ "type": "STATIC", "connect_timeout": "2s", "load_assignment": inside });
         self.put(CLUSTER, name, cluster)
     }
 
@@ -141,8 +142,7 @@ fn listener(address: &str, filter: &Value) -> Value {
 fn http(stat_prefix: &str, kind: &str, routes: &Value) -> Value {
     let extensions = format!("{PREFIX}.extensions.filters");
     let router = json!({ "@type": format!("{extensions}.http.router.v3.Router") });
-    let manager =
-        format!("{extensions}.network.http_connection_manager.v3.HttpConnectionManager");
+    let manager = format!("{extensions}.network.http_connection_manager.v3.HttpConnectionManager");
     json!({
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {

@@ -12,8 +12,7 @@ use std::{process::ExitCode, time::Duration};
 
 use crate::bed::{Bed, Road};
 
-const HELP: &str =
-    "usage: bench [--rounds N] [--seconds S] [WHAT]...
+const HELP: &str = "usage: bench [--rounds N] [--seconds S] [WHAT]...
   http          HTTP/1.1 GET over 16 keep-alive connections
   connections   a fresh connection for each GET, 16 at a time
   stream        one TCP stream
@@ -166,9 +165,7 @@ fn round(bed: &Bed, road: Road, what: What, seconds: f64) -> Round {
     let units = match what {
         What::Http => round.load(bed, road, &[CONNECTIONS, &seconds]),
         What::Connections => round.load(bed, road, &[CONNECTIONS, &seconds, "--fresh"]),
-        What::Stream | What::Kernel | What::Memory | What::Xds => {
-            round.stream(bed, road, &seconds)
-        }
+        What::Stream | What::Kernel | What::Memory | What::Xds => round.stream(bed, road, &seconds),
     };
     let after = bed.cpu();
     let per_unit =

@@ -13,8 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tests::{
-    Agent, MeshConfig, Pod, Service, Testbed, control_plane::ControlPlane, eventually_within,
-    http,
+    Agent, MeshConfig, Pod, Service, Testbed, control_plane::ControlPlane, eventually_within, http,
 };
 
 /// Clusters, of ten endpoints each.

@@ -116,7 +116,11 @@ impl Session {
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
-        self.admit_listeners(&mut judgement, |name| removed_resources.iter().any(|n| n == name), now);
+        self.admit_listeners(
+            &mut judgement,
+            |name| removed_resources.iter().any(|n| n == name),
+            now,
+        );
         for name in removed_resources {
             self.removed(kind, name.into());
         }
