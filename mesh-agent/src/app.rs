@@ -40,6 +40,7 @@ use crate::{
     proxy::{
         Connector, Dataplane, Options,
         http::{HttpServices, Upstreams},
+        on_demand::{Discovery, OnDemand},
     },
     route::Balancers,
     snapshot::SnapshotCell,
@@ -137,6 +138,8 @@ struct Agent {
     restored: Mutex<Option<SystemTime>>,
     /// The connection to the control plane, if that is the source.
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
+    /// The connection to who speaks SDS, if that is somebody else.
+    sds: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -183,7 +186,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     };
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
-        dataplane: dataplane(&config, identities, metrics, access_log),
+        dataplane: dataplane(&config, source.discovery(), identities, metrics, access_log),
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
@@ -192,6 +195,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
         ads: source.ads_status(),
+        sds: certificates.status(),
         data,
         stop: CancellationToken::new(),
         config,
@@ -262,6 +266,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
 
 fn dataplane(
     config: &AgentConfig,
+    discovery: Option<Arc<dyn Discovery>>,
     identities: Arc<IdentityManager>,
     metrics: Metrics,
     access_log: AccessLog,
@@ -281,6 +286,7 @@ fn dataplane(
         outbound_policy,
         upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
         pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
+        on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
     };
     Arc::new(Dataplane {
         snapshot,

@@ -3,7 +3,9 @@
 usage: server.py SOCKET STATE REQUESTS [LISTEN]
 
 Serves what the JSON file STATE says, over the Unix socket SOCKET, and looks at STATE
-all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. As
+all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. Names
+in "on_demand" go only to who asks for them (delta), "aliases" are other names of virtual
+hosts. As
 go-control-plane does, it sends a refused state of the world again at once, unless STATE
 says {"patient": true}. {"salt": TEXT} makes other versions of the same resources. A
 resource may be {"raw": {"url", "name", "as", "base64"}}: those bytes under that type URL,
@@ -16,8 +18,9 @@ made once.
 Besides ADS there is each type's own service. LISTEN is a JSON list of further ports:
 {"address": "IP:PORT", "cert": FILE, "key": FILE, "ca": FILE}; with "cert" it speaks TLS,
 with "ca" it wants a certificate of the client. STATE may say how to behave: "mute"
-answers nothing, "delay" waits so many seconds before each answer, "huge" answers CDS
-with so many bytes.
+answers nothing, "delay" waits so many seconds before each answer, "huge" makes each
+answer so many bytes larger; "pings", heeded at the start only, bears any number of
+HTTP/2 PINGs, where otherwise more than one in five minutes ends the connection.
 
 Every request is checked against the protocol's rules and written to REQUESTS, one JSON
 object a line; what breaks a rule has a "violation". So are {"sent": NONCE} for each
@@ -46,6 +49,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.core.v3 import extension_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.on_demand.v3 import on_demand_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -89,11 +93,6 @@ SERVICES = {
 }
 
 
-def in_namespace(name, names):
-    """Whether a virtual host is subscribed to, by its own name or by its routes' name."""
-    return name in names or name.rpartition("/")[0] in names
-
-
 def digest(data):
     return hashlib.sha256(data).hexdigest()[:12]
 
@@ -134,12 +133,15 @@ class State:
         self.mute = document.get("mute", False)
         self.delay = document.get("delay", 0)
         self.huge = document.get("huge", 0)
+        self.pings = document.get("pings", False)
         self.types = {type_url: {} for type_url in TYPES}
         self.ttls = {type_url: {} for type_url in TYPES}
         if "many" in document:
             clusters, assignments = many(**document["many"])
             self.types[CDS].update(clusters)
             self.types[EDS].update(assignments)
+        self.on_demand = set(document.get("on_demand", []))
+        self.aliases = document.get("aliases", {})
         for resource in document["resources"]:
             self.add(resource)
 
@@ -244,7 +246,7 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
                     responses = stream.on_change()
                 for response in responses:
                     time.sleep(self.state.delay)
-                    if self.state.huge and response.type_url == CDS:
+                    if self.state.huge:
                         response.nonce = "x" * self.state.huge
                     if not self.state.mute:
                         yield response
@@ -428,16 +430,20 @@ class DeltaStream(Stream):
             if request.response_nonce not in known["open"]:
                 violations.append("a nonce that was not sent, or was answered before")
             known["open"].discard(request.response_nonce)
-        if url in WILDCARD and (more or less):
+        if url == LDS and (more or less):
             violations.append("names for a type that is asked for as a whole")
+        if url == CDS and more and not known["names"] and "first" not in known:
+            if "*" not in more:
+                violations.append("names in the first request of all, without a `*`")
         if set(more) & known["names"]:
             violations.append("subscribes to what it has subscribed to")
         if set(less) - known["names"]:
             violations.append("unsubscribes from what it has not subscribed to")
         known["names"] |= set(more)
         known["names"] -= set(less)
-        for name in less:
-            known["has"].pop(name, None)
+        if url not in WILDCARD:
+            for name in less:
+                known["has"].pop(name, None)
         self.note(
             request,
             violations,
@@ -455,27 +461,33 @@ class DeltaStream(Stream):
     def changes(self, url, new):
         known = self.types[url]
         table = self.server.state.types[url]
-        if url in WILDCARD:
-            wanted = set(table)
-        elif url == VHDS:
-            wanted = {n for n in table if in_namespace(n, known["names"])}
-        else:
-            wanted = known["names"] & set(table)
-        changed = [n for n in sorted(wanted) if known["has"].get(n) != table[n][0]]
+        wanted = {name for name in table if self.wants(url, name)}
+        aliases = self.server.state.aliases
+        again = {n for n in wanted if new & set(aliases.get(n, []))}
+        changed = [
+            n for n in sorted(wanted) if known["has"].get(n) != table[n][0] or n in again
+        ]
         removed = [n for n in sorted(known["has"]) if n not in wanted]
         # What is subscribed to and not there is said not to be there.
-        removed += [n for n in sorted(new) if n not in table and n not in removed]
+        known_as = {n for name in wanted for n in [name, *aliases.get(name, [])]}
+        absent = [n for n in sorted(new) if n not in known_as and n not in removed and n != "*"]
         first = "first" not in known
         known["first"] = False
-        if not changed and not removed and not (first and url in WILDCARD):
-            return
+        # Whole route configurations: their hosts are told of even if there are none.
+        whole = [n for n in absent if url == VHDS and "/" not in n]
+        absent = [n for n in absent if n not in whole]
+        if url != VHDS:
+            removed, absent = removed + absent, []
+        if not changed and not removed and not absent and not whole:
+            if not (first and url in WILDCARD):
+                return
         nonce = f"{self.number}-{next(self.nonces)}"
         known["open"].add(nonce)
         for name in changed:
             known["has"][name] = table[name][0]
         for name in removed:
             known["has"].pop(name, None)
-        yield self.response(url, nonce, changed, removed)
+        yield self.response(url, nonce, changed, removed, absent=absent)
 
     def on_beat(self):
         for url, ttls in self.server.state.ttls.items():
@@ -486,18 +498,37 @@ class DeltaStream(Stream):
                 known["open"].add(nonce)
                 yield self.response(url, nonce, alive, [], with_body=False)
 
-    def response(self, url, nonce, names, removed, with_body=True):
+    def response(self, url, nonce, names, removed, with_body=True, absent=()):
         state = self.server.state
         version = state.version(url)
         response = discovery_pb2.DeltaDiscoveryResponse(
             system_version_info=version,
-            resources=[state.wrapped(url, name, with_body) for name in names],
+            resources=[self.resource(url, name, with_body) for name in names]
+            # A virtual host that is not there has a name, an alias and nothing else.
+            + [discovery_pb2.Resource(name=n, aliases=[n]) for n in absent],
             removed_resources=removed,
             type_url=url,
             nonce=nonce,
         )
         self.sent(url, nonce, version, names, removed)
         return response
+
+    def wants(self, url, name):
+        """Whether the client has subscribed to it, in whatever way."""
+        names = self.types[url]["names"]
+        aliases = self.server.state.aliases.get(name, [])
+        if name in names or any(alias in names for alias in aliases):
+            return True
+        if name in self.server.state.on_demand:
+            return False
+        return url in WILDCARD or (url == VHDS and name.rpartition("/")[0] in names)
+
+    def resource(self, url, name, with_body):
+        wrapped = self.server.state.wrapped(url, name, with_body)
+        names = self.types[url]["names"]
+        aliases = self.server.state.aliases.get(name, [])
+        wrapped.aliases.extend(a for a in aliases if a in names)
+        return wrapped
 
 
 def handlers(server):
@@ -546,6 +577,8 @@ def main():
     server = Server(state, requests)
     pool = futures.ThreadPoolExecutor(max_workers=64)
     options = [("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    if server.state.pings:
+        options.append(("grpc.http2.max_ping_strikes", 0))
     transport = grpc.server(pool, options=options)
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(server, transport)
     transport.add_generic_rpc_handlers(tuple(handlers(server)))

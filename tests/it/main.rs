@@ -27,5 +27,7 @@ mod tcp;
 mod xds;
 mod xds_endpoints;
 mod xds_filters;
+mod xds_on_demand;
 mod xds_runtime;
+mod xds_sources;
 mod xds_transport;

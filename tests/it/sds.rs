@@ -522,7 +522,7 @@ fn a_cluster_speaks_tls_by_files_and_by_its_requests_hosts() {
     at.serves(&files, &[]);
     // Not there yet: nobody is dialled.
     at.answers(HTTP, 503, "");
-    at.agent.logs(&["ca.crt", "No such file"]);
+    at.agent.logs(&["tls.crt", "No such file"]);
     put(&first);
     at.answers(HTTP, 200, &serial(&first));
     put(&second);

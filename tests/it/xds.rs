@@ -52,7 +52,7 @@ fn driven(name: &str, mode: &str) -> Driven {
     Driven { control_plane, config, mesh }
 }
 
-fn named<'a>(resources: &'a mut [Value], type_: &str, name: &str) -> &'a mut Value {
+pub(crate) fn named<'a>(resources: &'a mut [Value], type_: &str, name: &str) -> &'a mut Value {
     let is = |r: &&mut Value| {
         r["@type"].as_str().is_some_and(|url| url.ends_with(type_))
             && (r["name"] == name || r["cluster_name"] == name)
@@ -60,7 +60,7 @@ fn named<'a>(resources: &'a mut [Value], type_: &str, name: &str) -> &'a mut Val
     resources.iter_mut().find(is).unwrap_or_else(|| panic!("no {type_} {name}"))
 }
 
-fn xds_type(agent: &Agent, kind: &str) -> Value {
+pub(crate) fn xds_type(agent: &Agent, kind: &str) -> Value {
     let status = agent.status();
     let types = status["xds"]["types"].as_array().cloned().unwrap_or_default();
     types.into_iter().find(|of| of["kind"] == kind).unwrap_or_default()
@@ -141,6 +141,8 @@ fn the_script(mode: &str) {
     let mut dangling = changed.clone();
     named(&mut dangling, "RouteConfiguration", "other")["virtual_hosts"][0]["routes"] =
         json!([{ "match": { "prefix": "/" }, "route": { "cluster": "later" } }]);
+    // Else it would be waited for as long as for anything, and no longer.
+    named(&mut dangling, "RouteConfiguration", "other")["validate_clusters"] = true.into();
     control_plane.serves(dangling);
     reached(503);
     mesh.near().logs_access(&["10.96.0.30:80", "\"response_flags\":\"NC\""]);

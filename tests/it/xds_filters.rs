@@ -206,7 +206,16 @@ fn a_filter_whose_configuration_is_removed_fails_closed_or_falls_back() {
     driven.answers("DELETE", 403);
     driven.serves(None);
     driven.answers("GET", 403);
+
+    // Without a control plane it is as it was last.
+    driven.serves(configured(only_get()));
+    driven.answers("GET", 200);
     driven.control_plane.expect_no_violations();
+    assert!(driven.mesh.agents[1].terminate().success());
+    driven.control_plane.dies();
+    driven.mesh.agents[1].restart();
+    driven.answers("GET", 200);
+    driven.mesh.client.curl(mesh::WEB).method("DELETE").expect_status(403);
 }
 
 #[test]

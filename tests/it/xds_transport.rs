@@ -2,8 +2,15 @@
 
 use std::{
     fs,
+    io::Write as _,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -134,23 +141,23 @@ fn servers_are_verified_and_shown_who_asks() {
     };
 
     let agent = agent_of("wrong-ca", 18001, tls("cp.internal", &other.ca, None));
-    fails(&agent, "UnknownIssuer");
+    fails(&agent, "invalid peer certificate");
     drop(agent);
     let agent = agent_of("wrong-name", 18001, tls("elsewhere.internal", &server.ca, None));
     fails(&agent, "not valid for name");
     drop(agent);
     let agent = agent_of("no-certificate", 18002, tls("cp.internal", &server.ca, None));
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     let foreign = tls("cp.internal", &server.ca, Some(&other));
     let agent = agent_of("foreign-certificate", 18002, foreign);
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     let agent = agent_of("tls-to-plain", 18003, tls("cp.internal", &server.ca, None));
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     let agent = agent_of("plain-to-tls", 18001, json!({}));
-    fails(&agent, "");
+    fails(&agent, "error");
     drop(agent);
     assert!(control_plane.requests().is_empty(), "{:?}", control_plane.requests());
 
@@ -197,10 +204,7 @@ fn servers_are_tried_in_order_and_the_first_is_gone_back_to() {
     serves(&agent, 82);
     // Nobody: what was said last stays, and status says since when.
     second.dies();
-    eventually_within(PATIENCE, "no server", || {
-        let xds = xds(&agent)?;
-        if xds["state"] == "connected" { Err(xds) } else { Ok(()) }.map_err(|xds| xds.to_string())
-    });
+    agent_leaves(&agent, "connected");
     serves(&agent, 82);
     assert!(agent.metrics().text().contains("mesh_xds_connected 0"));
     first.run();
@@ -208,4 +212,206 @@ fn servers_are_tried_in_order_and_the_first_is_gone_back_to() {
     serves(&agent, 81);
     first.expect_no_violations();
     second.expect_no_violations();
+}
+
+/// Takes connections on loopback of a node and does this with each, until it is dropped.
+struct Peer {
+    stop: Arc<AtomicBool>,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Peer {
+    fn start(node: &Node, port: u16, behave: fn(TcpStream) -> Option<TcpStream>) -> Self {
+        let (stop, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let listener = node.netns().enter(|| TcpListener::bind(("127.0.0.1", port)).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&taken));
+        thread::spawn(move || {
+            let mut held = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        held.extend(behave(stream));
+                    }
+                    Err(_) => thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Self { stop, taken }
+    }
+
+    fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn says_garbage(mut stream: TcpStream) -> Option<TcpStream> {
+    let _ = stream.write_all(&[0xff; 4096]);
+    Some(stream)
+}
+
+fn speaks_http1(mut stream: TcpStream) -> Option<TcpStream> {
+    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+    Some(stream)
+}
+
+fn hangs_up(_: TcpStream) -> Option<TcpStream> {
+    None
+}
+
+fn says_nothing(stream: TcpStream) -> Option<TcpStream> {
+    Some(stream)
+}
+
+#[test]
+fn what_is_no_control_plane_is_left_for_the_next_server() {
+    let bed = Testbed::two_nodes("xds-impostors");
+    let node = bed.node(1);
+    let peers: Vec<_> = [says_garbage, speaks_http1, hangs_up, says_nothing]
+        .into_iter()
+        .zip(18001..)
+        .map(|(behave, port)| Peer::start(node, port, behave))
+        .collect();
+    let ports = [Port::plain("127.0.0.1:18009")];
+    let mut mute =
+        ControlPlane::prepare(node, "mute", &config(81), &[Port::plain("127.0.0.1:18005")]);
+    mute.behaves("mute", json!(true));
+    mute.run();
+    let mut control_plane = ControlPlane::prepare(node, "control-plane", &config(82), &ports);
+    control_plane.behaves("delay", json!(1));
+    control_plane.run();
+    let names = ["garbage", "http1", "closed", "silent", "mute", "good"];
+    let mut bootstrap = Bootstrap::ads("GRPC", &names);
+    for (name, port) in names.iter().zip([18001, 18002, 18003, 18004, 18005, 18009]) {
+        bootstrap = bootstrap.server(name, &format!("127.0.0.1:{port}"));
+    }
+    for config in ["lds_config", "cds_config"] {
+        let path = format!("/dynamic_resources/{config}");
+        bootstrap = bootstrap.with(&path, "initial_fetch_timeout", json!("3s"));
+    }
+    let agent = start(node, "agent", &bootstrap);
+    serves(&agent, 82);
+    is(&agent, "connected", ":18009");
+    for peer in &peers {
+        assert!(peer.taken() >= 1);
+    }
+    agent.logs(&["18004", "the server did not answer within 3s"]);
+    agent.logs(&["18005", "the server did not answer within 3s"]);
+    assert!(!mute.requests().is_empty());
+    control_plane.expect_no_violations();
+}
+
+/// How many descriptors a process holds.
+fn descriptors(agent: &Agent) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", agent.process().pid())).unwrap().count()
+}
+
+#[test]
+fn servers_that_hang_up_are_tried_ever_more_slowly_and_nothing_leaks() {
+    let bed = Testbed::two_nodes("xds-flapping");
+    let node = bed.node(1);
+    let peers = [18001, 18002].map(|port| Peer::start(node, port, hangs_up));
+    let bootstrap = Bootstrap::ads("GRPC", &["one", "two"])
+        .server("one", "127.0.0.1:18001")
+        .server("two", "127.0.0.1:18002");
+    let begin = Instant::now();
+    let agent = start(node, "agent", &bootstrap);
+    let tries = |least: u64| {
+        eventually_within(PATIENCE, &format!("{least} tries"), || {
+            let xds = xds(&agent)?;
+            let enough = xds["streams"].as_u64().is_some_and(|tries| tries >= least);
+            if enough { Ok(()) } else { Err(xds.to_string()) }
+        });
+    };
+    tries(4);
+    let before = descriptors(&agent);
+    tries(10);
+    // Four pauses of which each is at least half of 0.5, 1, 2 and 4 s.
+    let elapsed = begin.elapsed();
+    assert!(elapsed >= Duration::from_millis(3500), "ten tries within {elapsed:?}");
+    eventually_within(PATIENCE, "no descriptor is left behind", || {
+        let after = descriptors(&agent);
+        // One of them may be under way.
+        if after <= before + 2 { Ok(()) } else { Err(format!("{before} -> {after}")) }
+    });
+    assert!(peers[0].taken().abs_diff(peers[1].taken()) <= 1, "in turn");
+    assert!(agent.metrics().text().contains("mesh_xds_connected 0"));
+    assert!(agent.process().ended().is_none());
+}
+
+#[test]
+fn a_response_that_is_too_large_is_refused_by_its_size() {
+    let bed = Testbed::two_nodes("xds-huge");
+    let node = bed.node(1);
+    let ports = [Port::plain("127.0.0.1:18001")];
+    let mut control_plane = ControlPlane::start_at(node, "control-plane", &config(81), &ports);
+    let limit = json!({ "cluster_name": "xds", "max_receive_message_length": 1 << 20 });
+    let bootstrap = Bootstrap::ads("DELTA_GRPC", &["xds"]).server("xds", "127.0.0.1:18001").with(
+        "/dynamic_resources/ads_config/grpc_services/0",
+        "envoy_grpc",
+        limit,
+    );
+    let agent = start(node, "agent", &bootstrap);
+    serves(&agent, 81);
+    control_plane.behaves("huge", json!(2 << 20));
+    control_plane.serves(config(82).resources());
+    fails(&agent, "the limit is: 1048576");
+    serves(&agent, 81);
+    control_plane.behaves("huge", json!(0));
+    serves(&agent, 82);
+}
+
+/// Cuts the wire to a control plane whose cluster has these fields.
+fn a_cut_wire_is_noticed(name: &str, fields: Value) {
+    let bed = Testbed::two_nodes(name);
+    let (near, far) = (bed.node(1), bed.node(2));
+    let address = format!("{}:18001", far.wire_addresses().0);
+    let ports = [Port::plain(&address)];
+    let mut control_plane = ControlPlane::prepare(far, "control-plane", &config(81), &ports);
+    control_plane.behaves("pings", json!(fields["http2_protocol_options"].is_object()));
+    control_plane.run();
+    let bootstrap = Bootstrap::ads("GRPC", &["xds"]).server_with("xds", &address, fields);
+    let agent = start(near, "agent", &bootstrap);
+    is(&agent, "connected", ":18001");
+    serves(&agent, 81);
+    bed.wire().cut();
+    agent_leaves(&agent, "connected");
+    serves(&agent, 81);
+    fails(&agent, "could not be reached within 2s");
+    control_plane.serves(config(82).resources());
+    bed.wire().mend();
+    is(&agent, "connected", ":18001");
+    serves(&agent, 82);
+    control_plane.expect_no_violations();
+}
+
+#[test]
+fn a_wire_that_is_cut_is_noticed_by_pings() {
+    let keepalive = json!({ "connection_keepalive": { "interval": "1s", "timeout": "1s" } });
+    a_cut_wire_is_noticed("xds-pings", json!({ "http2_protocol_options": keepalive }));
+}
+
+#[test]
+fn a_wire_that_is_cut_is_noticed_by_tcp() {
+    let keepalive = json!({
+        "keepalive_time": 1,
+        "keepalive_interval": 1,
+        "keepalive_probes": 2,
+    });
+    let options = json!({ "upstream_connection_options": { "tcp_keepalive": keepalive } });
+    a_cut_wire_is_noticed("xds-tcp-keepalive", options);
+}
+
+fn agent_leaves(agent: &Agent, state: &str) {
+    eventually_within(PATIENCE, &format!("not {state} any more"), || {
+        let xds = xds(agent)?;
+        if xds["state"] == state { Err(xds.to_string()) } else { Ok(()) }
+    });
 }

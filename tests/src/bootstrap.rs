@@ -82,6 +82,14 @@ impl Bootstrap {
         self
     }
 
+    /// Adds static clusters for traffic.
+    #[must_use]
+    pub fn with_clusters(mut self, more: Vec<Value>) -> Self {
+        let clusters = self.0["static_resources"]["clusters"].as_array_mut();
+        clusters.expect("clusters are a list").extend(more);
+        self
+    }
+
     /// Writes it for an agent of `node`; each is a new file.
     pub fn write(&self, node: &Node, name: &str) -> PathBuf {
         let path = node.directory().join(format!("{name}.json"));

@@ -168,6 +168,13 @@ impl ControlPlane {
         self.directory.join("requests.jsonl")
     }
 
+    /// Keeps these for who asks for them by name, or by one of `aliases`
+    /// (`{name: [alias]}`), from the next [`ControlPlane::serves`] on.
+    pub fn keeps_for_who_asks(&mut self, names: &[&str], aliases: Value) {
+        self.behaviour.insert("on_demand".to_owned(), json!(names));
+        self.behaviour.insert("aliases".to_owned(), aliases);
+    }
+
     /// Drops every stream once.
     pub fn drops_streams(&mut self) {
         self.epoch += 1;
@@ -240,7 +247,7 @@ impl ControlPlane {
 }
 
 /// Puts `source` where a resource says `ads: {}`.
-fn replace_sources(value: &mut Value, source: &Value) {
+pub fn replace_sources(value: &mut Value, source: &Value) {
     match value {
         Value::Object(fields) if fields.contains_key("ads") => *value = source.clone(),
         Value::Object(fields) => fields.values_mut().for_each(|v| replace_sources(v, source)),

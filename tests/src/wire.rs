@@ -33,20 +33,21 @@ impl Wire {
 
     /// Silently drops everything that arrives, on both sides.
     pub fn cut(&self) {
-        self.rules("add");
+        // What is for the node itself is found by the first rule of all: it has to stand
+        // behind ours meanwhile.
+        self.rules(&["add lookup local pref 2", "add iif wire blackhole pref 1", "del pref 0"]);
     }
 
     /// Undoes [`Wire::cut`].
     pub fn mend(&self) {
-        self.rules("del");
+        self.rules(&["add lookup local pref 0", "del pref 1", "del pref 2"]);
     }
 
-    fn rules(&self, verb: &str) {
+    fn rules(&self, changes: &[&str]) {
         for node in &self.nodes {
-            node.netns().ip(&[
-                &format!("rule {verb} iif wire blackhole pref 1"),
-                &format!("-6 rule {verb} iif wire blackhole pref 1"),
-            ]);
+            for change in changes {
+                node.netns().ip(&[&format!("rule {change}"), &format!("-6 rule {change}")]);
+            }
         }
     }
 

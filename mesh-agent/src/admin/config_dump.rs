@@ -13,7 +13,7 @@ use crate::{
         cluster::{Cluster, Discovery, LoadAssignment},
         extension::ExtensionConfig,
         listener::Listener,
-        route::{RouteConfiguration, VirtualHost},
+        route::RouteConfiguration,
         runtime::{Runtime, RuntimeLayer, RuntimeValue},
         secret::Secret,
     },
@@ -40,8 +40,6 @@ pub struct ConfigDump {
     pub secrets: BTreeMap<Arc<str>, Arc<Secret>>,
     pub runtime: RuntimeView,
     pub extension_configs: BTreeMap<Arc<str>, Arc<ExtensionConfig>>,
-    /// By `<route configuration>/<host>`.
-    pub virtual_hosts: BTreeMap<Arc<str>, Arc<VirtualHost>>,
 }
 
 impl ConfigDump {
@@ -71,7 +69,6 @@ impl ConfigDump {
             secrets: snapshot.secrets.iter().map(named).collect(),
             runtime: RuntimeView::of(&snapshot.runtime),
             extension_configs: snapshot.extension_configs.iter().map(named).collect(),
-            virtual_hosts: snapshot.virtual_hosts.iter().map(named).collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio::sync::{broadcast::error::RecvError, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Agent, UPDATES, configuration::Source};
@@ -15,7 +15,7 @@ use crate::{
     },
     model::{identity::Identity, secret::Secret},
     proxy::Dataplane,
-    source::{AdsSource, Delivery, Delta, ResourceType, Update, Wishes},
+    source::{AdsSource, AdsStatus, Delivery, Delta, ResourceType, Update, Wishes},
 };
 
 /// How long a secret may take before a workload is served without, which is: refused.
@@ -27,7 +27,7 @@ pub(super) enum Certificates {
     Sds {
         source: Arc<SdsCertificates>,
         /// `None`: secrets come with the configuration.
-        server: Option<AdsSource>,
+        server: Option<Box<AdsSource>>,
     },
 }
 
@@ -62,8 +62,10 @@ impl Certificates {
                 .with_ttl(config.identity.certificate_ttl);
             return Ok(Self::Builtin(Arc::new(ca)));
         };
-        let server = server.as_ref().map(|options| AdsSource::new(options.as_ref().clone()));
-        let wishes = server.as_ref().map(AdsSource::wishes).or_else(|| configuration.wishes());
+        let server = server.as_ref();
+        let server = server.map(|options| Box::new(AdsSource::new(options.as_ref().clone())));
+        let wishes =
+            server.as_ref().map(|server| server.wishes()).or_else(|| configuration.wishes());
         let subscriptions: Arc<dyn Subscriptions> = match wishes {
             Some(wishes) => Arc::new(OnStream(wishes)),
             None => Arc::new(InFiles),
@@ -81,6 +83,14 @@ impl Certificates {
         match self {
             Self::Builtin(ca) => Arc::<DevelopmentCa>::clone(ca),
             Self::Sds { source, .. } => Arc::<SdsCertificates>::clone(source),
+        }
+    }
+
+    /// The connection to a server of its own.
+    pub(super) fn status(&self) -> Option<watch::Receiver<Arc<AdsStatus>>> {
+        match self {
+            Self::Builtin(_) => None,
+            Self::Sds { server, .. } => server.as_ref().map(|server| server.status()),
         }
     }
 
@@ -132,6 +142,8 @@ async fn deliver(source: Arc<SdsCertificates>, mut updates: mpsc::Receiver<Updat
                     tracing::error!("secret refused: {reason}");
                 }
             }
+            // A name that is not to be had is no secret.
+            Update::Answered(_) => {}
         }
         source.deliver(&secrets);
     }

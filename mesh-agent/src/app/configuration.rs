@@ -13,10 +13,11 @@ use crate::{
     admin::{RejectedConfig, Timestamp},
     config::SourceConfig,
     model::{
-        cluster::{Discovery, Tunnel},
+        cluster::{self, Tunnel},
         identity::Identity,
         runtime::LayeredRuntime,
     },
+    proxy::on_demand::{Discovery, Sought},
     snapshot::{RejectedResource, Resources, Snapshot},
     source::{
         AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored,
@@ -76,6 +77,11 @@ impl Source {
         }
     }
 
+    /// Where requests can ask for what is not there.
+    pub(super) fn discovery(&self) -> Option<Arc<dyn Discovery>> {
+        self.wishes().map(|wishes| Arc::new(Asks(wishes)) as Arc<dyn Discovery>)
+    }
+
     /// `restored`: the last good configuration is in force.
     pub(super) fn spawn(
         self,
@@ -92,6 +98,37 @@ impl Source {
                 tokio::spawn(source.watch(updates, stop))
             }
         };
+    }
+}
+
+/// Requests ask by the source's own names.
+struct Asks(Wishes);
+
+impl Discovery for Asks {
+    fn want(&self, sought: &Sought) {
+        let (kind, name) = key(sought);
+        self.0.want(kind, name);
+    }
+
+    fn unwant(&self, sought: &Sought) {
+        let (kind, name) = key(sought);
+        self.0.unwant(kind, &name);
+    }
+}
+
+fn key(sought: &Sought) -> (ResourceType, Arc<str>) {
+    match sought {
+        Sought::Cluster(name) => (ResourceType::Cluster, Arc::clone(name)),
+        Sought::VirtualHost(name) => (ResourceType::VirtualHost, Arc::clone(name)),
+    }
+}
+
+/// `None`: no request asks for such things.
+fn sought((kind, name): (ResourceType, Arc<str>)) -> Option<Sought> {
+    match kind {
+        ResourceType::Cluster => Some(Sought::Cluster(name)),
+        ResourceType::VirtualHost => Some(Sought::VirtualHost(name)),
+        _ => None,
     }
 }
 
@@ -191,6 +228,10 @@ impl Agent {
                 }
             }
             Update::Rejected(reasons) => self.reject(&reasons),
+            Update::Answered(names) => {
+                let answered: Vec<_> = names.into_iter().filter_map(sought).collect();
+                self.dataplane.http.on_demand.answered(&answered);
+            }
         }
         tidy_at
     }
@@ -291,8 +332,8 @@ impl Reachable {
     fn by(snapshot: &Snapshot) -> Self {
         let mut reachable = Self::default();
         let inline = snapshot.clusters.values().filter_map(|cluster| match &cluster.discovery {
-            Discovery::Static(assignment) => Some(assignment),
-            Discovery::Eds { .. } | Discovery::OriginalDestination => None,
+            cluster::Discovery::Static(assignment) => Some(assignment),
+            cluster::Discovery::Eds { .. } | cluster::Discovery::OriginalDestination => None,
         });
         let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| a.endpoints());
         for endpoint in endpoints {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use super::{Agent, pods::RunningPod};
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
     identity::CertificateStatus,
     model::workload::WorkloadUid,
     observe::metrics::XdsType,
+    source::AdsStatus,
 };
 
 /// The agent as `admin` sees it.
@@ -141,8 +143,7 @@ impl AgentControl for Control {
                 metrics.certificate(&certificate.identity, system_time(not_after));
             }
         }
-        if let Some(ads) = &self.0.ads {
-            let status = Arc::clone(&ads.borrow());
+        if let Some(status) = self.0.streams() {
             let types = status.types.iter().map(|of| XdsType {
                 kind: of.kind,
                 acks: of.acks,
@@ -161,7 +162,27 @@ impl AgentControl for Control {
 
 impl Agent {
     fn xds(&self) -> Option<XdsView> {
-        self.ads.as_ref().map(|status| XdsView::from(&**status.borrow()))
+        self.streams().map(|status| XdsView::from(&*status))
+    }
+
+    /// The streams to the control plane and to a server of SDS's own.
+    fn streams(&self) -> Option<Arc<AdsStatus>> {
+        let [ads, sds] = [&self.ads, &self.sds].map(|status| {
+            let status: Option<&watch::Receiver<_>> = status.as_ref();
+            status.map(|status| Arc::clone(&status.borrow()))
+        });
+        let (Some(mut joined), Some(sds)) = (ads.clone(), sds.clone()) else { return ads.or(sds) };
+        let status = Arc::make_mut(&mut joined);
+        status.streams.extend(sds.streams.iter().cloned());
+        for of in &sds.types {
+            match status.types.iter_mut().find(|known| known.kind == of.kind) {
+                // The control plane is not asked for any, as a rule.
+                Some(known) if known.accepted == 0 && of.acks + of.nacks > 0 => *known = of.clone(),
+                Some(_) => {}
+                None => status.types.push(of.clone()),
+            }
+        }
+        Some(joined)
     }
 
     fn pod(&self, uid: &WorkloadUid) -> Option<PodView> {

@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
-    authz::Rbac, cluster::ClusterName, extension::DiscoveredFilter, route::RouteConfiguration,
+    authz::Rbac,
+    cluster::ClusterName,
+    extension::DiscoveredFilter,
+    route::{OnDemandClusters, RouteConfiguration},
 };
 
 /// Spec: `envoy.config.core.v3.TrafficDirection`.
@@ -139,6 +142,8 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     /// In order, without the `router` that ends the chain.
     pub http_filters: Vec<HttpFilter>,
+    /// What the `on_demand` filter allows to be asked for while a request waits.
+    pub on_demand: Option<OnDemand>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.
     pub idle_timeout: Option<Duration>,
     /// Bounds one request's stream without activity. Envoy's default: 5 minutes; `None` never.
@@ -148,6 +153,14 @@ pub struct HttpConnectionManager {
     pub request_headers_timeout: Option<Duration>,
     /// The largest request header block, in KiB. Envoy's default: 60.
     pub max_request_headers_kib: u32,
+}
+
+/// Virtual hosts of a configuration with VHDS are asked for wherever the filter is.
+///
+/// Spec: `envoy.extensions.filters.http.on_demand.v3.OnDemand`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OnDemand {
+    pub clusters: Option<OnDemandClusters>,
 }
 
 #[derive(Debug, Clone, Serialize)]

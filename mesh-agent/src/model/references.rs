@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
     extension::DiscoveredFilter,
-    listener::{FilterChain, HttpFilter, Listener, RouteSource, TerminalFilter},
-    route::{RouteAction, RouteConfiguration, VirtualHost},
+    listener::{FilterChain, HttpFilter, Listener, RouteSource, TerminalFilter, WeightedCluster},
+    route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
 };
 
 impl Cluster {
@@ -30,22 +30,34 @@ impl Cluster {
 }
 
 impl RouteConfiguration {
-    /// Every cluster that a route may lead to; one may come several times.
+    /// Every virtual host, its own first.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<VirtualHost>> {
+        self.virtual_hosts.iter().chain(&self.discovered)
+    }
+
+    /// Every cluster of its own hosts that has to be there; one may come several times.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
-        self.virtual_hosts.iter().flat_map(VirtualHost::cluster_names)
+        let needed = self.validate_clusters != Some(false);
+        let hosts = needed.then_some(&self.virtual_hosts).into_iter().flatten();
+        hosts.flat_map(|host| host.cluster_names())
     }
 }
 
 impl VirtualHost {
-    /// Every cluster that a route may lead to; one may come several times.
+    /// Every cluster that has to be there; one may come several times.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
-        self.routes
-            .iter()
-            .flat_map(|route| match &route.action {
-                RouteAction::Forward(forward) => forward.clusters.as_slice(),
-                RouteAction::DirectResponse(_) => &[],
-            })
-            .map(|weighted| &weighted.cluster)
+        self.routes.iter().flat_map(Route::clusters).map(|weighted| &weighted.cluster)
+    }
+}
+
+impl Route {
+    /// The clusters it names, and that are not asked for at the first request.
+    pub fn clusters(&self) -> &[WeightedCluster] {
+        match (&self.action, self.on_demand) {
+            (_, Some(OnDemandRoute { clusters: Some(_) })) => &[],
+            (RouteAction::Forward(forward), _) => &forward.clusters,
+            (RouteAction::DirectResponse(_), _) => &[],
+        }
     }
 }
 

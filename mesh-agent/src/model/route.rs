@@ -12,12 +12,16 @@ use super::{
     runtime::RuntimeFraction,
 };
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct RouteConfiguration {
     pub name: Arc<str>,
-    pub virtual_hosts: Vec<VirtualHost>,
-    /// Whether every cluster that a route names has to be there before this takes effect.
-    /// Not said: yes where a listener carries it, no where RDS does.
+    pub virtual_hosts: Vec<Arc<VirtualHost>>,
+    /// Whether virtual hosts arrive by themselves as well (VHDS).
+    pub vhds: bool,
+    /// Those that have arrived, by the names they go by. They come after its own: of two
+    /// hosts with one domain the first counts.
+    pub discovered: Vec<Arc<VirtualHost>>,
+    /// Whether every cluster it names has to be there; `None`: as its source has it.
     pub validate_clusters: Option<bool>,
 }
 
@@ -49,6 +53,23 @@ pub struct Route {
     pub name: Arc<str>,
     pub matches: RouteMatch,
     pub action: RouteAction,
+    /// Replaces what the connection manager says of clusters that are not there.
+    pub on_demand: Option<OnDemandRoute>,
+}
+
+/// Spec: `envoy.extensions.filters.http.on_demand.v3.PerRouteConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OnDemandRoute {
+    pub clusters: Option<OnDemandClusters>,
+}
+
+/// A cluster that is not there is asked for, while the request waits.
+///
+/// Spec: `envoy.extensions.filters.http.on_demand.v3.OnDemandCds`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OnDemandClusters {
+    /// Envoy's default: 5 s.
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -105,7 +126,10 @@ pub enum RouteAction {
 #[derive(Debug, Clone, Serialize)]
 pub struct ForwardAction {
     /// One entry for a plain `cluster`. Weights are relative; their sum is not zero.
+    /// Empty with `cluster_header`.
     pub clusters: Vec<WeightedCluster>,
+    /// The request header that names the cluster, in lower case.
+    pub cluster_header: Option<String>,
     /// With it the runtime's value of `<prefix>.<cluster>` goes before a cluster's weight.
     pub runtime_key_prefix: Option<String>,
     /// Bounds request and response together. Envoy's default: 15 s; `None` never.

@@ -135,10 +135,10 @@ pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
         codec: CodecType::Auto,
         routes: RouteSource::Inline(Arc::new(RouteConfiguration {
             name: "routes".into(),
-            virtual_hosts: Vec::new(),
-            validate_clusters: None,
+            ..RouteConfiguration::default()
         })),
         http_filters: filters.into_iter().map(|rbac| HttpFilter::Rbac(Arc::new(rbac))).collect(),
+        on_demand: None,
         idle_timeout: None,
         stream_idle_timeout: None,
         request_headers_timeout: None,

@@ -15,6 +15,7 @@
 mod body;
 mod forward;
 mod headers;
+mod lookups;
 mod record;
 mod reply;
 mod request;
@@ -65,7 +66,7 @@ use crate::{
     },
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
-    proxy::Origination,
+    proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
     snapshot::SnapshotCell,
     transport::http_pool::{BoxedIo, HttpPool, HttpProtocol},
@@ -139,6 +140,7 @@ pub struct HttpServices {
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,
     pub pool: Arc<UpstreamPool>,
+    pub on_demand: Arc<OnDemand>,
 }
 
 impl fmt::Debug for HttpServices {

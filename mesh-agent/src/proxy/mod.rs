@@ -12,6 +12,7 @@ pub mod http;
 mod http_session;
 pub mod inbound;
 pub mod kernel_path;
+pub mod on_demand;
 mod originate;
 pub mod outbound;
 mod rejudge;

@@ -91,7 +91,7 @@ fn find_virtual_host<'a>(
     host: &[u8],
 ) -> Option<&'a VirtualHost> {
     let mut best: Option<(Rank, &VirtualHost)> = None;
-    for virtual_host in &configuration.virtual_hosts {
+    for virtual_host in configuration.hosts() {
         for domain in &virtual_host.domains {
             match rank(domain, host) {
                 Some(EXACT) => return Some(virtual_host),

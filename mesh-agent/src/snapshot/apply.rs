@@ -1,19 +1,19 @@
 //! From delivered resources to a snapshot, or to the reasons why not.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
     hash::Hash,
     sync::Arc,
     time::SystemTime,
 };
 
-use super::tables::Snapshot;
+use super::tables::{HostGroup, Snapshot};
 use crate::model::{
     cluster::{Cluster, ClusterName, LoadAssignment},
     extension::ExtensionConfig,
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
-    route::{RouteAction, RouteConfiguration, VirtualHost},
+    route::{RouteConfiguration, VirtualHost},
     runtime::RuntimeLayer,
     secret::Secret,
 };
@@ -120,11 +120,6 @@ fn build_with(
     let named = named.map(|e| (Arc::clone(&e.name), Arc::new(e))).collect();
     rejected.insert("extension_configs", &mut extension_configs, named);
 
-    let mut virtual_hosts = Arc::clone(&base.virtual_hosts);
-    remove(&mut virtual_hosts, &removed.virtual_hosts);
-    let named = updated.virtual_hosts.into_iter().map(|(n, host)| (n, Arc::new(host))).collect();
-    rejected.insert("virtual_hosts", &mut virtual_hosts, named);
-
     let mut assignments = Arc::clone(&base.assignments);
     remove(&mut assignments, &removed.assignments);
     let named = updated.assignments.into_iter().map(|(name, a)| (name, Arc::new(a))).collect();
@@ -141,9 +136,21 @@ fn build_with(
         clusters.values().for_each(|cluster| rejected.check_assignment(cluster, &assignments));
     }
 
+    let mut virtual_hosts = Arc::clone(&base.virtual_hosts);
+    let grown = regroup(&mut virtual_hosts, updated.virtual_hosts, &removed.virtual_hosts);
     let mut routes = Arc::clone(&base.routes);
     remove(&mut routes, &removed.routes);
-    let changed: Vec<_> = updated.routes.into_iter().map(Arc::new).collect();
+    let mut changed = updated.routes;
+    // Whose discovered hosts have changed, and nothing else.
+    let others = grown.iter().filter(|name| changed.iter().all(|routes| routes.name != **name));
+    let others: Vec<_> = others.filter_map(|name| routes.get(name)).collect();
+    changed.extend(others.into_iter().map(|routes| RouteConfiguration::clone(routes)));
+    let completed = changed.into_iter().map(|mut routes| {
+        let hosts = virtual_hosts.get(&routes.name).filter(|_| routes.vhds);
+        routes.discovered = hosts.into_iter().flat_map(|hosts| hosts.values().cloned()).collect();
+        Arc::new(routes)
+    });
+    let changed: Vec<_> = completed.collect();
     let named = changed.iter().map(|r| (Arc::clone(&r.name), Arc::clone(r))).collect();
     rejected.insert("routes", &mut routes, named);
     for configuration in &changed {
@@ -216,6 +223,33 @@ fn remove<K: Clone + Eq + Hash, V: Clone>(table: &mut Arc<HashMap<K, V>>, names:
     }
 }
 
+/// Takes virtual hosts out and in, each with those of its route configuration; says
+/// which of these are concerned.
+fn regroup(
+    groups: &mut Arc<HashMap<Arc<str>, Arc<HostGroup>>>,
+    updated: Vec<(Arc<str>, VirtualHost)>,
+    removed: &[Arc<str>],
+) -> BTreeSet<Arc<str>> {
+    let changes = removed.iter().map(|name| (Arc::clone(name), None));
+    let changes = changes.chain(updated.into_iter().map(|(name, host)| (name, Some(host))));
+    let mut concerned = BTreeSet::new();
+    for (name, host) in changes {
+        let (configuration, _) = name.rsplit_once('/').unwrap_or_default();
+        let configuration: Arc<str> = configuration.into();
+        let table = Arc::make_mut(groups);
+        let group = Arc::make_mut(table.entry(Arc::clone(&configuration)).or_default());
+        match host {
+            Some(host) => _ = group.insert(name, Arc::new(host)),
+            None => _ = group.remove(&name),
+        }
+        if group.is_empty() {
+            table.remove(&configuration);
+        }
+        concerned.insert(configuration);
+    }
+    concerned
+}
+
 #[derive(Default)]
 struct Rejections {
     found: Vec<RejectedResource>,
@@ -284,12 +318,11 @@ impl Rejections {
         if configuration.validate_clusters == Some(false) {
             return;
         }
+        // A discovered host is not worth the refusal of all.
         for host in &configuration.virtual_hosts {
             for (i, route) in host.routes.iter().enumerate() {
-                if let RouteAction::Forward(forward) = &route.action {
-                    let path = format!("{path}.virtual_hosts[{}].routes[{i}].route", host.name);
-                    self.check_clusters(&path, &forward.clusters, clusters);
-                }
+                let path = format!("{path}.virtual_hosts[{}].routes[{i}].route", host.name);
+                self.check_clusters(&path, route.clusters(), clusters);
             }
         }
     }

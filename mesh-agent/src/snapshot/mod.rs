@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::model::runtime::LayeredRuntime;
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
-pub use tables::{ListenerTable, Snapshot, WorkloadTable};
+pub use tables::{HostGroup, ListenerTable, Snapshot, WorkloadTable};
 
 /// The one place where the snapshot in force lives.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! A snapshot's tables and the look-ups the data path makes in them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, OnceLock},
     time::SystemTime,
@@ -15,6 +15,9 @@ use crate::model::{
     runtime::{LayeredRuntime, Runtime, RuntimeLayer},
     secret::Secret,
 };
+
+/// Virtual hosts by the names they go by: `<route configuration>/<host>`.
+pub type HostGroup = BTreeMap<Arc<str>, Arc<VirtualHost>>;
 
 /// One version of the whole configuration; complete, and consistent in itself: every route
 /// configuration and assignment that is named is there. A cluster need not be: what leads
@@ -40,8 +43,8 @@ pub struct Snapshot {
     pub runtime: Arc<Runtime>,
     /// What is not there, though a listener names it: who needs it fails closed.
     pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
-    /// By `<route configuration>/<host>`.
-    pub virtual_hosts: Arc<HashMap<Arc<str>, Arc<VirtualHost>>>,
+    /// By the route configuration they belong to, which may not be there.
+    pub virtual_hosts: Arc<HashMap<Arc<str>, Arc<HostGroup>>>,
     /// Made when first asked for: a walk over all endpoints is not for every small change.
     pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }

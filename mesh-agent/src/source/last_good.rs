@@ -17,8 +17,8 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use envoy_types::pb::google::protobuf::Any;
-use prost::Message;
+use envoy_types::pb::{envoy::service::discovery::v3::Resource as Named, google::protobuf::Any};
+use prost::{Message, Name as _};
 use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
@@ -163,8 +163,10 @@ impl LastGood {
         let mut reasons = Vec::new();
         let mut kept = BTreeMap::new();
         for any in body.resources {
+            let (name, any) = unwrapped(any);
             match xds::decode_strict(&any.type_url, &any.value) {
                 Ok((decoded, _)) => {
+                    let decoded = decoded.called(name);
                     kept.insert(decoded.key(), any.value.into());
                     decoded.add_to(&mut resources);
                 }
@@ -247,11 +249,8 @@ impl LastGood {
             if !std::mem::take(&mut kept.dirty) {
                 return Ok(());
             }
-            let resources = kept.resources.iter().map(|((kind, _), value)| Any {
-                type_url: kind.type_url().to_owned(),
-                value: value.to_vec(),
-            });
-            let resources = resources.collect();
+            let resources = kept.resources.iter();
+            let resources = resources.map(|(key, value)| wrapped(key, value)).collect();
             let (label, saved_at) = (kept.label.clone(), kept.saved_at);
             Body { saved_at, source: self.source.clone(), label, resources }
         };
@@ -265,6 +264,27 @@ impl LastGood {
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A virtual host does not say itself what it goes by: it is kept together with that.
+fn wrapped((kind, name): &Key, value: &[u8]) -> Any {
+    let any = Any { type_url: kind.type_url().to_owned(), value: value.to_vec() };
+    if *kind != ResourceType::VirtualHost {
+        return any;
+    }
+    let named = Named { name: name.to_string(), resource: Some(any), ..Named::default() };
+    Any { type_url: Named::type_url(), value: named.encode_to_vec() }
+}
+
+fn unwrapped(any: Any) -> (Option<String>, Any) {
+    if any.type_url != Named::type_url() {
+        return (None, any);
+    }
+    match Named::decode(any.value.as_slice()) {
+        Ok(Named { name, resource: Some(inner), .. }) => (Some(name), inner),
+        // The decoder refuses it by its type.
+        _ => (None, any),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -56,6 +57,9 @@ pub enum Update {
     Changes(Delta),
     /// What is there can't be honoured; the last good configuration stays.
     Rejected(Vec<RejectedResource>),
+    /// These names, which [`Wishes`](super::Wishes) asked for, are in force since the
+    /// update before, or are not to be had.
+    Answered(Vec<(xds::ResourceType, Arc<str>)>),
 }
 
 /// What changed, decoded; consistent with what was delivered before.

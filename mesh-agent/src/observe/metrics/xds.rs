@@ -24,6 +24,9 @@ pub(super) struct XdsFamilies {
     warming: Family<ByType, Gauge>,
     refusing: Family<ByType, Gauge>,
     last_ack: Family<ByType, Gauge>,
+    lookups: Family<ByTypeAndResult, Counter>,
+    on_demand_names: Gauge,
+    on_demand_held: Gauge,
 }
 
 impl XdsFamilies {
@@ -55,6 +58,21 @@ impl XdsFamilies {
             "When a response was accepted last, as Unix time",
             self.last_ack.clone(),
         );
+        r.register(
+            "mesh_on_demand_lookups",
+            "Requests that waited for a resource they asked for, by what came of it",
+            self.lookups.clone(),
+        );
+        r.register(
+            "mesh_on_demand_names",
+            "Resources that were asked for by requests and are kept",
+            self.on_demand_names.clone(),
+        );
+        r.register(
+            "mesh_on_demand_held",
+            "Requests that wait for a resource now",
+            self.on_demand_held.clone(),
+        );
     }
 }
 
@@ -75,6 +93,18 @@ fn signed(count: usize) -> i64 {
 }
 
 impl Metrics {
+    /// A request has waited for a resource of that type.
+    pub fn on_demand(&self, kind: &'static str, result: &'static str) {
+        let series = ByTypeAndResult { kind, result };
+        self.0.own.xds.lookups.get_or_create_owned(&series).inc();
+    }
+
+    /// How many names are asked for by requests, and how many requests wait.
+    pub fn on_demand_load(&self, names: usize, held: usize) {
+        self.0.own.xds.on_demand_names.set(signed(names));
+        self.0.own.xds.on_demand_held.set(signed(held));
+    }
+
     /// The connection to the control plane, as it is now.
     pub fn xds(&self, connected: bool, streams: u64, types: impl IntoIterator<Item = XdsType>) {
         let xds = &self.0.own.xds;

@@ -16,6 +16,7 @@ use super::{
     body::ResponseBody,
     forward::{Forward, forward},
     headers::{self, Checked, REQUEST_ID},
+    lookups::{Lookups, not_obtained, of_request},
     record::RequestLog,
     reply::Reply,
     timing::{Deadline, Exchange},
@@ -105,68 +106,100 @@ async fn answer(
     let Checked { authority } = headers::check(head)?;
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
 
-    // One version of the configuration for the whole request.
-    let snapshot = connection.services.snapshots.load();
-    let judged = connection.judge(&snapshot)?;
-    let permit = &judged.permit;
-    let http = connection.manager(permit)?;
-    let request_permit = authorize_request(permit, http, &snapshot, head).map_err(|denied| {
-        log.record.policy = denied.policy_name();
-        tracing::debug!(%denied, "request denied");
-        denied_reply(&denied)
-    })?;
-    log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
+    let mut lookups = Lookups::default();
+    let random = rand::random();
+    loop {
+        // One version of the configuration for the whole request.
+        let snapshot = connection.services.snapshots.load();
+        let judged = connection.judge(&snapshot)?;
+        let permit = &judged.permit;
+        let http = connection.manager(permit)?;
+        let request_permit =
+            authorize_request(permit, http, &snapshot, head).map_err(|denied| {
+                log.record.policy = denied.policy_name();
+                tracing::debug!(%denied, "request denied");
+                denied_reply(&denied)
+            })?;
+        log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
 
-    let no_route = |details: String| {
-        Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
-    };
-    let routes = judged
-        .routes
-        .as_deref()
-        .ok_or_else(|| no_route("there is no route configuration".to_owned()))?;
-    let matched = match_route(routes, head, &snapshot.runtime, rand::random())
-        .map_err(|error| no_route(error.to_string()))?;
-    log.record.route = Some(Arc::clone(&matched.route.name));
-    let action = match &matched.route.action {
-        RouteAction::Forward(action) => action,
-        RouteAction::DirectResponse(direct) => {
-            let status =
-                StatusCode::from_u16(direct.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let reply = Reply::new(status, "", None, "direct_response");
-            // As Envoy: what is created, or elsewhere, is where it was asked for.
-            let located = status == StatusCode::CREATED || status.is_redirection();
-            let location = if located { own_location(head) } else { None };
-            return Err(Reply { body: Bytes::clone(&direct.body), location, ..reply });
+        let routes =
+            judged.routes.as_deref().ok_or_else(|| no_route("there is no route configuration"))?;
+        let matched = match match_route(routes, head, &snapshot.runtime, random) {
+            Ok(matched) => matched,
+            Err(error) => {
+                let what = lookups.host(http, routes, &error, authority.as_str());
+                let (sought, patience) = what.ok_or_else(|| no_route(error.to_string()))?;
+                let there = |snapshot: &Snapshot| {
+                    let routes = snapshot.routes(&http.routes);
+                    routes.is_some_and(|routes| {
+                        match_route(&routes, head, &snapshot.runtime, random).is_ok()
+                    })
+                };
+                let found = connection.services.on_demand.obtain(&sought, patience, there).await;
+                found.map_err(|why| not_obtained(why, no_route(format!("{error}: {why}"))))?;
+                continue;
+            }
+        };
+        log.record.route = Some(Arc::clone(&matched.route.name));
+        let action = match &matched.route.action {
+            RouteAction::Forward(action) => action,
+            RouteAction::DirectResponse(direct) => {
+                let status = StatusCode::from_u16(direct.status)
+                    .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let reply = Reply::new(status, "", None, "direct_response");
+                // As Envoy: what is created, or elsewhere, is where it was asked for.
+                let located = status == StatusCode::CREATED || status.is_redirection();
+                let location = if located { own_location(head) } else { None };
+                return Err(Reply { body: Bytes::clone(&direct.body), location, ..reply });
+            }
+        };
+        let of_request = of_request(action, head);
+        let action = of_request.as_ref().unwrap_or(action);
+        let decided = decide_request(
+            &request_permit,
+            permit,
+            action,
+            &snapshot,
+            &connection.services.balancers,
+            &mut |below| rand::random_range(0..below),
+            Instant::now(),
+        );
+        let destination = match decided {
+            Ok(destination) => destination,
+            Err(error) => {
+                let what = lookups.cluster(http, matched.route, &error);
+                let (sought, patience) = what.ok_or_else(|| no_destination(&error, log))?;
+                let there = |snapshot: &Snapshot| {
+                    error.cluster().is_some_and(|name| snapshot.cluster(name).is_some())
+                };
+                let found = connection.services.on_demand.obtain(&sought, patience, there).await;
+                found.map_err(|why| not_obtained(why, no_destination(&error, log)))?;
+                continue;
+            }
+        };
+        log.record.cluster = destination.cluster().cloned();
+        log.record.upstream = Some(destination.address());
+
+        if permit.flow().direction() == Direction::Outbound && log.record.request_id.is_none() {
+            let id = headers::new_request_id();
+            head.headers.insert(REQUEST_ID, id.clone());
+            log.record.request_id = Some(id);
         }
-    };
-    let destination = decide_request(
-        &request_permit,
-        permit,
-        action,
-        &snapshot,
-        &connection.services.balancers,
-        &mut |below| rand::random_range(0..below),
-        Instant::now(),
-    )
-    .map_err(|error| no_destination(&error, log))?;
-    log.record.cluster = destination.cluster().cloned();
-    log.record.upstream = Some(destination.address());
-
-    if permit.flow().direction() == Direction::Outbound && log.record.request_id.is_none() {
-        let id = headers::new_request_id();
-        head.headers.insert(REQUEST_ID, id.clone());
-        log.record.request_id = Some(id);
+        let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
+        deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
+        let matched: &PathMatch = &matched.route.matches.path;
+        return forward(
+            Forward { connection, permit, destination, action, matched, authority, deadline },
+            log,
+            head,
+            body,
+        )
+        .await;
     }
-    let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
-    deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
-    let matched: &PathMatch = &matched.route.matches.path;
-    forward(
-        Forward { connection, permit, destination, action, matched, authority, deadline },
-        log,
-        head,
-        body,
-    )
-    .await
+}
+
+fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {
+    Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
 }
 
 /// The URL that the request itself is for.

@@ -202,6 +202,7 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     let request =
         authorize_request(&permit, &manager(vec![]), &Snapshot::default(), &head).unwrap();
     let action = ForwardAction {
+        cluster_header: None,
         clusters: weighted(&[("direct", 1)]),
         timeout: None,
         runtime_key_prefix: None,
@@ -249,6 +250,7 @@ fn the_runtime_goes_before_a_weight() {
         let clusters = vec![of("a", endpoint(1)), of("b", endpoint(2))];
         cell.replace(Resources { clusters, ..Resources::default() }, String::new()).unwrap();
         let action = ForwardAction {
+            cluster_header: None,
             clusters: weighted(&[("a", 1), ("b", 0)]),
             runtime_key_prefix: prefix.map(str::to_owned),
             timeout: None,

@@ -19,6 +19,7 @@ fn match_route<'a>(
 
 fn route(name: &str, path: PathMatch) -> Route {
     let action = RouteAction::Forward(ForwardAction {
+        cluster_header: None,
         clusters: weighted(&[("c", 1)]),
         timeout: Some(Duration::from_secs(15)),
         runtime_key_prefix: None,
@@ -27,7 +28,7 @@ fn route(name: &str, path: PathMatch) -> Route {
     });
     let matches =
         RouteMatch { path, case_sensitive: true, headers: Vec::new(), runtime_fraction: None };
-    Route { name: name.into(), matches, action }
+    Route { name: name.into(), matches, action, on_demand: None }
 }
 
 fn starts(path: &str) -> PathMatch {
@@ -43,7 +44,11 @@ fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
 }
 
 fn configuration(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
-    RouteConfiguration { name: "rc".into(), virtual_hosts, validate_clusters: None }
+    RouteConfiguration {
+        name: "rc".into(),
+        virtual_hosts: virtual_hosts.into_iter().map(Arc::new).collect(),
+        ..RouteConfiguration::default()
+    }
 }
 
 fn domain(pattern: &str) -> Domain {
@@ -233,11 +238,11 @@ fn a_route_for_a_fraction_of_the_requests_is_passed_over_by_the_others() {
         assert_eq!(&*matched.route.name, expected, "{runtime:?} {random}");
     }
     let only = RouteConfiguration {
-        virtual_hosts: vec![host(
+        virtual_hosts: vec![Arc::new(host(
             "any",
             &[Domain::Any],
             vec![configuration.virtual_hosts[0].routes[0].clone()],
-        )],
+        ))],
         ..configuration
     };
     let missed = super::match_route(&only, &request("GET", "/", &[]), &Runtime::default(), 5_000);

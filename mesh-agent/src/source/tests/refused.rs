@@ -443,8 +443,16 @@ fn routes() {
             ".route.retry_policy: is not supported",
         ),
         (
-            "match: {prefix: /}, route: {cluster_header: x}",
-            ".route.cluster_header: is not supported",
+            "match: {prefix: /}, route: {cluster_header: 'a b'}",
+            ".route.cluster_header: `a b` is not a header's name",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: \
+             {envoy.filters.http.on_demand: {'@type': \
+             t/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig, odcds: \
+             {resources_locator: 'xdstp://a/b'}}}",
+            ".typed_per_filter_config[envoy.filters.http.on_demand].odcds.resources_locator: \
+             xdstp locators are not supported",
         ),
         (
             "match: {prefix: /}, route: {cluster: c, prefix_rewrite: 'a b'}",

@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use envoy_types::pb::{
     envoy::config::{
-        core::v3::{Address, SocketAddress, TransportSocket, address, socket_address},
+        core::v3::{
+            Address, SocketAddress, TransportSocket, TypedExtensionConfig, address, socket_address,
+        },
         listener::v3::{Filter, FilterChain, Listener, filter},
         rbac::v3::{Permission, Policy, Principal, Rbac as Rules, permission, principal},
         route::v3::{
             RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action,
         },
     },
-    envoy::extensions::filters::network::rbac::v3::Rbac,
-    google::protobuf::{Any, Duration, StringValue},
+    envoy::extensions::filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac},
+    envoy::service::runtime::v3::Runtime,
+    google::protobuf::{Any, Duration, StringValue, Struct, Value as Pb, value::Kind},
 };
 use prost::{Message as _, Name as _};
 use serde_json::Value;
@@ -193,7 +196,40 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
         ("bad-socket", listener(vec![], Some(TransportSocket::default()))),
         ("bad-routes", [&[1], routes.encode_to_vec().as_slice()].concat()),
         ("bad-empty", vec![2]),
+        ("good-runtime", runtime(vec![("a", Kind::NumberValue(7.0)), ("b", fraction("MILLION"))])),
+        ("bad-runtime", runtime(vec![("a", Kind::NumberValue(f64::NAN)), ("a.b", deep())])),
+        ("bad-runtime-fraction", runtime(vec![("", fraction("\u{1b}[31m"))])),
+        ("good-extension", extension(any(HttpRbac::type_url(), vec![]))),
+        ("bad-extension", extension(any(HttpRbac::type_url(), vec![0xff; 9]))),
     ]
+}
+
+fn runtime(values: Vec<(&str, Kind)>) -> Vec<u8> {
+    let runtime = Runtime { name: "r".to_owned(), layer: Some(tree(values)) };
+    [&[5], runtime.encode_to_vec().as_slice()].concat()
+}
+
+fn tree(values: Vec<(&str, Kind)>) -> Struct {
+    let values = values.into_iter().map(|(k, kind)| (k.to_owned(), Pb { kind: Some(kind) }));
+    Struct { fields: values.collect() }
+}
+
+fn fraction(denominator: &str) -> Kind {
+    let denominator = Kind::StringValue(denominator.to_owned());
+    Kind::StructValue(tree(vec![
+        ("numerator", Kind::NumberValue(5.0)),
+        ("denominator", denominator),
+    ]))
+}
+
+/// As deep as prost decodes it.
+fn deep() -> Kind {
+    (0..30).fold(Kind::NullValue(0), |inner, _| Kind::StructValue(tree(vec![("x", inner)])))
+}
+
+fn extension(typed_config: Any) -> Vec<u8> {
+    let config = TypedExtensionConfig { name: "e".to_owned(), typed_config: Some(typed_config) };
+    [&[6], config.encode_to_vec().as_slice()].concat()
 }
 
 #[test]

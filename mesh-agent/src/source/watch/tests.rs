@@ -39,7 +39,7 @@ impl Watched {
             Update::Resources(delivery) => {
                 delivery.resources.clusters.iter().map(|c| c.name.to_string()).collect()
             }
-            Update::Changes(delta) => panic!("{delta:?}"),
+            other @ (Update::Changes(_) | Update::Answered(_)) => panic!("{other:?}"),
             Update::Rejected(rejected) => panic!("rejected: {rejected:?}"),
         }
     }
@@ -47,7 +47,7 @@ impl Watched {
     async fn rejection(&mut self) -> String {
         match self.next().await {
             Update::Resources(delivery) => panic!("accepted: {delivery:?}"),
-            Update::Changes(delta) => panic!("{delta:?}"),
+            other @ (Update::Changes(_) | Update::Answered(_)) => panic!("{other:?}"),
             Update::Rejected(rejected) => rejected[0].to_string(),
         }
     }

@@ -99,11 +99,11 @@ pub struct Server {
 pub struct ConnectionOptions {
     pub connect_timeout: Duration,
     pub family: Family,
-    pub tcp_keepalive: Option<TcpKeepaliveOptions>,
-    /// How often a PING is sent.
-    pub ping_interval: Duration,
-    /// How long its answer may take.
-    pub ping_timeout: Duration,
+    pub tcp_keepalive: TcpKeepaliveOptions,
+    /// HTTP/2's PINGs: how often one is sent, and how long its answer may take. None
+    /// unless asked for: gRPC servers hang up on clients that send them more often than
+    /// they were told to bear, which is every five minutes by default.
+    pub pings: Option<(Duration, Duration)>,
 }
 
 impl Default for ConnectionOptions {
@@ -111,9 +111,8 @@ impl Default for ConnectionOptions {
         Self {
             connect_timeout: Duration::from_secs(5),
             family: Family::Any,
-            tcp_keepalive: None,
-            ping_interval: Duration::from_secs(30),
-            ping_timeout: Duration::from_secs(10),
+            tcp_keepalive: TcpKeepaliveOptions::default(),
+            pings: None,
         }
     }
 }
@@ -130,12 +129,19 @@ pub enum Family {
     V6Preferred,
 }
 
-/// TCP's own probes; `None`: the system's default.
+/// TCP's own probes: when the first is sent, how often the next, and how many may go
+/// unanswered. What was sent may go unacknowledged for as long as all that takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpKeepaliveOptions {
-    pub probes: Option<u32>,
-    pub time: Option<Duration>,
-    pub interval: Option<Duration>,
+    pub time: Duration,
+    pub interval: Duration,
+    pub probes: u32,
+}
+
+impl Default for TcpKeepaliveOptions {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(30), interval: Duration::from_secs(10), probes: 3 }
+    }
 }
 
 /// A byte stream to a server.
@@ -178,19 +184,12 @@ async fn tcp(host: &str, port: u16, options: &ConnectionOptions) -> io::Result<T
     }
     let stream = TcpStream::connect(addresses.as_slice()).await?;
     stream.set_nodelay(true)?;
-    if let Some(TcpKeepaliveOptions { probes, time, interval }) = options.tcp_keepalive {
-        let mut keepalive = TcpKeepalive::new();
-        if let Some(probes) = probes {
-            keepalive = keepalive.with_retries(probes);
-        }
-        if let Some(time) = time {
-            keepalive = keepalive.with_time(time);
-        }
-        if let Some(interval) = interval {
-            keepalive = keepalive.with_interval(interval);
-        }
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-    }
+    let TcpKeepaliveOptions { time, interval, probes } = options.tcp_keepalive;
+    let keepalive =
+        TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(probes);
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(time.saturating_add(interval.saturating_mul(probes))))?;
     Ok(stream)
 }
 

@@ -236,6 +236,7 @@ impl AdsSource {
             variant: service.variant,
             kind,
             rate: service.rate,
+            message_max: service.message_max,
             first_answer: timeout,
         };
         tasks.spawn(stream.run(at, events));

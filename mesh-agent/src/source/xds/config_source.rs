@@ -148,12 +148,14 @@ pub(super) fn service(d: &mut Decoder, value: ApiConfigSource) -> Option<Service
     if grpc_services.is_empty() {
         d.refuse_field("grpc_services", "is empty");
     }
-    let clusters = d.all("grpc_services", grpc_services, grpc_service)?;
-    Some(Service { variant: variant?, clusters, rate: rate? })
+    let services = d.all("grpc_services", grpc_services, grpc_service)?;
+    let message_max = services.iter().filter_map(|(_, most)| *most).min();
+    let clusters = services.into_iter().map(|(name, _)| name).collect();
+    Some(Service { variant: variant?, clusters, rate: rate?, message_max })
 }
 
-/// The name of its cluster.
-fn grpc_service(d: &mut Decoder, value: GrpcService) -> Option<String> {
+/// The name of its cluster, and how large a message may be.
+fn grpc_service(d: &mut Decoder, value: GrpcService) -> Option<(String, Option<u32>)> {
     let GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = value;
     unsupported!(d; initial_metadata, retry_policy);
     // Streams have no end; none is what everybody writes.
@@ -170,11 +172,11 @@ fn grpc_service(d: &mut Decoder, value: GrpcService) -> Option<String> {
                 // There are none.
                 skip_envoy_headers: _,
             } = envoy;
-            unsupported!(d; authority, retry_policy, max_receive_message_length);
+            unsupported!(d; authority, retry_policy);
             if cluster_name.is_empty() {
                 d.refuse_field("cluster_name", "is missing");
             }
-            Some(cluster_name)
+            Some((cluster_name, max_receive_message_length.map(|most| most.value)))
         }),
         Some(TargetSpecifier::GoogleGrpc(_)) => {
             d.refuse_field("google_grpc", "is not supported: use envoy_grpc");

@@ -7,7 +7,9 @@ use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::extensions::filters::{
-        http::{rbac::v3::Rbac as PbHttpRbac, router::v3::Router},
+        http::{
+            on_demand::v3::OnDemand as PbOnDemand, rbac::v3::Rbac as PbHttpRbac, router::v3::Router,
+        },
         network::http_connection_manager::v3::{
             HttpConnectionManager as PbHttpConnectionManager, HttpFilter as PbHttpFilter, Rds,
             http_connection_manager::{CodecType as PbCodecType, RouteSpecifier},
@@ -24,7 +26,7 @@ use super::{
     rds,
     reject::{Decoder, unsupported},
 };
-use crate::model::listener::{CodecType, HttpConnectionManager, HttpFilter, RouteSource};
+use crate::model::listener::{CodecType, HttpConnectionManager, HttpFilter, OnDemand, RouteSource};
 
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 const STREAM_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
@@ -159,11 +161,13 @@ pub(super) fn connection_manager(
             d.refused(format!("{max} is not within 1 to {REQUEST_HEADERS_MAX_KIB}"))
         }),
     };
+    let (http_filters, on_demand) = http_filters?;
     Some(HttpConnectionManager {
         stat_prefix,
         codec: codec?,
         routes: routes?,
-        http_filters: http_filters?,
+        http_filters,
+        on_demand,
         idle_timeout: idle_timeout?,
         stream_idle_timeout: stream_idle_timeout?,
         request_headers_timeout: request_headers_timeout?,
@@ -174,7 +178,13 @@ pub(super) fn connection_manager(
 fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource> {
     match value {
         Some(RouteSpecifier::RouteConfig(value)) => d
-            .field("route_config", |d| rds::configuration(d, value))
+            .field("route_config", |d| {
+                let routes = rds::configuration(d, value)?;
+                if routes.vhds {
+                    d.refuse_field("vhds", "is for a route configuration that comes by RDS");
+                }
+                Some(routes)
+            })
             .map(|routes| RouteSource::Inline(Arc::new(routes))),
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             d.field("rds", |d| {
@@ -198,10 +208,16 @@ enum Decoded {
     /// for which Envoy enforces nothing; one that is disabled; or one that is optional
     /// and not known.
     Nothing,
+    OnDemand(OnDemand),
     Router,
 }
 
-fn http_filters_of(d: &mut Decoder, values: Vec<PbHttpFilter>) -> Option<Vec<HttpFilter>> {
+/// The chain without its router, and the `on_demand` filter, whose place in the chain makes
+/// no difference: policy is asked before any route is looked for.
+fn http_filters_of(
+    d: &mut Decoder,
+    values: Vec<PbHttpFilter>,
+) -> Option<(Vec<HttpFilter>, Option<OnDemand>)> {
     let count = values.len();
     if count == 0 {
         return d.field("http_filters", |d| d.refused("is empty; it must end with the router"));
@@ -212,17 +228,21 @@ fn http_filters_of(d: &mut Decoder, values: Vec<PbHttpFilter>) -> Option<Vec<Htt
         let decoded = http_filter(d, value)?;
         match (&decoded, at == count) {
             (Decoded::Router, false) => d.refused("the router must be the last filter"),
-            (Decoded::Filter(_) | Decoded::Nothing, true) => {
+            (Decoded::Filter(_) | Decoded::Nothing | Decoded::OnDemand(_), true) => {
                 d.refused("can't be the last filter: that is the router's place")
             }
             _ => Some(decoded),
         }
     })?;
+    let on_demand = decoded.iter().find_map(|decoded| match decoded {
+        Decoded::OnDemand(on_demand) => Some(*on_demand),
+        Decoded::Filter(_) | Decoded::Nothing | Decoded::Router => None,
+    });
     let filters = decoded.into_iter().filter_map(|decoded| match decoded {
         Decoded::Filter(filter) => Some(filter),
-        Decoded::Nothing | Decoded::Router => None,
+        Decoded::Nothing | Decoded::OnDemand(_) | Decoded::Router => None,
     });
-    Some(filters.collect())
+    Some((filters.collect(), on_demand))
 }
 
 fn http_filter(d: &mut Decoder, value: PbHttpFilter) -> Option<Decoded> {
@@ -249,13 +269,15 @@ fn http_filter(d: &mut Decoder, value: PbHttpFilter) -> Option<Decoded> {
         decoded if !disabled => Some(decoded),
         Decoded::Router => d.field("disabled", |d| d.refused("the router can't be disabled")),
         // It runs where a route enables it, and no route can here.
-        Decoded::Filter(_) | Decoded::Nothing => Some(Decoded::Nothing),
+        Decoded::Filter(_) | Decoded::OnDemand(_) | Decoded::Nothing => Some(Decoded::Nothing),
     }
 }
 
 /// Whether a filter's configuration message is one of those honoured here.
 fn is_known(type_name: &str) -> bool {
-    is_discoverable(type_name) || type_name == Router::full_name()
+    is_discoverable(type_name)
+        || type_name == Router::full_name()
+        || type_name == PbOnDemand::full_name()
 }
 
 /// Whether a filter of that type may be configured by itself: the router can't, since it
@@ -274,6 +296,9 @@ fn typed_filter(d: &mut Decoder, name: &str, any: &Any) -> Option<Decoded> {
         let value = common::unpack(d, any)?;
         let rbac = http_rbac(d, value)?;
         Some(rbac.map_or(Decoded::Nothing, Decoded::Filter))
+    } else if common::is::<PbOnDemand>(any) {
+        let PbOnDemand { odcds } = common::unpack(d, any)?;
+        Some(Decoded::OnDemand(OnDemand { clusters: rds::on_demand_clusters(d, odcds) }))
     } else {
         common::refuse_extension(d, name, &common::type_name(any));
         None
@@ -289,6 +314,7 @@ pub(super) fn discovered_filter(
     match typed_filter(d, name, any)? {
         Decoded::Filter(filter) => Some(Some(filter)),
         Decoded::Nothing => Some(None),
+        Decoded::OnDemand(_) => d.refused("envoy.filters.http.on_demand can't be discovered"),
         Decoded::Router => d.refused("the router can't be discovered: it ends every chain"),
     }
 }

@@ -139,7 +139,7 @@ pub(super) fn header(d: &mut Decoder, value: PbHeaderMatcher) -> Option<HeaderMa
     })
 }
 
-fn header_name(d: &mut Decoder, name: &str) -> Option<String> {
+pub(super) fn header_name(d: &mut Decoder, name: &str) -> Option<String> {
     let name = name.to_ascii_lowercase();
     match name.as_str() {
         "" => d.refused("is missing"),

@@ -49,7 +49,7 @@ impl XdsOptions {
         Self {
             node,
             servers: BTreeMap::from([(FLAGS_CLUSTER.to_owned(), servers)]),
-            ads: Some(Service { variant, clusters, rate: None }),
+            ads: Some(Service { variant, clusters, rate: None, message_max: None }),
             listeners: Some(subscription.clone()),
             clusters: Some(subscription),
             secrets: None,
@@ -67,7 +67,7 @@ impl XdsOptions {
             ads: None,
             listeners: None,
             clusters: None,
-            secrets: Some(Service { variant, clusters, rate: None }),
+            secrets: Some(Service { variant, clusters, rate: None, message_max: None }),
             layers: Vec::new(),
             fixed: Vec::new(),
         }
@@ -98,6 +98,8 @@ pub struct Service {
     /// Names of [`XdsOptions::servers`], in the order in which they are tried.
     pub clusters: Vec<String>,
     pub rate: Option<RateLimit>,
+    /// The largest response, in bytes, where it is not the agent's own limit.
+    pub message_max: Option<u32>,
 }
 
 /// How fast requests may be sent.

@@ -2,36 +2,53 @@
 //!
 //! Spec: `envoy/config/route/v3/{route,route_components}.proto`.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::{
-    core::v3::{DataSource, data_source},
-    route::v3::{
-        DirectResponseAction, Route as PbRoute, RouteAction as PbRouteAction,
-        RouteConfiguration as PbRouteConfiguration, RouteMatch as PbRouteMatch,
-        VirtualHost as PbVirtualHost, WeightedCluster as PbWeightedCluster,
-        route::Action,
-        route_action::{ClusterSpecifier, HostRewriteSpecifier},
-        route_match::PathSpecifier,
-        weighted_cluster::ClusterWeight,
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::{DataSource, data_source},
+            route::v3::{
+                DirectResponseAction, Route as PbRoute, RouteAction as PbRouteAction,
+                RouteConfiguration as PbRouteConfiguration, RouteMatch as PbRouteMatch, Vhds,
+                VirtualHost as PbVirtualHost, WeightedCluster as PbWeightedCluster,
+                route::Action,
+                route_action::{ClusterSpecifier, HostRewriteSpecifier},
+                route_match::PathSpecifier,
+                weighted_cluster::ClusterWeight,
+            },
+        },
+        extensions::filters::http::on_demand::v3::{OnDemandCds, PerRouteConfig},
     },
+    google::protobuf::Any,
 };
 
 use super::{
-    common, matchers,
+    ResourceType, common, config_source, matchers,
+    options::Origin,
     reject::{Decoder, unsupported},
 };
 use crate::model::{
     cluster::ClusterName,
     listener::WeightedCluster,
     route::{
-        DirectResponse, Domain, ForwardAction, PathMatch, Route, RouteAction, RouteConfiguration,
-        RouteMatch, VirtualHost,
+        DirectResponse, Domain, ForwardAction, OnDemandClusters, OnDemandRoute, PathMatch, Route,
+        RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
     },
 };
 
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+
+/// How long a request waits for a cluster that it has asked for, if nothing is said.
+const ON_DEMAND_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// The filter that a route may tell something.
+const ON_DEMAND: &str = "envoy.filters.http.on_demand";
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
 const DIRECT_RESPONSE_MAX_BYTES: u32 = 4096;
@@ -64,12 +81,25 @@ pub(super) fn configuration(
     } = value;
     unsupported!(
         d;
-        vhds, internal_only_headers, response_headers_to_add, response_headers_to_remove,
+        internal_only_headers, response_headers_to_add, response_headers_to_remove,
         request_headers_to_add, request_headers_to_remove, most_specific_header_mutations_wins,
         cluster_specifier_plugins, request_mirror_policies, ignore_port_in_host_matching,
         vhost_header, ignore_path_parameters_in_path_matching, route_specifiers,
     );
     d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
+    let vhds = match vhds {
+        None => false,
+        Some(Vhds { config_source }) => {
+            d.field("vhds", |d| match config_source {
+                None => d.refuse_field("config_source", "is missing"),
+                source => {
+                    let kind = ResourceType::VirtualHost;
+                    config_source::reference(d, "config_source", source, kind, &name);
+                }
+            });
+            true
+        }
+    };
     let body_max =
         max_direct_response_body_size_bytes.map_or(DIRECT_RESPONSE_MAX_BYTES, |max| max.value);
 
@@ -79,13 +109,15 @@ pub(super) fn configuration(
         let index = if host.name.is_empty() { i.to_string() } else { host.name.clone() };
         let host = d.item("virtual_hosts", index, |d| virtual_host(d, host, &mut seen, body_max));
         match (&mut whole, host) {
-            (Some(list), Some(host)) => list.push(host),
+            (Some(list), Some(host)) => list.push(Arc::new(host)),
             _ => whole = None,
         }
     }
     Some(RouteConfiguration {
         name: name.into(),
         virtual_hosts: whole?,
+        vhds,
+        discovered: Vec::new(),
         validate_clusters: validate_clusters.map(|validate| validate.value),
     })
 }
@@ -146,7 +178,7 @@ fn virtual_host(
         per_request_buffer_limit_bytes, request_body_buffer_limit, request_mirror_policies,
         route_specifiers,
     );
-    d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
+    let on_demand = per_filter(d, typed_per_filter_config);
     if name.is_empty() {
         d.refuse_field("name", "is missing");
     } else if !seen.hosts.insert(name.clone()) {
@@ -162,7 +194,12 @@ fn virtual_host(
         }
         Some(domain)
     });
-    let routes = d.all("routes", routes, |d, value| route(d, value, body_max));
+    let routes = d.all("routes", routes, |d, value| {
+        let mut route = route(d, value, body_max)?;
+        // The most specific one counts.
+        route.on_demand = route.on_demand.or(on_demand);
+        Some(route)
+    });
     Some(VirtualHost { name: name.into(), domains: domains?, routes: routes? })
 }
 
@@ -209,7 +246,7 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         response_headers_to_remove, tracing, per_request_buffer_limit_bytes,
         request_body_buffer_limit, route_specifiers,
     );
-    d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
+    let on_demand = per_filter(d, typed_per_filter_config);
     let matches = d.field("match", |d| match r#match {
         Some(value) => route_match(d, value),
         None => d.refused("is missing"),
@@ -226,7 +263,47 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         Some(Action::NonForwardingAction(_)) => d.not_supported("non_forwarding_action"),
         None => d.refused("has no action: route or direct_response"),
     };
-    Some(Route { name: name.into(), matches: matches?, action: action? })
+    Some(Route { name: name.into(), matches: matches?, action: action?, on_demand })
+}
+
+/// What a route or virtual host says for single filters: `on_demand` alone can be told.
+fn per_filter(d: &mut Decoder, mut configs: HashMap<String, Any>) -> Option<OnDemandRoute> {
+    let on_demand = configs.remove(ON_DEMAND).and_then(|any| {
+        d.item("typed_per_filter_config", ON_DEMAND, |d| {
+            if !common::is::<PerRouteConfig>(&any) {
+                common::refuse_extension(d, "", &common::type_name(&any));
+                return None;
+            }
+            let PerRouteConfig { odcds } = common::unpack(d, &any)?;
+            Some(OnDemandRoute { clusters: on_demand_clusters(d, odcds) })
+        })
+    });
+    d.unsupported_entries("typed_per_filter_config", &configs);
+    on_demand
+}
+
+/// Spec: `envoy.extensions.filters.http.on_demand.v3.OnDemandCds`.
+pub(super) fn on_demand_clusters(
+    d: &mut Decoder,
+    value: Option<OnDemandCds>,
+) -> Option<OnDemandClusters> {
+    let OnDemandCds { source, resources_locator, timeout } = value?;
+    d.field("odcds", |d| {
+        if let Some(source) = source {
+            d.field("source", |d| match config_source::decode(d, source) {
+                Some((None | Some(Origin::Ads), _)) | None => {}
+                Some((Some(_), _)) => d.refuse("is not supported: clusters come from one source"),
+            });
+        }
+        if !resources_locator.is_empty() {
+            d.refuse_field("resources_locator", "xdstp locators are not supported");
+        }
+        let timeout = match timeout {
+            None => ON_DEMAND_TIMEOUT_DEFAULT,
+            Some(value) => common::duration(d, "timeout", value)?,
+        };
+        Some(OnDemandClusters { timeout })
+    })
 }
 
 fn route_match(d: &mut Decoder, value: PbRouteMatch) -> Option<RouteMatch> {
@@ -318,6 +395,7 @@ fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
         upgrade_configs, internal_redirect_policy, internal_redirect_action,
         max_internal_redirects, hedge_policy, max_stream_duration,
     );
+    let mut cluster_header = None;
     let mut runtime_key_prefix = None;
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => d.field("cluster", |d| one_cluster(d, name)),
@@ -326,7 +404,10 @@ fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
             runtime_key_prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
             d.field("weighted_clusters", |d| weighted_clusters(d, value))
         }
-        Some(ClusterSpecifier::ClusterHeader(_)) => d.not_supported("cluster_header"),
+        Some(ClusterSpecifier::ClusterHeader(name)) => {
+            cluster_header = d.field("cluster_header", |d| matchers::header_name(d, &name));
+            cluster_header.as_ref().map(|_| Vec::new())
+        }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
             d.not_supported("cluster_specifier_plugin")
         }
@@ -367,6 +448,7 @@ fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
     let timeout = common::timeout(d, "timeout", timeout, Some(TIMEOUT_DEFAULT));
     Some(ForwardAction {
         clusters: clusters?,
+        cluster_header,
         runtime_key_prefix,
         timeout: timeout?,
         prefix_rewrite: prefix_rewrite?,

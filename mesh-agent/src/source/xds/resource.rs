@@ -94,6 +94,18 @@ impl Resource {
         }
     }
 
+    /// As it was kept: a virtual host by the name it went by, routes without those of
+    /// their clusters that were not to be had.
+    pub(in crate::source) fn called(self, name: Option<String>) -> Self {
+        match (self, name) {
+            (Self::VirtualHost(_, host), Some(name)) => Self::VirtualHost(name.into(), host),
+            (Self::Routes(routes), _) => {
+                Self::Routes(RouteConfiguration { validate_clusters: Some(false), ..routes })
+            }
+            (resource, _) => resource,
+        }
+    }
+
     /// What of these, its own bytes, may be written to disk: a private key may not.
     pub(in crate::source) fn stored(&self, bytes: Arc<[u8]>) -> Option<Arc<[u8]>> {
         match self {

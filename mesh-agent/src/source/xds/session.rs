@@ -115,6 +115,8 @@ pub(super) struct Session {
     /// When what is fixed goes out even if no server has said anything.
     alone_by: Option<Instant>,
     rejected: Vec<RejectedResource>,
+    /// Names asked for from outside that are in force now, or not to be had.
+    answered: Vec<Key>,
     /// Whether something was refused when the last update was looked for.
     refused: bool,
     label: String,
@@ -150,6 +152,7 @@ impl Session {
             whole_by: None,
             alone_by: None,
             rejected: Vec::new(),
+            answered: Vec::new(),
             refused: false,
             label: String::new(),
         }
@@ -200,10 +203,12 @@ impl Session {
         for table in self.tables.iter_mut().filter(|table| table.stream == Some(stream)) {
             table.reset_stream();
             let missing = table.wanted.iter().filter(|name| !table.accepted.contains_key(*name));
-            for name in missing.cloned().collect::<Vec<_>>() {
+            let waits = !table.is_wildcard();
+            for name in missing.filter(|_| waits).cloned().collect::<Vec<_>>() {
                 table.wait(&name, now.at, timeout);
             }
         }
+        self.settle(now.at);
     }
 
     /// That stream's connection is gone. What is in force stays.
@@ -224,6 +229,12 @@ impl Session {
         for table in &mut self.tables {
             let asked = asked.remove(&table.kind).unwrap_or_default();
             table.renamed |= table.asked != asked;
+            for name in asked.difference(&table.asked) {
+                table.absent.remove(name);
+                table.open.insert(Arc::clone(name));
+            }
+            table.open.retain(|name| asked.contains(name));
+            table.aliases.retain(|alias, _| asked.contains(alias));
             table.asked = asked;
         }
         self.settle(now.at);
@@ -284,7 +295,12 @@ impl Session {
                 }
                 return;
             }
-            ResourceType::Listener | ResourceType::Cluster => return,
+            ResourceType::Cluster => {
+                // Who waits for it waits no longer.
+                self.table_mut(kind).absent.insert(Arc::clone(name));
+                return;
+            }
+            ResourceType::Listener => return,
         };
         let table = self.table(kind);
         if table.in_force.contains_key(name) || !table.wants(name) {
@@ -309,7 +325,8 @@ impl Session {
         // That nothing is refused any more is news, even if nothing has changed.
         let mended = std::mem::replace(&mut self.refused, refused) && !refused;
         if self.whole && self.unsent.is_empty() && !mended {
-            return None;
+            let answered = std::mem::take(&mut self.answered);
+            return (!answered.is_empty()).then_some(Update::Answered(answered));
         }
         let mut changes = Changes::default();
         let mut raw = Raw::default();

@@ -49,9 +49,9 @@ use crate::{
         socket::PodSockets,
         workload::{MtlsMode, Workload, WorkloadUid},
     },
-    observe::flags::ResponseFlag,
+    observe::{flags::ResponseFlag, metrics::Metrics},
     policy::{Flow, OutboundPolicy, Permit, authorize},
-    proxy::Origination,
+    proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
     snapshot::{Resources, SnapshotCell},
     transport::http_pool::{BoxedIo, HttpPool, HttpPoolOptions, HttpProtocol},
@@ -149,6 +149,7 @@ impl Setup {
 
 fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
+        on_demand: None,
         name: prefix.into(),
         matches: RouteMatch {
             path: PathMatch::Prefix(prefix.to_owned()),
@@ -162,6 +163,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
 
 fn to(cluster: &str) -> ForwardAction {
     ForwardAction {
+        cluster_header: None,
         clusters: vec![WeightedCluster { cluster: ClusterName(cluster.into()), weight: 1 }],
         timeout: Some(Duration::from_secs(15)),
         runtime_key_prefix: None,
@@ -223,12 +225,12 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     ];
     let configuration = RouteConfiguration {
         name: "test".into(),
-        virtual_hosts: vec![VirtualHost {
+        virtual_hosts: vec![Arc::new(VirtualHost {
             name: "app".into(),
             domains: vec![Domain::Exact("app.test".into())],
             routes,
-        }],
-        validate_clusters: None,
+        })],
+        ..RouteConfiguration::default()
     };
     let rbac = Rbac {
         stat_prefix: String::new(),
@@ -247,6 +249,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
         http_filters: vec![HttpFilter::Rbac(Arc::new(rbac))],
+        on_demand: None,
         idle_timeout: setup.idle_timeout,
         stream_idle_timeout: setup.stream_idle_timeout,
         request_headers_timeout: setup.request_headers_timeout,
@@ -290,8 +293,10 @@ impl Mesh {
         let snapshots = Arc::<SnapshotCell>::default();
         snapshots.replace(resources(&setup, "/secret"), "test".into()).unwrap();
         let dialler = Arc::<Dialler>::default();
+        let on_demand = OnDemand::new(None, Arc::clone(&snapshots), Metrics::new());
         let services = HttpServices {
             snapshots,
+            on_demand: Arc::new(on_demand),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,

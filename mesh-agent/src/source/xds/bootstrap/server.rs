@@ -33,7 +33,7 @@ use envoy_types::pb::{
 
 use super::{
     super::{
-        address::{ConnectionOptions, Family, Server, ServerAddress, TcpKeepaliveOptions, is_host},
+        address::{ConnectionOptions, Family, Server, ServerAddress, is_host},
         common, config_source, http_options,
         reject::{Decoder, unsupported},
     },
@@ -254,14 +254,16 @@ fn http2(d: &mut Decoder, mut value: Http2ProtocolOptions, connection: &mut Conn
         unsupported!(d; connection_idle_interval);
         // Each agent connects at its own time.
         let _ = interval_jitter;
+        let mut pings = (Duration::ZERO, Duration::ZERO);
         match interval {
-            Some(value) => positive(d, "interval", value, &mut connection.ping_interval),
+            Some(value) => positive(d, "interval", value, &mut pings.0),
             None => d.refuse_field("interval", "is missing"),
         }
         match timeout {
-            Some(value) => positive(d, "timeout", value, &mut connection.ping_timeout),
+            Some(value) => positive(d, "timeout", value, &mut pings.1),
             None => d.refuse_field("timeout", "is missing"),
         }
+        connection.pings = Some(pings);
     });
 }
 
@@ -275,19 +277,21 @@ fn upstream(d: &mut Decoder, value: UpstreamConnectionOptions, connection: &mut 
     let Some(keepalive) = tcp_keepalive else { return };
     let TcpKeepalive { keepalive_probes, keepalive_time, keepalive_interval } = keepalive;
     d.field("tcp_keepalive", |d| {
-        let mut seconds = |field, value: Option<UInt32Value>| match value {
+        let mut given = |field, value: Option<UInt32Value>| match value {
             Some(UInt32Value { value: 0 }) => {
                 d.refuse_field(field, "must be at least 1");
                 None
             }
             value => value.map(|value| value.value),
         };
-        connection.tcp_keepalive = Some(TcpKeepaliveOptions {
-            probes: seconds("keepalive_probes", keepalive_probes),
-            time: seconds("keepalive_time", keepalive_time).map(|s| Duration::from_secs(s.into())),
-            interval: seconds("keepalive_interval", keepalive_interval)
-                .map(|s| Duration::from_secs(s.into())),
-        });
+        let options = &mut connection.tcp_keepalive;
+        options.probes = given("keepalive_probes", keepalive_probes).unwrap_or(options.probes);
+        if let Some(time) = given("keepalive_time", keepalive_time) {
+            options.time = Duration::from_secs(time.into());
+        }
+        if let Some(interval) = given("keepalive_interval", keepalive_interval) {
+            options.interval = Duration::from_secs(interval.into());
+        }
     });
 }
 

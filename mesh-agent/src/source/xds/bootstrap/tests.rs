@@ -98,8 +98,9 @@ fn a_bootstrap_says_who_and_where_and_how() {
     let connection = &servers[0].connection;
     assert_eq!(connection.connect_timeout, Duration::from_secs(1));
     assert_eq!(connection.family, Family::V4);
-    assert_eq!(connection.ping_interval, Duration::from_secs(7));
-    assert_eq!(connection.tcp_keepalive.unwrap().time, Some(Duration::from_secs(300)));
+    assert_eq!(connection.pings, Some((Duration::from_secs(7), Duration::from_secs(2))));
+    assert_eq!(servers[2].connection.pings, None, "gRPC servers hang up on uninvited ones");
+    assert_eq!(connection.tcp_keepalive.time, Duration::from_secs(300));
     let tls = servers[2].tls.as_ref().unwrap();
     assert_eq!(tls.server_name.as_deref(), Some("cp.internal"));
     assert_eq!(tls.accepted_names, ["cp.internal"]);

@@ -44,6 +44,8 @@ pub(super) struct Link<'a> {
     pub(super) kind: Option<ResourceType>,
     pub(super) events: &'a Events,
     pub(super) limiter: &'a mut Limiter,
+    /// The largest response in bytes, where it is not [`MESSAGE_MAX_BYTES`].
+    pub(super) message_max: Option<u32>,
     /// How long the first answer may take.
     pub(super) first_answer: Option<Duration>,
     /// Whether there was an answer.
@@ -109,8 +111,10 @@ impl Link<'_> {
         M: Message + Send + Sync + 'static,
         R: Message + Default + Send + Sync + 'static,
     {
-        let Self { at, variant, kind, events, limiter, first_answer, answered } = self;
-        let mut grpc = Grpc::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES);
+        let Self { at, variant, kind, events, limiter, message_max, first_answer, answered } = self;
+        let most = message_max.and_then(|most| usize::try_from(most).ok());
+        let most = most.unwrap_or(MESSAGE_MAX_BYTES).min(MESSAGE_MAX_BYTES);
+        let mut grpc = Grpc::new(channel).max_decoding_message_size(most);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         if events.send((*at, Event::Open)).await.is_err() {
             return Ok(());
@@ -220,12 +224,15 @@ pub(super) async fn connect(server: &Server) -> Result<Channel, String> {
     let origin = format!("{scheme}://{authority}").parse();
     let endpoint = endpoint
         .origin(origin.map_err(|error| format!("{error}"))?)
-        .connect_timeout(options.connect_timeout)
-        .http2_keep_alive_interval(options.ping_interval)
-        .keep_alive_timeout(options.ping_timeout)
-        .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
+    let endpoint = match options.pings {
+        None => endpoint,
+        Some((interval, timeout)) => endpoint
+            .http2_keep_alive_interval(interval)
+            .keep_alive_timeout(timeout)
+            .keep_alive_while_idle(true),
+    };
     let dialled = server.clone();
     let dial = service_fn(move |_| dialled.clone().dial());
     match time::timeout(options.connect_timeout, endpoint.connect_with_connector(dial)).await {

@@ -29,6 +29,7 @@ pub(super) struct Stream {
     /// The one type it carries; `None`: all.
     pub(super) kind: Option<ResourceType>,
     pub(super) rate: Option<RateLimit>,
+    pub(super) message_max: Option<u32>,
     /// How long a server that has never answered may keep us waiting.
     pub(super) first_answer: Option<Duration>,
 }
@@ -58,6 +59,7 @@ impl Stream {
                     kind: self.kind,
                     events: &events,
                     limiter: &mut limiter,
+                    message_max: self.message_max,
                     first_answer: self.first_answer.filter(|_| !heard),
                     answered: false,
                 };

@@ -17,7 +17,7 @@ use prost::{Message as _, Name as _};
 
 use super::{
     Now, Session, Variant,
-    table::{Body, Digest, Held, Needs, Reply},
+    table::{Body, Digest, Held, Needs, Reply, namespace},
 };
 use crate::{
     snapshot::RejectedResource,
@@ -110,6 +110,7 @@ impl Session {
             ..
         } = response;
         let Some(kind) = self.of_url(stream, &type_url) else { return };
+        self.hear_of_hosts(kind, &resources, &removed_resources);
         let values = resources.iter().filter_map(|r| r.resource.as_ref());
         let digest = digest_of(values.map(|any| any.value.as_slice()));
         let mut judgement = Judgement::default();
@@ -128,6 +129,24 @@ impl Session {
             self.label = system_version_info;
         }
         self.answer(kind, nonce, digest, judgement.rejected, now);
+    }
+
+    /// Whose virtual hosts a response is about; an empty one is about all.
+    fn hear_of_hosts(&mut self, kind: ResourceType, resources: &[Wrapped], removed: &[String]) {
+        if kind != ResourceType::VirtualHost {
+            return;
+        }
+        let table = self.table_mut(kind);
+        let mut namespaces: HashSet<String> = HashSet::new();
+        for Wrapped { name, aliases, .. } in resources {
+            namespaces.extend(aliases.iter().chain([name]).map(|n| namespace(n).to_owned()));
+        }
+        namespaces.extend(removed.iter().map(|name| namespace(name).to_owned()));
+        if resources.is_empty() && removed.is_empty() {
+            namespaces.extend(table.wanted.iter().map(|name| name.to_string()));
+            namespaces.retain(|name| !table.asked.contains(name.as_str()));
+        }
+        namespaces.iter().for_each(|name| table.heard_of(name));
     }
 
     /// A resource was not confirmed in time.
@@ -159,7 +178,8 @@ impl Session {
         ) {
             self.take_out(kind, &name);
         }
-        if !self.table(kind).is_wildcard() {
+        let table = self.table(kind);
+        if !table.is_wildcard() || table.asked.contains(&name) {
             self.make_up(kind, &name);
         }
     }
@@ -199,6 +219,13 @@ impl Session {
         let Wrapped { name, resource_name, aliases, version, resource, ttl, .. } = wrapped;
         let place = || format!("{}: resources[{at}]", kind.table());
         let Some(any) = resource else {
+            if kind == ResourceType::VirtualHost
+                && !self.table(kind).accepted.contains_key(name.as_str())
+            {
+                // So a server says that it has no such host.
+                aliases.into_iter().chain([name]).for_each(|name| self.removed(kind, name.into()));
+                return;
+            }
             // A heartbeat: the resource lives on.
             let known = self.table(kind).accepted.get_key_value(name.as_str());
             match known.map(|(name, _)| Arc::clone(name)) {
@@ -218,7 +245,7 @@ impl Session {
             Some(rejection(&place(), "has no name that could be read"))
         } else if name.starts_with(LOCATOR) || resource_name.is_some() {
             Some(rejection(&path(), "xdstp names and resource locators are not supported"))
-        } else if !aliases.is_empty() {
+        } else if !aliases.is_empty() && kind != ResourceType::VirtualHost {
             Some(rejection(&path(), "aliases are not supported"))
         } else if ResourceType::of_url(&any.type_url) != Some(kind) {
             let reason = format!("is a `{}`, not the type that was asked for", any.type_url);
@@ -236,6 +263,13 @@ impl Session {
         if !self.table(kind).wants(&name) {
             return;
         }
+        for alias in aliases {
+            let table = self.table_mut(kind);
+            if let Some(alias) = table.asked.get(alias.as_str()).cloned() {
+                table.waiting.clear(&alias);
+                table.aliases.insert(alias, Arc::clone(&name));
+            }
+        }
         match self.table_mut(kind).accepted.get_mut(&name) {
             // Endpoints that grow stale are renewed by being told again.
             Some(held)
@@ -251,6 +285,9 @@ impl Session {
                 Ok((held, references)) => {
                     let stream = self.table(kind).stream;
                     if let Err(reason) = self.place(stream, &references) {
+                        return judgement.rejected.push(reason);
+                    }
+                    if let Err(reason) = self.can_serve(&held) {
                         return judgement.rejected.push(reason);
                     }
                     if kind == ResourceType::Listener {
@@ -300,6 +337,20 @@ impl Session {
             }
             self.table_mut(ResourceType::Listener).accept(Arc::clone(&name), held);
             self.live(ResourceType::Listener, &name, ttl, now);
+        }
+    }
+
+    /// Refuses what the streams have no means for.
+    fn can_serve(&self, held: &Held) -> Result<(), RejectedResource> {
+        let hosts = self.table(ResourceType::VirtualHost);
+        let stream = hosts.stream.and_then(|at| self.streams.get(at));
+        let delta = stream.is_some_and(|stream| stream.variant == Variant::Delta);
+        match &held.body {
+            Some(Body { resource: Resource::Routes(routes), .. }) if routes.vhds && !delta => {
+                let path = format!("routes[{}].vhds", routes.name);
+                Err(rejection(&path, "virtual hosts come in the delta variant only"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -445,6 +496,10 @@ pub(super) fn decode(
         Resource::VirtualHost(_, host) => Resource::VirtualHost(Arc::clone(name), host),
         resource => resource,
     };
+    if kind == ResourceType::VirtualHost && namespace(name).is_empty() {
+        let reason = "is not called `<route configuration>/<host>`";
+        return Err(vec![rejection(&path, reason)]);
+    }
     let (_, own) = resource.key();
     if own != *name {
         let reason = format!("calls itself `{own}`");

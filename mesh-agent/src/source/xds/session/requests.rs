@@ -82,7 +82,8 @@ impl Table {
             type_url: self.kind.type_url().to_owned(),
             ..DeltaDiscoveryRequest::default()
         };
-        if !std::mem::replace(&mut self.opened, true) {
+        let first = !std::mem::replace(&mut self.opened, true);
+        if first {
             let fixed = &self.fixed;
             let held =
                 self.accepted.iter().filter(|(name, held)| !held.made_up && !fixed.contains(*name));
@@ -98,6 +99,10 @@ impl Table {
             let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
             request.resource_names_subscribe = difference(&self.wanted, &self.subscribed);
             request.resource_names_unsubscribe = difference(&self.subscribed, &self.wanted);
+            if first && self.is_wildcard() && !self.wanted.is_empty() {
+                // Without names a first request asks for all; with some it has to say so.
+                request.resource_names_subscribe.insert(0, "*".to_owned());
+            }
             self.subscribed.clone_from(&self.wanted);
         }
         request

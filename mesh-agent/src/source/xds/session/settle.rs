@@ -13,10 +13,10 @@ use std::{
 };
 
 use super::{
-    Key, Session,
+    Key, Session, Variant,
     table::{Needs, Table},
 };
-use crate::source::xds::ResourceType as Type;
+use crate::source::xds::{Resource, ResourceType as Type};
 
 /// The types that are asked for by name, and the types whose resources say the names;
 /// what is named comes after what names it.
@@ -58,10 +58,35 @@ impl Session {
             }
             made_up |= self.work_out(kind, holders, now);
         }
-        self.tables.iter_mut().for_each(|table| table.renamed = false);
-        if made_up {
-            self.settle(now);
+        self.forget_absent_clusters();
+        for table in &mut self.tables {
+            table.renamed = false;
+            table.claimed = false;
         }
+        if made_up {
+            return self.settle(now);
+        }
+        for table in &mut self.tables {
+            let open = std::mem::take(&mut table.open);
+            let (answered, open): (BTreeSet<_>, _) =
+                open.into_iter().partition(|name| table.has(name));
+            table.open = open;
+            self.answered.extend(answered.into_iter().map(|name| (table.kind, name)));
+        }
+    }
+
+    /// Names that nothing leads to any more are not kept for ever.
+    fn forget_absent_clusters(&mut self) {
+        let holders = [Type::Routes, Type::VirtualHost].map(|kind| self.table(kind));
+        let clusters = self.table(Type::Cluster);
+        if clusters.absent.is_empty() || !holders.iter().any(|table| table.renamed) {
+            return;
+        }
+        let mut kept = clusters.asked.clone();
+        for held in holders.iter().flat_map(|table| table.accepted.values()) {
+            kept.extend(held.needs.named(Type::Cluster).cloned());
+        }
+        self.table_mut(Type::Cluster).absent.retain(|name| kept.contains(name));
     }
 
     fn add_ready(&mut self, kind: Type) {
@@ -127,11 +152,15 @@ impl Session {
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
         let table = self.table_mut(kind);
         let Some(held) = table.accepted.get_mut(&name) else { return };
-        let Some(body) = held.body.take() else { return };
+        let Some(mut body) = held.body.take() else { return };
         let needs = held.needs.clone();
         let before = table.in_force.get(&name);
         table.renamed |= *before.unwrap_or(&Needs::default()) != needs;
         table.in_force.insert(Arc::clone(&name), needs);
+        if let Resource::Routes(routes) = &mut body.resource {
+            // All that can be had are there.
+            routes.validate_clusters = Some(false);
+        }
         self.unsent.insert((kind, name), Some(body));
     }
 
@@ -182,7 +211,11 @@ impl Session {
     fn work_out(&mut self, kind: Type, holders: &[Type], now: Instant) -> bool {
         let renamed = |kind: &Type| self.table(*kind).renamed;
         let asked_for_anew = holders.iter().any(renamed) || renamed(&kind);
-        if self.table(kind).is_wildcard() || !asked_for_anew {
+        if !asked_for_anew {
+            return false;
+        }
+        if self.table(kind).is_wildcard() {
+            self.ask_for_single(kind);
             return false;
         }
         let mut wanted = self.table(kind).asked.clone();
@@ -218,15 +251,33 @@ impl Session {
         }
         table.reworded = true;
         table.wanted = wanted;
-        table.claimed = false;
         for name in dropped {
             table.timeouts.remove(&name);
             table.waiting.clear(&name);
             table.absent.remove(&name);
             table.remove(&name);
         }
+        if kind == Type::VirtualHost {
+            let names = table.accepted.keys();
+            let unwanted: Vec<_> = names.filter(|name| !table.wants(name)).cloned().collect();
+            unwanted.iter().for_each(|name| table.remove(name));
+        }
         nowhere.iter().for_each(|name| self.make_up(kind, name));
         self.remove_unneeded(kind);
         !nowhere.is_empty()
+    }
+
+    /// Names asked for from outside, of a type that is asked for as a whole: a server may
+    /// have more than it sends to everybody. Only the delta variant can say so.
+    fn ask_for_single(&mut self, kind: Type) {
+        let variant = self.table(kind).stream.and_then(|at| self.streams.get(at));
+        let delta = variant.is_some_and(|stream| stream.variant == Variant::Delta);
+        let table = self.table_mut(kind);
+        if delta {
+            table.wanted.clone_from(&table.asked);
+        } else {
+            let nowhere = table.asked.iter().filter(|name| !table.accepted.contains_key(*name));
+            table.absent.extend(nowhere.cloned());
+        }
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Needs {
     /// Clusters it leads to, and can do without: what would go there fails.
     pub(super) leads_to: BTreeSet<Arc<str>>,
     /// Filters that are configured by themselves.
-    filters: Vec<FilterNeed>,
+    pub(super) filters: Vec<FilterNeed>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
     /// Grows stale, unless it is told again.
@@ -65,6 +65,7 @@ impl Needs {
                     needs.add(ResourceType::Cluster, routes.cluster_names().map(|name| &name.0));
                 }
                 needs.leads_to(routes.cluster_names());
+                needs.add(ResourceType::VirtualHost, routes.vhds.then_some(&routes.name));
             }
             Resource::Cluster(cluster) => {
                 needs.add(ResourceType::Endpoints, cluster.assignment_name());
@@ -109,6 +110,12 @@ impl Needs {
     pub(super) fn filters(&self, name: &str) -> impl Iterator<Item = &FilterNeed> {
         self.filters.iter().filter(move |filter| &*filter.name == name)
     }
+}
+
+/// The route configuration that a virtual host belongs to. Its name may have slashes, a
+/// host has none.
+pub(super) fn namespace(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(configuration, _)| configuration)
 }
 
 /// A resource the server was told we have.
@@ -185,6 +192,10 @@ pub(super) struct Table {
     pub(super) optional: BTreeSet<Arc<str>>,
     /// Those of them that are wanted whatever the resources need.
     pub(super) asked: BTreeSet<Arc<str>>,
+    /// Those of them that nobody was told the fate of.
+    pub(super) open: BTreeSet<Arc<str>>,
+    /// Asked for by another name than it goes by (VHDS).
+    pub(super) aliases: HashMap<Arc<str>, Arc<str>>,
     /// Wanted, and not to be had: nobody waits for them.
     pub(super) absent: BTreeSet<Arc<str>>,
     /// Those that were held from the start: no server changes or removes them.
@@ -238,6 +249,8 @@ impl Table {
             wanted: BTreeSet::new(),
             optional: BTreeSet::new(),
             asked: BTreeSet::new(),
+            open: BTreeSet::new(),
+            aliases: HashMap::new(),
             absent: BTreeSet::new(),
             fixed: BTreeSet::new(),
             timeouts: HashMap::new(),
@@ -267,12 +280,24 @@ impl Table {
     }
 
     pub(super) fn wants(&self, name: &str) -> bool {
-        self.is_wildcard() || self.wanted.contains(name)
+        self.is_wildcard()
+            || self.wanted.contains(name)
+            || (self.kind == ResourceType::VirtualHost && self.wanted.contains(namespace(name)))
     }
 
     /// Whether nobody need wait for that name any more.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.in_force.contains_key(name) || self.absent.contains(name)
+        let there = |name: &str| self.in_force.contains_key(name) || self.absent.contains(name);
+        there(name) || self.aliases.get(name).is_some_and(|name| there(name))
+    }
+
+    /// The server has spoken of that route configuration's virtual hosts: those that it
+    /// sends unasked are there.
+    pub(super) fn heard_of(&mut self, namespace: &str) {
+        if let Some(name) = self.wanted.get(namespace).cloned() {
+            self.waiting.clear(&name);
+            self.absent.insert(name);
+        }
     }
 
     /// A new stream: nothing of the old one counts, but for what was accepted.
@@ -335,6 +360,6 @@ impl Table {
             return true;
         }
         // In the state-of-the-world variant this says a refusal that waits as well.
-        !self.is_wildcard() && self.reworded && self.subscribed != self.wanted
+        self.reworded && self.subscribed != self.wanted
     }
 }

@@ -5,8 +5,10 @@ mod delta;
 mod filters;
 mod fuzz;
 mod messages;
+mod on_demand;
 mod scale;
 mod sotw;
+mod sources;
 mod types;
 
 use super::*;
@@ -18,6 +20,7 @@ struct Bench {
     now: Now,
     cell: crate::snapshot::SnapshotCell,
     refused: Vec<String>,
+    answered: Vec<String>,
     updates: usize,
 }
 
@@ -33,6 +36,7 @@ impl Bench {
             now: Now::read(),
             cell: crate::snapshot::SnapshotCell::default(),
             refused: Vec::new(),
+            answered: Vec::new(),
             updates: 0,
         };
         bench.session.connected(0, bench.now);
@@ -62,6 +66,9 @@ impl Bench {
                     self.cell.replace(delivery.resources, delivery.label).unwrap();
                     self.updates += 1;
                 }
+                Update::Answered(names) => {
+                    self.answered.extend(names.iter().map(|(_, name)| name.to_string()));
+                }
                 Update::Changes(delta) => {
                     self.cell.update(delta.changes, delta.label).unwrap();
                     self.updates += 1;
@@ -77,7 +84,10 @@ impl Bench {
         let endpoints = snapshot.assignments.iter();
         all.extend(endpoints.map(|(n, a)| format!("eds/{n}:{}", a.endpoints().count())));
         all.extend(snapshot.listeners.iter().map(|l| format!("lds/{}", l.name)));
-        all.extend(snapshot.routes.keys().map(|n| format!("rds/{n}")));
+        all.extend(snapshot.routes.values().map(|r| match r.discovered.len() {
+            0 => format!("rds/{}", r.name),
+            hosts => format!("rds/{}+{hosts}", r.name),
+        }));
         all.extend(snapshot.secrets.keys().map(|n| format!("sds/{n}")));
         all.extend(snapshot.runtime_layers.keys().map(|n| format!("rtds/{n}")));
         all.extend(snapshot.extension_configs.keys().map(|n| format!("ecds/{n}")));

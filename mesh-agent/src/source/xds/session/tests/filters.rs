@@ -103,3 +103,23 @@ fn a_bad_configuration_neither_replaces_a_good_one_nor_a_listener_that_serves() 
     bench.tells(ECDS, "x4", &[("g", extension("g"))], &[]);
     bench.expect_in_force(&["cds/a", "ecds/g", "eds/a:1", "lds/l", "rds/r"]);
 }
+
+#[test]
+fn a_configuration_of_a_type_that_a_place_does_not_take_is_refused_by_its_name() {
+    let mut bench = Bench::with_filter(ExtensionConfigSource::default());
+    bench.tells(ECDS, "x1", &[("f", extension("f"))], &[]);
+    let listeners = bench.session.table_mut(ResourceType::Listener);
+    let held = listeners.accepted.get_mut("l").unwrap();
+    held.needs.filters[0].type_names = vec!["a.b.Lua".into()];
+    let mut other = extension("f");
+    other.value.extend([0x0a, 1, b'f']);
+    bench.tells(ECDS, "x2", &[("f", other)], &[]);
+    assert_eq!(
+        bench.refused,
+        [
+            "extension_configs[f]: is a envoy.extensions.filters.http.rbac.v3.RBAC, and listener `l` \
+          takes only a.b.Lua"
+        ]
+    );
+    bench.expect_in_force(&ALL);
+}

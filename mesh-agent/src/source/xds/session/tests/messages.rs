@@ -17,7 +17,7 @@ use envoy_types::pb::{
             },
             listener::v3::{Filter, FilterChain, Listener, filter::ConfigType},
             route::v3::{
-                Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
+                Route, RouteAction, RouteConfiguration, RouteMatch, Vhds, VirtualHost, route,
                 route_action, route_match::PathSpecifier,
             },
         },
@@ -179,17 +179,7 @@ fn manager(routes: &str, mut http_filters: Vec<HttpFilter>) -> Any {
     })
 }
 
-pub(super) fn routes(name: &str, cluster: &str) -> Any {
-    any(&route_configuration(name, cluster))
-}
-
-/// Routes that say that their cluster must be there.
-pub(super) fn validated_routes(name: &str, cluster: &str) -> Any {
-    let validate_clusters = Some(BoolValue { value: true });
-    any(&RouteConfiguration { validate_clusters, ..route_configuration(name, cluster) })
-}
-
-fn route_configuration(name: &str, cluster: &str) -> RouteConfiguration {
+fn virtual_host(name: &str, domain: &str, cluster: &str) -> VirtualHost {
     let action = RouteAction {
         cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
         ..RouteAction::default()
@@ -202,16 +192,42 @@ fn route_configuration(name: &str, cluster: &str) -> RouteConfiguration {
         action: Some(route::Action::Route(action)),
         ..Route::default()
     };
-    RouteConfiguration {
+    VirtualHost {
         name: name.to_owned(),
-        virtual_hosts: vec![VirtualHost {
-            name: "h".to_owned(),
-            domains: vec!["*".to_owned()],
-            routes: vec![route],
-            ..VirtualHost::default()
-        }],
-        ..RouteConfiguration::default()
+        domains: vec![domain.to_owned()],
+        routes: vec![route],
+        ..VirtualHost::default()
     }
+}
+
+pub(super) fn routes(name: &str, cluster: &str) -> Any {
+    any(&RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![virtual_host("h", "*", cluster)],
+        ..RouteConfiguration::default()
+    })
+}
+
+/// Routes that say that their cluster must be there.
+pub(super) fn validated_routes(name: &str, cluster: &str) -> Any {
+    any(&RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![virtual_host("h", "*", cluster)],
+        validate_clusters: Some(BoolValue { value: true }),
+        ..RouteConfiguration::default()
+    })
+}
+
+pub(super) fn routes_with_vhds(name: &str) -> Any {
+    any(&RouteConfiguration {
+        name: name.to_owned(),
+        vhds: Some(Vhds { config_source: ads() }),
+        ..RouteConfiguration::default()
+    })
+}
+
+pub(super) fn host(name: &str, domain: &str, cluster: &str) -> Any {
+    any(&virtual_host(name, domain, cluster))
 }
 
 fn inline(text: &str) -> Option<DataSource> {

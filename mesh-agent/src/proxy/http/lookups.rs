@@ -1,0 +1,88 @@
+//! What a request lacks and may ask for, by what its listener and route allow.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{StatusCode, request::Parts};
+
+use super::reply::Reply;
+use crate::{
+    model::{
+        cluster::ClusterName,
+        listener::{HttpConnectionManager, WeightedCluster},
+        route::{ForwardAction, Route, RouteConfiguration},
+    },
+    observe::flags::ResponseFlag,
+    proxy::on_demand::{Sought, Unavailable},
+    route::{NoDestination, NoRoute},
+};
+
+/// How long a request waits for its virtual host.
+const HOST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often one request may ask: configurations that chase each other must not hold it
+/// for ever.
+const LOOKUPS_MAX: u32 = 4;
+
+/// What one request has asked for.
+#[derive(Default)]
+pub(super) struct Lookups {
+    made: u32,
+}
+
+impl Lookups {
+    /// The virtual host to ask for, and how long; `None`: there is nothing to ask.
+    pub(super) fn host(
+        &mut self,
+        http: &HttpConnectionManager,
+        routes: &RouteConfiguration,
+        error: &NoRoute,
+        authority: &str,
+    ) -> Option<(Sought, Duration)> {
+        let allowed = routes.vhds && http.on_demand.is_some();
+        let lacks_host = matches!(error, NoRoute::VirtualHost { .. });
+        // A slash would name a host of another configuration.
+        if !allowed || !lacks_host || authority.contains('/') || self.made >= LOOKUPS_MAX {
+            return None;
+        }
+        self.made += 1;
+        let name = format!("{}/{}", routes.name, authority.to_ascii_lowercase());
+        Some((Sought::VirtualHost(name.into()), HOST_PATIENCE))
+    }
+
+    /// The cluster to ask for, and how long; `None`: there is nothing to ask.
+    pub(super) fn cluster(
+        &mut self,
+        http: &HttpConnectionManager,
+        route: &Route,
+        error: &NoDestination,
+    ) -> Option<(Sought, Duration)> {
+        let NoDestination::UnknownCluster { cluster } = error else { return None };
+        let listeners = http.on_demand?;
+        let clusters = route.on_demand.map_or(listeners.clusters, |own| own.clusters)?;
+        if self.made >= LOOKUPS_MAX {
+            return None;
+        }
+        self.made += 1;
+        Some((Sought::Cluster(Arc::clone(&cluster.0)), clusters.timeout))
+    }
+}
+
+/// Where a request itself names its cluster, what the route says for that one. A request
+/// that names none is for a cluster that is not there, as in Envoy.
+pub(super) fn of_request(action: &ForwardAction, head: &Parts) -> Option<ForwardAction> {
+    let header = action.cluster_header.as_deref()?;
+    let value = head.headers.get(header).and_then(|value| value.to_str().ok());
+    let cluster = ClusterName(value.unwrap_or_default().into());
+    let clusters = vec![WeightedCluster { cluster, weight: 1 }];
+    Some(ForwardAction { clusters, ..action.clone() })
+}
+
+/// The answer where it did not come: as without asking, unless the agent did not ask.
+pub(super) fn not_obtained(why: Unavailable, reply: Reply) -> Reply {
+    if why != Unavailable::Full {
+        return reply;
+    }
+    let flag = Some(ResponseFlag::OverloadManager);
+    let details = format!("on-demand discovery: {why}");
+    Reply::new(StatusCode::SERVICE_UNAVAILABLE, "", flag, details)
+}
