@@ -141,12 +141,21 @@ fn the_script(mode: &str) {
     let mut dangling = changed.clone();
     named(&mut dangling, "RouteConfiguration", "other")["virtual_hosts"][0]["routes"] =
         json!([{ "match": { "prefix": "/" }, "route": { "cluster": "later" } }]);
-    // Else it would be waited for as long as for anything, and no longer.
-    named(&mut dangling, "RouteConfiguration", "other")["validate_clusters"] = true.into();
-    control_plane.serves(dangling);
+    control_plane.serves(dangling.clone());
     reached(503);
     mesh.near().logs_access(&["10.96.0.30:80", "\"response_flags\":\"NC\""]);
     get(200);
+    // Unless it is to be validated: then the last version stays.
+    control_plane.serves(changed.clone());
+    reached(418);
+    named(&mut dangling, "RouteConfiguration", "other")["validate_clusters"] = true.into();
+    control_plane.serves(dangling);
+    eventually("the routes wait", || {
+        let routes = xds_type(mesh.near(), "routes");
+        let waits = routes["warming"][0]["waits_for"] == "clusters[later]";
+        if waits { Ok(()) } else { Err(routes) }
+    });
+    reached(418);
 
     // Dropped streams, and a control plane that dies and comes back.
     control_plane.serves(changed.clone());
