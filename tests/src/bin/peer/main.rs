@@ -24,6 +24,10 @@ const HELP: &str = "usage:
   peer talk ADDRESS [--mapped] stdin and stdout over one connection; exits with 0 after
                                FIN, 3 after RST, 4 when it cannot connect; `--mapped` dials
                                an IPv4 address by an IPv6 socket
+  peer hears ADDRESS TIMES     connects that often, one after the other; prints what it heard
+                               and how each ended, a line of JSON each
+  peer watches ADDRESS         connects again and again; prints the time (in seconds) and
+                               what it heard whenever that changes
   peer asks ADDRESS            connects and prints getpeername and getsockname
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
@@ -65,6 +69,8 @@ fn main() -> ExitCode {
         ["talk", address] => talk::talk(address, false),
         ["talk", address, "--mapped"] => talk::talk(address, true),
         ["asks", address] => talk::asks(address),
+        ["watches", address] => talk::watches(address),
+        ["hears", address, times] => talk::hears(address, times),
         ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
         ["echoed", address, bytes, streams] => digest::echoed(address, bytes, streams, false),
         ["echoed", address, bytes, streams, "--greeting"] => {

@@ -5,6 +5,7 @@ use std::{
     net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpStream},
     process::ExitCode,
     thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use socket2::{Domain, Socket, Type};
@@ -33,6 +34,46 @@ pub(crate) fn asks(address: &str) -> ExitCode {
             eprintln!("{error}");
             ExitCode::from(4)
         }
+    }
+}
+
+/// Listens until the other side ends the connection, or for five seconds, `times` times.
+pub(crate) fn hears(address: &str, times: &str) -> ExitCode {
+    for _ in 0..times.parse::<usize>().expect("a number") {
+        let mut heard = Vec::new();
+        let end = match dial(address, false) {
+            Err(_) => "refused",
+            Ok(mut stream) => {
+                stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set a timeout");
+                match stream.read_to_end(&mut heard) {
+                    Ok(_) => "closed",
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => "silent",
+                    Err(_) => "reset",
+                }
+            }
+        };
+        let heard = String::from_utf8_lossy(&heard);
+        println!("{}", serde_json::json!({ "heard": heard, "end": end }));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Says whenever another answers, until it is ended.
+pub(crate) fn watches(address: &str) -> ExitCode {
+    let mut last = String::new();
+    loop {
+        let mut heard = String::new();
+        let connection = dial(address, false);
+        // A connection that fails hears nothing, which is an answer too.
+        let _ = connection.and_then(|mut stream| stream.read_to_string(&mut heard));
+        // What `peer who` says of itself, not of who asked.
+        let who = heard.trim_end().rsplit(", ").next().unwrap_or_default();
+        if who != last {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            println!("{:.6} {who}", now.as_secs_f64());
+            who.clone_into(&mut last);
+        }
+        thread::sleep(Duration::from_micros(200));
     }
 }
 
