@@ -169,7 +169,7 @@ pub struct AdminConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrafficConfig {
     pub outbound_policy: OutboundPolicy,
-    /// How long live connections may go on after SIGTERM.
+    /// How long live connections may go on after SIGTERM, or without their listener.
     pub drain_timeout: Duration,
     /// Threads that move bytes; `None`: one for each CPU.
     pub data_threads: Option<NonZeroUsize>,
@@ -400,7 +400,7 @@ fn sds(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<Option<SdsCon
     if !is_sds {
         for key in ["sds_server", "sds_mode", "sds_secret_name", "sds_validation_name"] {
             if layers.is_given(key) {
-                layers.fail(key, Origin::Default, "is for certificates: sds".to_owned());
+                layers.fail_given(key, "is for certificates: sds");
             }
         }
         return Some(None);

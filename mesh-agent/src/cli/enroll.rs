@@ -15,7 +15,8 @@ use super::{
 use crate::admin::{EnrollRequest, PodView};
 
 const AFTER: &str = "\
-Once this returns, the pod's new connections are captured; those it has live on.
+Once this returns, the pod's new connections are captured. Those it has end (strict),
+or live on without the mesh (permissive).
 Enrolling a pod again with the same values changes nothing.
 
 Examples:

@@ -103,13 +103,13 @@ const SETTINGS: &[Setting] = &[
         Group::Node,
         "config_dir",
         None,
-        "Directory of xDS resources (LDS, RDS, CDS, EDS as YAML or JSON), watched for changes",
+        "Directory of xDS resources (YAML or JSON), watched for changes",
     ),
     path(
         Group::ControlPlane,
         "bootstrap",
         None,
-        "Envoy bootstrap file that says who the agent is and where its control plane is",
+        "Envoy bootstrap file (YAML or JSON), instead of config_dir and every xds_ setting",
     ),
     list(
         Group::ControlPlane,
@@ -267,7 +267,8 @@ const SETTINGS: &[Setting] = &[
         "drain_timeout",
         "DURATION",
         Some("5s"),
-        "How long live connections may go on after SIGTERM",
+        "How long live connections may go on after SIGTERM, or after their listener or filter \
+         chain is removed",
     ),
     value(
         Group::Traffic,
