@@ -116,7 +116,7 @@ fn follow(
         control_plane.serves(served(to).resources());
         let sent = journal.next("ClusterLoadAssignment");
         // The first backend has been seen once before.
-        took.push(arrived(to, (round + 1) / 2) - sent);
+        took.push(arrived(to, round.div_ceil(2)) - sent);
     }
     took
 }
