@@ -346,6 +346,9 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     let guard = layers.one("guard", choice::<Guard>);
     let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
     let non_tcp = layers.one("non_tcp", choice::<NonTcp>);
+    if (guard, non_tcp) == (Some(Guard::Off), Some(NonTcp::Drop)) {
+        layers.fail_given("non_tcp", "drop is for the guard to do, and guard is off");
+    }
     let probe_cgroups = layers.many("probe_cgroup", absolute);
     let splice = layers.one("splice", splice_mode);
     let outbound_ports = layers.many("exclude_outbound_port", port);

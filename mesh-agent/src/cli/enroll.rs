@@ -111,6 +111,7 @@ enum Splice {
 enum RedirectPeer {
     /// Where nothing else is on the way
     Auto,
+    /// Past whatever is on the way
     On,
     Off,
 }

@@ -198,22 +198,24 @@ const SETTINGS: &[Setting] = &[
         "kernel_path",
         &["auto", "on", "off"],
         "auto",
-        "Take opaque TCP between pods of this node from socket to socket, without the agent",
+        "Take opaque TCP between pods of this node from socket to socket, without the agent; \
+         auto: where the kernel can; on: or do not start",
     ),
     choice(
         Group::Capture,
         "splice",
         &["auto", "on", "off"],
         "auto",
-        "Let those sockets hand each other their data past TCP; `auto`: if the self-test of this \
-         kernel passes",
+        "Let those sockets hand each other their data past TCP; auto: if the self-test of this \
+         kernel passes; on: whatever it says",
     ),
     choice(
         Group::Capture,
         "guard",
         &["auto", "on", "off"],
         "auto",
-        "Drop, on the pods' interfaces, TCP that should have been captured and was not",
+        "Drop, on the pods' interfaces, TCP that should have been captured and was not; auto: \
+         where it can be attached; on: or do not enrol the pod",
     ),
     choice(
         Group::Capture,
@@ -221,7 +223,7 @@ const SETTINGS: &[Setting] = &[
         &["auto", "on", "off"],
         "auto",
         "Hand packets of the kernel path straight from pod to pod; auto: where no other \
-         program, queue or rule is there to see them",
+         program, queue or rule is there to see them; on: past all of them",
     ),
     choice(
         Group::Capture,

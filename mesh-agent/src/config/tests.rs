@@ -195,6 +195,14 @@ fn a_bootstrap_file_excludes_other_sources_and_names_its_faults() {
 }
 
 #[test]
+fn what_only_the_guard_drops_is_not_asked_for_without_it() {
+    let base = [("config_dir", "/c"), ("node_name", "n1"), ("non_tcp", "drop")];
+    assert_eq!(try_load(&base, &[], None).unwrap().capture.guard, Guard::Auto);
+    let told = try_load(&[&base[..], &[("guard", "off")]].concat(), &[], None).unwrap_err();
+    assert!(told.contains("non_tcp (from --non-tcp): drop is for the guard"), "{told}");
+}
+
+#[test]
 fn beside_a_bootstrap_file_an_sds_server_of_its_own_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("envoy.yaml");
