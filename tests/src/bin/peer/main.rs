@@ -33,8 +33,9 @@ const HELP: &str = "usage:
                                moves bytes both ways at once on each stream, checks SHA-256
   peer echoed ADDRESS BYTES STREAMS [--greeting]
                                sends bytes to an echo server on each stream while it reads
-                               them back, half-closes, checks SHA-256 and the end; with
-                               `--greeting` it waits for the server's first line before
+                               them back, half-closes, checks SHA-256 and the end; says
+                               `open` when all are; with `--greeting` it waits for the
+                               server's first line before
   peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
                                GET / over keep-alive connections, or a fresh one for
                                each request; prints JSON
