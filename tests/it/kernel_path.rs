@@ -14,7 +14,7 @@ pub(crate) struct Neighbours {
     pub(crate) client: Pod,
     pub(crate) server: Pod,
     pub(crate) agent: Agent,
-    program: Process,
+    pub(crate) program: Process,
     pub(crate) bed: Testbed,
 }
 
