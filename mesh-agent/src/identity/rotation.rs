@@ -72,6 +72,7 @@ async fn keep_fresh(shared: &Shared, entry: &Entry, mut following: Option<Box<dy
                 let renewed = entry.current.newest().is_some();
                 entry.current.replace(certificate);
                 entry.progress.send_replace(Progress::Ready);
+                shared.arrivals.send_replace(());
                 if renewed {
                     // Nobody may be listening.
                     let _ = shared.renewals.send(Renewal::Certificate(entry.identity.clone()));
