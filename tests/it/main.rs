@@ -17,6 +17,7 @@ mod hostile;
 mod http;
 mod identity;
 mod ipv6;
+mod kernel_identity;
 mod kernel_path;
 mod leaks;
 mod lifecycle;

@@ -46,14 +46,15 @@ fn vouched(agent: &Agent) -> f64 {
     agent.metrics().sum("mesh_bpf_verdicts_total", &["verdict=\"authorized\""])
 }
 
-/// Half a gigabyte, checked, over the kernel path: it lives through a death or more.
-fn starts_bulk(agent: &Agent, client: &Pod) -> Process {
-    let before = vouched(agent);
+/// Half a gigabyte, checked, over the kernel path: it lives through a death or more. It is
+/// open when this returns.
+fn starts_bulk(client: &Pod, number: usize) -> Process {
     let mut command = Command::new(peer());
     command.args(["echoed", SERVER, "500000000", "1"]);
-    let process = client.starts("bulk", command);
-    eventually("the bulk transfer began", || {
-        if vouched(agent) > before { Ok(()) } else { Err(process.log()) }
+    let process = client.starts(&format!("bulk-{number}"), command);
+    eventually("the bulk transfer is open", || {
+        let log = process.log();
+        if log.contains("open") { Ok(()) } else { Err(log) }
     });
     process
 }
@@ -79,7 +80,7 @@ fn twenty_deaths_of_the_agent_cost_no_established_connection_and_open_nothing() 
     silent.echoes("hello");
     let over = AtomicBool::new(false);
     let short = AtomicUsize::new(0);
-    let mut long = starts_bulk(&agent, &client);
+    let mut long = starts_bulk(&client, 0);
     let mut whole = 0;
 
     thread::scope(|scope| {
@@ -126,7 +127,7 @@ fn twenty_deaths_of_the_agent_cost_no_established_connection_and_open_nothing() 
             if let Some(status) = long.ended() {
                 assert!(status.success(), "round {round}: {}", long.log());
                 whole += 1;
-                long = starts_bulk(&agent, &client);
+                long = starts_bulk(&client, whole);
             }
         }
         drop(stop);

@@ -283,6 +283,11 @@ impl Pod {
         Conversation::start(&self.0.place, destination, &["--mapped"])
     }
 
+    /// As [`Pod::connects`], but the SYN leaves with the first words.
+    pub fn connects_late(&self, destination: SocketAddr) -> Conversation {
+        Conversation::start(&self.0.place, destination, &["--late"])
+    }
+
     /// Starts a program in the pod; its output goes to a log of the node.
     pub fn starts(&self, label: &str, command: Command) -> Process {
         let log = self.node().directory().join(format!("{}-{label}.log", self.name()));

@@ -15,7 +15,8 @@ use super::{
 use crate::admin::{EnrollRequest, PodView};
 
 const AFTER: &str = "\
-Once this returns, the pod's new connections are captured; those it has live on.
+Once this returns, the pod's new connections are captured. Those it has end (strict),
+or live on without the mesh (permissive).
 Enrolling a pod again with the same values changes nothing.
 
 Examples:
@@ -110,6 +111,7 @@ enum Splice {
 enum RedirectPeer {
     /// Where nothing else is on the way
     Auto,
+    /// Past whatever is on the way
     On,
     Off,
 }

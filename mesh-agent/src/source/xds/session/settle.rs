@@ -275,6 +275,7 @@ impl Session {
         let table = self.table_mut(kind);
         if delta {
             table.wanted.clone_from(&table.asked);
+            table.reworded = true;
         } else {
             let nowhere = table.asked.iter().filter(|name| !table.accepted.contains_key(*name));
             table.absent.extend(nowhere.cloned());
