@@ -140,7 +140,7 @@ impl AdsSource {
                 self.open(&mut tasks, at, &origin, kind, &sender);
             }
             let now = Now::read();
-            if session.deadline().is_some_and(|deadline| deadline <= now.at) {
+            if session.is_due(now.at) {
                 session.on_time(now);
             }
             while let Some(update) = session.poll_update(now) {
@@ -155,7 +155,7 @@ impl AdsSource {
                 Ok(()) = wanted.changed() => {
                     session.want(wanted.borrow_and_update().keys(), Now::read());
                 }
-                () = until(session.deadline().into_iter().chain(retry).min()) => {}
+                () = until(session.deadline_after(now.at).into_iter().chain(retry).min()) => {}
             }
         }
     }
@@ -298,6 +298,7 @@ fn speak(session: &mut Session, streams: &mut [Stream], now: Now) -> Option<Inst
     let mut retry = None;
     for (at, stream) in streams.iter_mut().enumerate() {
         let Some((requests, stop)) = &stream.requests else { continue };
+        let mut full = false;
         loop {
             match requests.try_reserve() {
                 Ok(room) => match session.poll_request(at, now) {
@@ -308,12 +309,14 @@ fn speak(session: &mut Session, streams: &mut [Stream], now: Now) -> Option<Inst
                 Err(mpsc::error::TrySendError::Closed(())) => break,
                 Err(mpsc::error::TrySendError::Full(())) => {
                     retry = Some(now.at + BUSY);
+                    full = true;
                     break;
                 }
             }
         }
-        stream.busy = retry.and(stream.busy.or(Some(now.at)));
-        if stream.busy.is_some_and(|since| now.at - since > SEND_PATIENCE) {
+        stream.busy = full.then(|| stream.busy.unwrap_or(now.at));
+        let patient = |since| now.at - since <= SEND_PATIENCE && !session.is_overdue(at);
+        if stream.busy.is_some_and(|since| !patient(since)) {
             stop.cancel();
         }
     }
