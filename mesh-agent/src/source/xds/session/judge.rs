@@ -48,7 +48,7 @@ struct Judgement {
 struct Listener {
     name: Arc<str>,
     held: Held,
-    ttl: Option<protobuf::Duration>,
+    ttl: Option<Duration>,
 }
 
 impl Session {
@@ -117,11 +117,8 @@ impl Session {
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
-        self.admit_listeners(
-            &mut judgement,
-            |name| removed_resources.iter().any(|n| n == name),
-            now,
-        );
+        let removed: HashSet<&str> = removed_resources.iter().map(String::as_str).collect();
+        self.admit_listeners(&mut judgement, |name| removed.contains(name), now);
         for name in removed_resources {
             self.removed(kind, name.into());
         }
