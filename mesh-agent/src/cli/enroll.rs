@@ -60,6 +60,10 @@ pub(super) struct Enroll {
     #[arg(long, value_enum)]
     splice: Option<Splice>,
 
+    /// What its kernel path does while no agent is there [default: as the agent]
+    #[arg(long, value_enum)]
+    agent_down: Option<AgentDown>,
+
     /// Do not capture connections to this port; may be repeated
     #[arg(long, value_name = "PORT")]
     exclude_outbound_port: Vec<u16>,
@@ -115,6 +119,14 @@ enum Splice {
     Off,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AgentDown {
+    /// Refuse new connections
+    Refuse,
+    /// Go on by the verdicts last compiled
+    Keep,
+}
+
 fn label(s: &str) -> Result<(String, String), String> {
     match s.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -155,6 +167,10 @@ impl Enroll {
             Splice::On => "on",
             Splice::Off => "off",
         });
+        let agent_down = self.agent_down.map(|choice| match choice {
+            AgentDown::Refuse => "refuse",
+            AgentDown::Keep => "keep",
+        });
         let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
         serde_json::from_value(json!({
             "uid": uid,
@@ -167,6 +183,7 @@ impl Enroll {
             "mtls": mtls,
             "redirect_peer": redirect_peer,
             "splice": splice,
+            "agent_down": agent_down,
             "exclude_outbound_ports": self.exclude_outbound_port,
             "exclude_outbound_cidrs": self.exclude_outbound_cidr,
             "exclude_inbound_ports": self.exclude_inbound_port,
