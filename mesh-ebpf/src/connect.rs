@@ -1,7 +1,9 @@
 //! `cgroup/connect4` and `connect6`: an enrolled pod's TCP dials go to the agent.
 
 use aya_ebpf::{
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns}, macros::cgroup_sock_addr, programs::SockAddrContext,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
 };
 use aya_log_ebpf::info;
 use mesh_common::{
@@ -15,9 +17,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{self, IPPROTO_TCP, read},
-    maps::{
-        ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled,
-    },
+    maps::{ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled},
     probe,
 };
 

@@ -8,7 +8,7 @@ use core::mem;
 
 use aya_ebpf::{
     bindings::{
-        BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, __sk_buff, bpf_sock, bpf_sock_tuple,
+        __sk_buff, BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{
@@ -19,11 +19,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use mesh_common::{
-    address::Address,
     abi::stamp,
+    address::Address,
     guard::{Frame, Holder, Kind, Look, Onward, Packet, Way, classify, judge, look, onward},
     key::TupleKey,
-    value::{Asked, PodEntry, path},
+    value::{Asked, Passed, PodEntry, path},
     verdict::Verdict,
 };
 
@@ -66,12 +66,7 @@ fn guard(ctx: &TcContext, way: Way) -> i32 {
 }
 
 #[inline(always)]
-fn verdict(
-    ctx: &TcContext,
-    way: Way,
-    netns_cookie: u64,
-    entry: &PodEntry,
-) -> Result<(), Verdict> {
+fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Result<(), Verdict> {
     let frame = Skb(ctx.skb.skb);
     let packet = classify(&frame)?;
     let strict = entry.strict != 0;
@@ -164,9 +159,8 @@ impl Frame for Skb {
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         // SAFETY: the program's own context, and a buffer of the length that is told.
-        let failed = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), at, bytes.as_mut_ptr().cast(), N as u32)
-        };
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.0.cast(), at, bytes.as_mut_ptr().cast(), N as u32) };
         (failed == 0).then_some(bytes)
     }
 }
@@ -259,23 +253,27 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
     if read!((*sk).state) == BPF_TCP_LISTEN {
         return Holder::Listener;
     }
-    let passed: *const u32 = stored(&PASSED, sk).cast();
-    if !passed.is_null() {
+    let noted: *mut Passed = stored(&PASSED, sk).cast();
+    if !noted.is_null() {
         // SAFETY: not null, and the storage lives as long as the socket.
-        return by_path(unsafe { *passed });
+        let passed = unsafe { &*noted };
+        if is(&passed.client, &key.source) && passed.client_port == key.source_port {
+            return by_path(passed.path);
+        }
     }
     let asked: *const Asked = stored(&ASKED, sk).cast();
     if !asked.is_null() {
         // SAFETY: not null, and the storage lives as long as the socket.
         let asked = unsafe { &*asked };
-        if asked.path == path::KERNEL
-            && is(&asked.target, &key.source)
-            && asked.target_port == key.source_port
-        {
+        let there = is(&asked.target, &key.source) && asked.target_port == key.source_port;
+        if asked.path == path::KERNEL && there {
             return Holder::KernelPath;
         }
+        if asked.path == path::UNVOUCHED && there {
+            return Holder::Unvouched;
+        }
     }
-    let mut way = if AUTHORIZED.get_ptr(key).is_some() {
+    let way = if AUTHORIZED.get_ptr(key).is_some() {
         path::KERNEL
     } else if PROBES.get_ptr(key).is_some() {
         path::PROBE
@@ -284,12 +282,18 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
     };
     // The entry goes with the client's socket, which may be before this one's end.
     // Without room for the note, the entry is asked again.
+    let mut passed = Passed { client: key.source, client_port: key.source_port, path: way };
+    if !noted.is_null() {
+        // SAFETY: not null, and the storage lives as long as the socket.
+        unsafe { *noted = passed };
+        return by_path(way);
+    }
     // SAFETY: a map of socket storage, a socket that is not null, and a first value.
     unsafe {
         bpf_sk_storage_get(
             core::ptr::addr_of!(PASSED).cast_mut().cast(),
             sk.cast(),
-            (&raw mut way).cast(),
+            (&raw mut passed).cast(),
             BPF_SK_STORAGE_GET_F_CREATE.into(),
         );
     }

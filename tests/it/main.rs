@@ -9,6 +9,7 @@ mod builders;
 mod capture;
 mod cli;
 mod config;
+mod differential;
 mod envoy;
 mod guard;
 mod hbone_client;

@@ -55,9 +55,11 @@ pub struct EnrollRequest {
     pub labels: BTreeMap<String, String>,
     pub mtls: MtlsMode,
     /// In place of the agent's.
-    pub redirect_peer: Option<RedirectMode>,
     pub splice: Option<SpliceMode>,
+    /// In place of the agent's.
     pub agent_down: Option<AgentDown>,
+    /// In place of the agent's.
+    pub redirect_peer: Option<RedirectMode>,
     pub exclude_outbound_ports: Vec<u16>,
     pub exclude_outbound_cidrs: Vec<IpNet>,
     pub exclude_inbound_ports: Vec<u16>,
@@ -115,10 +117,11 @@ struct Fields {
     #[serde(default)]
     mtls: MtlsMode,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    redirect_peer: Option<RedirectMode>,
     splice: Option<SpliceMode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     agent_down: Option<AgentDown>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    redirect_peer: Option<RedirectMode>,
     #[serde(default)]
     exclude_outbound_ports: Vec<u16>,
     #[serde(default)]
@@ -268,8 +271,8 @@ mod tests {
     #[test]
     fn an_entry_survives_the_round_trip_as_json() {
         let request = parse(
-            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nredirect_peer: on\n\
-             splice: on\nagent_down: keep\n\
+            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nsplice: on\nredirect_peer: on\n\
+             agent_down: keep\n\
              exclude_outbound_ports: [53]\nexclude_outbound_cidrs: [10.0.0.0/8]\n",
         )
         .unwrap();

@@ -5,10 +5,7 @@ use std::sync::Arc;
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
     extension::DiscoveredFilter,
-    listener::{
-        FilterChain, HttpConnectionManager, HttpFilter, Listener, OnDemand, RouteSource,
-        TerminalFilter, WeightedCluster,
-    },
+    listener::{FilterChain, HttpFilter, Listener, RouteSource, TerminalFilter, WeightedCluster},
     route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
 };
 
@@ -81,20 +78,19 @@ impl Listener {
         })
     }
 
-    /// The route configurations that may name clusters which are asked for at the first
-    /// request.
-    pub fn on_demand_route_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.chains().filter_map(|chain| match &chain.terminal {
-            TerminalFilter::Http(http) => match &**http {
-                HttpConnectionManager {
-                    routes: RouteSource::Rds(name),
-                    on_demand: Some(OnDemand { clusters: Some(_) }),
-                    ..
-                } => Some(name),
-                _ => None,
-            },
-            TerminalFilter::TcpProxy(_) => None,
-        })
+    /// The clusters that have to be there before it takes effect: those of its own routes,
+    /// unless these say otherwise.
+    pub fn validated_cluster_names(&self) -> Vec<&ClusterName> {
+        let mut names = Vec::new();
+        for chain in self.chains() {
+            if let TerminalFilter::Http(http) = &chain.terminal
+                && let RouteSource::Inline(routes) = &http.routes
+                && routes.validate_clusters != Some(false)
+            {
+                names.extend(routes.cluster_names());
+            }
+        }
+        names
     }
 
     /// Every filter whose configuration is a resource of its own; one may come several

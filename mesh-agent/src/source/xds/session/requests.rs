@@ -63,7 +63,9 @@ impl Table {
     /// in this variant every request does both.
     fn sotw(&mut self) -> DiscoveryRequest {
         self.opened = true;
-        self.subscribed.clone_from(&self.wanted);
+        if std::mem::take(&mut self.reworded) {
+            self.subscribed.clone_from(&self.wanted);
+        }
         let reply = self.replies.pop_front();
         DiscoveryRequest {
             version_info: self.version.clone(),
@@ -93,15 +95,16 @@ impl Table {
             request.response_nonce = reply.nonce;
             request.error_detail = error_detail(reply.error);
         }
-        let subscribed = std::mem::take(&mut self.subscribed);
-        let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
-        request.resource_names_subscribe = difference(&self.wanted, &subscribed);
-        request.resource_names_unsubscribe = difference(&subscribed, &self.wanted);
-        if first && self.is_wildcard() && !self.wanted.is_empty() {
-            // Without names a first request asks for all; with some it has to say so.
-            request.resource_names_subscribe.insert(0, "*".to_owned());
+        if std::mem::take(&mut self.reworded) {
+            let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
+            request.resource_names_subscribe = difference(&self.wanted, &self.subscribed);
+            request.resource_names_unsubscribe = difference(&self.subscribed, &self.wanted);
+            if first && self.is_wildcard() && !self.wanted.is_empty() {
+                // Without names a first request asks for all; with some it has to say so.
+                request.resource_names_subscribe.insert(0, "*".to_owned());
+            }
+            self.subscribed.clone_from(&self.wanted);
         }
-        self.subscribed.clone_from(&self.wanted);
         request
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use super::timers::Timers;
 use crate::{
-    model::listener::Direction,
+    model::{cluster::ClusterName, listener::Direction},
     source::xds::{Resource, ResourceType},
 };
 
@@ -24,14 +24,12 @@ pub(super) type Digest = [u8; 32];
 pub(super) struct Needs {
     /// Sorted, without repetition.
     names: Vec<(ResourceType, Arc<str>)>,
+    /// Clusters it leads to, and can do without: what would go there fails.
+    pub(super) leads_to: BTreeSet<Arc<str>>,
     /// Filters that are configured by themselves.
     pub(super) filters: Vec<FilterNeed>,
     /// A listener's place among all.
     pub(super) address: Option<(Direction, std::net::SocketAddr)>,
-    /// The route configurations whose clusters are asked for at the first request.
-    pub(super) on_demand: Vec<Arc<str>>,
-    /// What can't be had may be left out: whether a configuration of routes is strict.
-    pub(super) strict: bool,
     /// Grows stale, unless it is told again.
     pub(super) renewal: bool,
 }
@@ -52,10 +50,10 @@ impl Needs {
         match resource {
             Resource::Listener(listener) => {
                 needs.add(ResourceType::Routes, listener.route_names());
-                let clusters = listener.cluster_names();
+                let clusters = listener.validated_cluster_names();
                 needs.add(ResourceType::Cluster, clusters.into_iter().map(|name| &name.0));
+                needs.leads_to(listener.cluster_names());
                 needs.address = Some((listener.direction, listener.address));
-                needs.on_demand = listener.on_demand_route_names().cloned().collect();
                 for filter in listener.discovered_filters() {
                     let (name, warms) = (Arc::clone(&filter.name), filter.warms);
                     let type_names = filter.type_names.clone();
@@ -63,16 +61,18 @@ impl Needs {
                 }
             }
             Resource::Routes(routes) => {
-                needs.add(ResourceType::Cluster, routes.cluster_names().map(|name| &name.0));
+                if routes.validate_clusters == Some(true) {
+                    needs.add(ResourceType::Cluster, routes.cluster_names().map(|name| &name.0));
+                }
+                needs.leads_to(routes.cluster_names());
                 needs.add(ResourceType::VirtualHost, routes.vhds.then_some(&routes.name));
-                needs.strict = routes.validate_clusters == Some(true);
             }
             Resource::Cluster(cluster) => {
                 needs.add(ResourceType::Endpoints, cluster.assignment_name());
                 needs.add(ResourceType::Secret, cluster.secret_names());
             }
             Resource::VirtualHost(_, host) => {
-                needs.add(ResourceType::Cluster, host.cluster_names().map(|name| &name.0));
+                needs.leads_to(host.cluster_names());
             }
             Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
             Resource::Secret(_) | Resource::Runtime(..) | Resource::ExtensionConfig(_) => {}
@@ -85,6 +85,10 @@ impl Needs {
 
     fn add<'a>(&mut self, kind: ResourceType, names: impl IntoIterator<Item = &'a Arc<str>>) {
         self.names.extend(names.into_iter().map(|name| (kind, Arc::clone(name))));
+    }
+
+    fn leads_to<'a>(&mut self, clusters: impl IntoIterator<Item = &'a ClusterName>) {
+        self.leads_to.extend(clusters.into_iter().map(|name| Arc::clone(&name.0)));
     }
 
     /// Every name that has to be there first, with its type.
@@ -180,6 +184,8 @@ pub(super) struct Table {
     pub(super) pending: BTreeSet<Arc<str>>,
     /// In force and no longer accepted, for as long as something needs it.
     pub(super) leaving: BTreeSet<Arc<str>>,
+    /// When what is leaving goes even so.
+    pub(super) grace: Timers,
     /// Asked for by name; unused where the type is asked for as a whole.
     pub(super) wanted: BTreeSet<Arc<str>>,
     /// Those of them that nobody waits for.
@@ -215,6 +221,8 @@ pub(super) struct Table {
     pub(super) opened: bool,
     /// What the server was told is wanted on this stream.
     pub(super) subscribed: BTreeSet<Arc<str>>,
+    /// Whether the two may differ: to compare them is not for every small change.
+    pub(super) reworded: bool,
     /// Whether a response ever came.
     pub(super) received: bool,
     pub(super) replies: VecDeque<Reply>,
@@ -237,6 +245,7 @@ impl Table {
             in_force: HashMap::new(),
             pending: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            grace: Timers::default(),
             wanted: BTreeSet::new(),
             optional: BTreeSet::new(),
             asked: BTreeSet::new(),
@@ -253,6 +262,7 @@ impl Table {
             nonce: String::new(),
             opened: false,
             subscribed: BTreeSet::new(),
+            reworded: false,
             received: false,
             replies: VecDeque::new(),
             refusals: Refusals::default(),
@@ -295,6 +305,7 @@ impl Table {
         self.nonce.clear();
         self.opened = false;
         self.subscribed.clear();
+        self.reworded = true;
         self.replies.clear();
         self.waiting.clear_all();
     }
@@ -302,8 +313,10 @@ impl Table {
     pub(super) fn accept(&mut self, name: Arc<str>, held: Held) {
         self.waiting.clear(&name);
         self.leaving.remove(&name);
+        self.grace.clear(&name);
         self.absent.remove(&name);
-        self.renamed = true;
+        let before = self.accepted.get(&name).map(|held| &held.needs);
+        self.renamed |= *before.unwrap_or(&Needs::default()) != held.needs;
         self.pending.insert(Arc::clone(&name));
         self.accepted.insert(name, held);
     }
@@ -347,6 +360,6 @@ impl Table {
             return true;
         }
         // In the state-of-the-world variant this says a refusal that waits as well.
-        self.subscribed != self.wanted
+        self.reworded && self.subscribed != self.wanted
     }
 }

@@ -38,7 +38,7 @@ use envoy_types::pb::{
         },
         service::runtime::v3::Runtime,
     },
-    google::protobuf::{Any, Duration, Struct, Value, value},
+    google::protobuf::{Any, BoolValue, Duration, Struct, Value, value},
 };
 use prost::{Message, Name};
 
@@ -208,6 +208,16 @@ pub(super) fn routes(name: &str, cluster: &str) -> Any {
     })
 }
 
+/// Routes that say that their cluster must be there.
+pub(super) fn validated_routes(name: &str, cluster: &str) -> Any {
+    any(&RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![virtual_host("h", "*", cluster)],
+        validate_clusters: Some(BoolValue { value: true }),
+        ..RouteConfiguration::default()
+    })
+}
+
 pub(super) fn routes_with_vhds(name: &str) -> Any {
     any(&RouteConfiguration {
         name: name.to_owned(),
@@ -248,6 +258,19 @@ pub(super) fn bad_secret(name: &str) -> Any {
     let certificate = TlsCertificate {
         certificate_chain: inline(&pair().0),
         private_key: inline("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"),
+        ..TlsCertificate::default()
+    };
+    any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
+}
+
+/// A secret of PEM that holds no certificate and no key; the same in every run.
+pub(super) fn odd_secret(name: &str) -> Any {
+    let pem = |label: &str| {
+        inline(&format!("-----BEGIN {label}-----\nc2VjcmV0\n-----END {label}-----\n"))
+    };
+    let certificate = TlsCertificate {
+        certificate_chain: pem("CERTIFICATE"),
+        private_key: pem("PRIVATE KEY"),
         ..TlsCertificate::default()
     };
     any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
