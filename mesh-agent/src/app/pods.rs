@@ -90,6 +90,7 @@ impl Agent {
                 NetnsRef::Pid(pid) => capture::NetnsRef::Pid(pid),
             },
             splice: request.splice,
+            agent_down: request.agent_down,
             exclusions: Exclusions {
                 outbound_ports: request.exclude_outbound_ports,
                 outbound_cidrs: request.exclude_outbound_cidrs,
