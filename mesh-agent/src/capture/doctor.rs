@@ -7,7 +7,8 @@ use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
     error::{brief, chain},
-    loader::{CGROUP_PROGRAMS, SPLICE_PROGRAM, try_load},
+    fullness::{MapFill, fills},
+    loader::{CGROUP_PROGRAMS, SPLICE_PROGRAM, maps_directory, try_load},
     maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
@@ -44,11 +45,32 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.push(netns_cookie());
     checks.extend(cgroup(options));
     checks.push(bpffs(&options.bpffs));
+    checks.push(maps(options));
     checks.extend(sysctls());
     checks.push(kernel_path());
     checks.push(redirect_peer());
+    checks.extend(options.probe_cgroups.iter().map(|path| prober(path)));
     checks.extend(self_tested(options.splice));
     checks
+}
+
+/// Whether there is room in the maps of the agent that runs, or ran, here.
+fn maps(options: &CaptureOptions) -> Check {
+    let directory = options.bpffs.join(&options.instance).join(maps_directory());
+    let mut told = Vec::new();
+    for fill in fills(&directory, &options.capacities) {
+        let MapFill { map, entries, capacity, wanted } = fill;
+        if fill.is_filling() {
+            told.push(format!("{map} is nearly full, {entries} of {capacity}: --map-size"));
+        }
+        if capacity != wanted {
+            told.push(format!("{map} keeps its {capacity} entries, not {wanted}"));
+        }
+    }
+    if told.is_empty() {
+        return check("maps", CheckStatus::Ok, "none is nearly full");
+    }
+    check("maps", CheckStatus::Warn, told.join("; "))
 }
 
 /// Whether pods of this node may be connected without the agent.
@@ -73,6 +95,16 @@ fn redirect_peer() -> Check {
             CheckStatus::Warn,
             format!("auto is off: {why}; `--redirect-peer on` steps around them"),
         ),
+    }
+}
+
+/// Whose probes are let in: a path that is not there lets nobody in, and is no error.
+fn prober(path: &Path) -> Check {
+    let name = format!("prober {}", path.display());
+    if path.join("cgroup.procs").exists() {
+        check(name, CheckStatus::Ok, "its processes reach this node's pods in plaintext")
+    } else {
+        check(name, CheckStatus::Warn, "is no cgroup v2 directory (yet): its probes are refused")
     }
 }
 
