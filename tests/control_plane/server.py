@@ -435,6 +435,8 @@ class DeltaStream(Stream):
         if known is None:
             known = self.types[url] = {"names": set(), "open": [], "has": {}}
             known["has"] = dict(request.initial_resource_versions)
+            # So Envoy asks for virtual hosts.
+            known["all"] = not more
             if request.response_nonce:
                 violations.append("a nonce in a type's first request")
         else:
@@ -542,7 +544,9 @@ class DeltaStream(Stream):
             return True
         if name in self.server.state.on_demand:
             return False
-        return url in WILDCARD or (url == VHDS and name.rpartition("/")[0] in names)
+        if url == VHDS:
+            return self.types[url]["all"] or name.rpartition("/")[0] in names
+        return url in WILDCARD
 
     def resource(self, url, name, with_body):
         wrapped = self.server.state.wrapped(url, name, with_body)

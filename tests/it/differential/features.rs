@@ -64,11 +64,13 @@ fn health_and_overload(play: &mut Play) {
         let share = json!({ "numerator": percent, "denominator": "HUNDRED" });
         json!({ "drop_overloads": [{ "category": "shed", "drop_percentage": share }] })
     };
-    for (percent, expected) in [(0, 200), (100, 503), (0, 200)] {
-        play.assigned(&[&well], drops(percent));
+    // The agent heeds it at once; Envoy when the endpoints change as well.
+    for (percent, endpoints, expected) in [(0, 2, 200), (100, 1, 503), (0, 2, 200)] {
+        play.assigned(&[&well[..endpoints]], drops(percent));
         let expected = [(get("/").times(10), status(expected))];
         play.step(&format!("{percent} % are dropped"), &expected);
     }
+    play.world.eds("web", &[a]);
 }
 
 fn rbac(action: &str, permission: Value) -> Value {
