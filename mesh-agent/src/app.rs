@@ -346,7 +346,7 @@ async fn serve(agent: &Arc<Agent>) -> anyhow::Result<ExitReason> {
             () = agent.stop.cancelled() => break,
             _ = maintenance.tick() => {
                 agent.dataplane.http.pool.sweep();
-                agent.remove_vanished_pods().await;
+                agent.look_after_pods().await;
                 maps.look(agent);
             }
         }

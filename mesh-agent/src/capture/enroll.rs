@@ -101,6 +101,8 @@ pub(super) struct Slot {
     pub(super) netns: Arc<PodNetns>,
     /// `None` while it is being enrolled.
     pub(super) record: Option<Record>,
+    /// Indexes of those that were up when programs were attached.
+    pub(super) interfaces: Vec<u32>,
     /// Why the pod has no guard.
     pub(super) unguarded: Option<String>,
     /// Why its packets of the kernel path take the long way.
@@ -324,6 +326,7 @@ impl Capture {
             cookie,
             netns: Arc::clone(netns),
             record: None,
+            interfaces: Vec::new(),
             unguarded: None,
             not_redirected: None,
         };
@@ -397,23 +400,7 @@ impl Capture {
                     .map_err(|source| EnrollError::Vouch { uid: uid.clone(), source })?;
             }
         }
-        let mut programs = self.pins.attach_pod(netns).map_err(&kernel)?;
-        let unguarded = self.guard(uid, netns, &interfaces, &mut programs).map_err(&kernel)?;
-        let mode = request.redirect_peer.unwrap_or(self.redirect_peer);
-        let redirect =
-            self.attach_outside(netns, &interfaces, &mut programs, unguarded.is_none(), mode).await;
-        {
-            let mut state = self.state();
-            if let Some(slot) = state.pods.get_mut(uid) {
-                slot.unguarded = unguarded;
-                slot.not_redirected = redirect.as_ref().err().cloned();
-            }
-            let interface = redirect.ok();
-            state.maps.set_redirect(cookie, &addresses, interface).map_err(&kernel)?;
-            if captured {
-                state.maps.add_pod(cookie, request.mtls).map_err(&kernel)?;
-            }
-        }
+        self.attach_programs(request, netns, &addresses, &interfaces).await.map_err(&kernel)?;
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
             netns_cookie: cookie,

@@ -8,6 +8,7 @@
 
 mod apply;
 mod tables;
+mod workloads;
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
@@ -17,7 +18,8 @@ use tokio::sync::watch;
 use crate::model::runtime::LayeredRuntime;
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
-pub use tables::{HostGroup, ListenerTable, Snapshot, WorkloadTable};
+pub use tables::{HostGroup, ListenerTable, Snapshot, Table};
+pub use workloads::WorkloadTable;
 
 /// The one place where the snapshot in force lives.
 #[derive(Debug)]
