@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use prost::Message as _;
 
 use super::{
-    messages::{ECDS, RTDS, SDS, VHDS, extension, host, layer, secret, trusted_ca},
+    messages::{ECDS, RTDS, SDS, VHDS, extension, host, layer, odd_secret, secret},
     *,
 };
 
@@ -31,9 +31,7 @@ fn seeds_are_heard() {
         (EDS, "endpoints", endpoints("a", 2)),
         (LDS, "listener", http_listener("l", 80, "r")),
         (RDS, "routes", routes("r", "a")),
-        (SDS, "secret", secret(NAME_HEARD)),
-        (SDS, "refused-secret", super::messages::bad_secret(NAME_HEARD)),
-        (SDS, "validation-context", trusted_ca(NAME_HEARD)),
+        (SDS, "secret", odd_secret(NAME_HEARD)),
         (RTDS, "runtime", layer(NAME_HEARD, "key", 7.0)),
         (ECDS, "extension-config", extension(NAME_HEARD)),
         (VHDS, "virtual-host", host("h", "h", "a")),

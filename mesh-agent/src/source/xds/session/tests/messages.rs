@@ -253,6 +253,19 @@ pub(super) fn bad_secret(name: &str) -> Any {
     any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
 }
 
+/// A secret of PEM that holds no certificate and no key; the same in every run.
+pub(super) fn odd_secret(name: &str) -> Any {
+    let pem = |label: &str| {
+        inline(&format!("-----BEGIN {label}-----\nc2VjcmV0\n-----END {label}-----\n"))
+    };
+    let certificate = TlsCertificate {
+        certificate_chain: pem("CERTIFICATE"),
+        private_key: pem("PRIVATE KEY"),
+        ..TlsCertificate::default()
+    };
+    any(&Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) })
+}
+
 pub(super) fn trusted_ca(name: &str) -> Any {
     let context = CertificateValidationContext {
         trusted_ca: inline(&pair().0),
