@@ -29,9 +29,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{Capture, CaptureOptions, Exclusions, GuardMode, RedirectMode},
+    capture::{Capture, CaptureOptions, Exclusions, GuardMode},
     config::{self, AgentConfig},
     identity::{IdentityManager, IdentityOptions, upstream::UpstreamContexts},
+    model::redirect::RedirectMode,
     observe::{
         access_log::{AccessLog, AccessLogWriter},
         connections::Connections,

@@ -339,4 +339,14 @@ fn packets_take_the_long_way_where_somebody_else_may_want_to_see_them() {
     it.wait_for_services(2);
     assert_eq!(talks(&it), 0);
     assert!(why(&it).contains("switched off"), "{}", why(&it));
+    // A pod's own word goes before its agent's, at both ends.
+    let server = it.bed.node(1).pod("own-word").redirect_peer("on").start();
+    let client = it.bed.node(1).pod("its-client").redirect_peer("on").start();
+    let _echo = server.serves("echo", SERVER_PORT);
+    it.agent.enroll(&server);
+    it.agent.enroll(&client);
+    it.agent.configure(&config(&client, &server));
+    it.wait_for_services(2);
+    client.connects(SERVER.parse().unwrap()).echoes("words");
+    assert!(it.verdict("redirected") > 0, "{}", it.agent.status());
 }

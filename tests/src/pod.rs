@@ -30,6 +30,7 @@ pub struct PodBuilder {
     namespace: String,
     service_account: String,
     permissive: bool,
+    redirect_peer: Option<&'static str>,
     excluded_outbound_ports: Vec<u16>,
     excluded_outbound_cidrs: Vec<String>,
     excluded_inbound_ports: Vec<u16>,
@@ -43,6 +44,7 @@ impl PodBuilder {
             namespace: "default".to_owned(),
             service_account: name.to_owned(),
             permissive: false,
+            redirect_peer: None,
             excluded_outbound_ports: Vec::new(),
             excluded_outbound_cidrs: Vec::new(),
             excluded_inbound_ports: Vec::new(),
@@ -67,6 +69,13 @@ impl PodBuilder {
     #[must_use]
     pub fn permissive(mut self) -> Self {
         self.permissive = true;
+        self
+    }
+
+    /// `auto`, `on` or `off`, in place of what its agent says.
+    #[must_use]
+    pub fn redirect_peer(mut self, mode: &'static str) -> Self {
+        self.redirect_peer = Some(mode);
         self
     }
 
@@ -197,6 +206,7 @@ impl Pod {
             "netns": self.netns().path(),
             "labels": { "app": b.name },
             "mtls": if b.permissive { "permissive" } else { "strict" },
+            "redirect_peer": b.redirect_peer,
             "exclude_outbound_ports": b.excluded_outbound_ports,
             "exclude_outbound_cidrs": b.excluded_outbound_cidrs,
             "exclude_inbound_ports": b.excluded_inbound_ports,
@@ -214,6 +224,7 @@ impl Pod {
             ("--label", format!("app={}", b.name)),
             ("--mtls", if b.permissive { "permissive" } else { "strict" }.to_owned()),
         ];
+        flags.extend(b.redirect_peer.map(|mode| ("--redirect-peer", mode.to_owned())));
         flags.extend(
             b.excluded_outbound_ports.iter().map(|p| ("--exclude-outbound-port", p.to_string())),
         );

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     identity::{Identity, IdentityError, TrustDomain},
+    redirect::RedirectMode,
     workload::{MtlsMode, WorkloadUid},
 };
 
@@ -51,6 +52,8 @@ pub struct EnrollRequest {
     pub netns: NetnsRef,
     pub labels: BTreeMap<String, String>,
     pub mtls: MtlsMode,
+    /// In place of the agent's.
+    pub redirect_peer: Option<RedirectMode>,
     pub exclude_outbound_ports: Vec<u16>,
     pub exclude_outbound_cidrs: Vec<IpNet>,
     pub exclude_inbound_ports: Vec<u16>,
@@ -107,6 +110,8 @@ struct Fields {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     mtls: MtlsMode,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    redirect_peer: Option<RedirectMode>,
     #[serde(default)]
     exclude_outbound_ports: Vec<u16>,
     #[serde(default)]
@@ -170,6 +175,7 @@ impl TryFrom<Fields> for EnrollRequest {
             netns,
             labels: fields.labels,
             mtls: fields.mtls,
+            redirect_peer: fields.redirect_peer,
             exclude_outbound_ports: fields.exclude_outbound_ports,
             exclude_outbound_cidrs: fields.exclude_outbound_cidrs,
             exclude_inbound_ports: fields.exclude_inbound_ports,
@@ -192,6 +198,7 @@ impl From<EnrollRequest> for Fields {
             pid,
             labels: request.labels,
             mtls: request.mtls,
+            redirect_peer: request.redirect_peer,
             exclude_outbound_ports: request.exclude_outbound_ports,
             exclude_outbound_cidrs: request.exclude_outbound_cidrs,
             exclude_inbound_ports: request.exclude_inbound_ports,
@@ -250,12 +257,13 @@ mod tests {
     #[test]
     fn an_entry_survives_the_round_trip_as_json() {
         let request = parse(
-            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\n\
+            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nredirect_peer: on\n\
              exclude_outbound_ports: [53]\nexclude_outbound_cidrs: [10.0.0.0/8]\n",
         )
         .unwrap();
         assert_eq!(request.netns, NetnsRef::Path("/run/netns/web".into()));
         assert_eq!(request.mtls, MtlsMode::Permissive);
+        assert_eq!(request.redirect_peer, Some(RedirectMode::On));
         let identity = request.identity("cluster.local".parse().unwrap()).unwrap();
         assert_eq!(identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
         let json = serde_json::to_string(&request).unwrap();
@@ -274,6 +282,7 @@ mod tests {
             ("pid: 3\nexclude_inbound_ports: [0]", "exclude_inbound_ports"),
             ("pid: 3\nexclude_outbound_cidrs: [10.0.0.0/33]", "exclude_outbound_cidrs"),
             ("pid: 3\nmtls: off", "mtls"),
+            ("pid: 3\nredirect_peer: maybe", "redirect_peer"),
             ("pid: 3\nport: 80", "unknown field `port`"),
         ] {
             let error = parse(extra).unwrap_err();

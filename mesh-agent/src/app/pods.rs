@@ -84,6 +84,7 @@ impl Agent {
             identity,
             labels: request.labels,
             mtls: request.mtls,
+            redirect_peer: request.redirect_peer,
             netns: match request.netns {
                 NetnsRef::Path(path) => capture::NetnsRef::Path(path),
                 NetnsRef::Pid(pid) => capture::NetnsRef::Pid(pid),

@@ -27,12 +27,12 @@ use super::{
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
     persist::{Record, Records, lock},
-    redirect::RedirectMode,
     routing::{self, RoutingError},
     sockets::{NetnsSockets, Vouched},
 };
 use crate::model::{
     captured::Pod,
+    redirect::RedirectMode,
     workload::{Workload, WorkloadUid},
 };
 
@@ -380,8 +380,9 @@ impl Capture {
         }
         let mut programs = self.pins.attach_pod(netns).map_err(&kernel)?;
         let unguarded = self.guard(uid, netns, &interfaces, &mut programs).map_err(&kernel)?;
+        let mode = request.redirect_peer.unwrap_or(self.redirect_peer);
         let redirect =
-            self.attach_outside(netns, &interfaces, &mut programs, unguarded.is_none()).await;
+            self.attach_outside(netns, &interfaces, &mut programs, unguarded.is_none(), mode).await;
         {
             let mut state = self.state();
             if let Some(slot) = state.pods.get_mut(uid) {

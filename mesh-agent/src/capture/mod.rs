@@ -40,4 +40,3 @@ pub use kernel_path::{KernelEvents, PlanApplied};
 pub use maps::MapCapacities;
 pub use netns::{NetnsError, NetnsRef, PodNetns};
 pub use options::{CaptureOptions, EnrollPod, Exclusions};
-pub use redirect::RedirectMode;

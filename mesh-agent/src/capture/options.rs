@@ -10,10 +10,10 @@ use super::{
     guard::{GuardAttachment, GuardMode},
     maps::MapCapacities,
     netns::NetnsRef,
-    redirect::RedirectMode,
 };
 use crate::model::{
     identity::Identity,
+    redirect::RedirectMode,
     workload::{MtlsMode, WorkloadUid},
 };
 
@@ -102,6 +102,9 @@ pub struct EnrollPod {
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub mtls: MtlsMode,
+    /// In place of the agent's own.
+    #[serde(default)]
+    pub redirect_peer: Option<RedirectMode>,
     pub netns: NetnsRef,
     /// Beside the node's own.
     #[serde(default)]

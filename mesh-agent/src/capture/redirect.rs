@@ -18,18 +18,7 @@ use super::{
     netlink,
     netns::{Interface, PodNetns},
 };
-use crate::model::workload::WorkloadUid;
-
-/// Whether packets of the kernel path are handed straight into their pod, past what
-/// is on the interfaces between.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RedirectMode {
-    /// Where nothing else is there to see them.
-    #[default]
-    Auto,
-    On,
-    Off,
-}
+use crate::model::{redirect::RedirectMode, workload::WorkloadUid};
 
 impl Capture {
     /// Attaches the guard outside the pod, where there is such a place. Returns the
@@ -40,6 +29,7 @@ impl Capture {
         interfaces: &[Interface],
         programs: &mut Ebpf,
         guarded: bool,
+        mode: RedirectMode,
     ) -> Result<u32, String> {
         if !guarded {
             return Err("the pod has no guard".to_owned());
@@ -56,7 +46,7 @@ impl Capture {
         self.pins
             .attach_host_guard(programs, netns.cookie(), &outside)
             .map_err(|error| brief(&chain(&error)))?;
-        match self.redirect_peer {
+        match mode {
             RedirectMode::Off => Err("switched off".to_owned()),
             RedirectMode::On => Ok(outside.index),
             RedirectMode::Auto => match occupant(&self.own, &outside).await {
@@ -68,11 +58,13 @@ impl Capture {
 
     /// Rules that came since a pod was enrolled may be about it.
     pub(super) fn retire_redirects(&self, state: &mut State) {
-        if self.redirect_peer != RedirectMode::Auto {
-            return;
-        }
         let Ok(Some(why)) = self.own.run(netfilter) else { return };
-        for (uid, slot) in state.pods.iter_mut().filter(|(_, slot)| slot.not_redirected.is_none()) {
+        for (uid, slot) in &mut state.pods {
+            let Some(record) = &slot.record else { continue };
+            let mode = record.pod.redirect_peer.unwrap_or(self.redirect_peer);
+            if mode != RedirectMode::Auto || slot.not_redirected.is_some() {
+                continue;
+            }
             match state.maps.set_redirect(slot.cookie, &[], None) {
                 Ok(()) => slot.not_redirected = Some(why.clone()),
                 Err(error) => tracing::warn!(pod = %uid, %error, "packets still go straight"),

@@ -52,6 +52,10 @@ pub(super) struct Enroll {
     #[arg(long, value_enum, default_value_t)]
     mtls: Mtls,
 
+    /// Whether its packets of the kernel path go straight [default: as the agent]
+    #[arg(long, value_enum)]
+    redirect_peer: Option<RedirectPeer>,
+
     /// Do not capture connections to this port; may be repeated
     #[arg(long, value_name = "PORT")]
     exclude_outbound_port: Vec<u16>,
@@ -89,6 +93,14 @@ enum Mtls {
     Permissive,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RedirectPeer {
+    /// Where nothing else is on the way
+    Auto,
+    On,
+    Off,
+}
+
 fn label(s: &str) -> Result<(String, String), String> {
     match s.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -119,6 +131,11 @@ impl Enroll {
             Mtls::Strict => "strict",
             Mtls::Permissive => "permissive",
         };
+        let redirect_peer = self.redirect_peer.map(|mode| match mode {
+            RedirectPeer::Auto => "auto",
+            RedirectPeer::On => "on",
+            RedirectPeer::Off => "off",
+        });
         let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
         serde_json::from_value(json!({
             "uid": uid,
@@ -129,6 +146,7 @@ impl Enroll {
             "pid": self.place.pid,
             "labels": labels,
             "mtls": mtls,
+            "redirect_peer": redirect_peer,
             "exclude_outbound_ports": self.exclude_outbound_port,
             "exclude_outbound_cidrs": self.exclude_outbound_cidr,
             "exclude_inbound_ports": self.exclude_inbound_port,

@@ -12,6 +12,7 @@ pub mod extension;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;
+pub mod redirect;
 mod references;
 pub mod route;
 pub mod runtime;

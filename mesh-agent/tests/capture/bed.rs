@@ -85,6 +85,7 @@ impl Bed {
             identity: "spiffe://cluster.local/ns/shop/sa/checkout".parse().unwrap(),
             labels: Default::default(),
             mtls: MtlsMode::Strict,
+            redirect_peer: None,
             netns: NetnsRef::Path(netns_path(&self.pod())),
             exclusions: Exclusions::default(),
         }

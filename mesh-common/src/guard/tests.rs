@@ -32,7 +32,7 @@ fn ethernet(ethertype: u16, rest: &[u8]) -> Bytes {
 fn tcp(flags: u8, options: usize, payload: usize) -> Vec<u8> {
     let mut segment = vec![0; 20 + options];
     segment[..4].copy_from_slice(&[0x9c, 0x40, 0, 80]);
-    segment[12] = ((20 + options) / 4 << 4) as u8;
+    segment[12] = (((20 + options) / 4) << 4) as u8;
     segment[13] = flags;
     segment.resize(20 + options + payload, b'x');
     segment

@@ -51,7 +51,7 @@ const SEND_PATIENCE: Duration = Duration::from_secs(30);
 /// Control planes, and files that hold what they would say.
 #[derive(Debug)]
 pub struct AdsSource {
-    options: XdsOptions,
+    options: Box<XdsOptions>,
     status: watch::Sender<Arc<AdsStatus>>,
     wishes: Wishes,
     restored: bool,
@@ -97,7 +97,7 @@ impl AdsSource {
     /// A source that dials once it is watched.
     pub fn new(options: XdsOptions) -> Self {
         let status = watch::Sender::default();
-        Self { options, status, wishes: Wishes::default(), restored: false }
+        Self { options: Box::new(options), status, wishes: Wishes::default(), restored: false }
     }
 
     /// Something is in force already: what is fixed does not go out without what servers
@@ -164,7 +164,7 @@ impl AdsSource {
     /// more.
     fn session(&self) -> Session {
         let XdsOptions { node, servers, ads, listeners, clusters, secrets, layers, fixed } =
-            &self.options;
+            self.options.as_ref();
         let mut session = Session::new([], node.clone().into(), INITIAL_FETCH_TIMEOUT);
         session.knows(servers.keys().cloned().collect());
         if let Some(Service { variant, .. }) = ads {
@@ -244,7 +244,7 @@ impl AdsSource {
 
     /// How long the first answer of a server may take; `None`: for ever.
     fn first_fetch(&self, kind: Option<ResourceType>) -> Option<Duration> {
-        let XdsOptions { listeners, clusters, .. } = &self.options;
+        let XdsOptions { listeners, clusters, .. } = self.options.as_ref();
         let subscriptions: &[&Option<Subscription>] = match kind {
             None => &[listeners, clusters],
             Some(ResourceType::Listener) => &[listeners],
