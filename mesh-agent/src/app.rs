@@ -11,10 +11,11 @@ mod control;
 mod kernel_path;
 mod memory;
 mod pods;
+mod self_test;
 
 use std::{
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
 };
 
@@ -29,10 +30,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{Capture, CaptureOptions, Exclusions, GuardMode},
+    capture::{self, Capture, CaptureOptions, Exclusions, GuardMode},
     config::{self, AgentConfig},
     identity::{IdentityManager, IdentityOptions, upstream::UpstreamContexts},
-    model::redirect::RedirectMode,
+    model::{redirect::RedirectMode, splice::SelfTest},
     observe::{
         access_log::{AccessLog, AccessLogWriter},
         connections::Connections,
@@ -134,6 +135,8 @@ struct Agent {
     kernel_path: Result<(), String>,
     /// Services that are on it.
     kernel_services: AtomicUsize,
+    /// What the kernel does, once that is known.
+    self_test: OnceLock<SelfTest>,
     last_good: Arc<LastGood>,
     /// When the configuration in force was saved, while it is the one from disk.
     restored: Mutex<Option<SystemTime>>,
@@ -172,6 +175,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         &config.access_log.sink,
         metrics.access_log_dropped(),
     )?;
+    let kernel_test = tokio::task::spawn_blocking(capture::self_test);
     let kernel_path = kernel_path::availability(config.capture.kernel_path);
     if let (config::KernelPath::On, Err(why)) = (config.capture.kernel_path, &kernel_path) {
         anyhow::bail!("kernel path: {why}");
@@ -193,6 +197,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         last_rejected: Mutex::default(),
         kernel_path,
         kernel_services: AtomicUsize::new(0),
+        self_test: OnceLock::new(),
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
         ads: source.ads_status(),
@@ -215,6 +220,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
+    tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
     Ok((agent, log_writer))
 }
 
@@ -236,7 +242,8 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
 
 /// Capture's share of the settings, but for the state directory.
 pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
-    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, exclusions, .. } = config;
+    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, splice, exclusions, .. } =
+        config;
     let guard = match config.guard {
         config::Guard::Auto => GuardMode::Auto,
         config::Guard::On => GuardMode::On,
@@ -261,6 +268,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         redirect_peer,
         drop_non_tcp: config.non_tcp == config::NonTcp::Drop,
         probe_cgroups: config.probe_cgroups,
+        splice,
         ..CaptureOptions::default()
     }
 }

@@ -25,7 +25,7 @@ use serde::Serialize;
 
 use crate::{
     identity::SecretNames,
-    model::{identity::TrustDomain, runtime::LayeredRuntime},
+    model::{identity::TrustDomain, runtime::LayeredRuntime, splice::SpliceMode},
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
     source::{Bootstrap, XdsOptions},
@@ -83,6 +83,7 @@ pub struct CaptureConfig {
     pub non_tcp: NonTcp,
     /// Whose processes may probe the pods in plaintext.
     pub probe_cgroups: Vec<PathBuf>,
+    pub splice: SpliceMode,
     pub exclusions: Exclusions,
 }
 
@@ -346,6 +347,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
     let non_tcp = layers.one("non_tcp", choice::<NonTcp>);
     let probe_cgroups = layers.many("probe_cgroup", absolute);
+    let splice = layers.one("splice", splice_mode);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
     let inbound_ports = layers.many("exclude_inbound_port", port);
@@ -359,12 +361,22 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         redirect_peer: redirect_peer?,
         non_tcp: non_tcp?,
         probe_cgroups: probe_cgroups?,
+        splice: splice?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,
             outbound_cidrs: outbound_cidrs?,
             inbound_ports: inbound_ports?,
         },
     })
+}
+
+fn splice_mode(s: &str) -> Result<SpliceMode, String> {
+    match s {
+        "auto" => Ok(SpliceMode::Auto),
+        "on" => Ok(SpliceMode::On),
+        "off" => Ok(SpliceMode::Off),
+        other => Err(format!("`{other}` is none of auto, on, off")),
+    }
 }
 
 fn identity(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<IdentityConfig> {

@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// In-pod port (on 127.0.0.1 and ::1) that outbound connections are rewritten to.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -81,6 +81,10 @@ pub mod map {
     pub const AUTHORIZED_COUNT: &str = "AUTHORIZED_COUNT";
     /// `RingBuf<Event>`.
     pub const EVENTS: &str = "EVENTS";
+    /// `SockHash<SpliceKey>`: sockets that hand each other their data.
+    pub const SPLICED: &str = "SPLICED";
+    /// `SkStorage<Splice>`: what those know of each other.
+    pub const SPLICE: &str = "SPLICE";
 
     /// `SkStorage<u32>`: servers' sockets whose connection a hook has let pass, and
     /// which way it goes (`value::path`).
@@ -95,7 +99,7 @@ pub mod map {
     pub const REDIRECTS: &str = "REDIRECTS";
 
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 20] = [
+    pub const PINNED: [&str; 22] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -116,6 +120,8 @@ pub mod map {
         POD_ADDRESSES,
         PROBES,
         REDIRECTS,
+        SPLICED,
+        SPLICE,
     ];
 }
 
@@ -135,6 +141,8 @@ pub mod capacity {
     pub const SERVICES: u32 = 16_384;
     /// Live connections of the kernel path, over all pods.
     pub const AUTHORIZED: u32 = 65_536;
+    /// Spliced sockets, two for each connection.
+    pub const SPLICED: u32 = 16_384;
     /// Bytes of events that wait for the agent.
     pub const EVENT_BYTES: u32 = 1 << 20;
     /// Cgroups that may probe.

@@ -7,7 +7,7 @@ use crate::{
     },
     address::Address,
     key::ListenerKind,
-    value::{Authorized, Backend, Owner, Service},
+    value::{Authorized, Backend, Owner, Service, Way},
     verdict::Verdict,
 };
 
@@ -166,6 +166,19 @@ pub const fn may_knock(connection: &Authorized, now_ns: u64) -> bool {
         || now_ns.wrapping_sub(connection.established_ns) < SYN_COOKIE_LIFE_NS
 }
 
+/// How one direction of a connection travels once a message was offered to the peer's
+/// socket, which took it or was not there. For ever: data that changed its way could
+/// overtake what was sent before.
+#[inline(always)]
+pub const fn way_after(way: Way, taken: bool) -> Way {
+    match way {
+        Way::Undecided if taken => Way::Spliced,
+        Way::Undecided => Way::Tcp,
+        // A peer that was there and is not has closed: TCP says so.
+        Way::Spliced | Way::Tcp => way,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use core::net::IpAddr;
@@ -278,7 +291,14 @@ mod tests {
 
     fn service(weights: &[u32]) -> Service {
         let address = Address::UNSPECIFIED;
-        let none = Backend { netns_cookie: 0, address, port: 0, cumulative_weight: 0 };
+        let none = Backend {
+            netns_cookie: 0,
+            address,
+            port: 0,
+            cumulative_weight: 0,
+            splice: 0,
+            _zero: 0,
+        };
         let mut backends = [none; MAX_BACKENDS];
         let mut total = 0;
         for (backend, (port, weight)) in backends.iter_mut().zip((1..).zip(weights)) {
@@ -309,6 +329,20 @@ mod tests {
     }
 
     #[test]
+    fn a_direction_keeps_the_way_of_its_first_message() {
+        for (way, taken, expected) in [
+            (Way::Undecided, true, Way::Spliced),
+            (Way::Undecided, false, Way::Tcp),
+            (Way::Spliced, false, Way::Spliced),
+            (Way::Tcp, true, Way::Tcp),
+        ] {
+            assert_eq!(way_after(way, taken), expected, "{way:?}, {taken}");
+            assert_eq!(Way::from_number(way as u32), way);
+        }
+        assert_eq!(Way::from_number(99), Way::Tcp);
+    }
+
+    #[test]
     fn who_is_established_knocks_only_for_as_long_as_a_syn_cookie_lives() {
         let connection = Authorized {
             asked: Address::UNSPECIFIED,
@@ -320,7 +354,10 @@ mod tests {
             established_ns: 0,
             received_at_fin: 0,
             seen: 0,
-            _zero: 0,
+            splice: 0,
+            spliced_up: 0,
+            spliced_down: 0,
+            spliced_ns: 0,
         };
         assert!(may_knock(&connection, u64::MAX));
         let connection = Authorized { established_ns: 10, ..connection };

@@ -92,6 +92,47 @@ pub struct TupleKey {
     pub destination_port: u32,
 }
 
+/// One end of a connection of the kernel path. No address is part of it: pods may have
+/// equal ones. 24 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SpliceKey {
+    /// The pod that dialled.
+    pub netns_cookie: u64,
+    /// The client's socket.
+    pub socket_cookie: u64,
+    /// A [`SpliceSide`].
+    pub side: u32,
+    pub _zero: u32,
+}
+
+impl SpliceKey {
+    /// The key of one end of the connection that `socket_cookie` opened.
+    #[inline(always)]
+    pub const fn new(netns_cookie: u64, socket_cookie: u64, side: SpliceSide) -> Self {
+        Self { netns_cookie, socket_cookie, side: side as u32, _zero: 0 }
+    }
+}
+
+/// Which end of a connection. Stable numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum SpliceSide {
+    Client = 0,
+    Server = 1,
+}
+
+impl SpliceSide {
+    /// The other end.
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
 /// Which of the agent's listeners in a pod. Stable numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -127,10 +168,11 @@ const _: () = assert!(size_of::<AddressKey>() == 24);
 const _: () = assert!(size_of::<ListenerKey>() == 16);
 const _: () = assert!(size_of::<ServiceKey>() == 32);
 const _: () = assert!(size_of::<TupleKey>() == 48);
+const _: () = assert!(size_of::<SpliceKey>() == 24);
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, TupleKey};
+    use super::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, SpliceKey, TupleKey};
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
     unsafe impl aya::Pod for ConnectionKey {}
@@ -146,4 +188,6 @@ mod user {
     unsafe impl aya::Pod for ServiceKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for TupleKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SpliceKey {}
 }

@@ -1,6 +1,10 @@
 //! Values of the maps. No implicit padding.
 
-use crate::{abi::MAX_BACKENDS, address::Address, key::TupleKey};
+use crate::{
+    abi::MAX_BACKENDS,
+    address::Address,
+    key::{SpliceKey, TupleKey},
+};
 
 /// What the agent tells its programs; they may read it at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,8 @@ pub struct Asked {
     pub target: Address,
     /// Host byte order.
     pub target_port: u32,
-    pub _zero: u32,
+    /// Not zero: both ends hand their data straight to each other.
+    pub splice: u32,
 }
 
 /// Which way a socket's connection goes.
@@ -96,6 +101,9 @@ pub struct Backend {
     pub port: u32,
     /// The weights of the backends up to and including this one.
     pub cumulative_weight: u32,
+    /// Not zero: both pods have agreed to splice.
+    pub splice: u32,
+    pub _zero: u32,
 }
 
 /// Where a service's connections go: to pods of this node that policy lets the
@@ -131,7 +139,51 @@ pub struct Authorized {
     pub received_at_fin: u64,
     /// Not zero: the destination's lookup program let it pass.
     pub seen: u32,
+    /// Not zero: both its sockets are to be spliced.
+    pub splice: u32,
+    /// Bytes that went past TCP, from client to server.
+    pub spliced_up: u64,
+    /// The same from server to client.
+    pub spliced_down: u64,
+    /// `CLOCK_MONOTONIC` when any last did, nanoseconds; coarse.
+    pub spliced_ns: u64,
+}
+
+/// What a spliced socket knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Splice {
+    /// Who gets what it sends.
+    pub peer: SpliceKey,
+    /// Where its bytes are accounted for.
+    pub tuple: TupleKey,
+    /// A [`Way`]: decided when it first sends, and for ever.
+    pub way: u32,
     pub _zero: u32,
+}
+
+/// How the data of one direction travels. Stable numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Way {
+    /// Nothing was sent yet.
+    Undecided = 0,
+    /// Straight into the peer's socket.
+    Spliced = 1,
+    /// As ever.
+    Tcp = 2,
+}
+
+impl Way {
+    /// The way of that number; TCP's for one that stands for none.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Undecided,
+            1 => Self::Spliced,
+            _ => Self::Tcp,
+        }
+    }
 }
 
 /// What TCP counts as a byte and is none.
@@ -188,16 +240,19 @@ const _: () = assert!(size_of::<Config>() == 16);
 const _: () = assert!(size_of::<PodEntry>() == 16);
 const _: () = assert!(size_of::<Asked>() == 64);
 const _: () = assert!(size_of::<OriginalDestination>() == 40);
-const _: () = assert!(size_of::<Backend>() == 32);
-const _: () = assert!(size_of::<Service>() == 8 + 32 * MAX_BACKENDS);
-const _: () = assert!(size_of::<Authorized>() == 72);
-const _: () = assert!(size_of::<Event>() == 160);
+const _: () = assert!(size_of::<Backend>() == 40);
+const _: () = assert!(size_of::<Service>() == 8 + 40 * MAX_BACKENDS);
+const _: () = assert!(size_of::<Authorized>() == 96);
+const _: () = assert!(size_of::<Event>() == 184);
+const _: () = assert!(size_of::<Splice>() == 80);
 const _: () = assert!(size_of::<Probe>() == 8);
 const _: () = assert!(size_of::<Redirect>() == 16);
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Authorized, Config, OriginalDestination, PodEntry, Probe, Redirect, Service};
+    use super::{
+        Authorized, Config, OriginalDestination, PodEntry, Probe, Redirect, Service, Splice,
+    };
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
     unsafe impl aya::Pod for Config {}
@@ -209,6 +264,8 @@ mod user {
     unsafe impl aya::Pod for Service {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Authorized {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Splice {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Probe {}
     // SAFETY: as above.

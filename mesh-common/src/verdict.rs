@@ -103,11 +103,19 @@ pub enum Verdict {
     GuardBypassed = 47,
     /// guard outside the pod: handed straight into another pod of the node.
     Redirected = 48,
+    /// sock_ops: a socket was put where its peer can hand it data.
+    SpliceEntered = 49,
+    /// sock_ops: it could not be; the connection stays on TCP.
+    SpliceRefused = 50,
+    /// sk_msg: one direction of a connection is spliced from its first byte on.
+    SpliceBegun = 51,
+    /// sk_msg: one direction stays on TCP, for the peer was not there at its first byte.
+    SpliceLeft = 52,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 53] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -157,6 +165,10 @@ impl Verdict {
         Self::ProbeFailed,
         Self::GuardBypassed,
         Self::Redirected,
+        Self::SpliceEntered,
+        Self::SpliceRefused,
+        Self::SpliceBegun,
+        Self::SpliceLeft,
     ];
 
     /// Room for later verdicts without a new map.
@@ -214,6 +226,10 @@ impl Verdict {
             Self::ProbeFailed => "probe_failed",
             Self::GuardBypassed => "guard_bypassed",
             Self::Redirected => "redirected",
+            Self::SpliceEntered => "splice_entered",
+            Self::SpliceRefused => "splice_refused",
+            Self::SpliceBegun => "splice_begun",
+            Self::SpliceLeft => "splice_left",
         }
     }
 }

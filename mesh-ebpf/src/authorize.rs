@@ -46,7 +46,10 @@ pub fn vouch(ctx: &SockOpsContext, asked: &Asked) {
         established_ns: 0,
         received_at_fin: 0,
         seen: 0,
-        _zero: 0,
+        splice: asked.splice,
+        spliced_up: 0,
+        spliced_down: 0,
+        spliced_ns: 0,
     };
     if AUTHORIZED.insert(&key, &connection, NO_EXIST).is_err() {
         count(Verdict::AuthorizeFailed);
@@ -122,7 +125,7 @@ fn tell(ctx: &SockOpsContext, kind: u32, old: u32, key: &TupleKey, connection: &
 
 /// The connection as it arrives at its destination.
 #[inline(always)]
-fn tuple(ctx: &SockOpsContext, asked: &Asked) -> TupleKey {
+pub fn tuple(ctx: &SockOpsContext, asked: &Asked) -> TupleKey {
     let (source, port) = local(ctx, asked);
     TupleKey {
         netns_cookie: asked.target_cookie,

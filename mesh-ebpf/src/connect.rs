@@ -116,7 +116,7 @@ fn shortcut(ctx: &SockAddrContext, v6: bool, dial: &Dial, backend: &Backend) -> 
         target_cookie: backend.netns_cookie,
         target,
         target_port: port,
-        _zero: 0,
+        splice: backend.splice,
     };
     if !remember(ctx, dial, asked) {
         return REFUSE;
@@ -137,7 +137,7 @@ fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
         target_cookie: 0,
         target: Address::UNSPECIFIED,
         target_port: 0,
-        _zero: 0,
+        splice: 0,
     };
     if !remember(ctx, dial, asked) {
         return REFUSE;

@@ -13,7 +13,9 @@ mod guard;
 mod lookup;
 mod maps;
 mod probe;
+mod sk_msg;
 mod sockops;
+mod splice;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -14,8 +14,11 @@ use mesh_common::{
     abi::capacity,
     address::Address,
     decide::Tables,
-    key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, TupleKey},
-    value::{Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Probe, Redirect, Service},
+    key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, SpliceKey, TupleKey},
+    value::{
+        Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Probe, Redirect, Service,
+        Splice,
+    },
     verdict::Verdict,
 };
 
@@ -54,6 +57,11 @@ pub static AUTHORIZED: HashMap<TupleKey, Authorized> =
 pub static AUTHORIZED_COUNT: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTES, 0);
+/// Two sockets for each connection.
+#[map]
+pub static SPLICED: SockHash<SpliceKey> = SockHash::with_max_entries(capacity::SPLICED, 0);
+#[btf_map]
+pub static SPLICE: SkStorage<Splice> = SkStorage::new();
 #[btf_map]
 pub static ASKED: SkStorage<Asked> = SkStorage::new();
 #[btf_map]

@@ -42,7 +42,7 @@ pub fn begin(ctx: &SockAddrContext, dial: &Dial) -> bool {
         target_cookie,
         target: dial.destination,
         target_port: u32::from(dial.port),
-        _zero: 0,
+        splice: 0,
     };
     if !remember(ctx, dial, asked) {
         count(Verdict::ProbeFailed);

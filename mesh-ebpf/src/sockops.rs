@@ -3,6 +3,7 @@
 
 use aya_ebpf::{
     bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
     },
@@ -22,6 +23,7 @@ use crate::{
     ctx::read,
     maps::{ASKED, ORIGINAL_DESTINATIONS, count},
     probe,
+    splice,
 };
 
 /// Always 1: the return value means nothing for these callbacks, and the verifier
@@ -47,6 +49,14 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
                 }
             }
         }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+            if let Some(asked) = asked(&ctx)
+                && asked.splice != 0
+            {
+                splice::client(&ctx, asked);
+            }
+        }
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => splice::server(&ctx),
         _ => {}
     }
     1

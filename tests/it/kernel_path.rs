@@ -3,22 +3,22 @@
 use std::time::Duration;
 
 use tests::{
-    Agent, Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed,
+    Agent, Allow, Inbound, MeshConfig, Pod, PodBuilder, Process, Service, Testbed,
     conversation::end,
     eventually,
     mesh::{SERVER, SERVER_PORT, SERVER6},
 };
 
 /// Two enrolled pods of one node, and its agent.
-struct Neighbours {
-    client: Pod,
-    server: Pod,
-    agent: Agent,
+pub(crate) struct Neighbours {
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    pub(crate) agent: Agent,
     program: Process,
-    bed: Testbed,
+    pub(crate) bed: Testbed,
 }
 
-fn config(client: &Pod, server: &Pod) -> MeshConfig {
+pub(crate) fn config(client: &Pod, server: &Pod) -> MeshConfig {
     let service = Service::tcp("server", SERVER).backed_by(server, SERVER_PORT);
     let service6 = Service::tcp("server6", SERVER6).backed_by_ipv6(server, SERVER_PORT);
     let inbound =
@@ -31,10 +31,20 @@ impl Neighbours {
         Self::start_with(name, kind, &[])
     }
 
-    fn start_with(name: &str, kind: &str, flags: &[&str]) -> Self {
+    pub(crate) fn start_with(name: &str, kind: &str, flags: &[&str]) -> Self {
+        Self::of(name, kind, flags, |pod| pod)
+    }
+
+    /// With pods that differ from the usual ones.
+    pub(crate) fn of(
+        name: &str,
+        kind: &str,
+        flags: &[&str],
+        pod: impl Fn(PodBuilder) -> PodBuilder,
+    ) -> Self {
         let bed = Testbed::two_nodes(name);
         let node = bed.node(1);
-        let (client, server) = (node.pod("client").start(), node.pod("server").start());
+        let (client, server) = (pod(node.pod("client")).start(), pod(node.pod("server")).start());
         let program = server.serves(kind, SERVER_PORT);
         config(&client, &server).write_to(&node.config_dir());
         let agent = node.agent().with_pod(&client).with_pod(&server).flags(flags).start();
@@ -45,7 +55,7 @@ impl Neighbours {
         this
     }
 
-    fn wait_for_services(&self, expected: u64) {
+    pub(crate) fn wait_for_services(&self, expected: u64) {
         eventually(&format!("{expected} services are on the kernel path"), || {
             let status = self.agent.status();
             let services = status["kernel_path"]["services"].as_u64();
@@ -53,7 +63,7 @@ impl Neighbours {
         });
     }
 
-    fn verdict(&self, name: &str) -> u64 {
+    pub(crate) fn verdict(&self, name: &str) -> u64 {
         let label = format!("verdict=\"{name}\"");
         self.agent.metrics().sum("mesh_bpf_verdicts_total", &[&label]) as u64
     }
@@ -63,7 +73,7 @@ impl Neighbours {
         (self.verdict("authorized"), self.verdict("outbound_captured"))
     }
 
-    fn talk(&self) -> tests::conversation::Conversation {
+    pub(crate) fn talk(&self) -> tests::conversation::Conversation {
         self.client.connects(SERVER.parse().unwrap())
     }
 }

@@ -21,6 +21,7 @@ mod leaks;
 mod lifecycle;
 mod programs;
 mod sds;
+mod splice;
 mod survival;
 mod tcp;
 mod xds;

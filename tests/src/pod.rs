@@ -31,6 +31,7 @@ pub struct PodBuilder {
     service_account: String,
     permissive: bool,
     redirect_peer: Option<&'static str>,
+    splice: Option<String>,
     excluded_outbound_ports: Vec<u16>,
     excluded_outbound_cidrs: Vec<String>,
     excluded_inbound_ports: Vec<u16>,
@@ -45,6 +46,7 @@ impl PodBuilder {
             service_account: name.to_owned(),
             permissive: false,
             redirect_peer: None,
+            splice: None,
             excluded_outbound_ports: Vec::new(),
             excluded_outbound_cidrs: Vec::new(),
             excluded_inbound_ports: Vec::new(),
@@ -76,6 +78,13 @@ impl PodBuilder {
     #[must_use]
     pub fn redirect_peer(mut self, mode: &'static str) -> Self {
         self.redirect_peer = Some(mode);
+        self
+    }
+
+    /// Whether its connections are spliced, whatever its agent does: `auto`, `on` or `off`.
+    #[must_use]
+    pub fn splice(mut self, mode: &str) -> Self {
+        self.splice = Some(mode.to_owned());
         self
     }
 
@@ -127,7 +136,7 @@ impl PodBuilder {
         let cgroup = self.node.cgroup().join("pods").join(&self.name);
         cgroup::create(&cgroup);
         let place = Place { netns, cgroup, shared: Arc::clone(self.node.shared()) };
-        Pod(Arc::new(Inner { builder: self, place, ipv4, ipv6 }))
+        Pod(Arc::new(Inner { builder: self, place, veth, ipv4, ipv6 }))
     }
 }
 
@@ -139,6 +148,7 @@ pub struct Pod(Arc<Inner>);
 struct Inner {
     builder: PodBuilder,
     place: Place,
+    veth: String,
     ipv4: Ipv4Addr,
     ipv6: Ipv6Addr,
 }
@@ -157,6 +167,11 @@ impl Pod {
     /// The node it is on.
     pub fn node(&self) -> &Node {
         &self.0.builder.node
+    }
+
+    /// Its node's end of the pair that joins them.
+    pub fn veth(&self) -> &str {
+        &self.0.veth
     }
 
     /// Its IPv4 address.
@@ -207,6 +222,7 @@ impl Pod {
             "labels": { "app": b.name },
             "mtls": if b.permissive { "permissive" } else { "strict" },
             "redirect_peer": b.redirect_peer,
+            "splice": b.splice,
             "exclude_outbound_ports": b.excluded_outbound_ports,
             "exclude_outbound_cidrs": b.excluded_outbound_cidrs,
             "exclude_inbound_ports": b.excluded_inbound_ports,
@@ -225,6 +241,7 @@ impl Pod {
             ("--mtls", if b.permissive { "permissive" } else { "strict" }.to_owned()),
         ];
         flags.extend(b.redirect_peer.map(|mode| ("--redirect-peer", mode.to_owned())));
+        flags.extend(b.splice.iter().map(|mode| ("--splice", mode.clone())));
         flags.extend(
             b.excluded_outbound_ports.iter().map(|p| ("--exclude-outbound-port", p.to_string())),
         );

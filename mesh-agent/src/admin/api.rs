@@ -16,6 +16,7 @@ use crate::{
     model::{
         identity::Identity,
         listener::Direction,
+        splice::{SelfTest, SpliceMode},
         workload::{MtlsMode, WorkloadUid},
     },
     observe::connections::ConnectionEntry,
@@ -161,6 +162,17 @@ pub struct KernelPathView {
     pub services: usize,
     /// Live.
     pub connections: usize,
+    #[serde(default)]
+    pub splice: SpliceView,
+}
+
+/// Whether sockets of the kernel path hand each other their data past TCP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpliceView {
+    /// The agent's; workloads may have their own.
+    pub mode: SpliceMode,
+    /// Why those of workloads without a mode of their own do not.
+    pub off: Option<String>,
 }
 
 /// A pod that something is missing on, and why.
@@ -205,6 +217,9 @@ pub struct StatusView {
     /// Pods whose packets of the kernel path are not handed straight in.
     #[serde(default)]
     pub not_redirected: Vec<MissingView>,
+    /// What the kernel was found to do; `None` until it was tried.
+    #[serde(default)]
+    pub self_test: Option<SelfTest>,
     pub bpf: Vec<VerdictView>,
 }
 

@@ -26,7 +26,7 @@ use crate::model::workload::WorkloadUid;
 
 pub use api::{
     CertificateView, ConnectionView, ErrorView, HboneView, KernelPathView, MissingView, PodView,
-    Readiness, RejectedConfig, SnapshotView, StatusView, Timestamp, VerdictView,
+    Readiness, RejectedConfig, SnapshotView, SpliceView, StatusView, Timestamp, VerdictView,
 };
 pub use config_dump::ConfigDump;
 pub use enroll::{EnrollRequest, InvalidEnrollment, NetnsRef, PodsFile, PodsFileError};

@@ -83,9 +83,11 @@ impl AgentControl for Control {
                 off: agent.kernel_path.clone().err(),
                 services: agent.kernel_services.load(Ordering::Relaxed),
                 connections: agent.capture.kernel_connections().len(),
+                splice: agent.splice(),
             },
             unguarded: missing(agent.capture.unguarded()),
             not_redirected: missing(agent.capture.not_redirected()),
+            self_test: agent.self_test.get().cloned(),
             bpf: agent
                 .verdicts()
                 .into_iter()

@@ -89,6 +89,7 @@ impl Agent {
                 NetnsRef::Path(path) => capture::NetnsRef::Path(path),
                 NetnsRef::Pid(pid) => capture::NetnsRef::Pid(pid),
             },
+            splice: request.splice,
             exclusions: Exclusions {
                 outbound_ports: request.exclude_outbound_ports,
                 outbound_cidrs: request.exclude_outbound_cidrs,

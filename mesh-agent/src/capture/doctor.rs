@@ -7,13 +7,15 @@ use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
     error::{brief, chain},
-    loader::{CGROUP_PROGRAMS, try_load},
+    loader::{CGROUP_PROGRAMS, SPLICE_PROGRAM, try_load},
     maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
     redirect::netfilter,
+    selftest::self_test,
     sock_diag,
 };
+use crate::model::splice::SpliceMode;
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -45,6 +47,7 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.extend(sysctls());
     checks.push(kernel_path());
     checks.push(redirect_peer());
+    checks.extend(self_tested(options.splice));
     checks
 }
 
@@ -71,6 +74,35 @@ fn redirect_peer() -> Check {
             format!("auto is off: {why}; `--redirect-peer on` steps around them"),
         ),
     }
+}
+
+/// What the kernel does, and what comes of it for splicing.
+fn self_tested(mode: SpliceMode) -> Vec<Check> {
+    let test = self_test();
+    let status = |passed| if passed { CheckStatus::Ok } else { CheckStatus::Warn };
+    let mut checks: Vec<Check> = test
+        .checks
+        .iter()
+        .map(|found| {
+            let detail = format!("{} ({} µs)", found.detail, found.micros);
+            check(format!("self-test {}", found.name), status(found.passed), detail)
+        })
+        .collect();
+    let failed: Vec<_> = test.splice_failures().iter().map(|check| check.name.clone()).collect();
+    let failed = failed.join(", ");
+    let passes = test.splice_passes();
+    checks.push(match mode {
+        SpliceMode::Off => check("splice", CheckStatus::Ok, "off: switched off"),
+        SpliceMode::Auto if passes => check("splice", CheckStatus::Ok, "on: every check passes"),
+        SpliceMode::Auto => {
+            check("splice", CheckStatus::Ok, format!("off: this kernel fails {failed}"))
+        }
+        SpliceMode::On if passes => check("splice", CheckStatus::Ok, "on: every check passes"),
+        SpliceMode::On => {
+            check("splice", CheckStatus::Warn, format!("on, although this kernel fails {failed}"))
+        }
+    });
+    checks
 }
 
 fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>) -> Check {
@@ -105,7 +137,10 @@ fn programs() -> Vec<Check> {
             .map(|(name, result)| match result {
                 Ok(()) => check(format!("program {name}"), CheckStatus::Ok, "loads"),
                 Err(error) => {
-                    check(format!("program {name}"), CheckStatus::Fail, brief(&chain(&error)))
+                    // Without this one there is no splicing, and all else works.
+                    let spared = name == SPLICE_PROGRAM;
+                    let status = if spared { CheckStatus::Warn } else { CheckStatus::Fail };
+                    check(format!("program {name}"), status, brief(&chain(&error)))
                 }
             })
             .collect(),

@@ -18,10 +18,10 @@ use super::{
     accept::{DualListener, HboneListener, InboundListener, OutboundListener},
     bpffs,
     cgroup::cgroup2_root,
-    error::{CaptureError, EnrollError},
+    error::{CaptureError, EnrollError, brief, chain},
     guard::{GuardAttachment, GuardMode},
     kernel_path::KernelMaps,
-    loader::Pins,
+    loader::{self, Pins},
     maps::{Maps, monotonic_ns},
     netns::PodNetns,
     options::{CaptureOptions, EnrollPod, Exclusions},
@@ -33,6 +33,7 @@ use super::{
 use crate::model::{
     captured::Pod,
     redirect::RedirectMode,
+    splice::SpliceMode,
     workload::{Workload, WorkloadUid},
 };
 
@@ -64,6 +65,9 @@ pub struct Capture {
     pub(super) probe_cgroups: Vec<PathBuf>,
     pub(super) own: PodNetns,
     state: Mutex<State>,
+    pub(super) splice_mode: SpliceMode,
+    /// Whether sockets can be spliced at all, and why not.
+    pub(super) splice: Result<(), String>,
     log: Option<tokio::task::JoinHandle<()>>,
     /// Held for as long as the agent lives.
     _lock: File,
@@ -169,6 +173,12 @@ impl Capture {
         }
         pins.attach_cgroup(&mut ebpf, &cgroup_root)?;
         pins.remove_other_versions()?;
+        let splice = match options.splice {
+            SpliceMode::Off => Err("switched off".to_owned()),
+            SpliceMode::Auto | SpliceMode::On => {
+                loader::attach_splice(&mut ebpf).map_err(|error| brief(&chain(&error)))
+            }
+        };
         let alive = forget_dead(&pins, &mut maps)?;
         name_strangers(&alive, &mut maps, &known)?;
         tracing::info!(
@@ -185,6 +195,8 @@ impl Capture {
             probe_cgroups: options.probe_cgroups,
             own,
             state: Mutex::new(State { maps, kernel, pods: HashMap::new(), publish_failures: 0 }),
+            splice_mode: options.splice,
+            splice,
             log,
             _lock: lock,
         })

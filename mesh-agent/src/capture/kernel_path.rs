@@ -263,16 +263,20 @@ fn parse(bytes: &[u8]) -> Option<Event> {
         established_ns: u64(),
         received_at_fin: u64(),
         seen: 0,
-        _zero: 0,
+        splice: 0,
+        spliced_up: 0,
+        spliced_down: 0,
+        spliced_ns: 0,
     };
-    let [seen, _zero] = halves(u64());
+    let [seen, splice] = halves(u64());
+    let (spliced_up, spliced_down, spliced_ns) = (u64(), u64(), u64());
     let (at_ns, bytes_acked, bytes_received) = (u64(), u64(), u64());
     let [srtt_us_times_8, retransmits] = halves(u64());
     Some(Event {
         kind,
         old_state,
         tuple,
-        connection: Authorized { seen, ..connection },
+        connection: Authorized { seen, splice, spliced_up, spliced_down, spliced_ns, ..connection },
         at_ns,
         bytes_acked,
         bytes_received,
@@ -288,16 +292,28 @@ fn report(event: &Event, state: &State) -> KernelEvent {
     }
     let bit = |flag: u32| u64::from(event.connection.fin & flag != 0);
     let syn = u64::from(connection.established);
-    let traffic = KernelTraffic {
+    let mut traffic = KernelTraffic {
         received_bytes: event.bytes_acked.saturating_sub(syn + bit(fin::ACKNOWLEDGED)),
         sent_bytes: event.bytes_received.saturating_sub(bit(fin::RECEIVED)),
         round_trip: Duration::from_nanos(u64::from(event.srtt_us_times_8) * 125),
         retransmits: event.retransmits,
         idle: Duration::ZERO,
     };
+    add_spliced(&mut traffic, &event.connection, event.at_ns);
     let aborted = event.connection.fin != fin::RECEIVED | fin::ACKNOWLEDGED
         && !matches!(event.old_state, FIN_WAIT2 | LAST_ACK | CLOSING);
     KernelEvent::Closed { connection, traffic, aborted }
+}
+
+/// What went past TCP, up to `now` of `CLOCK_MONOTONIC`.
+fn add_spliced(traffic: &mut KernelTraffic, connection: &Authorized, now: u64) {
+    if connection.spliced_ns == 0 {
+        return;
+    }
+    traffic.received_bytes += connection.spliced_up;
+    traffic.sent_bytes += connection.spliced_down;
+    let idle = Duration::from_nanos(now.saturating_sub(connection.spliced_ns));
+    traffic.idle = traffic.idle.min(idle);
 }
 
 const FIN_WAIT2: u32 = 5;
@@ -345,21 +361,35 @@ impl Capture {
     }
 
     /// Puts a plan in force in place of the one before. Backends and sources that are
-    /// not enrolled are left out.
+    /// not enrolled are left out. `splice_passes`: the self-test has found spliced
+    /// sockets to behave.
     ///
     /// # Errors
     /// [`CaptureError::Map`] where a stale entry could not be removed.
-    pub fn apply_kernel_plan(&self, plan: &KernelPlan) -> Result<PlanApplied, CaptureError> {
+    pub fn apply_kernel_plan(
+        &self,
+        plan: &KernelPlan,
+        splice_passes: bool,
+    ) -> Result<PlanApplied, CaptureError> {
+        let attached = self.splice.is_ok();
         let mut state = self.state();
-        let cookies: StdHashMap<&WorkloadUid, u64> = state
+        let members: StdHashMap<&WorkloadUid, Member> = state
             .pods
             .iter()
-            .filter(|(_, slot)| slot.record.is_some())
-            .map(|(uid, slot)| (uid, slot.cookie))
+            .filter_map(|(uid, slot)| {
+                let wanted = slot.record.as_ref()?.pod.splice;
+                let splice = attached && self.splice_mode.allows(wanted, splice_passes);
+                Some((uid, Member { cookie: slot.cookie, splice }))
+            })
             .collect();
-        let wanted =
-            plan.services.iter().filter_map(|service| compile(service, &cookies)).collect();
+        let wanted: StdHashMap<_, _> =
+            plan.services.iter().filter_map(|service| compile(service, &members)).collect();
         state.kernel.reconcile(&wanted)
+    }
+
+    /// Whether the kernel took the splicing program, and why not.
+    pub fn splice_attached(&self) -> Result<(), &str> {
+        self.splice.as_ref().copied().map_err(String::as_str)
     }
 
     /// How many connections may take the kernel path at once.
@@ -420,8 +450,8 @@ impl Capture {
     /// What the sockets of the pods that have connections on the kernel path have moved,
     /// by socket cookie.
     pub fn kernel_traffic(&self) -> StdHashMap<u64, KernelTraffic> {
-        let mut sources: Vec<u64> =
-            self.state().kernel.live().iter().map(|(_, live)| live.source_cookie).collect();
+        let live = self.state().kernel.live();
+        let mut sources: Vec<u64> = live.iter().map(|(_, live)| live.source_cookie).collect();
         sources.sort_unstable();
         sources.dedup();
         let mut all = StdHashMap::new();
@@ -431,6 +461,12 @@ impl Capture {
                 Err(error) => tracing::warn!(
                     netns = %netns.path().display(), %error, "cannot ask for sockets' traffic"
                 ),
+            }
+        }
+        let now = monotonic_ns();
+        for (_, connection) in &live {
+            if let Some(traffic) = all.get_mut(&connection.socket_cookie) {
+                add_spliced(traffic, connection, now);
             }
         }
         all
@@ -452,15 +488,29 @@ impl Capture {
     }
 }
 
+/// An enrolled pod, as a plan is compiled for it.
+#[derive(Clone, Copy)]
+struct Member {
+    cookie: u64,
+    /// Its connections may be spliced.
+    splice: bool,
+}
+
 /// A service as the programs read it. `None` where it is none of a pod that is
 /// enrolled, or has a backend that is not.
 fn compile(
     service: &KernelService,
-    cookies: &StdHashMap<&WorkloadUid, u64>,
+    members: &StdHashMap<&WorkloadUid, Member>,
 ) -> Option<(ServiceKey, Service)> {
-    let source = cookies.get(&service.source)?;
-    let none =
-        Backend { netns_cookie: 0, address: Address::UNSPECIFIED, port: 0, cumulative_weight: 0 };
+    let source = members.get(&service.source)?;
+    let none = Backend {
+        netns_cookie: 0,
+        address: Address::UNSPECIFIED,
+        port: 0,
+        cumulative_weight: 0,
+        splice: 0,
+        _zero: 0,
+    };
     let mut backends = [none; MAX_BACKENDS];
     if service.backends.len() > MAX_BACKENDS {
         return None;
@@ -468,14 +518,17 @@ fn compile(
     let mut total_weight = 0_u32;
     for (slot, backend) in backends.iter_mut().zip(&service.backends) {
         total_weight = total_weight.checked_add(backend.weight)?;
+        let member = members.get(&backend.workload)?;
         *slot = Backend {
-            netns_cookie: *cookies.get(&backend.workload)?,
+            netns_cookie: member.cookie,
             address: backend.address.ip().into(),
             port: backend.address.port().into(),
             cumulative_weight: total_weight,
+            splice: (source.splice && member.splice).into(),
+            _zero: 0,
         };
     }
-    let key = ServiceKey::new(*source, service.address.ip().into(), service.address.port());
+    let key = ServiceKey::new(source.cookie, service.address.ip().into(), service.address.port());
     let count = u32::try_from(service.backends.len()).ok()?;
     Some((key, Service { total_weight, count, backends }))
 }
@@ -486,7 +539,7 @@ mod tests {
 
     #[test]
     fn an_event_is_read_as_it_was_written() {
-        let words: Vec<u8> = (1..=40_u32).flat_map(u32::to_ne_bytes).collect();
+        let words: Vec<u8> = (1..=46_u32).flat_map(u32::to_ne_bytes).collect();
         let event = parse(&words).expect("an event");
         assert_eq!((event.kind, event.old_state), (1, 2));
         assert_eq!(event.tuple.source, Address([5, 6, 7, 8]));
@@ -495,8 +548,9 @@ mod tests {
         assert_eq!((event.connection.asked_port, event.connection.fin), (19, 20));
         assert_eq!(event.connection.socket_cookie.to_ne_bytes()[..4], 23_u32.to_ne_bytes());
         assert_eq!(event.connection.seen, 31);
-        assert_eq!(event.bytes_acked.to_ne_bytes()[..4], 35_u32.to_ne_bytes());
-        assert_eq!((event.srtt_us_times_8, event.retransmits), (39, 40));
+        assert_eq!(event.connection.spliced_down.to_ne_bytes()[..4], 35_u32.to_ne_bytes());
+        assert_eq!(event.bytes_acked.to_ne_bytes()[..4], 41_u32.to_ne_bytes());
+        assert_eq!((event.srtt_us_times_8, event.retransmits), (45, 46));
         assert_eq!(parse(&words[1..]), None);
         assert_eq!(parse(&[]), None);
     }

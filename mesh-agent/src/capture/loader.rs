@@ -25,12 +25,16 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::SockHash,
     programs::{
         CgroupAttachMode, Program, ProgramError,
         links::{FdLink, LinkError},
     },
 };
-use mesh_common::abi::{ABI_VERSION, map};
+use mesh_common::{
+    abi::{ABI_VERSION, map},
+    key::SpliceKey,
+};
 
 use super::{
     bpffs,
@@ -49,6 +53,10 @@ pub(super) const CGROUP_PROGRAMS: [&str; 5] =
     ["mesh_sock_ops", "mesh_getpeername4", "mesh_getpeername6", "mesh_connect4", "mesh_connect6"];
 /// The verifier gives up with EAGAIN when a signal is pending: libbpf tries as often.
 const LOAD_ATTEMPTS: u32 = 5;
+/// Of a map of [`load_private`].
+const PRIVATE_ENTRIES: u32 = 64;
+/// The program that runs for sockets of the map [`map::SPLICED`].
+pub(super) const SPLICE_PROGRAM: &str = "mesh_sk_msg";
 /// The program that each pod gets its own instance of.
 pub(super) const POD_PROGRAM: &str = "mesh_sk_lookup";
 /// The constant in it that names the pod.
@@ -216,6 +224,42 @@ impl Pins {
     }
 }
 
+/// Loads the object with maps of its own, small ones: nothing is pinned or attached.
+pub(super) fn load_private() -> Result<Ebpf, CaptureError> {
+    let mut loader = loader();
+    for name in [map::SPLICED, map::AUTHORIZED, map::LISTENERS, map::PODS] {
+        loader.map_max_entries(name, PRIVATE_ENTRIES);
+    }
+    loader.load(OBJECT).map_err(|source| CaptureError::Load(Box::new(source)))
+}
+
+/// Lets the splicing program run for the sockets that will be in its map. Those that
+/// are there keep the one they came with.
+pub(super) fn attach_splice(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    let missing = CaptureError::Missing(map::SPLICED);
+    let sockets: SockHash<_, SpliceKey> = ebpf
+        .map(map::SPLICED)
+        .ok_or(missing)?
+        .try_into()
+        .map_err(|source| CaptureError::Map { map: map::SPLICED, source })?;
+    let fd = sockets
+        .fd()
+        .try_clone()
+        .map_err(|source| CaptureError::Map { map: map::SPLICED, source: source.into() })?;
+    let program = ebpf.program_mut(SPLICE_PROGRAM).ok_or(CaptureError::Missing(SPLICE_PROGRAM))?;
+    let refused =
+        |source| CaptureError::Program { program: SPLICE_PROGRAM, source: Box::new(source) };
+    load(program).map_err(refused)?;
+    let Program::SkMsg(program) = program else {
+        return Err(refused(ProgramError::UnexpectedProgramType));
+    };
+    let id = program.attach(&fd).map_err(refused)?;
+    // Not a link of the kernel's: it would be undone when dropped. The map keeps the
+    // program for as long as it is pinned.
+    std::mem::forget(program.take_link(id).map_err(refused)?);
+    Ok(())
+}
+
 /// A program's name, and what the kernel said of it.
 pub(super) type Loaded = (&'static str, Result<(), ProgramError>);
 
@@ -227,7 +271,7 @@ pub(super) fn try_load() -> Result<Vec<Loaded>, CaptureError> {
         .into_iter()
         .chain([POD_PROGRAM])
         .chain(GUARD_PROGRAMS.map(|(name, _)| name))
-        .chain([HOST_PROGRAM])
+        .chain([HOST_PROGRAM, SPLICE_PROGRAM])
         .map(|name| {
             let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
             Ok((name, load(program)))
@@ -261,6 +305,7 @@ fn load_once(program: &mut Program) -> Result<(), ProgramError> {
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::SkMsg(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

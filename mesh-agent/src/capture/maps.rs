@@ -47,6 +47,8 @@ pub struct MapCapacities {
     pub services: u32,
     /// Live connections of the kernel path.
     pub authorized: u32,
+    /// Spliced sockets, two for each connection; more stay on TCP.
+    pub spliced: u32,
 }
 
 impl Default for MapCapacities {
@@ -59,13 +61,14 @@ impl Default for MapCapacities {
             original_destinations: capacity::ORIGINAL_DESTINATIONS,
             services: capacity::SERVICES,
             authorized: capacity::AUTHORIZED,
+            spliced: capacity::SPLICED,
         }
     }
 }
 
 impl MapCapacities {
     /// Each resizable map with its capacity.
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 11] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 12] {
         [
             (map::PODS, self.pods),
             (map::ADDRESSES, self.addresses),
@@ -75,6 +78,7 @@ impl MapCapacities {
             (map::ORIGINAL_DESTINATIONS, self.original_destinations),
             (map::SERVICES, self.services),
             (map::AUTHORIZED, self.authorized),
+            (map::SPLICED, self.spliced),
             (map::LISTENERS, self.pods.saturating_mul(4)),
             (map::POD_ADDRESSES, self.addresses),
             (map::REDIRECTS, self.addresses),
@@ -437,6 +441,7 @@ pub(super) enum LinkTarget {
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
@@ -477,6 +482,24 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Asks for a link of no program to nothing: EBADF from a kernel that knows links.
+pub(super) fn create_no_link() -> io::Result<()> {
+    /// `union bpf_attr`, `link_create`.
+    #[repr(C)]
+    struct Attributes {
+        prog_fd: u32,
+        target_fd: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let mut attributes =
+        Attributes { prog_fd: u32::MAX, target_fd: u32::MAX, attach_type: 0, flags: 0 };
+    let link = bpf(BPF_LINK_CREATE, &mut attributes)?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    drop(unsafe { OwnedFd::from_raw_fd(link) });
+    Ok(())
 }
 
 /// Asks the kernel what a link is attached to.

@@ -27,6 +27,7 @@ mod orig_dst;
 mod persist;
 mod redirect;
 mod routing;
+mod selftest;
 mod sock_diag;
 mod sockets;
 
@@ -40,3 +41,4 @@ pub use kernel_path::{KernelEvents, PlanApplied};
 pub use maps::MapCapacities;
 pub use netns::{NetnsError, NetnsRef, PodNetns};
 pub use options::{CaptureOptions, EnrollPod, Exclusions};
+pub use selftest::self_test;

@@ -14,6 +14,7 @@ use super::{
 use crate::model::{
     identity::Identity,
     redirect::RedirectMode,
+    splice::SpliceMode,
     workload::{MtlsMode, WorkloadUid},
 };
 
@@ -44,6 +45,8 @@ pub struct CaptureOptions {
     pub drop_non_tcp: bool,
     /// Directories of cgroups whose processes may probe the node's pods in plaintext.
     pub probe_cgroups: Vec<PathBuf>,
+    /// Whether those hand each other their data past TCP.
+    pub splice: SpliceMode,
     /// How many entries the maps hold.
     pub capacities: MapCapacities,
 }
@@ -63,6 +66,7 @@ impl Default for CaptureOptions {
             redirect_peer: RedirectMode::default(),
             drop_non_tcp: false,
             probe_cgroups: Vec::new(),
+            splice: SpliceMode::default(),
             capacities: MapCapacities::default(),
         }
     }
@@ -106,6 +110,9 @@ pub struct EnrollPod {
     #[serde(default)]
     pub redirect_peer: Option<RedirectMode>,
     pub netns: NetnsRef,
+    /// In place of the agent's own.
+    #[serde(default)]
+    pub splice: Option<SpliceMode>,
     /// Beside the node's own.
     #[serde(default)]
     pub exclusions: Exclusions,

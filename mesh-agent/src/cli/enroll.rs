@@ -56,6 +56,10 @@ pub(super) struct Enroll {
     #[arg(long, value_enum)]
     redirect_peer: Option<RedirectPeer>,
 
+    /// Whether its connections on the kernel path may be spliced [default: as the agent]
+    #[arg(long, value_enum)]
+    splice: Option<Splice>,
+
     /// Do not capture connections to this port; may be repeated
     #[arg(long, value_name = "PORT")]
     exclude_outbound_port: Vec<u16>,
@@ -97,6 +101,16 @@ enum Mtls {
 enum RedirectPeer {
     /// Where nothing else is on the way
     Auto,
+    /// Whatever is on the way
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Splice {
+    /// If the self-test of the kernel passes
+    Auto,
+    /// Whatever the self-test says
     On,
     Off,
 }
@@ -136,6 +150,11 @@ impl Enroll {
             RedirectPeer::On => "on",
             RedirectPeer::Off => "off",
         });
+        let splice = self.splice.map(|splice| match splice {
+            Splice::Auto => "auto",
+            Splice::On => "on",
+            Splice::Off => "off",
+        });
         let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
         serde_json::from_value(json!({
             "uid": uid,
@@ -147,6 +166,7 @@ impl Enroll {
             "labels": labels,
             "mtls": mtls,
             "redirect_peer": redirect_peer,
+            "splice": splice,
             "exclude_outbound_ports": self.exclude_outbound_port,
             "exclude_outbound_cidrs": self.exclude_outbound_cidr,
             "exclude_inbound_ports": self.exclude_inbound_port,

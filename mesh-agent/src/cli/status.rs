@@ -75,6 +75,11 @@ fn page(status: &StatusView, now: Timestamp) -> String {
     head.row(["  kernel path".into(), kernel_path]);
     head.row(["  guard".into(), missing(&status.unguarded)]);
     head.row(["  redirect".into(), missing(&status.not_redirected)]);
+    let splice = match &status.kernel_path.splice.off {
+        Some(why) => format!("off: {why}"),
+        None => "on".to_owned(),
+    };
+    head.row(["  splice".into(), splice]);
     let mut text = head.render();
 
     // Writing to a String does not fail.
@@ -103,6 +108,18 @@ fn page(status: &StatusView, now: Timestamp) -> String {
                 expires.unwrap_or_else(|| "never issued".to_owned()),
                 output::shown(certificate.serial.as_ref()),
                 output::shown(certificate.last_error.as_ref()),
+            ]);
+        }
+        _ = write!(text, "\n{}", table.render());
+    }
+    if let Some(test) = &status.self_test {
+        let mut table = Table::new(["Kernel self-test", "", "µs", "SEEN"]);
+        for check in &test.checks {
+            table.row([
+                format!("  {}", check.name),
+                if check.passed { "ok" } else { "FAILED" }.to_owned(),
+                check.micros.to_string(),
+                check.detail.clone(),
             ]);
         }
         _ = write!(text, "\n{}", table.render());
@@ -177,9 +194,10 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
 mod tests {
     use super::*;
     use crate::admin::{
-        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, XdsSourceView,
-        XdsTypeView, XdsView, XdsWarmingView,
+        CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, SpliceView,
+        XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
     };
+    use crate::model::splice::{SelfCheck, SelfCheckKind, SelfTest};
 
     #[test]
     fn the_page_says_what_is_wrong() {
@@ -247,7 +265,24 @@ mod tests {
             pods: 1,
             connections: 2,
             hbone: HboneView::default(),
-            kernel_path: KernelPathView { off: Some("switched off".into()), ..Default::default() },
+            kernel_path: KernelPathView {
+                off: Some("switched off".into()),
+                splice: SpliceView {
+                    off: Some("this kernel fails a, b".into()),
+                    ..Default::default()
+                },
+                ..Default::default()
+            },
+            self_test: Some(SelfTest {
+                checks: vec![SelfCheck {
+                    name: "splice_reset".into(),
+                    kind: SelfCheckKind::Splice,
+                    passed: false,
+                    detail: "recv hung".into(),
+                    micros: 7,
+                }],
+                micros: 9,
+            }),
             unguarded: vec![MissingView { pod: "p".into(), why: "no tc".into() }],
             not_redirected: Vec::new(),
             bpf: Vec::new(),
@@ -261,6 +296,8 @@ mod tests {
             "none applied yet",
             "off: switched off",
             "missing on 1 pods, such as p: no tc",
+            "off: this kernel fails a, b",
+            "recv hung",
             "http://cp:1 (delta), connected for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
             "b waits for endpoints[b]",

@@ -202,6 +202,14 @@ const SETTINGS: &[Setting] = &[
     ),
     choice(
         Group::Capture,
+        "splice",
+        &["auto", "on", "off"],
+        "auto",
+        "Let those sockets hand each other their data past TCP; `auto`: if the self-test of this \
+         kernel passes",
+    ),
+    choice(
+        Group::Capture,
         "guard",
         &["auto", "on", "off"],
         "auto",

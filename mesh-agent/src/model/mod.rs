@@ -18,5 +18,6 @@ pub mod route;
 pub mod runtime;
 pub mod secret;
 pub mod socket;
+pub mod splice;
 pub mod tls;
 pub mod workload;

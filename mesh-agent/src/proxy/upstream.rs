@@ -236,6 +236,13 @@ impl Abort for Upstream {
         }
     }
 
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Tls(_) | Self::Hbone(_) => None,
+        }
+    }
+
     fn poll_read_chunk(
         &mut self,
         cx: &mut Context<'_>,

@@ -5,6 +5,7 @@
 //! An idle relay holds no buffers.
 
 mod buffer;
+mod pipe;
 
 use std::{
     fmt,
@@ -24,8 +25,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use buffer::ReadBuffer;
+use pipe::{Conduit, Step};
 
 use crate::observe::counters::Counters;
+
+/// After so many bytes one way, what follows is taken for bulk.
+const BULK_BYTES: u64 = 512 << 10;
 
 /// A byte stream that can end with a reset instead of a FIN.
 ///
@@ -35,6 +40,12 @@ pub trait Abort {
     /// Makes the peer see a reset, now or when the stream is dropped. Does nothing
     /// where the stream has ended already.
     fn abort(&mut self);
+
+    /// The socket, where its bytes are the stream's own as they are: not TLS's, and
+    /// none is buffered before it.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
 
     /// The next bytes; empty at the end of the stream.
     ///
@@ -77,6 +88,10 @@ impl Abort for TcpStream {
     fn abort(&mut self) {
         // Fails only where the socket is dead already.
         let _ = self.set_zero_linger();
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
@@ -280,6 +295,10 @@ struct Direction {
     /// Read, but not yet written.
     chunk: Bytes,
     state: State,
+    /// From [`BULK_BYTES`] on, between sockets.
+    conduit: Conduit,
+    /// The sockets, or the kernel, don't do that.
+    copies: bool,
     /// Written but not flushed.
     dirty: bool,
     moved: u64,
@@ -300,6 +319,8 @@ impl Direction {
             buffer: ReadBuffer::default(),
             chunk: Bytes::new(),
             state: State::Copying,
+            conduit: Conduit::default(),
+            copies: false,
             dirty: false,
             moved: 0,
         }
@@ -323,6 +344,31 @@ impl Direction {
                 State::Closing => {
                     ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|e| self.writing(e))?;
                     self.state = State::Closed;
+                }
+                State::Copying if self.chunk.is_empty() && self.is_bulk() => {
+                    let (Some(source), Some(sink)) = (from.tcp(), to.tcp()) else {
+                        self.copies = true;
+                        continue;
+                    };
+                    self.buffer.release();
+                    match ready!(self.conduit.poll_step(cx, source, sink)) {
+                        Ok(Step::Moved(bytes)) => {
+                            self.moved += bytes as u64;
+                            count(bytes as u64);
+                        }
+                        Ok(Step::End) => self.state = State::Closing,
+                        Ok(Step::Unsupported(rest)) => {
+                            self.copies = true;
+                            self.chunk = rest;
+                        }
+                        Err((Operation::Writing, source)) => {
+                            return Poll::Ready(Err(self.writing(source)));
+                        }
+                        Err((operation, source)) => {
+                            let side = self.from;
+                            return Poll::Ready(Err(RelayError { side, operation, source }));
+                        }
+                    }
                 }
                 State::Copying if self.chunk.is_empty() => {
                     // What was written is gone, so that its memory can be used again.
@@ -357,6 +403,10 @@ impl Direction {
                 }
             }
         }
+    }
+
+    fn is_bulk(&self) -> bool {
+        self.moved >= BULK_BYTES && !self.copies
     }
 
     fn writing(&self, source: io::Error) -> RelayError {

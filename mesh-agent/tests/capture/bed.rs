@@ -87,6 +87,7 @@ impl Bed {
             mtls: MtlsMode::Strict,
             redirect_peer: None,
             netns: NetnsRef::Path(netns_path(&self.pod())),
+            splice: None,
             exclusions: Exclusions::default(),
         }
     }

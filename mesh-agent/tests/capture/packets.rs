@@ -368,7 +368,10 @@ fn the_lookup_program_passes_only_who_is_inside_excluded_or_vouched_for() {
         established_ns: 0,
         received_at_fin: 0,
         seen: 0,
-        _zero: 0,
+        splice: 0,
+        spliced_up: 0,
+        spliced_down: 0,
+        spliced_ns: 0,
     };
     programs.insert(map::AUTHORIZED, by_kernel.tuple(), authorized);
     assert_eq!(programs.lookup(&by_kernel), (true, V::InboundAuthorized));

@@ -24,11 +24,13 @@ pub use self::{
     xds::XdsType,
 };
 use self::{
-    labels::{ByCategory, ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion},
+    labels::{
+        ByCategory, ByCheck, ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion,
+    },
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
 use super::connections::Connections;
-use crate::model::{identity::Identity, listener::Direction};
+use crate::model::{identity::Identity, listener::Direction, splice::SelfTest};
 
 /// Every metric of the agent. Cheap to clone: clones count into the same series.
 #[derive(Clone)]
@@ -62,6 +64,7 @@ struct Own {
     kernel_path_left_out: Gauge,
     kernel_path_connections: Gauge,
     kernel_path_cut: Counter,
+    self_test: Family<ByCheck, Gauge>,
     access_log_dropped: Counter,
     label_sets_overflowed: Counter,
     ready: Gauge,
@@ -140,6 +143,11 @@ impl Own {
             "mesh_kernel_path_cut",
             "Connections of the kernel path that were cut",
             self.kernel_path_cut.clone(),
+        );
+        r.register(
+            "mesh_selftest",
+            "1 where the kernel passed the check at start, 0 where it did not",
+            self.self_test.clone(),
         );
         r.register(
             "mesh_access_log_dropped",
@@ -242,6 +250,15 @@ impl Metrics {
     /// A connection of the kernel path was cut.
     pub fn kernel_path_cut(&self) {
         self.0.own.kernel_path_cut.inc();
+    }
+
+    /// What the kernel was found to do.
+    pub fn self_test(&self, test: &SelfTest) {
+        for check in &test.checks {
+            let series = ByCheck(check.name.as_str().into());
+            let gauge = self.0.own.self_test.get_or_create_owned(&series);
+            gauge.set(i64::from(check.passed));
+        }
     }
 
     /// A configuration was applied.

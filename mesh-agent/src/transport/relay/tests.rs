@@ -199,3 +199,95 @@ async fn a_relay_is_small() {
     let size = size_of_val(&relay(downstream, upstream, None, &counters, &cancel));
     assert!(size <= 1024, "{size} bytes");
 }
+
+/// Far enough into a transfer for splice(2), with both ways open.
+async fn bulk() -> Rig {
+    let mut rig = rig(None).await;
+    let data = vec![7; 64 << 10];
+    for _ in 0..=(BULK_BYTES >> 16) {
+        rig.client.write_all(&data).await.unwrap();
+        let mut got = vec![0; data.len()];
+        rig.server.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, data);
+    }
+    rig
+}
+
+#[tokio::test]
+async fn bulk_is_counted_half_closed_and_answered() {
+    let mut rig = bulk().await;
+    rig.client.write_all(b"last words").await.unwrap();
+    let mut last = [0; 10];
+    rig.server.read_exact(&mut last).await.unwrap();
+    assert_eq!(&last, b"last words");
+    assert_eq!(rig.counters.received(), BULK_BYTES + (64 << 10) + 10, "counted while live");
+    rig.client.shutdown().await.unwrap();
+    assert_eq!(rig.server.read(&mut last).await.unwrap(), 0);
+    rig.server.write_all(b"answer").await.unwrap();
+    rig.server.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    rig.client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"answer");
+    assert!(rig.relay.await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn a_reset_in_bulk_is_passed_on_either_way() {
+    let mut one = bulk().await;
+    one.client.set_zero_linger().unwrap();
+    drop(one.client);
+    is_reset(&mut one.server).await;
+    let outcome = one.relay.await.unwrap();
+    assert_eq!(outcome.error.unwrap().to_string(), "reading from downstream");
+
+    let mut other = bulk().await;
+    other.server.set_zero_linger().unwrap();
+    drop(other.server);
+    is_reset(&mut other.client).await;
+    assert_eq!(other.relay.await.unwrap().ended_by, EndedBy::Side(Side::Upstream));
+
+    let mut cut = bulk().await;
+    cut.cancel.cancel();
+    is_reset(&mut cut.client).await;
+    is_reset(&mut cut.server).await;
+}
+
+#[tokio::test]
+async fn bulk_waits_for_who_does_not_read() {
+    let mut rig = bulk().await;
+    let chunk = vec![7; 64 << 10];
+    let mut pushed = 0;
+    let patience = Duration::from_millis(500);
+    while let Ok(written) = timeout(patience, rig.client.write(&chunk)).await {
+        pushed += written.unwrap();
+        assert!(pushed < 64 << 20, "no end of it");
+    }
+    let mut got = vec![0; pushed];
+    timeout(LONG, rig.server.read_exact(&mut got)).await.unwrap().unwrap();
+    assert!(got.iter().all(|byte| *byte == 7));
+}
+
+#[tokio::test]
+async fn a_pipe_is_held_only_for_bytes_and_gives_them_back() {
+    let (client, downstream) = sockets().await;
+    let (upstream, _server) = sockets().await;
+    let mut conduit = Conduit::default();
+    let step = poll_fn(|cx| Poll::Ready(conduit.poll_step(cx, &downstream, &upstream))).await;
+    assert!(step.is_pending());
+    assert!(!conduit.holds_pipe(), "nothing to move");
+    // Until the other side takes no more: what is in the pipe then can still be copied.
+    let mut sent = 0;
+    loop {
+        sent += client.try_write(&[7; 4096]).unwrap_or_default();
+        let step = poll_fn(|cx| Poll::Ready(conduit.poll_step(cx, &downstream, &upstream))).await;
+        match step {
+            Poll::Ready(Ok(Step::Moved(bytes))) => sent -= bytes,
+            Poll::Ready(other) => panic!("{other:?}"),
+            Poll::Pending if conduit.holds_pipe() => break,
+            Poll::Pending => tokio::task::yield_now().await,
+        }
+    }
+    let rest = conduit.take_back().unwrap();
+    assert!(!rest.is_empty() && rest.len() <= sent, "{} of {sent}", rest.len());
+    assert!(rest.iter().all(|byte| *byte == 7));
+}

@@ -14,6 +14,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+use crate::again::Again;
+
 const CHUNK: usize = 1 << 16;
 
 /// A stream of bytes that no compression or repetition explains.
@@ -65,11 +67,11 @@ fn receive(stream: impl Read, limit: u64) -> io::Result<(u64, Vec<u8>)> {
 /// Serves one connection.
 pub(crate) fn serve(mut stream: TcpStream) -> io::Result<()> {
     let mut header = [0; 16];
-    stream.read_exact(&mut header)?;
+    Again(&stream).read_exact(&mut header)?;
     let down = u64::from_be_bytes(header[8..].try_into().expect("eight bytes"));
     let mut writer = stream.try_clone()?;
     let sender = thread::spawn(move || send(&mut writer, Noise::DOWN, down));
-    let (_, digest) = receive(stream.try_clone()?, u64::MAX)?;
+    let (_, digest) = receive(Again(&stream), u64::MAX)?;
     sender.join().expect("the sender does not panic")?;
     stream.write_all(&digest)?;
     stream.shutdown(Shutdown::Write)
@@ -157,11 +159,11 @@ fn one(address: &str, up: u64, down: u64) -> io::Result<()> {
         writer.shutdown(Shutdown::Write)?;
         Ok::<_, io::Error>(digest)
     });
-    let (received, got) = receive(&mut stream, down)?;
+    let (received, got) = receive(Again(&stream), down)?;
     let sent = sender.join().expect("the sender does not panic")?;
     let expected = send(&mut io::sink(), Noise::DOWN, down)?;
     let mut theirs = Vec::new();
-    stream.read_to_end(&mut theirs)?;
+    Again(&stream).read_to_end(&mut theirs)?;
     check(received == down, &format!("{received} of {down} bytes came down"))?;
     check(got == expected, "what came down was damaged")?;
     check(theirs == sent, "what went up was damaged or cut short")

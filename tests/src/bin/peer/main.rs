@@ -3,6 +3,7 @@
 //! Servers listen on all addresses of both families and serve each connection on a
 //! thread of its own.
 
+mod again;
 mod digest;
 mod load;
 mod talk;
@@ -111,7 +112,7 @@ fn serve(
 fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 16];
     loop {
-        match stream.read(&mut buffer)? {
+        match again::Again(&stream).read(&mut buffer)? {
             0 => return stream.shutdown(Shutdown::Write),
             length => stream.write_all(&buffer[..length])?,
         }

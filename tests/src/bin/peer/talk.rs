@@ -9,6 +9,8 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
+use crate::again::Again;
+
 fn dial(address: &str, mapped: bool) -> io::Result<TcpStream> {
     let mut address: SocketAddr = address.parse().expect("an address with a port");
     if let (true, SocketAddr::V4(v4)) = (mapped, address) {
@@ -36,7 +38,7 @@ pub(crate) fn asks(address: &str) -> ExitCode {
 
 /// Copies both ways until the other side ends the connection.
 pub(crate) fn talk(address: &str, mapped: bool) -> ExitCode {
-    let mut stream = match dial(address, mapped) {
+    let stream = match dial(address, mapped) {
         Ok(stream) => stream,
         Err(error) => {
             eprintln!("{address}: {error}");
@@ -56,7 +58,7 @@ pub(crate) fn talk(address: &str, mapped: bool) -> ExitCode {
     });
     let mut buffer = vec![0; 1 << 16];
     loop {
-        match stream.read(&mut buffer) {
+        match Again(&stream).read(&mut buffer) {
             Ok(0) => return ExitCode::SUCCESS,
             Ok(length) => {
                 let mut stdout = io::stdout();

@@ -1,0 +1,98 @@
+//! `sk_msg`: what a spliced socket sends goes straight into its peer's.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, bpf_sock, sk_action},
+    helpers::{
+        bpf_ktime_get_coarse_ns,
+        generated::{bpf_msg_redirect_hash, bpf_sk_storage_get},
+    },
+    macros::sk_msg,
+    programs::SkMsgContext,
+};
+use mesh_common::{
+    decide::way_after,
+    key::SpliceSide,
+    value::{Splice, Way},
+    verdict::Verdict,
+};
+
+use crate::{
+    ctx::read,
+    maps::{AUTHORIZED, SPLICE, SPLICED, count},
+};
+
+/// Never drops: the application would see EACCES. Without the peer it is TCP's to
+/// answer, as for any connection whose peer is gone.
+#[sk_msg]
+pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
+    let Some(splice) = splice(&ctx) else { return sk_action::SK_PASS };
+    let way = Way::from_number(splice.way);
+    if way == Way::Tcp {
+        return sk_action::SK_PASS;
+    }
+    let taken = redirect(&ctx, splice);
+    if way == Way::Undecided {
+        splice.way = way_after(way, taken) as u32;
+        count(if taken { Verdict::SpliceBegun } else { Verdict::SpliceLeft });
+    }
+    if taken {
+        account(splice, u64::from(read!((*ctx.msg).size)));
+    }
+    sk_action::SK_PASS
+}
+
+#[inline(always)]
+fn splice(ctx: &SkMsgContext) -> Option<&'static mut Splice> {
+    // SAFETY: every sk_msg context has this field; it may be null.
+    let sk: *mut bpf_sock = unsafe { (*ctx.msg).__bindgen_anon_3.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: a map of socket storage and a socket that is not null; nothing is created.
+    let splice: *mut Splice = unsafe {
+        bpf_sk_storage_get(
+            core::ptr::addr_of!(SPLICE).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            0,
+        )
+    }
+    .cast();
+    if splice.is_null() {
+        return None;
+    }
+    // SAFETY: not null, the storage lives as long as the socket, and the socket's lock,
+    // which is held, keeps other senders away.
+    Some(unsafe { &mut *splice })
+}
+
+#[inline(always)]
+fn redirect(ctx: &SkMsgContext, splice: &Splice) -> bool {
+    let mut peer = splice.peer;
+    // SAFETY: the program's own context, a map of sockets and a key of its size.
+    let action = unsafe {
+        bpf_msg_redirect_hash(
+            ctx.msg,
+            core::ptr::addr_of!(SPLICED).cast_mut().cast(),
+            core::ptr::from_mut(&mut peer).cast(),
+            u64::from(BPF_F_INGRESS),
+        )
+    };
+    action as u32 == sk_action::SK_PASS
+}
+
+/// TCP never sees these bytes.
+#[inline(always)]
+fn account(splice: &Splice, bytes: u64) {
+    let Some(connection) = AUTHORIZED.get_ptr_mut(&splice.tuple) else { return };
+    // SAFETY: the kernel keeps what was looked up until the program ends; each counter
+    // has one socket that writes it.
+    unsafe {
+        if splice.peer.side == SpliceSide::Server as u32 {
+            (*connection).spliced_up += bytes;
+        } else {
+            (*connection).spliced_down += bytes;
+        }
+        (*connection).spliced_ns = bpf_ktime_get_coarse_ns();
+    }
+}

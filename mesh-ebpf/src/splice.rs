@@ -1,0 +1,118 @@
+//! `splice`'s share of `sock_ops`: the only place where a socket enters `SPLICED`, and
+//! only those of connections that the kernel path has vouched for. None of them carries
+//! TLS of the mesh: that is the agent's, whose sockets nobody vouches for here.
+
+use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    helpers::{
+        bpf_get_netns_cookie,
+        generated::{bpf_sk_storage_get, bpf_sock_hash_update},
+    },
+    programs::SockOpsContext,
+};
+use mesh_common::{
+    address::Address,
+    key::{SpliceKey, SpliceSide, TupleKey},
+    value::{Asked, Splice, Way},
+    verdict::Verdict,
+};
+
+use crate::{
+    authorize::tuple,
+    ctx::{AF_INET6, read},
+    maps::{AUTHORIZED, SPLICE, SPLICED, count},
+    sockops::socket_cookie,
+};
+
+/// The client's handshake is over.
+#[inline(always)]
+pub fn client(ctx: &SockOpsContext, asked: &Asked) {
+    // What went with the SYN (Fast Open) is on TCP already, and could be overtaken.
+    if read!((*ctx.ops).data_segs_out) != 0 {
+        count(Verdict::SpliceRefused);
+        return;
+    }
+    let key = tuple(ctx, asked);
+    // SAFETY: read at once.
+    let owner = match unsafe { AUTHORIZED.get(&key) } {
+        Some(connection) => connection.socket_cookie,
+        None => return,
+    };
+    if owner == socket_cookie(ctx) {
+        enter(ctx, &key, asked.netns_cookie, owner, SpliceSide::Client);
+    }
+}
+
+/// Somebody's listener got a connection.
+#[inline(always)]
+pub fn server(ctx: &SockOpsContext) {
+    let v6 = read!((*ctx.ops).family) == AF_INET6;
+    // Read whatever the family: see `sockops::local`.
+    let remote4 = Address::from_v4_be(read!((*ctx.ops).remote_ip4));
+    let remote6 = Address([
+        read!((*ctx.ops).remote_ip6[0]),
+        read!((*ctx.ops).remote_ip6[1]),
+        read!((*ctx.ops).remote_ip6[2]),
+        read!((*ctx.ops).remote_ip6[3]),
+    ]);
+    let local4 = Address::from_v4_be(read!((*ctx.ops).local_ip4));
+    let local6 = Address([
+        read!((*ctx.ops).local_ip6[0]),
+        read!((*ctx.ops).local_ip6[1]),
+        read!((*ctx.ops).local_ip6[2]),
+        read!((*ctx.ops).local_ip6[3]),
+    ]);
+    let key = TupleKey {
+        // SAFETY: the helper takes the program's own context.
+        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
+        source: if v6 { remote6 } else { remote4 },
+        destination: if v6 { local6 } else { local4 },
+        // Big-endian, in the low half after the swap of all four bytes.
+        source_port: u32::from_be(read!((*ctx.ops).remote_port)) & 0xffff,
+        destination_port: read!((*ctx.ops).local_port),
+    };
+    // SAFETY: read at once.
+    let (netns, cookie) = match unsafe { AUTHORIZED.get(&key) } {
+        Some(connection) if connection.splice != 0 && connection.seen != 0 => {
+            (connection.source_cookie, connection.socket_cookie)
+        }
+        _ => return,
+    };
+    enter(ctx, &key, netns, cookie, SpliceSide::Server);
+}
+
+/// First what the socket must know, then the place where its peer finds it: it may be
+/// handed data from then on.
+#[inline(always)]
+fn enter(ctx: &SockOpsContext, tuple: &TupleKey, netns: u64, cookie: u64, side: SpliceSide) {
+    // SAFETY: every sock_ops context has this field; it may be null.
+    let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    let mut splice = Splice {
+        peer: SpliceKey::new(netns, cookie, side.other()),
+        tuple: *tuple,
+        way: Way::Undecided as u32,
+        _zero: 0,
+    };
+    let mut key = SpliceKey::new(netns, cookie, side);
+    // SAFETY: a map of socket storage and a socket that is not null, its value; then a
+    // map of sockets, a key of its size, and the program's own context.
+    let entered = unsafe {
+        !bpf_sk_storage_get(
+            core::ptr::addr_of!(SPLICE).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::from_mut(&mut splice).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+        .is_null()
+            && bpf_sock_hash_update(
+                ctx.ops,
+                core::ptr::addr_of!(SPLICED).cast_mut().cast(),
+                core::ptr::from_mut(&mut key).cast(),
+                0,
+            ) == 0
+    };
+    count(if entered { Verdict::SpliceEntered } else { Verdict::SpliceRefused });
+}
