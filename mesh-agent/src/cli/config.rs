@@ -87,6 +87,7 @@ fn summary(dump: &Value) -> String {
         ("cluster", "clusters"),
         ("endpoints", "endpoints"),
         ("filter", "extension_configs"),
+        ("scope", "scoped_routes"),
     ] {
         for (name, value) in dump[key].as_object().into_iter().flatten() {
             let detail = match kind {
@@ -104,6 +105,10 @@ fn summary(dump: &Value) -> String {
                     discovery => format!("{discovery}, {}", variant(&value["lb_policy"])),
                 },
                 "filter" => text(&value["type_name"]),
+                "scope" => match value["routes"]["rds"].as_str() {
+                    Some(routes) => routes.to_owned(),
+                    None => "routes of its own".to_owned(),
+                },
                 _ => format!("{} endpoints", count(&value["endpoints"])),
             };
             table.row([kind.to_owned(), name.clone(), detail]);

@@ -10,6 +10,7 @@ use super::{
         TerminalFilter, WeightedCluster,
     },
     route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
+    scope::{Scope, ScopeSource, ScopeTable},
 };
 
 impl Cluster {
@@ -64,37 +65,78 @@ impl Route {
     }
 }
 
+impl Scope {
+    /// Every cluster that its own routes need; one may come several times.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
+        self.inline().into_iter().flat_map(|routes| routes.cluster_names())
+    }
+}
+
+impl RouteSource {
+    fn rds_name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Rds(name) => Some(name),
+            Self::Inline(_) | Self::Scoped(_) => None,
+        }
+    }
+
+    /// The scopes that are written in it.
+    pub fn own_scopes(&self) -> Option<&ScopeTable> {
+        match self {
+            Self::Scoped(scoped) => match &scoped.scopes {
+                ScopeSource::Inline(scopes) => Some(scopes),
+                ScopeSource::Srds => None,
+            },
+            Self::Inline(_) | Self::Rds(_) => None,
+        }
+    }
+
+    fn takes_delivered_scopes(&self) -> bool {
+        matches!(self, Self::Scoped(scoped) if matches!(scoped.scopes, ScopeSource::Srds))
+    }
+}
+
+impl HttpConnectionManager {
+    fn asks_for_clusters(&self) -> bool {
+        matches!(self.on_demand, Some(OnDemand { clusters: Some(_) }))
+    }
+}
+
 impl Listener {
     /// Every filter chain, the default one last.
     pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
         self.filter_chains.iter().chain(&self.default_filter_chain).map(|chain| &**chain)
     }
 
+    fn managers(&self) -> impl Iterator<Item = &HttpConnectionManager> {
+        self.chains().filter_map(|chain| match &chain.terminal {
+            TerminalFilter::Http(http) => Some(&**http),
+            TerminalFilter::TcpProxy(_) => None,
+        })
+    }
+
     /// Every route configuration it asks for by name; one may come several times.
     pub fn route_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.chains().filter_map(|chain| match &chain.terminal {
-            TerminalFilter::Http(http) => match &http.routes {
-                RouteSource::Rds(name) => Some(name),
-                RouteSource::Inline(_) => None,
-            },
-            TerminalFilter::TcpProxy(_) => None,
+        self.managers().flat_map(|http| {
+            let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
+            http.routes.rds_name().into_iter().chain(scopes.filter_map(|s| s.needed_route_name()))
         })
     }
 
     /// The route configurations that may name clusters which are asked for at the first
     /// request.
     pub fn on_demand_route_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.chains().filter_map(|chain| match &chain.terminal {
-            TerminalFilter::Http(http) => match &**http {
-                HttpConnectionManager {
-                    routes: RouteSource::Rds(name),
-                    on_demand: Some(OnDemand { clusters: Some(_) }),
-                    ..
-                } => Some(name),
-                _ => None,
-            },
-            TerminalFilter::TcpProxy(_) => None,
+        self.managers().filter(|http| http.asks_for_clusters()).flat_map(|http| {
+            let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
+            http.routes.rds_name().into_iter().chain(scopes.filter_map(|s| s.route_name()))
         })
+    }
+
+    /// Whether a connection manager takes the scopes that are delivered; the inner value:
+    /// and asks for clusters at the first request.
+    pub fn delivered_scopes(&self) -> Option<bool> {
+        let scoped = self.managers().filter(|http| http.routes.takes_delivered_scopes());
+        scoped.map(HttpConnectionManager::asks_for_clusters).reduce(|one, other| one || other)
     }
 
     /// Every filter whose configuration is a resource of its own; one may come several
@@ -122,6 +164,8 @@ impl Listener {
                     if let RouteSource::Inline(routes) = &http.routes {
                         names.extend(routes.cluster_names());
                     }
+                    let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
+                    names.extend(scopes.flat_map(|scope| scope.cluster_names()));
                 }
             }
         }

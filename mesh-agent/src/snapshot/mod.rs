@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod scopes;
 mod tables;
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use crate::model::runtime::LayeredRuntime;
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
+pub use scopes::RouteTable;
 pub use tables::{HostGroup, ListenerTable, Snapshot, WorkloadTable};
 
 /// The one place where the snapshot in force lives.

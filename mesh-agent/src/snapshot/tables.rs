@@ -10,9 +10,10 @@ use std::{
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, Endpoint, LoadAssignment, Tunnel},
     extension::{DiscoveredFilter, ExtensionConfig},
-    listener::{Direction, Listener, RouteSource},
+    listener::{Direction, Listener},
     route::{RouteConfiguration, VirtualHost},
     runtime::{LayeredRuntime, Runtime, RuntimeLayer},
+    scope::ScopeTable,
     secret::Secret,
 };
 
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
     /// By the route configuration they belong to, which may not be there.
     pub virtual_hosts: Arc<HashMap<Arc<str>, Arc<HostGroup>>>,
+    /// Those that are delivered by themselves.
+    pub scopes: Arc<ScopeTable>,
     /// Made when first asked for: a walk over all endpoints is not for every small change.
     pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
 }
@@ -64,6 +67,7 @@ impl Default for Snapshot {
             runtime: Arc::default(),
             extension_configs: Arc::default(),
             virtual_hosts: Arc::default(),
+            scopes: Arc::default(),
             workloads: Arc::default(),
         }
     }
@@ -96,14 +100,6 @@ impl Snapshot {
         filter: &'a DiscoveredFilter,
     ) -> Option<&'a ExtensionConfig> {
         filter.config(self.extension_configs.get(&filter.name).map(|config| &**config))
-    }
-
-    /// The route configuration a connection manager uses.
-    pub fn routes(&self, source: &RouteSource) -> Option<Arc<RouteConfiguration>> {
-        match source {
-            RouteSource::Inline(routes) => Some(Arc::clone(routes)),
-            RouteSource::Rds(name) => self.routes.get(name).map(Arc::clone),
-        }
     }
 }
 

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::timers::Timers;
+use super::{scopes, timers::Timers};
 use crate::{
-    model::listener::Direction,
+    model::{listener::Direction, scope::ScopeKey},
     source::xds::{Resource, ResourceType},
 };
 
@@ -26,14 +26,24 @@ pub(super) struct Needs {
     names: Vec<(ResourceType, Arc<str>)>,
     /// Filters that are configured by themselves.
     pub(super) filters: Vec<FilterNeed>,
-    /// A listener's place among all.
-    pub(super) address: Option<(Direction, std::net::SocketAddr)>,
-    /// The route configurations whose clusters are asked for at the first request.
+    /// What no other of its type can have at the same time.
+    pub(super) place: Option<Place>,
+    /// A listener's: the route configurations whose clusters are asked for at the first
+    /// request. A scope's: the one it leads to, on demand or not.
     pub(super) on_demand: Vec<Arc<str>>,
+    /// Whether the same holds for all that scopes lead to.
+    pub(super) scopes_on_demand: bool,
     /// What can't be had may be left out: whether a configuration of routes is strict.
     pub(super) strict: bool,
     /// Grows stale, unless it is told again.
     pub(super) renewal: bool,
+}
+
+/// A listener's among all, or a scope's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    Address(Direction, std::net::SocketAddr),
+    Key(ScopeKey),
 }
 
 /// A filter's configuration, for one place that is for it.
@@ -54,7 +64,7 @@ impl Needs {
                 needs.add(ResourceType::Routes, listener.route_names());
                 let clusters = listener.cluster_names();
                 needs.add(ResourceType::Cluster, clusters.into_iter().map(|name| &name.0));
-                needs.address = Some((listener.direction, listener.address));
+                needs.place = Some(Place::Address(listener.direction, listener.address));
                 needs.on_demand = listener.on_demand_route_names().cloned().collect();
                 for filter in listener.discovered_filters() {
                     let (name, warms) = (Arc::clone(&filter.name), filter.warms);
@@ -75,15 +85,30 @@ impl Needs {
                 needs.add(ResourceType::Cluster, host.cluster_names().map(|name| &name.0));
             }
             Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
+            Resource::Scope(scope) => {
+                needs.place = Some(Place::Key(scope.key.clone()));
+            }
             Resource::Secret(_) | Resource::Runtime(..) | Resource::ExtensionConfig(_) => {}
         }
+        scopes::needs_of(resource, &mut needs);
         needs.names.sort_unstable();
         needs.names.dedup();
         needs.names.shrink_to_fit();
         needs
     }
 
-    fn add<'a>(&mut self, kind: ResourceType, names: impl IntoIterator<Item = &'a Arc<str>>) {
+    pub(super) fn scope_key(&self) -> Option<&ScopeKey> {
+        match &self.place {
+            Some(Place::Key(key)) => Some(key),
+            Some(Place::Address(..)) | None => None,
+        }
+    }
+
+    pub(super) fn add<'a>(
+        &mut self,
+        kind: ResourceType,
+        names: impl IntoIterator<Item = &'a Arc<str>>,
+    ) {
         self.names.extend(names.into_iter().map(|name| (kind, Arc::clone(name))));
     }
 
@@ -266,12 +291,18 @@ impl Table {
 
     /// Whether the type is asked for as a whole, not by names.
     pub(super) fn is_wildcard(&self) -> bool {
+        self.is_always_asked() || self.kind == ResourceType::Scope
+    }
+
+    /// Whether nothing has to need it for that.
+    pub(super) fn is_always_asked(&self) -> bool {
         matches!(self.kind, ResourceType::Listener | ResourceType::Cluster)
     }
 
     pub(super) fn wants(&self, name: &str) -> bool {
-        self.is_wildcard()
+        self.is_always_asked()
             || self.wanted.contains(name)
+            || (self.kind == ResourceType::Scope && !self.wanted.is_empty())
             || (self.kind == ResourceType::VirtualHost && self.wanted.contains(namespace(name)))
     }
 
@@ -297,6 +328,8 @@ impl Table {
         self.subscribed.clear();
         self.replies.clear();
         self.waiting.clear_all();
+        // Scopes that were no longer needed can be done without now.
+        self.renamed |= self.kind == ResourceType::Scope;
     }
 
     pub(super) fn accept(&mut self, name: Arc<str>, held: Held) {
@@ -341,7 +374,7 @@ impl Table {
     /// Whether there is something to say now.
     pub(super) fn must_speak(&self, now: Instant) -> bool {
         if !self.opened {
-            return self.is_wildcard() || !self.wanted.is_empty();
+            return self.is_always_asked() || !self.wanted.is_empty();
         }
         if self.reply_at().is_some_and(|at| at <= now) {
             return true;
