@@ -169,7 +169,7 @@ pub struct AdminConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrafficConfig {
     pub outbound_policy: OutboundPolicy,
-    /// How long live connections may go on after SIGTERM.
+    /// How long live connections may go on after SIGTERM, or without their listener.
     pub drain_timeout: Duration,
     /// Threads that move bytes; `None`: one for each CPU.
     pub data_threads: Option<NonZeroUsize>,
@@ -346,6 +346,9 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     let guard = layers.one("guard", choice::<Guard>);
     let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
     let non_tcp = layers.one("non_tcp", choice::<NonTcp>);
+    if (guard, non_tcp) == (Some(Guard::Off), Some(NonTcp::Drop)) {
+        layers.fail_given("non_tcp", "drop is for the guard to do, and guard is off");
+    }
     let probe_cgroups = layers.many("probe_cgroup", absolute);
     let splice = layers.one("splice", splice_mode);
     let outbound_ports = layers.many("exclude_outbound_port", port);
@@ -400,7 +403,7 @@ fn sds(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<Option<SdsCon
     if !is_sds {
         for key in ["sds_server", "sds_mode", "sds_secret_name", "sds_validation_name"] {
             if layers.is_given(key) {
-                layers.fail(key, Origin::Default, "is for certificates: sds".to_owned());
+                layers.fail_given(key, "is for certificates: sds");
             }
         }
         return Some(None);

@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// In-pod port (on 127.0.0.1 and ::1) that outbound connections are rewritten to.
 pub const OUTBOUND_PORT: u16 = 15001;

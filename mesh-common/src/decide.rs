@@ -7,7 +7,7 @@ use crate::{
     },
     address::Address,
     key::ListenerKind,
-    value::{Authorized, Backend, Owner, Service, Way},
+    value::{Asked, Authorized, Backend, Owner, Service, Way},
     verdict::Verdict,
 };
 
@@ -156,6 +156,27 @@ pub fn pick(service: &Service, random: u32) -> Option<&Backend> {
         index += 1;
     }
     None
+}
+
+/// Whether the service still leads where the connect hook sent a socket: its SYN may leave
+/// much later (`TCP_FASTOPEN_CONNECT`).
+#[inline(always)]
+pub fn leads_to(service: &Service, asked: &Asked) -> bool {
+    let mut index = 0;
+    while index < MAX_BACKENDS && (index as u32) < service.count {
+        let backend = &service.backends[index];
+        if backend.netns_cookie == asked.target_cookie
+            && backend.port == asked.target_port
+            && backend.address.0[0] == asked.target.0[0]
+            && backend.address.0[1] == asked.target.0[1]
+            && backend.address.0[2] == asked.target.0[2]
+            && backend.address.0[3] == asked.target.0[3]
+        {
+            return true;
+        }
+        index += 1;
+    }
+    false
 }
 
 /// Whether what the source vouched for may still knock: its SYN, sent once or again,

@@ -360,7 +360,9 @@ fn is_excluded(packet: &Packet, way: Way, netns_cookie: u64, tables: &impl Table
         Way::Ingress => (packet.destination_port, &packet.source, packet.source_port),
     };
     tables.outbound_port_excluded(netns_cookie, far_port)
-        || tables.inbound_port_excluded(netns_cookie, near_port)
+        // Servers answer from such a port; who opens a connection from it is none.
+        || (!matches!((way, packet.opens()), (Way::Egress, true))
+            && tables.inbound_port_excluded(netns_cookie, near_port))
         || tables.outbound_address_excluded(netns_cookie, far)
 }
 
@@ -377,6 +379,9 @@ pub enum Holder {
     Vouched,
     /// That of a connection of the kernel path.
     KernelPath,
+    /// One that the connect hook sent to the kernel path, and that nobody vouched for
+    /// when its SYN left.
+    Unvouched,
 }
 
 /// Judges a TCP packet by its socket; `Err` is the verdict to drop it by.
@@ -394,6 +399,14 @@ pub fn judge(
     if matches!(holder, Holder::Vouched | Holder::KernelPath) || !(packet.payload || packet.opens())
     {
         return Ok(());
+    }
+    // Its SYN is for the destination's agent to refuse.
+    if matches!(holder, Holder::Unvouched) {
+        return match way {
+            Way::Ingress if packet.payload => Err(Verdict::GuardIngressPlaintext),
+            Way::Egress if packet.payload => Err(Verdict::GuardUncaptured),
+            _ => Ok(()),
+        };
     }
     // New connections are the lookup program's; what no socket waits for is reset.
     if matches!(way, Way::Ingress) && !matches!(holder, Holder::Stranger) {

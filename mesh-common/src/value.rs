@@ -81,6 +81,8 @@ pub mod path {
     pub const KERNEL: u32 = 1;
     /// A prober's, to a pod of this node.
     pub const PROBE: u32 = 2;
+    /// To `target`, with nobody to vouch for it.
+    pub const UNVOUCHED: u32 = 3;
 }
 
 /// A prober's connection, from before its SYN until its socket is closed.
@@ -89,6 +91,17 @@ pub mod path {
 pub struct Probe {
     /// The prober's socket: who may remove this entry again.
     pub socket_cookie: u64,
+}
+
+/// A connection that a server's socket was let in with. The socket may have others later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Passed {
+    pub client: Address,
+    /// Host byte order.
+    pub client_port: u32,
+    /// One of [`path`].
+    pub path: u32,
 }
 
 /// One endpoint of a service that the kernel path may pick.
@@ -247,6 +260,7 @@ const _: () = assert!(size_of::<Event>() == 184);
 const _: () = assert!(size_of::<Splice>() == 80);
 const _: () = assert!(size_of::<Probe>() == 8);
 const _: () = assert!(size_of::<Redirect>() == 16);
+const _: () = assert!(size_of::<Passed>() == 24);
 
 #[cfg(feature = "user")]
 mod user {

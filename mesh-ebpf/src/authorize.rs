@@ -10,15 +10,15 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use mesh_common::{
-    decide::Tables,
-    key::TupleKey,
-    value::{Asked, Authorized, Event, Owner, fin},
+    decide::{Tables, leads_to},
+    key::{ServiceKey, TupleKey},
+    value::{Asked, Authorized, Event, Owner, fin, path},
     verdict::Verdict,
 };
 
 use crate::{
     ctx::read,
-    maps::{AUTHORIZED, EVENTS, KernelTables, count, count_authorized},
+    maps::{AUTHORIZED, EVENTS, KernelTables, SERVICES, count, count_authorized},
     sockops::{local, socket_cookie, watch_state},
 };
 
@@ -28,12 +28,27 @@ const NO_EXIST: u64 = 1;
 /// Before the SYN leaves, the source port is known. Where this fails, the destination's
 /// agent gets the connection and refuses it: nobody vouched.
 #[inline(always)]
-pub fn vouch(ctx: &SockOpsContext, asked: &Asked) {
+pub fn vouch(ctx: &SockOpsContext, asked: &mut Asked) {
+    if !insert(ctx, asked) {
+        asked.path = path::UNVOUCHED;
+    }
+}
+
+#[inline(always)]
+fn insert(ctx: &SockOpsContext, asked: &Asked) -> bool {
+    let service = ServiceKey::new(asked.netns_cookie, asked.address, asked.port as u16);
+    // SAFETY: entries are only replaced whole; the kernel keeps what was looked up until
+    // the program ends.
+    let holds = unsafe { SERVICES.get(&service) }.is_some_and(|s| leads_to(s, asked));
+    if !holds {
+        count(Verdict::KernelPathStale);
+        return false;
+    }
     let key = tuple(ctx, asked);
     // A transparent socket may use an address that is not the pod's: not ours to vouch for.
     if !matches!(KernelTables.owner(asked.netns_cookie, &key.source), Owner::Pod) {
         count(Verdict::AuthorizeFailed);
-        return;
+        return false;
     }
     let connection = Authorized {
         asked: asked.address,
@@ -53,11 +68,12 @@ pub fn vouch(ctx: &SockOpsContext, asked: &Asked) {
     };
     if AUTHORIZED.insert(&key, &connection, NO_EXIST).is_err() {
         count(Verdict::AuthorizeFailed);
-        return;
+        return false;
     }
     count_authorized(1);
     count(Verdict::Authorized);
     watch_state(ctx);
+    true
 }
 
 /// A state has changed.

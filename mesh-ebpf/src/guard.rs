@@ -23,7 +23,7 @@ use mesh_common::{
     abi::stamp,
     guard::{Frame, Holder, Kind, Look, Onward, Packet, Way, classify, judge, look, onward},
     key::TupleKey,
-    value::{Asked, PodEntry, path},
+    value::{Asked, Passed, PodEntry, path},
     verdict::Verdict,
 };
 
@@ -259,23 +259,27 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
     if read!((*sk).state) == BPF_TCP_LISTEN {
         return Holder::Listener;
     }
-    let passed: *const u32 = stored(&PASSED, sk).cast();
-    if !passed.is_null() {
+    let noted: *mut Passed = stored(&PASSED, sk).cast();
+    if !noted.is_null() {
         // SAFETY: not null, and the storage lives as long as the socket.
-        return by_path(unsafe { *passed });
+        let passed = unsafe { &*noted };
+        if is(&passed.client, &key.source) && passed.client_port == key.source_port {
+            return by_path(passed.path);
+        }
     }
     let asked: *const Asked = stored(&ASKED, sk).cast();
     if !asked.is_null() {
         // SAFETY: not null, and the storage lives as long as the socket.
         let asked = unsafe { &*asked };
-        if asked.path == path::KERNEL
-            && is(&asked.target, &key.source)
-            && asked.target_port == key.source_port
-        {
+        let there = is(&asked.target, &key.source) && asked.target_port == key.source_port;
+        if asked.path == path::KERNEL && there {
             return Holder::KernelPath;
         }
+        if asked.path == path::UNVOUCHED && there {
+            return Holder::Unvouched;
+        }
     }
-    let mut way = if AUTHORIZED.get_ptr(key).is_some() {
+    let way = if AUTHORIZED.get_ptr(key).is_some() {
         path::KERNEL
     } else if PROBES.get_ptr(key).is_some() {
         path::PROBE
@@ -284,12 +288,18 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
     };
     // The entry goes with the client's socket, which may be before this one's end.
     // Without room for the note, the entry is asked again.
+    let mut passed = Passed { client: key.source, client_port: key.source_port, path: way };
+    if !noted.is_null() {
+        // SAFETY: not null, and the storage lives as long as the socket.
+        unsafe { *noted = passed };
+        return by_path(way);
+    }
     // SAFETY: a map of socket storage, a socket that is not null, and a first value.
     unsafe {
         bpf_sk_storage_get(
             core::ptr::addr_of!(PASSED).cast_mut().cast(),
             sk.cast(),
-            (&raw mut way).cast(),
+            (&raw mut passed).cast(),
             BPF_SK_STORAGE_GET_F_CREATE.into(),
         );
     }

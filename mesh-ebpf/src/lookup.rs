@@ -16,7 +16,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{AF_INET6, IPPROTO_TCP, read},
-    maps::{AUTHORIZED, KernelTables, LISTENERS, PROBES, count},
+    maps::{AUTHORIZED, KernelTables, LISTENERS, PROBES, count, is_listening},
 };
 
 /// `ENOENT`: no socket under the key.
@@ -98,6 +98,13 @@ fn vouched_for(ctx: &SkLookupContext, arrival: &Arrival) -> Option<Verdict> {
     // SAFETY: the kernel keeps what was looked up until the program ends; `seen` is
     // this program's own to write.
     unsafe {
+        // A SYN may come long after the connect hook has looked for the agent.
+        if (*connection).established_ns == 0
+            && !is_listening(&ListenerKey::new(arrival.netns_cookie, ListenerKind::Inbound, false))
+        {
+            count(Verdict::KernelPathNoAgent);
+            return None;
+        }
         if !may_knock(&*connection, bpf_ktime_get_ns()) {
             count(Verdict::InboundExpired);
             return None;

@@ -16,7 +16,7 @@ use mesh_common::{
     decide::Tables,
     key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, SpliceKey, TupleKey},
     value::{
-        Asked, Authorized, Config, OriginalDestination, Owner, PodEntry, Probe, Redirect, Service,
+        Asked, Authorized, Config, OriginalDestination, Owner, Passed, PodEntry, Probe, Redirect, Service,
         Splice,
     },
     verdict::Verdict,
@@ -67,7 +67,7 @@ pub static ASKED: SkStorage<Asked> = SkStorage::new();
 #[btf_map]
 pub static VOUCHED: InheritedStorage = InheritedStorage::new();
 #[btf_map]
-pub static PASSED: SkStorage<u32> = SkStorage::new();
+pub static PASSED: SkStorage<Passed> = SkStorage::new();
 #[map]
 pub static PROBERS: HashMap<u64, u32> = HashMap::with_max_entries(capacity::PROBERS, NO_PREALLOC);
 #[map]
@@ -175,7 +175,8 @@ pub fn count_authorized(change: i64) {
 #[inline(always)]
 pub fn has_room() -> bool {
     let max = CONFIG.get(0).map_or(0, |config| config.kernel_path_max);
-    AUTHORIZED_COUNT.get(0).is_some_and(|count| *count < u64::from(max))
+    // The agent's own count may miss what ended meanwhile: until the next, it is negative.
+    AUTHORIZED_COUNT.get(0).is_some_and(|count| (*count as i64) < i64::from(max))
 }
 
 /// Whether the agent listens there. The kernel takes a socket out of the map when

@@ -36,7 +36,8 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
                 match asked.path {
                     path::KERNEL => authorize::vouch(&ctx, asked),
                     path::PROBE => probe::vouch(&ctx, asked),
-                    _ => publish(&ctx, asked),
+                    path::AGENT => publish(&ctx, asked),
+                    _ => {}
                 }
             }
         }
@@ -45,7 +46,8 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
                 match asked.path {
                     path::KERNEL => authorize::follow(&ctx, asked),
                     path::PROBE => probe::follow(&ctx, asked),
-                    _ => withdraw(&ctx, asked),
+                    path::AGENT => withdraw(&ctx, asked),
+                    _ => {}
                 }
             }
         }
@@ -113,14 +115,14 @@ fn withdraw(ctx: &SockOpsContext, asked: &Asked) {
 
 /// What the connect hook remembered: only captured sockets have it.
 #[inline(always)]
-fn asked(ctx: &SockOpsContext) -> Option<&'static Asked> {
+fn asked(ctx: &SockOpsContext) -> Option<&'static mut Asked> {
     // SAFETY: every sock_ops context has this field; it may be null.
     let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
         return None;
     }
     // SAFETY: a map of socket storage and a socket that is not null; nothing is created.
-    let asked: *const Asked = unsafe {
+    let asked: *mut Asked = unsafe {
         bpf_sk_storage_get(
             core::ptr::addr_of!(ASKED).cast_mut().cast(),
             sk.cast(),
@@ -132,8 +134,9 @@ fn asked(ctx: &SockOpsContext) -> Option<&'static Asked> {
     if asked.is_null() {
         return None;
     }
-    // SAFETY: not null, and the storage lives as long as the socket.
-    Some(unsafe { &*asked })
+    // SAFETY: not null, the storage lives as long as the socket, and the socket's lock,
+    // which is held, keeps other writers away.
+    Some(unsafe { &mut *asked })
 }
 
 #[inline(always)]

@@ -5,9 +5,15 @@ usage: server.py SOCKET STATE REQUESTS [LISTEN]
 Serves what the JSON file STATE says, over the Unix socket SOCKET, and looks at STATE
 all the time: {"resources": [...], "epoch": N}; another epoch drops every stream. Names
 in "on_demand" go only to who asks for them (delta), "aliases" are other names of virtual
-hosts. As go-control-plane does, it sends a refused state of the world again at once. Every
-request is checked against the protocol's rules and written to REQUESTS, one JSON
-object a line; what breaks a rule has a "violation".
+hosts. As
+go-control-plane does, it sends a refused state of the world again at once, unless STATE
+says {"patient": true}. {"salt": TEXT} makes other versions of the same resources. A
+resource may be {"raw": {"url", "name", "as", "base64"}}: those bytes under that type URL,
+served where "as" is asked for; or {"ttl": SECONDS, "resource": ...}, which lives that
+long, and is confirmed for as long as {"heartbeats": true}.
+
+{"many": {"clusters": N, "endpoints": M}} adds N clusters by EDS with M endpoints each,
+made once.
 
 Besides ADS there is each type's own service. LISTEN is a JSON list of further ports:
 {"address": "IP:PORT", "cert": FILE, "key": FILE, "ca": FILE}; with "cert" it speaks TLS,
@@ -15,8 +21,14 @@ with "ca" it wants a certificate of the client. STATE may say how to behave: "mu
 answers nothing, "delay" waits so many seconds before each answer, "huge" makes each
 answer so many bytes larger; "pings", heeded at the start only, bears any number of
 HTTP/2 PINGs, where otherwise more than one in five minutes ends the connection.
+
+Every request is checked against the protocol's rules and written to REQUESTS, one JSON
+object a line; what breaks a rule has a "violation". So are {"sent": NONCE} for each
+response and {"state": N} when a stream has sent all that STATE's "number" N asks for.
 """
 
+import base64
+import functools
 import hashlib
 import itertools
 import json
@@ -32,6 +44,7 @@ from google.protobuf import any_pb2, json_format
 
 # Fills the pool that `Any` is parsed with.
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import config_source_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.core.v3 import extension_pb2
@@ -86,27 +99,84 @@ def digest(data):
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+@functools.lru_cache(maxsize=1)
+def many(clusters, endpoints):
+    """That many clusters and assignments, as they are served."""
+    served = ({}, {})
+    for i in range(clusters):
+        name = f"cluster-{i}"
+        cluster = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
+        source = cluster.eds_cluster_config.eds_config
+        source.ads.SetInParent()
+        source.resource_api_version = config_source_pb2.V3
+        assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+        locality = assignment.endpoints.add()
+        for j in range(endpoints):
+            address = locality.lb_endpoints.add().endpoint.address.socket_address
+            address.address = f"10.{i >> 8 & 255}.{i & 255}.{j + 1}"
+            address.port_value = 8080
+        for table, message in zip(served, (cluster, assignment)):
+            packed = any_pb2.Any()
+            packed.Pack(message)
+            table[name] = (digest(packed.value), packed)
+    return served
+
+
 class State:
     """What is to be served, by type: {name: (version, Any)}."""
 
     def __init__(self, text):
         document = json.loads(text)
         self.epoch = document.get("epoch", 0)
+        self.number = document.get("number", 0)
+        self.patient = document.get("patient", False)
+        self.heartbeats = document.get("heartbeats", False)
+        self.salt = document.get("salt", "").encode()
         self.mute = document.get("mute", False)
         self.delay = document.get("delay", 0)
         self.huge = document.get("huge", 0)
         self.pings = document.get("pings", False)
         self.types = {type_url: {} for type_url in TYPES}
+        self.ttls = {type_url: {} for type_url in TYPES}
+        if "many" in document:
+            clusters, assignments = many(**document["many"])
+            self.types[CDS].update(clusters)
+            self.types[EDS].update(assignments)
         self.on_demand = set(document.get("on_demand", []))
         self.aliases = document.get("aliases", {})
         for resource in document["resources"]:
+            self.add(resource)
+
+    def add(self, resource, ttl=None):
+        if "ttl" in resource:
+            return self.add(resource["resource"], resource["ttl"])
+        raw = resource.get("raw")
+        if raw is None:
             packed = json_format.ParseDict(resource, any_pb2.Any())
-            name = resource.get("name") or resource.get("cluster_name")
-            self.types[packed.type_url][name] = (digest(packed.value), packed)
+            name = resource.get("name") or resource.get("cluster_name") or ""
+            kind = packed.type_url
+        else:
+            value = base64.b64decode(raw["base64"])
+            packed = any_pb2.Any(type_url=raw["url"], value=value)
+            name, kind = raw["name"], raw["as"]
+        self.types[kind][name] = (digest(self.salt + packed.value), packed)
+        if ttl is not None:
+            self.ttls[kind][name] = ttl
 
     def version(self, type_url):
         versions = sorted((name, v) for name, (v, _) in self.types[type_url].items())
-        return digest(json.dumps(versions).encode())
+        return digest(self.salt + json.dumps(versions).encode())
+
+    def wrapped(self, type_url, name, with_body=True):
+        """The resource with its time to live; without its body it is a heartbeat."""
+        version, packed = self.types[type_url][name]
+        wrapped = discovery_pb2.Resource(name=name, version=version)
+        if with_body:
+            wrapped.resource.CopyFrom(packed)
+        ttl = self.ttls[type_url].get(name)
+        if ttl is not None:
+            wrapped.ttl.FromNanoseconds(int(ttl * 1e9))
+        return wrapped
 
 
 class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
@@ -119,6 +189,19 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
         self.seen = None
         self.state = None
         self.look()
+        self.beat_at = 0.0
+
+    def write(self, line):
+        self.log.write(json.dumps(line) + "\n")
+
+    def beat(self):
+        """Has every stream confirm what has a time to live, every half second."""
+        if not self.state.heartbeats or time.monotonic() < self.beat_at:
+            return
+        self.beat_at = time.monotonic() + 0.5
+        with self.lock:
+            for events in self.streams:
+                events.put(("beat", None))
 
     def look(self):
         stat = os.stat(self.state_path)
@@ -149,6 +232,7 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
 
         threading.Thread(target=read, daemon=True).start()
         stream = stream_type(self, next(self.numbers), only, context)
+        told = False
         try:
             while True:
                 event, request = events.get()
@@ -158,6 +242,8 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
                     context.abort(grpc.StatusCode.UNAVAILABLE, "dropped for the test")
                 if event == "request":
                     responses = stream.on_request(request)
+                elif event == "beat":
+                    responses = stream.on_beat()
                 else:
                     responses = stream.on_change()
                 for response in responses:
@@ -166,6 +252,11 @@ class Server(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
                         response.nonce = "x" * self.state.huge
                     if not self.state.mute:
                         yield response
+                # A new stream has heard of the state once its first request is answered.
+                if event == "changed" or (event == "request" and not told):
+                    told = True
+                    line = {"stream": stream.number, "node": stream.node}
+                    self.write(line | {"state": self.state.number})
         finally:
             with self.lock:
                 self.streams.discard(events)
@@ -206,7 +297,16 @@ class Stream:
         }
         if violations:
             line["violation"] = "; ".join(violations)
-        self.server.log.write(json.dumps(line) + "\n")
+        self.server.write(line)
+
+    def sent(self, type_url, nonce, version, names, removed):
+        """Writes down a response before it goes out, so that its answer comes behind it."""
+        line = {"stream": self.number, "node": self.node, "type": type_url, "sent": nonce}
+        names, removed = sorted(names), sorted(removed)
+        # What is many is not listed.
+        line |= {"version": version, "resources": names[:100], "removed": removed[:100]}
+        line |= {"number": self.server.state.number, "at": time.time()}
+        self.server.write(line)
 
     def introduce(self, request, violations):
         if self.node is None:
@@ -272,8 +372,17 @@ class SotwStream(Stream):
             return
         new = known["names"] is None or set(names) - set(known["names"])
         known["names"] = names
-        if new or request.version_info != self.server.state.version(url):
+        version = self.server.state.version(url)
+        last = known["sent"].get(known["last"])
+        waits = self.server.state.patient and last is not None and last["version"] == version
+        if new or (request.version_info != version and not waits):
             yield self.response(url)
+
+    def on_beat(self):
+        """This variant has no heartbeat of its own: the whole is said again."""
+        for url, ttls in self.server.state.ttls.items():
+            if ttls and self.types.get(url, {}).get("last") is not None:
+                yield self.response(url)
 
     def on_change(self):
         for url in TYPES:
@@ -290,14 +399,19 @@ class SotwStream(Stream):
         version = self.server.state.version(url)
         known["sent"][nonce] = {"version": version, "nacked": False}
         known["last"] = nonce
-        table = self.server.state.types[url]
+        state = self.server.state
+        table, ttls = state.types[url], state.ttls[url]
         wanted = table if url in WILDCARD else [n for n in known["names"] if n in table]
-        return discovery_pb2.DiscoveryResponse(
-            version_info=version,
-            resources=[table[name][1] for name in wanted],
-            type_url=url,
-            nonce=nonce,
+        resources = [table[name][1] for name in wanted if name not in ttls]
+        for name in wanted:
+            if name in ttls:
+                resources.append(any_pb2.Any())
+                resources[-1].Pack(state.wrapped(url, name))
+        response = discovery_pb2.DiscoveryResponse(
+            version_info=version, resources=resources, type_url=url, nonce=nonce
         )
+        self.sent(url, nonce, version, wanted, [])
+        return response
 
 
 class DeltaStream(Stream):
@@ -379,15 +493,31 @@ class DeltaStream(Stream):
             known["has"][name] = table[name][0]
         for name in removed:
             known["has"].pop(name, None)
-        yield discovery_pb2.DeltaDiscoveryResponse(
-            system_version_info=self.server.state.version(url),
-            resources=[self.resource(url, name) for name in changed]
+        yield self.response(url, nonce, changed, removed, absent=absent)
+
+    def on_beat(self):
+        for url, ttls in self.server.state.ttls.items():
+            known = self.types.get(url)
+            alive = [name for name in ttls if known is not None and name in known["has"]]
+            if alive:
+                nonce = f"{self.number}-{next(self.nonces)}"
+                known["open"].add(nonce)
+                yield self.response(url, nonce, alive, [], with_body=False)
+
+    def response(self, url, nonce, names, removed, with_body=True, absent=()):
+        state = self.server.state
+        version = state.version(url)
+        response = discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=version,
+            resources=[self.resource(url, name, with_body) for name in names]
             # A virtual host that is not there has a name, an alias and nothing else.
             + [discovery_pb2.Resource(name=n, aliases=[n]) for n in absent],
             removed_resources=removed,
             type_url=url,
             nonce=nonce,
         )
+        self.sent(url, nonce, version, names, removed)
+        return response
 
     def wants(self, url, name):
         """Whether the client has subscribed to it, in whatever way."""
@@ -401,13 +531,12 @@ class DeltaStream(Stream):
             return "*" in names
         return url in WILDCARD or (url == VHDS and name.rpartition("/")[0] in names)
 
-    def resource(self, url, name):
-        version, packed = self.server.state.types[url][name]
+    def resource(self, url, name, with_body):
+        wrapped = self.server.state.wrapped(url, name, with_body)
         names = self.types[url]["names"]
-        aliases = [a for a in self.server.state.aliases.get(name, []) if a in names]
-        return discovery_pb2.Resource(
-            name=name, version=version, resource=packed, aliases=aliases
-        )
+        aliases = self.server.state.aliases.get(name, [])
+        wrapped.aliases.extend(a for a in aliases if a in names)
+        return wrapped
 
 
 def handlers(server):
@@ -467,8 +596,9 @@ def main():
     transport.start()
     print("serving", flush=True)
     while True:
-        time.sleep(0.02)
+        time.sleep(0.005)
         server.look()
+        server.beat()
 
 
 main()

@@ -2,11 +2,12 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     time::Duration,
 };
 
+use crate::kernel_path::Neighbours;
 use socket2::{Domain, Protocol, Socket, Type};
 use tests::{Agent, Pod, eventually, mesh};
 
@@ -56,6 +57,65 @@ fn a_process_outside_the_cgroup_root_speaks_no_plaintext() {
     wire.expect_no_trace_of("sneaked out");
     assert_eq!(mesh.server.nginx_log(mesh::WEB_PORT), "");
     mesh.client.curl(mesh::WEB).expect_status(200);
+}
+
+/// Dials from an address of the socket's choice, with what it was before.
+fn dials_again(socket: &Socket, to: SocketAddr, words: &str) -> io::Result<()> {
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    let mut socket = socket;
+    socket.write_all(words.as_bytes())
+}
+
+#[test]
+fn a_socket_that_was_let_in_is_not_let_out_to_others() {
+    let it = Neighbours::start_with("guard-reused", "echo", &[]);
+    let plain = it.bed.node(2).pod("plain").start();
+    let _echo = plain.serves("echo", 7000);
+    let wire = it.bed.wire().capture();
+    it.program.kill_9();
+    let to = it.server.at(mesh::SERVER_PORT);
+    let listener = it.server.netns().enter(|| TcpListener::bind(to)).unwrap();
+    let mut talk = it.talk();
+    let (mut accepted, _) = listener.accept().unwrap();
+    accepted.write_all(b"let in\n").unwrap();
+    talk.hears("let in");
+    let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    // SAFETY: the pointer and the length are those of `nobody`.
+    let parted = unsafe {
+        libc::connect(
+            accepted.as_raw_fd(),
+            &raw const nobody,
+            size_of_val(&nobody) as libc::socklen_t,
+        )
+    };
+    assert_eq!(parted, 0, "{}", io::Error::last_os_error());
+    let dialled = dials_again(&accepted.into(), plain.at(7000), "let out");
+    assert!(dialled.is_err(), "{dialled:?}");
+    assert!(it.verdict("guard_uncaptured") > 0, "{}", it.agent.status());
+    wire.expect_no_trace_of("let out");
+}
+
+#[test]
+fn nobody_dials_from_a_port_that_is_left_alone() {
+    let mesh = mesh::web_and_client("guard-from-port");
+    let pod = mesh.bed.node(1).pod("metrics").without_inbound_port(9100).start();
+    mesh.near().enroll(&pod);
+    let plain = mesh.bed.node(2).pod("plain").start();
+    let _echo = plain.serves("echo", 7000);
+    let wire = mesh.bed.wire().capture();
+    let dialled = pod.netns().enter(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((pod.ip(), 9100)).into())?;
+        dials_again(&socket, plain.at(7000), "from port 9100")
+    });
+    assert!(dialled.is_err(), "{dialled:?}");
+    expect_counted(mesh.near(), "guard_uncaptured");
+    wire.expect_no_trace_of("from port 9100");
+    // Who asks there is answered.
+    let listener = pod.netns().enter(|| TcpListener::bind(("0.0.0.0", 9100))).unwrap();
+    let mut asks = plain.connects(pod.at(9100));
+    listener.accept().unwrap().0.write_all(b"a metric\n").unwrap();
+    asks.hears("a metric");
 }
 
 /// An IPv4 packet with TCP from `source` port 40000, as a raw socket sends it.

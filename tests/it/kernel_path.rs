@@ -14,7 +14,7 @@ pub(crate) struct Neighbours {
     pub(crate) client: Pod,
     pub(crate) server: Pod,
     pub(crate) agent: Agent,
-    program: Process,
+    pub(crate) program: Process,
     pub(crate) bed: Testbed,
 }
 
@@ -359,4 +359,47 @@ fn packets_take_the_long_way_where_somebody_else_may_want_to_see_them() {
     it.wait_for_services(2);
     client.connects(SERVER.parse().unwrap()).echoes("words");
     assert!(it.verdict("redirected") > 0, "{}", it.agent.status());
+}
+
+#[test]
+fn a_syn_that_leaves_late_is_judged_when_it_leaves() {
+    let it = Neighbours::start("kernel-late", "echo");
+    let dials = || {
+        let before = it.verdict("outbound_kernel_path");
+        let talk = it.client.connects_late(SERVER.parse().unwrap());
+        eventually("the application has dialled", || {
+            match it.verdict("outbound_kernel_path") - before {
+                0 => Err("not yet"),
+                _ => Ok(()),
+            }
+        });
+        talk
+    };
+    dials().echoes("with the SYN");
+    assert_eq!(it.counts(), (1, 0));
+
+    let mut revoked = dials();
+    let stranger = it.bed.node(1).pod("stranger").start();
+    it.agent.configure(&config(&stranger, &it.server));
+    it.wait_for_services(0);
+    revoked.says("too late\n").expect_cut_off();
+    assert_eq!((it.counts().0, it.verdict("kernel_path_stale")), (1, 1));
+    assert!(it.verdict("guard_uncaptured") > 0, "{}", it.agent.status());
+    it.agent.configure(&config(&it.client, &it.server));
+    it.wait_for_services(2);
+
+    // The pod is gone, and its address leads to another node.
+    let mut moved = dials();
+    it.agent.unenroll(&it.server);
+    let wire = it.bed.wire().capture();
+    let (there, _) = it.bed.node(2).wire_addresses();
+    it.bed.node(1).netns().ip(&[&format!("route replace {}/32 via {there}", it.server.ip())]);
+    moved.says("words for a pod that is gone\n").expect_cut_off();
+    wire.expect_no_trace_of("words for a pod");
+
+    it.agent.enroll(&it.server);
+    it.wait_for_services(2);
+    let mut orphan = dials();
+    it.agent.kill_9();
+    orphan.says("to an orphan\n").expect_cut_off();
 }

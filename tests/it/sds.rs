@@ -22,7 +22,7 @@ fn inline(pem: &str) -> Value {
     json!({ "inline_string": pem })
 }
 
-fn certificate(name: &str, of: &Credentials) -> Value {
+pub(crate) fn certificate(name: &str, of: &Credentials) -> Value {
     json!({
         "@type": SECRET,
         "name": name,
@@ -33,7 +33,7 @@ fn certificate(name: &str, of: &Credentials) -> Value {
     })
 }
 
-fn roots(name: &str, of: &[&Pki]) -> Value {
+pub(crate) fn roots(name: &str, of: &[&Pki]) -> Value {
     let pem: String = of.iter().map(|pki| pki.root_pem()).collect();
     json!({
         "@type": SECRET,

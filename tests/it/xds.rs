@@ -137,11 +137,17 @@ fn the_script(mode: &str) {
         }
     });
 
-    // A cluster that is not there is waited for; what it would replace stays.
+    // A route to a cluster that is not there answers so; what else there is goes on.
     let mut dangling = changed.clone();
     named(&mut dangling, "RouteConfiguration", "other")["virtual_hosts"][0]["routes"] =
         json!([{ "match": { "prefix": "/" }, "route": { "cluster": "later" } }]);
-    // Else it would be waited for as long as for anything, and no longer.
+    control_plane.serves(dangling.clone());
+    reached(503);
+    mesh.near().logs_access(&["10.96.0.30:80", "\"response_flags\":\"NC\""]);
+    get(200);
+    // Unless it is to be validated: then the last version stays.
+    control_plane.serves(changed.clone());
+    reached(418);
     named(&mut dangling, "RouteConfiguration", "other")["validate_clusters"] = true.into();
     control_plane.serves(dangling);
     eventually("the routes wait", || {
@@ -153,6 +159,7 @@ fn the_script(mode: &str) {
 
     // Dropped streams, and a control plane that dies and comes back.
     control_plane.serves(changed.clone());
+    reached(418);
     control_plane.drops_streams();
     get(200);
     control_plane.dies();

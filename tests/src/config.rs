@@ -244,6 +244,16 @@ impl Default for MeshConfig {
 }
 
 impl MeshConfig {
+    /// Nothing at all.
+    pub fn empty() -> Self {
+        Self {
+            listeners: Vec::new(),
+            routes: Vec::new(),
+            clusters: Vec::new(),
+            endpoints: Vec::new(),
+        }
+    }
+
     /// Only the cluster that inbound listeners forward to.
     pub fn new() -> Self {
         let application = json!({

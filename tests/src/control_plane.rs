@@ -22,6 +22,7 @@ pub struct ControlPlane {
     node: Node,
     directory: PathBuf,
     epoch: u64,
+    number: u64,
     resources: Vec<Value>,
     behaviour: Map<String, Value>,
     ports: Vec<Value>,
@@ -68,10 +69,11 @@ impl ControlPlane {
     pub fn prepare(node: &Node, name: &str, config: &MeshConfig, ports: &[Port]) -> Self {
         let directory = node.directory().join(name);
         fs::create_dir_all(&directory).expect("make the control plane's directory");
-        let this = Self {
+        let mut this = Self {
             node: node.clone(),
             directory,
             epoch: 0,
+            number: 0,
             resources: config.resources(),
             behaviour: Map::new(),
             ports: ports.iter().map(|Port(port)| port.clone()).collect(),
@@ -134,8 +136,13 @@ impl ControlPlane {
         self.directory.join("xds.sock")
     }
 
-    fn write(&self) {
-        let mut state = json!({ "epoch": self.epoch, "resources": self.resources });
+    fn write(&mut self) {
+        self.number += 1;
+        let mut state = json!({
+            "epoch": self.epoch,
+            "number": self.number,
+            "resources": self.resources,
+        });
         if let Some(source) = &self.sources {
             replace_sources(&mut state, source);
         }
@@ -149,6 +156,16 @@ impl ControlPlane {
     pub fn serves(&mut self, resources: Vec<Value>) {
         self.resources = resources;
         self.write();
+    }
+
+    /// Counts what was told to be served; the journal says when a stream has sent it.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Where the server writes down each request and response.
+    pub fn journal(&self) -> PathBuf {
+        self.directory.join("requests.jsonl")
     }
 
     /// Keeps these for who asks for them by name, or by one of `aliases`
@@ -195,8 +212,9 @@ impl ControlPlane {
 
     /// Every request so far.
     pub fn requests(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.directory.join("requests.jsonl")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let text = fs::read_to_string(self.journal()).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["nonce"].is_string()).collect()
     }
 
     /// The NACKs so far.

@@ -6,12 +6,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 
 use crate::{
-    Pod, Process, eventually,
+    Pod, Process, eventually_within,
     pki::{Credentials, Pki},
 };
 
@@ -21,6 +22,9 @@ const TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 const HTTP_MANAGER: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+/// Its program is large, and the machine may be busy.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where setup put Envoy.
 pub fn binary() -> PathBuf {
@@ -68,12 +72,7 @@ impl Envoy {
         let mut cluster = cluster(&name, ip, tunnel_port.parse().expect("a port"));
         cluster["transport_socket"] =
             json!({ "name": "envoy.transport_sockets.tls", "typed_config": tls });
-        cluster["typed_extension_protocol_options"] = json!({
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": format!("type.googleapis.com/{HTTP_OPTIONS}"),
-                "explicit_http_config": { "http2_protocol_options": {} },
-            },
-        });
+        cluster["typed_extension_protocol_options"] = http2_upstream();
         self.clusters.push(cluster);
         self
     }
@@ -125,22 +124,67 @@ impl Envoy {
         let Self { listeners, clusters } = self;
         let bootstrap =
             json!({ "static_resources": { "listeners": listeners, "clusters": clusters } });
-        let file = pod.node().directory().join(format!("{}-envoy.json", pod.name()));
-        fs::write(&file, bootstrap.to_string()).expect("write Envoy's bootstrap");
-        let mut command = Command::new(binary);
-        command.arg("-c").arg(&file);
-        command.args(["--disable-hot-restart", "--concurrency", "1"]);
-        command.args(["--log-level", "warning", "--component-log-level", "config:info"]);
-        let process = pod.starts("envoy", command);
-        eventually("Envoy serves", || {
-            let log = process.log();
-            if let Some(status) = process.ended() {
-                panic!("Envoy ended: {status}\n{log}");
-            }
-            if log.contains("starting workers") { Ok(()) } else { Err("not yet") }
-        });
-        process
+        run(binary, pod, &bootstrap)
     }
+}
+
+/// Starts Envoy in `pod` with everything from the control plane at `socket`, by ADS in
+/// the delta variant or not, and waits until it serves.
+pub fn driven(binary: &Path, pod: &Pod, socket: &Path, delta: bool) -> Process {
+    let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+    let mut servers = json!({
+        "name": "xds",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": "xds",
+            "endpoints": [{ "lb_endpoints": [{
+                "endpoint": { "address": { "pipe": { "path": socket } } },
+            }] }],
+        },
+    });
+    servers["typed_extension_protocol_options"] = http2_upstream();
+    let bootstrap = json!({
+        "node": { "id": "envoy", "cluster": "tests" },
+        "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 9901 } } },
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": if delta { "DELTA_GRPC" } else { "GRPC" },
+                "transport_api_version": "V3",
+                "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds" } }],
+            },
+            "cds_config": ads,
+            "lds_config": ads,
+        },
+        "static_resources": { "clusters": [servers] },
+    });
+    run(binary, pod, &bootstrap)
+}
+
+fn run(binary: &Path, pod: &Pod, bootstrap: &Value) -> Process {
+    let file = pod.node().directory().join(format!("{}-envoy.json", pod.name()));
+    fs::write(&file, bootstrap.to_string()).expect("write Envoy's bootstrap");
+    let mut command = Command::new(binary);
+    command.arg("-c").arg(&file);
+    command.args(["--disable-hot-restart", "--concurrency", "1"]);
+    command.args(["--log-level", "warning", "--component-log-level", "config:info"]);
+    let process = pod.starts("envoy", command);
+    eventually_within(START_PATIENCE, "Envoy serves", || {
+        let log = process.log();
+        if let Some(status) = process.ended() {
+            panic!("Envoy ended: {status}\n{log}");
+        }
+        if log.contains("starting workers") { Ok(()) } else { Err("not yet") }
+    });
+    process
+}
+
+fn http2_upstream() -> Value {
+    json!({
+        HTTP_OPTIONS: {
+            "@type": format!("type.googleapis.com/{HTTP_OPTIONS}"),
+            "explicit_http_config": { "http2_protocol_options": {} },
+        },
+    })
 }
 
 fn listener(ip: &str, port: u16, filter: &str, config: Value) -> Value {

@@ -32,9 +32,11 @@ pub mod netns;
 pub mod node;
 pub mod pki;
 pub mod pod;
+pub mod probe;
 pub mod process;
 pub mod run;
 pub mod sniff;
+pub mod twins;
 pub mod wire;
 
 pub use agent::{Agent, AgentBuilder};

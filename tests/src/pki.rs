@@ -40,6 +40,8 @@ impl Credentials {
 pub enum Validity {
     /// From a minute ago, for an hour.
     Now,
+    /// From a minute ago, and for so much longer.
+    For(Duration),
     /// Until an hour ago.
     Past,
     /// From in an hour.
@@ -90,6 +92,7 @@ impl Pki {
         let now = std::time::SystemTime::now();
         let (from, to) = match validity {
             Validity::Now => (now - minute, now + hour),
+            Validity::For(life) => (now - minute, now + life),
             Validity::Past => (now - 2 * hour, now - hour),
             Validity::Future => (now + hour, now + 2 * hour),
         };

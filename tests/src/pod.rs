@@ -74,17 +74,17 @@ impl PodBuilder {
         self
     }
 
-    /// `auto`, `on` or `off`, in place of what its agent says.
-    #[must_use]
-    pub fn redirect_peer(mut self, mode: &'static str) -> Self {
-        self.redirect_peer = Some(mode);
-        self
-    }
-
     /// Whether its connections are spliced, whatever its agent does: `auto`, `on` or `off`.
     #[must_use]
     pub fn splice(mut self, mode: &str) -> Self {
         self.splice = Some(mode.to_owned());
+        self
+    }
+
+    /// `auto`, `on` or `off`, in place of what its agent says.
+    #[must_use]
+    pub fn redirect_peer(mut self, mode: &'static str) -> Self {
+        self.redirect_peer = Some(mode);
         self
     }
 
@@ -283,10 +283,22 @@ impl Pod {
         Conversation::start(&self.0.place, destination, &["--mapped"])
     }
 
+    /// As [`Pod::connects`], but the SYN leaves with the first words.
+    pub fn connects_late(&self, destination: SocketAddr) -> Conversation {
+        Conversation::start(&self.0.place, destination, &["--late"])
+    }
+
     /// Starts a program in the pod; its output goes to a log of the node.
     pub fn starts(&self, label: &str, command: Command) -> Process {
         let log = self.node().directory().join(format!("{}-{label}.log", self.name()));
         Process::start(command, &self.0.place, label, &log)
+    }
+
+    /// Starts to connect to `address` all the time; the log says when another answered.
+    pub fn watches(&self, address: &str) -> Process {
+        let mut command = Command::new(peer());
+        command.args(["watches", address]);
+        self.starts("watch", command)
     }
 
     /// Starts an unmodified nginx that answers on `port` and says who asked:
@@ -414,6 +426,7 @@ http {{
         location / {{ return 200 "hello from {name}, you are $remote_addr\n"; }}
         location /files/ {{ alias {directory}/; }}
         location /echo-headers {{ return 200 "host=$http_host x=$http_x_test forwarded=$http_x_forwarded_for\n"; }}
+        location /echo-request {{ return 200 "$request_method $request_uri host=$http_host\n"; }}
     }}
 }}
 "#

@@ -54,8 +54,9 @@ pub struct EnrollRequest {
     pub labels: BTreeMap<String, String>,
     pub mtls: MtlsMode,
     /// In place of the agent's.
-    pub redirect_peer: Option<RedirectMode>,
     pub splice: Option<SpliceMode>,
+    /// In place of the agent's.
+    pub redirect_peer: Option<RedirectMode>,
     pub exclude_outbound_ports: Vec<u16>,
     pub exclude_outbound_cidrs: Vec<IpNet>,
     pub exclude_inbound_ports: Vec<u16>,
@@ -113,8 +114,9 @@ struct Fields {
     #[serde(default)]
     mtls: MtlsMode,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    redirect_peer: Option<RedirectMode>,
     splice: Option<SpliceMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    redirect_peer: Option<RedirectMode>,
     #[serde(default)]
     exclude_outbound_ports: Vec<u16>,
     #[serde(default)]
@@ -262,8 +264,7 @@ mod tests {
     #[test]
     fn an_entry_survives_the_round_trip_as_json() {
         let request = parse(
-            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nredirect_peer: on\n\
-             splice: on\n\
+            "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nsplice: on\nredirect_peer: on\n\
              exclude_outbound_ports: [53]\nexclude_outbound_cidrs: [10.0.0.0/8]\n",
         )
         .unwrap();

@@ -13,8 +13,10 @@ use super::Agent;
 use crate::{
     capture::{Capture, KernelEvents, PlanApplied},
     config::KernelPath,
+    identity::Timestamp,
     model::{
         captured::Pod,
+        identity::Identity,
         kernel_path::{KernelConnection, KernelEvent, KernelPlan},
         workload::WorkloadUid,
     },
@@ -49,12 +51,16 @@ pub(super) async fn follow(agent: Arc<Agent>) {
         sessions: KernelSessions::default(),
         left_out: 0,
         filling: false,
+        proven_until: None,
     };
+    let identities = &agent.dataplane.identities;
+    let (mut arrivals, mut trust) = (identities.arrivals(), identities.trust());
     let mut changes = agent.dataplane.snapshot.changes();
     let mut interval = time::interval(INTERVAL);
     let mut rescans: Vec<Instant> = Vec::new();
     loop {
         let rescan = rescans.first().copied();
+        let unproven = work.proof_ends();
         let changed = tokio::select! {
             biased;
             changed = changes.changed() => {
@@ -64,6 +70,9 @@ pub(super) async fn follow(agent: Arc<Agent>) {
                 true
             }
             () = agent.pods.changed.notified() => true,
+            Ok(()) = arrivals.changed() => true,
+            Ok(()) = trust.changed() => true,
+            () = until(unproven) => work.is_outdated(),
             () = until(rescan) => {
                 rescans.remove(0);
                 work.judge_all();
@@ -72,7 +81,8 @@ pub(super) async fn follow(agent: Arc<Agent>) {
             () = work.next_events(&mut events) => false,
             _ = interval.tick() => {
                 work.look(&mut events);
-                false
+                // The clock may have been set.
+                work.is_outdated()
             }
         };
         if changed {
@@ -95,6 +105,8 @@ struct Work {
     sessions: KernelSessions,
     left_out: usize,
     filling: bool,
+    /// When the first of the identities that are in the plan can't be proven any more.
+    proven_until: Option<Timestamp>,
 }
 
 impl Work {
@@ -105,10 +117,15 @@ impl Work {
 
     /// Compiles the plan anew and puts it in force.
     fn plan(&mut self) {
-        let dataplane = &self.agent.dataplane;
+        let agent = Arc::clone(&self.agent);
+        let dataplane = &agent.dataplane;
         let pods: Vec<Arc<Pod>> = self.pods().into_values().collect();
         let plan = match self.agent.kernel_path {
-            Ok(()) => plan(&dataplane.snapshot.load(), &pods, dataplane.options.outbound_policy),
+            Ok(()) => {
+                let proven = self.proven(&pods);
+                let policy = dataplane.options.outbound_policy;
+                plan(&dataplane.snapshot.load(), &pods, &proven, policy)
+            }
             // Connections that an earlier agent let through are looked after all the same.
             Err(_) => KernelPlan::default(),
         };
@@ -130,6 +147,32 @@ impl Work {
         self.left_out = left_out;
         dataplane.metrics.kernel_path_services(services, left_out);
         self.agent.kernel_services.store(services, Ordering::Relaxed);
+    }
+
+    /// Who has a certificate to show. Its last second counts as over: what the kernel
+    /// does must not come later than what the agent would.
+    fn proven(&mut self, pods: &[Arc<Pod>]) -> HashSet<Identity> {
+        let identities = &self.agent.dataplane.identities;
+        let held: HashSet<&Identity> = pods.iter().map(|pod| &pod.workload.identity).collect();
+        let now = identities.now();
+        let until = held.into_iter().filter_map(|identity| {
+            let until = identities.proven_until(identity).filter(|until| *until > now)?;
+            Some((identity.clone(), until))
+        });
+        let until: HashMap<Identity, Timestamp> = until.collect();
+        self.proven_until = until.values().min().copied();
+        until.into_keys().collect()
+    }
+
+    /// When a certificate that the plan relies on expires.
+    fn proof_ends(&self) -> Option<Instant> {
+        let left = self.proven_until?.since(self.agent.dataplane.identities.now());
+        Some(Instant::now() + left.min(INTERVAL))
+    }
+
+    /// Whether such a certificate has expired.
+    fn is_outdated(&self) -> bool {
+        self.proven_until.is_some_and(|until| self.agent.dataplane.identities.now() >= until)
     }
 
     /// Adopts what is new, asks policy about the rest, cuts what it no longer allows.

@@ -86,6 +86,7 @@ fn summary(dump: &Value) -> String {
         ("route", "routes"),
         ("cluster", "clusters"),
         ("endpoints", "endpoints"),
+        ("secret", "secrets"),
         ("filter", "extension_configs"),
         ("scope", "scoped_routes"),
     ] {
@@ -109,7 +110,12 @@ fn summary(dump: &Value) -> String {
                     Some(routes) => routes.to_owned(),
                     None => "routes of its own".to_owned(),
                 },
-                _ => format!("{} endpoints", count(&value["endpoints"])),
+                "secret" => variant(&value["kind"]),
+                _ => {
+                    let localities = value["localities"].as_array().into_iter().flatten();
+                    let endpoints = localities.map(|locality| count(&locality["endpoints"]));
+                    format!("{} endpoints", endpoints.sum::<usize>())
+                }
             };
             table.row([kind.to_owned(), name.clone(), detail]);
         }
@@ -185,7 +191,8 @@ mod tests {
             "routes": {"web": {"virtual_hosts": [{}, {}]}},
             "clusters": {"app": {"discovery": "original_destination", "lb_policy": "round_robin"},
                          "web": {"discovery": {"eds": {}}, "lb_policy": "round_robin"}},
-            "endpoints": {"web": {"endpoints": [{}]}},
+            "endpoints": {"web": {"localities": [{"endpoints": [{}]}, {"endpoints": [{}, {}]}]}},
+            "secrets": {"roots": {"name": "roots", "kind": {"validation_context": {}}}},
             "extension_configs": {"rbac": {"type_name": "a.b.RBAC"}},
             "runtime": {"entries": {
                 "canary": {"value": {"numerator": 5, "denominator": 10000}, "layer": "pushed"},
@@ -200,7 +207,8 @@ mod tests {
              route      web     2 virtual hosts\n\
              cluster    app     original_destination\n\
              cluster    web     eds, round_robin\n\
-             endpoints  web     1 endpoints\n\
+             endpoints  web     3 endpoints\n\
+             secret     roots   validation_context\n\
              filter     rbac    a.b.RBAC\n\
              runtime    canary  5/10000, from layer pushed\n\
              runtime    on      true, from layer fixed\n\

@@ -16,7 +16,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Checks the kernel's version and BTF, that each BPF program loads, the cgroup-v2 root,
-cgroup programs of others, and sysctls. Needs root.
+cgroup programs of others, sysctls, what the kernel path needs, and tries how sockets
+behave when spliced. Needs root, and no agent.
 
 Exit codes:
   0  nothing is wrong; there may be warnings

@@ -15,7 +15,8 @@ use super::{
 use crate::admin::{EnrollRequest, PodView};
 
 const AFTER: &str = "\
-Once this returns, the pod's new connections are captured; those it has live on.
+Once this returns, the pod's new connections are captured. Those it has end (strict),
+or live on without the mesh (permissive).
 Enrolling a pod again with the same values changes nothing.
 
 Examples:
@@ -52,13 +53,13 @@ pub(super) struct Enroll {
     #[arg(long, value_enum, default_value_t)]
     mtls: Mtls,
 
-    /// Whether its packets of the kernel path go straight [default: as the agent]
-    #[arg(long, value_enum)]
-    redirect_peer: Option<RedirectPeer>,
-
     /// Whether its connections on the kernel path may be spliced [default: as the agent]
     #[arg(long, value_enum)]
     splice: Option<Splice>,
+
+    /// Whether its packets of the kernel path go straight [default: as the agent]
+    #[arg(long, value_enum)]
+    redirect_peer: Option<RedirectPeer>,
 
     /// Do not capture connections to this port; may be repeated
     #[arg(long, value_name = "PORT")]
@@ -98,19 +99,19 @@ enum Mtls {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum RedirectPeer {
-    /// Where nothing else is on the way
+enum Splice {
+    /// If the self-test of the kernel passes
     Auto,
-    /// Whatever is on the way
+    /// Whatever the self-test says
     On,
     Off,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Splice {
-    /// If the self-test of the kernel passes
+enum RedirectPeer {
+    /// Where nothing else is on the way
     Auto,
-    /// Whatever the self-test says
+    /// Past whatever is on the way
     On,
     Off,
 }
@@ -145,15 +146,15 @@ impl Enroll {
             Mtls::Strict => "strict",
             Mtls::Permissive => "permissive",
         };
-        let redirect_peer = self.redirect_peer.map(|mode| match mode {
-            RedirectPeer::Auto => "auto",
-            RedirectPeer::On => "on",
-            RedirectPeer::Off => "off",
-        });
         let splice = self.splice.map(|splice| match splice {
             Splice::Auto => "auto",
             Splice::On => "on",
             Splice::Off => "off",
+        });
+        let redirect_peer = self.redirect_peer.map(|mode| match mode {
+            RedirectPeer::Auto => "auto",
+            RedirectPeer::On => "on",
+            RedirectPeer::Off => "off",
         });
         let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
         serde_json::from_value(json!({
@@ -165,8 +166,8 @@ impl Enroll {
             "pid": self.place.pid,
             "labels": labels,
             "mtls": mtls,
-            "redirect_peer": redirect_peer,
             "splice": splice,
+            "redirect_peer": redirect_peer,
             "exclude_outbound_ports": self.exclude_outbound_port,
             "exclude_outbound_cidrs": self.exclude_outbound_cidr,
             "exclude_inbound_ports": self.exclude_inbound_port,

@@ -75,6 +75,12 @@ impl<'a> Layers<'a> {
         self.errors.push(ConfigError { key: key.to_owned(), origin, reason });
     }
 
+    /// As [`Layers::fail`], of what the setting's layer says; of no layer where none does.
+    pub(super) fn fail_given(&mut self, key: &'static str, reason: impl Into<String>) {
+        let origin = self.find(key).map_or(Origin::Default, |(_, origin)| origin);
+        self.fail(key, origin, reason.into());
+    }
+
     fn find(&self, key: &'static str) -> Option<(Vec<String>, Origin)> {
         if let Some(values) = self.given.0.get(key) {
             return Some((values.clone(), Origin::Flag));

@@ -103,13 +103,13 @@ const SETTINGS: &[Setting] = &[
         Group::Node,
         "config_dir",
         None,
-        "Directory of xDS resources (LDS, RDS, CDS, EDS as YAML or JSON), watched for changes",
+        "Directory of xDS resources (YAML or JSON), watched for changes",
     ),
     path(
         Group::ControlPlane,
         "bootstrap",
         None,
-        "Envoy bootstrap file that says who the agent is and where its control plane is",
+        "Envoy bootstrap file (YAML or JSON), instead of config_dir and every xds_ setting",
     ),
     list(
         Group::ControlPlane,
@@ -198,22 +198,24 @@ const SETTINGS: &[Setting] = &[
         "kernel_path",
         &["auto", "on", "off"],
         "auto",
-        "Take opaque TCP between pods of this node from socket to socket, without the agent",
+        "Take opaque TCP between pods of this node from socket to socket, without the agent; \
+         auto: where the kernel can; on: or do not start",
     ),
     choice(
         Group::Capture,
         "splice",
         &["auto", "on", "off"],
         "auto",
-        "Let those sockets hand each other their data past TCP; `auto`: if the self-test of this \
-         kernel passes",
+        "Let those sockets hand each other their data past TCP; auto: if the self-test of this \
+         kernel passes; on: whatever it says",
     ),
     choice(
         Group::Capture,
         "guard",
         &["auto", "on", "off"],
         "auto",
-        "Drop, on the pods' interfaces, TCP that should have been captured and was not",
+        "Drop, on the pods' interfaces, TCP that should have been captured and was not; auto: \
+         where it can be attached; on: or do not enrol the pod",
     ),
     choice(
         Group::Capture,
@@ -221,7 +223,7 @@ const SETTINGS: &[Setting] = &[
         &["auto", "on", "off"],
         "auto",
         "Hand packets of the kernel path straight from pod to pod; auto: where no other \
-         program, queue or rule is there to see them",
+         program, queue or rule is there to see them; on: past all of them",
     ),
     choice(
         Group::Capture,
@@ -267,7 +269,8 @@ const SETTINGS: &[Setting] = &[
         "drain_timeout",
         "DURATION",
         Some("5s"),
-        "How long live connections may go on after SIGTERM",
+        "How long live connections may go on after SIGTERM, or after their listener or filter \
+         chain is removed",
     ),
     value(
         Group::Traffic,

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use super::{Origin, absolute, layers::Layers};
+use super::{absolute, layers::Layers};
 use crate::{
     model::runtime::LayeredRuntime,
     source::{
@@ -40,7 +40,7 @@ pub(super) fn runtime(layers: &mut Layers<'_>) -> Option<LayeredRuntime> {
     })? {
         if names.contains(&name) {
             let reason = format!("`{name}` is given twice");
-            layers.fail("xds_runtime_layer", Origin::Default, reason);
+            layers.fail_given("xds_runtime_layer", reason);
             return None;
         }
         names.push(name);
@@ -57,7 +57,7 @@ pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option
     let directory = layers.optional("config_dir", absolute);
     if directory != Some(None) {
         let reason = "excludes xds_server: configuration has one source";
-        layers.fail("config_dir", Origin::Default, reason.to_owned());
+        layers.fail_given("config_dir", reason);
         return None;
     }
     let variant = variant(layers, "xds_mode");
@@ -92,8 +92,7 @@ pub(super) fn sds_server(
     let variant = variant(layers, "sds_mode")?;
     let Some(address) = address else {
         if layers.is_given("sds_mode") {
-            let reason = "is for an sds_server of its own: there is none".to_owned();
-            layers.fail("sds_mode", Origin::Default, reason);
+            layers.fail_given("sds_mode", "is for an sds_server of its own: there is none");
             return None;
         }
         return Some(None);
@@ -122,7 +121,7 @@ fn tls(layers: &mut Layers<'_>, used: bool) -> Option<Option<TlsOptions>> {
     let chain = layers.optional("xds_cert", absolute)?;
     let key = layers.optional("xds_key", absolute)?;
     let mut wrong = |key, reason: &str| {
-        layers.fail(key, Origin::Default, reason.to_owned());
+        layers.fail_given(key, reason);
         None
     };
     if !used && (ca.is_some() || chain.is_some() || key.is_some()) {

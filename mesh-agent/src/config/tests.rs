@@ -182,12 +182,65 @@ fn a_bootstrap_file_excludes_other_sources_and_names_its_faults() {
     let path = dir.path().join("envoy.yaml");
     fs::write(&path, "node: {id: n}\nflags_path: /x\n").unwrap();
     let bootstrap = ("bootstrap", path.to_str().unwrap());
-    let told = try_load(&[bootstrap, ("config_dir", "/c")], &[], None).unwrap_err();
+    let ca = ("xds_ca", "/ca.pem");
+    let told = try_load(&[bootstrap, ("config_dir", "/c"), ca], &[], None).unwrap_err();
     for reason in [
-        "config_dir: excludes bootstrap",
-        "flags_path: is not supported",
+        "config_dir (from --config-dir): excludes bootstrap",
+        "xds_ca (from --xds-ca): excludes bootstrap",
+        "bootstrap (from --bootstrap): flags_path",
         "dynamic_resources: is missing",
     ] {
         assert!(told.contains(reason), "{reason}: {told}");
+    }
+}
+
+#[test]
+fn what_only_the_guard_drops_is_not_asked_for_without_it() {
+    let base = [("config_dir", "/c"), ("node_name", "n1"), ("non_tcp", "drop")];
+    assert_eq!(try_load(&base, &[], None).unwrap().capture.guard, Guard::Auto);
+    let told = try_load(&[&base[..], &[("guard", "off")]].concat(), &[], None).unwrap_err();
+    assert!(told.contains("non_tcp (from --non-tcp): drop is for the guard"), "{told}");
+}
+
+#[test]
+fn beside_a_bootstrap_file_an_sds_server_of_its_own_is_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("envoy.yaml");
+    fs::write(&path, "node: {id: n}\nstatic_resources: {}\n").unwrap();
+    let base = [
+        ("bootstrap", path.to_str().unwrap()),
+        ("certificates", "sds"),
+        ("sds_server", "https://h:1"),
+    ];
+    let config = try_load(&[&base[..], &[("xds_ca", "/ca.pem")]].concat(), &[], None).unwrap();
+    assert!(config.identity.sds.unwrap().server.is_some());
+    let told = try_load(&base, &[], None).unwrap_err();
+    assert!(told.contains("an https:// server has to be verified"), "{told}");
+}
+
+#[test]
+fn certificates_by_sds_are_said_whole_or_not_at_all() {
+    let base = [("config_dir", "/c"), ("node_name", "n1")];
+    let load =
+        |further: &[(&'static str, &'static str)]| try_load(&[&base, further].concat(), &[], None);
+    assert_eq!(load(&[]).unwrap().identity.sds, None);
+    let sds = ("certificates", "sds");
+    let config = load(&[sds]).unwrap().identity.sds.unwrap();
+    assert!(config.server.is_none());
+    assert_eq!((config.names, &*config.validation), ("{identity}".parse().unwrap(), "ROOTCA"));
+    let server = ("sds_server", "unix:///run/spire/agent.sock");
+    let config = load(&[sds, server, ("sds_mode", "delta")]).unwrap().identity.sds.unwrap();
+    let options = config.server.unwrap();
+    assert!(options.ads.is_none() && options.listeners.is_none());
+    assert_eq!(options.secrets.unwrap().variant, crate::source::Variant::Delta);
+    for (further, reason) in [
+        (vec![server], "sds_server (from --sds-server): is for certificates: sds"),
+        (vec![sds, ("sds_mode", "delta")], "there is none"),
+        (vec![sds, ("sds_server", "https://h:1")], "an https:// server has to be verified"),
+        (vec![sds, ("sds_secret_name", "{pod}")], "placeholders are {identity}"),
+        (vec![("certificates", "spire")], "is neither builtin nor sds"),
+    ] {
+        let told = load(&further).unwrap_err();
+        assert!(told.contains(reason), "{further:?}: {told}");
     }
 }

@@ -127,6 +127,8 @@ pub(super) struct Shared {
     pub(super) provider: Arc<CryptoProvider>,
     pub(super) options: IdentityOptions,
     pub(super) renewals: broadcast::Sender<Renewal>,
+    /// Told of every new certificate, first ones too.
+    pub(super) arrivals: watch::Sender<()>,
 }
 
 /// What connections that are kept for later were not authenticated by.
@@ -158,7 +160,9 @@ impl IdentityManager {
     pub fn new(source: Arc<dyn CertificateSource>, options: IdentityOptions) -> Self {
         let trust = source.trust_bundles();
         let renewals = broadcast::Sender::new(RENEWALS);
-        let shared = Shared { source, trust, provider: tls::provider(), options, renewals };
+        let arrivals = watch::Sender::default();
+        let provider = tls::provider();
+        let shared = Shared { source, trust, provider, options, renewals, arrivals };
         Self {
             shared: Arc::new(shared),
             entries: Mutex::default(),
@@ -250,6 +254,24 @@ impl IdentityManager {
     /// Changes whenever other roots are trusted than before.
     pub fn trust(&self) -> watch::Receiver<Arc<TrustBundles>> {
         self.shared.trust.clone()
+    }
+
+    /// Changes with every certificate that an identity gets, its first one too.
+    pub fn arrivals(&self) -> watch::Receiver<()> {
+        self.shared.arrivals.subscribe()
+    }
+
+    /// The last second in which `identity` is proven to whoever trusts what this node
+    /// trusts now, at either end of a handshake. `None`: it is not, now.
+    pub fn proven_until(&self, identity: &Identity) -> Option<Timestamp> {
+        let newest = self.usable(identity).ok()?.current.newest()?;
+        let (leaf, intermediates) = newest.certified.cert.split_first()?;
+        let trust = Arc::clone(&self.shared.trust.borrow());
+        let algorithms = &self.shared.provider.signature_verification_algorithms;
+        let now = self.now().unix_time();
+        let proves = |role| verify_chain(&trust, algorithms, leaf, intermediates, role, now);
+        let proven = [Role::Server, Role::Client].map(proves);
+        proven.iter().all(Result::is_ok).then_some(newest.not_after)
     }
 
     /// What time it is for certificates.

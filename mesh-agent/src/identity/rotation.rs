@@ -1,8 +1,9 @@
 //! The task that keeps one identity's certificate fresh.
 //!
 //! Renews at half of the remaining life, ±10 % so that pods started together do not
-//! ask together, or as soon as a source pushes a new one; retries with exponential backoff and jitter, and says so in the log
-//! from the first failure on, with the time that is left.
+//! ask together, or as soon as a source pushes a new one; retries with exponential
+//! backoff and jitter, and says so in the log from the first failure on, with the time
+//! that is left.
 
 use std::{sync::Arc, time::Duration};
 
@@ -71,6 +72,7 @@ async fn keep_fresh(shared: &Shared, entry: &Entry, mut following: Option<Box<dy
                 let renewed = entry.current.newest().is_some();
                 entry.current.replace(certificate);
                 entry.progress.send_replace(Progress::Ready);
+                shared.arrivals.send_replace(());
                 if renewed {
                     // Nobody may be listening.
                     let _ = shared.renewals.send(Renewal::Certificate(entry.identity.clone()));

@@ -6,8 +6,8 @@ use super::{
     cluster::{Cluster, ClusterName, Discovery},
     extension::DiscoveredFilter,
     listener::{
-        FilterChain, HttpConnectionManager, HttpFilter, Listener, OnDemand, RouteSource,
-        TerminalFilter, WeightedCluster,
+        FilterChain, HttpConnectionManager, HttpFilter, Listener, RouteSource, TerminalFilter,
+        WeightedCluster,
     },
     route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
     scope::{Scope, ScopeSource, ScopeTable},
@@ -96,12 +96,6 @@ impl RouteSource {
     }
 }
 
-impl HttpConnectionManager {
-    fn asks_for_clusters(&self) -> bool {
-        matches!(self.on_demand, Some(OnDemand { clusters: Some(_) }))
-    }
-}
-
 impl Listener {
     /// Every filter chain, the default one last.
     pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
@@ -123,20 +117,23 @@ impl Listener {
         })
     }
 
-    /// The route configurations that may name clusters which are asked for at the first
-    /// request.
-    pub fn on_demand_route_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.managers().filter(|http| http.asks_for_clusters()).flat_map(|http| {
-            let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
-            http.routes.rds_name().into_iter().chain(scopes.filter_map(|s| s.route_name()))
-        })
+    /// The clusters that have to be there before it takes effect: those of its own routes,
+    /// unless these say otherwise.
+    pub fn validated_cluster_names(&self) -> Vec<&ClusterName> {
+        let mut names = Vec::new();
+        for http in self.managers() {
+            if let RouteSource::Inline(routes) = &http.routes
+                && routes.validate_clusters != Some(false)
+            {
+                names.extend(routes.cluster_names());
+            }
+        }
+        names
     }
 
-    /// Whether a connection manager takes the scopes that are delivered; the inner value:
-    /// and asks for clusters at the first request.
-    pub fn delivered_scopes(&self) -> Option<bool> {
-        let scoped = self.managers().filter(|http| http.routes.takes_delivered_scopes());
-        scoped.map(HttpConnectionManager::asks_for_clusters).reduce(|one, other| one || other)
+    /// Whether a connection manager takes the scopes that are delivered.
+    pub fn takes_delivered_scopes(&self) -> bool {
+        self.managers().any(|http| http.routes.takes_delivered_scopes())
     }
 
     /// Every filter whose configuration is a resource of its own; one may come several

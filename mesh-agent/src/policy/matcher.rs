@@ -15,9 +15,20 @@ use crate::model::route::{HeaderMatchKind, HeaderMatcher};
 /// Whether a request's header matches.
 ///
 /// A missing header matches nothing, inverted or not, except a `present_match` and
-/// where it is to be treated as empty. A header that is there several times is
-/// matched as its values joined by `,`.
+/// where it is to be treated as empty. Of a header that is there several times any value
+/// may match, each by itself (Envoy since 1.39, `match_headers_individually`).
 pub fn header_matches(matcher: &HeaderMatcher, head: &Parts) -> bool {
+    let values = head.headers.get_all(&*matcher.name);
+    // Pseudo-headers and `host` are there once, whatever the map holds.
+    let once = matcher.name.starts_with(':') || matcher.name == "host";
+    if once || values.iter().nth(1).is_none() {
+        return joined_header_matches(matcher, head);
+    }
+    values.iter().any(|value| kind_matches(&matcher.kind, value.as_bytes())) != matcher.invert
+}
+
+/// As [`header_matches`], of the values joined by `,`: how an application may read them.
+pub(super) fn joined_header_matches(matcher: &HeaderMatcher, head: &Parts) -> bool {
     value_matches(matcher, header_value(&matcher.name, head).as_deref())
 }
 
@@ -25,14 +36,21 @@ pub fn header_matches(matcher: &HeaderMatcher, head: &Parts) -> bool {
 pub(super) fn value_matches(matcher: &HeaderMatcher, value: Option<&[u8]>) -> bool {
     let value = value.or(matcher.treat_missing_as_empty.then_some(b""));
     let matched = match (&matcher.kind, value) {
-        (HeaderMatchKind::Present(present), value) => *present == value.is_some(),
+        (HeaderMatchKind::Present(present), None) => !present,
         (_, None) => return false,
-        (HeaderMatchKind::String(string), Some(value)) => string.matches(value),
-        (HeaderMatchKind::Range { start, end }, Some(value)) => {
-            integer(value).is_some_and(|n| (*start..*end).contains(&n))
-        }
+        (kind, Some(value)) => kind_matches(kind, value),
     };
     matched != matcher.invert
+}
+
+fn kind_matches(kind: &HeaderMatchKind, value: &[u8]) -> bool {
+    match kind {
+        HeaderMatchKind::Present(present) => *present,
+        HeaderMatchKind::String(string) => string.matches(value),
+        HeaderMatchKind::Range { start, end } => {
+            integer(value).is_some_and(|n| (*start..*end).contains(&n))
+        }
+    }
 }
 
 /// As `absl::SimpleAtoi`: a whole decimal number, white space around it allowed.

@@ -15,7 +15,7 @@ use http::request::Parts;
 
 use super::{
     flow::Flow,
-    matcher::{header_matches, url_path, value_matches},
+    matcher::{header_matches, joined_header_matches, url_path, value_matches},
     path::LenientPath,
 };
 use crate::model::{
@@ -174,7 +174,9 @@ fn of_header(header: &HeaderMatcher, subject: Subject<'_>) -> Truth {
         {
             both(as_sent, value_matches(header, Some(&lenient.whole)))
         }
-        _ => as_sent.into(),
+        // Who reads a repeated header as one may find another value in it than who reads
+        // the first: neither may be fooled.
+        _ => both(as_sent, joined_header_matches(header, head)),
     }
 }
 

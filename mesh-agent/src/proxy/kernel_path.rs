@@ -8,7 +8,11 @@
 //! [`KernelSessions`] keeps a row, metrics and access log for each connection, and says
 //! which of them policy no longer allows.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_common::abi::MAX_BACKENDS;
 
@@ -21,6 +25,7 @@ use crate::{
     model::{
         captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
         cluster::{ClusterName, Discovery, Endpoint, Tunnel},
+        identity::Identity,
         kernel_path::{
             KernelBackend, KernelConnection, KernelPeer, KernelPlan, KernelService, KernelTraffic,
         },
@@ -38,8 +43,15 @@ use crate::{
 const SHORTEST_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the kernel may decide by itself between `pods`, which are all of this node.
-pub fn plan(snapshot: &Snapshot, pods: &[Arc<Pod>], policy: OutboundPolicy) -> KernelPlan {
-    let planner = Planner { snapshot, pods, policy };
+/// `proven`: the identities that have a certificate to prove them by now; a handshake
+/// with any other would fail.
+pub fn plan(
+    snapshot: &Snapshot,
+    pods: &[Arc<Pod>],
+    proven: &HashSet<Identity>,
+    policy: OutboundPolicy,
+) -> KernelPlan {
+    let planner = Planner { snapshot, pods, proven, policy };
     let outbound = snapshot.listeners.iter().filter(|listener| {
         // One that is for every address may be hidden by another.
         listener.direction == Direction::Outbound && !listener.address.ip().is_unspecified()
@@ -55,6 +67,7 @@ pub fn plan(snapshot: &Snapshot, pods: &[Arc<Pod>], policy: OutboundPolicy) -> K
 struct Planner<'a> {
     snapshot: &'a Snapshot,
     pods: &'a [Arc<Pod>],
+    proven: &'a HashSet<Identity>,
     policy: OutboundPolicy,
 }
 
@@ -63,6 +76,9 @@ impl Planner<'_> {
     /// reached so: who picks among them must see them all. Endpoints that share by
     /// anything but weight, or whose traffic is dropped in part, are the agent's.
     fn service(&self, listener: &Listener, source: &Arc<Pod>) -> Option<KernelService> {
+        if !self.proven.contains(&source.workload.identity) {
+            return None;
+        }
         let cluster = self.outbound_cluster(listener, source)?;
         let cluster = self.snapshot.cluster(&cluster)?;
         if matches!(cluster.discovery, Discovery::OriginalDestination) {
@@ -112,6 +128,7 @@ impl Planner<'_> {
         let pod = owners.next()?;
         let certain = owners.next().is_none()
             && pod.workload.identity == *identity
+            && self.proven.contains(identity)
             && workload.as_ref().is_none_or(|uid| *uid == pod.workload.uid)
             && pod.workload.uid != source.workload.uid
             && endpoint.address.is_ipv4() == listener.address.is_ipv4();

@@ -74,14 +74,17 @@ pub struct Removed {
     pub scopes: Vec<Arc<str>>,
 }
 
-/// Whether a configuration could be applied: every reference leads somewhere and
-/// nothing clashes.
+/// Whether a whole configuration is one: every reference leads somewhere, that to a cluster
+/// as well unless `validate_clusters` is turned off, and nothing clashes.
 ///
 /// # Errors
-/// What [`SnapshotCell::replace`](super::SnapshotCell::replace) would say.
+/// What [`SnapshotCell::replace`](super::SnapshotCell::replace) would say, and every name of
+/// a cluster that is not there.
 pub fn check(resources: Resources) -> Result<(), Vec<RejectedResource>> {
     let changes = Changes { updated: resources, removed: Removed::default() };
-    build(&Snapshot::default(), changes, String::new(), SystemTime::UNIX_EPOCH).map(drop)
+    let rejected = Rejections { validates_clusters: true, ..Rejections::default() };
+    let (base, at) = (Snapshot::default(), SystemTime::UNIX_EPOCH);
+    build_with(rejected, &base, changes, String::new(), at).map(drop)
 }
 
 /// The snapshot after `base`. Only tables that change are copied, and only references
@@ -92,8 +95,17 @@ pub(super) fn build(
     label: String,
     applied_at: SystemTime,
 ) -> Result<Snapshot, Vec<RejectedResource>> {
+    build_with(Rejections::default(), base, changes, label, applied_at)
+}
+
+fn build_with(
+    mut rejected: Rejections,
+    base: &Snapshot,
+    changes: Changes,
+    label: String,
+    applied_at: SystemTime,
+) -> Result<Snapshot, Vec<RejectedResource>> {
     let Changes { updated, removed } = changes;
-    let mut rejected = Rejections::default();
 
     let mut secrets = Arc::clone(&base.secrets);
     remove(&mut secrets, &removed.secrets);
@@ -144,12 +156,7 @@ pub(super) fn build(
     let changed: Vec<_> = completed.collect();
     let named = changed.iter().map(|r| (Arc::clone(&r.name), Arc::clone(r))).collect();
     rejected.insert("routes", &mut routes, named);
-    let concerned: Vec<_> = if removed.clusters.is_empty() {
-        changed.iter().collect()
-    } else {
-        routes.values().collect()
-    };
-    for configuration in concerned {
+    for configuration in &changed {
         let path = format!("routes[{}]", configuration.name);
         rejected.check_routes(&path, configuration, &clusters);
     }
@@ -170,7 +177,7 @@ pub(super) fn build(
         for name in removed.listeners.iter().chain(changed.iter().map(|listener| &listener.name)) {
             table.remove(name);
         }
-        if !removed.clusters.is_empty() || !removed.routes.is_empty() {
+        if !removed.routes.is_empty() {
             table.iter().for_each(|l| rejected.check_listener(l, &clusters, &routes));
         }
         for listener in changed {
@@ -186,12 +193,12 @@ pub(super) fn build(
                 );
             }
         }
-    } else if !removed.clusters.is_empty() || !removed.routes.is_empty() {
+    } else if !removed.routes.is_empty() {
         listeners.iter().for_each(|l| rejected.check_listener(l, &clusters, &routes));
     }
 
-    if !rejected.0.is_empty() {
-        return Err(rejected.0);
+    if !rejected.found.is_empty() {
+        return Err(rejected.found);
     }
     let runtime = match Arc::ptr_eq(&runtime_layers, &base.runtime_layers) {
         true => Arc::clone(&base.runtime),
@@ -257,11 +264,16 @@ fn regroup(
 }
 
 #[derive(Default)]
-struct Rejections(Vec<RejectedResource>);
+struct Rejections {
+    found: Vec<RejectedResource>,
+    /// Whether a cluster that is named has to be there. A control plane may take it away
+    /// while something leads to it, or name it before it is there: what leads there fails.
+    validates_clusters: bool,
+}
 
 impl Rejections {
     fn push(&mut self, path: String, reason: impl Into<String>) {
-        self.0.push(RejectedResource { path, reason: reason.into() });
+        self.found.push(RejectedResource { path, reason: reason.into() });
     }
 
     /// Puts resources into a table, which is copied only if there are any.
@@ -304,7 +316,7 @@ impl Rejections {
         clusters: &HashMap<ClusterName, Arc<Cluster>>,
     ) {
         for WeightedCluster { cluster, .. } in named {
-            if !clusters.contains_key(cluster) {
+            if self.validates_clusters && !clusters.contains_key(cluster) {
                 self.push(path.to_owned(), format!("there is no cluster `{cluster}`"));
             }
         }

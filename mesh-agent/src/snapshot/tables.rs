@@ -20,8 +20,9 @@ use crate::model::{
 /// Virtual hosts by the names they go by: `<route configuration>/<host>`.
 pub type HostGroup = BTreeMap<Arc<str>, Arc<VirtualHost>>;
 
-/// One version of the whole configuration; complete, and consistent in itself:
-/// every cluster, route configuration and assignment that is named is there.
+/// One version of the whole configuration; complete, and consistent in itself: every route
+/// configuration and assignment that is named is there. A cluster need not be: what leads
+/// to one that is not there fails.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Counts from 1; 0 is the empty snapshot before any configuration.
@@ -79,7 +80,7 @@ impl Snapshot {
         self.workloads.get_or_init(|| WorkloadTable::of(&self.clusters, &self.assignments))
     }
 
-    /// The cluster of that name. `None` only before any configuration.
+    /// The cluster of that name.
     pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<Cluster>> {
         self.clusters.get(name)
     }

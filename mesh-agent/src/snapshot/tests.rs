@@ -72,25 +72,34 @@ fn a_change_of_endpoints_copies_one_table() {
     assert!(Arc::ptr_eq(&before.assignments["b"], &after.assignments["b"]));
 }
 
+fn told(rejected: &[RejectedResource]) -> Vec<String> {
+    rejected.iter().map(ToString::to_string).collect()
+}
+
 #[test]
 fn what_is_named_can_not_be_removed_and_nothing_changes() {
-    for (removed, reason) in [
-        (
-            Removed { assignments: vec!["a".into()], ..Removed::default() },
-            "clusters[a].eds_cluster_config: there is no ClusterLoadAssignment `a`",
-        ),
-        (
-            Removed { clusters: vec![ClusterName("b".into())], ..Removed::default() },
-            "listeners[b].filter_chains[0].filters[0]: there is no cluster `b`",
-        ),
-    ] {
-        let cell = two_services();
-        let changes = Changes { updated: Resources::default(), removed };
-        let rejected = cell.update(changes, "2".into()).unwrap_err();
-        let told: Vec<_> = rejected.iter().map(ToString::to_string).collect();
-        assert_eq!(told, [reason]);
-        assert_eq!(cell.load().version, 1);
-    }
+    let cell = two_services();
+    let removed = Removed { assignments: vec!["a".into()], ..Removed::default() };
+    let changes = Changes { updated: Resources::default(), removed };
+    let rejected = cell.update(changes, "2".into()).unwrap_err();
+    let reason = "clusters[a].eds_cluster_config: there is no ClusterLoadAssignment `a`";
+    assert_eq!(told(&rejected), [reason]);
+    assert_eq!(cell.load().version, 1);
+}
+
+#[test]
+fn a_cluster_may_go_while_something_leads_to_it_but_a_whole_configuration_has_them_all() {
+    let cell = two_services();
+    let gone = ClusterName("b".into());
+    let removed = Removed { clusters: vec![gone.clone()], ..Removed::default() };
+    cell.update(Changes { updated: Resources::default(), removed }, "2".into()).unwrap();
+    let snapshot = cell.load();
+    assert!(snapshot.cluster(&gone).is_none());
+    assert_eq!(snapshot.listeners.len(), 2);
+
+    let dangling = Resources { listeners: vec![listener("b", 2, "b")], ..Resources::default() };
+    let reason = "listeners[b].filter_chains[0].filters[0]: there is no cluster `b`";
+    assert_eq!(told(&check(dangling).unwrap_err()), [reason]);
 }
 
 #[test]

@@ -76,9 +76,7 @@ pub(super) struct Contents {
 /// Every reason for a refusal, by file or by resource and field.
 pub fn validate(directory: &Path) -> Result<Delivery, Vec<RejectedResource>> {
     let contents = Contents::read(directory).map_err(|error| vec![unreadable(&error)])?;
-    let delivery = contents.decode()?;
-    crate::snapshot::check(delivery.resources.clone())?;
-    Ok(delivery)
+    contents.deliver()
 }
 
 /// How a directory that can't be read is told to who watches.
@@ -124,6 +122,13 @@ impl Contents {
         }
         let digest = digest_of(&files, &rejected);
         Ok(Self { files, rejected, digest })
+    }
+
+    /// Decodes them all and checks that together they are a whole configuration.
+    pub(super) fn deliver(self) -> Result<Delivery, Vec<RejectedResource>> {
+        let delivery = self.decode()?;
+        crate::snapshot::check(delivery.resources.clone())?;
+        Ok(delivery)
     }
 
     /// Decodes them all; one bad file refuses the whole configuration.

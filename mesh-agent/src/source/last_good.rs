@@ -232,6 +232,8 @@ impl LastGood {
         let error = match written {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
+            // The runtime ends, and the agent flushes by itself.
+            Err(error) if error.is_cancelled() => return,
             Err(error) => error.to_string(),
         };
         let path = self.path.display();

@@ -3,8 +3,8 @@
 //! `file` reads a directory, `text` and `json` turn what is in it into encoded
 //! protobuf, `xds` decodes that into the model, strictly; `watch` does so at every change;
 //! `last_good` keeps what was applied on disk. What comes out is a whole
-//! [`Resources`](crate::snapshot::Resources) or every reason why not; this room must
-//! not know what is in force.
+//! [`Resources`](crate::snapshot::Resources), what changed since, or every reason why not;
+//! this room must not know what is in force.
 
 #![forbid(unsafe_code)]
 

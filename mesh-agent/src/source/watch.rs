@@ -154,7 +154,7 @@ impl Verdict {
     async fn read(&self, directory: &Path) -> Option<Update> {
         match (self, read(directory).await) {
             (Self::Contents(digest), Ok(contents)) if contents.digest == *digest => {
-                Some(match tokio::task::spawn_blocking(move || contents.decode()).await {
+                Some(match tokio::task::spawn_blocking(move || contents.deliver()).await {
                     Ok(decoded) => decoded.map_or_else(Update::Rejected, Update::Resources),
                     Err(error) => Update::Rejected(vec![broken(directory, &error)]),
                 })

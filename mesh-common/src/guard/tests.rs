@@ -347,7 +347,7 @@ fn only_what_opens_or_carries_is_asked_for_its_socket() {
 
 #[test]
 fn the_socket_decides() {
-    use Holder::{Listener, Nobody, Stranger, Vouched};
+    use Holder::{Listener, Nobody, Stranger, Unvouched, Vouched};
     use Way::{Egress, Ingress};
     let syn = |way| Packet {
         flags: SYN,
@@ -406,6 +406,31 @@ fn the_socket_decides() {
         ),
         ("its end", fin(Egress), Egress, Stranger, ok, ok),
         ("its end", fin(Ingress), Ingress, Stranger, ok, ok),
+        (
+            "dialled from an excluded port of the pod",
+            Packet { payload: false, flags: SYN, ..of_excluded(Egress) },
+            Egress,
+            Stranger,
+            Err(Verdict::GuardUncaptured),
+            Err(Verdict::GuardUncaptured),
+        ),
+        ("nobody vouched", syn(Egress), Egress, Unvouched, ok, ok),
+        (
+            "nobody vouched",
+            Packet { payload: true, ..syn(Egress) },
+            Egress,
+            Unvouched,
+            Err(Verdict::GuardUncaptured),
+            Err(Verdict::GuardUncaptured),
+        ),
+        (
+            "nobody vouched",
+            data(Ingress),
+            Ingress,
+            Unvouched,
+            Err(Verdict::GuardIngressPlaintext),
+            Err(Verdict::GuardIngressPlaintext),
+        ),
         ("data with a SYN cookie's answer", data(Ingress), Ingress, Listener, ok, ok),
         ("what is reset", data(Ingress), Ingress, Nobody, ok, ok),
         ("an excluded port", to_excluded(Egress), Egress, Stranger, ok, ok),

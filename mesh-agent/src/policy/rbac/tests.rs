@@ -23,6 +23,22 @@ fn not(rule: Permission) -> Permission {
 }
 
 #[test]
+fn a_repeated_header_decides_only_where_every_reading_of_it_agrees() {
+    let flow = flow(None);
+    let head = request("GET", "/", &[("x-team", "blue"), ("x-team", "red")]);
+    let judged = |kind| {
+        let rule = Permission::Header(header("x-team", HeaderMatchKind::String(kind)));
+        let subject = Subject { flow: &flow, head: Some(&head), lenient_path: None };
+        permission(&rule, subject)
+    };
+    assert_eq!(judged(prefix("blue")), Truth::True);
+    assert_eq!(judged(exact("green")), Truth::False);
+    // One of them, or both as one: an application may see either.
+    assert_eq!(judged(exact("blue")), Truth::Unknown);
+    assert_eq!(judged(exact("blue,red")), Truth::Unknown);
+}
+
+#[test]
 fn permissions() {
     use Permission::*;
     let flow = flow(None);

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION},
 };
 
 use super::{body::ResponseBody, record::RequestLog};
@@ -19,6 +19,8 @@ pub(super) struct Reply {
     pub(super) flag: Option<ResponseFlag>,
     /// For the log.
     pub(super) details: Cow<'static, str>,
+    /// Where what was asked for is to be found.
+    pub(super) location: Option<HeaderValue>,
     /// HTTP/1: what follows on the connection can't be trusted to be a request.
     pub(super) close: bool,
 }
@@ -31,7 +33,7 @@ impl Reply {
         details: impl Into<Cow<'static, str>>,
     ) -> Self {
         let body = Bytes::from_static(body.as_bytes());
-        Self { status, body, flag, details: details.into(), close: false }
+        Self { status, body, flag, details: details.into(), location: None, close: false }
     }
 
     /// The client broke the protocol.
@@ -71,6 +73,9 @@ impl Reply {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
             (self.status, self.body)
         };
+        if let Some(location) = self.location {
+            headers.insert(LOCATION, location);
+        }
         if self.close && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -28,7 +28,7 @@ use crate::{
         route::{PathMatch, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Denied, Permit, authorize_request},
+    policy::{Denied, Permit, authorize_request, matcher::authority},
     proxy::rejudge::{self, Standing},
     route::{Destination, NoDestination, configuration_for, decide_request, match_route},
     snapshot::Snapshot,
@@ -162,7 +162,10 @@ async fn answer(
                 let status = StatusCode::from_u16(direct.status)
                     .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 let reply = Reply::new(status, "", None, "direct_response");
-                return Err(Reply { body: Bytes::clone(&direct.body), ..reply });
+                // As Envoy: what is created, or elsewhere, is where it was asked for.
+                let located = status == StatusCode::CREATED || status.is_redirection();
+                let location = if located { own_location(head) } else { None };
+                return Err(Reply { body: Bytes::clone(&direct.body), location, ..reply });
             }
         };
         let of_request = of_request(action, head);
@@ -212,6 +215,12 @@ async fn answer(
 
 fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {
     Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
+}
+
+/// The URL that the request itself is for.
+fn own_location(head: &Parts) -> Option<HeaderValue> {
+    let url = [&b"http://"[..], authority(head)?, path_and_query(head).as_bytes()].concat();
+    HeaderValue::from_bytes(&url).ok()
 }
 
 fn path_and_query(head: &Parts) -> &str {

@@ -5,7 +5,6 @@ use crate::{
     model::{
         authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy},
         cluster::{Cluster, Endpoint, Health, LbPolicy, LoadAssignment},
-        identity::Identity,
         listener::{FilterChainMatch, TerminalFilter},
         socket::PodSockets,
         workload::{MtlsMode, Workload},
@@ -95,7 +94,18 @@ fn is(name: &str) -> Principal {
 }
 
 fn planned(listeners: Vec<Listener>, cluster: Cluster, pods: &[Arc<Pod>]) -> Vec<KernelService> {
-    plan(&snapshot(listeners, vec![cluster]), pods, OutboundPolicy::AllowAny).services
+    planned_for(listeners, cluster, pods, &["client", "server", "twin"])
+}
+
+/// Where only those have certificates.
+fn planned_for(
+    listeners: Vec<Listener>,
+    cluster: Cluster,
+    pods: &[Arc<Pod>],
+    proven: &[&str],
+) -> Vec<KernelService> {
+    let proven = proven.iter().map(|name| identity(name)).collect();
+    plan(&snapshot(listeners, vec![cluster]), pods, &proven, OutboundPolicy::AllowAny).services
 }
 
 #[test]
@@ -192,4 +202,18 @@ fn any_doubt_is_left_to_the_agent() {
     twins.push(pod("twin", &["10.1.0.3"]));
     let services = planned(vec![to_service(VIP)], self::server(), &twins);
     assert_eq!(services, [], "two pods with one address");
+}
+
+#[test]
+fn who_cannot_prove_who_he_is_neither_reaches_nor_is_reached() {
+    let services =
+        |proven: &[&str]| planned_for(vec![to_service(VIP)], server(), &pods(), proven).len();
+    assert_eq!(services(&["client", "server"]), 1);
+    assert_eq!(services(&["client"]), 0);
+    assert_eq!(services(&["server"]), 0);
+    // Nor is the address of one who can't free for another.
+    let mut twins = pods();
+    twins.push(pod("twin", &["10.1.0.3"]));
+    let services = planned_for(vec![to_service(VIP)], server(), &twins, &["client", "server"]);
+    assert_eq!(services, []);
 }

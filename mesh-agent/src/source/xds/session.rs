@@ -246,7 +246,8 @@ impl Session {
     /// When [`Session::on_time`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let timers = self.tables.iter().flat_map(|table| {
-            [table.waiting.next(), table.lives.next(), table.reply_at()].into_iter().flatten()
+            let Table { waiting, lives, grace, .. } = table;
+            [waiting.next(), lives.next(), grace.next(), table.reply_at()].into_iter().flatten()
         });
         let first = [self.whole_by, self.alone_by].into_iter().flatten();
         timers.chain(first.filter(|_| !self.whole)).min()
@@ -262,6 +263,10 @@ impl Session {
             while let Some(name) = self.table_mut(kind).waiting.due(now.at) {
                 tracing::warn!(kind = kind.table(), %name, "was asked for and did not come in time");
                 self.make_up(kind, &name);
+            }
+            while let Some(name) = self.table_mut(kind).grace.due(now.at) {
+                tracing::warn!(kind = kind.table(), %name, "is gone although something leads to it");
+                self.take_out(kind, &name);
             }
         }
         self.settle(now.at);

@@ -6,18 +6,20 @@
 mod bed;
 mod kernel;
 mod memory;
+mod xds;
 
 use std::{process::ExitCode, time::Duration};
 
 use crate::bed::{Bed, Road};
 
-const HELP: &str =
-    "usage: bench [--rounds N] [--seconds S] [http | connections | stream | kernel | memory]...
+const HELP: &str = "usage: bench [--rounds N] [--seconds S] [WHAT]...
   http          HTTP/1.1 GET over 16 keep-alive connections
   connections   a fresh connection for each GET, 16 at a time
   stream        one TCP stream
   kernel        the kernel path between pods of one node, with redirect_peer and without
   memory        private memory of an agent with 1 and with 100 idle pods
+  xds           up to 10 000 clusters with 100 000 endpoints from a control plane, and how
+                fast the data path follows a change of one endpoint
 ";
 
 const CONNECTIONS: &str = "16";
@@ -37,6 +39,7 @@ enum What {
     Stream,
     Kernel,
     Memory,
+    Xds,
 }
 
 /// One round of one road.
@@ -58,8 +61,9 @@ fn main() -> ExitCode {
         eprint!("{HELP}");
         return ExitCode::from(2);
     };
-    let of_two_nodes = |what: &What| !matches!(what, What::Kernel | What::Memory);
-    let traffic: Vec<What> = plan.what.iter().copied().filter(of_two_nodes).collect();
+    let alone = [What::Kernel, What::Memory, What::Xds];
+    let traffic: Vec<What> =
+        plan.what.iter().copied().filter(|what| !alone.contains(what)).collect();
     if !traffic.is_empty() {
         let bed = Bed::start();
         for what in traffic {
@@ -71,6 +75,9 @@ fn main() -> ExitCode {
     }
     if plan.what.contains(&What::Memory) {
         memory::show();
+    }
+    if plan.what.contains(&What::Xds) {
+        xds::show();
     }
     ExitCode::SUCCESS
 }
@@ -87,11 +94,13 @@ fn parse(arguments: &[String]) -> Option<Plan> {
             "stream" => plan.what.push(What::Stream),
             "kernel" => plan.what.push(What::Kernel),
             "memory" => plan.what.push(What::Memory),
+            "xds" => plan.what.push(What::Xds),
             _ => return None,
         }
     }
     if plan.what.is_empty() {
-        plan.what = vec![What::Http, What::Connections, What::Stream, What::Kernel, What::Memory];
+        let [http, connections, stream] = [What::Http, What::Connections, What::Stream];
+        plan.what = vec![http, connections, stream, What::Kernel, What::Memory, What::Xds];
     }
     Some(plan)
 }
@@ -101,7 +110,7 @@ fn measure(bed: &Bed, plan: &Plan, what: What) {
         What::Http => "HTTP/1.1, 16 keep-alive connections",
         What::Connections => "connect, GET, close, 16 at a time",
         What::Stream => "one TCP stream, the client sends",
-        What::Kernel | What::Memory => return,
+        What::Kernel | What::Memory | What::Xds => return,
     };
     println!("── {title}: {} interleaved rounds of {} s", plan.rounds, plan.seconds);
     // Tunnels, pools and caches.
@@ -156,7 +165,7 @@ fn round(bed: &Bed, road: Road, what: What, seconds: f64) -> Round {
     let units = match what {
         What::Http => round.load(bed, road, &[CONNECTIONS, &seconds]),
         What::Connections => round.load(bed, road, &[CONNECTIONS, &seconds, "--fresh"]),
-        What::Stream | What::Kernel | What::Memory => round.stream(bed, road, &seconds),
+        What::Stream | What::Kernel | What::Memory | What::Xds => round.stream(bed, road, &seconds),
     };
     let after = bed.cpu();
     let per_unit =

@@ -91,7 +91,9 @@ pub(crate) fn echoed(address: &str, bytes: &str, streams: &str, greeting: bool) 
     let all = Arc::new(Barrier::new(streams_count));
     at_once(address, streams, move |address| {
         let stream = TcpStream::connect(address);
-        all.wait();
+        if all.wait().is_leader() {
+            println!("open");
+        }
         echo(stream?, bytes, greeting)
     })
 }

@@ -21,16 +21,23 @@ const HELP: &str = "usage:
   peer who PORT                says `you are ADDRESS, I am ADDRESS` and closes
   peer mute PORT               accepts and never reads
   peer digest PORT             the other side of `transfer`
-  peer talk ADDRESS [--mapped] stdin and stdout over one connection; exits with 0 after
+  peer talk ADDRESS [--mapped|--late]
+                               stdin and stdout over one connection; exits with 0 after
                                FIN, 3 after RST, 4 when it cannot connect; `--mapped` dials
-                               an IPv4 address by an IPv6 socket
+                               an IPv4 address by an IPv6 socket, `--late` sends its SYN
+                               with the first words
+  peer hears ADDRESS TIMES     connects that often, one after the other; prints what it heard
+                               and how each ended, a line of JSON each
+  peer watches ADDRESS         connects again and again; prints the time (in seconds) and
+                               what it heard whenever that changes
   peer asks ADDRESS            connects and prints getpeername and getsockname
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
   peer echoed ADDRESS BYTES STREAMS [--greeting]
                                sends bytes to an echo server on each stream while it reads
-                               them back, half-closes, checks SHA-256 and the end; with
-                               `--greeting` it waits for the server's first line before
+                               them back, half-closes, checks SHA-256 and the end; says
+                               `open` when all are; with `--greeting` it waits for the
+                               server's first line before
   peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
                                GET / over keep-alive connections, or a fresh one for
                                each request; prints JSON
@@ -62,9 +69,12 @@ fn main() -> ExitCode {
         ["digest", port] => serve(port, digest::serve),
         ["sink", port] => serve(port, load::sink),
         ["blast", address, seconds] => load::blast(address, seconds),
-        ["talk", address] => talk::talk(address, false),
-        ["talk", address, "--mapped"] => talk::talk(address, true),
+        ["talk", address] => talk::talk(address, talk::How::Usual),
+        ["talk", address, "--mapped"] => talk::talk(address, talk::How::Mapped),
+        ["talk", address, "--late"] => talk::talk(address, talk::How::Late),
         ["asks", address] => talk::asks(address),
+        ["watches", address] => talk::watches(address),
+        ["hears", address, times] => talk::hears(address, times),
         ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
         ["echoed", address, bytes, streams] => digest::echoed(address, bytes, streams, false),
         ["echoed", address, bytes, streams, "--greeting"] => {

@@ -1,6 +1,10 @@
 //! Responses: each resource is judged by itself; the answer names what was refused.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_lc_rs::digest::{self, SHA256};
 use envoy_types::pb::{
@@ -38,7 +42,15 @@ const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 struct Judgement {
     names: HashSet<Arc<str>>,
     keys: Keys,
+    /// Listeners that are good by themselves.
+    listeners: Vec<Listener>,
     rejected: Vec<RejectedResource>,
+}
+
+struct Listener {
+    name: Arc<str>,
+    held: Held,
+    ttl: Option<protobuf::Duration>,
 }
 
 impl Session {
@@ -68,11 +80,13 @@ impl Session {
             };
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
+        let names = std::mem::take(&mut judgement.names);
+        self.admit_listeners(&mut judgement, |name| !names.contains(name), now);
         let table = self.table_mut(kind);
         // What is absent is gone; but only an answer that was understood whole says so.
         if table.is_wildcard() && judgement.rejected.is_empty() {
             let absent: Vec<_> =
-                table.accepted.keys().filter(|n| !judgement.names.contains(*n)).cloned().collect();
+                table.accepted.keys().filter(|n| !names.contains(*n)).cloned().collect();
             absent.iter().for_each(|name| table.remove(name));
         }
         if judgement.rejected.is_empty() {
@@ -107,6 +121,11 @@ impl Session {
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
+        self.admit_listeners(
+            &mut judgement,
+            |name| removed_resources.iter().any(|n| n == name),
+            now,
+        );
         for name in removed_resources {
             self.removed(kind, name.into());
         }
@@ -281,6 +300,9 @@ impl Session {
                     if let Err(reason) = self.can_serve(&held) {
                         return judgement.rejected.push(reason);
                     }
+                    if kind == ResourceType::Listener {
+                        return judgement.listeners.push(Listener { name, held, ttl });
+                    }
                     self.table_mut(kind).accept(Arc::clone(&name), held);
                 }
                 // The last good one stays.
@@ -291,6 +313,41 @@ impl Session {
             },
         }
         self.live(kind, &name, ttl, now);
+    }
+
+    /// Accepts the listeners whose address no other has that is there to stay.
+    fn admit_listeners(
+        &mut self,
+        judgement: &mut Judgement,
+        goes: impl Fn(&str) -> bool,
+        now: Now,
+    ) {
+        let listeners = std::mem::take(&mut judgement.listeners);
+        if listeners.is_empty() {
+            return;
+        }
+        let mut taken = HashMap::new();
+        let named: HashSet<_> = listeners.iter().map(|listener| &*listener.name).collect();
+        for (name, held) in &self.table(ResourceType::Listener).accepted {
+            if let Some(address) = held.needs.address().filter(|_| !named.contains(&**name))
+                && !goes(name)
+            {
+                taken.insert(address, Arc::clone(name));
+            }
+        }
+        for Listener { name, held, ttl } in listeners {
+            let clash = held.needs.address().and_then(|address| {
+                let owner = taken.entry(address).or_insert_with(|| Arc::clone(&name));
+                (*owner != name).then(|| (Arc::clone(owner), address.1))
+            });
+            if let Some((owner, address)) = clash {
+                let reason = format!("{address} is the address of listener `{owner}`");
+                judgement.rejected.push(rejection(&format!("listeners[{name}].address"), reason));
+                continue;
+            }
+            self.table_mut(ResourceType::Listener).accept(Arc::clone(&name), held);
+            self.live(ResourceType::Listener, &name, ttl, now);
+        }
     }
 
     /// Refuses what the streams have no means for.

@@ -64,7 +64,9 @@ impl Table {
     /// in this variant every request does both.
     fn sotw(&mut self) -> DiscoveryRequest {
         self.opened = true;
-        self.subscribed.clone_from(&self.wanted);
+        if std::mem::take(&mut self.reworded) {
+            self.subscribed.clone_from(&self.wanted);
+        }
         let reply = self.replies.pop_front();
         DiscoveryRequest {
             version_info: self.version.clone(),
@@ -94,18 +96,19 @@ impl Table {
             request.response_nonce = reply.nonce;
             request.error_detail = error_detail(reply.error);
         }
-        let subscribed = std::mem::take(&mut self.subscribed);
-        let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
-        request.resource_names_subscribe = difference(&self.wanted, &subscribed);
-        request.resource_names_unsubscribe = difference(&subscribed, &self.wanted);
-        if first && self.kind == ResourceType::Scope {
-            // As in Envoy, a first request without names asks for all.
-            request.resource_names_subscribe.clear();
-        } else if first && self.is_wildcard() && !self.wanted.is_empty() {
-            // With some it has to say so.
-            request.resource_names_subscribe.insert(0, ALL.to_owned());
+        if std::mem::take(&mut self.reworded) {
+            let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
+            request.resource_names_subscribe = difference(&self.wanted, &self.subscribed);
+            request.resource_names_unsubscribe = difference(&self.subscribed, &self.wanted);
+            if first && self.kind == ResourceType::Scope {
+                // As in Envoy, a first request without names asks for all.
+                request.resource_names_subscribe.clear();
+            } else if first && self.is_wildcard() && !self.wanted.is_empty() {
+                // With some it has to say so.
+                request.resource_names_subscribe.insert(0, ALL.to_owned());
+            }
+            self.subscribed.clone_from(&self.wanted);
         }
-        self.subscribed.clone_from(&self.wanted);
         request
     }
 }

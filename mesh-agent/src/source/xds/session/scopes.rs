@@ -10,7 +10,7 @@ use super::{Session, Variant, table::Needs};
 use crate::{
     model::scope::ScopeKey,
     snapshot::RejectedResource,
-    source::xds::{Resource, ResourceType as Type, rejection, scopes::ALL},
+    source::xds::{ResourceType as Type, rejection, scopes::ALL},
 };
 
 /// Which scope has which key, as far as a response has been judged.
@@ -60,9 +60,10 @@ impl Session {
     /// Whether all scopes that can be in force are.
     pub(super) fn scopes_are_there(&self) -> bool {
         let table = self.table(Type::Scope);
-        let mut held = table.pending.iter().filter_map(|name| table.accepted.get(name));
+        let mut held = table.pending.iter().filter_map(|name| table.accepted.get_key_value(name));
         // Those that wait for another's key are not waited for.
-        table.has(ALL) && held.all(|held| self.lacks(&held.needs).is_none())
+        table.has(ALL)
+            && held.all(|(name, held)| self.lacks(Type::Scope, name, &held.needs).is_none())
     }
 
     /// Asks for all scopes, or no longer. The state of the world can't take such a wish
@@ -78,6 +79,7 @@ impl Session {
         let variant = self.table(Type::Scope).stream.and_then(|at| self.streams.get(at));
         let final_wish = variant.is_some_and(|stream| stream.variant == Variant::Sotw);
         let table = self.table_mut(Type::Scope);
+        table.reworded = true;
         if needed {
             let all: Arc<str> = ALL.into();
             table.wanted = BTreeSet::from([Arc::clone(&all)]);
@@ -98,23 +100,5 @@ impl Session {
             gone.iter().for_each(|name| self.take_out(Type::Scope, name));
         }
         false
-    }
-}
-
-/// What of a scope the rest has to know.
-pub(super) fn needs_of(resource: &Resource, needs: &mut Needs) {
-    match resource {
-        Resource::Listener(listener) => {
-            if let Some(asks_for_clusters) = listener.delivered_scopes() {
-                needs.add(Type::Scope, [&Arc::from(ALL)]);
-                needs.scopes_on_demand = asks_for_clusters;
-            }
-        }
-        Resource::Scope(scope) => {
-            needs.add(Type::Routes, scope.needed_route_name());
-            needs.add(Type::Cluster, scope.cluster_names().map(|name| &name.0));
-            needs.on_demand = scope.route_name().cloned().into_iter().collect();
-        }
-        _ => {}
     }
 }

@@ -1,15 +1,20 @@
 //! Warming: what is accepted goes in force once all it needs is there, and what is no
 //! longer accepted goes once nothing needs it.
+//!
+//! Routes and opaque listeners do without a cluster that is not there, as in Envoy. Still
+//! nothing that serves is broken by a control plane that says things in another order than
+//! make-before-break: what is in force stays while a cluster of its next version is on its
+//! way, and a cluster that something leads to stays for as long as endpoints are waited for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::Instant,
 };
 
 use super::{
     Key, Session, Variant,
-    table::{Body, Needs, namespace},
+    table::{Body, Needs, Table},
 };
 use crate::source::xds::ResourceType as Type;
 
@@ -52,6 +57,9 @@ impl Session {
         let mut made_up = false;
         for (kind, holders) in HOLDERS {
             self.remove_unneeded(kind);
+            if kind == Type::Cluster {
+                self.give_grace(now);
+            }
             made_up |= self.work_out(kind, holders, now);
         }
         self.forget_absent_clusters();
@@ -59,7 +67,6 @@ impl Session {
             table.renamed = false;
             table.claimed = false;
         }
-        made_up |= self.await_clusters(now);
         if made_up {
             return self.settle(now);
         }
@@ -86,54 +93,11 @@ impl Session {
         self.table_mut(Type::Cluster).absent.retain(|name| kept.contains(name));
     }
 
-    /// Routes wait for their clusters, as long as for anything; then, as in Envoy, they go
-    /// without those that are not to be had. Not at all where clusters are asked for at the
-    /// first request. Whether something need not be waited for any more.
-    fn await_clusters(&mut self, now: Instant) -> bool {
-        let mut missing = BTreeMap::new();
-        let listeners = self.table(Type::Listener);
-        let scopes = &self.table(Type::Scope).accepted;
-        let scopes_on_demand = listeners.accepted.values().any(|h| h.needs.scopes_on_demand);
-        for kind in [Type::Routes, Type::VirtualHost, Type::Scope] {
-            let table = self.table(kind);
-            for name in &table.pending {
-                let Some(held) = table.accepted.get(name).filter(|held| !held.needs.strict) else {
-                    continue;
-                };
-                let routes = if kind == Type::Routes { name } else { namespace(name) };
-                let leads_to = |needs: &Needs| needs.on_demand.iter().any(|to| **to == *routes);
-                let on_demand = match kind {
-                    Type::Scope => scopes_on_demand,
-                    _ => {
-                        listeners.accepted.values().any(|held| leads_to(&held.needs))
-                            || scopes_on_demand && scopes.values().any(|held| leads_to(&held.needs))
-                    }
-                };
-                let clusters = held.needs.named(Type::Cluster);
-                for cluster in clusters.filter(|name| !self.table(Type::Cluster).has(name)) {
-                    *missing.entry(Arc::clone(cluster)).or_default() |= on_demand;
-                }
-            }
-        }
-        let (deadline, connected) =
-            (now + self.initial_fetch_timeout, self.is_connected(Type::Cluster));
-        let table = self.table_mut(Type::Cluster);
-        let mut found = false;
-        for (name, on_demand) in missing {
-            if on_demand {
-                found |= table.absent.insert(name);
-            } else if connected && !table.waiting.holds(&name) {
-                table.waiting.set(&name, deadline);
-            }
-        }
-        found
-    }
-
     fn add_ready(&mut self, kind: Type) {
         let pending = std::mem::take(&mut self.table_mut(kind).pending);
         for name in pending {
             let ready = match self.table(kind).accepted.get(&name) {
-                Some(held) => self.lacks(&held.needs).is_none(),
+                Some(held) => self.lacks(kind, &name, &held.needs).is_none(),
                 None => continue,
             };
             if ready {
@@ -155,7 +119,7 @@ impl Session {
         let mut ready: BTreeSet<Arc<str>> = table
             .pending
             .iter()
-            .filter(|name| needs(name).is_some_and(|needs| self.lacks(needs).is_none()))
+            .filter(|name| needs(name).is_some_and(|needs| self.lacks(kind, name, needs).is_none()))
             .cloned()
             .collect();
         // One that is held back keeps its old place, which may hold back others.
@@ -179,14 +143,22 @@ impl Session {
         }
     }
 
-    /// The first thing that is needed and not in force.
-    pub(super) fn lacks(&self, needs: &Needs) -> Option<Key> {
+    /// The first thing that is waited for before a resource with these needs takes effect.
+    pub(super) fn lacks(&self, kind: Type, name: &str, needs: &Needs) -> Option<Key> {
         let is_there = |kind: Type, name: &Arc<str>| match kind {
             Type::Scope => self.scopes_are_there(),
             _ => self.table(kind).has(name),
         };
         let missing = needs.all().find(|(kind, name)| !is_there(*kind, name));
-        missing.map(|(kind, name)| (kind, Arc::clone(name)))
+        let missing = missing.map(|(kind, name)| (kind, Arc::clone(name)));
+        missing.or_else(|| {
+            if !self.table(kind).in_force.contains_key(name) {
+                return None;
+            }
+            let clusters = self.table(Type::Cluster);
+            let comes = |name: &&Arc<str>| clusters.pending.contains(*name) && !clusters.has(name);
+            needs.leads_to.iter().find(comes).map(|name| (Type::Cluster, Arc::clone(name)))
+        })
     }
 
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
@@ -194,7 +166,8 @@ impl Session {
         let Some(held) = table.accepted.get_mut(&name) else { return };
         let Some(body) = held.body.take() else { return };
         let needs = held.needs.clone();
-        table.renamed = true;
+        let before = table.in_force.get(&name);
+        table.renamed |= *before.unwrap_or(&Needs::default()) != needs;
         table.in_force.insert(Arc::clone(&name), needs);
         // All that can be had are there.
         let resource = body.resource.with_what_there_is();
@@ -204,6 +177,7 @@ impl Session {
     pub(super) fn take_out(&mut self, kind: Type, name: &Arc<str>) {
         let table = self.table_mut(kind);
         table.leaving.remove(name);
+        table.grace.clear(name);
         table.renamed = true;
         if table.in_force.remove(name).is_some() {
             self.unsent.insert((kind, Arc::clone(name)), None);
@@ -227,12 +201,24 @@ impl Session {
         })
     }
 
-    /// The names of that type that what is in force needs.
+    /// Says when clusters that are gone go, though something leads to them.
+    fn give_grace(&mut self, now: Instant) {
+        let until = now + self.initial_fetch_timeout;
+        let Table { leaving, grace, .. } = self.table_mut(Type::Cluster);
+        for name in leaving.iter().filter(|name| !grace.holds(name)).cloned().collect::<Vec<_>>() {
+            grace.set(&name, until);
+        }
+    }
+
+    /// The names of that type that what is in force needs or leads to.
     fn needed(&self, kind: Type) -> BTreeSet<Arc<str>> {
         let mut names = BTreeSet::new();
         for table in &self.tables {
             for needs in table.in_force.values() {
                 names.extend(needs.named(kind).cloned());
+                if kind == Type::Cluster {
+                    names.extend(needs.leads_to.iter().cloned());
+                }
             }
         }
         names
@@ -285,6 +271,7 @@ impl Session {
                 table.wait(name, now, timeout);
             }
         }
+        table.reworded = true;
         table.wanted = wanted;
         for name in dropped {
             table.timeouts.remove(&name);
@@ -310,6 +297,7 @@ impl Session {
         let table = self.table_mut(kind);
         if delta {
             table.wanted.clone_from(&table.asked);
+            table.reworded = true;
         } else {
             let nowhere = table.asked.iter().filter(|name| !table.accepted.contains_key(*name));
             table.absent.extend(nowhere.cloned());

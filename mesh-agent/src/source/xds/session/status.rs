@@ -47,7 +47,7 @@ impl Session {
         let table = self.table(kind);
         let warming = table.pending.iter().take(WARMING_MAX).map(|name| {
             let needs = table.accepted.get(name).map(|held| &held.needs);
-            let missing = needs.and_then(|needs| self.lacks(needs));
+            let missing = needs.and_then(|needs| self.lacks(kind, name, needs));
             let waits_for = match missing {
                 Some((kind, name)) => format!("{}[{name}]", kind.table()),
                 None if kind == ResourceType::Scope => {

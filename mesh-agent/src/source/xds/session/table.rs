@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{scopes, timers::Timers};
+use super::timers::Timers;
 use crate::{
-    model::{listener::Direction, scope::ScopeKey},
-    source::xds::{Resource, ResourceType},
+    model::{cluster::ClusterName, listener::Direction, scope::ScopeKey},
+    source::xds::{Resource, ResourceType, scopes::ALL},
 };
 
 /// The first pause before a refused content is refused once more, and the longest.
@@ -24,17 +24,12 @@ pub(super) type Digest = [u8; 32];
 pub(super) struct Needs {
     /// Sorted, without repetition.
     names: Vec<(ResourceType, Arc<str>)>,
+    /// Clusters it leads to, and can do without: what would go there fails.
+    pub(super) leads_to: BTreeSet<Arc<str>>,
     /// Filters that are configured by themselves.
     pub(super) filters: Vec<FilterNeed>,
     /// What no other of its type can have at the same time.
     pub(super) place: Option<Place>,
-    /// A listener's: the route configurations whose clusters are asked for at the first
-    /// request. A scope's: the one it leads to, on demand or not.
-    pub(super) on_demand: Vec<Arc<str>>,
-    /// Whether the same holds for all that scopes lead to.
-    pub(super) scopes_on_demand: bool,
-    /// What can't be had may be left out: whether a configuration of routes is strict.
-    pub(super) strict: bool,
     /// Grows stale, unless it is told again.
     pub(super) renewal: bool,
 }
@@ -62,10 +57,12 @@ impl Needs {
         match resource {
             Resource::Listener(listener) => {
                 needs.add(ResourceType::Routes, listener.route_names());
-                let clusters = listener.cluster_names();
+                let clusters = listener.validated_cluster_names();
                 needs.add(ResourceType::Cluster, clusters.into_iter().map(|name| &name.0));
+                needs.leads_to(listener.cluster_names());
+                let all = listener.takes_delivered_scopes().then(|| Arc::from(ALL));
+                needs.add(ResourceType::Scope, &all);
                 needs.place = Some(Place::Address(listener.direction, listener.address));
-                needs.on_demand = listener.on_demand_route_names().cloned().collect();
                 for filter in listener.discovered_filters() {
                     let (name, warms) = (Arc::clone(&filter.name), filter.warms);
                     let type_names = filter.type_names.clone();
@@ -73,28 +70,41 @@ impl Needs {
                 }
             }
             Resource::Routes(routes) => {
-                needs.add(ResourceType::Cluster, routes.cluster_names().map(|name| &name.0));
+                if routes.validate_clusters == Some(true) {
+                    needs.add(ResourceType::Cluster, routes.cluster_names().map(|name| &name.0));
+                }
+                needs.leads_to(routes.cluster_names());
                 needs.add(ResourceType::VirtualHost, routes.vhds.then_some(&routes.name));
-                needs.strict = routes.validate_clusters == Some(true);
             }
             Resource::Cluster(cluster) => {
                 needs.add(ResourceType::Endpoints, cluster.assignment_name());
                 needs.add(ResourceType::Secret, cluster.secret_names());
             }
             Resource::VirtualHost(_, host) => {
-                needs.add(ResourceType::Cluster, host.cluster_names().map(|name| &name.0));
+                needs.leads_to(host.cluster_names());
             }
             Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
             Resource::Scope(scope) => {
+                needs.add(ResourceType::Routes, scope.needed_route_name());
+                let strict = scope.inline().filter(|own| own.validate_clusters == Some(true));
+                let clusters = strict.into_iter().flat_map(|own| own.cluster_names());
+                needs.add(ResourceType::Cluster, clusters.map(|name| &name.0));
+                needs.leads_to(scope.cluster_names());
                 needs.place = Some(Place::Key(scope.key.clone()));
             }
             Resource::Secret(_) | Resource::Runtime(..) | Resource::ExtensionConfig(_) => {}
         }
-        scopes::needs_of(resource, &mut needs);
         needs.names.sort_unstable();
         needs.names.dedup();
         needs.names.shrink_to_fit();
         needs
+    }
+
+    pub(super) fn address(&self) -> Option<(Direction, std::net::SocketAddr)> {
+        match self.place {
+            Some(Place::Address(direction, address)) => Some((direction, address)),
+            Some(Place::Key(_)) | None => None,
+        }
     }
 
     pub(super) fn scope_key(&self) -> Option<&ScopeKey> {
@@ -104,12 +114,12 @@ impl Needs {
         }
     }
 
-    pub(super) fn add<'a>(
-        &mut self,
-        kind: ResourceType,
-        names: impl IntoIterator<Item = &'a Arc<str>>,
-    ) {
+    fn add<'a>(&mut self, kind: ResourceType, names: impl IntoIterator<Item = &'a Arc<str>>) {
         self.names.extend(names.into_iter().map(|name| (kind, Arc::clone(name))));
+    }
+
+    fn leads_to<'a>(&mut self, clusters: impl IntoIterator<Item = &'a ClusterName>) {
+        self.leads_to.extend(clusters.into_iter().map(|name| Arc::clone(&name.0)));
     }
 
     /// Every name that has to be there first, with its type.
@@ -205,6 +215,8 @@ pub(super) struct Table {
     pub(super) pending: BTreeSet<Arc<str>>,
     /// In force and no longer accepted, for as long as something needs it.
     pub(super) leaving: BTreeSet<Arc<str>>,
+    /// When what is leaving goes even so.
+    pub(super) grace: Timers,
     /// Asked for by name; unused where the type is asked for as a whole.
     pub(super) wanted: BTreeSet<Arc<str>>,
     /// Those of them that nobody waits for.
@@ -240,6 +252,8 @@ pub(super) struct Table {
     pub(super) opened: bool,
     /// What the server was told is wanted on this stream.
     pub(super) subscribed: BTreeSet<Arc<str>>,
+    /// Whether the two may differ: to compare them is not for every small change.
+    pub(super) reworded: bool,
     /// Whether a response ever came.
     pub(super) received: bool,
     pub(super) replies: VecDeque<Reply>,
@@ -262,6 +276,7 @@ impl Table {
             in_force: HashMap::new(),
             pending: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            grace: Timers::default(),
             wanted: BTreeSet::new(),
             optional: BTreeSet::new(),
             asked: BTreeSet::new(),
@@ -278,6 +293,7 @@ impl Table {
             nonce: String::new(),
             opened: false,
             subscribed: BTreeSet::new(),
+            reworded: false,
             received: false,
             replies: VecDeque::new(),
             refusals: Refusals::default(),
@@ -326,6 +342,7 @@ impl Table {
         self.nonce.clear();
         self.opened = false;
         self.subscribed.clear();
+        self.reworded = true;
         self.replies.clear();
         self.waiting.clear_all();
         // Scopes that were no longer needed can be done without now.
@@ -335,8 +352,10 @@ impl Table {
     pub(super) fn accept(&mut self, name: Arc<str>, held: Held) {
         self.waiting.clear(&name);
         self.leaving.remove(&name);
+        self.grace.clear(&name);
         self.absent.remove(&name);
-        self.renamed = true;
+        let before = self.accepted.get(&name).map(|held| &held.needs);
+        self.renamed |= *before.unwrap_or(&Needs::default()) != held.needs;
         self.pending.insert(Arc::clone(&name));
         self.accepted.insert(name, held);
     }
@@ -380,6 +399,6 @@ impl Table {
             return true;
         }
         // In the state-of-the-world variant this says a refusal that waits as well.
-        self.subscribed != self.wanted
+        self.reworded && self.subscribed != self.wanted
     }
 }

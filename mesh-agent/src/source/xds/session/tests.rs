@@ -1,5 +1,6 @@
 //! Conversations as tables: what the server says, what must be answered, what is in force.
 
+mod dangling;
 mod delta;
 mod filters;
 mod fuzz;

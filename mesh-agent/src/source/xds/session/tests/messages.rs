@@ -53,7 +53,7 @@ use envoy_types::pb::{
         },
         service::runtime::v3::Runtime,
     },
-    google::protobuf::{Any, Duration, Struct, Value, value},
+    google::protobuf::{Any, BoolValue, Duration, Struct, Value, value},
 };
 use prost::{Message, Name};
 
@@ -266,6 +266,16 @@ pub(super) fn routes(name: &str, cluster: &str) -> Any {
     any(&RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![virtual_host("h", "*", cluster)],
+        ..RouteConfiguration::default()
+    })
+}
+
+/// Routes that say that their cluster must be there.
+pub(super) fn validated_routes(name: &str, cluster: &str) -> Any {
+    any(&RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![virtual_host("h", "*", cluster)],
+        validate_clusters: Some(BoolValue { value: true }),
         ..RouteConfiguration::default()
     })
 }

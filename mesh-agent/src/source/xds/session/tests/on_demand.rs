@@ -131,34 +131,10 @@ fn a_host_is_answered_by_name_by_alias_or_by_its_absence() {
 }
 
 #[test]
-fn a_host_waits_for_its_cluster_but_not_for_ever() {
+fn a_host_does_without_a_cluster_that_is_not_there() {
     let mut bench = Bench::with_vhds();
-    bench.tells(VHDS, "v0", &[], &[]);
-    bench.tells(VHDS, "v1", &[("r/x", host("x", "x", "b"))], &[]);
-    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/h", "rds/r"]);
-    bench.tells(CDS, "c2", &[("b", cluster("b"))], &[]);
-    bench.tells(EDS, "e2", &[("b", endpoints("b", 1))], &[]);
-    bench.expect_in_force(&["cds/a", "cds/b", "eds/a:1", "eds/b:1", "lds/h", "rds/r+1"]);
-    bench.tells(VHDS, "v2", &[("r/y", host("y", "y", "nowhere"))], &[]);
-    bench.after(Duration::from_secs(16));
-    bench.expect_in_force(&["cds/a", "cds/b", "eds/a:1", "eds/b:1", "lds/h", "rds/r+2"]);
-}
-
-#[test]
-fn routes_to_a_cluster_that_never_comes_go_on_without_it() {
-    let mut bench = Bench::new(Variant::Delta);
-    bench.tells(CDS, "c1", &[], &[]);
-    bench.tells(LDS, "l1", &[("h", http_listener("h", 80, "r"))], &[]);
-    bench.tells(RDS, "r1", &[("r", routes("r", "nowhere"))], &[]);
-    bench.after(Duration::from_secs(14));
-    assert_eq!(bench.warming().last().unwrap(), "routes[r] waits for clusters[nowhere]");
-    bench.expect_in_force(&[]);
-    bench.after(Duration::from_secs(2));
-    bench.expect_in_force(&["lds/h", "rds/r"]);
-    // It comes after all.
-    bench.tells(CDS, "c2", &[("nowhere", cluster("nowhere"))], &[]);
-    bench.tells(EDS, "e1", &[("nowhere", endpoints("nowhere", 1))], &[]);
-    bench.expect_in_force(&["cds/nowhere", "eds/nowhere:1", "lds/h", "rds/r"]);
+    bench.tells(VHDS, "v1", &[("r/x", host("x", "x", "nowhere"))], &[]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/h", "rds/r+1"]);
 }
 
 #[test]

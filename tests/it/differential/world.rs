@@ -1,0 +1,155 @@
+//! A small universe of resources, in standard xDS, for Envoy and the agent alike.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde_json::{Value, json};
+
+const PREFIX: &str = "type.googleapis.com/envoy";
+
+/// The kinds, by the last part of their type's name.
+pub(super) const LISTENER: &str = "Listener";
+pub(super) const ROUTES: &str = "RouteConfiguration";
+pub(super) const CLUSTER: &str = "Cluster";
+pub(super) const ENDPOINTS: &str = "ClusterLoadAssignment";
+
+/// What is served, by kind and name.
+#[derive(Debug, Clone, Default)]
+pub(super) struct World(pub(super) BTreeMap<(&'static str, String), Value>);
+
+impl World {
+    pub(super) fn put(&mut self, kind: &'static str, name: &str, mut value: Value) -> &mut Self {
+        let package = match kind {
+            LISTENER => "listener",
+            ROUTES => "route",
+            CLUSTER => "cluster",
+            _ => "endpoint",
+        };
+        value["@type"] = format!("{PREFIX}.config.{package}.v3.{kind}").into();
+        value[if kind == ENDPOINTS { "cluster_name" } else { "name" }] = name.into();
+        self.0.insert((kind, name.to_owned()), value);
+        self
+    }
+
+    pub(super) fn remove(&mut self, kind: &'static str, name: &str) -> &mut Self {
+        self.0.remove(&(kind, name.to_owned()));
+        self
+    }
+
+    pub(super) fn at(&mut self, kind: &'static str, name: &str) -> &mut Value {
+        self.0.get_mut(&(kind, name.to_owned())).unwrap_or_else(|| panic!("no {kind} {name}"))
+    }
+
+    pub(super) fn resources(&self) -> Vec<Value> {
+        self.0.values().cloned().collect()
+    }
+
+    /// Only these kinds.
+    pub(super) fn only(&self, kinds: &[&str]) -> Vec<Value> {
+        let of = self.0.iter().filter(|((kind, _), _)| kinds.contains(kind));
+        of.map(|(_, value)| value.clone()).collect()
+    }
+
+    /// An EDS cluster and its endpoints.
+    pub(super) fn eds(&mut self, name: &str, endpoints: &[SocketAddr]) -> &mut Self {
+        self.put(CLUSTER, name, eds_cluster()).put(ENDPOINTS, name, assignment(endpoints))
+    }
+
+    /// A cluster with its endpoints in it.
+    pub(super) fn fixed(&mut self, name: &str, endpoints: &[SocketAddr]) -> &mut Self {
+        let mut inside = assignment(endpoints);
+        inside["cluster_name"] = name.into();
+        let cluster =
+            json!({ "type": "STATIC", "connect_timeout": "2s", "load_assignment": inside });
+        self.put(CLUSTER, name, cluster)
+    }
+
+    /// A listener with routes by RDS.
+    pub(super) fn by_rds(&mut self, name: &str, address: &str, routes: &str) -> &mut Self {
+        let source = json!({ "ads": {}, "resource_api_version": "V3" });
+        let rds = json!({ "route_config_name": routes, "config_source": source });
+        self.put(LISTENER, name, listener(address, &http(name, "rds", &rds)))
+    }
+
+    /// A listener with routes of its own.
+    pub(super) fn inline(&mut self, name: &str, address: &str, routes: Value) -> &mut Self {
+        let mut config = routing(routes);
+        config["name"] = name.into();
+        self.put(LISTENER, name, listener(address, &http(name, "route_config", &config)))
+    }
+
+    /// A listener of opaque connections.
+    pub(super) fn tcp(&mut self, name: &str, address: &str, cluster: &str) -> &mut Self {
+        let proxy = json!({
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": {
+                "@type": format!("{PREFIX}.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
+                "stat_prefix": name,
+                "cluster": cluster,
+            },
+        });
+        self.put(LISTENER, name, listener(address, &proxy))
+    }
+
+    /// A route configuration with one virtual host.
+    pub(super) fn routes(&mut self, name: &str, routes: Value) -> &mut Self {
+        self.put(ROUTES, name, routing(routes))
+    }
+}
+
+pub(super) fn eds_cluster() -> Value {
+    let source = json!({ "ads": {}, "resource_api_version": "V3" });
+    json!({ "type": "EDS", "connect_timeout": "2s", "eds_cluster_config": { "eds_config": source } })
+}
+
+pub(super) fn assignment(endpoints: &[SocketAddr]) -> Value {
+    if endpoints.is_empty() {
+        return json!({});
+    }
+    let endpoints: Vec<Value> = endpoints.iter().map(|address| endpoint(*address)).collect();
+    json!({ "endpoints": [{ "lb_endpoints": endpoints }] })
+}
+
+pub(super) fn endpoint(address: SocketAddr) -> Value {
+    let address = json!({ "address": address.ip(), "port_value": address.port() });
+    json!({ "endpoint": { "address": { "socket_address": address } } })
+}
+
+/// Everything to that cluster.
+pub(super) fn all_to(cluster: &str) -> Value {
+    json!([{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }])
+}
+
+/// Everything is answered so.
+pub(super) fn answers(status: u16, body: &str) -> Value {
+    let body = json!({ "inline_string": body });
+    json!([{ "match": { "prefix": "/" }, "direct_response": { "status": status, "body": body } }])
+}
+
+fn routing(routes: Value) -> Value {
+    json!({ "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }] })
+}
+
+fn listener(address: &str, filter: &Value) -> Value {
+    let (ip, port) = address.rsplit_once(':').expect("an address and a port");
+    let port: u16 = port.parse().expect("a port");
+    json!({
+        "traffic_direction": "OUTBOUND",
+        "address": { "socket_address": { "address": ip, "port_value": port } },
+        "filter_chains": [{ "filters": [filter] }],
+    })
+}
+
+fn http(stat_prefix: &str, kind: &str, routes: &Value) -> Value {
+    let extensions = format!("{PREFIX}.extensions.filters");
+    let router = json!({ "@type": format!("{extensions}.http.router.v3.Router") });
+    let manager = format!("{extensions}.network.http_connection_manager.v3.HttpConnectionManager");
+    json!({
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": manager,
+            "stat_prefix": stat_prefix,
+            kind: routes,
+            "http_filters": [{ "name": "envoy.filters.http.router", "typed_config": router }],
+        },
+    })
+}

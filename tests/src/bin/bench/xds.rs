@@ -1,0 +1,169 @@
+//! How the configuration from a control plane scales, and how fast a change of it is.
+//!
+//! The control plane is the tests' own, in Python: what it needs to make a response counts
+//! for nothing here; times begin when it hands one over.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Value, json};
+use tests::{
+    Agent, MeshConfig, Pod, Service, Testbed, control_plane::ControlPlane, eventually_within, http,
+};
+
+/// Clusters, of ten endpoints each.
+const SIZES: [u64; 3] = [1_000, 3_000, 10_000];
+const ENDPOINTS: u64 = 10;
+const CHANGES: usize = 60;
+
+const SERVICE: &str = "10.96.0.20:9000";
+const PORT: u16 = 9000;
+const LONG: Duration = Duration::from_secs(180);
+
+/// Measures and prints.
+pub(crate) fn show() {
+    println!("── configuration by delta ADS: {ENDPOINTS} endpoints a cluster");
+    println!(
+        "  {:>9}{:>14}{:>12}{:>14}{:>24}",
+        "clusters", "in force s", "RSS MiB", "KiB/cluster", "one endpoint ms p50/p99"
+    );
+    let mut empty = 0.0;
+    for clusters in std::iter::once(0).chain(SIZES) {
+        let (loaded, rss, mut changes) = of(clusters);
+        changes.sort_by(f64::total_cmp);
+        let at = |share: f64| changes[((changes.len() - 1) as f64 * share).round() as usize] * 1e3;
+        if clusters == 0 {
+            empty = rss;
+        }
+        let each = (rss - empty) * 1024.0 / clusters.max(1) as f64;
+        println!(
+            "  {clusters:>9}{loaded:>14.2}{rss:>12.1}{each:>14.1}{:>18.1} / {:.1}",
+            at(0.5),
+            at(0.99)
+        );
+    }
+}
+
+fn of(clusters: u64) -> (f64, f64, Vec<f64>) {
+    let bed = Testbed::two_nodes("xds");
+    let (near, far) = (bed.node(1), bed.node(2));
+    let client = near.pod("client").start();
+    let backends = ["who-a", "who-b"].map(|name| far.pod(name).start());
+    let _who = backends.each_ref().map(|pod| pod.serves("who", PORT));
+    let mut control_plane = ControlPlane::start(near, &served(&backends[0]));
+    let uri = control_plane.uri();
+    let flags = ["--xds-server", &uri, "--xds-mode", "delta", "--log", "info"];
+    let agent = near.agent().with_pod(&client).flags(&flags).start();
+
+    // Python makes the resources first; then they are there at once.
+    let mut journal = Journal::at(&control_plane.journal());
+    let many = json!({ "clusters": clusters, "endpoints": ENDPOINTS });
+    let mut loaded = 0.0;
+    if clusters > 0 {
+        control_plane.behaves("many", many);
+        let sent = journal.next("Cluster");
+        let count = |agent: &Agent| {
+            let answer = http::get(&agent.node().socket(), "/status").expect("read the status");
+            let status: Value = serde_json::from_str(&answer.body).expect("the status is JSON");
+            status["snapshot"]["clusters"].as_u64().unwrap_or_default()
+        };
+        eventually_within(LONG, "all clusters, and the two that were there, are in force", || {
+            let now = count(&agent);
+            if now >= clusters + 2 { Ok(()) } else { Err(now) }
+        });
+        loaded = seconds() - sent;
+    }
+    let rss = resident_mib(&agent);
+    let changes = follow(&client, &backends, &mut control_plane, &mut journal);
+    (loaded, rss, changes)
+}
+
+fn served(backend: &Pod) -> MeshConfig {
+    let address: SocketAddr = backend.at(PORT);
+    MeshConfig::new().service(&Service::tcp("who", SERVICE).backed_by_plain(address))
+}
+
+/// Moves the service from one backend to the other, again and again: how long after the
+/// response the first connection goes there.
+fn follow(
+    client: &Pod,
+    backends: &[Pod; 2],
+    control_plane: &mut ControlPlane,
+    journal: &mut Journal,
+) -> Vec<f64> {
+    let watcher = client.watches(SERVICE);
+    let arrived = |pod: &Pod, times: usize| {
+        let ip = format!(" I am {} ", pod.ip());
+        eventually_within(LONG, "the data path follows", || {
+            let log = watcher.log();
+            let lines: Vec<&str> = log.lines().filter(|line| line.contains(&ip)).collect();
+            match lines.get(times) {
+                Some(line) => Ok(line.split(' ').next().and_then(|at| at.parse::<f64>().ok())),
+                None => Err(log),
+            }
+        })
+        .expect("a time")
+    };
+    arrived(&backends[0], 0);
+    let mut took = Vec::new();
+    for round in 0..CHANGES {
+        let to = &backends[(round + 1) % 2];
+        control_plane.serves(served(to).resources());
+        let sent = journal.next("ClusterLoadAssignment");
+        // The first backend has been seen once before.
+        took.push(arrived(to, round.div_ceil(2)) - sent);
+    }
+    took
+}
+
+fn seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn resident_mib(agent: &Agent) -> f64 {
+    let status = format!("/proc/{}/status", agent.process().pid());
+    let text = fs::read_to_string(status).unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+    kib.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / 1024.0
+}
+
+/// When the control plane handed over its responses.
+struct Journal {
+    path: PathBuf,
+    offset: u64,
+}
+
+impl Journal {
+    /// From here on.
+    fn at(path: &Path) -> Self {
+        let offset = fs::metadata(path).map_or(0, |file| file.len());
+        Self { path: path.to_owned(), offset }
+    }
+
+    /// The next response of that type.
+    fn next(&mut self, type_: &str) -> f64 {
+        let begin = Instant::now();
+        loop {
+            let mut file = fs::File::open(&self.path).expect("open the journal");
+            let mut text = String::new();
+            file.seek(SeekFrom::Start(self.offset)).expect("seek in the journal");
+            file.read_to_string(&mut text).expect("read the journal");
+            let whole = text.rfind('\n').map_or(0, |end| end + 1);
+            for line in text[..whole].split_inclusive('\n') {
+                self.offset += line.len() as u64;
+                let line: Value = serde_json::from_str(line).expect("a line of JSON");
+                let of = line["type"].as_str().is_some_and(|of| of.ends_with(type_));
+                if of && line["sent"].is_string() {
+                    return line["at"].as_f64().expect("a time");
+                }
+            }
+            assert!(begin.elapsed() < LONG, "no response of {type_}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
