@@ -337,6 +337,8 @@ class SotwStream(Stream):
             # Whether the client is known to have heard a response: one may be under way
             # while it asks for other names.
             known["answered"] = False
+            # The newest response that it is known to have heard.
+            known["heard"] = 0
             if request.response_nonce:
                 violations.append("a nonce in a type's first request")
             known["acked"] = request.version_info
@@ -345,6 +347,13 @@ class SotwStream(Stream):
                 violations.append("a nonce that was not sent")
             else:
                 sent = known["sent"][request.response_nonce]
+                if sent["order"] < known["heard"]:
+                    violations.append("a nonce from before the one of its last request")
+                known["heard"] = max(known["heard"], sent["order"])
+                if sent["answered"] and names == known["names"]:
+                    if not request.HasField("error_detail"):
+                        violations.append("says what it has said")
+                sent["answered"] = True
                 if request.HasField("error_detail"):
                     if request.version_info != known["acked"]:
                         violations.append("a NACK that moves the version")
@@ -361,11 +370,13 @@ class SotwStream(Stream):
             violations.append("no nonce although there was a response")
         if url == VHDS:
             violations.append("VHDS in the state-of-the-world variant")
-        if url in WILDCARD and names:
+        if url in WILDCARD and names not in ([], ["*"]):
             violations.append("names for a type that is asked for as a whole")
         if len(names) != len(set(names)):
             violations.append("a name twice")
-        if url not in WILDCARD and not names and known["names"] is None:
+        # Envoy asks for nothing on a new stream where it has asked for something before.
+        fresh = known["names"] is None and not request.version_info
+        if url not in WILDCARD and not names and fresh:
             violations.append("no names for a type that is asked for by names")
         self.note(request, violations, version=request.version_info, names=names)
         if known["last"] is not None and request.response_nonce != known["last"]:
@@ -397,7 +408,9 @@ class SotwStream(Stream):
         known = self.types[url]
         nonce = f"{self.number}-{next(self.nonces)}"
         version = self.server.state.version(url)
-        known["sent"][nonce] = {"version": version, "nacked": False}
+        order = len(known["sent"]) + 1
+        known["sent"][nonce] = {"version": version, "nacked": False, "order": order}
+        known["sent"][nonce]["answered"] = False
         known["last"] = nonce
         state = self.server.state
         table, ttls = state.types[url], state.ttls[url]
@@ -424,17 +437,25 @@ class DeltaStream(Stream):
         if known is None:
             # A first request without names asks for all.
             names = {"*"} if url == SRDS and not more else set()
-            known = self.types[url] = {"names": names, "open": set(), "has": {}}
+            known = self.types[url] = {"names": names, "open": [], "has": {}}
             known["has"] = dict(request.initial_resource_versions)
             if request.response_nonce:
                 violations.append("a nonce in a type's first request")
-        elif request.initial_resource_versions:
-            violations.append("initial_resource_versions in a later request")
+        else:
+            if request.initial_resource_versions:
+                violations.append("initial_resource_versions in a later request")
+            if not (request.response_nonce or more or less):
+                violations.append("neither answers nor asks")
         if request.response_nonce:
             if request.response_nonce not in known["open"]:
                 violations.append("a nonce that was not sent, or was answered before")
-            known["open"].discard(request.response_nonce)
-        if url == LDS and (more or less):
+            else:
+                if request.response_nonce != known["open"][0]:
+                    violations.append("answers a response before the one that came first")
+                known["open"].remove(request.response_nonce)
+        if len([*more, *less]) != len({*more, *less}):
+            violations.append("a name twice")
+        if url == LDS and {*more, *less} - {"*"}:
             violations.append("names for a type that is asked for as a whole")
         if url == CDS and more and not known["names"] and "first" not in known:
             if "*" not in more:
@@ -488,7 +509,7 @@ class DeltaStream(Stream):
             if not ((first or "*" in new) and url in WILDCARD):
                 return
         nonce = f"{self.number}-{next(self.nonces)}"
-        known["open"].add(nonce)
+        known["open"].append(nonce)
         for name in changed:
             known["has"][name] = table[name][0]
         for name in removed:
@@ -501,7 +522,7 @@ class DeltaStream(Stream):
             alive = [name for name in ttls if known is not None and name in known["has"]]
             if alive:
                 nonce = f"{self.number}-{next(self.nonces)}"
-                known["open"].add(nonce)
+                known["open"].append(nonce)
                 yield self.response(url, nonce, alive, [], with_body=False)
 
     def response(self, url, nonce, names, removed, with_body=True, absent=()):

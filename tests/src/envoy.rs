@@ -129,8 +129,14 @@ impl Envoy {
 }
 
 /// Starts Envoy in `pod` with everything from the control plane at `socket`, by ADS in
-/// the delta variant or not, and waits until it serves.
-pub fn driven(binary: &Path, pod: &Pod, socket: &Path, delta: bool) -> Process {
+/// the delta variant or not, with that layer of runtime values, and waits until it serves.
+pub fn driven(
+    binary: &Path,
+    pod: &Pod,
+    socket: &Path,
+    delta: bool,
+    layer: Option<&str>,
+) -> Process {
     let ads = json!({ "ads": {}, "resource_api_version": "V3" });
     let mut servers = json!({
         "name": "xds",
@@ -143,7 +149,12 @@ pub fn driven(binary: &Path, pod: &Pod, socket: &Path, delta: bool) -> Process {
         },
     });
     servers["typed_extension_protocol_options"] = http2_upstream();
+    let layers: Vec<Value> = layer
+        .map(|name| json!({ "name": name, "rtds_layer": { "name": name, "rtds_config": ads } }))
+        .into_iter()
+        .collect();
     let bootstrap = json!({
+        "layered_runtime": { "layers": layers },
         "node": { "id": "envoy", "cluster": "tests" },
         "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 9901 } } },
         "dynamic_resources": {

@@ -58,6 +58,16 @@ pub struct Twins {
 impl Twins {
     /// Starts both, with nothing to serve.
     pub fn start(name: &str, delta: bool) -> Self {
+        Self::begin(name, delta, None, Vec::new())
+    }
+
+    /// As [`Twins::start`]; both ask for a layer of runtime values as well, and what is
+    /// served is there from the start: Envoy waits for the layer.
+    pub fn start_with_runtime(name: &str, delta: bool, layer: &str, resources: Vec<Value>) -> Self {
+        Self::begin(name, delta, Some(layer), resources)
+    }
+
+    fn begin(name: &str, delta: bool, layer: Option<&str>, resources: Vec<Value>) -> Self {
         let binary = envoy::binary();
         let bed = Testbed::two_nodes(name);
         let near = bed.node(1);
@@ -77,11 +87,13 @@ impl Twins {
             .into();
         let mut control_plane = ControlPlane::start(near, &MeshConfig::empty());
         control_plane.behaves("patient", true.into());
+        control_plane.serves(resources);
         let (uri, mode) = (control_plane.uri(), if delta { "delta" } else { "sotw" });
-        let flags = ["--xds-server", &uri, "--xds-mode", mode, "--xds-node-id", AGENT];
+        let mut flags = vec!["--xds-server", &uri, "--xds-mode", mode, "--xds-node-id", AGENT];
+        flags.extend(layer.into_iter().flat_map(|layer| ["--xds-runtime-layer", layer]));
         let agent = near.agent().with_pod(&client).flags(&flags);
         let agent = agent.flags(&["--outbound-policy", "registry-only"]).start_unready();
-        processes.push(envoy::driven(&binary, &envoy_pod, &control_plane.socket(), delta));
+        processes.push(envoy::driven(&binary, &envoy_pod, &control_plane.socket(), delta, layer));
         agent.wait_ready();
         let journal = Journal::at(control_plane.journal());
         Self {

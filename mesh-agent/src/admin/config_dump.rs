@@ -129,8 +129,8 @@ impl From<&Snapshot> for SnapshotView {
             label: snapshot.label.clone(),
             applied_at: applied_at(snapshot),
             listeners: snapshot.listeners.len(),
-            routes: snapshot.routes.len(),
-            clusters: snapshot.clusters.len(),
+            routes: snapshot.routes.size(),
+            clusters: snapshot.clusters.size(),
             endpoints: in_clusters.chain(by_eds).sum(),
         }
     }

@@ -1,6 +1,6 @@
 //! The one writer of snapshots.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -12,13 +12,9 @@ use super::{Agent, memory};
 use crate::{
     admin::{RejectedConfig, Timestamp},
     config::SourceConfig,
-    model::{
-        cluster::{self, Tunnel},
-        identity::Identity,
-        runtime::LayeredRuntime,
-    },
+    model::runtime::LayeredRuntime,
     proxy::on_demand::{Discovery, Sought},
-    snapshot::{RejectedResource, Resources, Snapshot},
+    snapshot::{RejectedResource, Resources},
     source::{
         AdsSource, AdsStatus, Delivery, Delta, FileSource, LastGood, ResourceType, Restored,
         Update, Wishes,
@@ -142,7 +138,7 @@ pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update
     // What was restored from disk left memory behind too.
     let mut release_at = Some(Instant::now() + SETTLED);
     // When what nothing leads to any more is let go of: not for each of many small
-    // changes, since it means a walk over all endpoints.
+    // changes, since it means a look at every connection that is kept.
     let mut tidy_at = None;
     loop {
         tokio::select! {
@@ -289,13 +285,10 @@ impl Agent {
         let dataplane = &self.dataplane;
         let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
-        // Here, so that no connection has to wait for it.
-        snapshot.workloads();
-        let reachable = Reachable::by(&snapshot);
-        dataplane
-            .connector
-            .hbone
-            .retain(|key| reachable.tunnels.contains(&(key.tunnel, key.identity.clone())));
+        let workloads = &snapshot.workloads;
+        dataplane.connector.hbone.retain(|key| {
+            key.tunnel.port() == HBONE_PORT && workloads.has_tunnel(key.tunnel.ip(), &key.identity)
+        });
         // Connections to local applications belong to their clients, not to endpoints.
         let tls = &dataplane.connector.tls;
         tls.retain(|origination| {
@@ -304,7 +297,7 @@ impl Agent {
             settings.is_some_and(|settings| Arc::ptr_eq(settings, &origination.settings))
         });
         dataplane.http.pool.retain(|key| {
-            let reachable = key.client.is_some() || reachable.endpoints.contains(&key.address);
+            let reachable = key.client.is_some() || workloads.has(key.address);
             // What was authenticated by certificates of before serves no new request.
             reachable && key.tls.as_ref().is_none_or(|tls_key| tls.is_current(tls_key.context))
         });
@@ -320,31 +313,5 @@ impl Agent {
             at: Timestamp::now(),
             reasons: reasons.iter().map(ToString::to_string).collect(),
         });
-    }
-}
-
-/// Where a snapshot's endpoints are.
-#[derive(Default)]
-struct Reachable {
-    endpoints: HashSet<SocketAddr>,
-    tunnels: HashSet<(SocketAddr, Identity)>,
-}
-
-impl Reachable {
-    fn by(snapshot: &Snapshot) -> Self {
-        let mut reachable = Self::default();
-        let inline = snapshot.clusters.values().filter_map(|cluster| match &cluster.discovery {
-            cluster::Discovery::Static(assignment) => Some(assignment),
-            cluster::Discovery::Eds { .. } | cluster::Discovery::OriginalDestination => None,
-        });
-        let endpoints = inline.chain(snapshot.assignments.values()).flat_map(|a| a.endpoints());
-        for endpoint in endpoints {
-            reachable.endpoints.insert(endpoint.address);
-            if let Tunnel::Hbone { identity, .. } = &endpoint.tunnel {
-                let tunnel = SocketAddr::new(endpoint.address.ip(), HBONE_PORT);
-                reachable.tunnels.insert((tunnel, identity.clone()));
-            }
-        }
-        reachable
     }
 }

@@ -47,6 +47,7 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.extend(sysctls());
     checks.push(kernel_path());
     checks.push(redirect_peer());
+    checks.extend(options.probe_cgroups.iter().map(|path| prober(path)));
     checks.extend(self_tested(options.splice));
     checks
 }
@@ -73,6 +74,16 @@ fn redirect_peer() -> Check {
             CheckStatus::Warn,
             format!("auto is off: {why}; `--redirect-peer on` steps around them"),
         ),
+    }
+}
+
+/// Whose probes are let in: a path that is not there lets nobody in, and is no error.
+fn prober(path: &Path) -> Check {
+    let name = format!("prober {}", path.display());
+    if path.join("cgroup.procs").exists() {
+        check(name, CheckStatus::Ok, "its processes reach this node's pods in plaintext")
+    } else {
+        check(name, CheckStatus::Warn, "is no cgroup v2 directory (yet): its probes are refused")
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -52,9 +53,13 @@ pub fn plan(
     policy: OutboundPolicy,
 ) -> KernelPlan {
     let planner = Planner { snapshot, pods, proven, policy };
+    let local: HashSet<IpAddr> =
+        pods.iter().flat_map(|pod| &pod.workload.addresses).copied().collect();
     let outbound = snapshot.listeners.iter().filter(|listener| {
         // One that is for every address may be hidden by another.
-        listener.direction == Direction::Outbound && !listener.address.ip().is_unspecified()
+        let is_service =
+            listener.direction == Direction::Outbound && !listener.address.ip().is_unspecified();
+        is_service && planner.has_endpoint_at(listener, &local)
     });
     let mut services: Vec<KernelService> = outbound
         .flat_map(|listener| pods.iter().map(move |pod| (listener, pod)))
@@ -72,6 +77,21 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
+    /// Whether the listener leads, as it is, to an endpoint at one of these addresses. Most
+    /// services have none on a node, and need not be asked about for each of its pods.
+    fn has_endpoint_at(&self, listener: &Listener, local: &HashSet<IpAddr>) -> bool {
+        listener.chains().any(|chain| {
+            let TerminalFilter::TcpProxy(tcp) = &chain.terminal else { return false };
+            tcp.clusters.iter().any(|entry| {
+                let cluster = self.snapshot.cluster(&entry.cluster);
+                let assignment = cluster.and_then(|cluster| self.snapshot.assignment(cluster));
+                assignment.is_some_and(|a| {
+                    a.endpoints().any(|e| local.contains(&e.address.ip().to_canonical()))
+                })
+            })
+        })
+    }
+
     /// A service as `source` may reach it, if every one of its endpoints may be
     /// reached so: who picks among them must see them all. Endpoints that share by
     /// anything but weight, or whose traffic is dropped in part, are the agent's.
@@ -160,7 +180,7 @@ impl Planner<'_> {
 }
 
 /// The pod's addresses of one family: any may be a connection's source.
-fn family(pod: &Pod, v4: bool) -> impl Iterator<Item = std::net::IpAddr> {
+fn family(pod: &Pod, v4: bool) -> impl Iterator<Item = IpAddr> {
     pod.workload.addresses.iter().copied().filter(move |ip| ip.is_ipv4() == v4)
 }
 

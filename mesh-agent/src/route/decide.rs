@@ -283,7 +283,7 @@ fn originate(cluster: &Cluster, snapshot: &Snapshot) -> Option<TlsOrigination> {
 fn original_destination(permit: &Permit, snapshot: &Snapshot) -> Target {
     let address = permit.flow().original_destination();
     let workload = match permit.flow().direction() {
-        Direction::Outbound => snapshot.workloads().tunnel(address),
+        Direction::Outbound => snapshot.workloads.tunnel(address),
         Direction::Inbound => None,
     };
     workload.map_or(Target::OriginalDestination { address }, reach)

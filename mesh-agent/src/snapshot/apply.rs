@@ -8,9 +8,9 @@ use std::{
     time::SystemTime,
 };
 
-use super::tables::{HostGroup, Snapshot};
+use super::tables::{HostGroup, Snapshot, Table};
 use crate::model::{
-    cluster::{Cluster, ClusterName, LoadAssignment},
+    cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
     extension::ExtensionConfig,
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
     route::{RouteConfiguration, VirtualHost},
@@ -123,11 +123,15 @@ fn build_with(
     let named = named.map(|e| (Arc::clone(&e.name), Arc::new(e))).collect();
     rejected.insert("extension_configs", &mut extension_configs, named);
 
+    let restocked = updated.assignments.iter().map(|(name, _)| name);
+    let restocked: HashSet<_> = restocked.chain(&removed.assignments).cloned().collect();
     let mut assignments = Arc::clone(&base.assignments);
     remove(&mut assignments, &removed.assignments);
     let named = updated.assignments.into_iter().map(|(name, a)| (name, Arc::new(a))).collect();
     rejected.insert("endpoints", &mut assignments, named);
 
+    let moved = updated.clusters.iter().map(|cluster| &cluster.name);
+    let moved: HashSet<_> = moved.chain(&removed.clusters).cloned().collect();
     let mut clusters = Arc::clone(&base.clusters);
     remove(&mut clusters, &removed.clusters);
     let changed: Vec<_> = updated.clusters.into_iter().map(Arc::new).collect();
@@ -204,12 +208,17 @@ fn build_with(
         true => Arc::clone(&base.runtime),
         false => Arc::new(base.layered_runtime.with(&runtime_layers)),
     };
-    let same_endpoints =
-        Arc::ptr_eq(&clusters, &base.clusters) && Arc::ptr_eq(&assignments, &base.assignments);
-    let workloads = match same_endpoints {
-        true => Arc::clone(&base.workloads),
-        false => Arc::default(),
-    };
+    let mut workloads = Arc::clone(&base.workloads);
+    if !moved.is_empty() || !restocked.is_empty() {
+        let table = Arc::make_mut(&mut workloads);
+        for name in &moved {
+            let inline = |of: &Table<ClusterName, Arc<Cluster>>| inline(of.get(name)?);
+            table.replace(inline(&base.clusters).as_ref(), inline(&clusters).as_ref());
+        }
+        for name in &restocked {
+            table.replace(base.assignments.get(name), assignments.get(name));
+        }
+    }
     Ok(Snapshot {
         version: base.version + 1,
         label,
@@ -229,17 +238,60 @@ fn build_with(
     })
 }
 
-fn remove<K: Clone + Eq + Hash, V: Clone>(table: &mut Arc<HashMap<K, V>>, names: &[K]) {
-    if names.iter().any(|name| table.contains_key(name)) {
+/// The endpoints that a cluster has by itself.
+fn inline(cluster: &Arc<Cluster>) -> Option<Arc<LoadAssignment>> {
+    match &cluster.discovery {
+        Discovery::Static(assignment) => Some(Arc::clone(assignment)),
+        Discovery::Eds { .. } | Discovery::OriginalDestination => None,
+    }
+}
+
+/// What resources are kept in.
+trait Entries<K, V>: Clone {
+    fn has(&self, key: &K) -> bool;
+    fn put(&mut self, key: K, value: V);
+    fn take(&mut self, key: &K);
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Entries<K, V> for HashMap<K, V> {
+    fn has(&self, key: &K) -> bool {
+        self.contains_key(key)
+    }
+
+    fn put(&mut self, key: K, value: V) {
+        self.insert(key, value);
+    }
+
+    fn take(&mut self, key: &K) {
+        self.remove(key);
+    }
+}
+
+impl<K: Eq + Hash, V> Entries<K, V> for Table<K, V> {
+    fn has(&self, key: &K) -> bool {
+        self.contains_key(key)
+    }
+
+    fn put(&mut self, key: K, value: V) {
+        self.insert_mut(key, value);
+    }
+
+    fn take(&mut self, key: &K) {
+        self.remove_mut(key);
+    }
+}
+
+fn remove<K, V>(table: &mut Arc<impl Entries<K, V>>, names: &[K]) {
+    if names.iter().any(|name| table.has(name)) {
         let table = Arc::make_mut(table);
-        names.iter().for_each(|name| _ = table.remove(name));
+        names.iter().for_each(|name| table.take(name));
     }
 }
 
 /// Takes virtual hosts out and in, each with those of its route configuration; says
 /// which of these are concerned.
 fn regroup(
-    groups: &mut Arc<HashMap<Arc<str>, Arc<HostGroup>>>,
+    groups: &mut Arc<Table<Arc<str>, Arc<HostGroup>>>,
     updated: Vec<(Arc<str>, VirtualHost)>,
     removed: &[Arc<str>],
 ) -> BTreeSet<Arc<str>> {
@@ -250,13 +302,18 @@ fn regroup(
         let (configuration, _) = name.rsplit_once('/').unwrap_or_default();
         let configuration: Arc<str> = configuration.into();
         let table = Arc::make_mut(groups);
-        let group = Arc::make_mut(table.entry(Arc::clone(&configuration)).or_default());
-        match host {
-            Some(host) => _ = group.insert(name, Arc::new(host)),
-            None => _ = group.remove(&name),
+        if !table.contains_key(&configuration) {
+            table.insert_mut(Arc::clone(&configuration), Arc::default());
         }
-        if group.is_empty() {
-            table.remove(&configuration);
+        if let Some(group) = table.get_mut(&configuration) {
+            let group = Arc::make_mut(group);
+            match host {
+                Some(host) => _ = group.insert(name, Arc::new(host)),
+                None => _ = group.remove(&name),
+            }
+            if group.is_empty() {
+                table.remove_mut(&configuration);
+            }
         }
         concerned.insert(configuration);
     }
@@ -277,10 +334,10 @@ impl Rejections {
     }
 
     /// Puts resources into a table, which is copied only if there are any.
-    fn insert<K: Clone + Eq + Hash + fmt::Display, V: Clone>(
+    fn insert<K: Clone + Eq + Hash + fmt::Display, V>(
         &mut self,
         kind: &str,
-        table: &mut Arc<HashMap<K, V>>,
+        table: &mut Arc<impl Entries<K, V>>,
         resources: Vec<(K, V)>,
     ) {
         if resources.is_empty() {
@@ -292,14 +349,14 @@ impl Rejections {
             if !seen.insert(name.clone()) {
                 self.push(format!("{kind}[{name}]"), "this name is given twice");
             }
-            table.insert(name, resource);
+            table.put(name, resource);
         }
     }
 
     fn check_assignment(
         &mut self,
         cluster: &Cluster,
-        assignments: &HashMap<Arc<str>, Arc<LoadAssignment>>,
+        assignments: &Table<Arc<str>, Arc<LoadAssignment>>,
     ) {
         if let Some(name) = cluster.assignment_name().filter(|n| !assignments.contains_key(*n)) {
             self.push(
@@ -313,7 +370,7 @@ impl Rejections {
         &mut self,
         path: &str,
         named: &[WeightedCluster],
-        clusters: &HashMap<ClusterName, Arc<Cluster>>,
+        clusters: &Table<ClusterName, Arc<Cluster>>,
     ) {
         for WeightedCluster { cluster, .. } in named {
             if self.validates_clusters && !clusters.contains_key(cluster) {
@@ -326,7 +383,7 @@ impl Rejections {
         &mut self,
         path: &str,
         configuration: &RouteConfiguration,
-        clusters: &HashMap<ClusterName, Arc<Cluster>>,
+        clusters: &Table<ClusterName, Arc<Cluster>>,
     ) {
         if configuration.validate_clusters == Some(false) {
             return;
@@ -343,8 +400,8 @@ impl Rejections {
     fn check_listener(
         &mut self,
         listener: &Listener,
-        clusters: &HashMap<ClusterName, Arc<Cluster>>,
-        routes: &HashMap<Arc<str>, Arc<RouteConfiguration>>,
+        clusters: &Table<ClusterName, Arc<Cluster>>,
+        routes: &Table<Arc<str>, Arc<RouteConfiguration>>,
     ) {
         let chains = listener.filter_chains.iter().enumerate();
         let chains = chains.map(|(i, chain)| (format!("filter_chains[{i}]"), chain));
@@ -381,8 +438,8 @@ impl Rejections {
         &mut self,
         holder: &str,
         scope: &Scope,
-        clusters: &HashMap<ClusterName, Arc<Cluster>>,
-        routes: &HashMap<Arc<str>, Arc<RouteConfiguration>>,
+        clusters: &Table<ClusterName, Arc<Cluster>>,
+        routes: &Table<Arc<str>, Arc<RouteConfiguration>>,
     ) {
         let path = || format!("{holder}scoped_routes[{}]", scope.name);
         match &scope.routes {
@@ -405,8 +462,8 @@ impl Rejections {
         &mut self,
         path: &str,
         chain: &FilterChain,
-        clusters: &HashMap<ClusterName, Arc<Cluster>>,
-        routes: &HashMap<Arc<str>, Arc<RouteConfiguration>>,
+        clusters: &Table<ClusterName, Arc<Cluster>>,
+        routes: &Table<Arc<str>, Arc<RouteConfiguration>>,
     ) {
         let path = format!("{path}.filters[{}]", chain.filters.len());
         match &chain.terminal {

@@ -9,6 +9,7 @@
 mod apply;
 mod scopes;
 mod tables;
+mod workloads;
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
@@ -19,7 +20,8 @@ use crate::model::runtime::LayeredRuntime;
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
 pub use scopes::RouteTable;
-pub use tables::{HostGroup, ListenerTable, Snapshot, WorkloadTable};
+pub use tables::{HostGroup, ListenerTable, Snapshot, Table};
+pub use workloads::WorkloadTable;
 
 /// The one place where the snapshot in force lives.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! What a connection manager's requests are routed by.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use super::tables::Snapshot;
+use super::tables::{Snapshot, Table};
 use crate::model::{
     listener::RouteSource,
     route::RouteConfiguration,
@@ -16,7 +16,7 @@ pub enum RouteTable {
     Scoped {
         scoped: Arc<ScopedRoutes>,
         scopes: Arc<ScopeTable>,
-        routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
+        routes: Arc<Table<Arc<str>, Arc<RouteConfiguration>>>,
     },
 }
 

@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::SystemTime,
 };
 
+use rpds::HashTrieMapSync;
+
+use super::workloads::WorkloadTable;
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, Endpoint, LoadAssignment, Tunnel},
+    cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
     extension::{DiscoveredFilter, ExtensionConfig},
     listener::{Direction, Listener},
     route::{RouteConfiguration, VirtualHost},
@@ -16,6 +19,10 @@ use crate::model::{
     scope::ScopeTable,
     secret::Secret,
 };
+
+/// A table of which there may be very many entries: a new version shares all that has not
+/// changed with the one before, so that a change costs by its own size.
+pub type Table<K, V> = HashTrieMapSync<K, V>;
 
 /// Virtual hosts by the names they go by: `<route configuration>/<host>`.
 pub type HostGroup = BTreeMap<Arc<str>, Arc<VirtualHost>>;
@@ -31,9 +38,9 @@ pub struct Snapshot {
     pub label: String,
     pub applied_at: SystemTime,
     pub listeners: Arc<ListenerTable>,
-    pub routes: Arc<HashMap<Arc<str>, Arc<RouteConfiguration>>>,
-    pub clusters: Arc<HashMap<ClusterName, Arc<Cluster>>>,
-    pub assignments: Arc<HashMap<Arc<str>, Arc<LoadAssignment>>>,
+    pub routes: Arc<Table<Arc<str>, Arc<RouteConfiguration>>>,
+    pub clusters: Arc<Table<ClusterName, Arc<Cluster>>>,
+    pub assignments: Arc<Table<Arc<str>, Arc<LoadAssignment>>>,
     /// What is not there yet, though a cluster names it: who needs it fails closed.
     pub secrets: Arc<HashMap<Arc<str>, Arc<Secret>>>,
     /// Layers as they are delivered, by name.
@@ -45,11 +52,11 @@ pub struct Snapshot {
     /// What is not there, though a listener names it: who needs it fails closed.
     pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
     /// By the route configuration they belong to, which may not be there.
-    pub virtual_hosts: Arc<HashMap<Arc<str>, Arc<HostGroup>>>,
+    pub virtual_hosts: Arc<Table<Arc<str>, Arc<HostGroup>>>,
     /// Those that are delivered by themselves.
     pub scopes: Arc<ScopeTable>,
-    /// Made when first asked for: a walk over all endpoints is not for every small change.
-    pub(super) workloads: Arc<OnceLock<WorkloadTable>>,
+    /// Where endpoints are to be found.
+    pub workloads: Arc<WorkloadTable>,
 }
 
 impl Default for Snapshot {
@@ -75,11 +82,6 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// Where the mesh's workloads are to be found.
-    pub fn workloads(&self) -> &WorkloadTable {
-        self.workloads.get_or_init(|| WorkloadTable::of(&self.clusters, &self.assignments))
-    }
-
     /// The cluster of that name.
     pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<Cluster>> {
         self.clusters.get(name)
@@ -104,55 +106,11 @@ impl Snapshot {
     }
 }
 
-/// Endpoints of every cluster by IP address: who is to be found where, for connections
-/// that ask for a workload and not for a service.
-#[derive(Debug, Default)]
-pub struct WorkloadTable {
-    by_ip: HashMap<IpAddr, Vec<Arc<Endpoint>>>,
-}
-
-impl WorkloadTable {
-    /// The endpoints of all clusters.
-    fn of(
-        clusters: &HashMap<ClusterName, Arc<Cluster>>,
-        assignments: &HashMap<Arc<str>, Arc<LoadAssignment>>,
-    ) -> Self {
-        let mut by_ip: HashMap<IpAddr, Vec<Arc<Endpoint>>> = HashMap::new();
-        for cluster in clusters.values() {
-            let assignment = match &cluster.discovery {
-                Discovery::Static(assignment) => Some(assignment),
-                Discovery::Eds { service_name } => assignments.get(service_name),
-                Discovery::OriginalDestination => None,
-            };
-            for endpoint in assignment.iter().flat_map(|assignment| assignment.endpoints()) {
-                let endpoints = by_ip.entry(endpoint.address.ip().to_canonical()).or_default();
-                endpoints.push(Arc::clone(endpoint));
-            }
-        }
-        Self { by_ip }
-    }
-
-    /// The tunnel to the workload at `address`. An endpoint of exactly this address
-    /// decides; else any of the workload's, for all of its ports are in the mesh.
-    /// `None` where no workload of the mesh is known there, or one says that this
-    /// port is reached in the clear.
-    pub fn tunnel(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
-        let is_tunnel = |endpoint: &&Arc<Endpoint>| endpoint.tunnel != Tunnel::Direct;
-        let endpoints = self.by_ip.get(&address.ip())?;
-        let mut exact = endpoints.iter().filter(|e| e.address.port() == address.port()).peekable();
-        if exact.peek().is_some() {
-            return exact.find(is_tunnel).map(Arc::clone);
-        }
-        let other = endpoints.iter().find(is_tunnel)?;
-        Some(Arc::new(Endpoint { address, ..Endpoint::clone(other) }))
-    }
-}
-
 /// Listeners, found by name or by the address they are for.
 #[derive(Debug, Default, Clone)]
 pub struct ListenerTable {
-    by_name: HashMap<Arc<str>, Arc<Listener>>,
-    by_address: HashMap<(Direction, SocketAddr), Arc<Listener>>,
+    by_name: Table<Arc<str>, Arc<Listener>>,
+    by_address: Table<(Direction, SocketAddr), Arc<Listener>>,
 }
 
 impl ListenerTable {
@@ -166,15 +124,16 @@ impl ListenerTable {
         if let Some(clash) = clash {
             return Err(Arc::clone(clash));
         }
-        self.by_name.insert(Arc::clone(&listener.name), Arc::clone(&listener));
-        self.by_address.insert(key, listener);
+        self.by_name.insert_mut(Arc::clone(&listener.name), Arc::clone(&listener));
+        self.by_address.insert_mut(key, listener);
         Ok(())
     }
 
     /// Takes a listener out, if it is there.
     pub(super) fn remove(&mut self, name: &str) {
-        if let Some(listener) = self.by_name.remove(name) {
-            self.by_address.remove(&(listener.direction, listener.address));
+        if let Some(listener) = self.by_name.get(name) {
+            self.by_address.remove_mut(&(listener.direction, listener.address));
+            self.by_name.remove_mut(name);
         }
     }
 
@@ -197,7 +156,7 @@ impl ListenerTable {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.by_name.len()
+        self.by_name.size()
     }
 
     /// Whether there is none.

@@ -1,10 +1,12 @@
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use super::*;
 use crate::model::{
     cluster::{
-        Balancing, Cluster, ClusterName, Discovery, LbPolicy, LoadAssignment, UpstreamProtocol,
+        Balancing, Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment,
+        Tunnel, UpstreamProtocol,
     },
+    identity::Identity,
     listener::{
         Direction, FilterChain, FilterChainMatch, Listener, TcpProxy, TerminalFilter,
         WeightedCluster,
@@ -118,7 +120,7 @@ fn a_service_goes_as_a_whole_and_its_address_is_free_again() {
     let snapshot = cell.load();
     let found = snapshot.listeners.select(Direction::Outbound, ([10, 0, 0, 1], 1).into());
     assert_eq!(&*found.unwrap().name, "c");
-    assert_eq!((snapshot.clusters.len(), snapshot.assignments.len()), (1, 1));
+    assert_eq!((snapshot.clusters.size(), snapshot.assignments.size()), (1, 1));
 }
 
 #[test]
@@ -133,4 +135,49 @@ fn two_listeners_can_not_have_one_address_but_can_swap_theirs() {
     let snapshot = cell.load();
     let found = snapshot.listeners.select(Direction::Outbound, ([10, 0, 0, 1], 1).into());
     assert_eq!(&*found.unwrap().name, "b");
+}
+
+fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
+    let address = address.parse().unwrap();
+    Arc::new(Endpoint { address, tunnel, weight: 1, health: Health::Healthy })
+}
+
+#[test]
+fn endpoints_are_found_where_they_are_now_and_not_where_they_were() {
+    let identity: Identity = "spiffe://cluster.local/ns/a/sa/b".parse().unwrap();
+    let hbone = || Tunnel::Hbone { identity: identity.clone(), workload: None };
+    let [here, there] = ["10.1.0.1:80", "10.1.0.2:80"];
+    let [here_at, there_at] = [here, there].map(|at| at.parse::<SocketAddr>().unwrap());
+    let cell = two_services();
+    let give = |name: &str, endpoints| {
+        let assignments = vec![(name.into(), LoadAssignment::of(endpoints))];
+        cell.update(updated(Resources { assignments, ..Resources::default() }), "".into()).unwrap();
+    };
+    give("a", vec![endpoint(here, hbone())]);
+    give("b", vec![endpoint(here, Tunnel::Direct), endpoint(there, Tunnel::Direct)]);
+    let before = cell.load();
+    assert!(before.workloads.has(here_at) && before.workloads.has(there_at));
+    assert!(before.workloads.has_tunnel(here_at.ip(), &identity));
+    assert!(before.workloads.tunnel(there_at).is_none());
+
+    give("a", vec![endpoint(there, hbone())]);
+    let workloads = &cell.load().workloads;
+    assert!(workloads.has(here_at), "it is still the other service's");
+    assert!(!workloads.has_tunnel(here_at.ip(), &identity));
+    assert!(workloads.tunnel(there_at).is_some());
+    assert!(before.workloads.tunnel(there_at).is_none(), "a version does not change");
+
+    // With its endpoints in itself, and then without any.
+    let inline = Arc::new(LoadAssignment::of(vec![endpoint("10.1.0.3:80", hbone())]));
+    let discovery = Discovery::Static(inline);
+    let clusters = vec![Cluster { discovery, ..cluster("b") }];
+    let removed = Removed { assignments: vec!["b".into()], ..Removed::default() };
+    let changes = Changes { updated: Resources { clusters, ..Resources::default() }, removed };
+    cell.update(changes, "".into()).unwrap();
+    let workloads = &cell.load().workloads;
+    assert!(!workloads.has(here_at) && workloads.has(([10, 1, 0, 3], 80).into()));
+    let clusters = vec![ClusterName("b".into())];
+    let removed = Removed { clusters, ..Removed::default() };
+    cell.update(Changes { removed, ..Changes::default() }, "".into()).unwrap();
+    assert!(!cell.load().workloads.has(([10, 1, 0, 3], 80).into()));
 }

@@ -246,16 +246,16 @@ impl LastGood {
     /// The file system's; the file is as it was then.
     pub fn flush(&self) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let body = {
+        // Shared, not copied: the one writer of snapshots waits for this lock.
+        let (resources, label, saved_at) = {
             let mut kept = self.kept();
             if !std::mem::take(&mut kept.dirty) {
                 return Ok(());
             }
-            let resources = kept.resources.iter();
-            let resources = resources.map(|(key, value)| wrapped(key, value)).collect();
-            let (label, saved_at) = (kept.label.clone(), kept.saved_at);
-            Body { saved_at, source: self.source.clone(), label, resources }
+            (kept.resources.clone(), kept.label.clone(), kept.saved_at)
         };
+        let wrapped = resources.iter().map(|(key, value)| wrapped(key, value)).collect();
+        let body = Body { saved_at, source: self.source.clone(), label, resources: wrapped };
         let body = body.encode_to_vec();
         let written = replace(&self.path, &body);
         if written.is_err() {

@@ -16,18 +16,18 @@ pub(super) struct Play {
     pub(super) world: World,
 }
 
-type Check<'a> = Box<dyn Fn(&Answers) -> bool + 'a>;
+pub(super) type Check<'a> = Box<dyn Fn(&Answers) -> bool + 'a>;
 
-fn from(who: &[&str]) -> Check<'static> {
+pub(super) fn from(who: &[&str]) -> Check<'static> {
     let who: Vec<String> = who.iter().map(|who| format!("hello from {who}")).collect();
     Box::new(move |answers| answers.is_status(200) && answers.texts() == who)
 }
 
-fn says(text: &'static str) -> Check<'static> {
+pub(super) fn says(text: &'static str) -> Check<'static> {
     Box::new(move |answers| answers.texts() == [text])
 }
 
-fn status(status: u16) -> Check<'static> {
+pub(super) fn status(status: u16) -> Check<'static> {
     Box::new(move |answers| answers.is_status(status))
 }
 
@@ -54,7 +54,7 @@ impl Play {
     }
 
     /// Served, accepted by both, and then so.
-    fn step(&mut self, what: &str, expected: &[(Probe, Check<'_>)]) {
+    pub(super) fn step(&mut self, what: &str, expected: &[(Probe, Check<'_>)]) {
         println!("{what}");
         self.push().expect(&[]);
         self.agree(what, expected);
@@ -67,7 +67,7 @@ impl Play {
         self.agree(what, expected);
     }
 
-    fn web(&self, backend: usize) -> std::net::SocketAddr {
+    pub(super) fn web(&self, backend: usize) -> std::net::SocketAddr {
         self.twins.backends[backend].at(WEB_PORT)
     }
 }
@@ -84,7 +84,7 @@ fn opaque() -> String {
     format!("{}:9000", ADDRESSES[3])
 }
 
-fn get(path: &str) -> Probe {
+pub(super) fn get(path: &str) -> Probe {
     Probe::get(&one(), path)
 }
 

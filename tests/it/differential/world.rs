@@ -12,6 +12,10 @@ pub(super) const ROUTES: &str = "RouteConfiguration";
 pub(super) const CLUSTER: &str = "Cluster";
 pub(super) const ENDPOINTS: &str = "ClusterLoadAssignment";
 
+pub(super) const FILTER: &str = "TypedExtensionConfig";
+pub(super) const RUNTIME: &str = "Runtime";
+pub(super) const HOST: &str = "VirtualHost";
+
 /// What is served, by kind and name.
 #[derive(Debug, Clone, Default)]
 pub(super) struct World(pub(super) BTreeMap<(&'static str, String), Value>);
@@ -19,12 +23,14 @@ pub(super) struct World(pub(super) BTreeMap<(&'static str, String), Value>);
 impl World {
     pub(super) fn put(&mut self, kind: &'static str, name: &str, mut value: Value) -> &mut Self {
         let package = match kind {
-            LISTENER => "listener",
-            ROUTES => "route",
-            CLUSTER => "cluster",
-            _ => "endpoint",
+            LISTENER => "config.listener",
+            ROUTES | HOST => "config.route",
+            CLUSTER => "config.cluster",
+            FILTER => "config.core",
+            RUNTIME => "service.runtime",
+            _ => "config.endpoint",
         };
-        value["@type"] = format!("{PREFIX}.config.{package}.v3.{kind}").into();
+        value["@type"] = format!("{PREFIX}.{package}.v3.{kind}").into();
         value[if kind == ENDPOINTS { "cluster_name" } else { "name" }] = name.into();
         self.0.insert((kind, name.to_owned()), value);
         self

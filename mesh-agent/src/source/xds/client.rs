@@ -298,21 +298,21 @@ fn speak(session: &mut Session, streams: &mut [Stream], now: Now) -> Option<Inst
     let mut retry = None;
     for (at, stream) in streams.iter_mut().enumerate() {
         let Some((requests, stop)) = &stream.requests else { continue };
-        loop {
+        let is_full = loop {
             match requests.try_reserve() {
                 Ok(room) => match session.poll_request(at, now) {
                     Some(request) => room.send(request),
-                    None => break,
+                    None => break false,
                 },
                 // Its end is under way.
-                Err(mpsc::error::TrySendError::Closed(())) => break,
-                Err(mpsc::error::TrySendError::Full(())) => {
-                    retry = Some(now.at + BUSY);
-                    break;
-                }
+                Err(mpsc::error::TrySendError::Closed(())) => break false,
+                Err(mpsc::error::TrySendError::Full(())) => break true,
             }
+        };
+        stream.busy = is_full.then(|| stream.busy.unwrap_or(now.at));
+        if is_full {
+            retry = Some(now.at + BUSY);
         }
-        stream.busy = retry.and(stream.busy.or(Some(now.at)));
         if stream.busy.is_some_and(|since| now.at - since > SEND_PATIENCE) {
             stop.cancel();
         }
@@ -340,5 +340,34 @@ fn take(session: &mut Session, at: usize, response: Response) {
         tokio::task::block_in_place(work);
     } else {
         work();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_reads_no_requests_loses_its_own_stream_and_no_other() {
+        let carries = |kind| Carries { variant: Variant::Sotw, types: vec![kind] };
+        let carried = [ResourceType::Cluster, ResourceType::Listener].map(carries);
+        let node = super::super::options::NodeInfo::default().into();
+        let mut session = Session::new(carried, node, INITIAL_FETCH_TIMEOUT);
+        let (deaf, _unread) = mpsc::channel(1);
+        let (good, mut read) = mpsc::channel(REQUESTS);
+        let mut streams = [deaf, good].map(|requests| Stream {
+            requests: Some((requests, CancellationToken::new())),
+            busy: None,
+        });
+        let mut now = Now::read();
+        session.connected(0, now);
+        session.connected(1, now);
+        // The first request fills the first stream.
+        assert!(speak(&mut session, &mut streams, now).is_some());
+        assert!(read.try_recv().is_ok());
+        now.at += SEND_PATIENCE + BUSY;
+        assert!(speak(&mut session, &mut streams, now).is_some());
+        let is_cut = |stream: &Stream| stream.requests.as_ref().unwrap().1.is_cancelled();
+        assert_eq!(streams.each_ref().map(is_cut), [true, false]);
     }
 }

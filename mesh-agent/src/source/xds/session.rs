@@ -315,9 +315,10 @@ impl Session {
             return;
         }
         let any = Any { type_url: kind.type_url().to_owned(), value };
-        if let Ok((mut held, _)) = judge::decode(kind, name, "", &any) {
-            held.made_up = true;
-            self.table_mut(kind).accept(Arc::clone(name), held);
+        if let Ok((held, _)) = judge::decode(kind, name, "", &any) {
+            let table = self.table_mut(kind);
+            table.accept(Arc::clone(name), held);
+            table.made_up.insert(Arc::clone(name));
         }
     }
 

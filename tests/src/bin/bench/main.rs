@@ -16,7 +16,7 @@ const HELP: &str = "usage: bench [--rounds N] [--seconds S] [WHAT]...
   http          HTTP/1.1 GET over 16 keep-alive connections
   connections   a fresh connection for each GET, 16 at a time
   stream        one TCP stream
-  kernel        the kernel path between pods of one node, with redirect_peer and without
+  kernel        pods of one node: no mesh, kernel path, its accelerators, proxied
   memory        private memory of an agent with 1 and with 100 idle pods
   xds           up to 10 000 clusters with 100 000 endpoints from a control plane, and how
                 fast the data path follows a change of one endpoint

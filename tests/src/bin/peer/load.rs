@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::again::Again;
+
 /// What a worker does with its connection after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -159,7 +161,7 @@ pub(crate) fn blast(address: &str, seconds: &str) -> ExitCode {
         }
         stream.shutdown(Shutdown::Write)?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        Again(&stream).read_to_string(&mut answer)?;
         if answer.trim().parse() == Ok(sent) {
             Ok((sent, start.elapsed()))
         } else {

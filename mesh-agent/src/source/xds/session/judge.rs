@@ -283,8 +283,9 @@ impl Session {
                     return judgement.rejected.extend(reasons);
                 }
                 held.version = version;
-                held.made_up = false;
-                self.table_mut(kind).waiting.clear(&name);
+                let table = self.table_mut(kind);
+                table.made_up.remove(&name);
+                table.waiting.clear(&name);
             }
             _ => match decode(kind, &name, &version, &any)
                 .and_then(|(held, references)| Ok((self.fits(&name, held)?, references)))
@@ -531,7 +532,6 @@ pub(super) fn decode(
             raw: resource.stored(any.value.as_slice().into()).unwrap_or_default(),
             resource,
         }),
-        made_up: false,
     };
     Ok((held, references))
 }

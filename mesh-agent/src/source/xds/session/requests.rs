@@ -85,9 +85,8 @@ impl Table {
         };
         let first = !std::mem::replace(&mut self.opened, true);
         if first {
-            let fixed = &self.fixed;
-            let held =
-                self.accepted.iter().filter(|(name, held)| !held.made_up && !fixed.contains(*name));
+            let told = |name: &Arc<str>| !self.made_up.contains(name) && !self.fixed.contains(name);
+            let held = self.accepted.iter().filter(|(name, _)| told(name));
             request.initial_resource_versions =
                 held.map(|(name, held)| (name.to_string(), held.version.clone())).collect();
         } else if self.reply_at().is_some_and(|at| at <= now.at)

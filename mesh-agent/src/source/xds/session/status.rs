@@ -66,7 +66,7 @@ impl Session {
             refusing: table.refusing,
             acks: table.acks,
             nacks: table.nacks,
-            accepted: table.accepted.values().filter(|held| !held.made_up).count(),
+            accepted: table.accepted.len() - table.made_up.len(),
             warming: warming.collect(),
         }
     }

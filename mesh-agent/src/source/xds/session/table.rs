@@ -1,7 +1,7 @@
 //! One type's resources, and its side of the conversation.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -157,8 +157,6 @@ pub(super) struct Held {
     pub(super) needs: Needs,
     /// Until it is in force; then others hold it.
     pub(super) body: Option<Body>,
-    /// Stands in for what the server does not have.
-    pub(super) made_up: bool,
 }
 
 #[derive(Debug)]
@@ -209,6 +207,8 @@ pub(super) struct Table {
     /// The session's stream that carries this type, if one does.
     pub(super) stream: Option<usize>,
     pub(super) accepted: HashMap<Arc<str>, Held>,
+    /// Those of them that stand in for what the server does not have.
+    pub(super) made_up: HashSet<Arc<str>>,
     /// What was sent on, and what that needs.
     pub(super) in_force: HashMap<Arc<str>, Needs>,
     /// Accepted and not yet in force, or not in this version.
@@ -273,6 +273,7 @@ impl Table {
             kind,
             stream: None,
             accepted: HashMap::new(),
+            made_up: HashSet::new(),
             in_force: HashMap::new(),
             pending: BTreeSet::new(),
             leaving: BTreeSet::new(),
@@ -354,6 +355,7 @@ impl Table {
         self.leaving.remove(&name);
         self.grace.clear(&name);
         self.absent.remove(&name);
+        self.made_up.remove(&name);
         let before = self.accepted.get(&name).map(|held| &held.needs);
         self.renamed |= *before.unwrap_or(&Needs::default()) != held.needs;
         self.pending.insert(Arc::clone(&name));
@@ -366,6 +368,7 @@ impl Table {
         }
         if let Some((name, _)) = self.accepted.remove_entry(name) {
             self.pending.remove(&name);
+            self.made_up.remove(&name);
             self.renamed = true;
             self.lives.clear(&name);
             if self.in_force.contains_key(&name) {

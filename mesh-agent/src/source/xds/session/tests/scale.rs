@@ -45,7 +45,7 @@ fn one_endpoint_of_a_hundred_thousand_changes_at_once() {
     bench.apply();
     let loaded = started.elapsed();
     let resident = resident_kib().saturating_sub(before);
-    assert_eq!(bench.cell.load().assignments.len(), CLUSTERS);
+    assert_eq!(bench.cell.load().assignments.size(), CLUSTERS);
     while bench.session.poll_request(0, bench.now).is_some() {}
 
     for i in 0..9 {
