@@ -89,7 +89,7 @@ impl Session {
             if connected && !table.absent.contains(ALL) && !table.waiting.holds(ALL) {
                 table.wait(&all, now, timeout);
             }
-        } else if !table.wanted.is_empty() && !(final_wish && table.opened) {
+        } else if !(table.wanted.is_empty() || final_wish && table.opened) {
             table.wanted.clear();
             table.timeouts.clear();
             table.waiting.clear(ALL);
