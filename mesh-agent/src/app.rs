@@ -9,6 +9,7 @@ mod certificates;
 mod configuration;
 mod control;
 mod kernel_path;
+mod maps;
 mod memory;
 mod pods;
 mod self_test;
@@ -242,8 +243,17 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
 
 /// Capture's share of the settings, but for the state directory.
 pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
-    let config::CaptureConfig { cgroup_root, bpffs, instance, bpf_log, splice, exclusions, .. } =
-        config;
+    let config::CaptureConfig {
+        cgroup_root,
+        bpffs,
+        instance,
+        bpf_log,
+        splice,
+        agent_down,
+        map_sizes,
+        exclusions,
+        ..
+    } = config;
     let guard = match config.guard {
         config::Guard::Auto => GuardMode::Auto,
         config::Guard::On => GuardMode::On,
@@ -269,6 +279,8 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         drop_non_tcp: config.non_tcp == config::NonTcp::Drop,
         probe_cgroups: config.probe_cgroups,
         splice,
+        agent_down,
+        capacities: map_sizes,
         ..CaptureOptions::default()
     }
 }
@@ -325,6 +337,7 @@ fn dataplane(
 async fn serve(agent: &Arc<Agent>) -> anyhow::Result<ExitReason> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut maps = maps::Watch::default();
     let mut maintenance = time::interval(MAINTENANCE_INTERVAL);
     loop {
         tokio::select! {
@@ -333,7 +346,8 @@ async fn serve(agent: &Arc<Agent>) -> anyhow::Result<ExitReason> {
             () = agent.stop.cancelled() => break,
             _ = maintenance.tick() => {
                 agent.dataplane.http.pool.sweep();
-                agent.remove_vanished_pods().await;
+                agent.look_after_pods().await;
+                maps.look(agent);
             }
         }
     }

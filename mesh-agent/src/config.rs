@@ -24,8 +24,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
+    capture::MapCapacities,
     identity::SecretNames,
-    model::{identity::TrustDomain, runtime::LayeredRuntime, splice::SpliceMode},
+    model::{
+        agent_down::AgentDown, identity::TrustDomain, runtime::LayeredRuntime, splice::SpliceMode,
+    },
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
     source::{Bootstrap, XdsOptions},
@@ -37,6 +40,9 @@ use self::layers::Layers;
 
 /// More threads than CPUs of any node.
 const DATA_THREADS_MAX: usize = 1024;
+
+/// The largest map: a tenth of it is 100 MB already.
+const MAP_SIZE_MAX: u32 = 1 << 24;
 
 /// Everything `mesh-agent run` needs to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,6 +90,8 @@ pub struct CaptureConfig {
     /// Whose processes may probe the pods in plaintext.
     pub probe_cgroups: Vec<PathBuf>,
     pub splice: SpliceMode,
+    pub agent_down: AgentDown,
+    pub map_sizes: MapCapacities,
     pub exclusions: Exclusions,
 }
 
@@ -351,6 +359,8 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     }
     let probe_cgroups = layers.many("probe_cgroup", absolute);
     let splice = layers.one("splice", splice_mode);
+    let agent_down = layers.one("agent_down", agent_down);
+    let map_sizes = map_sizes(layers);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
     let inbound_ports = layers.many("exclude_inbound_port", port);
@@ -365,6 +375,8 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         non_tcp: non_tcp?,
         probe_cgroups: probe_cgroups?,
         splice: splice?,
+        agent_down: agent_down?,
+        map_sizes: map_sizes?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,
             outbound_cidrs: outbound_cidrs?,
@@ -380,6 +392,26 @@ fn splice_mode(s: &str) -> Result<SpliceMode, String> {
         "off" => Ok(SpliceMode::Off),
         other => Err(format!("`{other}` is none of auto, on, off")),
     }
+}
+
+fn agent_down(s: &str) -> Result<AgentDown, String> {
+    match s {
+        "refuse" => Ok(AgentDown::Refuse),
+        "keep" => Ok(AgentDown::Keep),
+        other => Err(format!("`{other}` is neither refuse nor keep")),
+    }
+}
+
+fn map_sizes(layers: &mut Layers<'_>) -> Option<MapCapacities> {
+    let given = layers.many("map_size", |s| {
+        let (name, size) = s.split_once('=').ok_or_else(|| format!("`{s}` is not MAP=ENTRIES"))?;
+        let size = size.parse().ok().filter(|size| (1..=MAP_SIZE_MAX).contains(size));
+        let size = size.ok_or_else(|| format!("`{s}`: entries are 1 to {MAP_SIZE_MAX}"))?;
+        // Names are checked here, where the reason knows the value.
+        MapCapacities::default().set(name, size).map(|()| (name.to_owned(), size))
+    })?;
+    let mut sizes = MapCapacities::default();
+    given.iter().all(|(name, size)| sizes.set(name, *size).is_ok()).then_some(sizes)
 }
 
 fn identity(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<IdentityConfig> {

@@ -326,7 +326,7 @@ mod tests {
             total += weight;
             *backend = Backend { port, cumulative_weight: total, ..none };
         }
-        Service { total_weight: total, count: weights.len() as u32, backends }
+        Service { keep_until_ns: 0, total_weight: total, count: weights.len() as u32, backends }
     }
 
     #[test]

@@ -124,6 +124,9 @@ pub struct Backend {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Service {
+    /// `CLOCK_MONOTONIC`, nanoseconds: until then it is in force also while no agent is
+    /// there. 0: never.
+    pub keep_until_ns: u64,
     pub total_weight: u32,
     pub count: u32,
     pub backends: [Backend; MAX_BACKENDS],
@@ -254,7 +257,7 @@ const _: () = assert!(size_of::<PodEntry>() == 16);
 const _: () = assert!(size_of::<Asked>() == 64);
 const _: () = assert!(size_of::<OriginalDestination>() == 40);
 const _: () = assert!(size_of::<Backend>() == 40);
-const _: () = assert!(size_of::<Service>() == 8 + 40 * MAX_BACKENDS);
+const _: () = assert!(size_of::<Service>() == 16 + 40 * MAX_BACKENDS);
 const _: () = assert!(size_of::<Authorized>() == 96);
 const _: () = assert!(size_of::<Event>() == 184);
 const _: () = assert!(size_of::<Splice>() == 80);

@@ -3,8 +3,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED,
-        BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK,
+        BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT2,
+        BPF_TCP_LAST_ACK,
     },
     helpers::bpf_ktime_get_ns,
     programs::SockOpsContext,

@@ -1,7 +1,9 @@
 //! `cgroup/connect4` and `connect6`: an enrolled pod's TCP dials go to the agent.
 
 use aya_ebpf::{
-    helpers::bpf_get_prandom_u32, macros::cgroup_sock_addr, programs::SockAddrContext,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
 };
 use aya_log_ebpf::info;
 use mesh_common::{
@@ -15,9 +17,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{self, IPPROTO_TCP, read},
-    maps::{
-        ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled,
-    },
+    maps::{ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled},
     probe,
 };
 
@@ -79,8 +79,11 @@ fn kernel_path(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> Option<&'static 
     // SAFETY: entries are only replaced whole; the kernel keeps what was looked up
     // until the program ends.
     let service = unsafe { SERVICES.get(&key) }?;
-    // Verdicts are as good as the agent that keeps them up to date.
-    if !is_listening(&ListenerKey::new(dial.netns_cookie, ListenerKind::Inbound, false)) {
+    // Verdicts are as good as the agent that keeps them up to date, unless the operator
+    // wants them kept without.
+    let agent = ListenerKey::new(dial.netns_cookie, ListenerKind::Inbound, false);
+    // SAFETY: takes no argument.
+    if !is_listening(&agent) && unsafe { bpf_ktime_get_ns() } >= service.keep_until_ns {
         count(Verdict::KernelPathNoAgent);
         return None;
     }

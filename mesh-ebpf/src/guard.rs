@@ -8,7 +8,7 @@ use core::mem;
 
 use aya_ebpf::{
     bindings::{
-        BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, __sk_buff, bpf_sock, bpf_sock_tuple,
+        __sk_buff, BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{
@@ -19,8 +19,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use mesh_common::{
-    address::Address,
     abi::stamp,
+    address::Address,
     guard::{Frame, Holder, Kind, Look, Onward, Packet, Way, classify, judge, look, onward},
     key::TupleKey,
     value::{Asked, Passed, PodEntry, path},
@@ -66,12 +66,7 @@ fn guard(ctx: &TcContext, way: Way) -> i32 {
 }
 
 #[inline(always)]
-fn verdict(
-    ctx: &TcContext,
-    way: Way,
-    netns_cookie: u64,
-    entry: &PodEntry,
-) -> Result<(), Verdict> {
+fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Result<(), Verdict> {
     let frame = Skb(ctx.skb.skb);
     let packet = classify(&frame)?;
     let strict = entry.strict != 0;
@@ -164,9 +159,8 @@ impl Frame for Skb {
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         // SAFETY: the program's own context, and a buffer of the length that is told.
-        let failed = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), at, bytes.as_mut_ptr().cast(), N as u32)
-        };
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.0.cast(), at, bytes.as_mut_ptr().cast(), N as u32) };
         (failed == 0).then_some(bytes)
     }
 }

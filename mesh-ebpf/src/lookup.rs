@@ -10,13 +10,14 @@ use mesh_common::{
     abi::LOOPBACK_IFINDEX,
     address::Address,
     decide::{Arrival, Inbound, inbound, may_knock},
-    key::{ListenerKey, ListenerKind, TupleKey},
+    key::{ListenerKey, ListenerKind, ServiceKey, TupleKey},
+    value::Authorized,
     verdict::Verdict,
 };
 
 use crate::{
     ctx::{AF_INET6, IPPROTO_TCP, read},
-    maps::{AUTHORIZED, KernelTables, LISTENERS, PROBES, count, is_listening},
+    maps::{AUTHORIZED, KernelTables, LISTENERS, PROBES, SERVICES, count, is_listening},
 };
 
 /// `ENOENT`: no socket under the key.
@@ -101,6 +102,7 @@ fn vouched_for(ctx: &SkLookupContext, arrival: &Arrival) -> Option<Verdict> {
         // A SYN may come long after the connect hook has looked for the agent.
         if (*connection).established_ns == 0
             && !is_listening(&ListenerKey::new(arrival.netns_cookie, ListenerKind::Inbound, false))
+            && !is_kept(&*connection)
         {
             count(Verdict::KernelPathNoAgent);
             return None;
@@ -112,6 +114,16 @@ fn vouched_for(ctx: &SkLookupContext, arrival: &Arrival) -> Option<Verdict> {
         (*connection).seen = 1;
     }
     Some(Verdict::InboundAuthorized)
+}
+
+/// Whether the verdict is one to keep while no agent is there.
+#[inline(always)]
+fn is_kept(connection: &Authorized) -> bool {
+    let asked = connection.asked_port as u16;
+    let key = ServiceKey::new(connection.source_cookie, connection.asked, asked);
+    // SAFETY: entries are only replaced whole; the kernel keeps what was looked up until
+    // the program ends; the other takes no argument.
+    unsafe { SERVICES.get(&key).is_some_and(|s| bpf_ktime_get_ns() < s.keep_until_ns) }
 }
 
 /// Without the agent's listener the connection is refused, never passed.

@@ -16,8 +16,8 @@ use mesh_common::{
     decide::Tables,
     key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, SpliceKey, TupleKey},
     value::{
-        Asked, Authorized, Config, OriginalDestination, Owner, Passed, PodEntry, Probe, Redirect, Service,
-        Splice,
+        Asked, Authorized, Config, OriginalDestination, Owner, Passed, PodEntry, Probe, Redirect,
+        Service, Splice,
     },
     verdict::Verdict,
 };
@@ -114,12 +114,7 @@ impl InheritedStorage {
         let sk = ctx::socket(ctx);
         // SAFETY: a map of socket storage and the context's socket; nothing is created.
         unsafe {
-            bpf_sk_storage_get(
-                ptr::from_ref(self).cast_mut().cast(),
-                sk.cast(),
-                ptr::null_mut(),
-                0,
-            )
+            bpf_sk_storage_get(ptr::from_ref(self).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0)
         }
         .cast()
     }

@@ -86,8 +86,8 @@ pub fn follow(ctx: &SockOpsContext, asked: &Asked) {
     }
     let key = tuple(ctx, asked);
     // SAFETY: read at once; the entry is only replaced whole.
-    let mine = unsafe { PROBES.get(&key) }
-        .is_some_and(|probe| probe.socket_cookie == socket_cookie(ctx));
+    let mine =
+        unsafe { PROBES.get(&key) }.is_some_and(|probe| probe.socket_cookie == socket_cookie(ctx));
     if mine {
         // Gone already is as well.
         let _ = PROBES.remove(&key);

@@ -22,8 +22,7 @@ use crate::{
     authorize,
     ctx::read,
     maps::{ASKED, ORIGINAL_DESTINATIONS, count},
-    probe,
-    splice,
+    probe, splice,
 };
 
 /// Always 1: the return value means nothing for these callbacks, and the verifier

@@ -118,6 +118,41 @@ fn nobody_dials_from_a_port_that_is_left_alone() {
     asks.hears("a metric");
 }
 
+#[test]
+fn an_interface_that_is_made_anew_is_guarded_again() {
+    let it = Neighbours::start_with("guard-anew", "echo", &[]);
+    let plain = it.bed.node(2).pod("plain").start();
+    let _echo = plain.serves("echo", 7000);
+    it.talk().echoes("before");
+    let (pod, node) = (&it.client, it.bed.node(1));
+    let (ip, veth, gateway) = (pod.ip(), pod.veth(), node.gateway());
+    pod.netns().ip(&[
+        "link del eth0",
+        &format!("link add net7 type veth peer name {veth} netns {}", node.netns().name()),
+        &format!("addr add {ip}/32 dev net7"),
+        "link set net7 up",
+    ]);
+    node.netns().ip(&[
+        &format!("addr add {gateway}/32 dev {veth}"),
+        &format!("link set {veth} up"),
+        &format!("route add {ip}/32 dev {veth}"),
+    ]);
+    pod.netns().ip(&[
+        &format!("route add {gateway} dev net7 scope link"),
+        &format!("route add default via {gateway} dev net7"),
+    ]);
+    it.agent.logs(&["net7", "an interface is new"]);
+    eventually("the guard is back", || {
+        let spoken = from_outside_the_cgroup(pod, plain.at(7000), "words\n");
+        if spoken.is_err() { Ok(()) } else { Err(spoken) }
+    });
+    expect_counted(&it.agent, "guard_uncaptured");
+    // Handed in by the new one.
+    let before = it.verdict("redirected");
+    it.talk().echoes("after");
+    assert!(it.verdict("redirected") > before, "{}", it.agent.status());
+}
+
 /// An IPv4 packet with TCP from `source` port 40000, as a raw socket sends it.
 fn segment(source: Ipv4Addr, to: SocketAddr, flags: u8, payload: &[u8]) -> Vec<u8> {
     let IpAddr::V4(destination) = to.ip() else { panic!("{to} is not IPv4") };

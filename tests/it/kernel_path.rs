@@ -194,6 +194,62 @@ fn without_the_agent_old_connections_live_and_new_ones_are_refused() {
 }
 
 #[test]
+fn where_verdicts_are_kept_services_outlive_the_agent_and_nothing_else_gets_in() {
+    let mut it = Neighbours::start_with("kernel-keep", "echo", &["--agent-down", "keep"]);
+    let stranger = it.bed.node(1).pod("stranger").start();
+    it.agent.enroll(&stranger);
+    let outsider = it.bed.node(1).pod("outsider").start();
+    it.wait_for_services(2);
+    it.agent.kill_9();
+    it.talk().echoes("without the agent");
+    it.client.connects(SERVER6.parse().unwrap()).echoes("over IPv6");
+    // Denied, no service, no service of a pod's own address, not enrolled.
+    stranger.connects(SERVER.parse().unwrap()).expect_refused();
+    it.client.connects("10.96.0.99:9000".parse().unwrap()).expect_refused();
+    it.client.connects(it.server.at(SERVER_PORT)).expect_refused();
+    outsider.connects(it.server.at(SERVER_PORT)).expect_refused();
+
+    // The new agent takes over what was opened meanwhile, and finds it denied by now.
+    let mut talk = it.talk();
+    talk.echoes("opened without an agent");
+    config(&stranger, &it.server).write_to(&it.bed.node(1).config_dir());
+    it.agent.restart();
+    assert_eq!(talk.rest().1, end::RESET);
+    it.wait_for_services(2);
+    it.talk().expect_cut_off();
+    stranger.connects(SERVER.parse().unwrap()).echoes("allowed now");
+    // What the new one has compiled is kept in turn.
+    it.agent.kill_9();
+    it.talk().expect_refused();
+    stranger.connects(SERVER.parse().unwrap()).echoes("still allowed");
+}
+
+#[test]
+fn verdicts_are_kept_where_both_workloads_say_so_and_no_longer_than_their_agent_likes() {
+    let first = std::cell::Cell::new(true);
+    let mut it = Neighbours::of("kernel-keep-one", "echo", &[], |pod| {
+        // The client's comes first.
+        if first.replace(false) { pod.agent_down("keep") } else { pod }
+    });
+    let willing = it.bed.node(1).pod("willing").agent_down("keep").start();
+    let _echo = willing.serves("echo", SERVER_PORT);
+    it.agent.enroll(&willing);
+    let other = "10.96.0.22:9000";
+    let service = Service::tcp("willing", other).backed_by(&willing, SERVER_PORT);
+    let inbound = Inbound::tcp(&willing, SERVER_PORT).allow(Allow::policy("p").from(&it.client));
+    it.agent.configure(&config(&it.client, &it.server).service(&service).inbound(&inbound));
+    it.wait_for_services(3);
+    it.agent.kill_9();
+    it.client.connects(other.parse().unwrap()).echoes("both of them");
+    it.talk().expect_refused();
+    // Nothing is kept of what an agent finds that does not use the kernel path.
+    it.agent.restart_with(&["--kernel-path", "off"]);
+    it.client.connects(other.parse().unwrap()).echoes("by the agent");
+    it.agent.kill_9();
+    it.client.connects(other.parse().unwrap()).expect_refused();
+}
+
+#[test]
 fn a_pod_that_is_unenrolled_loses_its_connections_and_its_rights() {
     let it = Neighbours::start("kernel-unenrol", "echo");
     let mut talk = it.talk();

@@ -21,6 +21,7 @@ mod kernel_identity;
 mod kernel_path;
 mod leaks;
 mod lifecycle;
+mod map_sizes;
 mod programs;
 mod sds;
 mod splice;

@@ -32,6 +32,7 @@ pub struct PodBuilder {
     permissive: bool,
     redirect_peer: Option<&'static str>,
     splice: Option<String>,
+    agent_down: Option<&'static str>,
     excluded_outbound_ports: Vec<u16>,
     excluded_outbound_cidrs: Vec<String>,
     excluded_inbound_ports: Vec<u16>,
@@ -47,6 +48,7 @@ impl PodBuilder {
             permissive: false,
             redirect_peer: None,
             splice: None,
+            agent_down: None,
             excluded_outbound_ports: Vec::new(),
             excluded_outbound_cidrs: Vec::new(),
             excluded_inbound_ports: Vec::new(),
@@ -78,6 +80,13 @@ impl PodBuilder {
     #[must_use]
     pub fn splice(mut self, mode: &str) -> Self {
         self.splice = Some(mode.to_owned());
+        self
+    }
+
+    /// `refuse` or `keep`, in place of what its agent says.
+    #[must_use]
+    pub fn agent_down(mut self, choice: &'static str) -> Self {
+        self.agent_down = Some(choice);
         self
     }
 
@@ -223,6 +232,7 @@ impl Pod {
             "mtls": if b.permissive { "permissive" } else { "strict" },
             "redirect_peer": b.redirect_peer,
             "splice": b.splice,
+            "agent_down": b.agent_down,
             "exclude_outbound_ports": b.excluded_outbound_ports,
             "exclude_outbound_cidrs": b.excluded_outbound_cidrs,
             "exclude_inbound_ports": b.excluded_inbound_ports,
@@ -241,6 +251,7 @@ impl Pod {
             ("--mtls", if b.permissive { "permissive" } else { "strict" }.to_owned()),
         ];
         flags.extend(b.redirect_peer.map(|mode| ("--redirect-peer", mode.to_owned())));
+        flags.extend(b.agent_down.map(|choice| ("--agent-down", choice.to_owned())));
         flags.extend(b.splice.iter().map(|mode| ("--splice", mode.clone())));
         flags.extend(
             b.excluded_outbound_ports.iter().map(|p| ("--exclude-outbound-port", p.to_string())),

@@ -182,6 +182,16 @@ pub struct MissingView {
     pub why: String,
 }
 
+/// How full a map of the kernel's is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapView {
+    pub map: String,
+    pub entries: u32,
+    pub capacity: u32,
+    /// The capacity that the settings ask for; a pinned map keeps the one it has.
+    pub wanted: u32,
+}
+
 /// How often the kernel programs decided so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictView {
@@ -220,6 +230,9 @@ pub struct StatusView {
     /// What the kernel was found to do; `None` until it was tried.
     #[serde(default)]
     pub self_test: Option<SelfTest>,
+    /// The kernel's maps that can be full.
+    #[serde(default)]
+    pub maps: Vec<MapView>,
     pub bpf: Vec<VerdictView>,
 }
 

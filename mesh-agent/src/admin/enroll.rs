@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
+    agent_down::AgentDown,
     identity::{Identity, IdentityError, TrustDomain},
     redirect::RedirectMode,
     splice::SpliceMode,
@@ -55,6 +56,8 @@ pub struct EnrollRequest {
     pub mtls: MtlsMode,
     /// In place of the agent's.
     pub splice: Option<SpliceMode>,
+    /// In place of the agent's.
+    pub agent_down: Option<AgentDown>,
     /// In place of the agent's.
     pub redirect_peer: Option<RedirectMode>,
     pub exclude_outbound_ports: Vec<u16>,
@@ -115,6 +118,8 @@ struct Fields {
     mtls: MtlsMode,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     splice: Option<SpliceMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agent_down: Option<AgentDown>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     redirect_peer: Option<RedirectMode>,
     #[serde(default)]
@@ -182,6 +187,7 @@ impl TryFrom<Fields> for EnrollRequest {
             mtls: fields.mtls,
             redirect_peer: fields.redirect_peer,
             splice: fields.splice,
+            agent_down: fields.agent_down,
             exclude_outbound_ports: fields.exclude_outbound_ports,
             exclude_outbound_cidrs: fields.exclude_outbound_cidrs,
             exclude_inbound_ports: fields.exclude_inbound_ports,
@@ -206,6 +212,7 @@ impl From<EnrollRequest> for Fields {
             mtls: request.mtls,
             redirect_peer: request.redirect_peer,
             splice: request.splice,
+            agent_down: request.agent_down,
             exclude_outbound_ports: request.exclude_outbound_ports,
             exclude_outbound_cidrs: request.exclude_outbound_cidrs,
             exclude_inbound_ports: request.exclude_inbound_ports,
@@ -265,6 +272,7 @@ mod tests {
     fn an_entry_survives_the_round_trip_as_json() {
         let request = parse(
             "netns: /run/netns/web\nlabels: {app: web}\nmtls: permissive\nsplice: on\nredirect_peer: on\n\
+             agent_down: keep\n\
              exclude_outbound_ports: [53]\nexclude_outbound_cidrs: [10.0.0.0/8]\n",
         )
         .unwrap();
@@ -272,6 +280,7 @@ mod tests {
         assert_eq!(request.mtls, MtlsMode::Permissive);
         assert_eq!(request.redirect_peer, Some(RedirectMode::On));
         assert_eq!(request.splice, Some(SpliceMode::On));
+        assert_eq!(request.agent_down, Some(AgentDown::Keep));
         let identity = request.identity("cluster.local".parse().unwrap()).unwrap();
         assert_eq!(identity.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
         let json = serde_json::to_string(&request).unwrap();
@@ -292,6 +301,7 @@ mod tests {
             ("pid: 3\nmtls: off", "mtls"),
             ("pid: 3\nredirect_peer: maybe", "redirect_peer"),
             ("pid: 3\nsplice: maybe", "splice"),
+            ("pid: 3\nagent_down: maybe", "agent_down"),
             ("pid: 3\nport: 80", "unknown field `port`"),
         ] {
             let error = parse(extra).unwrap_err();

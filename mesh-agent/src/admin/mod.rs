@@ -25,8 +25,9 @@ use futures_util::future::BoxFuture;
 use crate::model::workload::WorkloadUid;
 
 pub use api::{
-    CertificateView, ConnectionView, ErrorView, HboneView, KernelPathView, MissingView, PodView,
-    Readiness, RejectedConfig, SnapshotView, SpliceView, StatusView, Timestamp, VerdictView,
+    CertificateView, ConnectionView, ErrorView, HboneView, KernelPathView, MapView, MissingView,
+    PodView, Readiness, RejectedConfig, SnapshotView, SpliceView, StatusView, Timestamp,
+    VerdictView,
 };
 pub use config_dump::ConfigDump;
 pub use enroll::{EnrollRequest, InvalidEnrollment, NetnsRef, PodsFile, PodsFileError};

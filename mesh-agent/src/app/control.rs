@@ -88,6 +88,7 @@ impl AgentControl for Control {
             unguarded: missing(agent.capture.unguarded()),
             not_redirected: missing(agent.capture.not_redirected()),
             self_test: agent.self_test.get().cloned(),
+            maps: agent.maps(),
             bpf: agent
                 .verdicts()
                 .into_iter()

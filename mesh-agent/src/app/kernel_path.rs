@@ -50,7 +50,6 @@ pub(super) async fn follow(agent: Arc<Agent>) {
         agent: Arc::clone(&agent),
         sessions: KernelSessions::default(),
         left_out: 0,
-        filling: false,
         proven_until: None,
     };
     let identities = &agent.dataplane.identities;
@@ -104,7 +103,6 @@ struct Work {
     agent: Arc<Agent>,
     sessions: KernelSessions,
     left_out: usize,
-    filling: bool,
     /// When the first of the identities that are in the plan can't be proven any more.
     proven_until: Option<Timestamp>,
 }
@@ -123,8 +121,15 @@ impl Work {
         let plan = match self.agent.kernel_path {
             Ok(()) => {
                 let proven = self.proven(&pods);
+                let identities = proven.keys().cloned().collect();
                 let policy = dataplane.options.outbound_policy;
-                plan(&dataplane.snapshot.load(), &pods, &proven, policy)
+                let plan = plan(&dataplane.snapshot.load(), &pods, &identities, policy);
+                let now = dataplane.identities.now();
+                let left = |pod: &Arc<Pod>| {
+                    let until = proven.get(&pod.workload.identity)?;
+                    Some((pod.workload.uid.clone(), until.since(now)))
+                };
+                KernelPlan { proven_for: pods.iter().filter_map(left).collect(), ..plan }
             }
             // Connections that an earlier agent let through are looked after all the same.
             Err(_) => KernelPlan::default(),
@@ -149,9 +154,9 @@ impl Work {
         self.agent.kernel_services.store(services, Ordering::Relaxed);
     }
 
-    /// Who has a certificate to show. Its last second counts as over: what the kernel
+    /// Who has a certificate to show, and until when. Its last second counts as over: what the kernel
     /// does must not come later than what the agent would.
-    fn proven(&mut self, pods: &[Arc<Pod>]) -> HashSet<Identity> {
+    fn proven(&mut self, pods: &[Arc<Pod>]) -> HashMap<Identity, Timestamp> {
         let identities = &self.agent.dataplane.identities;
         let held: HashSet<&Identity> = pods.iter().map(|pod| &pod.workload.identity).collect();
         let now = identities.now();
@@ -161,7 +166,7 @@ impl Work {
         });
         let until: HashMap<Identity, Timestamp> = until.collect();
         self.proven_until = until.values().min().copied();
-        until.into_keys().collect()
+        until
     }
 
     /// When a certificate that the plan relies on expires.
@@ -170,9 +175,11 @@ impl Work {
         Some(Instant::now() + left.min(INTERVAL))
     }
 
-    /// Whether such a certificate has expired.
+    /// Whether such a certificate has expired, or verdicts of an earlier agent are still
+    /// in force.
     fn is_outdated(&self) -> bool {
-        self.proven_until.is_some_and(|until| self.agent.dataplane.identities.now() >= until)
+        self.agent.capture.has_inherited_verdicts()
+            || self.proven_until.is_some_and(|until| self.agent.dataplane.identities.now() >= until)
     }
 
     /// Adopts what is new, asks policy about the rest, cuts what it no longer allows.
@@ -250,16 +257,6 @@ impl Work {
         }
         let dataplane = &self.agent.dataplane;
         dataplane.metrics.kernel_path_connections(exist.len());
-        let capacity = self.agent.capture.kernel_path_capacity();
-        let filling = exist.len() > capacity / 5 * 4;
-        if filling && !self.filling {
-            tracing::warn!(
-                connections = exist.len(),
-                capacity,
-                "the kernel path is nearly full: what does not fit goes through the agent"
-            );
-        }
-        self.filling = filling;
         self.sessions.retain(dataplane, |cookie| exist.contains(&cookie));
         if self.sessions.is_empty() {
             return;

@@ -90,6 +90,7 @@ impl Agent {
                 NetnsRef::Pid(pid) => capture::NetnsRef::Pid(pid),
             },
             splice: request.splice,
+            agent_down: request.agent_down,
             exclusions: Exclusions {
                 outbound_ports: request.exclude_outbound_ports,
                 outbound_cidrs: request.exclude_outbound_cidrs,
@@ -175,9 +176,9 @@ impl Agent {
         dataplane.metrics.pods_enrolled(self.pods.running().len());
     }
 
-    /// Lets go of pods that were deleted without being un-enrolled. What still runs in
+    /// Guards pods' new interfaces, and lets go of pods that were deleted without being un-enrolled. What still runs in
     /// the namespace of one stays captured: it must not go on in the clear.
-    pub(super) async fn remove_vanished_pods(&self) {
+    pub(super) async fn look_after_pods(&self) {
         let _one_at_a_time = self.pods.changing.lock().await;
         for uid in self.capture.maintain() {
             tracing::warn!(
@@ -190,6 +191,7 @@ impl Agent {
             }
             self.cut(&uid);
         }
+        self.capture.guard_new_interfaces().await;
     }
 }
 

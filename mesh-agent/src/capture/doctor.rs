@@ -7,7 +7,8 @@ use super::{
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
     error::{brief, chain},
-    loader::{CGROUP_PROGRAMS, SPLICE_PROGRAM, try_load},
+    fullness::{MapFill, fills},
+    loader::{CGROUP_PROGRAMS, SPLICE_PROGRAM, maps_directory, try_load},
     maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
@@ -44,12 +45,32 @@ pub fn doctor(options: &CaptureOptions) -> Vec<Check> {
     checks.push(netns_cookie());
     checks.extend(cgroup(options));
     checks.push(bpffs(&options.bpffs));
+    checks.push(maps(options));
     checks.extend(sysctls());
     checks.push(kernel_path());
     checks.push(redirect_peer());
     checks.extend(options.probe_cgroups.iter().map(|path| prober(path)));
     checks.extend(self_tested(options.splice));
     checks
+}
+
+/// Whether there is room in the maps of the agent that runs, or ran, here.
+fn maps(options: &CaptureOptions) -> Check {
+    let directory = options.bpffs.join(&options.instance).join(maps_directory());
+    let mut told = Vec::new();
+    for fill in fills(&directory, &options.capacities) {
+        let MapFill { map, entries, capacity, wanted } = fill;
+        if fill.is_filling() {
+            told.push(format!("{map} is nearly full, {entries} of {capacity}: --map-size"));
+        }
+        if capacity != wanted {
+            told.push(format!("{map} keeps its {capacity} entries, not {wanted}"));
+        }
+    }
+    if told.is_empty() {
+        return check("maps", CheckStatus::Ok, "none is nearly full");
+    }
+    check("maps", CheckStatus::Warn, told.join("; "))
 }
 
 /// Whether pods of this node may be connected without the agent.

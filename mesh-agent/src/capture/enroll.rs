@@ -19,10 +19,11 @@ use super::{
     bpffs,
     cgroup::cgroup2_root,
     error::{CaptureError, EnrollError, brief, chain},
+    fullness,
     guard::{GuardAttachment, GuardMode},
     kernel_path::KernelMaps,
     loader::{self, Pins},
-    maps::{Maps, monotonic_ns},
+    maps::{MapCapacities, Maps, monotonic_ns},
     netns::PodNetns,
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
@@ -31,6 +32,7 @@ use super::{
     sockets::{NetnsSockets, Vouched},
 };
 use crate::model::{
+    agent_down::AgentDown,
     captured::Pod,
     redirect::RedirectMode,
     splice::SpliceMode,
@@ -66,6 +68,8 @@ pub struct Capture {
     pub(super) own: PodNetns,
     state: Mutex<State>,
     pub(super) splice_mode: SpliceMode,
+    pub(super) agent_down: AgentDown,
+    pub(super) capacities: MapCapacities,
     /// Whether sockets can be spliced at all, and why not.
     pub(super) splice: Result<(), String>,
     log: Option<tokio::task::JoinHandle<()>>,
@@ -97,6 +101,8 @@ pub(super) struct Slot {
     pub(super) netns: Arc<PodNetns>,
     /// `None` while it is being enrolled.
     pub(super) record: Option<Record>,
+    /// Indexes of those that were up when programs were attached.
+    pub(super) interfaces: Vec<u32>,
     /// Why the pod has no guard.
     pub(super) unguarded: Option<String>,
     /// Why its packets of the kernel path take the long way.
@@ -156,7 +162,8 @@ impl Capture {
         let mut ebpf = pins.load(None)?;
         let log = options.bpf_log.then(|| super::log::pump(&mut ebpf)).flatten();
         let mut maps = Maps::take(&mut ebpf, &pins.maps())?;
-        let kernel = KernelMaps::take(&mut ebpf)?;
+        let kernel = KernelMaps::take(&mut ebpf, options.kernel_path)?;
+        name_older_maps(&pins, &options.capacities);
         match maps.abi_version()? {
             ABI_VERSION | 0 => {}
             found => {
@@ -196,6 +203,8 @@ impl Capture {
             own,
             state: Mutex::new(State { maps, kernel, pods: HashMap::new(), publish_failures: 0 }),
             splice_mode: options.splice,
+            agent_down: options.agent_down,
+            capacities: options.capacities,
             splice,
             log,
             _lock: lock,
@@ -317,6 +326,7 @@ impl Capture {
             cookie,
             netns: Arc::clone(netns),
             record: None,
+            interfaces: Vec::new(),
             unguarded: None,
             not_redirected: None,
         };
@@ -390,23 +400,7 @@ impl Capture {
                     .map_err(|source| EnrollError::Vouch { uid: uid.clone(), source })?;
             }
         }
-        let mut programs = self.pins.attach_pod(netns).map_err(&kernel)?;
-        let unguarded = self.guard(uid, netns, &interfaces, &mut programs).map_err(&kernel)?;
-        let mode = request.redirect_peer.unwrap_or(self.redirect_peer);
-        let redirect =
-            self.attach_outside(netns, &interfaces, &mut programs, unguarded.is_none(), mode).await;
-        {
-            let mut state = self.state();
-            if let Some(slot) = state.pods.get_mut(uid) {
-                slot.unguarded = unguarded;
-                slot.not_redirected = redirect.as_ref().err().cloned();
-            }
-            let interface = redirect.ok();
-            state.maps.set_redirect(cookie, &addresses, interface).map_err(&kernel)?;
-            if captured {
-                state.maps.add_pod(cookie, request.mtls).map_err(&kernel)?;
-            }
-        }
+        self.attach_programs(request, netns, &addresses, &interfaces).await.map_err(&kernel)?;
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
             netns_cookie: cookie,
@@ -690,6 +684,20 @@ fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Pinned maps keep the size they were made with.
+fn name_older_maps(pins: &Pins, capacities: &MapCapacities) {
+    for fill in fullness::fills(&pins.maps(), capacities) {
+        if fill.capacity != fill.wanted {
+            tracing::warn!(
+                map = fill.map,
+                capacity = fill.capacity,
+                wanted = fill.wanted,
+                "a map keeps the size it was made with, until it is removed with its pin"
+            );
+        }
+    }
 }
 
 /// The IDs of the cgroups that are there: a cgroup's ID is its inode.

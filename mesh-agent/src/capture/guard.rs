@@ -5,7 +5,7 @@
 //! with the interface by themselves.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use aya::{
     Ebpf,
@@ -20,10 +20,11 @@ use aya::{
 use super::{
     bpffs,
     enroll::Capture,
-    error::{CaptureError, brief, chain},
+    error::{CaptureError, EnrollError, brief, chain},
     loader::{Pins, adopt, load, not_a_link, replace_pin},
     maps::LinkTarget,
     netns::{Interface, PodNetns},
+    options::EnrollPod,
 };
 use crate::model::workload::WorkloadUid;
 
@@ -154,6 +155,74 @@ impl Pins {
 }
 
 impl Capture {
+    /// Attaches a pod's lookup program and its guards, or updates what is there.
+    pub(super) async fn attach_programs(
+        &self,
+        request: &EnrollPod,
+        netns: &PodNetns,
+        addresses: &[IpAddr],
+        interfaces: &[Interface],
+    ) -> Result<(), CaptureError> {
+        let mut programs = self.pins.attach_pod(netns)?;
+        let unguarded = self.guard(&request.uid, netns, interfaces, &mut programs)?;
+        let mode = request.redirect_peer.unwrap_or(self.redirect_peer);
+        let redirect =
+            self.attach_outside(netns, interfaces, &mut programs, unguarded.is_none(), mode).await;
+        let mut state = self.state();
+        if let Some(slot) = state.pods.get_mut(&request.uid) {
+            slot.interfaces = interfaces.iter().map(|interface| interface.index).collect();
+            slot.unguarded = unguarded;
+            slot.not_redirected = redirect.as_ref().err().cloned();
+        }
+        state.maps.set_redirect(netns.cookie(), addresses, redirect.ok())?;
+        if state.maps.is_captured(netns.cookie()) {
+            state.maps.add_pod(netns.cookie(), request.mtls)?;
+        }
+        Ok(())
+    }
+
+    /// To be called now and then: guards the interfaces that enrolled pods have got since,
+    /// in place of an old one maybe. Not to be called while a pod is being un-enrolled.
+    pub async fn guard_new_interfaces(&self) {
+        let enrolled: Vec<_> = {
+            let state = self.state();
+            let slots = state.pods.values().filter_map(|slot| {
+                let request = slot.record.as_ref()?.pod.clone();
+                Some((request, Arc::clone(&slot.netns), slot.interfaces.clone()))
+            });
+            slots.collect()
+        };
+        for (request, netns, known) in enrolled {
+            if let Err(error) = self.guard_if_new(&request, &netns, &known).await {
+                tracing::error!(
+                    pod = %request.uid, error = chain(&error),
+                    "the pod's new interfaces can't be guarded"
+                );
+            }
+        }
+    }
+
+    async fn guard_if_new(
+        &self,
+        request: &EnrollPod,
+        netns: &PodNetns,
+        known: &[u32],
+    ) -> Result<(), EnrollError> {
+        let uid = &request.uid;
+        let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
+        let interfaces = netns.interfaces().await.map_err(in_netns)?;
+        let mut new = interfaces.iter().filter(|interface| !known.contains(&interface.index));
+        let Some(first) = new.next() else { return Ok(()) };
+        tracing::warn!(
+            pod = %uid, interface = first.name,
+            "an interface is new: guarded; plaintext that the pod takes may need it enrolled again"
+        );
+        let addresses = netns.addresses().await.map_err(in_netns)?;
+        self.attach_programs(request, netns, &addresses, &interfaces)
+            .await
+            .map_err(|source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) })
+    }
+
     /// Attaches the guard as the operator wants it; why there is none, if so.
     pub(super) fn guard(
         &self,

@@ -1,7 +1,7 @@
 //! The kernel path's maps: the plan goes in, connections and events come out.
 
 use std::{
-    collections::HashMap as StdHashMap,
+    collections::{HashMap as StdHashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -28,6 +28,7 @@ use super::{
     sock_diag,
 };
 use crate::model::{
+    agent_down::AgentDown,
     kernel_path::{
         KernelConnection, KernelEvent, KernelPeer, KernelPlan, KernelService, KernelTraffic,
     },
@@ -57,11 +58,14 @@ pub(super) struct KernelMaps {
     events: Option<RingBuf<MapData>>,
     /// What `services` holds.
     written: StdHashMap<ServiceKey, Service>,
+    /// What of it an earlier agent has written, and no plan of this one has replaced.
+    inherited: HashSet<ServiceKey>,
 }
 
 impl KernelMaps {
-    /// Takes the maps over. No verdict of an earlier agent stays in force.
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, CaptureError> {
+    /// Takes the maps over. No verdict of an earlier agent stays in force, but for those
+    /// that are kept without an agent, if `keep`.
+    pub(super) fn take(ebpf: &mut Ebpf, keep: bool) -> Result<Self, CaptureError> {
         fn one<T: TryFrom<Map, Error = MapError>>(
             ebpf: &mut Ebpf,
             name: &'static str,
@@ -77,10 +81,18 @@ impl KernelMaps {
             count: one(ebpf, map::AUTHORIZED_COUNT)?,
             events: Some(one(ebpf, map::EVENTS)?),
             written: StdHashMap::new(),
+            inherited: HashSet::new(),
         };
-        let stale: Vec<_> = this.services.keys().filter_map(Result::ok).collect();
-        for key in stale {
-            this.remove(&key)?;
+        let now = monotonic_ns();
+        let keys: Vec<_> = this.services.keys().filter_map(Result::ok).collect();
+        for key in keys {
+            match this.services.get(&key, 0) {
+                Ok(service) if keep && service.keep_until_ns > now => {
+                    this.written.insert(key, service);
+                    this.inherited.insert(key);
+                }
+                _ => this.remove(&key)?,
+            }
         }
         this.sweep();
         Ok(this)
@@ -93,23 +105,35 @@ impl KernelMaps {
             }
             _ => {
                 self.written.remove(key);
+                self.inherited.remove(key);
                 Ok(())
             }
         }
     }
 
-    /// Makes the map hold `wanted` and nothing else; what goes goes first.
+    /// Makes the map hold `wanted` and nothing else; what goes goes first. Inherited
+    /// verdicts hold for as long as one of their pods is `waiting` for this agent.
     fn reconcile(
         &mut self,
         wanted: &StdHashMap<ServiceKey, Service>,
+        waiting: impl Fn(u64) -> bool,
     ) -> Result<PlanApplied, CaptureError> {
-        let stale: Vec<_> =
-            self.written.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let now = monotonic_ns();
+        let holds = |key: &ServiceKey, service: &Service| {
+            let backends = service.backends.iter().take(service.count as usize);
+            let mut pods = backends.map(|backend| backend.netns_cookie).chain([key.netns_cookie]);
+            self.inherited.contains(key) && service.keep_until_ns > now && pods.any(&waiting)
+        };
+        let goes = |(key, service): &(&ServiceKey, &Service)| {
+            !wanted.contains_key(key) && !holds(key, service)
+        };
+        let stale: Vec<_> = self.written.iter().filter(goes).map(|(key, _)| *key).collect();
         for key in stale {
             self.remove(&key)?;
         }
         let mut applied = PlanApplied::default();
         for (key, service) in wanted {
+            self.inherited.remove(key);
             if self.written.get(key) == Some(service) {
                 applied.services += 1;
                 continue;
@@ -379,22 +403,29 @@ impl Capture {
             .filter_map(|(uid, slot)| {
                 let wanted = slot.record.as_ref()?.pod.splice;
                 let splice = attached && self.splice_mode.allows(wanted, splice_passes);
-                Some((uid, Member { cookie: slot.cookie, splice }))
+                let pod = &slot.record.as_ref()?.pod;
+                let keeps = pod.agent_down.unwrap_or(self.agent_down) == AgentDown::Keep;
+                let proven_for = plan.proven_for.get(uid).copied().unwrap_or_default();
+                let keep_for = if keeps { proven_for } else { Duration::ZERO };
+                Some((uid, Member { cookie: slot.cookie, splice, keep_for }))
             })
             .collect();
         let wanted: StdHashMap<_, _> =
             plan.services.iter().filter_map(|service| compile(service, &members)).collect();
-        state.kernel.reconcile(&wanted)
+        let served: HashSet<u64> = members.values().map(|member| member.cookie).collect();
+        let State { maps, kernel, .. } = &mut *state;
+        let waiting = |cookie| !served.contains(&cookie) && maps.is_captured(cookie);
+        kernel.reconcile(&wanted, waiting)
+    }
+
+    /// Whether verdicts of an earlier agent are in force, for pods that wait for this one.
+    pub fn has_inherited_verdicts(&self) -> bool {
+        !self.state().kernel.inherited.is_empty()
     }
 
     /// Whether the kernel took the splicing program, and why not.
     pub fn splice_attached(&self) -> Result<(), &str> {
         self.splice.as_ref().copied().map_err(String::as_str)
-    }
-
-    /// How many connections may take the kernel path at once.
-    pub fn kernel_path_capacity(&self) -> usize {
-        usize::try_from(self.state().maps.kernel_path_max()).unwrap_or(usize::MAX)
     }
 
     /// Every connection that takes the kernel path now.
@@ -494,6 +525,8 @@ struct Member {
     cookie: u64,
     /// Its connections may be spliced.
     splice: bool,
+    /// For how long new ones may be opened without the agent.
+    keep_for: Duration,
 }
 
 /// A service as the programs read it. `None` where it is none of a pod that is
@@ -516,9 +549,11 @@ fn compile(
         return None;
     }
     let mut total_weight = 0_u32;
+    let mut keep_for = source.keep_for;
     for (slot, backend) in backends.iter_mut().zip(&service.backends) {
         total_weight = total_weight.checked_add(backend.weight)?;
         let member = members.get(&backend.workload)?;
+        keep_for = keep_for.min(member.keep_for);
         *slot = Backend {
             netns_cookie: member.cookie,
             address: backend.address.ip().into(),
@@ -530,7 +565,11 @@ fn compile(
     }
     let key = ServiceKey::new(source.cookie, service.address.ip().into(), service.address.port());
     let count = u32::try_from(service.backends.len()).ok()?;
-    Some((key, Service { total_weight, count, backends }))
+    let keep_until_ns = match u64::try_from(keep_for.as_nanos()) {
+        Ok(0) => 0,
+        left => monotonic_ns().saturating_add(left.unwrap_or(u64::MAX)),
+    };
+    Some((key, Service { keep_until_ns, total_weight, count, backends }))
 }
 
 #[cfg(test)]

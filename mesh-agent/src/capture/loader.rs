@@ -62,6 +62,11 @@ pub(super) const POD_PROGRAM: &str = "mesh_sk_lookup";
 /// The constant in it that names the pod.
 const POD_GLOBAL: &str = "POD";
 
+/// Where the maps are pinned, below an instance's directory.
+pub(super) fn maps_directory() -> String {
+    format!("maps-v{ABI_VERSION}")
+}
+
 /// Where everything of one agent instance is pinned.
 #[derive(Debug)]
 pub(super) struct Pins {
@@ -95,7 +100,7 @@ impl Pins {
     }
 
     pub(super) fn maps(&self) -> PathBuf {
-        self.root.join(format!("maps-v{ABI_VERSION}"))
+        self.root.join(maps_directory())
     }
 
     pub(super) fn root(&self) -> &Path {

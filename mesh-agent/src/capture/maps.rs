@@ -49,6 +49,8 @@ pub struct MapCapacities {
     pub authorized: u32,
     /// Spliced sockets, two for each connection; more stay on TCP.
     pub spliced: u32,
+    /// Live connections of probers.
+    pub probes: u32,
 }
 
 impl Default for MapCapacities {
@@ -62,13 +64,38 @@ impl Default for MapCapacities {
             services: capacity::SERVICES,
             authorized: capacity::AUTHORIZED,
             spliced: capacity::SPLICED,
+            probes: capacity::PROBES,
         }
     }
 }
 
 impl MapCapacities {
+    /// Sets one by its field's name.
+    ///
+    /// # Errors
+    /// What is wrong with the name.
+    pub fn set(&mut self, name: &str, entries: u32) -> Result<(), String> {
+        let all = [
+            ("pods", &mut self.pods),
+            ("addresses", &mut self.addresses),
+            ("excluded_ports", &mut self.excluded_ports),
+            ("excluded_cidrs", &mut self.excluded_cidrs),
+            ("original_destinations", &mut self.original_destinations),
+            ("services", &mut self.services),
+            ("authorized", &mut self.authorized),
+            ("spliced", &mut self.spliced),
+            ("probes", &mut self.probes),
+        ];
+        let names = all.each_ref().map(|(name, _)| *name);
+        match all.into_iter().find(|(known, _)| *known == name) {
+            Some((_, size)) => *size = entries,
+            None => return Err(format!("`{name}` is none of {}", names.join(", "))),
+        }
+        Ok(())
+    }
+
     /// Each resizable map with its capacity.
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 12] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 13] {
         [
             (map::PODS, self.pods),
             (map::ADDRESSES, self.addresses),
@@ -79,6 +106,7 @@ impl MapCapacities {
             (map::SERVICES, self.services),
             (map::AUTHORIZED, self.authorized),
             (map::SPLICED, self.spliced),
+            (map::PROBES, self.probes),
             (map::LISTENERS, self.pods.saturating_mul(4)),
             (map::POD_ADDRESSES, self.addresses),
             (map::REDIRECTS, self.addresses),
@@ -438,6 +466,7 @@ pub(super) enum LinkTarget {
     Other,
 }
 
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -463,6 +492,37 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Counts a map's keys; not more than `most`, for a map that changes meanwhile may be
+/// walked from its start again.
+pub(super) fn count_keys(map: BorrowedFd<'_>, key_size: u32, most: u32) -> u32 {
+    /// `union bpf_attr`, `BPF_MAP_*_ELEM`.
+    #[repr(C)]
+    struct Attributes {
+        map_fd: u32,
+        _pad: u32,
+        key: u64,
+        next_key: u64,
+        flags: u64,
+    }
+    let mut keys = [vec![0_u8; key_size as usize], vec![0_u8; key_size as usize]];
+    for count in 0..most {
+        let [key, next_key] = &mut keys;
+        let key = if count == 0 { 0 } else { key.as_ptr().expose_provenance() as u64 };
+        let mut attributes = Attributes {
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            _pad: 0,
+            key,
+            next_key: next_key.as_mut_ptr().expose_provenance() as u64,
+            flags: 0,
+        };
+        if bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes).is_err() {
+            return count;
+        }
+        keys.swap(0, 1);
+    }
+    most
 }
 
 /// Makes an attached link run `program` from now on: no connection sees neither.

@@ -12,6 +12,7 @@ use super::{
     netns::NetnsRef,
 };
 use crate::model::{
+    agent_down::AgentDown,
     identity::Identity,
     redirect::RedirectMode,
     splice::SpliceMode,
@@ -47,6 +48,8 @@ pub struct CaptureOptions {
     pub probe_cgroups: Vec<PathBuf>,
     /// Whether those hand each other their data past TCP.
     pub splice: SpliceMode,
+    /// Whether the kernel path goes on without the agent.
+    pub agent_down: AgentDown,
     /// How many entries the maps hold.
     pub capacities: MapCapacities,
 }
@@ -67,6 +70,7 @@ impl Default for CaptureOptions {
             drop_non_tcp: false,
             probe_cgroups: Vec::new(),
             splice: SpliceMode::default(),
+            agent_down: AgentDown::default(),
             capacities: MapCapacities::default(),
         }
     }
@@ -113,6 +117,9 @@ pub struct EnrollPod {
     /// In place of the agent's own.
     #[serde(default)]
     pub splice: Option<SpliceMode>,
+    /// In place of the agent's own.
+    #[serde(default)]
+    pub agent_down: Option<AgentDown>,
     /// Beside the node's own.
     #[serde(default)]
     pub exclusions: Exclusions,

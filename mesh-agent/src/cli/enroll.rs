@@ -57,6 +57,10 @@ pub(super) struct Enroll {
     #[arg(long, value_enum)]
     splice: Option<Splice>,
 
+    /// What its kernel path does while no agent is there [default: as the agent]
+    #[arg(long, value_enum)]
+    agent_down: Option<AgentDown>,
+
     /// Whether its packets of the kernel path go straight [default: as the agent]
     #[arg(long, value_enum)]
     redirect_peer: Option<RedirectPeer>,
@@ -116,6 +120,14 @@ enum RedirectPeer {
     Off,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AgentDown {
+    /// Refuse new connections
+    Refuse,
+    /// Go on by the verdicts last compiled
+    Keep,
+}
+
 fn label(s: &str) -> Result<(String, String), String> {
     match s.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -151,6 +163,10 @@ impl Enroll {
             Splice::On => "on",
             Splice::Off => "off",
         });
+        let agent_down = self.agent_down.map(|choice| match choice {
+            AgentDown::Refuse => "refuse",
+            AgentDown::Keep => "keep",
+        });
         let redirect_peer = self.redirect_peer.map(|mode| match mode {
             RedirectPeer::Auto => "auto",
             RedirectPeer::On => "on",
@@ -167,6 +183,7 @@ impl Enroll {
             "labels": labels,
             "mtls": mtls,
             "splice": splice,
+            "agent_down": agent_down,
             "redirect_peer": redirect_peer,
             "exclude_outbound_ports": self.exclude_outbound_port,
             "exclude_outbound_cidrs": self.exclude_outbound_cidr,

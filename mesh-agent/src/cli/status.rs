@@ -9,7 +9,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::admin::{KernelPathView, MissingView, StatusView, Timestamp, XdsView};
+use crate::admin::{KernelPathView, MapView, MissingView, StatusView, Timestamp, XdsView};
 
 /// Show the agent in one page: ready or why not, configuration, certificates
 #[derive(Debug, Args)]
@@ -80,6 +80,7 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         None => "on".to_owned(),
     };
     head.row(["  splice".into(), splice]);
+    head.row(["  maps".into(), maps(&status.maps)]);
     let mut text = head.render();
 
     // Writing to a String does not fail.
@@ -142,6 +143,20 @@ fn missing(pods: &[MissingView]) -> String {
             format!("missing on {} pods, such as {}: {}", rest.len() + 1, first.pod, first.why)
         }
     }
+}
+
+/// The maps that an operator should know of.
+fn maps(maps: &[MapView]) -> String {
+    let told = |map: &MapView| {
+        let MapView { map, entries, capacity, wanted } = map;
+        let filling = u64::from(*entries) * 5 >= u64::from(*capacity) * 4;
+        let older = capacity != wanted;
+        let made =
+            if older { format!(" (made for {capacity}, not {wanted})") } else { String::new() };
+        (filling || older).then(|| format!("{map} {entries} of {capacity}{made}"))
+    };
+    let told: Vec<_> = maps.iter().filter_map(told).collect();
+    if told.is_empty() { "room in all of them".to_owned() } else { told.join("; ") }
 }
 
 fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
@@ -285,6 +300,10 @@ mod tests {
             }),
             unguarded: vec![MissingView { pod: "p".into(), why: "no tc".into() }],
             not_redirected: Vec::new(),
+            maps: vec![
+                MapView { map: "SERVICES".into(), entries: 8, capacity: 9, wanted: 90 },
+                MapView { map: "PODS".into(), entries: 8, capacity: 90, wanted: 90 },
+            ],
             bpf: Vec::new(),
         };
         let page = page(&status, now);
@@ -298,6 +317,7 @@ mod tests {
             "missing on 1 pods, such as p: no tc",
             "off: this kernel fails a, b",
             "recv hung",
+            "SERVICES 8 of 9 (made for 9, not 90)",
             "http://cp:1 (delta), connected for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
             "b waits for endpoints[b]",

@@ -211,6 +211,22 @@ const SETTINGS: &[Setting] = &[
     ),
     choice(
         Group::Capture,
+        "agent_down",
+        &["refuse", "keep"],
+        "refuse",
+        "New connections of the kernel path while no agent is there: refuse them, or keep to \
+         the verdicts last compiled, until a certificate expires",
+    ),
+    list(
+        Group::Capture,
+        "map_size",
+        "MAP=ENTRIES",
+        "How many entries a map of the kernel's holds: pods, addresses, excluded_ports, \
+         excluded_cidrs, original_destinations, services, authorized, spliced or probes; may be \
+         repeated. Maps that are there already keep their size",
+    ),
+    choice(
+        Group::Capture,
         "guard",
         &["auto", "on", "off"],
         "auto",

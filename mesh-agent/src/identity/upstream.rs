@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     fmt, fs, io,
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -394,7 +394,8 @@ fn files(origination: &TlsOrigination) -> Vec<PathBuf> {
 
 fn read(cluster: &ClusterName, path: &Path) -> Result<Zeroizing<Vec<u8>>, UpstreamTlsError> {
     let whole = || {
-        let file = fs::File::open(path)?;
+        // A pipe in its place must not hold a connection up for ever.
+        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("is not a regular file"));

@@ -1,7 +1,7 @@
 //! What the kernel may decide by itself, and what it did: `proxy` compiles the plan,
 //! `capture` writes it to the kernel's maps.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use super::workload::WorkloadUid;
 
@@ -10,6 +10,8 @@ use super::workload::WorkloadUid;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelPlan {
     pub services: Vec<KernelService>,
+    /// For how long the certificates of those that are in it are valid.
+    pub proven_for: HashMap<WorkloadUid, Duration>,
 }
 
 /// A service as one pod may reach it. Policy lets the pod connect to every backend,

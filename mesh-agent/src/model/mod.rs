@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent_down;
 pub mod authz;
 pub mod captured;
 pub mod cluster;

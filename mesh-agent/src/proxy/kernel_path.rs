@@ -66,7 +66,7 @@ pub fn plan(
         .filter_map(|(listener, pod)| planner.service(listener, pod))
         .collect();
     services.sort_by(|a, b| (&a.source, a.address).cmp(&(&b.source, b.address)));
-    KernelPlan { services }
+    KernelPlan { services, proven_for: HashMap::new() }
 }
 
 struct Planner<'a> {

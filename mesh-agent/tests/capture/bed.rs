@@ -88,6 +88,7 @@ impl Bed {
             redirect_peer: None,
             netns: NetnsRef::Path(netns_path(&self.pod())),
             splice: None,
+            agent_down: None,
             exclusions: Exclusions::default(),
         }
     }

@@ -293,6 +293,10 @@ fn files_are_read_again_when_they_change_and_bad_ones_change_nothing() {
     let contexts = UpstreamContexts::default();
     let failed = || contexts.context(&wanted).unwrap_err().to_string();
     assert!(failed().contains("chain.pem: No such file"), "{}", failed());
+    // Nobody will ever write to it.
+    nix::unistd::mkfifo(&chain, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(failed().contains("chain.pem: is not a regular file"), "{}", failed());
+    fs::remove_file(&chain).unwrap();
     fs::write(&ca, &authority.pem).unwrap();
     write(&authority.issue(&["a"], |_| ()));
     let first = contexts.context(&wanted).unwrap();

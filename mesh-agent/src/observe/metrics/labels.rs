@@ -196,6 +196,7 @@ macro_rules! single_label {
 single_label!(ByIdentity, "identity", Arc<str>);
 single_label!(ByVerdict, "verdict", Arc<str>);
 single_label!(ByCheck, "check", Arc<str>);
+single_label!(ByMap, "map", &'static str);
 single_label!(ByResult, "result", &'static str);
 single_label!(ByDirection, "direction", &'static str);
 single_label!(ByType, "type", &'static str);

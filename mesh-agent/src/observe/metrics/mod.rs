@@ -25,7 +25,8 @@ pub use self::{
 };
 use self::{
     labels::{
-        ByCategory, ByCheck, ByDirection, ByIdentity, ByReason, ByResult, ByVerdict, ByVersion,
+        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByReason, ByResult, ByVerdict,
+        ByVersion,
     },
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
@@ -65,6 +66,8 @@ struct Own {
     kernel_path_connections: Gauge,
     kernel_path_cut: Counter,
     self_test: Family<ByCheck, Gauge>,
+    map_entries: Family<ByMap, Gauge>,
+    map_capacity: Family<ByMap, Gauge>,
     access_log_dropped: Counter,
     label_sets_overflowed: Counter,
     ready: Gauge,
@@ -143,6 +146,16 @@ impl Own {
             "mesh_kernel_path_cut",
             "Connections of the kernel path that were cut",
             self.kernel_path_cut.clone(),
+        );
+        r.register(
+            "mesh_bpf_map_entries",
+            "Entries of a map of the kernel's",
+            self.map_entries.clone(),
+        );
+        r.register(
+            "mesh_bpf_map_capacity",
+            "Entries that a map of the kernel's has room for",
+            self.map_capacity.clone(),
         );
         r.register(
             "mesh_selftest",
@@ -250,6 +263,12 @@ impl Metrics {
     /// A connection of the kernel path was cut.
     pub fn kernel_path_cut(&self) {
         self.0.own.kernel_path_cut.inc();
+    }
+
+    /// How full a map of the kernel's is.
+    pub fn map_fill(&self, map: &'static str, entries: u32, capacity: u32) {
+        self.0.own.map_entries.get_or_create(&ByMap(map)).set(entries.into());
+        self.0.own.map_capacity.get_or_create(&ByMap(map)).set(capacity.into());
     }
 
     /// What the kernel was found to do.

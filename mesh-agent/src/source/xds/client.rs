@@ -140,7 +140,7 @@ impl AdsSource {
                 self.open(&mut tasks, at, &origin, kind, &sender);
             }
             let now = Now::read();
-            if session.deadline().is_some_and(|deadline| deadline <= now.at) {
+            if session.is_due(now.at) {
                 session.on_time(now);
             }
             while let Some(update) = session.poll_update(now) {
@@ -155,7 +155,7 @@ impl AdsSource {
                 Ok(()) = wanted.changed() => {
                     session.want(wanted.borrow_and_update().keys(), Now::read());
                 }
-                () = until(session.deadline().into_iter().chain(retry).min()) => {}
+                () = until(session.deadline_after(now.at).into_iter().chain(retry).min()) => {}
             }
         }
     }
@@ -313,7 +313,8 @@ fn speak(session: &mut Session, streams: &mut [Stream], now: Now) -> Option<Inst
         if is_full {
             retry = Some(now.at + BUSY);
         }
-        if stream.busy.is_some_and(|since| now.at - since > SEND_PATIENCE) {
+        let patient = |since| now.at - since <= SEND_PATIENCE && !session.is_overdue(at);
+        if stream.busy.is_some_and(|since| !patient(since)) {
             stop.cancel();
         }
     }

@@ -6,7 +6,7 @@
 //! Feed it with [`Session::connected`], [`Session::on_sotw`] or [`Session::on_delta`],
 //! [`Session::on_time`] and [`Session::disconnected`]; after each, take what
 //! [`Session::poll_request`] and [`Session::poll_update`] have until they have no more,
-//! and come back at [`Session::deadline`] at the latest. One session outlives its
+//! and come back at [`Session::deadline_after`] at the latest. One session outlives its
 //! streams: what was accepted on one counts on the next.
 
 mod judge;
@@ -196,6 +196,11 @@ impl Session {
         stream.is_some_and(|stream| stream.connected)
     }
 
+    /// Whether that stream's server says more than it reads answers to.
+    pub(super) fn is_overdue(&self, stream: usize) -> bool {
+        self.tables.iter().any(|table| table.stream == Some(stream) && table.is_overdue())
+    }
+
     /// That stream has a connection.
     pub(super) fn connected(&mut self, stream: usize, now: Now) {
         if let Some(state) = self.streams.get_mut(stream) {
@@ -243,14 +248,24 @@ impl Session {
         self.settle(now.at);
     }
 
-    /// When [`Session::on_time`] has something to do.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    /// When [`Session::on_time`], or [`Session::poll_request`], has something to do that
+    /// could not be done at `now` already: what is stuck is no reason to come back.
+    pub(super) fn deadline_after(&self, now: Instant) -> Option<Instant> {
+        self.deadlines().filter(|at| *at > now).min()
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
         let timers = self.tables.iter().flat_map(|table| {
             let Table { waiting, lives, grace, .. } = table;
             [waiting.next(), lives.next(), grace.next(), table.reply_at()].into_iter().flatten()
         });
         let first = [self.whole_by, self.alone_by].into_iter().flatten();
-        timers.chain(first.filter(|_| !self.whole)).min()
+        timers.chain(first.filter(|_| !self.whole))
+    }
+
+    /// Whether [`Session::on_time`] has something to do.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.deadlines().any(|at| at <= now)
     }
 
     /// Time has passed.
@@ -298,7 +313,7 @@ impl Session {
             | ResourceType::ExtensionConfig
             | ResourceType::VirtualHost => {
                 let table = self.table_mut(kind);
-                if table.wants(name) && !table.accepted.contains_key(name) {
+                if table.wanted.contains(name) && !table.accepted.contains_key(name) {
                     table.absent.insert(Arc::clone(name));
                 }
                 return;

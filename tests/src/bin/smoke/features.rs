@@ -1,10 +1,16 @@
 //! The features, in the order in which a connection meets them.
 
-use std::process::Command;
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tests::{
-    Allow, Inbound, Mesh, Pod, Process, Service, Testbed, eventually, mesh, process::agent_binary,
+    Agent, Allow, Inbound, Mesh, Pod, Process, Service, Testbed, eventually, mesh,
+    process::agent_binary,
 };
 
 use crate::{
@@ -20,9 +26,21 @@ const NEAR_PORT: u16 = 9000;
 pub(crate) fn all() -> bool {
     let checks = doctor();
     let loads = show("BPF programs load", || programs_load(&checks));
+    self_test(&checks);
     match unsupported(&checks) {
         Some(reason) => show("the agent runs", || Err(Off(reason))) && loads,
         None => on_a_mesh() && loads,
+    }
+}
+
+/// One line for each check of the self-test. Those that fail tell of the kernel, which
+/// the agent does without: none of them is a failure of ours.
+fn self_test(checks: &[Value]) {
+    for check in checks.iter().filter(|check| text(&check["name"]).starts_with("self-test ")) {
+        show(text(&check["name"]), || match check["status"] == "ok" {
+            true => Ok(()),
+            false => Err(Off(text(&check["detail"]).to_owned())),
+        });
     }
 }
 
@@ -106,6 +124,9 @@ fn on_a_mesh() -> bool {
         show("L7 policy", || policy(&bed)),
         show("plaintext to a strict pod is refused", || plaintext(&bed)),
         show("kernel path on one node", || kernel_path(&bed)),
+        show("guard on the pods' interfaces", || guard(&bed)),
+        show("redirect_peer", || redirect_peer(&bed)),
+        show("splice", || splice(&bed)),
         show("fails closed without the agent", || without_the_agent(&bed)),
         show("a new agent takes over", || taken_over(&mut bed)),
     ];
@@ -153,6 +174,74 @@ fn kernel_path(bed: &Bed) -> Result<(), Shortfall> {
     // Nobody but the client may.
     bed.outsider.connects(bed.near.at(NEAR_PORT)).expect_cut_off();
     Ok(())
+}
+
+/// What runs in the pod but outside the agent's cgroup root meets no connect hook.
+fn guard(bed: &Bed) -> Result<(), Shortfall> {
+    let agent = bed.mesh.near();
+    if let Some(why) = missing(&agent.status()["unguarded"]) {
+        return Err(Off(why));
+    }
+    let before = verdicts(agent, "guard_uncaptured");
+    let wire = bed.mesh.bed.wire().capture();
+    let heard = sneaks_out(&bed.mesh.client, bed.mesh.server.at(mesh::WEB_PORT));
+    assert!(heard.is_err(), "{heard:?}");
+    assert!(verdicts(agent, "guard_uncaptured") > before, "{}", agent.metrics().text());
+    wire.expect_no_trace_of("sneaked out");
+    Ok(())
+}
+
+/// Speaks from the pod's namespace, but outside every cgroup of the node.
+fn sneaks_out(pod: &Pod, to: SocketAddr) -> io::Result<String> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    pod.netns().enter(|| {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"sneaked out\n")?;
+        let mut heard = [0; 64];
+        let length = stream.read(&mut heard)?;
+        Ok(String::from_utf8_lossy(&heard[..length]).into_owned())
+    })
+}
+
+fn redirect_peer(bed: &Bed) -> Result<(), Shortfall> {
+    let agent = bed.mesh.near();
+    let status = agent.status();
+    for why in [&status["kernel_path"]["off"], &status["not_redirected"][0]["why"]] {
+        if let Some(why) = why.as_str() {
+            return Err(Off(why.to_owned()));
+        }
+    }
+    let before = verdicts(agent, "redirected");
+    talk(bed).echoes("straight").half_closes();
+    assert!(verdicts(agent, "redirected") > before, "{}", agent.metrics().text());
+    Ok(())
+}
+
+/// As the agent decides by itself (`auto`).
+fn splice(bed: &Bed) -> Result<(), Shortfall> {
+    let agent = bed.mesh.near();
+    let status = agent.status();
+    for why in [&status["kernel_path"]["off"], &status["kernel_path"]["splice"]["off"]] {
+        if let Some(why) = why.as_str() {
+            return Err(Off(why.to_owned()));
+        }
+    }
+    let before = verdicts(agent, "splice_begun");
+    talk(bed).echoes("past TCP").half_closes();
+    assert!(verdicts(agent, "splice_begun") > before, "{}", agent.metrics().text());
+    Ok(())
+}
+
+fn verdicts(agent: &Agent, name: &str) -> u64 {
+    let label = format!("verdict=\"{name}\"");
+    agent.metrics().sum("mesh_bpf_verdicts_total", &[&label]) as u64
+}
+
+/// Why a pod goes without, if one does.
+fn missing(pods: &Value) -> Option<String> {
+    let first = pods.as_array()?.first()?;
+    Some(format!("{}: {}", text(&first["pod"]), text(&first["why"])))
 }
 
 fn talk(bed: &Bed) -> tests::conversation::Conversation {

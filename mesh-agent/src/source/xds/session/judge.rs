@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     snapshot::RejectedResource,
-    source::xds::{self, Reference, Resource, ResourceType, rejection},
+    source::xds::{self, REJECTIONS_MAX, Reference, Resource, ResourceType, rejection},
 };
 
 /// Names with this prefix need `resource_locator`s, which we don't speak.
@@ -50,7 +50,7 @@ struct Judgement {
 struct Listener {
     name: Arc<str>,
     held: Held,
-    ttl: Option<protobuf::Duration>,
+    ttl: Option<Duration>,
 }
 
 impl Session {
@@ -121,11 +121,8 @@ impl Session {
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
-        self.admit_listeners(
-            &mut judgement,
-            |name| removed_resources.iter().any(|n| n == name),
-            now,
-        );
+        let removed: HashSet<&str> = removed_resources.iter().map(String::as_str).collect();
+        self.admit_listeners(&mut judgement, |name| removed.contains(name), now);
         for name in removed_resources {
             self.removed(kind, name.into());
         }
@@ -205,7 +202,12 @@ impl Session {
 
     fn of_url(&self, stream: usize, type_url: &str) -> Option<ResourceType> {
         let kind = ResourceType::of_url(type_url);
-        let kind = kind.filter(|kind| self.table(*kind).stream == Some(stream));
+        // An answer to one that was not asked for would never be sent.
+        let asked = |kind: &ResourceType| {
+            let table = self.table(*kind);
+            table.stream == Some(stream) && table.is_asked_for()
+        };
+        let kind = kind.filter(asked);
         if kind.is_none() {
             tracing::debug!(type_url, "a response of a type that was not asked for");
         }
@@ -222,6 +224,15 @@ impl Session {
     ) {
         let Wrapped { name, resource_name, aliases, version, resource, ttl, .. } = wrapped;
         let place = || format!("{}: resources[{at}]", kind.table());
+        let Ok(ttl) = ttl.map(|ttl| life(ttl).ok_or(())).transpose() else {
+            let path = match name.as_str() {
+                "" => place(),
+                name => format!("{}[{name}]", kind.table()),
+            };
+            judgement.names.insert(name.into());
+            let refused = rejection(&format!("{path}.ttl"), "is negative or no duration");
+            return judgement.rejected.push(refused);
+        };
         let Some(any) = resource else {
             if kind == ResourceType::VirtualHost
                 && !self.table(kind).accepted.contains_key(name.as_str())
@@ -406,22 +417,11 @@ impl Session {
     }
 
     /// Sets or lifts the end of a resource's life.
-    fn live(
-        &mut self,
-        kind: ResourceType,
-        name: &Arc<str>,
-        ttl: Option<protobuf::Duration>,
-        now: Now,
-    ) {
+    fn live(&mut self, kind: ResourceType, name: &Arc<str>, ttl: Option<Duration>, now: Now) {
         let lives = &mut self.table_mut(kind).lives;
         match ttl {
             None => lives.clear(name),
-            Some(ttl) => {
-                let whole = Duration::from_secs(u64::try_from(ttl.seconds).unwrap_or_default());
-                let rest = Duration::from_nanos(u64::try_from(ttl.nanos).unwrap_or_default());
-                let ttl = whole.saturating_add(rest).min(TTL_MAX);
-                lives.set(name, now.at + ttl);
-            }
+            Some(ttl) => lives.set(name, now.at + ttl),
         }
     }
 
@@ -457,23 +457,40 @@ impl Session {
             let (new, pause) = table.refusals.note(digest);
             table.nacks += 1;
             table.refusing = true;
-            let reasons: Vec<_> = rejected.iter().map(ToString::to_string).collect();
-            let error = detail(&reasons);
+            let told = if new { table.telling.take(rejected.len(), now.at) } else { 0 };
+            let total = rejected.len();
+            let reasons: Vec<_> =
+                rejected.iter().take(REJECTIONS_MAX).map(ToString::to_string).collect();
+            let error = detail(&reasons, total);
             table.last_nack = Some((now.wall, reasons));
-            if new {
-                self.rejected.extend(rejected);
+            self.rejected.extend(rejected.into_iter().take(told));
+            if (1..total).contains(&told) {
+                let more = format!("and {} more rejections", total - told);
+                self.rejected.push(rejection(kind.table(), more));
             }
             Reply { nonce, error: Some(error), at: now.at + pause }
         };
-        self.table_mut(kind).replies.push_back(reply);
+        let table = self.table_mut(kind);
+        // A file may be refused before anything of it is wanted.
+        if table.is_asked_for() {
+            table.replies.push_back(reply);
+        }
         self.settle(now.at);
     }
 }
 
-/// A NACK's text: the first reasons, bounded.
-fn detail(reasons: &[String]) -> String {
+/// A time to live; `None`: it is no duration, or a negative one, which must not end
+/// anything.
+fn life(ttl: protobuf::Duration) -> Option<Duration> {
+    let seconds = u64::try_from(ttl.seconds).ok()?;
+    let nanos = u32::try_from(ttl.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(seconds, nanos).min(TTL_MAX))
+}
+
+/// A NACK's text: the first reasons, bounded, of so many in all.
+fn detail(reasons: &[String], total: usize) -> String {
     let mut text = reasons.iter().take(REASONS_MAX).cloned().collect::<Vec<_>>().join("; ");
-    if let Some(more) = reasons.len().checked_sub(REASONS_MAX).filter(|more| *more > 0) {
+    if let Some(more) = total.checked_sub(REASONS_MAX).filter(|more| *more > 0) {
         text.push_str(&format!("; and {more} more"));
     }
     if text.len() > DETAIL_MAX_BYTES {

@@ -16,6 +16,15 @@ use crate::{
 const NACK_PAUSE: Duration = Duration::from_millis(500);
 const NACK_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// Answers that may wait to be sent, and the bytes of their nonces.
+const REPLIES_MAX: usize = 1024;
+const NONCES_MAX_BYTES: usize = 16 << 20;
+
+/// So many faults of one type are told to people within this time: a server that always
+/// finds new ones must not fill the disk with them.
+const TOLD_MAX: usize = 100;
+const TELLING: Duration = Duration::from_secs(10);
+
 /// What identifies a content.
 pub(super) type Digest = [u8; 32];
 
@@ -201,6 +210,25 @@ impl Refusals {
     }
 }
 
+/// How many faults were told lately.
+#[derive(Debug, Default)]
+pub(super) struct Telling {
+    since: Option<Instant>,
+    told: usize,
+}
+
+impl Telling {
+    /// How many of that many faults may be told now.
+    pub(super) fn take(&mut self, faults: usize, now: Instant) -> usize {
+        if self.since.is_none_or(|since| since + TELLING <= now) {
+            *self = Self { since: Some(now), told: 0 };
+        }
+        let told = faults.min(TOLD_MAX - self.told);
+        self.told += told;
+        told
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) kind: ResourceType,
@@ -258,6 +286,7 @@ pub(super) struct Table {
     pub(super) received: bool,
     pub(super) replies: VecDeque<Reply>,
     pub(super) refusals: Refusals,
+    pub(super) telling: Telling,
 
     pub(super) last_ack: Option<SystemTime>,
     pub(super) last_nack: Option<(SystemTime, Vec<String>)>,
@@ -298,6 +327,7 @@ impl Table {
             received: false,
             replies: VecDeque::new(),
             refusals: Refusals::default(),
+            telling: Telling::default(),
             last_ack: None,
             last_nack: None,
             refusing: false,
@@ -393,10 +423,21 @@ impl Table {
         self.replies.front().map(|reply| reply.at)
     }
 
+    /// Whether more answers are owed than a server that reads them lets come together.
+    pub(super) fn is_overdue(&self) -> bool {
+        let bytes: usize = self.replies.iter().map(|reply| reply.nonce.len()).sum();
+        self.replies.len() > REPLIES_MAX || bytes > NONCES_MAX_BYTES
+    }
+
+    /// Whether the server was, or is about to be, asked for this type.
+    pub(super) fn is_asked_for(&self) -> bool {
+        self.opened || self.is_always_asked() || !self.wanted.is_empty()
+    }
+
     /// Whether there is something to say now.
     pub(super) fn must_speak(&self, now: Instant) -> bool {
         if !self.opened {
-            return self.is_always_asked() || !self.wanted.is_empty();
+            return self.is_asked_for();
         }
         if self.reply_at().is_some_and(|at| at <= now) {
             return true;

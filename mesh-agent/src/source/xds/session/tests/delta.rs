@@ -210,3 +210,20 @@ fn endpoints_that_grow_stale_are_renewed_by_being_told_again() {
     // All others are not worth an update.
     assert_eq!(told_twice(&mut bench, endpoints("a", 2)), (0, None, None));
 }
+
+#[test]
+fn answers_that_a_server_does_not_read_are_not_piled_up() {
+    let mut bench = Bench::delta_with_one_service();
+    assert!(!bench.session.is_overdue(0));
+    let nonce = "n".repeat(1 << 20);
+    for _ in 0..17 {
+        bench.tells(CDS, &nonce, &[("a", cluster("a"))], &[]);
+    }
+    assert!(bench.session.is_overdue(0), "bytes count");
+    while bench.session.poll_request(0, bench.now).is_some() {}
+    assert!(!bench.session.is_overdue(0));
+    for i in 0..1025 {
+        bench.tells(CDS, &i.to_string(), &[("a", cluster("a"))], &[]);
+    }
+    assert!(bench.session.is_overdue(0), "answers count");
+}

@@ -285,3 +285,58 @@ fn a_time_to_live_is_honoured_and_a_heartbeat_prolongs_it() {
     bench.after(Duration::from_secs(3));
     bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l", "rds/r"]);
 }
+
+#[test]
+fn a_time_to_live_that_is_no_duration_ends_nothing() {
+    for (seconds, nanos) in [(-1, 0), (0, -1), (0, 1_000_000_000), (i64::MIN, i32::MIN)] {
+        let mut bench = Bench::with_one_service();
+        let wrapped = Resource {
+            name: "a".to_owned(),
+            resource: Some(cluster("a")),
+            ttl: Some(protobuf::Duration { seconds, nanos }),
+            ..Resource::default()
+        };
+        let any = Any { type_url: Resource::type_url(), value: wrapped.encode_to_vec() };
+        bench.says(CDS, "2", "c2", vec![any]);
+        bench.after(Duration::from_secs(1));
+        bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l", "rds/r"]);
+        assert_eq!(bench.refused, ["clusters[a].ttl: is negative or no duration"]);
+    }
+}
+
+#[test]
+fn what_was_not_asked_for_is_neither_taken_nor_answered() {
+    let mut bench = Bench::new(Variant::Sotw);
+    bench.says(RDS, "1", "r1", vec![routes("r", "a")]);
+    bench.expect_requests(&["cds v= n= []", "lds v= n= []"]);
+    assert!(!bench.session.is_due(bench.now.at), "an answer that is never sent keeps waking us");
+}
+
+#[test]
+fn a_first_configuration_that_is_refused_keeps_nobody_busy() {
+    let mut bench = Bench::new(Variant::Sotw);
+    bench.expect_requests(&["cds v= n= []", "lds v= n= []"]);
+    bench.says(CDS, "1", "c1", vec![bad_cluster("a")]);
+    bench.says(LDS, "1", "l1", vec![]);
+    while bench.asked().is_some() {}
+    bench.after(Duration::from_secs(60));
+    assert_eq!(bench.session.deadline_after(bench.now.at), None);
+    bench.expect_in_force(&[]);
+}
+
+#[test]
+fn a_server_that_always_finds_new_faults_does_not_fill_the_log() {
+    let mut bench = Bench::with_one_service();
+    for i in 0..50 {
+        let all = (0..50).map(|j| bad_cluster(&format!("b{i}-{j}"))).collect();
+        bench.says(CDS, &format!("v{i}"), &format!("c{i}"), all);
+        let answer = bench.asked().filter(|request| request.error_detail.is_some());
+        if let Some(error) = answer.and_then(|request| request.error_detail) {
+            assert!(error.message.ends_with("; and 40 more"), "{}", error.message);
+        }
+    }
+    assert!(bench.refused.len() <= 101, "{}", bench.refused.len());
+    bench.after(Duration::from_secs(60));
+    bench.says(CDS, "w", "d", vec![bad_cluster("b")]);
+    assert!(bench.refused.last().unwrap().starts_with("clusters[b]"), "{:?}", bench.refused.last());
+}
