@@ -48,7 +48,7 @@ from envoy.config.core.v3 import config_source_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.core.v3 import extension_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.on_demand.v3 import on_demand_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -77,14 +77,16 @@ RTDS = PREFIX + "service.runtime.v3.Runtime"
 ECDS = PREFIX + "config.core.v3.TypedExtensionConfig"
 # Named `<route configuration>/<host>`; there is no state of the world of it.
 VHDS = PREFIX + "config.route.v3.VirtualHost"
+SRDS = PREFIX + "config.route.v3.ScopedRouteConfiguration"
 # In the order in which changes are sent: make before break.
-TYPES = (RTDS, SDS, CDS, EDS, LDS, ECDS, RDS, VHDS)
-WILDCARD = (LDS, CDS)
+TYPES = (RTDS, SDS, CDS, EDS, LDS, ECDS, SRDS, RDS, VHDS)
+WILDCARD = (LDS, CDS, SRDS)
 # The types' own services: package, service, name in its methods.
 SERVICES = {
     LDS: ("listener", "ListenerDiscoveryService", "Listeners"),
     RDS: ("route", "RouteDiscoveryService", "Routes"),
     VHDS: ("route", "VirtualHostDiscoveryService", "VirtualHosts"),
+    SRDS: ("route", "ScopedRoutesDiscoveryService", "ScopedRoutes"),
     CDS: ("cluster", "ClusterDiscoveryService", "Clusters"),
     EDS: ("endpoint", "EndpointDiscoveryService", "Endpoints"),
     SDS: ("secret", "SecretDiscoveryService", "Secrets"),
@@ -433,7 +435,9 @@ class DeltaStream(Stream):
         known = self.types.get(url)
         more, less = request.resource_names_subscribe, request.resource_names_unsubscribe
         if known is None:
-            known = self.types[url] = {"names": set(), "open": [], "has": {}}
+            # A first request without names asks for all.
+            names = {"*"} if url == SRDS and not more else set()
+            known = self.types[url] = {"names": names, "open": [], "has": {}}
             known["has"] = dict(request.initial_resource_versions)
             # So Envoy asks for virtual hosts.
             known["all"] = not more
@@ -467,6 +471,8 @@ class DeltaStream(Stream):
         if url not in WILDCARD:
             for name in less:
                 known["has"].pop(name, None)
+        if url == SRDS and "*" in less:
+            known["has"].clear()
         self.note(
             request,
             violations,
@@ -502,7 +508,7 @@ class DeltaStream(Stream):
         if url != VHDS:
             removed, absent = removed + absent, []
         if not changed and not removed and not absent and not whole:
-            if not (first and url in WILDCARD):
+            if not ((first or "*" in new) and url in WILDCARD):
                 return
         nonce = f"{self.number}-{next(self.nonces)}"
         known["open"].append(nonce)
@@ -544,6 +550,8 @@ class DeltaStream(Stream):
             return True
         if name in self.server.state.on_demand:
             return False
+        if url == SRDS:
+            return "*" in names
         if url == VHDS:
             return self.types[url]["all"] or name.rpartition("/")[0] in names
         return url in WILDCARD

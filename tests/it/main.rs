@@ -32,5 +32,6 @@ mod xds_endpoints;
 mod xds_filters;
 mod xds_on_demand;
 mod xds_runtime;
+mod xds_scopes;
 mod xds_sources;
 mod xds_transport;

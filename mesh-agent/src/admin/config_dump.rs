@@ -15,6 +15,7 @@ use crate::{
         listener::Listener,
         route::RouteConfiguration,
         runtime::{Runtime, RuntimeLayer, RuntimeValue},
+        scope::ScopeTable,
         secret::Secret,
     },
     snapshot::Snapshot,
@@ -40,6 +41,8 @@ pub struct ConfigDump {
     pub secrets: BTreeMap<Arc<str>, Arc<Secret>>,
     pub runtime: RuntimeView,
     pub extension_configs: BTreeMap<Arc<str>, Arc<ExtensionConfig>>,
+    /// By name; those that are written in listeners are there.
+    pub scoped_routes: Arc<ScopeTable>,
 }
 
 impl ConfigDump {
@@ -69,6 +72,7 @@ impl ConfigDump {
             secrets: snapshot.secrets.iter().map(named).collect(),
             runtime: RuntimeView::of(&snapshot.runtime),
             extension_configs: snapshot.extension_configs.iter().map(named).collect(),
+            scoped_routes: Arc::clone(&snapshot.scopes),
         }
     }
 }

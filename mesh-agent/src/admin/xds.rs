@@ -45,7 +45,7 @@ pub struct XdsSourceView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdsTypeView {
     /// `listeners`, `routes`, `clusters`, `endpoints`, `secrets`, `runtime`,
-    /// `extension_configs` or `virtual_hosts`.
+    /// `extension_configs`, `virtual_hosts` or `scoped_routes`.
     pub kind: String,
     pub type_url: String,
     /// Of the last response that was accepted whole; empty in delta mode.

@@ -116,6 +116,7 @@ fn key(sought: &Sought) -> (ResourceType, Arc<str>) {
     match sought {
         Sought::Cluster(name) => (ResourceType::Cluster, Arc::clone(name)),
         Sought::VirtualHost(name) => (ResourceType::VirtualHost, Arc::clone(name)),
+        Sought::Routes(name) => (ResourceType::Routes, Arc::clone(name)),
     }
 }
 
@@ -124,6 +125,7 @@ fn sought((kind, name): (ResourceType, Arc<str>)) -> Option<Sought> {
     match kind {
         ResourceType::Cluster => Some(Sought::Cluster(name)),
         ResourceType::VirtualHost => Some(Sought::VirtualHost(name)),
+        ResourceType::Routes => Some(Sought::Routes(name)),
         _ => None,
     }
 }

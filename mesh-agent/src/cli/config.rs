@@ -88,6 +88,7 @@ fn summary(dump: &Value) -> String {
         ("endpoints", "endpoints"),
         ("secret", "secrets"),
         ("filter", "extension_configs"),
+        ("scope", "scoped_routes"),
     ] {
         for (name, value) in dump[key].as_object().into_iter().flatten() {
             let detail = match kind {
@@ -105,6 +106,10 @@ fn summary(dump: &Value) -> String {
                     discovery => format!("{discovery}, {}", variant(&value["lb_policy"])),
                 },
                 "filter" => text(&value["type_name"]),
+                "scope" => match value["routes"]["rds"].as_str() {
+                    Some(routes) => routes.to_owned(),
+                    None => "routes of its own".to_owned(),
+                },
                 "secret" => variant(&value["kind"]),
                 _ => {
                     let localities = value["localities"].as_array().into_iter().flatten();

@@ -14,6 +14,7 @@ use super::{
     cluster::ClusterName,
     extension::DiscoveredFilter,
     route::{OnDemandClusters, RouteConfiguration},
+    scope::ScopedRoutes,
 };
 
 /// Spec: `envoy.config.core.v3.TrafficDirection`.
@@ -169,6 +170,8 @@ pub enum RouteSource {
     Inline(Arc<RouteConfiguration>),
     /// The name of a `RouteConfiguration` delivered by RDS.
     Rds(Arc<str>),
+    /// Each request finds its own.
+    Scoped(Arc<ScopedRoutes>),
 }
 
 #[derive(Debug, Clone, Serialize)]

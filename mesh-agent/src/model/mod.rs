@@ -17,6 +17,7 @@ pub mod redirect;
 mod references;
 pub mod route;
 pub mod runtime;
+pub mod scope;
 pub mod secret;
 pub mod socket;
 pub mod splice;

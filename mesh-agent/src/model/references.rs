@@ -5,8 +5,12 @@ use std::sync::Arc;
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
     extension::DiscoveredFilter,
-    listener::{FilterChain, HttpFilter, Listener, RouteSource, TerminalFilter, WeightedCluster},
+    listener::{
+        FilterChain, HttpConnectionManager, HttpFilter, Listener, RouteSource, TerminalFilter,
+        WeightedCluster,
+    },
     route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
+    scope::{Scope, ScopeSource, ScopeTable},
 };
 
 impl Cluster {
@@ -61,20 +65,55 @@ impl Route {
     }
 }
 
+impl Scope {
+    /// Every cluster that its own routes need; one may come several times.
+    pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
+        self.inline().into_iter().flat_map(|routes| routes.cluster_names())
+    }
+}
+
+impl RouteSource {
+    fn rds_name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Rds(name) => Some(name),
+            Self::Inline(_) | Self::Scoped(_) => None,
+        }
+    }
+
+    /// The scopes that are written in it.
+    pub fn own_scopes(&self) -> Option<&ScopeTable> {
+        match self {
+            Self::Scoped(scoped) => match &scoped.scopes {
+                ScopeSource::Inline(scopes) => Some(scopes),
+                ScopeSource::Srds => None,
+            },
+            Self::Inline(_) | Self::Rds(_) => None,
+        }
+    }
+
+    fn takes_delivered_scopes(&self) -> bool {
+        matches!(self, Self::Scoped(scoped) if matches!(scoped.scopes, ScopeSource::Srds))
+    }
+}
+
 impl Listener {
     /// Every filter chain, the default one last.
     pub fn chains(&self) -> impl Iterator<Item = &FilterChain> {
         self.filter_chains.iter().chain(&self.default_filter_chain).map(|chain| &**chain)
     }
 
+    fn managers(&self) -> impl Iterator<Item = &HttpConnectionManager> {
+        self.chains().filter_map(|chain| match &chain.terminal {
+            TerminalFilter::Http(http) => Some(&**http),
+            TerminalFilter::TcpProxy(_) => None,
+        })
+    }
+
     /// Every route configuration it asks for by name; one may come several times.
     pub fn route_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.chains().filter_map(|chain| match &chain.terminal {
-            TerminalFilter::Http(http) => match &http.routes {
-                RouteSource::Rds(name) => Some(name),
-                RouteSource::Inline(_) => None,
-            },
-            TerminalFilter::TcpProxy(_) => None,
+        self.managers().flat_map(|http| {
+            let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
+            http.routes.rds_name().into_iter().chain(scopes.filter_map(|s| s.needed_route_name()))
         })
     }
 
@@ -82,15 +121,19 @@ impl Listener {
     /// unless these say otherwise.
     pub fn validated_cluster_names(&self) -> Vec<&ClusterName> {
         let mut names = Vec::new();
-        for chain in self.chains() {
-            if let TerminalFilter::Http(http) = &chain.terminal
-                && let RouteSource::Inline(routes) = &http.routes
+        for http in self.managers() {
+            if let RouteSource::Inline(routes) = &http.routes
                 && routes.validate_clusters != Some(false)
             {
                 names.extend(routes.cluster_names());
             }
         }
         names
+    }
+
+    /// Whether a connection manager takes the scopes that are delivered.
+    pub fn takes_delivered_scopes(&self) -> bool {
+        self.managers().any(|http| http.routes.takes_delivered_scopes())
     }
 
     /// Every filter whose configuration is a resource of its own; one may come several
@@ -118,6 +161,8 @@ impl Listener {
                     if let RouteSource::Inline(routes) = &http.routes {
                         names.extend(routes.cluster_names());
                     }
+                    let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
+                    names.extend(scopes.flat_map(|scope| scope.cluster_names()));
                 }
             }
         }

@@ -83,6 +83,18 @@ fn header_value<'a>(name: &str, head: &'a Parts) -> Option<Cow<'a, [u8]>> {
     }
 }
 
+/// As [`header_value`], but of a header that is there several times only the first value.
+pub fn first_value<'a>(name: &str, head: &'a Parts) -> Option<&'a [u8]> {
+    if let Some(value) = head.headers.get(name) {
+        return Some(value.as_bytes());
+    }
+    match header_value(name, head)? {
+        Cow::Borrowed(value) => Some(value),
+        // Pseudo-headers are all borrowed, and there is no other header of that name.
+        Cow::Owned(_) => None,
+    }
+}
+
 /// The host a request is for, with its port where it names one, as sent.
 ///
 /// HTTP/2's `:authority` and HTTP/1.1's absolute form go before `Host`; a request

@@ -60,15 +60,12 @@ use crate::{
         detect::{Detected, HTTP2_PREFACE, detect},
         guard::{GuardLimits, GuardShared, HeadGuard},
     },
-    model::{
-        listener::{CodecType, HttpConnectionManager},
-        route::RouteConfiguration,
-    },
+    model::listener::{CodecType, HttpConnectionManager},
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
-    snapshot::SnapshotCell,
+    snapshot::{RouteTable, SnapshotCell},
     transport::http_pool::{BoxedIo, HttpPool, HttpProtocol},
 };
 
@@ -169,7 +166,7 @@ struct Judged {
     version: u64,
     permit: Permit,
     /// The connection manager's, kept for requests that come when it is gone.
-    routes: Option<Arc<RouteConfiguration>>,
+    routes: Option<RouteTable>,
 }
 
 impl HttpConnection {

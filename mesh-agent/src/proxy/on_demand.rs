@@ -1,5 +1,6 @@
 //! What a request needs and the configuration does not have is asked for, while the
-//! request waits: virtual hosts by the request's host, clusters by the route's.
+//! request waits: route configurations by the request's scope, virtual hosts by its host,
+//! clusters by the route's.
 //!
 //! Names come from clients, so all of it is bounded: requests that wait, names that are
 //! asked for, and the time. A name that is not to be had is forgotten with the last
@@ -35,12 +36,14 @@ pub enum Sought {
     Cluster(Arc<str>),
     /// `<route configuration>/<host>`
     VirtualHost(Arc<str>),
+    /// A scope's.
+    Routes(Arc<str>),
 }
 
 impl Sought {
     fn name(&self) -> &str {
         match self {
-            Self::Cluster(name) | Self::VirtualHost(name) => name,
+            Self::Cluster(name) | Self::VirtualHost(name) | Self::Routes(name) => name,
         }
     }
 
@@ -49,6 +52,7 @@ impl Sought {
         match self {
             Self::Cluster(_) => "clusters",
             Self::VirtualHost(_) => "virtual_hosts",
+            Self::Routes(_) => "routes",
         }
     }
 }

@@ -9,9 +9,11 @@
 pub mod decide;
 pub mod lb;
 pub mod match_http;
+pub mod scope;
 
 pub use decide::{
     Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
 };
 pub use lb::{Balancers, LoadGuard, shares};
 pub use match_http::{Matched, NoRoute, match_route};
+pub use scope::{NoScope, configuration_for};

@@ -15,6 +15,7 @@ use crate::model::{
     listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
     route::{RouteConfiguration, VirtualHost},
     runtime::RuntimeLayer,
+    scope::{Scope, ScopeRoutes, ScopeTable},
     secret::Secret,
 };
 
@@ -32,6 +33,7 @@ pub struct Resources {
     pub extension_configs: Vec<ExtensionConfig>,
     /// By `<route configuration>/<host>`.
     pub virtual_hosts: Vec<(Arc<str>, VirtualHost)>,
+    pub scopes: Vec<Scope>,
 }
 
 /// A resource that can't be honoured, and why: `<path>: <reason>`.
@@ -69,6 +71,7 @@ pub struct Removed {
     pub runtime: Vec<Arc<str>>,
     pub extension_configs: Vec<Arc<str>>,
     pub virtual_hosts: Vec<Arc<str>>,
+    pub scopes: Vec<Arc<str>>,
 }
 
 /// Whether a whole configuration is one: every reference leads somewhere, that to a cluster
@@ -162,6 +165,15 @@ fn build_with(
         rejected.check_routes(&path, configuration, &clusters);
     }
 
+    let mut scopes = Arc::clone(&base.scopes);
+    rejected.put_scopes(&mut scopes, updated.scopes, &removed.scopes);
+    if !Arc::ptr_eq(&scopes, &base.scopes)
+        || !removed.routes.is_empty()
+        || !removed.clusters.is_empty()
+    {
+        scopes.iter().for_each(|scope| rejected.check_scope("", scope, &clusters, &routes));
+    }
+
     let mut listeners = Arc::clone(&base.listeners);
     let changed: Vec<_> = updated.listeners.into_iter().map(Arc::new).collect();
     if !removed.listeners.is_empty() || !changed.is_empty() {
@@ -221,6 +233,7 @@ fn build_with(
         layered_runtime: Arc::clone(&base.layered_runtime),
         extension_configs,
         virtual_hosts,
+        scopes,
         workloads,
     })
 }
@@ -400,6 +413,51 @@ impl Rejections {
         }
     }
 
+    /// Takes scopes out, and puts others in: all names and keys of before are free first.
+    fn put_scopes(
+        &mut self,
+        table: &mut Arc<ScopeTable>,
+        updated: Vec<Scope>,
+        removed: &[Arc<str>],
+    ) {
+        if updated.is_empty() && removed.is_empty() {
+            return;
+        }
+        let table = Arc::make_mut(table);
+        let names = removed.iter().chain(updated.iter().map(|scope| &scope.name));
+        names.for_each(|name| table.remove(name));
+        for scope in updated {
+            let path = format!("scoped_routes[{}]", scope.name);
+            if let Err(clash) = table.insert(Arc::new(scope)) {
+                self.push(path, format!("its name or key is that of scope `{}`", clash.name));
+            }
+        }
+    }
+
+    fn check_scope(
+        &mut self,
+        holder: &str,
+        scope: &Scope,
+        clusters: &Table<ClusterName, Arc<Cluster>>,
+        routes: &Table<Arc<str>, Arc<RouteConfiguration>>,
+    ) {
+        let path = || format!("{holder}scoped_routes[{}]", scope.name);
+        match &scope.routes {
+            ScopeRoutes::Inline(configuration) => {
+                self.check_routes(
+                    &format!("{}.route_configuration", path()),
+                    configuration,
+                    clusters,
+                );
+            }
+            ScopeRoutes::Rds(name) if !scope.on_demand && !routes.contains_key(name) => {
+                let reason = format!("there is no RouteConfiguration `{name}`");
+                self.push(format!("{}.route_configuration_name", path()), reason);
+            }
+            ScopeRoutes::Rds(_) => {}
+        }
+    }
+
     fn check_chain(
         &mut self,
         path: &str,
@@ -419,6 +477,10 @@ impl Rejections {
                     self.push(format!("{path}.rds.route_config_name"), reason);
                 }
                 RouteSource::Rds(_) => {}
+                RouteSource::Scoped(_) => {
+                    let own = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
+                    own.for_each(|s| self.check_scope(&format!("{path}."), s, clusters, routes));
+                }
             },
         }
     }

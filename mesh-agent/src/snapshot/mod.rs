@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod scopes;
 mod tables;
 mod workloads;
 
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use crate::model::runtime::LayeredRuntime;
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
+pub use scopes::RouteTable;
 pub use tables::{HostGroup, ListenerTable, Snapshot, Table};
 pub use workloads::WorkloadTable;
 

@@ -13,9 +13,10 @@ use super::workloads::WorkloadTable;
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
     extension::{DiscoveredFilter, ExtensionConfig},
-    listener::{Direction, Listener, RouteSource},
+    listener::{Direction, Listener},
     route::{RouteConfiguration, VirtualHost},
     runtime::{LayeredRuntime, Runtime, RuntimeLayer},
+    scope::ScopeTable,
     secret::Secret,
 };
 
@@ -52,6 +53,8 @@ pub struct Snapshot {
     pub extension_configs: Arc<HashMap<Arc<str>, Arc<ExtensionConfig>>>,
     /// By the route configuration they belong to, which may not be there.
     pub virtual_hosts: Arc<Table<Arc<str>, Arc<HostGroup>>>,
+    /// Those that are delivered by themselves.
+    pub scopes: Arc<ScopeTable>,
     /// Where endpoints are to be found.
     pub workloads: Arc<WorkloadTable>,
 }
@@ -72,6 +75,7 @@ impl Default for Snapshot {
             runtime: Arc::default(),
             extension_configs: Arc::default(),
             virtual_hosts: Arc::default(),
+            scopes: Arc::default(),
             workloads: Arc::default(),
         }
     }
@@ -99,14 +103,6 @@ impl Snapshot {
         filter: &'a DiscoveredFilter,
     ) -> Option<&'a ExtensionConfig> {
         filter.config(self.extension_configs.get(&filter.name).map(|config| &**config))
-    }
-
-    /// The route configuration a connection manager uses.
-    pub fn routes(&self, source: &RouteSource) -> Option<Arc<RouteConfiguration>> {
-        match source {
-            RouteSource::Inline(routes) => Some(Arc::clone(routes)),
-            RouteSource::Rds(name) => self.routes.get(name).map(Arc::clone),
-        }
     }
 }
 

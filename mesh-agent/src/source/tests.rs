@@ -2,6 +2,7 @@
 
 mod balancing;
 mod refused;
+mod scopes;
 mod seeds;
 mod text;
 mod tls;

@@ -49,6 +49,7 @@ const DESCRIPTORS_KEPT: Duration = Duration::from_secs(3);
 const EVENTS_MAX: usize = 256;
 
 /// What the source says.
+#[expect(clippy::large_enum_variant, reason = "few are made, each for a whole response")]
 #[derive(Debug)]
 pub enum Update {
     /// A complete configuration to be applied.

@@ -13,10 +13,10 @@ use crate::{
     },
     observe::flags::ResponseFlag,
     proxy::on_demand::{Sought, Unavailable},
-    route::{NoDestination, NoRoute},
+    route::{NoDestination, NoRoute, NoScope},
 };
 
-/// How long a request waits for its virtual host.
+/// How long a request waits for its virtual host, or its route configuration.
 const HOST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often one request may ask: configurations that chase each other must not hold it
@@ -30,6 +30,21 @@ pub(super) struct Lookups {
 }
 
 impl Lookups {
+    /// The route configuration to ask for, and how long; `None`: there is nothing to ask.
+    pub(super) fn routes(
+        &mut self,
+        http: &HttpConnectionManager,
+        error: &NoScope,
+    ) -> Option<(Sought, Duration)> {
+        let NoScope::Routes { routes, .. } = error else { return None };
+        http.on_demand?;
+        if self.made >= LOOKUPS_MAX {
+            return None;
+        }
+        self.made += 1;
+        Some((Sought::Routes(Arc::clone(routes)), HOST_PATIENCE))
+    }
+
     /// The virtual host to ask for, and how long; `None`: there is nothing to ask.
     pub(super) fn host(
         &mut self,

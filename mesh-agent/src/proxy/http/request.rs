@@ -30,7 +30,7 @@ use crate::{
     observe::{Protocol, flags::ResponseFlag},
     policy::{Denied, Permit, authorize_request, matcher::authority},
     proxy::rejudge::{self, Standing},
-    route::{Destination, NoDestination, decide_request, match_route},
+    route::{Destination, NoDestination, configuration_for, decide_request, match_route},
     snapshot::Snapshot,
 };
 
@@ -122,15 +122,30 @@ async fn answer(
             })?;
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
 
-        let routes =
-            judged.routes.as_deref().ok_or_else(|| no_route("there is no route configuration"))?;
-        let matched = match match_route(routes, head, &snapshot.runtime, random) {
-            Ok(matched) => matched,
+        let table =
+            judged.routes.as_ref().ok_or_else(|| no_route("there is no route configuration"))?;
+        let routes = match configuration_for(table, head) {
+            Ok(routes) => routes,
             Err(error) => {
-                let what = lookups.host(http, routes, &error, authority.as_str());
+                let what = lookups.routes(http, &error);
                 let (sought, patience) = what.ok_or_else(|| no_route(error.to_string()))?;
                 let there = |snapshot: &Snapshot| {
-                    let routes = snapshot.routes(&http.routes);
+                    let table = snapshot.routes(&http.routes);
+                    table.is_some_and(|table| configuration_for(&table, head).is_ok())
+                };
+                let found = connection.services.on_demand.obtain(&sought, patience, there).await;
+                found.map_err(|why| not_obtained(why, no_route(format!("{error}: {why}"))))?;
+                continue;
+            }
+        };
+        let matched = match match_route(&routes, head, &snapshot.runtime, random) {
+            Ok(matched) => matched,
+            Err(error) => {
+                let what = lookups.host(http, &routes, &error, authority.as_str());
+                let (sought, patience) = what.ok_or_else(|| no_route(error.to_string()))?;
+                let there = |snapshot: &Snapshot| {
+                    let table = snapshot.routes(&http.routes);
+                    let routes = table.and_then(|table| configuration_for(&table, head).ok());
                     routes.is_some_and(|routes| {
                         match_route(&routes, head, &snapshot.runtime, random).is_ok()
                     })

@@ -13,7 +13,7 @@ fn listener(rest: &str) -> String {
 
 const TCP: &str = "{name: tcp, typed_config: {'@type': \
     t/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, cluster: c}}";
-const ROUTER: &str = "{name: router, typed_config: {'@type': \
+pub(super) const ROUTER: &str = "{name: router, typed_config: {'@type': \
     t/envoy.extensions.filters.http.router.v3.Router}}";
 
 fn chain(rest: &str) -> String {
@@ -29,7 +29,7 @@ pub(super) fn network(rbac: &str) -> String {
     listener(&format!("filter_chains: [{{filters: [{filter}, {TCP}]}}]"))
 }
 
-fn http(fields: &str) -> String {
+pub(super) fn http(fields: &str) -> String {
     listener(&format!(
         "filter_chains: [{{filters: [{{name: hcm, typed_config: {{'@type': \
          t/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
@@ -231,8 +231,7 @@ fn connection_managers() {
         |filters: &str| http(&format!("rds: {{route_config_name: r}}, http_filters: [{filters}]"));
     let rbac = "{name: x, typed_config: {'@type': t/envoy.extensions.filters.http.rbac.v3.RBAC}}";
     for (yaml, expected) in [
-        (routed("scoped_routes: {name: x}"), ".scoped_routes: is not supported"),
-        (routed("stat_prefix: x"), ": has no routes: route_config or rds"),
+        (routed("stat_prefix: x"), ": has no routes: route_config, rds or scoped_routes"),
         (
             routed("rds: {route_config_name: r, config_source: {path_config_source: {path: /x}}}"),
             ".rds.config_source.path_config_source: is not supported: resources come from the \

@@ -25,6 +25,7 @@ use super::{
     rbac::{self, Place},
     rds,
     reject::{Decoder, unsupported},
+    scopes,
 };
 use crate::model::listener::{CodecType, HttpConnectionManager, HttpFilter, OnDemand, RouteSource};
 
@@ -178,13 +179,7 @@ pub(super) fn connection_manager(
 fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource> {
     match value {
         Some(RouteSpecifier::RouteConfig(value)) => d
-            .field("route_config", |d| {
-                let routes = rds::configuration(d, value)?;
-                if routes.vhds {
-                    d.refuse_field("vhds", "is for a route configuration that comes by RDS");
-                }
-                Some(routes)
-            })
+            .field("route_config", |d| rds::inline(d, value))
             .map(|routes| RouteSource::Inline(Arc::new(routes))),
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             d.field("rds", |d| {
@@ -196,8 +191,11 @@ fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource>
                 Some(RouteSource::Rds(route_config_name.into()))
             })
         }
-        Some(RouteSpecifier::ScopedRoutes(_)) => d.not_supported("scoped_routes"),
-        None => d.refused("has no routes: route_config or rds"),
+        Some(RouteSpecifier::ScopedRoutes(value)) => {
+            let scoped = d.field("scoped_routes", |d| scopes::scoped_routes(d, value));
+            scoped.map(|scoped| RouteSource::Scoped(Arc::new(scoped)))
+        }
+        None => d.refused("has no routes: route_config, rds or scoped_routes"),
     }
 }
 

@@ -29,6 +29,7 @@ mod rds;
 mod reject;
 mod resource;
 mod rtds;
+mod scopes;
 mod sds;
 mod session;
 mod tls;
@@ -42,7 +43,10 @@ use envoy_types::pb::envoy::{
         core::v3::TypedExtensionConfig,
         endpoint::v3::ClusterLoadAssignment,
         listener::v3::Listener as PbListener,
-        route::v3::{RouteConfiguration as PbRoutes, VirtualHost as PbVirtualHost},
+        route::v3::{
+            RouteConfiguration as PbRoutes, ScopedRouteConfiguration as PbScope,
+            VirtualHost as PbVirtualHost,
+        },
     },
     extensions::transport_sockets::tls::v3::Secret as PbSecret,
     service::runtime::v3::Runtime as PbRuntime,
@@ -179,6 +183,12 @@ pub(super) fn decode_with_references(
                 let name = m.name.as_str().into();
                 rds::discovered_host(d, m).map(|host| Resource::VirtualHost(name, host))
             },
+        ),
+        ResourceType::Scope => decode(
+            kind,
+            value,
+            |m: &PbScope| &m.name,
+            |d, m| scopes::scope(d, m).map(Resource::Scope),
         ),
     }
 }

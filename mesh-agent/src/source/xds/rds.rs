@@ -122,6 +122,15 @@ pub(super) fn configuration(
     })
 }
 
+/// A route configuration that is part of another resource.
+pub(super) fn inline(d: &mut Decoder, value: PbRouteConfiguration) -> Option<RouteConfiguration> {
+    let routes = configuration(d, value)?;
+    if routes.vhds {
+        d.refuse_field("vhds", "is for a route configuration that comes by RDS");
+    }
+    Some(routes)
+}
+
 /// A virtual host that arrives by itself. What has to be unique within its route
 /// configuration is for `snapshot` to check.
 pub(super) fn discovered_host(d: &mut Decoder, value: PbVirtualHost) -> Option<VirtualHost> {

@@ -8,7 +8,10 @@ use envoy_types::pb::envoy::{
         core::v3::TypedExtensionConfig,
         endpoint::v3::ClusterLoadAssignment,
         listener::v3::Listener as PbListener,
-        route::v3::{RouteConfiguration as PbRoutes, VirtualHost as PbVirtualHost},
+        route::v3::{
+            RouteConfiguration as PbRoutes, ScopedRouteConfiguration as PbScope,
+            VirtualHost as PbVirtualHost,
+        },
     },
     extensions::transport_sockets::tls::v3::Secret as PbSecret,
     service::runtime::v3::Runtime as PbRuntime,
@@ -22,6 +25,7 @@ use crate::{
         listener::Listener,
         route::{RouteConfiguration, VirtualHost},
         runtime::RuntimeLayer,
+        scope::{Scope, ScopeRoutes},
         secret::Secret,
     },
     snapshot::{Removed, Resources},
@@ -29,8 +33,8 @@ use crate::{
 };
 
 /// The type URLs [`decode_any`](super::decode_any) knows: LDS, RDS, CDS, EDS, SDS, RTDS,
-/// ECDS, VHDS.
-pub const TYPE_URLS: [&str; 8] = [
+/// ECDS, VHDS, SRDS.
+pub const TYPE_URLS: [&str; 9] = [
     "type.googleapis.com/envoy.config.listener.v3.Listener",
     "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
     "type.googleapis.com/envoy.config.cluster.v3.Cluster",
@@ -39,6 +43,7 @@ pub const TYPE_URLS: [&str; 8] = [
     "type.googleapis.com/envoy.service.runtime.v3.Runtime",
     "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
     "type.googleapis.com/envoy.config.route.v3.VirtualHost",
+    "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration",
 ];
 
 /// One decoded top-level resource.
@@ -61,6 +66,8 @@ pub enum Resource {
     /// VHDS, with the name it goes by: `<route configuration>/<host>`, which need not be
     /// the virtual host's own.
     VirtualHost(Arc<str>, VirtualHost),
+    /// SRDS
+    Scope(Scope),
 }
 
 impl Resource {
@@ -76,6 +83,7 @@ impl Resource {
             Self::Runtime(name, _) => (Type::Runtime, name),
             Self::ExtensionConfig(extension) => (Type::ExtensionConfig, &extension.name),
             Self::VirtualHost(name, _) => (Type::VirtualHost, name),
+            Self::Scope(scope) => (Type::Scope, &scope.name),
         };
         (kind, Arc::clone(name))
     }
@@ -91,6 +99,7 @@ impl Resource {
             Self::Runtime(name, layer) => resources.runtime.push((name, layer)),
             Self::ExtensionConfig(extension) => resources.extension_configs.push(extension),
             Self::VirtualHost(name, host) => resources.virtual_hosts.push((name, host)),
+            Self::Scope(scope) => resources.scopes.push(scope),
         }
     }
 
@@ -99,11 +108,20 @@ impl Resource {
     pub(in crate::source) fn called(self, name: Option<String>) -> Self {
         match (self, name) {
             (Self::VirtualHost(_, host), Some(name)) => Self::VirtualHost(name.into(), host),
-            (Self::Routes(routes), _) => {
-                Self::Routes(RouteConfiguration { validate_clusters: Some(false), ..routes })
-            }
-            (resource, _) => resource,
+            (resource, _) => resource.with_what_there_is(),
         }
+    }
+
+    /// Routes that do without the clusters that are not to be had.
+    pub(in crate::source) fn with_what_there_is(mut self) -> Self {
+        match &mut self {
+            Self::Routes(routes) => routes.validate_clusters = Some(false),
+            Self::Scope(Scope { routes: ScopeRoutes::Inline(routes), .. }) => {
+                Arc::make_mut(routes).validate_clusters = Some(false);
+            }
+            _ => {}
+        }
+        self
     }
 
     /// What of these, its own bytes, may be written to disk: a private key may not.
@@ -129,10 +147,11 @@ pub enum ResourceType {
     Runtime,
     ExtensionConfig,
     VirtualHost,
+    Scope,
 }
 
 impl ResourceType {
-    pub(in crate::source) const ALL: [Self; 8] = [
+    pub(in crate::source) const ALL: [Self; 9] = [
         Self::Listener,
         Self::Routes,
         Self::Cluster,
@@ -141,6 +160,7 @@ impl ResourceType {
         Self::Runtime,
         Self::ExtensionConfig,
         Self::VirtualHost,
+        Self::Scope,
     ];
 
     pub(in crate::source) fn full_name(self) -> String {
@@ -153,12 +173,14 @@ impl ResourceType {
             Self::Runtime => PbRuntime::full_name(),
             Self::ExtensionConfig => TypedExtensionConfig::full_name(),
             Self::VirtualHost => PbVirtualHost::full_name(),
+            Self::Scope => PbScope::full_name(),
         }
     }
 
     /// As it stands in an `Any`.
     pub(in crate::source) fn type_url(self) -> &'static str {
-        let [listener, routes, cluster, endpoints, secret, runtime, extension, host] = TYPE_URLS;
+        let [listener, routes, cluster, endpoints, secret, runtime, extension, host, scope] =
+            TYPE_URLS;
         match self {
             Self::Listener => listener,
             Self::Routes => routes,
@@ -168,6 +190,7 @@ impl ResourceType {
             Self::Runtime => runtime,
             Self::ExtensionConfig => extension,
             Self::VirtualHost => host,
+            Self::Scope => scope,
         }
     }
 
@@ -182,6 +205,7 @@ impl ResourceType {
             Self::Runtime => "runtime",
             Self::ExtensionConfig => "extension_configs",
             Self::VirtualHost => "virtual_hosts",
+            Self::Scope => "scoped_routes",
         }
     }
 
@@ -218,6 +242,7 @@ impl ResourceType {
             Self::Runtime => removed.runtime.push(name),
             Self::ExtensionConfig => removed.extension_configs.push(name),
             Self::VirtualHost => removed.virtual_hosts.push(name),
+            Self::Scope => removed.scopes.push(name),
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod judge;
 mod requests;
+mod scopes;
 mod settle;
 mod sources;
 mod status;
@@ -105,7 +106,7 @@ pub(super) struct Session {
     /// How long a name that was asked for may stay unanswered.
     initial_fetch_timeout: Duration,
     /// In the order of [`ResourceType::ALL`].
-    tables: [Table; 8],
+    tables: [Table; 9],
     /// What is in force once it was sent on.
     unsent: BTreeMap<Key, Option<Body>>,
     /// Whether the first, whole configuration was sent on.
@@ -159,7 +160,7 @@ impl Session {
     }
 
     fn table(&self, kind: ResourceType) -> &Table {
-        let [listeners, routes, clusters, endpoints, secrets, runtime, extensions, hosts] =
+        let [listeners, routes, clusters, endpoints, secrets, runtime, extensions, hosts, scopes] =
             &self.tables;
         match kind {
             ResourceType::Listener => listeners,
@@ -170,11 +171,12 @@ impl Session {
             ResourceType::Runtime => runtime,
             ResourceType::ExtensionConfig => extensions,
             ResourceType::VirtualHost => hosts,
+            ResourceType::Scope => scopes,
         }
     }
 
     fn table_mut(&mut self, kind: ResourceType) -> &mut Table {
-        let [listeners, routes, clusters, endpoints, secrets, runtime, extensions, hosts] =
+        let [listeners, routes, clusters, endpoints, secrets, runtime, extensions, hosts, scopes] =
             &mut self.tables;
         match kind {
             ResourceType::Listener => listeners,
@@ -185,6 +187,7 @@ impl Session {
             ResourceType::Runtime => runtime,
             ResourceType::ExtensionConfig => extensions,
             ResourceType::VirtualHost => hosts,
+            ResourceType::Scope => scopes,
         }
     }
 
@@ -287,6 +290,11 @@ impl Session {
     /// Goes on as if the server had an empty resource of that name, as Envoy does, or
     /// without one where empty is not the same as none.
     fn make_up(&mut self, kind: ResourceType, name: &Arc<str>) {
+        if kind == ResourceType::Routes && !self.is_named(kind, name) {
+            // Only requests have asked: who waits for it waits no longer.
+            self.table_mut(kind).absent.insert(Arc::clone(name));
+            return;
+        }
         let value = match kind {
             ResourceType::Endpoints => {
                 envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment {
@@ -310,7 +318,7 @@ impl Session {
                 }
                 return;
             }
-            ResourceType::Cluster => {
+            ResourceType::Cluster | ResourceType::Scope => {
                 // Who waits for it waits no longer.
                 self.table_mut(kind).absent.insert(Arc::clone(name));
                 return;
@@ -370,7 +378,7 @@ impl Session {
     /// told all of it, and all of it is ready or has had its time.
     fn is_whole(&mut self, now: Instant) -> bool {
         let told = |table: &Table| table.received || table.stream.is_none();
-        if !self.tables.iter().filter(|table| table.is_wildcard()).all(told) {
+        if !self.tables.iter().filter(|table| table.is_always_asked()).all(told) {
             return self.alone_by.is_some_and(|by| by <= now);
         }
         let by = *self.whole_by.get_or_insert(now + self.initial_fetch_timeout);

@@ -186,6 +186,10 @@ fn path(kind: Option<ResourceType>, variant: Variant) -> &'static str {
             "/envoy.service.route.v3.VirtualHostDiscoveryService/DeltaVirtualHosts",
             "/envoy.service.route.v3.VirtualHostDiscoveryService/DeltaVirtualHosts",
         ),
+        Some(ResourceType::Scope) => (
+            "/envoy.service.route.v3.ScopedRoutesDiscoveryService/StreamScopedRoutes",
+            "/envoy.service.route.v3.ScopedRoutesDiscoveryService/DeltaScopedRoutes",
+        ),
         Some(ResourceType::Cluster) => (
             "/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters",
             "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters",

@@ -17,6 +17,7 @@ use prost::{Message as _, Name as _};
 
 use super::{
     Now, Session, Variant,
+    scopes::Keys,
     table::{Body, Digest, Held, Needs, Reply, namespace},
 };
 use crate::{
@@ -40,6 +41,7 @@ const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 #[derive(Default)]
 struct Judgement {
     names: HashSet<Arc<str>>,
+    keys: Keys,
     /// Listeners that are good by themselves.
     listeners: Vec<Listener>,
     rejected: Vec<RejectedResource>,
@@ -113,7 +115,9 @@ impl Session {
         self.hear_of_hosts(kind, &resources, &removed_resources);
         let values = resources.iter().filter_map(|r| r.resource.as_ref());
         let digest = digest_of(values.map(|any| any.value.as_slice()));
-        let mut judgement = Judgement::default();
+        let mentioned = resources.iter().map(|wrapped| &wrapped.name).chain(&removed_resources);
+        let keys = self.kept_keys(kind, &mentioned.map(String::as_str).collect());
+        let mut judgement = Judgement { keys, ..Judgement::default() };
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
@@ -286,6 +290,9 @@ impl Session {
             Some(held)
                 if held.digest == digest_of([any.value.as_slice()]) && !held.needs.renewal =>
             {
+                if let Err(reasons) = judgement.keys.claim(&name, &held.needs) {
+                    return judgement.rejected.extend(reasons);
+                }
                 held.version = version;
                 let table = self.table_mut(kind);
                 table.made_up.remove(&name);
@@ -293,7 +300,10 @@ impl Session {
             }
             _ => match decode(kind, &name, &version, &any)
                 .and_then(|(held, references)| Ok((self.fits(&name, held)?, references)))
-            {
+                .and_then(|(held, references)| {
+                    judgement.keys.claim(&name, &held.needs)?;
+                    Ok((held, references))
+                }) {
                 Ok((held, references)) => {
                     let stream = self.table(kind).stream;
                     if let Err(reason) = self.place(stream, &references) {
@@ -331,14 +341,14 @@ impl Session {
         let mut taken = HashMap::new();
         let named: HashSet<_> = listeners.iter().map(|listener| &*listener.name).collect();
         for (name, held) in &self.table(ResourceType::Listener).accepted {
-            if let Some(address) = held.needs.address.filter(|_| !named.contains(&**name))
+            if let Some(address) = held.needs.address().filter(|_| !named.contains(&**name))
                 && !goes(name)
             {
                 taken.insert(address, Arc::clone(name));
             }
         }
         for Listener { name, held, ttl } in listeners {
-            let clash = held.needs.address.and_then(|address| {
+            let clash = held.needs.address().and_then(|address| {
                 let owner = taken.entry(address).or_insert_with(|| Arc::clone(&name));
                 (*owner != name).then(|| (Arc::clone(owner), address.1))
             });
@@ -426,6 +436,7 @@ impl Session {
     ) {
         let variant = self.table(kind).stream.and_then(|at| self.streams.get(at));
         let delta = variant.is_some_and(|stream| stream.variant == Variant::Delta);
+        self.hear_of_scopes(kind);
         let table = self.table_mut(kind);
         table.received = true;
         table.nonce.clone_from(&nonce);

@@ -8,20 +8,21 @@ use envoy_types::pb::{
 };
 
 use super::{Now, Request, Session, Variant, table::Table};
-use crate::source::xds::ResourceType;
+use crate::source::xds::{ResourceType, scopes::ALL};
 
 /// `google.rpc.Code.INVALID_ARGUMENT`, as Envoy says.
 const INVALID_ARGUMENT: i32 = 3;
 
 /// Make before break: clusters, and what they need, come before what leads to them.
 /// Runtime values come first, since everything else may be read by them.
-const ORDER: [ResourceType; 8] = [
+const ORDER: [ResourceType; 9] = [
     ResourceType::Runtime,
     ResourceType::Cluster,
     ResourceType::Secret,
     ResourceType::Endpoints,
     ResourceType::Listener,
     ResourceType::ExtensionConfig,
+    ResourceType::Scope,
     ResourceType::Routes,
     ResourceType::VirtualHost,
 ];
@@ -69,7 +70,7 @@ impl Table {
         let reply = self.replies.pop_front();
         DiscoveryRequest {
             version_info: self.version.clone(),
-            resource_names: texts(&self.wanted),
+            resource_names: texts(self.wanted.iter().filter(|name| &***name != ALL)),
             type_url: self.kind.type_url().to_owned(),
             response_nonce: self.nonce.clone(),
             error_detail: error_detail(reply.and_then(|reply| reply.error)),
@@ -98,9 +99,12 @@ impl Table {
             let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
             request.resource_names_subscribe = difference(&self.wanted, &self.subscribed);
             request.resource_names_unsubscribe = difference(&self.subscribed, &self.wanted);
-            if first && self.is_wildcard() && !self.wanted.is_empty() {
-                // Without names a first request asks for all; with some it has to say so.
-                request.resource_names_subscribe.insert(0, "*".to_owned());
+            if first && self.kind == ResourceType::Scope {
+                // As in Envoy, a first request without names asks for all.
+                request.resource_names_subscribe.clear();
+            } else if first && self.is_wildcard() && !self.wanted.is_empty() {
+                // With some it has to say so.
+                request.resource_names_subscribe.insert(0, ALL.to_owned());
             }
             self.subscribed.clone_from(&self.wanted);
         }

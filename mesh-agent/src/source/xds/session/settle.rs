@@ -14,14 +14,16 @@ use std::{
 
 use super::{
     Key, Session, Variant,
-    table::{Needs, Table},
+    table::{Body, Needs, Table},
 };
-use crate::source::xds::{Resource, ResourceType as Type};
+use crate::source::xds::ResourceType as Type;
 
 /// The types that are asked for by name, and the types whose resources say the names;
 /// what is named comes after what names it.
-const HOLDERS: [(Type, &[Type]); 7] = [
-    (Type::Routes, &[Type::Listener]),
+const HOLDERS: [(Type, &[Type]); 8] = [
+    // Asked for as a whole, if at all.
+    (Type::Scope, &[Type::Listener]),
+    (Type::Routes, &[Type::Listener, Type::Scope]),
     (Type::VirtualHost, &[Type::Routes]),
     (Type::ExtensionConfig, &[Type::Listener]),
     // Asked for as a whole: only what is no longer needed is looked at.
@@ -45,10 +47,12 @@ impl Session {
         ] {
             self.add_ready(kind);
         }
-        // Nothing needs a listener, and its address may be wanted.
-        let gone: Vec<_> = self.table(Type::Listener).leaving.iter().cloned().collect();
-        gone.iter().for_each(|name| self.take_out(Type::Listener, name));
-        self.add_listeners();
+        for kind in [Type::Scope, Type::Listener] {
+            // Nothing needs one of these, and its place may be wanted.
+            let gone: Vec<_> = self.table(kind).leaving.iter().cloned().collect();
+            gone.iter().for_each(|name| self.take_out(kind, name));
+            self.add_placed(kind);
+        }
         // Top down, so that one pass is enough.
         let mut made_up = false;
         for (kind, holders) in HOLDERS {
@@ -77,7 +81,7 @@ impl Session {
 
     /// Names that nothing leads to any more are not kept for ever.
     fn forget_absent_clusters(&mut self) {
-        let holders = [Type::Routes, Type::VirtualHost].map(|kind| self.table(kind));
+        let holders = [Type::Routes, Type::VirtualHost, Type::Scope].map(|kind| self.table(kind));
         let clusters = self.table(Type::Cluster);
         if clusters.absent.is_empty() || !holders.iter().any(|table| table.renamed) {
             return;
@@ -104,40 +108,48 @@ impl Session {
         }
     }
 
-    /// As [`Self::add_ready`]; besides, two listeners can't have one address, but may
-    /// swap theirs.
-    fn add_listeners(&mut self) {
-        let table = self.table(Type::Listener);
+    /// As [`Self::add_ready`]; besides, two listeners can't have one address, or two scopes
+    /// one key, but may swap theirs.
+    fn add_placed(&mut self, kind: Type) {
+        let table = self.table(kind);
+        if table.pending.is_empty() {
+            return;
+        }
         let needs = |name: &Arc<str>| table.accepted.get(name).map(|held| &held.needs);
         let mut ready: BTreeSet<Arc<str>> = table
             .pending
             .iter()
-            .filter(|name| {
-                needs(name).is_some_and(|needs| self.lacks(Type::Listener, name, needs).is_none())
-            })
+            .filter(|name| needs(name).is_some_and(|needs| self.lacks(kind, name, needs).is_none()))
             .cloned()
             .collect();
-        // One that is held back keeps its old address, which may hold back others.
+        // One that is held back keeps its old place, which may hold back others.
         loop {
             let staying = table.in_force.iter().filter(|(name, _)| !ready.contains(*name));
-            let mut taken: HashSet<_> = staying.filter_map(|(_, needs)| needs.address).collect();
+            let mut taken: HashSet<_> =
+                staying.filter_map(|(_, needs)| needs.place.as_ref()).collect();
             let before = ready.len();
             ready.retain(|name| {
-                needs(name).and_then(|needs| needs.address).is_some_and(|at| taken.insert(at))
+                needs(name)
+                    .and_then(|needs| needs.place.as_ref())
+                    .is_some_and(|at| taken.insert(at))
             });
             if ready.len() == before {
                 break;
             }
         }
         for name in ready {
-            self.table_mut(Type::Listener).pending.remove(&name);
-            self.put_in(Type::Listener, name);
+            self.table_mut(kind).pending.remove(&name);
+            self.put_in(kind, name);
         }
     }
 
     /// The first thing that is waited for before a resource with these needs takes effect.
     pub(super) fn lacks(&self, kind: Type, name: &str, needs: &Needs) -> Option<Key> {
-        let missing = needs.all().find(|(kind, name)| !self.table(*kind).has(name));
+        let is_there = |kind: Type, name: &Arc<str>| match kind {
+            Type::Scope => self.scopes_are_there(),
+            _ => self.table(kind).has(name),
+        };
+        let missing = needs.all().find(|(kind, name)| !is_there(*kind, name));
         let missing = missing.map(|(kind, name)| (kind, Arc::clone(name)));
         missing.or_else(|| {
             if !self.table(kind).in_force.contains_key(name) {
@@ -152,16 +164,14 @@ impl Session {
     fn put_in(&mut self, kind: Type, name: Arc<str>) {
         let table = self.table_mut(kind);
         let Some(held) = table.accepted.get_mut(&name) else { return };
-        let Some(mut body) = held.body.take() else { return };
+        let Some(body) = held.body.take() else { return };
         let needs = held.needs.clone();
         let before = table.in_force.get(&name);
         table.renamed |= *before.unwrap_or(&Needs::default()) != needs;
         table.in_force.insert(Arc::clone(&name), needs);
-        if let Resource::Routes(routes) = &mut body.resource {
-            // All that can be had are there.
-            routes.validate_clusters = Some(false);
-        }
-        self.unsent.insert((kind, name), Some(body));
+        // All that can be had are there.
+        let resource = body.resource.with_what_there_is();
+        self.unsent.insert((kind, name), Some(Body { resource, ..body }));
     }
 
     pub(super) fn take_out(&mut self, kind: Type, name: &Arc<str>) {
@@ -181,6 +191,14 @@ impl Session {
         let needed = self.needed(kind);
         let gone: Vec<_> = self.table(kind).leaving.difference(&needed).cloned().collect();
         gone.iter().for_each(|name| self.take_out(kind, name));
+    }
+
+    /// Whether something that is accepted, or in force, names it.
+    pub(super) fn is_named(&self, kind: Type, name: &Arc<str>) -> bool {
+        self.tables.iter().any(|table| {
+            let accepted = table.accepted.values().map(|held| &held.needs);
+            accepted.chain(table.in_force.values()).any(|n| n.named(kind).any(|own| own == name))
+        })
     }
 
     /// Says when clusters that are gone go, though something leads to them.
@@ -214,9 +232,13 @@ impl Session {
         if !asked_for_anew {
             return false;
         }
-        if self.table(kind).is_wildcard() {
-            self.ask_for_single(kind);
-            return false;
+        match kind {
+            Type::Scope => return self.ask_for_scopes(now),
+            _ if self.table(kind).is_wildcard() => {
+                self.ask_for_single(kind);
+                return false;
+            }
+            _ => {}
         }
         let mut wanted = self.table(kind).asked.clone();
         let mut needed = wanted.clone();

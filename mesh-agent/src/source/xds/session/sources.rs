@@ -82,7 +82,7 @@ impl Session {
     /// Whether everything was said on that stream that has to be for a beginning.
     pub(in crate::source::xds) fn is_told(&self, stream: usize) -> bool {
         let mut tables = self.tables.iter().filter(|table| table.stream == Some(stream));
-        tables.all(|table| table.received || (!table.is_wildcard() && table.wanted.is_empty()))
+        tables.all(|table| table.received || (!table.is_always_asked() && table.wanted.is_empty()))
     }
 
     /// Sees to it that the streams carry what is referred to from outside.

@@ -9,7 +9,7 @@ use crate::source::xds::ResourceType;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeStatus {
     /// `listeners`, `routes`, `clusters`, `endpoints`, `secrets`, `runtime`,
-    /// `extension_configs` or `virtual_hosts`.
+    /// `extension_configs`, `virtual_hosts` or `scoped_routes`.
     pub kind: &'static str,
     pub type_url: &'static str,
     /// Of the last response that was accepted whole; empty in the delta variant.
@@ -50,6 +50,9 @@ impl Session {
             let missing = needs.and_then(|needs| self.lacks(kind, name, needs));
             let waits_for = match missing {
                 Some((kind, name)) => format!("{}[{name}]", kind.table()),
+                None if kind == ResourceType::Scope => {
+                    "its key, which another scope has".to_owned()
+                }
                 None => "its address, which another listener has".to_owned(),
             };
             Warming { name: Arc::clone(name), waits_for }

@@ -8,8 +8,8 @@ use std::{
 
 use super::timers::Timers;
 use crate::{
-    model::{cluster::ClusterName, listener::Direction},
-    source::xds::{Resource, ResourceType},
+    model::{cluster::ClusterName, listener::Direction, scope::ScopeKey},
+    source::xds::{Resource, ResourceType, scopes::ALL},
 };
 
 /// The first pause before a refused content is refused once more, and the longest.
@@ -37,10 +37,17 @@ pub(super) struct Needs {
     pub(super) leads_to: BTreeSet<Arc<str>>,
     /// Filters that are configured by themselves.
     pub(super) filters: Vec<FilterNeed>,
-    /// A listener's place among all.
-    pub(super) address: Option<(Direction, std::net::SocketAddr)>,
+    /// What no other of its type can have at the same time.
+    pub(super) place: Option<Place>,
     /// Grows stale, unless it is told again.
     pub(super) renewal: bool,
+}
+
+/// A listener's among all, or a scope's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    Address(Direction, std::net::SocketAddr),
+    Key(ScopeKey),
 }
 
 /// A filter's configuration, for one place that is for it.
@@ -62,7 +69,9 @@ impl Needs {
                 let clusters = listener.validated_cluster_names();
                 needs.add(ResourceType::Cluster, clusters.into_iter().map(|name| &name.0));
                 needs.leads_to(listener.cluster_names());
-                needs.address = Some((listener.direction, listener.address));
+                let all = listener.takes_delivered_scopes().then(|| Arc::from(ALL));
+                needs.add(ResourceType::Scope, &all);
+                needs.place = Some(Place::Address(listener.direction, listener.address));
                 for filter in listener.discovered_filters() {
                     let (name, warms) = (Arc::clone(&filter.name), filter.warms);
                     let type_names = filter.type_names.clone();
@@ -84,12 +93,34 @@ impl Needs {
                 needs.leads_to(host.cluster_names());
             }
             Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
+            Resource::Scope(scope) => {
+                needs.add(ResourceType::Routes, scope.needed_route_name());
+                let strict = scope.inline().filter(|own| own.validate_clusters == Some(true));
+                let clusters = strict.into_iter().flat_map(|own| own.cluster_names());
+                needs.add(ResourceType::Cluster, clusters.map(|name| &name.0));
+                needs.leads_to(scope.cluster_names());
+                needs.place = Some(Place::Key(scope.key.clone()));
+            }
             Resource::Secret(_) | Resource::Runtime(..) | Resource::ExtensionConfig(_) => {}
         }
         needs.names.sort_unstable();
         needs.names.dedup();
         needs.names.shrink_to_fit();
         needs
+    }
+
+    pub(super) fn address(&self) -> Option<(Direction, std::net::SocketAddr)> {
+        match self.place {
+            Some(Place::Address(direction, address)) => Some((direction, address)),
+            Some(Place::Key(_)) | None => None,
+        }
+    }
+
+    pub(super) fn scope_key(&self) -> Option<&ScopeKey> {
+        match &self.place {
+            Some(Place::Key(key)) => Some(key),
+            Some(Place::Address(..)) | None => None,
+        }
     }
 
     fn add<'a>(&mut self, kind: ResourceType, names: impl IntoIterator<Item = &'a Arc<str>>) {
@@ -307,12 +338,18 @@ impl Table {
 
     /// Whether the type is asked for as a whole, not by names.
     pub(super) fn is_wildcard(&self) -> bool {
+        self.is_always_asked() || self.kind == ResourceType::Scope
+    }
+
+    /// Whether nothing has to need it for that.
+    pub(super) fn is_always_asked(&self) -> bool {
         matches!(self.kind, ResourceType::Listener | ResourceType::Cluster)
     }
 
     pub(super) fn wants(&self, name: &str) -> bool {
-        self.is_wildcard()
+        self.is_always_asked()
             || self.wanted.contains(name)
+            || (self.kind == ResourceType::Scope && !self.wanted.is_empty())
             || (self.kind == ResourceType::VirtualHost && self.wanted.contains(namespace(name)))
     }
 
@@ -339,6 +376,8 @@ impl Table {
         self.reworded = true;
         self.replies.clear();
         self.waiting.clear_all();
+        // Scopes that were no longer needed can be done without now.
+        self.renamed |= self.kind == ResourceType::Scope;
     }
 
     pub(super) fn accept(&mut self, name: Arc<str>, held: Held) {
@@ -392,7 +431,7 @@ impl Table {
 
     /// Whether the server was, or is about to be, asked for this type.
     pub(super) fn is_asked_for(&self) -> bool {
-        self.opened || self.is_wildcard() || !self.wanted.is_empty()
+        self.opened || self.is_always_asked() || !self.wanted.is_empty()
     }
 
     /// Whether there is something to say now.

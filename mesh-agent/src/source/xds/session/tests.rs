@@ -7,6 +7,7 @@ mod fuzz;
 mod messages;
 mod on_demand;
 mod scale;
+mod scopes;
 mod sotw;
 mod sources;
 mod types;
@@ -88,6 +89,7 @@ impl Bench {
             0 => format!("rds/{}", r.name),
             hosts => format!("rds/{}+{hosts}", r.name),
         }));
+        all.extend(snapshot.scopes.iter().map(|s| format!("srds/{}={}", s.name, s.key.concat())));
         all.extend(snapshot.secrets.keys().map(|n| format!("sds/{n}")));
         all.extend(snapshot.runtime_layers.keys().map(|n| format!("rtds/{n}")));
         all.extend(snapshot.extension_configs.keys().map(|n| format!("ecds/{n}")));

@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use prost::Message as _;
 
 use super::{
-    messages::{ECDS, RTDS, SDS, VHDS, extension, host, layer, odd_secret, secret},
+    messages::{ECDS, RTDS, SDS, SRDS, VHDS, extension, host, layer, odd_secret, scope, secret},
     *,
 };
 
@@ -35,6 +35,7 @@ fn seeds_are_heard() {
         (RTDS, "runtime", layer(NAME_HEARD, "key", 7.0)),
         (ECDS, "extension-config", extension(NAME_HEARD)),
         (VHDS, "virtual-host", host("h", "h", "a")),
+        (SRDS, "scope", scope(NAME_HEARD, "k", "r")),
         (CDS, "refused", super::messages::bad_cluster("a")),
         (CDS, "unknown-field", super::messages::with_unknown_field(cluster("a"))),
     ];

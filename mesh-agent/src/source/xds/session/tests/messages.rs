@@ -17,8 +17,13 @@ use envoy_types::pb::{
             },
             listener::v3::{Filter, FilterChain, Listener, filter::ConfigType},
             route::v3::{
-                Route, RouteAction, RouteConfiguration, RouteMatch, Vhds, VirtualHost, route,
-                route_action, route_match::PathSpecifier,
+                Route, RouteAction, RouteConfiguration, RouteMatch, ScopedRouteConfiguration, Vhds,
+                VirtualHost, route, route_action,
+                route_match::PathSpecifier,
+                scoped_route_configuration::{
+                    Key,
+                    key::{Fragment, fragment},
+                },
             },
         },
         extensions::{
@@ -26,8 +31,18 @@ use envoy_types::pb::{
                 http::{rbac::v3::Rbac, router::v3::Router},
                 network::{
                     http_connection_manager::v3::{
-                        HttpConnectionManager, HttpFilter, Rds,
-                        http_connection_manager::RouteSpecifier, http_filter,
+                        HttpConnectionManager, HttpFilter, Rds, ScopedRds, ScopedRoutes,
+                        http_connection_manager::RouteSpecifier,
+                        http_filter,
+                        scoped_routes::{
+                            ConfigSpecifier, ScopeKeyBuilder,
+                            scope_key_builder::{
+                                FragmentBuilder,
+                                fragment_builder::{
+                                    self, HeaderValueExtractor, header_value_extractor::ExtractType,
+                                },
+                            },
+                        },
                     },
                     tcp_proxy::v3::{TcpProxy, tcp_proxy},
                 },
@@ -52,6 +67,7 @@ pub(super) const SDS: &str = TYPE_URLS[4];
 pub(super) const RTDS: &str = TYPE_URLS[5];
 pub(super) const ECDS: &str = TYPE_URLS[6];
 pub(super) const VHDS: &str = TYPE_URLS[7];
+pub(super) const SRDS: &str = TYPE_URLS[8];
 
 fn any<M: Message + Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
@@ -141,7 +157,53 @@ pub(super) fn tcp_listener(name: &str, port: u32, cluster: &str) -> Any {
 }
 
 pub(super) fn http_listener(name: &str, port: u32, routes: &str) -> Any {
-    listener(name, port, manager(routes, Vec::new()))
+    listener(name, port, any(&manager(routes, Vec::new())))
+}
+
+/// A listener whose requests find their scope, which SRDS delivers, by the header `x-scope`.
+pub(super) fn scoped_listener(name: &str, port: u32) -> Any {
+    let extractor = HeaderValueExtractor {
+        name: "x-scope".to_owned(),
+        extract_type: Some(ExtractType::Index(0)),
+        ..HeaderValueExtractor::default()
+    };
+    let fragment = fragment_builder::Type::HeaderValueExtractor(extractor);
+    let fragments = vec![FragmentBuilder { r#type: Some(fragment) }];
+    let source = ScopedRds { scoped_rds_config_source: ads(), ..ScopedRds::default() };
+    let scoped = ScopedRoutes {
+        name: "s".to_owned(),
+        scope_key_builder: Some(ScopeKeyBuilder { fragments }),
+        rds_config_source: ads(),
+        config_specifier: Some(ConfigSpecifier::ScopedRds(source)),
+    };
+    let route_specifier = Some(RouteSpecifier::ScopedRoutes(scoped));
+    listener(name, port, any(&HttpConnectionManager { route_specifier, ..manager("", Vec::new()) }))
+}
+
+fn scope_of(name: &str, key: &str) -> ScopedRouteConfiguration {
+    let fragment = Fragment { r#type: Some(fragment::Type::StringKey(key.to_owned())) };
+    ScopedRouteConfiguration {
+        name: name.to_owned(),
+        key: Some(Key { fragments: vec![fragment] }),
+        ..ScopedRouteConfiguration::default()
+    }
+}
+
+pub(super) fn scope(name: &str, key: &str, routes: &str) -> Any {
+    let route_configuration_name = routes.to_owned();
+    any(&ScopedRouteConfiguration { route_configuration_name, ..scope_of(name, key) })
+}
+
+pub(super) fn scope_on_demand(name: &str, key: &str, routes: &str) -> Any {
+    let route_configuration_name = routes.to_owned();
+    let on_demand = true;
+    any(&ScopedRouteConfiguration { on_demand, route_configuration_name, ..scope_of(name, key) })
+}
+
+/// A scope whose routes are its own.
+pub(super) fn scope_with_routes(name: &str, key: &str, cluster: &str) -> Any {
+    let own = RouteConfiguration::decode(routes("own", cluster).value.as_slice()).unwrap();
+    any(&ScopedRouteConfiguration { route_configuration: Some(own), ..scope_of(name, key) })
 }
 
 /// A listener with an RBAC filter that is configured by itself, under `filter`.
@@ -153,7 +215,7 @@ pub(super) fn filtered_listener(port: u32, filter: &str, source: ExtensionConfig
         config_type: Some(http_filter::ConfigType::ConfigDiscovery(source)),
         ..HttpFilter::default()
     };
-    listener("l", port, manager("r", vec![discovered]))
+    listener("l", port, any(&manager("r", vec![discovered])))
 }
 
 /// A default configuration that enforces nothing.
@@ -162,13 +224,13 @@ pub(super) fn with_default() -> ExtensionConfigSource {
     ExtensionConfigSource { default_config, ..ExtensionConfigSource::default() }
 }
 
-fn manager(routes: &str, mut http_filters: Vec<HttpFilter>) -> Any {
+fn manager(routes: &str, mut http_filters: Vec<HttpFilter>) -> HttpConnectionManager {
     http_filters.push(HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router::default()))),
         ..HttpFilter::default()
     });
-    any(&HttpConnectionManager {
+    HttpConnectionManager {
         stat_prefix: "x".to_owned(),
         http_filters,
         route_specifier: Some(RouteSpecifier::Rds(Rds {
@@ -176,7 +238,7 @@ fn manager(routes: &str, mut http_filters: Vec<HttpFilter>) -> Any {
             route_config_name: routes.to_owned(),
         })),
         ..HttpConnectionManager::default()
-    })
+    }
 }
 
 fn virtual_host(name: &str, domain: &str, cluster: &str) -> VirtualHost {
