@@ -187,6 +187,7 @@ fn priorities_and_localities(mode: &str) {
     let entry = farm.near().logs_access(&["\"response_code\":503"]);
     assert!(entry["response_flags"].to_string().contains("UH"), "{entry}");
     farm.assigns(json!([{ "lb_endpoints": [first] }]), Value::Null);
+    farm.answers(200);
     farm.shares([40, 0]);
 
     // What is still needed is not let go of, whatever is removed.

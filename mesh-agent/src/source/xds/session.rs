@@ -291,8 +291,11 @@ impl Session {
     /// without one where empty is not the same as none.
     fn make_up(&mut self, kind: ResourceType, name: &Arc<str>) {
         if kind == ResourceType::Routes && !self.is_named(kind, name) {
-            // Only requests have asked: who waits for it waits no longer.
-            self.table_mut(kind).absent.insert(Arc::clone(name));
+            // Only requests have asked, if anything: who waits for it waits no longer.
+            let table = self.table_mut(kind);
+            if table.asked.contains(name) {
+                table.absent.insert(Arc::clone(name));
+            }
             return;
         }
         let value = match kind {

@@ -241,20 +241,25 @@ impl Session {
             _ => {}
         }
         let mut wanted = self.table(kind).asked.clone();
-        let mut needed = wanted.clone();
+        let mut named = BTreeSet::new();
         for holder in holders {
             let table = self.table(*holder);
             let accepted = table.accepted.values().map(|held| &held.needs);
             for needs in accepted.chain(table.in_force.values()) {
                 wanted.extend(needs.named(kind).cloned());
                 let names = needs.all().filter(|(of, _)| *of == kind);
-                needed.extend(names.map(|(_, name)| Arc::clone(name)));
+                named.extend(names.map(|(_, name)| Arc::clone(name)));
             }
         }
+        let needed: BTreeSet<_> = named.union(&self.table(kind).asked).cloned().collect();
         wanted.retain(|name| !self.table(kind).fixed.contains(name));
         let timeout = self.initial_fetch_timeout;
         let connected = self.is_connected(kind);
         let table = self.table_mut(kind);
+        if kind == Type::Routes {
+            // A listener waits for routes that so far only requests have asked for in vain.
+            table.absent.retain(|name| !named.contains(name));
+        }
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
         table.optional = wanted.difference(&needed).cloned().collect();
         let mut nowhere = Vec::new();

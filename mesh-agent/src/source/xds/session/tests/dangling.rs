@@ -72,3 +72,32 @@ fn a_cluster_that_goes_while_something_leads_to_it_has_a_while_to_be_left() {
     bench.says(LDS, "2", "l2", vec![]);
     bench.expect_in_force(&[]);
 }
+
+#[test]
+fn a_whole_service_goes_and_comes_back() {
+    let mut bench = Bench::new(Variant::Delta);
+    let comes = |bench: &mut Bench, round: &str| {
+        bench.tells(CDS, &format!("c{round}"), &[("a", cluster("a"))], &[]);
+        bench.tells(LDS, &format!("l{round}"), &[("l", http_listener("l", 80, "r"))], &[]);
+        bench.tells(EDS, &format!("e{round}"), &[("a", endpoints("a", 1))], &[]);
+        if round != "1" {
+            bench.expect_in_force(&["cds/a", "eds/a:1"]);
+        }
+        bench.tells(RDS, &format!("r{round}"), &[("r", routes("r", "a"))], &[]);
+        bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l", "rds/r"]);
+    };
+    comes(&mut bench, "1");
+    // In whatever order it is told.
+    let goes: [&[(&str, &str)]; 2] = [
+        &[(CDS, "a"), (EDS, "a"), (LDS, "l"), (RDS, "r")],
+        &[(LDS, "l"), (RDS, "r"), (CDS, "a"), (EDS, "a")],
+    ];
+    // The listener is told before its routes, which must not be taken for absent.
+    for (round, order) in goes.iter().enumerate() {
+        for (kind, name) in *order {
+            bench.tells(kind, &format!("gone-{round}-{kind}"), &[], &[name]);
+        }
+        bench.expect_in_force(&[]);
+        comes(&mut bench, &format!("again-{round}"));
+    }
+}
