@@ -52,6 +52,9 @@ fn run_seen(program: &str, arguments: &[&str], mut see: impl FnMut(&str)) -> Res
 fn command(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(workspace());
+    // Most tests wait for others most of the time.
+    let threads = std::thread::available_parallelism().map_or(4, |cpus| 2 * cpus.get());
+    command.env("RUST_TEST_THREADS", threads.to_string());
     // Where the agent's build script looks for the BPF object, whatever the user set.
     command.env("CARGO_TARGET_DIR", workspace().join("target"));
     command
