@@ -18,6 +18,7 @@ mod error;
 mod fullness;
 mod guard;
 mod kernel_path;
+mod layout;
 mod loader;
 mod log;
 mod maps;
