@@ -101,6 +101,9 @@ pub enum EnrollError {
     /// The kernel does not take a listener's socket storage.
     #[error("workload {uid}: cannot vouch for the agent's listeners")]
     Vouch { uid: WorkloadUid, source: io::Error },
+    /// Its interfaces could not be watched.
+    #[error("workload {uid}: cannot watch the pod's interfaces")]
+    Watch { uid: WorkloadUid, source: io::Error },
     /// A listener could not be opened inside the pod.
     #[error("workload {uid}: cannot listen on {address} inside the pod")]
     Listen { uid: WorkloadUid, address: std::net::SocketAddr, source: io::Error },

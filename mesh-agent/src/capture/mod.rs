@@ -42,6 +42,7 @@ pub use fullness::MapFill;
 pub use guard::{GuardAttachment, GuardMode};
 pub use kernel_path::{KernelEvents, PlanApplied};
 pub use maps::MapCapacities;
+pub use netlink::Multicast;
 pub use netns::{NetnsError, NetnsRef, PodNetns};
 pub use options::{CaptureOptions, EnrollPod, Exclusions};
 pub use selftest::self_test;
