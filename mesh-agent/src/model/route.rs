@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     authz::{StringMatcher, WholeRegex},
     listener::WeightedCluster,
+    retry::Attempts,
     runtime::RuntimeFraction,
 };
 
@@ -138,6 +139,7 @@ pub struct ForwardAction {
     pub prefix_rewrite: Option<String>,
     /// Replaces `:authority`.
     pub host_rewrite: Option<String>,
+    pub attempts: Attempts,
 }
 
 #[derive(Debug, Clone, Serialize)]

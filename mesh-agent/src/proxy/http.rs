@@ -12,11 +12,13 @@
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
+mod attempts;
 mod body;
 mod forward;
 mod headers;
 mod lookups;
 mod record;
+mod replay;
 mod reply;
 mod request;
 #[cfg(test)]

@@ -204,7 +204,17 @@ async fn answer(
         deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
         let matched: &PathMatch = &matched.route.matches.path;
         return forward(
-            Forward { connection, permit, destination, action, matched, authority, deadline },
+            Forward {
+                connection,
+                permit,
+                request_permit: &request_permit,
+                snapshot: &snapshot,
+                destination,
+                action,
+                matched,
+                authority,
+                deadline,
+            },
             log,
             head,
             body,
@@ -238,7 +248,7 @@ fn denied_reply(denied: &Denied) -> Reply {
     Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
 }
 
-fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
+pub(super) fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
     log.record.cluster = error.cluster().cloned();
     let (flag, body) = match error {
         NoDestination::NoHealthyEndpoint { .. } => {

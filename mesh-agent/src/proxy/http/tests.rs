@@ -6,4 +6,5 @@ mod harness;
 mod http1;
 mod http2;
 mod limits;
+mod retries;
 mod smuggling;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     model::{
+        retry::Attempts,
         cluster::{Health, LbPolicy, LoadAssignment},
         listener::{Direction, FilterChainMatch},
         runtime::{LayerSource, LayerValues, LayeredRuntime, RuntimeLayer, RuntimeValue},
@@ -208,6 +209,7 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
         runtime_key_prefix: None,
         prefix_rewrite: None,
         host_rewrite: None,
+        attempts: Attempts::default(),
     };
     let balancers = Balancers::default();
     let active = || balancers.active(&cluster_name("direct"), addr("10.9.0.1:80"));
@@ -256,6 +258,7 @@ fn the_runtime_goes_before_a_weight() {
             timeout: None,
             prefix_rewrite: None,
             host_rewrite: None,
+            attempts: Attempts::default(),
         };
         let (snapshot, balancers) = (cell.load(), Balancers::default());
         let decided = decide_request(

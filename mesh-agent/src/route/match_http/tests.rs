@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     model::{
+        retry::Attempts,
         route::{DirectResponse, ForwardAction, HeaderMatchKind, RouteAction},
         runtime::{Fraction, RuntimeFraction, RuntimeLayer, RuntimeValue},
     },
@@ -25,6 +26,7 @@ fn route(name: &str, path: PathMatch) -> Route {
         runtime_key_prefix: None,
         prefix_rewrite: None,
         host_rewrite: None,
+        attempts: Attempts::default(),
     });
     let matches =
         RouteMatch { path, case_sensitive: true, headers: Vec::new(), runtime_fraction: None };

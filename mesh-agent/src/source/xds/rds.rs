@@ -25,7 +25,10 @@ use super::{
     ResourceType, config_source,
     reject::{Decoder, unsupported},
 };
-use crate::model::route::{Domain, Route, RouteAction, RouteConfiguration, VirtualHost};
+use crate::model::{
+    retry::Attempts,
+    route::{Domain, Route, RouteAction, RouteConfiguration, VirtualHost},
+};
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
 const DIRECT_RESPONSE_MAX_BYTES: u32 = 4096;
@@ -159,11 +162,11 @@ fn virtual_host(
         d;
         matcher, require_tls, virtual_clusters, rate_limits, request_headers_to_add,
         request_headers_to_remove, response_headers_to_add, response_headers_to_remove, cors,
-        include_request_attempt_count, include_attempt_count_in_response, hedge_policy, include_is_timeout_retry_header,
-        per_request_buffer_limit_bytes, request_body_buffer_limit, request_mirror_policies,
-        route_specifiers,
+        hedge_policy, request_mirror_policies, route_specifiers,
     );
-    retry::policy(d, retry_policy, retry_policy_typed_config);
+    let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let on_demand = per_filter::configs(d, typed_per_filter_config);
     if name.is_empty() {
         d.refuse_field("name", "is missing");
@@ -186,7 +189,16 @@ fn virtual_host(
         route.on_demand = route.on_demand.or(on_demand);
         Some(route)
     });
-    Some(VirtualHost { name: name.into(), domains: domains?, routes: routes? })
+    let attempts = Attempts {
+        retry: retry?,
+        count_in_request: include_request_attempt_count,
+        count_in_response: include_attempt_count_in_response,
+        timeout_in_request: include_is_timeout_retry_header,
+        buffer_max_bytes: buffer_max_bytes?,
+    };
+    let mut routes = routes?;
+    retry::inherit(&mut routes, &attempts);
+    Some(VirtualHost { name: name.into(), domains: domains?, routes })
 }
 
 /// Spec: `envoy.config.route.v3.VirtualHost.domains`. A `*` stands at one end only.
@@ -229,9 +241,10 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     unsupported!(
         d;
         decorator, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
-        response_headers_to_remove, tracing, per_request_buffer_limit_bytes,
-        request_body_buffer_limit, route_specifiers,
+        response_headers_to_remove, tracing, route_specifiers,
     );
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let on_demand = per_filter::configs(d, typed_per_filter_config);
     let matches = d.field("match", |d| match r#match {
         Some(value) => matches::matches(d, value),
@@ -249,5 +262,9 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         Some(Action::NonForwardingAction(_)) => d.not_supported("non_forwarding_action"),
         None => d.refused("has no action: route or direct_response"),
     };
-    Some(Route { name: name.into(), matches: matches?, action: action?, on_demand })
+    let mut action = action?;
+    if let RouteAction::Forward(action) = &mut action {
+        action.attempts.buffer_max_bytes = buffer_max_bytes?;
+    }
+    Some(Route { name: name.into(), matches: matches?, action, on_demand })
 }

@@ -30,6 +30,7 @@ use super::super::{
 };
 use crate::{
     model::{
+        retry::Attempts,
         authz::{
             Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
         },
@@ -127,6 +128,8 @@ pub(super) struct Setup {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) stream_idle_timeout: Option<Duration>,
     pub(super) headers_kib: u32,
+    /// Of routes below `/again`.
+    pub(super) attempts: Attempts,
 }
 
 impl Setup {
@@ -139,6 +142,7 @@ impl Setup {
             idle_timeout: Some(Duration::from_secs(60)),
             stream_idle_timeout: Some(Duration::from_secs(60)),
             headers_kib: 60,
+            attempts: Attempts::default(),
         }
     }
 
@@ -169,6 +173,7 @@ fn to(cluster: &str) -> ForwardAction {
         runtime_key_prefix: None,
         prefix_rewrite: None,
         host_rewrite: None,
+        attempts: Attempts::default(),
     }
 }
 
@@ -194,6 +199,10 @@ fn cluster(
 
 fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     let forward = |prefix, cluster| route(prefix, RouteAction::Forward(to(cluster)));
+    let again = |prefix, cluster| {
+        let attempts = setup.attempts.clone();
+        route(prefix, RouteAction::Forward(ForwardAction { attempts, ..to(cluster) }))
+    };
     let routes = vec![
         route(
             "/direct",
@@ -218,6 +227,8 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             }),
         ),
         route("/stream", RouteAction::Forward(ForwardAction { timeout: None, ..to("app") })),
+        again("/again/dead", "dead"),
+        again("/again", "app"),
         forward("/none", "empty"),
         forward("/dead", "dead"),
         forward("/", "app"),

@@ -17,7 +17,7 @@ use super::{
     clusters::{one_cluster, weighted_clusters},
     retry,
 };
-use crate::model::route::ForwardAction;
+use crate::model::{retry::Attempts, route::ForwardAction};
 
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
@@ -63,7 +63,7 @@ pub(super) fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAc
         upgrade_configs, internal_redirect_policy, internal_redirect_action,
         max_internal_redirects, hedge_policy, max_stream_duration,
     );
-    retry::policy(d, retry_policy, retry_policy_typed_config);
+    let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let mut cluster_header = None;
     let mut runtime_key_prefix = None;
     let clusters = match cluster_specifier {
@@ -122,5 +122,6 @@ pub(super) fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAc
         timeout: timeout?,
         prefix_rewrite: prefix_rewrite?,
         host_rewrite: host_rewrite?,
+        attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
