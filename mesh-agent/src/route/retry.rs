@@ -108,11 +108,7 @@ impl<'a> RetryState<'a> {
             || grpc_condition(headers).is_some_and(|condition| on.has(condition))
     }
 
-    fn again(
-        &mut self,
-        asked: Option<Duration>,
-        random: &mut impl FnMut(u32) -> u32,
-    ) -> Verdict {
+    fn again(&mut self, asked: Option<Duration>, random: &mut impl FnMut(u32) -> u32) -> Verdict {
         if self.left == 0 {
             return Verdict::LimitExceeded;
         }
@@ -159,7 +155,8 @@ impl RateLimitedBackOff {
                 }
             }
         };
-        let mut asked = self.headers.iter().filter_map(|header| interval(&header.name, header.format));
+        let mut asked =
+            self.headers.iter().filter_map(|header| interval(&header.name, header.format));
         asked.find(|interval| *interval <= self.max)
     }
 }
@@ -238,8 +235,7 @@ mod tests {
         ];
         for (retry_on, status, header, expected) in cases {
             let verdict = response(&policy(retry_on), status, header);
-            let expected =
-                if expected { Verdict::Retry(Duration::ZERO) } else { Verdict::Final };
+            let expected = if expected { Verdict::Retry(Duration::ZERO) } else { Verdict::Final };
             assert_eq!(verdict, expected, "{retry_on:?} {status} {header:?}");
         }
     }
@@ -293,9 +289,8 @@ mod tests {
     fn only_requests_that_match_are_sent_again() {
         let retriable_request_headers = vec![present("x-please")];
         let policy = RetryPolicy { retriable_request_headers, ..policy(RetryOn::RESET) };
-        let verdict = |name| {
-            RetryState::new(&policy, &head(name)).reset(Reset::Other, true, &mut |_| 0)
-        };
+        let verdict =
+            |name| RetryState::new(&policy, &head(name)).reset(Reset::Other, true, &mut |_| 0);
         assert_eq!(verdict("x-please"), Verdict::Retry(Duration::ZERO));
         assert_eq!(verdict("x-a"), Verdict::Final);
     }
@@ -308,10 +303,8 @@ mod tests {
             header("x-reset", ResetFormat::UnixTimestamp),
         ];
         let limited = RateLimitedBackOff { headers, max: Duration::from_secs(60) };
-        let policy = RetryPolicy {
-            rate_limited_back_off: Some(limited),
-            ..policy(RetryOn::SERVER_ERROR)
-        };
+        let policy =
+            RetryPolicy { rate_limited_back_off: Some(limited), ..policy(RetryOn::SERVER_ERROR) };
         let seconds = |n| Verdict::Retry(Duration::from_secs(n));
         assert_eq!(response(&policy, 503, ("retry-after", "7")), seconds(7));
         assert_eq!(response(&policy, 503, ("x-reset", "1009")), seconds(9));

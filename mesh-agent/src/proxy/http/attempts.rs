@@ -150,10 +150,9 @@ impl Attempting<'_> {
                 Some(cluster) => {
                     let policy = self.attempts.retry.as_deref();
                     let choice = match policy {
-                        Some(policy) if policy.avoid_previous_hosts => Choice {
-                            avoid: &avoid,
-                            reselections: policy.host_selection_attempts,
-                        },
+                        Some(policy) if policy.avoid_previous_hosts => {
+                            Choice { avoid: &avoid, reselections: policy.host_selection_attempts }
+                        }
                         _ => Choice::default(),
                     };
                     let decided = decide_again(
@@ -197,9 +196,8 @@ impl Attempting<'_> {
     fn limits(&self) -> (Option<Duration>, Option<Duration>) {
         let Some(policy) = &self.attempts.retry else { return (None, None) };
         let whole = self.timeout.filter(|timeout| !timeout.is_zero());
-        let per_try = policy
-            .per_try_timeout
-            .filter(|per_try| whole.is_none_or(|whole| *per_try < whole));
+        let per_try =
+            policy.per_try_timeout.filter(|per_try| whole.is_none_or(|whole| *per_try < whole));
         (per_try, policy.per_try_idle_timeout)
     }
 

@@ -10,7 +10,9 @@ use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::TryFutureExt;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts, uri::Authority};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts, uri::Authority,
+};
 use http_body::Body;
 
 use super::{
@@ -95,22 +97,18 @@ pub(super) async fn forward(
     let mut count = 1;
     let all = attempting.run(destination, request, body, log, &mut count);
     let ended = deadline.run(all).await;
-    let counted = |headers: &mut http::HeaderMap| {
-        if action.attempts.count_in_response {
+    let told = action.attempts.count_in_response;
+    let counted = |mut reply: Reply, count: u32| {
+        if told {
+            let headers = reply.headers.get_or_insert_default();
             headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(count));
         }
+        reply
     };
     let (response, destination) = match ended {
         Ok(Ok(answered)) => answered,
-        Ok(Err(mut reply)) => {
-            counted(&mut reply.headers);
-            return Err(reply);
-        }
-        Err(expired) => {
-            let mut reply = expired_reply(expired, log);
-            counted(&mut reply.headers);
-            return Err(reply);
-        }
+        Ok(Err(reply)) => return Err(counted(reply, count)),
+        Err(expired) => return Err(counted(expired_reply(expired, log), count)),
     };
     if let Some(idle) = action.attempts.retry.as_ref().and_then(|r| r.per_try_idle_timeout) {
         deadline.limit_idle(idle);
@@ -118,9 +116,11 @@ pub(super) async fn forward(
     let (mut parts, mut body) = response.into_parts();
     if let Err(details) = headers::sanitize_response(parts.status, &mut parts.headers) {
         let flag = ResponseFlag::UpstreamProtocolError;
-        return Err(reset_reply(flag, PROTOCOL_ERROR, details, count > 1));
+        return Err(counted(reset_reply(flag, PROTOCOL_ERROR, details, count > 1), count));
     }
-    counted(&mut parts.headers);
+    if told {
+        parts.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(count));
+    }
     // hyper writes the version downstream speaks.
     parts.version = Version::HTTP_11;
     std::future::poll_fn(|cx| {

@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
     model::{
-        retry::Attempts,
         cluster::{Health, LbPolicy, LoadAssignment},
         listener::{Direction, FilterChainMatch},
+        retry::Attempts,
         runtime::{LayerSource, LayerValues, LayeredRuntime, RuntimeLayer, RuntimeValue},
         workload::MtlsMode,
     },

@@ -13,8 +13,8 @@ use crate::model::{
 fn attempts(host: &str, route: &str) -> Attempts {
     let yaml = format!(
         "'@type': t/envoy.config.route.v3.RouteConfiguration\nname: r\n\
-         virtual_hosts: [{{name: h, domains: ['*'], {host}, routes: [{{match: {{prefix: /}}, \
-         route: {{cluster: c, {route}}}}}]}}]\n"
+         virtual_hosts: [{{name: h, domains: ['*'], {host} routes: [{{match: {{prefix: /}}, \
+         route: {{{route} cluster: c}}}}]}}]\n"
     );
     let routes = accepted(&yaml).routes.into_iter().next().unwrap();
     match &routes.virtual_hosts[0].routes[0].action {
@@ -26,7 +26,7 @@ fn attempts(host: &str, route: &str) -> Attempts {
 #[test]
 fn a_retry_policy_is_read_whole() {
     let attempts = attempts(
-        "include_request_attempt_count: true, request_body_buffer_limit: 77",
+        "include_request_attempt_count: true, request_body_buffer_limit: 77,",
         "retry_policy: {retry_on: 'reset, unavailable,retriable-status-codes', num_retries: 7, \
          per_try_timeout: 1s, per_try_idle_timeout: 2s, retriable_status_codes: [503], \
          retry_host_predicate: [{name: p, typed_config: {'@type': \
@@ -34,7 +34,7 @@ fn a_retry_policy_is_read_whole() {
          host_selection_retry_max_attempts: 5, retry_back_off: {base_interval: 0.2s}, \
          rate_limited_retry_back_off: {reset_headers: [{name: Retry-After}, \
          {name: x-at, format: UNIX_TIMESTAMP}]}, retriable_headers: [{name: x-a}], \
-         retriable_request_headers: [{name: x-b}]}",
+         retriable_request_headers: [{name: x-b}]},",
     );
     assert!(attempts.count_in_request && !attempts.count_in_response);
     assert_eq!(attempts.buffer_max_bytes, Some(77));
@@ -63,14 +63,14 @@ fn a_retry_policy_is_read_whole() {
 
 #[test]
 fn a_routes_policy_goes_before_its_hosts() {
-    let own = "retry_policy: {retry_on: 5xx}";
-    let host = "retry_policy: {retry_on: reset, num_retries: 9}";
+    let own = "retry_policy: {retry_on: 5xx},";
+    let host = "retry_policy: {retry_on: reset, num_retries: 9},";
     let read = |host, route| attempts(host, route).retry.map(|p| (p.retry_on, p.num_retries));
     assert_eq!(read("", ""), None);
     assert_eq!(read(host, ""), Some((RetryOn::RESET, 9)));
     assert_eq!(read(host, own), Some((RetryOn::SERVER_ERROR, 1)));
     let limit = |host, route| attempts(host, route).buffer_max_bytes;
-    assert_eq!(limit("per_request_buffer_limit_bytes: 5", ""), Some(5));
+    assert_eq!(limit("per_request_buffer_limit_bytes: 5,", ""), Some(5));
     // Legacy: no more than the connection's.
-    assert_eq!(limit("per_request_buffer_limit_bytes: 2000000", ""), Some(1 << 20));
+    assert_eq!(limit("per_request_buffer_limit_bytes: 2000000,", ""), Some(1 << 20));
 }

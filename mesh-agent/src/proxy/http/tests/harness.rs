@@ -30,7 +30,6 @@ use super::super::{
 };
 use crate::{
     model::{
-        retry::Attempts,
         authz::{
             Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
         },
@@ -43,6 +42,7 @@ use crate::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
             Listener, RouteSource, TerminalFilter, WeightedCluster,
         },
+        retry::Attempts,
         route::{
             DirectResponse, Domain, ForwardAction, PathMatch, Route, RouteAction,
             RouteConfiguration, RouteMatch, VirtualHost,

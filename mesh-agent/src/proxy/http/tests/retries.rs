@@ -217,10 +217,9 @@ async fn what_the_client_has_not_sent_yet_follows_the_attempt() {
 #[tokio::test]
 async fn an_attempt_may_take_its_time_and_no_longer() {
     let short = Some(Duration::from_millis(100));
-    for (whole, idle, details) in [
-        (short, None, "upstream_per_try_timeout"),
-        (None, short, "upstream_per_try_idle_timeout"),
-    ] {
+    for (whole, idle, details) in
+        [(short, None, "upstream_per_try_timeout"), (None, short, "upstream_per_try_idle_timeout")]
+    {
         let heads = Arc::<Mutex<Vec<String>>>::default();
         let shared = Arc::clone(&heads);
         let address = raw_upstream(move |mut stream, _| {

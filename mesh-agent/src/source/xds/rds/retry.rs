@@ -126,9 +126,7 @@ fn decode(d: &mut Decoder, value: PbRetryPolicy) -> Option<RetryPolicy> {
     };
     let rate_limited_back_off = match rate_limited_retry_back_off {
         None => Some(None),
-        Some(value) => {
-            d.field("rate_limited_retry_back_off", |d| rate_limited(d, value)).map(Some)
-        }
+        Some(value) => d.field("rate_limited_retry_back_off", |d| rate_limited(d, value)).map(Some),
     };
     let retriable_headers = d.all("retriable_headers", retriable_headers, matchers::header);
     let retriable_request_headers =
