@@ -161,6 +161,11 @@ impl WholeRegex {
         self.0.is_match(value)
     }
 
+    /// What the pattern's groups match, where the whole of `value` does.
+    pub(super) fn captures<'a>(&self, value: &'a str) -> Option<regex::Captures<'a>> {
+        self.0.captures(value)
+    }
+
     /// The pattern as the configuration has it, without the anchors.
     pub fn as_str(&self) -> &str {
         let anchored = self.0.as_str();

@@ -18,6 +18,7 @@ mod forward;
 mod headers;
 mod lookups;
 mod record;
+mod redirect;
 mod replay;
 mod reply;
 mod request;

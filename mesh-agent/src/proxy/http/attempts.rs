@@ -20,7 +20,7 @@ use super::{
     timing::Exchange,
 };
 use crate::{
-    model::retry::Attempts,
+    model::{retry::Attempts, route::ForwardAction},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
     route::{Choice, Destination, RetryState, Verdict, decide_again},
@@ -36,9 +36,7 @@ pub(super) struct Attempting<'a> {
     pub(super) permit: &'a Permit,
     pub(super) request_permit: &'a RequestPermit,
     pub(super) snapshot: &'a Snapshot,
-    pub(super) attempts: &'a Attempts,
-    /// The route's, for all together.
-    pub(super) timeout: Option<Duration>,
+    pub(super) action: &'a ForwardAction,
     pub(super) protocol: HttpProtocol,
     /// The host that goes upstream.
     pub(super) host: Authority,
@@ -101,10 +99,10 @@ impl Attempting<'_> {
         count: &mut u32,
     ) -> Result<Answered, Reply> {
         let random = &mut |below| rand::random_range(0..below);
-        let mut bodies = Bodies::new(body, self.retries.is_some(), self.attempts);
+        let mut bodies = Bodies::new(body, self.retries.is_some(), &self.action.attempts);
         let mut avoid: Vec<SocketAddr> = Vec::new();
         loop {
-            if self.attempts.count_in_request {
+            if self.action.attempts.count_in_request {
                 request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(*count));
             }
             let body = bodies.next(&log.exchange);
@@ -135,7 +133,8 @@ impl Attempting<'_> {
                 }
                 Verdict::Final => return self.ended(ended, destination, log, *count),
             };
-            if self.attempts.timeout_in_request && matches!(ended, Err(Failure::Attempt(_))) {
+            if self.action.attempts.timeout_in_request && matches!(ended, Err(Failure::Attempt(_)))
+            {
                 request.headers_mut().insert(TIMEOUT_RETRY, HeaderValue::from_static("true"));
             }
             avoid.push(destination.address());
@@ -148,7 +147,7 @@ impl Attempting<'_> {
             *count += 1;
             destination = match cluster {
                 Some(cluster) => {
-                    let policy = self.attempts.retry.as_deref();
+                    let policy = self.action.attempts.retry.as_deref();
                     let choice = match policy {
                         Some(policy) if policy.avoid_previous_hosts => {
                             Choice { avoid: &avoid, reselections: policy.host_selection_attempts }
@@ -165,7 +164,7 @@ impl Attempting<'_> {
                         random,
                         Instant::now(),
                     );
-                    decided.map_err(|error| no_destination(&error, log))?
+                    decided.map_err(|error| no_destination(&error, self.action, log))?
                 }
                 // Only requests of a route are sent again, and a route names a cluster.
                 None => return Err(Reply::bad_request("no cluster")),
@@ -194,8 +193,8 @@ impl Attempting<'_> {
     /// Of one attempt: the whole of it, and silence. One that is no less than the route's
     /// own counts for nothing, as in Envoy.
     fn limits(&self) -> (Option<Duration>, Option<Duration>) {
-        let Some(policy) = &self.attempts.retry else { return (None, None) };
-        let whole = self.timeout.filter(|timeout| !timeout.is_zero());
+        let Some(policy) = &self.action.attempts.retry else { return (None, None) };
+        let whole = self.action.timeout.filter(|timeout| !timeout.is_zero());
         let per_try =
             policy.per_try_timeout.filter(|per_try| whole.is_none_or(|whole| *per_try < whole));
         (per_try, policy.per_try_idle_timeout)

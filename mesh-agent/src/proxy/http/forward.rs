@@ -18,18 +18,14 @@ use http_body::Body;
 use super::{
     ConnectFailure, HttpConnection, RequestBody,
     attempts::{self, Attempting},
-    headers,
+    headers::{self, Rewrites},
     record::RequestLog,
     reply::Reply,
     request::Answer,
     timing::{Deadline, Expired},
 };
 use crate::{
-    model::{
-        cluster::UpstreamProtocol,
-        listener::Direction,
-        route::{ForwardAction, PathMatch},
-    },
+    model::{cluster::UpstreamProtocol, listener::Direction},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
     proxy::{Origination, story},
@@ -52,8 +48,7 @@ pub(super) struct Forward<'a> {
     pub(super) request_permit: &'a RequestPermit,
     pub(super) snapshot: &'a Snapshot,
     pub(super) destination: Destination,
-    pub(super) action: &'a ForwardAction,
-    pub(super) matched: &'a PathMatch,
+    pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
     pub(super) deadline: Deadline,
 }
@@ -64,30 +59,27 @@ pub(super) async fn forward(
     head: &mut Parts,
     body: RequestBody,
 ) -> Result<Answer, Reply> {
-    let Forward { connection, permit, destination, action, matched, authority, .. } = forward;
+    let Forward { connection, permit, destination, rewrites, authority, .. } = forward;
     let mut deadline = forward.deadline;
+    let action = rewrites.action;
     let protocol = match (destination.upstream_protocol(), head.version) {
         (UpstreamProtocol::Http2, _) => HttpProtocol::Http2,
         (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
         (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => HttpProtocol::Http1,
     };
-    let host = match &action.host_rewrite {
-        Some(host) => Authority::try_from(host.as_str()).unwrap_or_else(|_| authority.clone()),
-        None => authority.clone(),
-    };
+    let hosts = rewrites.hosts(head, &authority)?;
     let head_request = head.method == Method::HEAD;
     let attempting = Attempting {
         connection,
         permit,
         request_permit: forward.request_permit,
         snapshot: forward.snapshot,
-        attempts: &action.attempts,
-        timeout: action.timeout,
+        action,
         protocol,
-        host,
+        host: hosts.host.clone(),
         retries: attempts::retries(&action.attempts, head),
     };
-    headers::forwarded(head, authority, action, matched, protocol)?;
+    headers::forwarded(head, hosts, rewrites, protocol)?;
     let mut request = Request::new(());
     *request.method_mut() = std::mem::take(&mut head.method);
     *request.uri_mut() = std::mem::take(&mut head.uri);

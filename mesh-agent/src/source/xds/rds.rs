@@ -8,6 +8,7 @@ mod clusters;
 mod direct;
 mod matches;
 mod per_filter;
+mod redirect;
 mod retry;
 
 use std::{collections::HashSet, sync::Arc};
@@ -15,6 +16,7 @@ use std::{collections::HashSet, sync::Arc};
 use envoy_types::pb::envoy::config::route::v3::{
     Route as PbRoute, RouteConfiguration as PbRouteConfiguration, Vhds,
     VirtualHost as PbVirtualHost, route::Action,
+    virtual_host::TlsRequirementType as TlsRequirement,
 };
 
 pub(super) use self::{
@@ -27,7 +29,10 @@ use super::{
 };
 use crate::model::{
     retry::Attempts,
-    route::{Domain, Route, RouteAction, RouteConfiguration, VirtualHost},
+    route::{
+        Domain, PathMatch, Redirect, RequireTls, Route, RouteAction, RouteConfiguration,
+        RouteMatch, VirtualHost,
+    },
 };
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
@@ -63,8 +68,7 @@ pub(super) fn configuration(
         d;
         internal_only_headers, response_headers_to_add, response_headers_to_remove,
         request_headers_to_add, request_headers_to_remove, most_specific_header_mutations_wins,
-        cluster_specifier_plugins, request_mirror_policies, ignore_port_in_host_matching,
-        vhost_header, ignore_path_parameters_in_path_matching, route_specifiers,
+        cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers,
     );
     d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
     let vhds = match vhds {
@@ -99,6 +103,8 @@ pub(super) fn configuration(
         vhds,
         discovered: Vec::new(),
         validate_clusters: validate_clusters.map(|validate| validate.value),
+        ignore_port_in_host_matching,
+        ignore_path_parameters: ignore_path_parameters_in_path_matching,
     })
 }
 
@@ -160,7 +166,7 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, require_tls, virtual_clusters, rate_limits, request_headers_to_add,
+        matcher, virtual_clusters, rate_limits, request_headers_to_add,
         request_headers_to_remove, response_headers_to_add, response_headers_to_remove, cors,
         hedge_policy, request_mirror_policies, route_specifiers,
     );
@@ -189,6 +195,21 @@ fn virtual_host(
         route.on_demand = route.on_demand.or(on_demand);
         Some(route)
     });
+    let require_tls = match TlsRequirement::try_from(require_tls) {
+        Ok(TlsRequirement::None) => Some(None),
+        Ok(TlsRequirement::ExternalOnly) => Some(Some(true)),
+        Ok(TlsRequirement::All) => Some(Some(false)),
+        Err(_) => d.field("require_tls", |d| d.refused(format!("{require_tls} is unknown"))),
+    };
+    let require_tls = require_tls?.map(|external_only| RequireTls {
+        external_only,
+        redirect: Box::new(Route {
+            name: "".into(),
+            matches: RouteMatch::path(PathMatch::Prefix(String::new())),
+            action: RouteAction::Redirect(Redirect::to_tls()),
+            on_demand: None,
+        }),
+    });
     let attempts = Attempts {
         retry: retry?,
         count_in_request: include_request_attempt_count,
@@ -198,7 +219,7 @@ fn virtual_host(
     };
     let mut routes = routes?;
     retry::inherit(&mut routes, &attempts);
-    Some(VirtualHost { name: name.into(), domains: domains?, routes })
+    Some(VirtualHost { name: name.into(), domains: domains?, routes, require_tls })
 }
 
 /// Spec: `envoy.config.route.v3.VirtualHost.domains`. A `*` stands at one end only.
@@ -252,15 +273,19 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     });
     let action = match action {
         Some(Action::Route(value)) => {
-            d.field("route", |d| action::forward(d, value)).map(RouteAction::Forward)
+            let matched = matches.as_ref().map(|matches| &matches.path);
+            let forward = d.field("route", |d| action::forward(d, value, matched));
+            forward.map(|forward| RouteAction::Forward(Box::new(forward)))
         }
         Some(Action::DirectResponse(value)) => d
             .field("direct_response", |d| direct::response(d, value, body_max))
             .map(RouteAction::DirectResponse),
-        Some(Action::Redirect(_)) => d.not_supported("redirect"),
+        Some(Action::Redirect(value)) => {
+            d.field("redirect", |d| redirect::redirect(d, value)).map(RouteAction::Redirect)
+        }
         Some(Action::FilterAction(_)) => d.not_supported("filter_action"),
         Some(Action::NonForwardingAction(_)) => d.not_supported("non_forwarding_action"),
-        None => d.refused("has no action: route or direct_response"),
+        None => d.refused("has no action: route, redirect or direct_response"),
     };
     let mut action = action?;
     if let RouteAction::Forward(action) = &mut action {
