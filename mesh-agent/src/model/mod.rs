@@ -15,6 +15,7 @@ pub mod kernel_path;
 pub mod listener;
 pub mod redirect;
 mod references;
+pub mod regex;
 pub mod route;
 pub mod runtime;
 pub mod scope;

@@ -7,9 +7,7 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 
 use super::{
-    authz::{StringMatcher, WholeRegex},
-    listener::WeightedCluster,
-    runtime::RuntimeFraction,
+    authz::StringMatcher, listener::WeightedCluster, regex::WholeRegex, runtime::RuntimeFraction,
 };
 
 #[derive(Debug, Clone, Default, Serialize)]
