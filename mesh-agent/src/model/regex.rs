@@ -175,6 +175,9 @@ mod tests {
             ("(?i)get", "GET", true),
             ("/api/v[0-9]+/.*", "/api/v1/x", true),
             ("/api/v[0-9]+/.*", "/x/api/v1/x", false),
+            // A comment swallows no anchor.
+            ("(?x)a # b", "a", true),
+            ("(?x)a # b", "ab", false),
         ] {
             let regex: WholeRegex = pattern.parse().unwrap();
             assert_eq!(regex.is_match(value), expected, "`{pattern}` on {value:?}");
@@ -185,9 +188,7 @@ mod tests {
 
     #[test]
     fn a_pattern_that_escapes_its_group_is_refused() {
-        for pattern in
-            ["a)(b", "a)(?:b", "a)|(?:b", "(", "a)", "*", "(?x)a # b", "(?P<x", "[", "\\"]
-        {
+        for pattern in ["a)(b", "a)(?:b", "a)|(?:b", "(", "a)", "*", "(?P<x", "[", "\\"] {
             assert!(pattern.parse::<WholeRegex>().is_err(), "{pattern} was accepted");
         }
     }
