@@ -97,7 +97,10 @@ fn spawn(builder: &AgentBuilder, pods_file: &Path) -> Process {
     let AgentBuilder { node, flags, ca_dir, trust_domain, .. } = builder;
     let mut command = Command::new(agent_binary());
     command.arg("run").args(["--node-name", &node.name(), "--instance", &node.name()]);
-    command.args(["--trust-domain", trust_domain, "--access-log", "json"]);
+    command.args(["--trust-domain", trust_domain]);
+    if !flags.iter().any(|flag| flag == "--access-log") {
+        command.args(["--access-log", "json"]);
+    }
     if !flags.iter().any(|flag| ["--xds-server", "--bootstrap"].contains(&flag.as_str())) {
         command.arg("--config-dir").arg(node.config_dir());
     }
@@ -167,7 +170,12 @@ impl Agent {
     /// # Panics
     /// With the log, if it ends or does not become ready.
     pub fn wait_ready(&self) {
-        eventually_within(START_PATIENCE, &format!("{} is ready", self.process.label()), || {
+        self.wait_ready_within(START_PATIENCE);
+    }
+
+    /// As [`Agent::wait_ready`], for longer or shorter.
+    pub fn wait_ready_within(&self, patience: Duration) {
+        eventually_within(patience, &format!("{} is ready", self.process.label()), || {
             if let Some(status) = self.process.ended() {
                 panic!("{} ended: {status}\n{}", self.process.label(), self.log());
             }

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, path::Path};
 
 use serde_json::{Value, json};
 
-use crate::Pod;
+use crate::{Pod, envoy::http2_upstream};
 
 const HTTP_MANAGER: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str =
@@ -21,6 +21,7 @@ const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoa
 pub const FILE: &str = "mesh.yaml";
 /// The cluster that is the application behind an inbound listener.
 pub const APPLICATION: &str = "application";
+const APPLICATION_HTTP2: &str = "application-http2";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
@@ -37,6 +38,7 @@ pub struct Service {
     endpoints: Vec<Value>,
     routes: Option<Value>,
     by_rds: bool,
+    http2: bool,
 }
 
 impl Service {
@@ -58,6 +60,7 @@ impl Service {
             endpoints: Vec::new(),
             routes: None,
             by_rds: false,
+            http2: false,
         }
     }
 
@@ -102,6 +105,13 @@ impl Service {
         self
     }
 
+    /// Its endpoints speak HTTP/2.
+    #[must_use]
+    pub fn speaks_http2(mut self) -> Self {
+        self.http2 = true;
+        self
+    }
+
     /// With its routes in a `RouteConfiguration` of their own.
     #[must_use]
     pub fn by_rds(mut self) -> Self {
@@ -118,12 +128,19 @@ pub struct Inbound {
     addresses: [SocketAddr; 2],
     allow: Option<Vec<Allow>>,
     plaintext: bool,
+    http2: bool,
 }
 
 impl Inbound {
     /// HTTP on `port` of `pod`; denies everyone until something is allowed.
     pub fn http(pod: &Pod, port: u16) -> Self {
         Self::new(pod, port, Protocol::Http)
+    }
+
+    /// HTTP on `port` of `pod`, where the application speaks HTTP/2; denies everyone until
+    /// something is allowed.
+    pub fn http2(pod: &Pod, port: u16) -> Self {
+        Self { http2: true, ..Self::http(pod, port) }
     }
 
     /// Opaque TCP on `port` of `pod`; denies everyone until something is allowed.
@@ -138,6 +155,7 @@ impl Inbound {
             addresses: [pod.at(port), pod.at6(port)],
             allow: Some(Vec::new()),
             plaintext: false,
+            http2: false,
         }
     }
 
@@ -256,17 +274,10 @@ impl MeshConfig {
 
     /// Only the cluster that inbound listeners forward to.
     pub fn new() -> Self {
-        let application = json!({
-            "@type": CLUSTER,
-            "name": APPLICATION,
-            "type": "ORIGINAL_DST",
-            "lb_policy": "CLUSTER_PROVIDED",
-            "connect_timeout": "5s",
-        });
         Self {
             listeners: Vec::new(),
             routes: Vec::new(),
-            clusters: vec![application],
+            clusters: vec![application(APPLICATION)],
             endpoints: Vec::new(),
         }
     }
@@ -274,7 +285,7 @@ impl MeshConfig {
     /// Adds a service: outbound listeners, a cluster, its endpoints.
     #[must_use]
     pub fn service(mut self, service: &Service) -> Self {
-        let Service { name, protocol, addresses, endpoints, routes, by_rds } = service;
+        let Service { name, protocol, addresses, endpoints, routes, by_rds, http2 } = service;
         let any_path = json!([{ "match": { "prefix": "/" }, "route": { "cluster": name } }]);
         let route_config = json!({
             "name": name,
@@ -301,7 +312,7 @@ impl MeshConfig {
             let name = format!("outbound-{name}-{index}");
             self.listeners.push(listener(&name, "OUTBOUND", *address, &[chain]));
         }
-        self.clusters.push(json!({
+        let mut cluster = json!({
             "@type": CLUSTER,
             "name": name,
             "type": "EDS",
@@ -309,7 +320,11 @@ impl MeshConfig {
                 "eds_config": { "ads": {}, "resource_api_version": "V3" },
             },
             "connect_timeout": "5s",
-        }));
+        });
+        if *http2 {
+            cluster["typed_extension_protocol_options"] = http2_upstream();
+        }
+        self.clusters.push(cluster);
         self.endpoints.push(json!({
             "@type": ENDPOINTS,
             "cluster_name": name,
@@ -321,7 +336,7 @@ impl MeshConfig {
     /// Adds a workload's port: an inbound listener per address.
     #[must_use]
     pub fn inbound(mut self, inbound: &Inbound) -> Self {
-        let Inbound { name, protocol, addresses, allow, plaintext } = inbound;
+        let Inbound { name, protocol, addresses, allow, plaintext, http2 } = inbound;
         let rbac = |typed: &str, filter: &str| {
             allow.as_ref().map(|allow| {
                 let policies: serde_json::Map<String, Value> =
@@ -342,12 +357,13 @@ impl MeshConfig {
                 .chain([tcp_proxy(name, APPLICATION)])
                 .collect(),
             Protocol::Http => {
+                let cluster = if *http2 { self.application_http2() } else { APPLICATION };
                 let routes = json!({
                     "name": name,
                     "virtual_hosts": [{
                         "name": name,
                         "domains": ["*"],
-                        "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": APPLICATION } }],
+                        "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }],
                     }],
                 });
                 let http = rbac(HTTP_RBAC, "envoy.filters.http.rbac").into_iter().collect();
@@ -375,6 +391,17 @@ impl MeshConfig {
             ));
         }
         self
+    }
+
+    /// The cluster of applications that speak HTTP/2, made when it is first needed.
+    fn application_http2(&mut self) -> &'static str {
+        let there = |cluster: &&Value| cluster["name"] == APPLICATION_HTTP2;
+        if self.clusters.iter().find(there).is_none() {
+            let mut cluster = application(APPLICATION_HTTP2);
+            cluster["typed_extension_protocol_options"] = http2_upstream();
+            self.clusters.push(cluster);
+        }
+        APPLICATION_HTTP2
     }
 
     /// Adds a listener as it is (`@type` is filled in).
@@ -419,6 +446,16 @@ pub fn replace(path: &Path, text: &str) {
     ));
     fs::write(&hidden, text).unwrap_or_else(|e| panic!("write {}: {e}", hidden.display()));
     fs::rename(&hidden, path).unwrap_or_else(|e| panic!("rename to {}: {e}", path.display()));
+}
+
+fn application(name: &str) -> Value {
+    json!({
+        "@type": CLUSTER,
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "5s",
+    })
 }
 
 fn listener(name: &str, direction: &str, address: SocketAddr, chains: &[Value]) -> Value {

@@ -172,11 +172,16 @@ pub fn driven(
 }
 
 fn run(binary: &Path, pod: &Pod, bootstrap: &Value) -> Process {
+    run_with(binary, pod, bootstrap, &["--concurrency", "1"])
+}
+
+/// Starts Envoy in `pod` by `bootstrap` and more flags, and waits until it serves.
+pub fn run_with(binary: &Path, pod: &Pod, bootstrap: &Value, flags: &[&str]) -> Process {
     let file = pod.node().directory().join(format!("{}-envoy.json", pod.name()));
     fs::write(&file, bootstrap.to_string()).expect("write Envoy's bootstrap");
     let mut command = Command::new(binary);
     command.arg("-c").arg(&file);
-    command.args(["--disable-hot-restart", "--concurrency", "1"]);
+    command.arg("--disable-hot-restart").args(flags);
     command.args(["--log-level", "warning", "--component-log-level", "config:info"]);
     let process = pod.starts("envoy", command);
     eventually_within(START_PATIENCE, "Envoy serves", || {
@@ -189,7 +194,8 @@ fn run(binary: &Path, pod: &Pod, bootstrap: &Value) -> Process {
     process
 }
 
-fn http2_upstream() -> Value {
+/// A cluster's options where its endpoints speak HTTP/2.
+pub(crate) fn http2_upstream() -> Value {
     json!({
         HTTP_OPTIONS: {
             "@type": format!("type.googleapis.com/{HTTP_OPTIONS}"),
@@ -219,7 +225,8 @@ fn cluster(name: &str, ip: &str, port: u16) -> Value {
     })
 }
 
-fn tls_context(trust: &Pki, credentials: &Credentials, expected: Option<&str>) -> Value {
+/// A `CommonTlsContext` of TLS 1.3 and HTTP/2: `credentials`, and what the peer must prove.
+pub fn tls_context(trust: &Pki, credentials: &Credentials, expected: Option<&str>) -> Value {
     let mut validation = json!({ "trusted_ca": { "inline_string": trust.root_pem() } });
     if let Some(expected) = expected {
         validation["match_typed_subject_alt_names"] =

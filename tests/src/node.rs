@@ -7,7 +7,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU16, Ordering},
     },
 };
 
@@ -19,6 +19,10 @@ use crate::{
     process::{self, Place},
 };
 
+/// Pods of node `i` have addresses of `10.<block>.i.0/24`, of the first block as long as
+/// there are any.
+pub(crate) const POD_BLOCKS: [u8; 4] = [244, 245, 246, 247];
+
 /// One node; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Node(Arc<Inner>);
@@ -28,7 +32,7 @@ struct Inner {
     number: u8,
     netns: Netns,
     shared: Arc<Shared>,
-    pods: AtomicU8,
+    pods: AtomicU16,
 }
 
 impl Node {
@@ -42,7 +46,7 @@ impl Node {
             number,
             netns,
             shared: Arc::clone(shared),
-            pods: AtomicU8::new(0),
+            pods: AtomicU16::new(0),
         }));
         for directory in [node.directory(), node.config_dir(), node.state_dir()] {
             fs::create_dir_all(directory).expect("make the node's directories");
@@ -102,12 +106,13 @@ impl Node {
     }
 
     /// The next free pair of pod addresses.
-    pub(crate) fn next_addresses(&self) -> (u8, Ipv4Addr, Ipv6Addr) {
+    pub(crate) fn next_addresses(&self) -> (u16, Ipv4Addr, Ipv6Addr) {
         let index = self.0.pods.fetch_add(1, Ordering::Relaxed) + 1;
-        let host = index.checked_add(9).expect("a node has at most 245 pods");
+        let [block, host] = (index + 9).to_be_bytes();
+        assert!(usize::from(block) < POD_BLOCKS.len(), "a node has at most 1014 pods");
         let node = self.0.number;
-        let v6 = Ipv6Addr::new(0xfd00, 0x244, node.into(), 0, 0, 0, 0, host.into());
-        (index, Ipv4Addr::new(10, 244, node, host), v6)
+        let v6 = Ipv6Addr::new(0xfd00, 0x244, node.into(), 0, 0, 0, 0, index + 9);
+        (index, Ipv4Addr::new(10, POD_BLOCKS[usize::from(block)], node, host), v6)
     }
 
     /// The node's address on its pods' side.
@@ -157,7 +162,10 @@ impl Node {
     /// Whether `ip` is that of one of this node's pods.
     pub fn routes(&self, ip: IpAddr) -> bool {
         match ip {
-            IpAddr::V4(v4) => v4.octets()[..3] == [10, 244, self.0.number],
+            IpAddr::V4(v4) => {
+                let [first, block, node, _] = v4.octets();
+                first == 10 && POD_BLOCKS.contains(&block) && node == self.0.number
+            }
             IpAddr::V6(v6) => v6.segments()[..3] == [0xfd00, 0x244, self.0.number.into()],
         }
     }

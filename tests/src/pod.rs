@@ -380,6 +380,15 @@ impl Pod {
         process
     }
 
+    /// As [`Pod::starts`], and waits until it listens on all of `ports`.
+    pub fn starts_listening(&self, label: &str, command: Command, ports: &[u16]) -> Process {
+        let process = self.starts(label, command);
+        for port in ports {
+            self.wait_for_listener(*port, &process);
+        }
+        process
+    }
+
     fn wait_for_listener(&self, port: u16, process: &Process) {
         eventually(&format!("{} listens on {port}", process.label()), || {
             if self.netns().listening_ports().contains(&port) {

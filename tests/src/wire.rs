@@ -1,6 +1,6 @@
 //! The wire between the nodes: captured, cut, mended, slowed.
 
-use crate::{Capture, Node};
+use crate::{Capture, Node, node::POD_BLOCKS};
 
 /// A veth pair called `wire` on both nodes.
 #[derive(Debug)]
@@ -19,9 +19,11 @@ impl Wire {
                 &format!("addr add {v4}/24 dev wire"),
                 &format!("addr add {v6}/64 dev wire nodad"),
                 "link set wire up",
-                &format!("route add 10.244.{number}.0/24 via {via4}"),
                 &format!("-6 route add fd00:244:{number}::/64 via {via6}"),
             ]);
+            let routes =
+                POD_BLOCKS.map(|block| format!("route add 10.{block}.{number}.0/24 via {via4}"));
+            this.netns().ip(&routes.each_ref().map(String::as_str));
         }
         Self { nodes: [one.clone(), two.clone()] }
     }

@@ -91,7 +91,7 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
 
 /// `cargo xtask bench [ARGUMENT]...`.
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
-    setup::run()?;
+    setup::for_bench()?;
     ebpf::build()?;
     run(
         "cargo",

@@ -45,7 +45,8 @@ enum Command {
         /// Run only the tests whose names contain this.
         filter: Option<String>,
     },
-    /// Build for release, and measure the two-node path beside no mesh; `-- --help` says what.
+    /// Build for release, and compare with no mesh and with Envoy sidecars: `--quick` takes
+    /// three minutes, `--help` after `--` says what else there is.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,

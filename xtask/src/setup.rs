@@ -49,12 +49,16 @@ const PACKAGES: &[&str] = &[
     "caddy",
 ];
 
+/// What the comparison has besides: contenders.
+const CONTENDERS: &[&str] = &["haproxy"];
+
 /// Those whose package would start a service at boot.
 const SERVICES: &[(&str, &str)] = &[
     ("nginx-light", "nginx"),
     ("redis-server", "redis-server"),
     ("postgresql", "postgresql"),
     ("caddy", "caddy"),
+    ("haproxy", "haproxy"),
 ];
 
 const BPF_LINKER: &str = "0.13.0";
@@ -80,11 +84,17 @@ pub(crate) fn run() -> Result<()> {
     let uid = fs::metadata("/proc/self").context("/proc is not mounted")?.uid();
     ensure!(uid == 0, "root is needed: it loads BPF programs and makes network namespaces");
     check_kernel()?;
-    packages()?;
+    packages(PACKAGES)?;
     bpf_linker()?;
     envoy()?;
     control_plane()?;
     mounts()
+}
+
+/// As [`run`], and what `cargo xtask bench` compares with.
+pub(crate) fn for_bench() -> Result<()> {
+    run()?;
+    packages(CONTENDERS)
 }
 
 fn check_kernel() -> Result<()> {
@@ -104,13 +114,13 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn packages() -> Result<()> {
+fn packages(wanted: &[&'static str]) -> Result<()> {
     let query = Command::new("dpkg-query")
         .args(["-W", "-f=${Package} ${db:Status-Status}\\n"])
-        .args(PACKAGES)
+        .args(wanted)
         .output()
         .context("dpkg-query did not start: setup knows Debian only")?;
-    let missing = missing(&String::from_utf8_lossy(&query.stdout));
+    let missing = missing(wanted, &String::from_utf8_lossy(&query.stdout));
     if missing.is_empty() {
         return Ok(());
     }
@@ -130,10 +140,10 @@ fn packages() -> Result<()> {
     Ok(())
 }
 
-fn missing(installed: &str) -> Vec<&'static str> {
+fn missing(wanted: &[&'static str], installed: &str) -> Vec<&'static str> {
     let there: BTreeSet<&str> =
         installed.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
-    PACKAGES.iter().copied().filter(|package| !there.contains(package)).collect()
+    wanted.iter().copied().filter(|package| !there.contains(package)).collect()
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {
@@ -305,10 +315,10 @@ mod tests {
     #[test]
     fn packages_that_are_half_there_are_missing() {
         let all: String = PACKAGES.iter().map(|p| format!("{p} installed\n")).collect();
-        assert_eq!(missing(&all), Vec::<&str>::new());
+        assert_eq!(missing(PACKAGES, &all), Vec::<&str>::new());
         let removed = all.replace("curl installed", "curl config-files");
-        assert_eq!(missing(&removed), ["curl"]);
-        assert_eq!(missing("").len(), PACKAGES.len());
+        assert_eq!(missing(PACKAGES, &removed), ["curl"]);
+        assert_eq!(missing(PACKAGES, "").len(), PACKAGES.len());
     }
 
     #[test]

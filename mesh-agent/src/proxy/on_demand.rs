@@ -17,12 +17,15 @@ use std::{
 use tokio::{sync::watch, time};
 
 use crate::{
+    model::workload::WorkloadUid,
     observe::metrics::Metrics,
     snapshot::{Snapshot, SnapshotCell},
 };
 
-/// Requests that may wait at a time.
+/// Requests that may wait at a time: in all, and of one pod, so that its flood leaves room
+/// for its neighbours.
 const HELD_MAX: usize = 1024;
+const HELD_OF_POD_MAX: usize = 256;
 
 /// Names that may be asked for at a time, found ones included.
 const NAMES_MAX: usize = 4096;
@@ -111,6 +114,8 @@ pub struct OnDemand {
 struct Table {
     names: HashMap<Sought, Entry>,
     held: usize,
+    /// By pod; no zeroes.
+    held_of: HashMap<WorkloadUid, usize>,
     /// Counts lookups: the clock of "longest ago".
     clock: u64,
 }
@@ -151,17 +156,18 @@ impl OnDemand {
         }
     }
 
-    /// Waits until a snapshot has it.
+    /// Has a request of the pod with that UID wait until a snapshot has it.
     ///
     /// # Errors
     /// Why it has not, after `patience` at the latest.
     pub(super) async fn obtain(
         &self,
+        pod: &WorkloadUid,
         sought: &Sought,
         patience: Duration,
         there: impl Fn(&Snapshot) -> bool,
     ) -> Result<(), Unavailable> {
-        let obtained = self.wait(sought, patience, there).await;
+        let obtained = self.wait(pod, sought, patience, there).await;
         let result = obtained.err().map_or("found", Unavailable::as_str);
         self.metrics.on_demand(sought.kind(), result);
         obtained
@@ -169,6 +175,7 @@ impl OnDemand {
 
     async fn wait(
         &self,
+        pod: &WorkloadUid,
         sought: &Sought,
         patience: Duration,
         there: impl Fn(&Snapshot) -> bool,
@@ -179,7 +186,7 @@ impl OnDemand {
         }
         // Before the name is asked for: nothing that comes is missed.
         let mut changes = self.snapshots.changes();
-        let (mut waiter, mut answered) = self.enter(discovery, sought)?;
+        let (mut waiter, mut answered) = self.enter(discovery, pod, sought)?;
         let found = async {
             loop {
                 let last = *answered.borrow_and_update();
@@ -207,10 +214,12 @@ impl OnDemand {
     fn enter<'a>(
         &'a self,
         discovery: &'a dyn Discovery,
+        pod: &'a WorkloadUid,
         sought: &'a Sought,
     ) -> Result<(Waiter<'a>, watch::Receiver<bool>), Unavailable> {
         let mut table = self.table();
-        if table.held >= HELD_MAX {
+        let held_of_pod = table.held_of.get(pod).copied().unwrap_or_default();
+        if table.held >= HELD_MAX || held_of_pod >= HELD_OF_POD_MAX {
             return Err(Unavailable::Full);
         }
         if table.names.len() >= NAMES_MAX && !table.names.contains_key(sought) {
@@ -221,6 +230,7 @@ impl OnDemand {
             table.names.remove(&oldest);
         }
         table.held += 1;
+        table.held_of.insert(pod.clone(), held_of_pod + 1);
         table.clock += 1;
         let asked_at = table.clock;
         let entry = table.names.entry(sought.clone()).or_insert_with(|| {
@@ -231,7 +241,7 @@ impl OnDemand {
         entry.asked_at = asked_at;
         let answered = entry.answered.subscribe();
         self.metrics.on_demand_load(table.names.len(), table.held);
-        Ok((Waiter { on_demand: self, discovery, sought, found: false }, answered))
+        Ok((Waiter { on_demand: self, discovery, pod, sought, found: false }, answered))
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -243,6 +253,7 @@ impl OnDemand {
 struct Waiter<'a> {
     on_demand: &'a OnDemand,
     discovery: &'a dyn Discovery,
+    pod: &'a WorkloadUid,
     sought: &'a Sought,
     found: bool,
 }
@@ -251,6 +262,12 @@ impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut table = self.on_demand.table();
         table.held -= 1;
+        if let Some(held) = table.held_of.get_mut(self.pod) {
+            *held -= 1;
+            if *held == 0 {
+                table.held_of.remove(self.pod);
+            }
+        }
         if let Some(entry) = table.names.get_mut(self.sought) {
             entry.waiters -= 1;
             if entry.waiters == 0 && !self.found {

@@ -39,6 +39,9 @@ const GATHER: Duration = Duration::from_millis(200);
 /// The least time between two writes: a busy control plane must not wear the disk out.
 const BETWEEN_WRITES: Duration = Duration::from_secs(5);
 
+/// When what could not be written is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+
 /// What names a resource among all.
 pub(super) type Key = (ResourceType, Arc<str>);
 
@@ -177,7 +180,8 @@ impl LastGood {
         if !reasons.is_empty() {
             return Err(LastGoodError::Refused { path: path(), reasons });
         }
-        let saved_at = UNIX_EPOCH + Duration::from_secs(body.saved_at);
+        let saved_at = UNIX_EPOCH.checked_add(Duration::from_secs(body.saved_at));
+        let saved_at = saved_at.ok_or_else(|| damaged("it was saved at no time"))?;
         let label = body.label.clone();
         let saved = body.saved_at;
         *self.kept() = Kept { resources: kept, label: body.label, saved_at: saved, dirty: false };
@@ -216,8 +220,12 @@ impl LastGood {
             }
             let gathered = async {
                 time::sleep(GATHER).await;
-                self.write_once().await;
-                time::sleep(BETWEEN_WRITES).await;
+                if self.write_once().await {
+                    time::sleep(BETWEEN_WRITES).await;
+                } else {
+                    time::sleep(TRY_AGAIN).await;
+                    self.changed.notify_one();
+                }
             };
             tokio::select! {
                 () = gathered => {}
@@ -227,18 +235,20 @@ impl LastGood {
         self.write_once().await;
     }
 
-    async fn write_once(self: &Arc<Self>) {
+    /// Whether there is nothing left to write.
+    async fn write_once(self: &Arc<Self>) -> bool {
         let this = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || this.flush()).await;
         let error = match written {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => error.to_string(),
             // The runtime ends, and the agent flushes by itself.
-            Err(error) if error.is_cancelled() => return,
+            Err(error) if error.is_cancelled() => return true,
             Err(error) => error.to_string(),
         };
         let path = self.path.display();
         tracing::error!(%path, error, "the last good configuration can't be written");
+        false
     }
 
     /// Writes what is noted and not yet written. Blocks.
@@ -309,14 +319,22 @@ fn replace(path: &Path, body: &[u8]) -> io::Result<()> {
     let directory = path.parent().ok_or_else(|| io::Error::other("has no directory"))?;
     fs::create_dir_all(directory)?;
     let temporary = path.with_extension("tmp");
+    let replaced = write_new(&temporary, body).and_then(|()| fs::rename(&temporary, path));
+    if replaced.is_err() {
+        // Half of it must not keep a full disk full.
+        _ = fs::remove_file(&temporary);
+    }
+    replaced?;
+    File::open(directory)?.sync_all()
+}
+
+fn write_new(path: &Path, body: &[u8]) -> io::Result<()> {
     let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(MAGIC)?;
     file.write_all(digest::digest(&digest::SHA256, body).as_ref())?;
     file.write_all(body)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()
+    file.sync_all()
 }
 
 #[cfg(test)]

@@ -113,6 +113,7 @@ async fn answer(
         let snapshot = connection.services.snapshots.load();
         let judged = connection.judge(&snapshot)?;
         let permit = &judged.permit;
+        let pod = &permit.flow().pod().workload.uid;
         let http = connection.manager(permit)?;
         let request_permit =
             authorize_request(permit, http, &snapshot, head).map_err(|denied| {
@@ -133,7 +134,8 @@ async fn answer(
                     let table = snapshot.routes(&http.routes);
                     table.is_some_and(|table| configuration_for(&table, head).is_ok())
                 };
-                let found = connection.services.on_demand.obtain(&sought, patience, there).await;
+                let found =
+                    connection.services.on_demand.obtain(pod, &sought, patience, there).await;
                 found.map_err(|why| not_obtained(why, no_route(format!("{error}: {why}"))))?;
                 continue;
             }
@@ -150,7 +152,8 @@ async fn answer(
                         match_route(&routes, head, &snapshot.runtime, random).is_ok()
                     })
                 };
-                let found = connection.services.on_demand.obtain(&sought, patience, there).await;
+                let found =
+                    connection.services.on_demand.obtain(pod, &sought, patience, there).await;
                 found.map_err(|why| not_obtained(why, no_route(format!("{error}: {why}"))))?;
                 continue;
             }
@@ -187,7 +190,8 @@ async fn answer(
                 let there = |snapshot: &Snapshot| {
                     error.cluster().is_some_and(|name| snapshot.cluster(name).is_some())
                 };
-                let found = connection.services.on_demand.obtain(&sought, patience, there).await;
+                let found =
+                    connection.services.on_demand.obtain(pod, &sought, patience, there).await;
                 found.map_err(|why| not_obtained(why, no_destination(&error, log)))?;
                 continue;
             }

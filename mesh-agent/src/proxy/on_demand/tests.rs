@@ -1,6 +1,6 @@
 //! Names that clients choose stay few, whoever asks for how many.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::LazyLock};
 
 use super::*;
 use crate::{
@@ -43,6 +43,11 @@ fn of(name: &str) -> Sought {
     Sought::Cluster(name.into())
 }
 
+fn pod() -> &'static WorkloadUid {
+    static POD: LazyLock<WorkloadUid> = LazyLock::new(|| WorkloadUid("a pod".into()));
+    &POD
+}
+
 fn deliver(snapshots: &SnapshotCell, name: &str) {
     let cluster = Cluster {
         name: ClusterName(name.into()),
@@ -67,8 +72,8 @@ async fn those_who_wait_for_one_name_ask_once_and_go_on_together() {
     let sought = of("a");
     let both = async {
         tokio::join!(
-            on_demand.obtain(&sought, SOON, has("a")),
-            on_demand.obtain(&sought, SOON, has("a")),
+            on_demand.obtain(pod(), &sought, SOON, has("a")),
+            on_demand.obtain(pod(), &sought, SOON, has("a")),
             async {
                 tokio::task::yield_now().await;
                 assert_eq!(asked.names(), ["a"]);
@@ -84,16 +89,16 @@ async fn those_who_wait_for_one_name_ask_once_and_go_on_together() {
 async fn what_is_not_to_be_had_is_forgotten() {
     let (on_demand, asked, _snapshots) = on_demand();
     let sought = of("a");
-    let (absent, ()) = tokio::join!(on_demand.obtain(&sought, SOON, has("a")), async {
+    let (absent, ()) = tokio::join!(on_demand.obtain(pod(), &sought, SOON, has("a")), async {
         tokio::task::yield_now().await;
         on_demand.answered(&[of("b")]);
         on_demand.answered(&[of("a")]);
     });
     assert_eq!(absent, Err(Unavailable::Absent));
-    let late = on_demand.obtain(&of("c"), SOON, has("c")).await;
+    let late = on_demand.obtain(pod(), &of("c"), SOON, has("c")).await;
     assert_eq!(late, Err(Unavailable::Late));
     let long = "x".repeat(NAME_MAX_BYTES + 1);
-    assert_eq!(on_demand.obtain(&of(&long), SOON, has("x")).await, Err(Unavailable::Absent));
+    assert_eq!(on_demand.obtain(pod(), &of(&long), SOON, has("x")).await, Err(Unavailable::Absent));
     assert_eq!(asked.names(), Vec::<String>::new());
     assert_eq!(on_demand.table().names.len(), 0);
 }
@@ -103,7 +108,7 @@ async fn a_request_that_goes_away_leaves_no_name_behind() {
     let (on_demand, asked, _snapshots) = on_demand();
     let sought = of("a");
     tokio::select! {
-        _ = on_demand.obtain(&sought, SOON, has("a")) => panic!("it was never there"),
+        _ = on_demand.obtain(pod(), &sought, SOON, has("a")) => panic!("it was never there"),
         () = tokio::task::yield_now() => {}
     }
     assert_eq!(asked.names(), Vec::<String>::new());
@@ -115,15 +120,16 @@ async fn requests_beyond_the_bound_do_not_wait() {
     let waiting: Vec<_> = (0..HELD_MAX)
         .map(|i| {
             let on_demand = Arc::clone(&on_demand);
-            tokio::spawn(
-                async move { on_demand.obtain(&of(&format!("n{i}")), SOON, |_| false).await },
-            )
+            let pod = WorkloadUid(format!("pod {}", i / HELD_OF_POD_MAX).into());
+            tokio::spawn(async move {
+                on_demand.obtain(&pod, &of(&format!("n{i}")), SOON, |_| false).await
+            })
         })
         .collect();
     while on_demand.table().held < HELD_MAX {
         tokio::task::yield_now().await;
     }
-    assert_eq!(on_demand.obtain(&of("more"), SOON, |_| false).await, Err(Unavailable::Full));
+    assert_eq!(on_demand.obtain(pod(), &of("more"), SOON, |_| false).await, Err(Unavailable::Full));
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), Err(Unavailable::Late));
     }
@@ -131,10 +137,40 @@ async fn requests_beyond_the_bound_do_not_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_flood_of_one_pod_leaves_room_for_others() {
+    let (on_demand, _asked, snapshots) = on_demand();
+    let flood: Vec<_> = (0..2 * HELD_OF_POD_MAX)
+        .map(|i| {
+            let on_demand = Arc::clone(&on_demand);
+            tokio::spawn(async move {
+                on_demand.obtain(pod(), &of(&format!("n{i}")), SOON, |_| false).await
+            })
+        })
+        .collect();
+    while on_demand.table().held < HELD_OF_POD_MAX {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(on_demand.obtain(pod(), &of("a"), SOON, has("a")).await, Err(Unavailable::Full));
+    let neighbour = WorkloadUid("a neighbour".into());
+    let sought = of("a");
+    let (found, ()) = tokio::join!(on_demand.obtain(&neighbour, &sought, SOON, has("a")), async {
+        tokio::task::yield_now().await;
+        deliver(&snapshots, "a");
+    });
+    assert_eq!(found, Ok(()));
+    let mut full = 0;
+    for waiting in flood {
+        full += usize::from(waiting.await.unwrap() == Err(Unavailable::Full));
+    }
+    assert_eq!(full, HELD_OF_POD_MAX);
+    assert!(on_demand.table().held_of.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn found_names_make_room_for_new_ones() {
     let (on_demand, asked, _snapshots) = on_demand();
     for i in 0..=NAMES_MAX {
-        on_demand.obtain(&of(&format!("n{i}")), SOON, |_| true).await.unwrap();
+        on_demand.obtain(pod(), &of(&format!("n{i}")), SOON, |_| true).await.unwrap();
     }
     let wanted = asked.names();
     assert_eq!(wanted.len(), NAMES_MAX);
@@ -144,5 +180,5 @@ async fn found_names_make_room_for_new_ones() {
 #[tokio::test]
 async fn where_nobody_can_be_asked_nobody_waits() {
     let on_demand = OnDemand::new(None, Arc::default(), Metrics::new());
-    assert_eq!(on_demand.obtain(&of("a"), SOON, has("a")).await, Err(Unavailable::Absent));
+    assert_eq!(on_demand.obtain(pod(), &of("a"), SOON, has("a")).await, Err(Unavailable::Absent));
 }

@@ -113,3 +113,32 @@ fn a_virtual_host_comes_back_by_the_name_it_went_by() {
     let [(name, host)] = restored.resources.virtual_hosts.as_slice() else { panic!() };
     assert_eq!((&**name, &*host.name), ("r/x.test", "own"));
 }
+
+#[test]
+fn a_time_that_is_none_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "ads");
+    let body = Body { saved_at: u64::MAX, source: "ads".to_owned(), ..Body::default() };
+    replace(&dir.path().join("config/last-good"), &body.encode_to_vec()).unwrap();
+    assert!(matches!(written.load(), Err(LastGoodError::Damaged { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_written_is_tried_again_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config/last-good");
+    // A directory can't be replaced by a file.
+    fs::create_dir_all(path.join("in the way")).unwrap();
+    let last_good = Arc::new(LastGood::new(dir.path(), "ads"));
+    let shutdown = CancellationToken::new();
+    let writing = tokio::spawn(Arc::clone(&last_good).write(shutdown.clone()));
+    last_good.replaced(Raw { resources: vec![cluster("a")] }, "v1");
+    time::sleep(TRY_AGAIN / 2).await;
+    assert!(last_good.flush().is_err());
+    assert!(!path.with_extension("tmp").exists());
+    fs::remove_dir_all(&path).unwrap();
+    time::sleep(TRY_AGAIN * 2).await;
+    assert!(last_good.load().unwrap().is_some());
+    shutdown.cancel();
+    writing.await.unwrap();
+}

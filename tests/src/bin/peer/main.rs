@@ -5,6 +5,7 @@
 
 mod again;
 mod digest;
+mod drive;
 mod load;
 mod talk;
 
@@ -43,6 +44,9 @@ const HELP: &str = "usage:
                                each request; prints JSON
   peer sink PORT               reads to the end and answers how many bytes there were
   peer blast ADDRESS SECONDS   the other side of `sink`; prints JSON
+  peer source PORT             sends until nobody reads any more
+  peer grpc PORT               sends back each message of each gRPC call
+  peer drive KIND ADDRESS ...  a load for comparisons: see `peer drive --help`
   peer abandon                 makes a test bed with a pod and dies without removing it
 ";
 
@@ -68,6 +72,9 @@ fn main() -> ExitCode {
         }),
         ["digest", port] => serve(port, digest::serve),
         ["sink", port] => serve(port, load::sink),
+        ["source", port] => serve(port, drive::source),
+        ["grpc", port] => drive::serve_grpc(port),
+        ["drive", ref rest @ ..] => drive::run(rest),
         ["blast", address, seconds] => load::blast(address, seconds),
         ["talk", address] => talk::talk(address, talk::How::Usual),
         ["talk", address, "--mapped"] => talk::talk(address, talk::How::Mapped),

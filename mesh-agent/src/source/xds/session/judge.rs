@@ -276,6 +276,7 @@ impl Session {
             return judgement.rejected.push(refused);
         }
         if !self.table(kind).wants(&name) {
+            self.table_mut(kind).passed_over = true;
             return;
         }
         for alias in aliases {

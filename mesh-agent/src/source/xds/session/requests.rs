@@ -64,13 +64,22 @@ impl Table {
     /// in this variant every request does both.
     fn sotw(&mut self) -> DiscoveryRequest {
         self.opened = true;
+        let passed_over = std::mem::take(&mut self.passed_over);
         if std::mem::take(&mut self.reworded) {
-            self.subscribed.clone_from(&self.wanted);
+            let mut names = self.next_names();
+            if passed_over {
+                // The server may have said it before it heard that we want it no more, and
+                // then has never heard that: the answer to it says so, the next request
+                // asks anew.
+                names.retain(|name| self.subscribed.contains(name));
+            }
+            self.reworded = names != self.wanted;
+            self.subscribed = names;
         }
         let reply = self.replies.pop_front();
         DiscoveryRequest {
             version_info: self.version.clone(),
-            resource_names: texts(self.wanted.iter().filter(|name| &***name != ALL)),
+            resource_names: texts(self.subscribed.iter().filter(|name| &***name != ALL)),
             type_url: self.kind.type_url().to_owned(),
             response_nonce: self.nonce.clone(),
             error_detail: error_detail(reply.and_then(|reply| reply.error)),
@@ -96,9 +105,10 @@ impl Table {
             request.error_detail = error_detail(reply.error);
         }
         if std::mem::take(&mut self.reworded) {
+            let names = self.next_names();
             let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
-            request.resource_names_subscribe = difference(&self.wanted, &self.subscribed);
-            request.resource_names_unsubscribe = difference(&self.subscribed, &self.wanted);
+            request.resource_names_subscribe = difference(&names, &self.subscribed);
+            request.resource_names_unsubscribe = difference(&self.subscribed, &names);
             if first && self.kind == ResourceType::Scope {
                 // As in Envoy, a first request without names asks for all.
                 request.resource_names_subscribe.clear();
@@ -106,7 +116,8 @@ impl Table {
                 // With some it has to say so.
                 request.resource_names_subscribe.insert(0, ALL.to_owned());
             }
-            self.subscribed.clone_from(&self.wanted);
+            self.reworded = names != self.wanted;
+            self.subscribed = names;
         }
         request
     }

@@ -92,6 +92,7 @@ impl Session {
             }
         } else if !(table.wanted.is_empty() || final_wish && table.opened) {
             table.wanted.clear();
+            table.forget(&ALL.into());
             table.timeouts.clear();
             table.waiting.clear(ALL);
             table.absent.clear();

@@ -286,6 +286,7 @@ impl Session {
             table.timeouts.remove(&name);
             table.waiting.clear(&name);
             table.absent.remove(&name);
+            table.forget(&name);
             table.remove(&name);
         }
         if kind == Type::VirtualHost {

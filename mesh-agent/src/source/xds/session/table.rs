@@ -282,7 +282,13 @@ pub(super) struct Table {
     pub(super) opened: bool,
     /// What the server was told is wanted on this stream.
     pub(super) subscribed: BTreeSet<Arc<str>>,
-    /// Whether the two may differ: to compare them is not for every small change.
+    /// Names among them that were not wanted for a while: the server takes them for held,
+    /// and has to hear so before they are asked for anew.
+    pub(super) forgotten: BTreeSet<Arc<str>>,
+    /// Whether the last response had something that was not wanted (any more).
+    pub(super) passed_over: bool,
+    /// Whether what is subscribed and what is wanted may differ: to compare them is not
+    /// for every small change.
     pub(super) reworded: bool,
     /// Whether a response ever came.
     pub(super) received: bool,
@@ -326,6 +332,8 @@ impl Table {
             nonce: String::new(),
             opened: false,
             subscribed: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
+            passed_over: false,
             reworded: false,
             received: false,
             replies: VecDeque::new(),
@@ -376,6 +384,8 @@ impl Table {
         self.nonce.clear();
         self.opened = false;
         self.subscribed.clear();
+        self.forgotten.clear();
+        self.passed_over = false;
         self.reworded = true;
         self.replies.clear();
         self.waiting.clear_all();
@@ -446,6 +456,21 @@ impl Table {
             return true;
         }
         // In the state-of-the-world variant this says a refusal that waits as well.
-        self.reworded && self.subscribed != self.wanted
+        let anew = || self.forgotten.iter().any(|name| self.wanted.contains(name));
+        self.reworded && (self.subscribed != self.wanted || anew())
+    }
+
+    /// What was had by that name is gone, whether the server has heard so or not.
+    pub(super) fn forget(&mut self, name: &Arc<str>) {
+        if self.subscribed.contains(name) {
+            self.forgotten.insert(Arc::clone(name));
+        }
+    }
+
+    /// What can be asked for now: without names that the server has to hear first are not
+    /// held any more, which are asked for next.
+    pub(super) fn next_names(&mut self) -> BTreeSet<Arc<str>> {
+        let forgotten = std::mem::take(&mut self.forgotten);
+        self.wanted.difference(&forgotten).cloned().collect()
     }
 }

@@ -10,6 +10,7 @@ mod scale;
 mod scopes;
 mod sotw;
 mod sources;
+mod storm;
 mod types;
 
 use super::*;

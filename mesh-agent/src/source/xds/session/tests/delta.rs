@@ -227,3 +227,21 @@ fn answers_that_a_server_does_not_read_are_not_piled_up() {
     }
     assert!(bench.session.is_overdue(0), "answers count");
 }
+
+#[test]
+fn what_is_wanted_again_before_the_server_heard_that_it_was_not_is_asked_for_anew() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(LDS, "l2", &[], &["l"]);
+    // No room for a request: the cluster goes, and its endpoints with it, and is back.
+    bench.tells(CDS, "c2", &[], &["a"]);
+    bench.expect_in_force(&[]);
+    bench.tells(CDS, "c3", &[("a", cluster("a"))], &[]);
+    assert_eq!(bench.subscribes(), request(CDS, "c2", &[], &[]));
+    assert_eq!(bench.subscribes(), request(CDS, "c3", &[], &[]));
+    assert_eq!(bench.subscribes(), request(EDS, "", &[], &["a"]));
+    assert_eq!(bench.subscribes(), request(EDS, "", &["a"], &[]));
+    assert_eq!(bench.subscribes(), request(LDS, "l2", &[], &[]));
+    bench.expect_silence();
+    bench.tells(EDS, "e2", &[("a", endpoints("a", 2))], &[]);
+    bench.expect_in_force(&["cds/a", "eds/a:2"]);
+}

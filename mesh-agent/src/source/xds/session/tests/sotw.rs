@@ -340,3 +340,33 @@ fn a_server_that_always_finds_new_faults_does_not_fill_the_log() {
     bench.says(CDS, "w", "d", vec![bad_cluster("b")]);
     assert!(bench.refused.last().unwrap().starts_with("clusters[b]"), "{:?}", bench.refused.last());
 }
+
+#[test]
+fn what_is_wanted_again_before_the_server_heard_that_it_was_not_is_asked_for_anew() {
+    let mut bench = Bench::with_one_service();
+    bench.says(LDS, "2", "l2", vec![]);
+    // No room for a request: the cluster goes, and its endpoints with it, and is back.
+    bench.says(CDS, "2", "c2", vec![]);
+    bench.expect_in_force(&[]);
+    bench.says(CDS, "3", "c3", vec![cluster("a")]);
+    bench.expect_requests(&[
+        "cds v=3 n=c3 []",
+        "eds v=1 n=e1 []",
+        "eds v=1 n=e1 [a]",
+        "lds v=2 n=l2 []",
+        "rds v=1 n=r1 []",
+    ]);
+}
+
+#[test]
+fn what_came_too_late_is_asked_for_anew() {
+    let mut bench = Bench::with_one_service();
+    bench.says(LDS, "2", "l2", vec![]);
+    bench.says(CDS, "2", "c2", vec![]);
+    let gone = ["cds v=2 n=c2 []", "eds v=1 n=e1 []", "lds v=2 n=l2 []", "rds v=1 n=r1 []"];
+    bench.expect_requests(&gone);
+    // The server said this before it heard that, and so does not heed that request.
+    bench.says(EDS, "2", "e2", vec![endpoints("a", 2)]);
+    bench.says(CDS, "3", "c3", vec![cluster("a")]);
+    bench.expect_requests(&["cds v=3 n=c3 []", "eds v=2 n=e2 []", "eds v=2 n=e2 [a]"]);
+}

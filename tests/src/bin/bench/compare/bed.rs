@@ -1,0 +1,261 @@
+//! Every lane at once, between two nodes: what is idle costs nothing that can be seen.
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, time::Duration};
+
+use serde_json::json;
+use tests::{
+    Agent, Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed, eventually, pki::Pki,
+};
+
+use super::{
+    Options, envoy,
+    lane::{Contender, Lane, Place, Settings, lane_name},
+    machine::Ticks,
+    origin,
+    plugin::Plugin,
+    sample::Sample,
+    workload::{Port, Workload},
+};
+
+/// What runs while it is measured.
+#[derive(Debug)]
+pub(crate) struct Bed {
+    lanes: Vec<Lane>,
+    plugins: Vec<(Plugin, Pod, Pod)>,
+    agents: Vec<Agent>,
+    _origins: Vec<Process>,
+    bed: Testbed,
+}
+
+/// A pod of each side, made for one lane.
+struct Pair {
+    name: String,
+    contender: Option<Contender>,
+    place: Place,
+    client: Pod,
+    server: Pod,
+}
+
+impl Bed {
+    pub(crate) fn start(options: &Options) -> Self {
+        let bed = Testbed::two_nodes("bench");
+        let mut origins = Vec::new();
+        let mut pair = |contender: Option<Contender>, name: &str, place: Place| {
+            let name = lane_name(name, place);
+            let (redirect, splice) = match contender {
+                Some(Contender::Redirect) => ("on", "off"),
+                Some(Contender::Splice) => ("off", "on"),
+                _ => ("off", "off"),
+            };
+            let pod = |node: u8, side: &str| {
+                let named = format!("{}-{side}", name.replace('/', "-"));
+                bed.node(node).pod(&named).redirect_peer(redirect).splice(splice).start()
+            };
+            let (client, server) = (pod(1, "c"), pod(place.server_node(), "s"));
+            origins.extend(origin::start(&server));
+            Pair { name, contender, place, client, server }
+        };
+        let mut pairs: Vec<Pair> = Vec::new();
+        for place in Place::ALL {
+            for contender in Contender::ALL {
+                let there = contender.is_in(place)
+                    && (contender != Contender::HaProxy || envoy::has_haproxy());
+                if there && wanted(options, contender, place) {
+                    pairs.push(pair(Some(contender), contender.name(), place));
+                }
+            }
+        }
+        let plugins = options.plugins.as_deref().map(Plugin::all).unwrap_or_default();
+        let foreign: Vec<(Plugin, Pair)> = plugins
+            .into_iter()
+            .map(|plugin| {
+                let pair = pair(None, &plugin.name, Place::Across);
+                (plugin, pair)
+            })
+            .collect();
+        let agents = agents(&bed, options.settings(), &pairs);
+        let mut lanes: Vec<Lane> =
+            pairs.into_iter().map(|pair| lane(options.settings(), &pair)).collect();
+        let mut plugins = Vec::new();
+        for (plugin, Pair { name, client, server, .. }) in foreign {
+            let targets = plugin.up(&client, &server);
+            plugins.push((plugin, client.clone(), server.clone()));
+            lanes.push(Lane { name, client, targets, proxies: Vec::new(), by_agents: false });
+        }
+        Self { lanes, plugins, agents, _origins: origins, bed }
+    }
+
+    pub(crate) fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
+    /// Ends what others have started.
+    pub(crate) fn stop(self) {
+        for (plugin, client, server) in &self.plugins {
+            plugin.down(client, server);
+        }
+    }
+
+    pub(crate) fn sample(&self, lane: &Lane, load: &Workload, round: u32, seconds: f64) -> Sample {
+        let address = lane.targets[&load.port].to_string();
+        let seconds = seconds.to_string();
+        let [kind, rest @ ..] = load.arguments else { panic!("{} has no kind", load.name) };
+        let arguments = [&["drive", kind, &address, "--seconds", &seconds], rest].concat();
+        let (bed, mesh, ticks) = (self.cpu(), self.mesh_cpu(lane), Ticks::now());
+        let result = lane.client.run_peer(&arguments).expect_success().json();
+        let now = Ticks::now();
+        let bed_cpu = self.cpu().saturating_sub(bed);
+        let mesh_cpu = self.mesh_cpu(lane).saturating_sub(mesh);
+        let whole = number(&result, "seconds");
+        // A tick is 10 ms on every architecture Linux still has.
+        let machine_us = now.busy.saturating_sub(ticks.busy) as f64 * 1e4;
+        let capacity_us = now.all.saturating_sub(ticks.all) as f64 * 1e4;
+        let bed_cpu_us = bed_cpu.as_secs_f64() * 1e6;
+        Sample {
+            lane: lane.name.clone(),
+            load: load.name.to_owned(),
+            round,
+            attempt: 1,
+            disturbed: false,
+            seconds: whole,
+            requests: result["requests"].as_u64().unwrap_or_default(),
+            errors: result["errors"].as_u64().unwrap_or_default(),
+            error: result["error"].as_str().map(str::to_owned),
+            bytes: result["bytes"].as_u64().unwrap_or_default(),
+            latency_us: serde_json::from_value(result["latency_us"].clone()).unwrap_or_default(),
+            bed_cpu_us,
+            mesh_cpu_us: mesh_cpu.as_secs_f64() * 1e6,
+            machine_cpu_us: machine_us,
+            foreign: ((machine_us - bed_cpu_us) / capacity_us.max(1.0)).max(0.0),
+        }
+    }
+
+    /// CPU time of everything in the bed, kernel included.
+    fn cpu(&self) -> Duration {
+        let stat = self.bed.run().cgroup().join("cpu.stat");
+        let text = fs::read_to_string(stat).unwrap_or_default();
+        let usec = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok());
+        Duration::from_micros(usec.unwrap_or_default())
+    }
+
+    fn mesh_cpu(&self, lane: &Lane) -> Duration {
+        let agents = self.agents.iter().filter(|_| lane.by_agents).map(Agent::process);
+        agents.chain(&lane.proxies).map(Process::cpu_time).sum()
+    }
+}
+
+fn wanted(options: &Options, contender: Contender, place: Place) -> bool {
+    let name = lane_name(contender.name(), place);
+    // Ratios are to it.
+    let named = options.lanes.is_empty()
+        || contender == Contender::NoMesh
+        || options.lanes.iter().any(|part| name.contains(&**part));
+    named && (contender.is_quick(place) || !options.quick || !options.lanes.is_empty())
+}
+
+fn number(result: &serde_json::Value, key: &str) -> f64 {
+    result[key].as_f64().unwrap_or(f64::NAN)
+}
+
+/// The address of a lane's services; one for each lane.
+fn service(pair: &Pair) -> String {
+    let contender = pair.contender.map_or(0, |contender| contender as u8);
+    format!("10.96.{}.{}", pair.place.server_node(), 10 + contender)
+}
+
+fn agents(bed: &Testbed, settings: Settings, pairs: &[Pair]) -> Vec<Agent> {
+    let ours = || pairs.iter().filter(|p| p.contender.is_some_and(Contender::is_mesh));
+    if ours().next().is_none() {
+        return Vec::new();
+    }
+    let config = ours().fold(MeshConfig::new(), configure);
+    let mut flags = vec!["--log", "info"];
+    if settings == Settings::Equal {
+        flags.extend(["--access-log", "off"]);
+    }
+    let agents: Vec<Agent> = [1, 2]
+        .map(|number| {
+            let node = bed.node(number);
+            config.write_to(&node.config_dir());
+            let pods = ours()
+                .flat_map(|pair| [(1, &pair.client), (pair.place.server_node(), &pair.server)]);
+            let here = pods.filter(|(node, _)| *node == number).map(|(_, pod)| pod);
+            here.fold(node.agent().flags(&flags), |agent, pod| agent.with_pod(pod)).start_unready()
+        })
+        .into();
+    agents.iter().for_each(Agent::wait_ready);
+    let kernel =
+        ours().filter(|p| p.place == Place::Same && p.contender != Some(Contender::L7)).count();
+    eventually("the services are on the kernel path", || {
+        let status = agents[0].status();
+        let there = status["kernel_path"]["services"].as_u64().unwrap_or_default();
+        if there >= (kernel * Port::ALL.len()) as u64 { Ok(()) } else { Err(status) }
+    });
+    agents
+}
+
+fn configure(config: MeshConfig, pair: &Pair) -> MeshConfig {
+    let Pair { client, server, contender, .. } = pair;
+    let l7 = *contender == Some(Contender::L7);
+    let allow = || Allow::policy("client").from(client);
+    Port::ALL.into_iter().filter(|port| !l7 || port.is_http()).fold(config, |config, port| {
+        let name = format!("{}-{}", pair.name, port.key());
+        let address = format!("{}:{}", service(pair), port.number());
+        let service = match l7 {
+            true => Service::http(&name, &address),
+            false => Service::tcp(&name, &address),
+        };
+        let service = match port {
+            Port::Http2 | Port::Grpc if l7 => service.speaks_http2(),
+            _ => service,
+        };
+        let inbound = match (l7, port) {
+            (true, Port::Http2 | Port::Grpc) => Inbound::http2(server, port.number()),
+            (true, _) => Inbound::http(server, port.number()),
+            (false, _) => Inbound::tcp(server, port.number()),
+        };
+        config.service(&service.backed_by(server, port.number())).inbound(&inbound.allow(allow()))
+    })
+}
+
+fn lane(settings: Settings, pair: &Pair) -> Lane {
+    let Pair { name, contender, client, server, .. } = pair;
+    let contender = contender.expect("plug-ins make their lanes themselves");
+    let direct = || -> BTreeMap<Port, SocketAddr> {
+        Port::ALL.into_iter().map(|port| (port, server.at(port.number()))).collect()
+    };
+    // The sidecars have an authority of their own.
+    let trust = Pki::foreign;
+    let pods = (client, server);
+    let (proxies, mut targets) = match contender {
+        Contender::NoMesh => (Vec::new(), direct()),
+        Contender::EnvoyHttp => envoy::pair(envoy::Mode::Http, settings, &trust(), pods),
+        Contender::EnvoyTcp => envoy::pair(envoy::Mode::Tcp, settings, &trust(), pods),
+        Contender::HaProxy => envoy::haproxy(client, server),
+        Contender::L7 | Contender::L4 | Contender::Redirect | Contender::Splice => {
+            let address = |port: Port| format!("{}:{}", service(pair), port.number());
+            let parsed = |port| (port, address(port).parse().expect("an address"));
+            (Vec::new(), Port::ALL.into_iter().map(parsed).collect())
+        }
+    };
+    targets.retain(|port, _| contender.carries(*port));
+    let by_agents = contender.is_mesh();
+    Lane { name: name.clone(), client: client.clone(), targets, proxies, by_agents }
+}
+
+/// What is told of the contenders' settings.
+pub(crate) fn settings_told(settings: Settings) -> serde_json::Value {
+    match settings {
+        Settings::Equal => json!({
+            "tls": "1.3, X25519MLKEM768, AES-128-GCM, P-256 certificates of one authority, \
+                    exact SPIFFE ID on both sides",
+            "access_log": "none",
+            "envoy_concurrency": "one worker for each CPU",
+        }),
+        Settings::AsShipped => json!({
+            "tls": "whatever each negotiates by itself, with the same certificates",
+            "access_log": "the agents' JSON log into a file; Envoy has none by default",
+            "envoy_concurrency": "one worker for each CPU",
+        }),
+    }
+}

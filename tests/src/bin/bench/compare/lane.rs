@@ -1,0 +1,140 @@
+//! A lane: one contender in one place, ready to be driven.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use tests::{Pod, Process};
+
+use super::workload::{Port, Workload};
+
+/// Whether contenders are made alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Settings {
+    /// The same key exchange, cipher, certificates, logging.
+    Equal,
+    /// What somebody gets who installs it and changes nothing.
+    AsShipped,
+}
+
+/// Where client and server are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On two nodes.
+    Across,
+    /// On one.
+    Same,
+}
+
+impl Place {
+    pub(crate) const ALL: [Self; 2] = [Self::Across, Self::Same];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Across => "across",
+            Self::Same => "same-node",
+        }
+    }
+
+    /// The node of the server; the client is on 1.
+    pub(crate) fn server_node(self) -> u8 {
+        match self {
+            Self::Across => 2,
+            Self::Same => 1,
+        }
+    }
+}
+
+/// Who is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contender {
+    NoMesh,
+    /// A pair of sidecars, HTTP with RBAC.
+    EnvoyHttp,
+    /// A pair of sidecars, TCP with RBAC.
+    EnvoyTcp,
+    /// One hop of a lean proxy, without TLS or policy: what a hop costs at least.
+    HaProxy,
+    /// Each request judged and routed.
+    L7,
+    /// Connections judged; on one node by the kernel path.
+    L4,
+    /// The kernel path with `redirect_peer`.
+    Redirect,
+    /// The kernel path with `splice`.
+    Splice,
+}
+
+impl Contender {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::NoMesh,
+        Self::EnvoyHttp,
+        Self::EnvoyTcp,
+        Self::HaProxy,
+        Self::L7,
+        Self::L4,
+        Self::Redirect,
+        Self::Splice,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::NoMesh => "no-mesh",
+            Self::EnvoyHttp => "envoy-http",
+            Self::EnvoyTcp => "envoy-tcp",
+            Self::HaProxy => "haproxy",
+            Self::L7 => "mesh-l7",
+            Self::L4 => "mesh-l4",
+            Self::Redirect => "mesh-l4-redirect",
+            Self::Splice => "mesh-l4-splice",
+        }
+    }
+
+    /// Whether it is one of ours.
+    pub(crate) fn is_mesh(self) -> bool {
+        matches!(self, Self::L7 | Self::L4 | Self::Redirect | Self::Splice)
+    }
+
+    /// Whether it is there at all in that place.
+    pub(crate) fn is_in(self, place: Place) -> bool {
+        place == Place::Same || !matches!(self, Self::Redirect | Self::Splice)
+    }
+
+    /// Part of the short run.
+    pub(crate) fn is_quick(self, place: Place) -> bool {
+        match self {
+            Self::HaProxy | Self::Splice => false,
+            Self::EnvoyHttp | Self::EnvoyTcp => place == Place::Across,
+            Self::NoMesh | Self::L7 | Self::L4 | Self::Redirect => true,
+        }
+    }
+
+    /// Whether it carries a port's protocol.
+    pub(crate) fn carries(self, port: Port) -> bool {
+        port.is_http() || !matches!(self, Self::EnvoyHttp | Self::HaProxy | Self::L7)
+    }
+}
+
+/// The name of a contender's lane.
+pub(crate) fn lane_name(contender: &str, place: Place) -> String {
+    format!("{contender}/{}", place.name())
+}
+
+/// One contender in one place.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    /// `contender/place`.
+    pub(crate) name: String,
+    pub(crate) client: Pod,
+    /// What to dial.
+    pub(crate) targets: BTreeMap<Port, SocketAddr>,
+    /// The proxies that are this lane's alone.
+    pub(crate) proxies: Vec<Process>,
+    /// Whether the node agents work for it.
+    pub(crate) by_agents: bool,
+}
+
+impl Lane {
+    pub(crate) fn takes(&self, load: &Workload) -> bool {
+        self.targets.contains_key(&load.port)
+    }
+}

@@ -1,0 +1,145 @@
+//! Samples, and the file that they are kept in.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::workload::{self, Unit};
+
+/// One load through one lane.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    pub(crate) lane: String,
+    pub(crate) load: String,
+    pub(crate) round: u32,
+    pub(crate) attempt: u32,
+    /// Others used more of the machine than a sample may bear, every time.
+    pub(crate) disturbed: bool,
+    pub(crate) seconds: f64,
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) error: Option<String>,
+    pub(crate) bytes: u64,
+    /// Percent and microseconds.
+    pub(crate) latency_us: Vec<(f64, u64)>,
+    /// CPU time of everything in the bed, kernel included: load, origin and mesh.
+    pub(crate) bed_cpu_us: f64,
+    /// CPU time that the mesh's own processes were charged.
+    pub(crate) mesh_cpu_us: f64,
+    /// CPU time of the whole machine.
+    pub(crate) machine_cpu_us: f64,
+    /// Of the machine's CPU time, what neither the bed nor an idle CPU used.
+    pub(crate) foreign: f64,
+}
+
+/// One figure that is not a load: memory, a time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    pub(crate) figure: String,
+    pub(crate) lane: String,
+    /// What it is a function of: pods, services.
+    pub(crate) at: u64,
+    pub(crate) value: f64,
+    pub(crate) unit: String,
+}
+
+impl Sample {
+    fn unit(&self) -> Unit {
+        workload::named(&self.load).map_or(Unit::Request, |load| load.unit)
+    }
+
+    /// Requests, or MiB.
+    pub(crate) fn units(&self) -> f64 {
+        match self.unit() {
+            Unit::Request => self.requests as f64,
+            Unit::Mebibyte => self.bytes as f64 / f64::from(1 << 20),
+        }
+    }
+
+    /// Requests or MiB a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.units() / self.seconds
+    }
+
+    pub(crate) fn percentile(&self, percent: f64) -> f64 {
+        let at = self.latency_us.iter().find(|(p, _)| *p >= percent);
+        at.map_or(f64::NAN, |(_, us)| *us as f64)
+    }
+
+    /// For progress.
+    pub(crate) fn line(&self) -> String {
+        let unit = match self.unit() {
+            Unit::Request => "/s",
+            Unit::Mebibyte => " MiB/s",
+        };
+        format!(
+            "{:<24} {:<16} {:>9.0}{unit:<6} p50 {:>7.0} µs, {:>7.1} µs CPU each{}{}",
+            self.lane,
+            self.load,
+            self.rate(),
+            self.percentile(50.0),
+            self.bed_cpu_us / self.units(),
+            if self.errors > 0 { format!(", {} errors", self.errors) } else { String::new() },
+            if self.disturbed { ", disturbed" } else { "" },
+        )
+    }
+}
+
+/// What has been measured.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    file: File,
+    there: HashSet<(String, String, u32)>,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) figures: Vec<Figure>,
+}
+
+impl Journal {
+    /// What is in the file at `path`, which more is added to.
+    pub(crate) fn open(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        // The last line of a run that was killed may be half of one.
+        let samples: Vec<Sample> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let figures = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let there = samples.iter().map(|s| (s.lane.clone(), s.load.clone(), s.round)).collect();
+        let mut file = OpenOptions::new().create(true).append(true).open(path).expect("open it");
+        if !text.is_empty() && !text.ends_with('\n') {
+            writeln!(file).expect("write a sample");
+        }
+        Self { file, there, samples, figures }
+    }
+
+    pub(crate) fn has(&self, lane: &str, load: &str, round: u32) -> bool {
+        self.there.contains(&(lane.to_owned(), load.to_owned(), round))
+    }
+
+    pub(crate) fn has_figure(&self, figure: &str, lane: &str, at: u64) -> bool {
+        self.figures.iter().any(|f| f.figure == figure && f.lane == lane && f.at == at)
+    }
+
+    pub(crate) fn add(&mut self, sample: &Sample) {
+        self.write(sample);
+        self.there.insert((sample.lane.clone(), sample.load.clone(), sample.round));
+        self.samples.push(sample.clone());
+    }
+
+    pub(crate) fn add_figure(&mut self, figure: Figure) {
+        println!(
+            "  {} of {} at {}: {:.1} {}",
+            figure.figure, figure.lane, figure.at, figure.value, figure.unit
+        );
+        self.write(&figure);
+        self.figures.push(figure);
+    }
+
+    fn write(&mut self, value: &impl Serialize) {
+        let line = serde_json::to_string(value).expect("it is JSON");
+        writeln!(self.file, "{line}").expect("write a sample");
+    }
+}
