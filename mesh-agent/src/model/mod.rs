@@ -16,6 +16,7 @@ pub mod listener;
 pub mod redirect;
 mod references;
 pub mod regex;
+pub mod rewrite;
 pub mod route;
 pub mod runtime;
 pub mod scope;

@@ -7,7 +7,6 @@ use super::{
     extension::DiscoveredFilter,
     listener::{
         FilterChain, HttpConnectionManager, HttpFilter, Listener, RouteSource, TerminalFilter,
-        WeightedCluster,
     },
     route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
     scope::{Scope, ScopeSource, ScopeTable},
@@ -50,18 +49,19 @@ impl RouteConfiguration {
 impl VirtualHost {
     /// Every cluster that has to be there; one may come several times.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
-        self.routes.iter().flat_map(Route::clusters).map(|weighted| &weighted.cluster)
+        self.routes.iter().flat_map(Route::clusters)
     }
 }
 
 impl Route {
     /// The clusters it names, and that are not asked for at the first request.
-    pub fn clusters(&self) -> &[WeightedCluster] {
-        match (&self.action, self.on_demand) {
-            (_, Some(OnDemandRoute { clusters: Some(_) })) => &[],
-            (RouteAction::Forward(forward), _) => &forward.clusters,
-            (RouteAction::DirectResponse(_), _) => &[],
-        }
+    pub fn clusters(&self) -> impl Iterator<Item = &ClusterName> {
+        let clusters = match (&self.action, self.on_demand) {
+            (_, Some(OnDemandRoute { clusters: Some(_) })) => None,
+            (RouteAction::Forward(forward), _) => Some(&forward.clusters),
+            (RouteAction::Redirect(_) | RouteAction::DirectResponse(_), _) => None,
+        };
+        clusters.into_iter().flat_map(|clusters| clusters.names())
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use regex_automata::meta;
+use regex_automata::{meta, util::captures::Captures};
 use regex_syntax::hir::{Hir, Look};
 use serde::{Serialize, Serializer};
 
@@ -34,7 +34,11 @@ const CACHE_MAX_BYTES: usize = 256 * 1024;
 ///
 /// Spec: `envoy/type/matcher/v3/regex.proto` ("a match on the entire string").
 #[derive(Clone)]
-pub struct WholeRegex(Arc<Compiled>);
+pub struct WholeRegex(Program);
+
+/// A compiled pattern that is charged for what it takes; copies share it.
+#[derive(Clone)]
+pub(super) struct Program(Arc<Compiled>);
 
 struct Compiled {
     pattern: String,
@@ -43,7 +47,7 @@ struct Compiled {
 }
 
 /// Why a pattern is not taken.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RegexError {
     /// Longer than [`REGEX_MAX_BYTES`].
     #[error("regex of {0} bytes is longer than {REGEX_MAX_BYTES}")]
@@ -58,8 +62,8 @@ pub enum RegexError {
     #[error("all regexes together would need more than {REGEXES_MAX_BYTES} bytes once compiled")]
     TooMany,
     /// Anything else that the compiler has against it.
-    #[error(transparent)]
-    Refused(#[from] Box<meta::BuildError>),
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// What compiled programs take together.
@@ -90,35 +94,43 @@ impl Drop for Charge {
     }
 }
 
-impl WholeRegex {
-    /// Whether the whole of `value` matches. Linear in its length.
-    pub fn is_match(&self, value: &str) -> bool {
-        self.0.regex.is_match(value)
+impl Program {
+    /// A pattern that matches wherever it does.
+    ///
+    /// # Errors
+    /// See [`RegexError`].
+    pub(super) fn anywhere(pattern: &str) -> Result<Self, RegexError> {
+        Self::compile(pattern, false, &BUDGET)
     }
 
-    /// The pattern as the configuration has it, without the anchors.
-    pub fn as_str(&self) -> &str {
+    pub(super) fn as_str(&self) -> &str {
         &self.0.pattern
     }
 
-    fn compile(pattern: &str, budget: &'static Budget) -> Result<Self, RegexError> {
+    pub(super) fn regex(&self) -> &meta::Regex {
+        &self.0.regex
+    }
+
+    fn compile(pattern: &str, anchored: bool, budget: &'static Budget) -> Result<Self, RegexError> {
         if pattern.len() > REGEX_MAX_BYTES {
             return Err(RegexError::TooLong(pattern.len()));
         }
         let parsed = regex_syntax::parse(pattern).map_err(Box::new)?;
-        // As much as it may take is set aside while it compiles: one that is not taken in
-        // the end costs neither memory nor much time.
+        // What is left limits the compilation too: one that does not fit costs little.
         let left = budget.max_bytes.saturating_sub(budget.used_bytes.load(Ordering::Relaxed));
         let limit = REGEX_MAX_PROGRAM_BYTES.min(left);
         // Anchored as parsed, not as text: `a)(?:b` closes no group of ours.
-        let whole = Hir::concat(vec![Hir::look(Look::Start), parsed, Hir::look(Look::End)]);
+        let whole = match anchored {
+            true => Hir::concat(vec![Hir::look(Look::Start), parsed, Hir::look(Look::End)]),
+            false => parsed,
+        };
         let config =
             meta::Config::new().nfa_size_limit(Some(limit)).hybrid_cache_capacity(CACHE_MAX_BYTES);
         let built = meta::Builder::new().configure(config).build_from_hir(&whole);
         let regex = built.map_err(|error| match error.size_limit() {
             Some(REGEX_MAX_PROGRAM_BYTES) => RegexError::TooBig,
             Some(_) => RegexError::TooMany,
-            None => RegexError::Refused(Box::new(error)),
+            None => RegexError::Refused(error.to_string()),
         })?;
         let bytes = regex.memory_usage() + pattern.len() + size_of::<Compiled>();
         let charge = budget.take(bytes).ok_or(RegexError::TooMany)?;
@@ -127,11 +139,36 @@ impl WholeRegex {
     }
 }
 
+impl WholeRegex {
+    /// Whether the whole of `value` matches. Linear in its length.
+    pub fn is_match(&self, value: &str) -> bool {
+        self.0.regex().is_match(value)
+    }
+
+    /// Where the pattern's groups match, where the whole of `value` does.
+    pub(super) fn captures(&self, value: &str) -> Option<Captures> {
+        let mut captures = self.0.regex().create_captures();
+        self.0.regex().captures(value, &mut captures);
+        captures.is_match().then_some(captures)
+    }
+
+    /// The pattern as the configuration has it, without the anchors.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Program").field(&self.as_str()).finish()
+    }
+}
+
 impl FromStr for WholeRegex {
     type Err = RegexError;
 
     fn from_str(pattern: &str) -> Result<Self, Self::Err> {
-        Self::compile(pattern, &BUDGET)
+        Ok(Self(Program::compile(pattern, true, &BUDGET)?))
     }
 }
 
@@ -208,7 +245,7 @@ mod tests {
         let large = r"\w{30}";
         let mut kept = Vec::new();
         let error = loop {
-            match WholeRegex::compile(large, &BUDGET) {
+            match Program::compile(large, true, &BUDGET) {
                 Ok(regex) => kept.push(regex),
                 Err(error) => break error,
             }
@@ -220,9 +257,9 @@ mod tests {
         let copy = kept[0].clone();
         kept.clear();
         assert!(BUDGET.used_bytes.load(Ordering::Relaxed) > 0);
-        assert!(copy.is_match(&"w".repeat(30)));
+        assert!(copy.regex().is_match(&"w".repeat(30)));
         drop(copy);
         assert_eq!(BUDGET.used_bytes.load(Ordering::Relaxed), 0);
-        assert!(WholeRegex::compile(large, &BUDGET).is_ok());
+        assert!(Program::compile(large, true, &BUDGET).is_ok());
     }
 }

@@ -2,12 +2,18 @@
 //!
 //! Spec: `envoy/config/route/v3/route.proto`, `route_components.proto`.
 
+mod action;
+
 use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
+pub use self::action::{
+    Clusters, DirectResponse, ForwardAction, HostRewrite, PathRewrite, Redirect, RedirectPath,
+    RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
+};
 use super::{
-    authz::StringMatcher, listener::WeightedCluster, regex::WholeRegex, runtime::RuntimeFraction,
+    authz::StringMatcher, regex::WholeRegex, rewrite::UriTemplate, runtime::RuntimeFraction,
 };
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -21,6 +27,10 @@ pub struct RouteConfiguration {
     pub discovered: Vec<Arc<VirtualHost>>,
     /// Whether every cluster it names has to be there; `None`: as its source has it.
     pub validate_clusters: Option<bool>,
+    /// Whether a host's port counts for nothing when its virtual host is looked for.
+    pub ignore_port_in_host_matching: bool,
+    /// Whether paths are matched up to their first `;` only.
+    pub ignore_path_parameters: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -30,6 +40,17 @@ pub struct VirtualHost {
     pub domains: Vec<Domain>,
     /// Tried in order; the first that matches wins.
     pub routes: Vec<Route>,
+    pub require_tls: Option<RequireTls>,
+}
+
+/// Requests that did not come by TLS are told to.
+///
+/// Spec: `envoy.config.route.v3.VirtualHost.TlsRequirementType`.
+#[derive(Debug, Clone, Serialize)]
+pub struct RequireTls {
+    /// Only those from outside are told.
+    pub external_only: bool,
+    pub redirect: Box<Route>,
 }
 
 /// A `domains` entry, in order of Envoy's search: exact, suffix (`*.example.com`),
@@ -77,6 +98,12 @@ pub struct RouteMatch {
     pub case_sensitive: bool,
     /// All must match.
     pub headers: Vec<HeaderMatcher>,
+    /// All must match.
+    pub query_parameters: Vec<QueryParameterMatcher>,
+    /// All must match.
+    pub cookies: Vec<CookieMatcher>,
+    /// For gRPC alone.
+    pub grpc: bool,
     /// Of the requests that match otherwise, those that do.
     pub runtime_fraction: Option<RuntimeFraction>,
 }
@@ -89,6 +116,44 @@ pub enum PathMatch {
     Exact(String),
     /// The whole path must match.
     Regex(WholeRegex),
+    /// The path itself, or one below it: `/api` and `/api/x`, not `/apis`.
+    SeparatedPrefix(String),
+    /// CONNECT, which has no path.
+    Connect,
+    Template(UriTemplate),
+}
+
+impl RouteMatch {
+    /// Every request with such a path.
+    pub fn path(path: PathMatch) -> Self {
+        Self {
+            path,
+            case_sensitive: true,
+            headers: Vec::new(),
+            query_parameters: Vec::new(),
+            cookies: Vec::new(),
+            grpc: false,
+            runtime_fraction: None,
+        }
+    }
+}
+
+/// Spec: `envoy.config.route.v3.QueryParameterMatcher`.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueryParameterMatcher {
+    pub name: String,
+    /// Asked of the first value; `None`: it has to be there.
+    pub value: Option<StringMatcher>,
+    /// Where there is no value to ask: whether the parameter has to be there, or not.
+    pub present: bool,
+}
+
+/// Spec: `envoy.config.route.v3.CookieMatcher`.
+#[derive(Debug, Clone, Serialize)]
+pub struct CookieMatcher {
+    pub name: String,
+    pub value: StringMatcher,
+    pub invert: bool,
 }
 
 /// Spec: `envoy.config.route.v3.HeaderMatcher`.
@@ -112,39 +177,4 @@ pub enum HeaderMatchKind {
         end: i64,
     },
     Present(bool),
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RouteAction {
-    Forward(ForwardAction),
-    DirectResponse(DirectResponse),
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct ForwardAction {
-    /// One entry for a plain `cluster`. Weights are relative; their sum is not zero.
-    /// Empty with `cluster_header`.
-    pub clusters: Vec<WeightedCluster>,
-    /// The request header that names the cluster, in lower case.
-    pub cluster_header: Option<String>,
-    /// With it the runtime's value of `<prefix>.<cluster>` goes before a cluster's weight.
-    pub runtime_key_prefix: Option<String>,
-    /// Bounds request and response together. Envoy's default: 15 s; `None` never.
-    pub timeout: Option<Duration>,
-    /// Replaces the matched prefix or path.
-    pub prefix_rewrite: Option<String>,
-    /// Replaces `:authority`.
-    pub host_rewrite: Option<String>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct DirectResponse {
-    pub status: u16,
-    #[serde(serialize_with = "lossy")]
-    pub body: bytes::Bytes,
-}
-
-fn lossy<S: serde::Serializer>(body: &bytes::Bytes, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(&String::from_utf8_lossy(body))
 }

@@ -17,6 +17,7 @@ mod forward;
 mod headers;
 mod lookups;
 mod record;
+mod redirect;
 mod reply;
 mod request;
 #[cfg(test)]

@@ -12,7 +12,6 @@ use crate::{
         cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
-        route::ForwardAction,
         secret::SecretKind,
         tls::TlsOrigination,
         workload::WorkloadUid,
@@ -175,7 +174,7 @@ pub fn decide_tcp(
 ) -> Result<Destination, NoDestination> {
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
-            let cluster = choose_cluster(&proxy.clusters, |entry| entry.weight, random);
+            let cluster = choose_cluster(&proxy.clusters, random);
             decide(permit, cluster, snapshot, balancers, random, now)
         }
         _ => Err(not_permitted(permit)),
@@ -190,30 +189,20 @@ fn not_permitted(permit: &Permit) -> NoDestination {
     }
 }
 
-/// For one HTTP request on a permitted connection. `random` and `now` as for [`decide_tcp`].
+/// For one HTTP request on a permitted connection, whose route leads to `cluster`.
+/// `random` and `now` as for [`decide_tcp`].
 ///
 /// # Errors
 /// No cluster, or no endpoint.
 pub fn decide_request(
     _request: &RequestPermit,
     permit: &Permit,
-    action: &ForwardAction,
+    cluster: Option<&ClusterName>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
     now: Instant,
 ) -> Result<Destination, NoDestination> {
-    let runtime = &snapshot.runtime;
-    let cluster = match &action.runtime_key_prefix {
-        None => choose_cluster(&action.clusters, |entry| entry.weight, random),
-        Some(prefix) => {
-            let weight = |entry: &WeightedCluster| {
-                let key = format!("{prefix}.{}", entry.cluster);
-                u32::try_from(runtime.integer(&key, entry.weight.into())).unwrap_or(u32::MAX)
-            };
-            choose_cluster(&action.clusters, weight, random)
-        }
-    };
     decide(permit, cluster, snapshot, balancers, random, now)
 }
 
@@ -298,17 +287,15 @@ fn reach(endpoint: Arc<Endpoint>) -> Target {
 
 fn choose_cluster<'a>(
     clusters: &'a [WeightedCluster],
-    weight: impl Fn(&WeightedCluster) -> u32,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Option<&'a ClusterName> {
     if let [only] = clusters {
-        return (weight(only) > 0).then_some(&only.cluster);
+        return (only.weight > 0).then_some(&only.cluster);
     }
-    let weighted = || clusters.iter().map(|entry| (&entry.cluster, u64::from(weight(entry))));
-    let total = weighted().map(|(_, weight)| weight).sum();
+    let total = clusters.iter().map(|entry| u64::from(entry.weight)).sum();
     let mut left = lb::random_below(total, random)?;
-    for (cluster, weight) in weighted() {
-        match left.checked_sub(weight) {
+    for WeightedCluster { cluster, weight } in clusters {
+        match left.checked_sub(u64::from(*weight)) {
             Some(rest) => left = rest,
             None => return Some(cluster),
         }

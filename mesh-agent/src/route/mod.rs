@@ -6,14 +6,16 @@
 
 #![forbid(unsafe_code)]
 
+mod clusters;
 pub mod decide;
 pub mod lb;
 pub mod match_http;
 pub mod scope;
 
+pub use clusters::{Chosen, choose};
 pub use decide::{
     Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
 };
 pub use lb::{Balancers, LoadGuard, shares};
-pub use match_http::{Matched, NoRoute, match_route};
+pub use match_http::{Matched, NoRoute, cookie, match_route};
 pub use scope::{NoScope, configuration_for};

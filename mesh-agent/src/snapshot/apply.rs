@@ -12,7 +12,7 @@ use super::tables::{HostGroup, Snapshot, Table};
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
     extension::ExtensionConfig,
-    listener::{FilterChain, Listener, RouteSource, TerminalFilter, WeightedCluster},
+    listener::{FilterChain, Listener, RouteSource, TerminalFilter},
     route::{RouteConfiguration, VirtualHost},
     runtime::RuntimeLayer,
     scope::{Scope, ScopeRoutes, ScopeTable},
@@ -366,13 +366,13 @@ impl Rejections {
         }
     }
 
-    fn check_clusters(
+    fn check_clusters<'a>(
         &mut self,
         path: &str,
-        named: &[WeightedCluster],
+        named: impl IntoIterator<Item = &'a ClusterName>,
         clusters: &Table<ClusterName, Arc<Cluster>>,
     ) {
-        for WeightedCluster { cluster, .. } in named {
+        for cluster in named {
             if self.validates_clusters && !clusters.contains_key(cluster) {
                 self.push(path.to_owned(), format!("there is no cluster `{cluster}`"));
             }
@@ -467,7 +467,10 @@ impl Rejections {
     ) {
         let path = format!("{path}.filters[{}]", chain.filters.len());
         match &chain.terminal {
-            TerminalFilter::TcpProxy(tcp) => self.check_clusters(&path, &tcp.clusters, clusters),
+            TerminalFilter::TcpProxy(tcp) => {
+                let named = tcp.clusters.iter().map(|entry| &entry.cluster);
+                self.check_clusters(&path, named, clusters);
+            }
             TerminalFilter::Http(http) => match &http.routes {
                 RouteSource::Inline(configuration) => {
                     self.check_routes(&format!("{path}.route_config"), configuration, clusters);

@@ -15,7 +15,7 @@ use crate::{
         authz::{Permission, Principal, RbacAction, StringPattern},
         cluster::{Discovery, Health, LbPolicy, Tunnel, UpstreamProtocol},
         listener::{Direction, HttpFilter, NetworkFilter, RouteSource, TerminalFilter},
-        route::{Domain, HeaderMatchKind, PathMatch, RouteAction},
+        route::{Domain, HeaderMatchKind, PathMatch, PathRewrite, RouteAction},
     },
     snapshot::{Resources, SnapshotCell},
 };
@@ -111,7 +111,8 @@ fn a_shop_is_decoded_and_applies() {
     assert!(canary.matches.headers[2].treat_missing_as_empty);
     let RouteAction::Forward(forward) = &canary.action else { panic!("forward") };
     assert_eq!(forward.timeout, Some(Duration::from_millis(2500)));
-    assert_eq!(forward.prefix_rewrite.as_deref(), Some("/canary"));
+    let rewrite = forward.path_rewrite.as_ref();
+    assert!(matches!(rewrite, Some(PathRewrite::Prefix(prefix)) if prefix == "/canary"));
     let RouteAction::Forward(forward) = &hosts[0].routes[1].action else { panic!("forward") };
     assert_eq!(forward.timeout, Some(Duration::from_secs(15)));
 

@@ -11,18 +11,15 @@ use http::{Method, Request, Response, StatusCode, Version, request::Parts, uri::
 use http_body::Body;
 
 use super::{
-    ConnectFailure, HttpConnection, RequestBody, headers,
+    ConnectFailure, HttpConnection, RequestBody,
+    headers::{self, Rewrites},
     record::RequestLog,
     reply::Reply,
     request::Answer,
     timing::{Deadline, Expired},
 };
 use crate::{
-    model::{
-        cluster::UpstreamProtocol,
-        listener::Direction,
-        route::{ForwardAction, PathMatch},
-    },
+    model::{cluster::UpstreamProtocol, listener::Direction},
     observe::flags::ResponseFlag,
     policy::Permit,
     proxy::{Origination, story},
@@ -44,8 +41,7 @@ pub(super) struct Forward<'a> {
     pub(super) connection: &'a HttpConnection,
     pub(super) permit: &'a Permit,
     pub(super) destination: Destination,
-    pub(super) action: &'a ForwardAction,
-    pub(super) matched: &'a PathMatch,
+    pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
     pub(super) deadline: Deadline,
 }
@@ -56,25 +52,21 @@ pub(super) async fn forward(
     head: &mut Parts,
     body: RequestBody,
 ) -> Result<Answer, Reply> {
-    let Forward { connection, permit, destination, action, matched, authority, mut deadline } =
-        forward;
+    let Forward { connection, permit, destination, rewrites, authority, mut deadline } = forward;
     let protocol = match (destination.upstream_protocol(), head.version) {
         (UpstreamProtocol::Http2, _) => HttpProtocol::Http2,
         (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
         (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => HttpProtocol::Http1,
     };
-    let host = match &action.host_rewrite {
-        Some(host) => Authority::try_from(host.as_str()).unwrap_or_else(|_| authority.clone()),
-        None => authority.clone(),
-    };
+    let hosts = rewrites.hosts(head, &authority)?;
     let upstreams = &connection.services.upstreams;
     let tls = upstreams
-        .originate(&destination, protocol, &host, &head.headers)
+        .originate(&destination, protocol, &hosts.host, &head.headers)
         .map_err(|failure| Failure::Connect(failure).into_reply(log))?;
     let key = key(permit, &destination, protocol, tls.as_ref());
     log.record.upstream_identity = key.destination_identity.clone();
     connection.observer.routed(&log.record);
-    headers::forwarded(head, authority, action, matched, protocol)?;
+    headers::forwarded(head, hosts, rewrites, protocol)?;
     let head_request = head.method == Method::HEAD;
 
     let mut request = Request::new(body);

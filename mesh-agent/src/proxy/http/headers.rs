@@ -14,8 +14,9 @@ use http::{
 
 use super::reply::Reply;
 use crate::{
-    model::route::{ForwardAction, PathMatch},
+    model::route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
     observe::flags::ResponseFlag,
+    policy::matcher::{first_value, url_path},
     transport::http_pool::HttpProtocol,
 };
 
@@ -23,6 +24,9 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Envoy's "this is who the client proved to be".
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -88,12 +92,11 @@ fn is_unsupported_upgrade(offers: &HeaderValue) -> bool {
     !offers.all(|offer| offer.is_empty() || offer.eq_ignore_ascii_case(b"h2c"))
 }
 
-/// Turns a request's head into the one that goes upstream.
+/// Turns a request's head into the one that goes upstream, to `host`.
 pub(super) fn forwarded(
     head: &mut Parts,
-    authority: Authority,
-    action: &ForwardAction,
-    matched: &PathMatch,
+    Hosts { host, original }: Hosts,
+    rewrites: Rewrites<'_>,
     protocol: HttpProtocol,
 ) -> Result<(), Reply> {
     let trailers = wants_trailers(&head.headers);
@@ -103,17 +106,26 @@ pub(super) fn forwarded(
     if !head.headers.contains_key(&FORWARDED_PROTO) {
         head.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    let authority = match &action.host_rewrite {
-        Some(host) => Authority::try_from(host.as_str())
-            .map_err(|_| misconfigured("host_rewrite is not an authority"))?,
-        None => authority,
+    if let Some(original) = original {
+        original_host(&mut head.headers, &original, rewrites.action.append_x_forwarded_host)?;
+    }
+    let path = match rewrites.path(&head.uri)? {
+        Some(path) => {
+            let original = head.uri.path_and_query().map_or("/", |path| path.as_str());
+            if let Ok(original) = HeaderValue::from_str(original) {
+                head.headers.insert(ORIGINAL_PATH, original);
+            }
+            path
+        }
+        None => {
+            head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
+        }
     };
-    let path = rewritten(&head.uri, action, matched)?;
     match protocol {
         HttpProtocol::Http1 => {
             head.version = Version::HTTP_11;
             // Always the authority that was judged, whatever form it came in.
-            let host = HeaderValue::from_str(authority.as_str())
+            let host = HeaderValue::from_str(host.as_str())
                 .map_err(|_| Reply::bad_request("invalid authority"))?;
             head.headers.insert(HOST, host);
             if trailers {
@@ -131,7 +143,7 @@ pub(super) fn forwarded(
             }
             head.uri = Uri::builder()
                 .scheme(Scheme::HTTP)
-                .authority(authority)
+                .authority(host)
                 .path_and_query(path)
                 .build()
                 .map_err(|_| Reply::bad_request("invalid request target"))?;
@@ -140,27 +152,128 @@ pub(super) fn forwarded(
     Ok(())
 }
 
-/// The path and query that go upstream. As Envoy does: a prefix is replaced, an exact
-/// or regex match is replaced whole.
-fn rewritten(
-    uri: &Uri,
-    action: &ForwardAction,
-    matched: &PathMatch,
-) -> Result<PathAndQuery, Reply> {
-    let Some(replacement) = &action.prefix_rewrite else {
-        let path = uri.path_and_query().cloned();
-        return Ok(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+/// Tells the upstream what host it was before.
+fn original_host(
+    headers: &mut HeaderMap,
+    authority: &Authority,
+    append: bool,
+) -> Result<(), Reply> {
+    let invalid = |_| Reply::bad_request("invalid authority");
+    let host = HeaderValue::from_str(authority.as_str()).map_err(invalid)?;
+    if append {
+        let known = headers.get(FORWARDED_HOST).map(HeaderValue::as_bytes);
+        let last = known.and_then(|known| known.rsplit(|b| *b == b',').next());
+        if last.is_none_or(|last| last.trim_ascii() != host.as_bytes()) {
+            append_value(headers, FORWARDED_HOST, &host, ",");
+        }
+    }
+    headers.insert(ORIGINAL_HOST, host);
+    Ok(())
+}
+
+/// Adds to the one value that a header has, as Envoy does to those it knows.
+pub(super) fn append_value(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    value: &HeaderValue,
+    separator: &str,
+) {
+    let joined = match headers.get(&name) {
+        Some(known) if !known.is_empty() => {
+            let joined = [known.as_bytes(), separator.as_bytes(), value.as_bytes()].concat();
+            // Parts of valid values, joined by visible characters, are one.
+            HeaderValue::from_bytes(&joined).unwrap_or_else(|_| value.clone())
+        }
+        _ => value.clone(),
     };
+    headers.insert(name, joined);
+}
+
+/// The host that goes upstream, and the one that a route's rewrite took the place of.
+#[derive(Debug)]
+pub(super) struct Hosts {
+    pub(super) host: Authority,
+    pub(super) original: Option<Authority>,
+}
+
+/// What a route makes of host and path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rewrites<'a> {
+    pub(super) action: &'a ForwardAction,
+    /// The one of several clusters that was chosen.
+    pub(super) entry: Option<&'a RouteCluster>,
+    pub(super) matched: &'a PathMatch,
+}
+
+impl Rewrites<'_> {
+    /// The host that goes upstream. What is said for a single cluster goes first, and is what
+    /// the route's own rewrite replaces.
+    pub(super) fn hosts(&self, head: &Parts, authority: &Authority) -> Result<Hosts, Reply> {
+        let invalid = |_| Reply::bad_request("the route makes no valid host of this request");
+        let entrys = self.entry.and_then(|entry| entry.host_rewrite.as_deref());
+        let before = match entrys {
+            Some(host) => Authority::try_from(host).map_err(invalid)?,
+            None => authority.clone(),
+        };
+        let replaced;
+        let host = match &self.action.host_rewrite {
+            Some(HostRewrite::Literal(host)) => Some(host.as_str()),
+            Some(HostRewrite::Header(name)) => {
+                let value = first_value(name, head).filter(|value| !value.is_empty());
+                let text = value.map(std::str::from_utf8).transpose();
+                text.map_err(|_| Reply::bad_request("invalid header for the host"))?
+            }
+            Some(HostRewrite::PathRegex(rewrite)) => {
+                replaced = rewrite.replace_all(url_path(head));
+                Some(replaced.as_str()).filter(|host| !host.is_empty())
+            }
+            None => None,
+        };
+        Ok(match host {
+            Some(host) => {
+                let host = Authority::try_from(host).map_err(invalid)?;
+                Hosts { host, original: Some(before) }
+            }
+            None => Hosts { host: before, original: None },
+        })
+    }
+
+    /// The path and query that go upstream, if they are others.
+    fn path(&self, uri: &Uri) -> Result<Option<PathAndQuery>, Reply> {
+        let path = uri.path();
+        let rewritten = match &self.action.path_rewrite {
+            None => return Ok(None),
+            Some(PathRewrite::Prefix(prefix)) => with_prefix(path, self.matched, prefix),
+            Some(PathRewrite::Regex(rewrite)) => rewrite.replace_all(path),
+            Some(PathRewrite::Template(rewrite)) => {
+                rewrite.rewrite(path).unwrap_or_else(|| path.to_owned())
+            }
+        };
+        let rewritten = match uri.query() {
+            Some(query) => format!("{rewritten}?{query}"),
+            None => rewritten,
+        };
+        if !rewritten.starts_with('/') {
+            return Err(misconfigured("the route makes no valid path of this request"));
+        }
+        PathAndQuery::try_from(rewritten)
+            .map(Some)
+            .map_err(|_| misconfigured("the route makes no valid path of this request"))
+    }
+}
+
+/// A path with `prefix` in place of what was matched of it: a prefix, or all of it.
+pub(super) fn with_prefix(path: &str, matched: &PathMatch, prefix: &str) -> String {
     let rest = match matched {
         // A route of this prefix has matched, if without regard to case.
-        PathMatch::Prefix(prefix) => uri.path().get(prefix.len()..).unwrap_or(""),
-        PathMatch::Exact(_) | PathMatch::Regex(_) => "",
+        PathMatch::Prefix(matched) | PathMatch::SeparatedPrefix(matched) => {
+            path.get(matched.len()..).unwrap_or("")
+        }
+        PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Connect | PathMatch::Template(_) => {
+            ""
+        }
     };
-    let path = match uri.query() {
-        Some(query) => format!("{replacement}{rest}?{query}"),
-        None => format!("{replacement}{rest}"),
-    };
-    PathAndQuery::try_from(path).map_err(|_| misconfigured("prefix_rewrite makes no valid path"))
+    format!("{prefix}{rest}")
 }
 
 fn misconfigured(details: &'static str) -> Reply {

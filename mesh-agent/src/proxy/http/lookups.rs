@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{StatusCode, request::Parts};
+use http::StatusCode;
 
 use super::reply::Reply;
 use crate::{
     model::{
-        cluster::ClusterName,
-        listener::{HttpConnectionManager, WeightedCluster},
-        route::{ForwardAction, Route, RouteConfiguration},
+        listener::HttpConnectionManager,
+        route::{Route, RouteConfiguration},
     },
     observe::flags::ResponseFlag,
     proxy::on_demand::{Sought, Unavailable},
@@ -80,16 +79,6 @@ impl Lookups {
         self.made += 1;
         Some((Sought::Cluster(Arc::clone(&cluster.0)), clusters.timeout))
     }
-}
-
-/// Where a request itself names its cluster, what the route says for that one. A request
-/// that names none is for a cluster that is not there, as in Envoy.
-pub(super) fn of_request(action: &ForwardAction, head: &Parts) -> Option<ForwardAction> {
-    let header = action.cluster_header.as_deref()?;
-    let value = head.headers.get(header).and_then(|value| value.to_str().ok());
-    let cluster = ClusterName(value.unwrap_or_default().into());
-    let clusters = vec![WeightedCluster { cluster, weight: 1 }];
-    Some(ForwardAction { clusters, ..action.clone() })
 }
 
 /// The answer where it did not come: as without asking, unless the agent did not ask.

@@ -15,9 +15,10 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     forward::{Forward, forward},
-    headers::{self, Checked, REQUEST_ID},
-    lookups::{Lookups, not_obtained, of_request},
+    headers::{self, Checked, REQUEST_ID, Rewrites},
+    lookups::{Lookups, not_obtained},
     record::RequestLog,
+    redirect,
     reply::Reply,
     timing::{Deadline, Exchange},
 };
@@ -25,12 +26,12 @@ use crate::{
     codec::{guard::GuardShared, http::Refusal},
     model::{
         listener::{Direction, HttpConnectionManager, TerminalFilter},
-        route::{PathMatch, RouteAction},
+        route::{ForwardAction, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Denied, Permit, authorize_request, matcher::authority},
+    policy::{Denied, Permit, authorize_request},
     proxy::rejudge::{self, Standing},
-    route::{Destination, NoDestination, configuration_for, decide_request, match_route},
+    route::{Destination, NoDestination, choose, configuration_for, decide_request, match_route},
     snapshot::Snapshot,
 };
 
@@ -167,16 +168,18 @@ async fn answer(
                 let reply = Reply::new(status, "", None, "direct_response");
                 // As Envoy: what is created, or elsewhere, is where it was asked for.
                 let located = status == StatusCode::CREATED || status.is_redirection();
-                let location = if located { own_location(head) } else { None };
+                let location = if located { redirect::own_location(head) } else { None };
                 return Err(Reply { body: Bytes::clone(&direct.body), location, ..reply });
             }
+            RouteAction::Redirect(redirect) => {
+                return Err(redirect::reply(redirect, &matched.route.matches.path, head));
+            }
         };
-        let of_request = of_request(action, head);
-        let action = of_request.as_ref().unwrap_or(action);
+        let chosen = choose(&action.clusters, head, &snapshot.runtime, random);
         let decided = decide_request(
             &request_permit,
             permit,
-            action,
+            chosen.as_ref().map(|chosen| &*chosen.cluster),
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -186,13 +189,14 @@ async fn answer(
             Ok(destination) => destination,
             Err(error) => {
                 let what = lookups.cluster(http, matched.route, &error);
-                let (sought, patience) = what.ok_or_else(|| no_destination(&error, log))?;
+                let refused = |log: &mut RequestLog| no_destination(&error, action, log);
+                let (sought, patience) = what.ok_or_else(|| refused(log))?;
                 let there = |snapshot: &Snapshot| {
                     error.cluster().is_some_and(|name| snapshot.cluster(name).is_some())
                 };
                 let found =
                     connection.services.on_demand.obtain(pod, &sought, patience, there).await;
-                found.map_err(|why| not_obtained(why, no_destination(&error, log)))?;
+                found.map_err(|why| not_obtained(why, refused(log)))?;
                 continue;
             }
         };
@@ -206,9 +210,13 @@ async fn answer(
         }
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
         deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
-        let matched: &PathMatch = &matched.route.matches.path;
+        let rewrites = Rewrites {
+            action,
+            entry: chosen.as_ref().and_then(|chosen| chosen.entry),
+            matched: &matched.route.matches.path,
+        };
         return forward(
-            Forward { connection, permit, destination, action, matched, authority, deadline },
+            Forward { connection, permit, destination, rewrites, authority, deadline },
             log,
             head,
             body,
@@ -221,13 +229,7 @@ fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {
     Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
 }
 
-/// The URL that the request itself is for.
-fn own_location(head: &Parts) -> Option<HeaderValue> {
-    let url = [&b"http://"[..], authority(head)?, path_and_query(head).as_bytes()].concat();
-    HeaderValue::from_bytes(&url).ok()
-}
-
-fn path_and_query(head: &Parts) -> &str {
+pub(super) fn path_and_query(head: &Parts) -> &str {
     head.uri.path_and_query().map_or("", |path| path.as_str())
 }
 
@@ -242,15 +244,13 @@ fn denied_reply(denied: &Denied) -> Reply {
     Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
 }
 
-fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
+fn no_destination(error: &NoDestination, action: &ForwardAction, log: &mut RequestLog) -> Reply {
     log.record.cluster = error.cluster().cloned();
     let (flag, body) = match error {
         NoDestination::NoHealthyEndpoint { .. } => {
             (ResponseFlag::NoHealthyUpstream, "no healthy upstream")
         }
-        NoDestination::UnknownCluster { .. } => {
-            (ResponseFlag::NoClusterFound, "no healthy upstream")
-        }
+        NoDestination::UnknownCluster { .. } => (ResponseFlag::NoClusterFound, ""),
         NoDestination::DropOverload { category, unconditional, .. } => {
             log.record.dropped = Some(Arc::clone(category));
             match unconditional {
@@ -262,7 +262,11 @@ fn no_destination(error: &NoDestination, log: &mut RequestLog) -> Reply {
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
     };
-    Reply::upstream_reset(flag, body, error.to_string())
+    let reply = Reply::upstream_reset(flag, body, error.to_string());
+    match (error, StatusCode::from_u16(action.cluster_not_found_status)) {
+        (NoDestination::UnknownCluster { .. }, Ok(status)) => Reply { status, ..reply },
+        _ => reply,
+    }
 }
 
 impl HttpConnection {

@@ -3,7 +3,6 @@ use crate::{
     model::{
         cluster::{Health, LbPolicy, LoadAssignment},
         listener::{Direction, FilterChainMatch},
-        runtime::{LayerSource, LayerValues, LayeredRuntime, RuntimeLayer, RuntimeValue},
         workload::MtlsMode,
     },
     policy::{
@@ -13,7 +12,6 @@ use crate::{
             manager, outbound_permit, permit_for, request, snapshot, tcp_proxy, weighted,
         },
     },
-    snapshot::{Resources, SnapshotCell},
 };
 
 fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
@@ -147,7 +145,7 @@ fn weighted_clusters_share_by_weight() {
     let entries = weighted(&clusters);
     let mut counts = std::collections::BTreeMap::new();
     for draw in 0..10 {
-        let chosen = choose_cluster(&entries, |e| e.weight, &mut |bound| {
+        let chosen = choose_cluster(&entries, &mut |bound| {
             assert_eq!(bound, 10);
             draw
         });
@@ -155,10 +153,10 @@ fn weighted_clusters_share_by_weight() {
     }
     assert_eq!(counts, [("a", 1), ("b", 3), ("c", 6)].map(|(c, n)| (c.to_owned(), n)).into());
     // A generator that breaks its promise breaks nothing.
-    assert_eq!(choose_cluster(&entries, |e| e.weight, &mut |_| u32::MAX), Some(&cluster_name("c")));
+    assert_eq!(choose_cluster(&entries, &mut |_| u32::MAX), Some(&cluster_name("c")));
     // Weights whose sum needs more than 32 bits.
     let wide = weighted(&[("a", u32::MAX), ("b", u32::MAX)]);
-    assert_eq!(choose_cluster(&wide, |e| e.weight, &mut |_| 0), Some(&cluster_name("a")));
+    assert_eq!(choose_cluster(&wide, &mut |_| 0), Some(&cluster_name("a")));
 }
 
 #[test]
@@ -201,21 +199,13 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     let head = request("GET", "/", &[]);
     let request =
         authorize_request(&permit, &manager(vec![]), &Snapshot::default(), &head).unwrap();
-    let action = ForwardAction {
-        cluster_header: None,
-        clusters: weighted(&[("direct", 1)]),
-        timeout: None,
-        runtime_key_prefix: None,
-        prefix_rewrite: None,
-        host_rewrite: None,
-    };
     let balancers = Balancers::default();
     let active = || balancers.active(&cluster_name("direct"), addr("10.9.0.1:80"));
     let decide = || {
         decide_request(
             &request,
             &permit,
-            &action,
+            Some(&cluster_name("direct")),
             &snapshot,
             &balancers,
             &mut |_| 0,
@@ -232,48 +222,4 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     assert_eq!(active(), 1);
     drop(load);
     assert_eq!(active(), 0);
-}
-
-#[test]
-fn the_runtime_goes_before_a_weight() {
-    let permit = permit_for(Some("client"));
-    let head = request("GET", "/", &[]);
-    let request =
-        authorize_request(&permit, &manager(vec![]), &Snapshot::default(), &head).unwrap();
-    let decided = |prefix: Option<&str>, values: &[(&str, RuntimeValue)]| {
-        let values = values.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
-        let layer = RuntimeLayer { values: values.collect() };
-        let values = LayerValues::Static(Arc::new(layer));
-        let layers = vec![LayerSource { name: "l".into(), values }];
-        let cell = SnapshotCell::with_runtime(LayeredRuntime { layers });
-        let endpoint = |i| vec![endpoint(&format!("10.9.0.{i}:80"), Tunnel::Direct)];
-        let clusters = vec![of("a", endpoint(1)), of("b", endpoint(2))];
-        cell.replace(Resources { clusters, ..Resources::default() }, String::new()).unwrap();
-        let action = ForwardAction {
-            cluster_header: None,
-            clusters: weighted(&[("a", 1), ("b", 0)]),
-            runtime_key_prefix: prefix.map(str::to_owned),
-            timeout: None,
-            prefix_rewrite: None,
-            host_rewrite: None,
-        };
-        let (snapshot, balancers) = (cell.load(), Balancers::default());
-        let decided = decide_request(
-            &request,
-            &permit,
-            &action,
-            &snapshot,
-            &balancers,
-            &mut |_| 0,
-            std::time::Instant::now(),
-        );
-        decided.map(|to| to.cluster().unwrap().to_string())
-    };
-    let swapped = [("w.a", RuntimeValue::Number(0.0)), ("w.b", RuntimeValue::Number(5.0))];
-    assert_eq!(decided(Some("w"), &swapped).unwrap(), "b");
-    assert_eq!(decided(Some("other"), &swapped).unwrap(), "a");
-    assert_eq!(decided(None, &swapped).unwrap(), "a");
-    assert_eq!(decided(Some("w"), &[("w.a", RuntimeValue::Text("no".into()))]).unwrap(), "a");
-    let none = decided(Some("w"), &[("w.a", RuntimeValue::Number(0.0))]);
-    assert!(matches!(none, Err(NoDestination::NoCluster)), "{none:?}");
 }

@@ -1,12 +1,14 @@
-use std::time::Duration;
-
 use super::*;
 use crate::{
     model::{
-        route::{DirectResponse, ForwardAction, HeaderMatchKind, RouteAction},
+        authz::{StringMatcher, StringPattern},
+        route::{
+            Clusters, DirectResponse, ForwardAction, HeaderMatchKind, Redirect, RequireTls,
+            RouteAction,
+        },
         runtime::{Fraction, RuntimeFraction, RuntimeLayer, RuntimeValue},
     },
-    policy::fixtures::{exact, header, header_is, request, weighted},
+    policy::fixtures::{cluster_name, exact, header, header_is, request},
 };
 
 /// Without a runtime.
@@ -18,16 +20,9 @@ fn match_route<'a>(
 }
 
 fn route(name: &str, path: PathMatch) -> Route {
-    let action = RouteAction::Forward(ForwardAction {
-        cluster_header: None,
-        clusters: weighted(&[("c", 1)]),
-        timeout: Some(Duration::from_secs(15)),
-        runtime_key_prefix: None,
-        prefix_rewrite: None,
-        host_rewrite: None,
-    });
-    let matches =
-        RouteMatch { path, case_sensitive: true, headers: Vec::new(), runtime_fraction: None };
+    let clusters = Clusters::One(cluster_name("c"));
+    let action = RouteAction::Forward(Box::new(ForwardAction::to(clusters)));
+    let matches = RouteMatch::path(path);
     Route { name: name.into(), matches, action, on_demand: None }
 }
 
@@ -40,7 +35,7 @@ fn is(path: &str) -> PathMatch {
 }
 
 fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
-    VirtualHost { name: name.into(), domains: domains.to_vec(), routes }
+    VirtualHost { name: name.into(), domains: domains.to_vec(), routes, require_tls: None }
 }
 
 fn configuration(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
@@ -247,4 +242,165 @@ fn a_route_for_a_fraction_of_the_requests_is_passed_over_by_the_others() {
     };
     let missed = super::match_route(&only, &request("GET", "/", &[]), &Runtime::default(), 5_000);
     assert!(matches!(missed, Err(NoRoute::Route { .. })), "{missed:?}");
+}
+
+fn string(pattern: StringPattern) -> StringMatcher {
+    StringMatcher { pattern, ignore_case: false }
+}
+
+/// A path, headers, and whether the route takes it.
+type Asked<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+
+/// Whether a route with these conditions takes each of the requests. As Envoy 1.40 answered.
+#[track_caller]
+fn check(matches: RouteMatch, requests: &[Asked<'_>]) {
+    let only = Route { matches, ..route("only", starts("/")) };
+    let configuration = configuration(vec![host("h", &[Domain::Any], vec![only])]);
+    for (path, headers, expected) in requests {
+        let head = request("GET", path, headers);
+        let matched = match_route(&configuration, &head).is_ok();
+        assert_eq!(matched, *expected, "{path} {headers:?}");
+    }
+}
+
+#[test]
+fn a_separated_prefix_ends_with_a_segment() {
+    check(
+        RouteMatch::path(PathMatch::SeparatedPrefix("/api".to_owned())),
+        &[
+            ("/api", &[], true),
+            ("/api?x", &[], true),
+            ("/api/x", &[], true),
+            ("/apis", &[], false),
+            ("/ap", &[], false),
+        ],
+    );
+}
+
+#[test]
+fn query_parameters_match_by_their_first_value() {
+    let matcher = |value, present| QueryParameterMatcher { name: "a".into(), value, present };
+    let any = || RouteMatch::path(starts("/"));
+    let with = |matcher| RouteMatch { query_parameters: vec![matcher], ..any() };
+    let one = Some(string(StringPattern::Exact("1".into())));
+    check(
+        with(matcher(one, true)),
+        &[
+            ("/?a=1&a=2", &[], true),
+            ("/?a=2&a=1", &[], false),
+            ("/?b=1", &[], false),
+            ("/?a", &[], false),
+            ("/", &[], false),
+            // Not decoded.
+            ("/?%61=1", &[], false),
+        ],
+    );
+    check(with(matcher(None, true)), &[("/?a", &[], true), ("/?b", &[], false)]);
+    check(with(matcher(None, false)), &[("/?a", &[], false), ("/?b", &[], true)]);
+}
+
+#[test]
+fn cookies_match_by_their_first_value_and_missing_ones_inverted() {
+    let matcher = |value: &str, invert| CookieMatcher {
+        name: "a".into(),
+        value: string(StringPattern::Exact(value.into())),
+        invert,
+    };
+    let with = |matcher| RouteMatch { cookies: vec![matcher], ..RouteMatch::path(starts("/")) };
+    check(
+        with(matcher("1", false)),
+        &[
+            ("/", &[("cookie", "a=1")], true),
+            ("/", &[("cookie", "a=\"1\"")], true),
+            ("/", &[("cookie", "b=1"), ("cookie", "a=1")], true),
+            ("/", &[("cookie", "a=3; a=1")], false),
+            ("/", &[("cookie", "aa=1")], false),
+            ("/", &[], false),
+        ],
+    );
+    check(
+        with(matcher("2", true)),
+        &[("/", &[], true), ("/", &[("cookie", "a=1")], true), ("/", &[("cookie", "a=2")], false)],
+    );
+}
+
+#[test]
+fn grpc_is_matched_by_its_content_type() {
+    check(
+        RouteMatch { grpc: true, ..RouteMatch::path(starts("/")) },
+        &[
+            ("/", &[("content-type", "application/grpc")], true),
+            ("/", &[("content-type", "application/grpc+proto")], true),
+            ("/", &[("content-type", "application/grpc;x")], false),
+            ("/", &[("content-type", "application/grpc-web")], false),
+            ("/", &[], false),
+        ],
+    );
+}
+
+#[test]
+fn a_template_and_path_parameters() {
+    let template = "/a/{x}/c".parse().unwrap();
+    check(
+        RouteMatch::path(PathMatch::Template(template)),
+        &[("/a/b/c?q", &[], true), ("/a/b/b", &[], false)],
+    );
+    let host = host("h", &[Domain::Any], vec![route("only", is("/a"))]);
+    let strict = configuration(vec![host]);
+    let lax = RouteConfiguration { ignore_path_parameters: true, ..strict.clone() };
+    let head = request("GET", "/a;v=1/b", &[]);
+    assert!(match_route(&lax, &head).is_ok());
+    assert!(match_route(&strict, &head).is_err());
+}
+
+#[test]
+fn only_a_route_for_it_takes_connect() {
+    let routes = vec![route("any", starts("/")), route("connect", PathMatch::Connect)];
+    let configuration = configuration(vec![host("h", &[Domain::Any], routes)]);
+    let (head, ()) = http::Request::connect("app.test:443").body(()).unwrap().into_parts();
+    assert_eq!(&*match_route(&configuration, &head).unwrap().route.name, "connect");
+    let get = request("GET", "/", &[]);
+    assert_eq!(&*match_route(&configuration, &get).unwrap().route.name, "any");
+}
+
+#[test]
+fn a_port_may_count_for_nothing() {
+    let hosts =
+        vec![host("h", &[domain("a.test"), domain("[fd00::1]")], vec![route("r", starts("/"))])];
+    let strict = configuration(hosts);
+    let lax = RouteConfiguration { ignore_port_in_host_matching: true, ..strict.clone() };
+    for (authority, expected) in [
+        ("a.test", true),
+        ("a.test:80", true),
+        ("[fd00::1]:80", true),
+        ("[fd00::1]", true),
+        ("a.test:", false),
+        ("a.test:x", false),
+    ] {
+        let head = request("GET", "/", &[("host", authority)]);
+        assert_eq!(match_route(&lax, &head).is_ok(), expected, "{authority}");
+        let exact = ["a.test", "[fd00::1]"].contains(&authority);
+        assert_eq!(match_route(&strict, &head).is_ok(), exact, "{authority}");
+    }
+}
+
+#[test]
+fn a_host_may_ask_for_tls() {
+    let told = |external_only| {
+        let redirect =
+            Route { action: RouteAction::Redirect(Redirect::to_tls()), ..route("tls", starts("")) };
+        let require_tls = Some(RequireTls { external_only, redirect: Box::new(redirect) });
+        let host = host("h", &[Domain::Any], vec![route("r", starts("/"))]);
+        configuration(vec![VirtualHost { require_tls, ..host }])
+    };
+    for (external_only, headers, expected) in [
+        (false, &[][..], "tls"),
+        (false, &[("x-forwarded-proto", "https")][..], "r"),
+        (false, &[("x-envoy-internal", "true")][..], "tls"),
+        (true, &[("x-envoy-internal", "true")][..], "r"),
+        (true, &[][..], "tls"),
+    ] {
+        let (told, head) = (told(external_only), request("GET", "/", headers));
+        assert_eq!(&*match_route(&told, &head).unwrap().route.name, expected, "{headers:?}");
+    }
 }

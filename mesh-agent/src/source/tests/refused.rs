@@ -411,13 +411,32 @@ fn authorization_rules() {
 fn routes() {
     let at = "routes[r].virtual_hosts[h].routes[0]";
     for (fields, expected) in [
-        ("match: {prefix: /}, redirect: {path_redirect: /x}", ".redirect: is not supported"),
-        ("match: {prefix: /}", ": has no action: route or direct_response"),
-        ("match: {}, route: {cluster: c}", ".match: has no path: prefix, path or safe_regex"),
+        (
+            "match: {prefix: /}, redirect: {path_redirect: 'a b'}",
+            ".redirect.path_redirect: `a b` is not a path",
+        ),
+        (
+            "match: {prefix: /}, redirect: {port_redirect: 70000}",
+            ".redirect.port_redirect: 70000 is not a port",
+        ),
+        (
+            "match: {prefix: /}, redirect: {scheme_redirect: 'a:'}",
+            ".redirect.scheme_redirect: `a:` is not a scheme",
+        ),
+        (
+            "match: {prefix: /}, redirect: {regex_rewrite: {pattern: {regex: a}, \
+             substitution: '\\1'}}",
+            ".redirect.regex_rewrite.substitution: `\\1`: the pattern has no group 1",
+        ),
+        ("match: {prefix: /}", ": has no action: route, redirect or direct_response"),
+        (
+            "match: {}, route: {cluster: c}",
+            ".match: has no path: prefix, path, path_separated_prefix or safe_regex",
+        ),
         ("match: {prefixx: /}, route: {cluster: c}", ".match.prefixx: unknown field"),
         (
-            "match: {path_separated_prefix: /a}, route: {cluster: c}",
-            ".match.path_separated_prefix: is not supported",
+            "match: {path_separated_prefix: /a/}, route: {cluster: c}",
+            ".match.path_separated_prefix: `/a/` is empty, or has a query, or ends with `/`",
         ),
         (
             "match: {prefix: /, runtime_fraction: {runtime_key: a}}, route: {cluster: c}",
@@ -429,8 +448,34 @@ fn routes() {
             ".route.weighted_clusters.clusters[0].metadata_match: is not supported",
         ),
         (
-            "match: {prefix: /, query_parameters: [{name: a}]}, route: {cluster: c}",
-            ".match.query_parameters: is not supported",
+            "match: {prefix: /, query_parameters: [{}]}, route: {cluster: c}",
+            ".match.query_parameters[0].name: is missing",
+        ),
+        (
+            "match: {prefix: /, cookies: [{name: a}]}, route: {cluster: c}",
+            ".match.cookies[0].string_match: is missing",
+        ),
+        (
+            "match: {path_match_policy: {name: x, typed_config: {'@type': \
+             t/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, \
+             path_template: '/**/*'}}}, route: {cluster: c}",
+            ".match.path_match_policy.path_template: `/**/*`: a wildcard can't follow `**`",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, prefix_rewrite: /a, regex_rewrite: \
+             {pattern: {regex: a}}}",
+            ".route: has more than one of prefix_rewrite, regex_rewrite and path_rewrite_policy",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, path_rewrite_policy: {name: x, typed_config: \
+             {'@type': t/envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig, \
+             path_template_rewrite: /a}}}",
+            ".route.path_rewrite_policy: goes with a path_match_policy of the same kind only",
+        ),
+        (
+            "match: {prefix: /}, route: {weighted_clusters: {clusters: \
+             [{name: a, cluster_header: b, weight: 1}]}}",
+            ".route.weighted_clusters.clusters[0].cluster_header: can't go with a name",
         ),
         (
             "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {envoy.filters.http.rbac: \
@@ -584,7 +629,7 @@ fn all_rejections_are_said_at_once_and_none_twice() {
     let files = [
         ("a.yaml", cluster("circuit_breakers: {}\nlb_policy: MAGLEV\nnonsense: 1")),
         ("b.yaml", cluster("type: STRICT_DNS")),
-        ("c.yaml", route("match: {prefixx: /, cookies: [{}]}, routte: {}")),
+        ("c.yaml", route("match: {prefixx: /, cookies: [{name: a}]}, routte: {}")),
     ];
     let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
     let lines = decode(&files).map(|_| ()).unwrap_err();
@@ -597,7 +642,7 @@ fn all_rejections_are_said_at_once_and_none_twice() {
             "clusters[c].type: STRICT_DNS is not supported",
             "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",
             "routes[r].virtual_hosts[h].routes[0].routte: unknown field",
-            "routes[r].virtual_hosts[h].routes[0].match.cookies: is not supported",
+            "routes[r].virtual_hosts[h].routes[0].match.cookies[0].string_match: is missing",
         ]
     );
 }

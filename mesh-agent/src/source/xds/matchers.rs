@@ -9,7 +9,8 @@ use envoy_types::pb::envoy::{
     },
     r#type::{
         matcher::v3::{
-            PathMatcher, RegexMatcher, StringMatcher as PbStringMatcher, path_matcher,
+            PathMatcher, RegexMatchAndSubstitute, RegexMatcher, StringMatcher as PbStringMatcher,
+            path_matcher,
             regex_matcher::{EngineType, GoogleRe2},
             string_matcher::MatchPattern,
         },
@@ -21,6 +22,7 @@ use super::reject::{Decoder, unsupported};
 use crate::model::{
     authz::{StringMatcher, StringPattern},
     regex::{REGEX_MAX_BYTES, RegexError, WholeRegex},
+    rewrite::RegexRewrite,
     route::{HeaderMatchKind, HeaderMatcher},
 };
 
@@ -53,6 +55,21 @@ pub(super) fn regex(d: &mut Decoder, value: RegexMatcher) -> Option<WholeRegex> 
                 d.refused(format!("`{regex}`: {}", why.trim_start_matches("error: ")))
             }
         }
+    })
+}
+
+/// Spec: `envoy.type.matcher.v3.RegexMatchAndSubstitute`.
+pub(super) fn regex_rewrite(
+    d: &mut Decoder,
+    value: RegexMatchAndSubstitute,
+) -> Option<RegexRewrite> {
+    let RegexMatchAndSubstitute { pattern, substitution } = value;
+    let Some(pattern) = pattern else { return d.field("pattern", |d| d.refused("is missing")) };
+    // Says what is wrong with the pattern, by its own path.
+    d.field("pattern", |d| regex(d, pattern.clone()))?;
+    d.field("substitution", |d| match RegexRewrite::new(&pattern.regex, &substitution) {
+        Ok(rewrite) => Some(rewrite),
+        Err(error) => d.refused(format!("`{substitution}`: {error}")),
     })
 }
 

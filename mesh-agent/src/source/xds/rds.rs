@@ -8,6 +8,7 @@ mod clusters;
 mod direct;
 mod matches;
 mod per_filter;
+mod redirect;
 mod retry;
 
 use std::{collections::HashSet, sync::Arc};
@@ -15,6 +16,7 @@ use std::{collections::HashSet, sync::Arc};
 use envoy_types::pb::envoy::config::route::v3::{
     Route as PbRoute, RouteConfiguration as PbRouteConfiguration, Vhds,
     VirtualHost as PbVirtualHost, route::Action,
+    virtual_host::TlsRequirementType as TlsRequirement,
 };
 
 pub(super) use self::{
@@ -25,7 +27,10 @@ use super::{
     ResourceType, config_source,
     reject::{Decoder, unsupported},
 };
-use crate::model::route::{Domain, Route, RouteAction, RouteConfiguration, VirtualHost};
+use crate::model::route::{
+    Domain, PathMatch, Redirect, RequireTls, Route, RouteAction, RouteConfiguration, RouteMatch,
+    VirtualHost,
+};
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
 const DIRECT_RESPONSE_MAX_BYTES: u32 = 4096;
@@ -60,8 +65,7 @@ pub(super) fn configuration(
         d;
         internal_only_headers, response_headers_to_add, response_headers_to_remove,
         request_headers_to_add, request_headers_to_remove, most_specific_header_mutations_wins,
-        cluster_specifier_plugins, request_mirror_policies, ignore_port_in_host_matching,
-        vhost_header, ignore_path_parameters_in_path_matching, route_specifiers,
+        cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers,
     );
     d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
     let vhds = match vhds {
@@ -96,6 +100,8 @@ pub(super) fn configuration(
         vhds,
         discovered: Vec::new(),
         validate_clusters: validate_clusters.map(|validate| validate.value),
+        ignore_port_in_host_matching,
+        ignore_path_parameters: ignore_path_parameters_in_path_matching,
     })
 }
 
@@ -157,7 +163,7 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, require_tls, virtual_clusters, rate_limits, request_headers_to_add,
+        matcher, virtual_clusters, rate_limits, request_headers_to_add,
         request_headers_to_remove, response_headers_to_add, response_headers_to_remove, cors,
         include_request_attempt_count, include_attempt_count_in_response, hedge_policy, include_is_timeout_retry_header,
         per_request_buffer_limit_bytes, request_body_buffer_limit, request_mirror_policies,
@@ -186,7 +192,22 @@ fn virtual_host(
         route.on_demand = route.on_demand.or(on_demand);
         Some(route)
     });
-    Some(VirtualHost { name: name.into(), domains: domains?, routes: routes? })
+    let require_tls = match TlsRequirement::try_from(require_tls) {
+        Ok(TlsRequirement::None) => Some(None),
+        Ok(TlsRequirement::ExternalOnly) => Some(Some(true)),
+        Ok(TlsRequirement::All) => Some(Some(false)),
+        Err(_) => d.field("require_tls", |d| d.refused(format!("{require_tls} is unknown"))),
+    };
+    let require_tls = require_tls?.map(|external_only| RequireTls {
+        external_only,
+        redirect: Box::new(Route {
+            name: "".into(),
+            matches: RouteMatch::path(PathMatch::Prefix(String::new())),
+            action: RouteAction::Redirect(Redirect::to_tls()),
+            on_demand: None,
+        }),
+    });
+    Some(VirtualHost { name: name.into(), domains: domains?, routes: routes?, require_tls })
 }
 
 /// Spec: `envoy.config.route.v3.VirtualHost.domains`. A `*` stands at one end only.
@@ -239,15 +260,19 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     });
     let action = match action {
         Some(Action::Route(value)) => {
-            d.field("route", |d| action::forward(d, value)).map(RouteAction::Forward)
+            let matched = matches.as_ref().map(|matches| &matches.path);
+            let forward = d.field("route", |d| action::forward(d, value, matched));
+            forward.map(|forward| RouteAction::Forward(Box::new(forward)))
         }
         Some(Action::DirectResponse(value)) => d
             .field("direct_response", |d| direct::response(d, value, body_max))
             .map(RouteAction::DirectResponse),
-        Some(Action::Redirect(_)) => d.not_supported("redirect"),
+        Some(Action::Redirect(value)) => {
+            d.field("redirect", |d| redirect::redirect(d, value)).map(RouteAction::Redirect)
+        }
         Some(Action::FilterAction(_)) => d.not_supported("filter_action"),
         Some(Action::NonForwardingAction(_)) => d.not_supported("non_forwarding_action"),
-        None => d.refused("has no action: route or direct_response"),
+        None => d.refused("has no action: route, redirect or direct_response"),
     };
     Some(Route { name: name.into(), matches: matches?, action: action?, on_demand })
 }

@@ -40,11 +40,11 @@ use crate::{
         },
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
-            Listener, RouteSource, TerminalFilter, WeightedCluster,
+            Listener, RouteSource, TerminalFilter,
         },
         route::{
-            DirectResponse, Domain, ForwardAction, PathMatch, Route, RouteAction,
-            RouteConfiguration, RouteMatch, VirtualHost,
+            Clusters, DirectResponse, Domain, ForwardAction, HostRewrite, PathMatch, PathRewrite,
+            Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
         },
         socket::PodSockets,
         workload::{MtlsMode, Workload, WorkloadUid},
@@ -151,25 +151,13 @@ fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
         on_demand: None,
         name: prefix.into(),
-        matches: RouteMatch {
-            path: PathMatch::Prefix(prefix.to_owned()),
-            case_sensitive: true,
-            headers: vec![],
-            runtime_fraction: None,
-        },
+        matches: RouteMatch::path(PathMatch::Prefix(prefix.to_owned())),
         action,
     }
 }
 
 fn to(cluster: &str) -> ForwardAction {
-    ForwardAction {
-        cluster_header: None,
-        clusters: vec![WeightedCluster { cluster: ClusterName(cluster.into()), weight: 1 }],
-        timeout: Some(Duration::from_secs(15)),
-        runtime_key_prefix: None,
-        prefix_rewrite: None,
-        host_rewrite: None,
-    }
+    ForwardAction::to(Clusters::One(ClusterName(cluster.into())))
 }
 
 fn cluster(
@@ -193,7 +181,7 @@ fn cluster(
 }
 
 fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
-    let forward = |prefix, cluster| route(prefix, RouteAction::Forward(to(cluster)));
+    let forward = |prefix, cluster| route(prefix, RouteAction::Forward(Box::new(to(cluster))));
     let routes = vec![
         route(
             "/direct",
@@ -204,20 +192,23 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         ),
         route(
             "/slow",
-            RouteAction::Forward(ForwardAction {
+            RouteAction::Forward(Box::new(ForwardAction {
                 timeout: Some(Duration::from_millis(300)),
                 ..to("app")
-            }),
+            })),
         ),
         route(
             "/api/",
-            RouteAction::Forward(ForwardAction {
-                prefix_rewrite: Some("/v1/".to_owned()),
-                host_rewrite: Some("internal.test".to_owned()),
+            RouteAction::Forward(Box::new(ForwardAction {
+                path_rewrite: Some(PathRewrite::Prefix("/v1/".to_owned())),
+                host_rewrite: Some(HostRewrite::Literal("internal.test".to_owned())),
                 ..to("app")
-            }),
+            })),
         ),
-        route("/stream", RouteAction::Forward(ForwardAction { timeout: None, ..to("app") })),
+        route(
+            "/stream",
+            RouteAction::Forward(Box::new(ForwardAction { timeout: None, ..to("app") })),
+        ),
         forward("/none", "empty"),
         forward("/dead", "dead"),
         forward("/", "app"),
@@ -229,6 +220,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             name: "app".into(),
             domains: vec![Domain::Exact("app.test".into())],
             routes,
+            require_tls: None,
         })],
         ..RouteConfiguration::default()
     };

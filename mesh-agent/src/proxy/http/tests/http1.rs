@@ -130,8 +130,10 @@ async fn the_head_is_translated() {
     let (_, seen) = response.split_once("\r\n\r\n").unwrap();
     assert!(seen.starts_with("GET /v1/items?x=1 HTTP/1.1\r\n"), "{seen}");
     for (part, expected) in [
-        ("host: internal.test\r\n", true),
-        ("host: app.test\r\n", false),
+        ("\r\nhost: internal.test\r\n", true),
+        ("\r\nhost: app.test\r\n", false),
+        ("x-envoy-original-host: app.test\r\n", true),
+        ("x-envoy-original-path: /api/items?x=1\r\n", true),
         ("x-hop", false),
         ("keep-alive", false),
         ("x-end: 2\r\n", true),

@@ -4,9 +4,20 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::route::v3::{
-    RouteAction as PbRouteAction,
-    route_action::{ClusterSpecifier, HostRewriteSpecifier},
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            core::v3::TypedExtensionConfig,
+            route::v3::{
+                RouteAction as PbRouteAction,
+                route_action::{
+                    ClusterNotFoundResponseCode as NotFound, ClusterSpecifier, HostRewriteSpecifier,
+                },
+            },
+        },
+        extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
+    },
+    google::protobuf::BoolValue,
 };
 
 use super::{
@@ -14,15 +25,23 @@ use super::{
         common, matchers,
         reject::{Decoder, unsupported},
     },
-    clusters::{one_cluster, weighted_clusters},
+    clusters::{authority, weighted_clusters},
     retry,
 };
-use crate::model::route::ForwardAction;
+use crate::model::{
+    cluster::ClusterName,
+    rewrite::TemplateRewrite,
+    route::{Clusters, ForwardAction, HostRewrite, PathMatch, PathRewrite},
+};
 
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-pub(super) fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAction> {
+pub(super) fn forward(
+    d: &mut Decoder,
+    value: PbRouteAction,
+    matched: Option<&PathMatch>,
+) -> Option<ForwardAction> {
     let PbRouteAction {
         cluster_not_found_response_code,
         metadata_match,
@@ -56,26 +75,22 @@ pub(super) fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAc
     } = value;
     unsupported!(
         d;
-        cluster_not_found_response_code, metadata_match, regex_rewrite, path_rewrite_policy,
-        path_rewrite, append_x_forwarded_host, idle_timeout, flush_timeout, early_data_policy,
-        request_mirror_policies, priority, rate_limits,
-        include_vh_rate_limits, hash_policy, cors, max_grpc_timeout, grpc_timeout_offset,
-        upgrade_configs, internal_redirect_policy, internal_redirect_action,
-        max_internal_redirects, hedge_policy, max_stream_duration,
+        metadata_match, path_rewrite, idle_timeout, flush_timeout, early_data_policy,
+        request_mirror_policies, priority, rate_limits, include_vh_rate_limits, hash_policy, cors,
+        max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     retry::policy(d, retry_policy, retry_policy_typed_config);
-    let mut cluster_header = None;
-    let mut runtime_key_prefix = None;
     let clusters = match cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) => d.field("cluster", |d| one_cluster(d, name)),
-        Some(ClusterSpecifier::WeightedClusters(mut value)) => {
-            let prefix = std::mem::take(&mut value.runtime_key_prefix);
-            runtime_key_prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
-            d.field("weighted_clusters", |d| weighted_clusters(d, value))
+        Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => {
+            d.field("cluster", |d| d.refused("is missing"))
+        }
+        Some(ClusterSpecifier::Cluster(name)) => Some(Clusters::One(ClusterName(name.into()))),
+        Some(ClusterSpecifier::WeightedClusters(value)) => {
+            d.field("weighted_clusters", |d| weighted_clusters(d, value)).map(Clusters::Weighted)
         }
         Some(ClusterSpecifier::ClusterHeader(name)) => {
-            cluster_header = d.field("cluster_header", |d| matchers::header_name(d, &name));
-            cluster_header.as_ref().map(|_| Vec::new())
+            d.field("cluster_header", |d| matchers::header_name(d, &name)).map(Clusters::Header)
         }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
             d.not_supported("cluster_specifier_plugin")
@@ -85,42 +100,89 @@ pub(super) fn forward(d: &mut Decoder, value: PbRouteAction) -> Option<ForwardAc
         }
         None => d.refused("names no cluster: cluster or weighted_clusters"),
     };
+    let cluster_not_found_status = match NotFound::try_from(cluster_not_found_response_code) {
+        Ok(NotFound::ServiceUnavailable) => Some(503),
+        Ok(NotFound::NotFound) => Some(404),
+        Ok(NotFound::InternalServerError) => Some(500),
+        Err(_) => d.field("cluster_not_found_response_code", |d| {
+            d.refused(format!("{cluster_not_found_response_code} is unknown"))
+        }),
+    };
     let host_rewrite = match host_rewrite_specifier {
         None => Some(None),
-        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
-            d.field("host_rewrite_literal", |d| match host.parse::<http::uri::Authority>() {
-                Ok(_) => Some(Some(host)),
-                Err(error) => d.refused(format!("`{host}` is not an authority: {error}")),
-            })
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => d
+            .field("host_rewrite_literal", |d| authority(d, host))
+            .map(|host| Some(HostRewrite::Literal(host))),
+        Some(HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: false })) => Some(None),
+        Some(HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: true })) => {
+            d.not_supported("auto_host_rewrite")
         }
-        Some(HostRewriteSpecifier::AutoHostRewrite(_)) => d.not_supported("auto_host_rewrite"),
-        Some(HostRewriteSpecifier::HostRewriteHeader(_)) => d.not_supported("host_rewrite_header"),
-        Some(HostRewriteSpecifier::HostRewritePathRegex(_)) => {
-            d.not_supported("host_rewrite_path_regex")
-        }
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => d
+            .field("host_rewrite_header", |d| matchers::header_name(d, &name))
+            .map(|name| Some(HostRewrite::Header(name))),
+        Some(HostRewriteSpecifier::HostRewritePathRegex(value)) => d
+            .field("host_rewrite_path_regex", |d| matchers::regex_rewrite(d, value))
+            .map(|rewrite| Some(HostRewrite::PathRegex(rewrite))),
         Some(HostRewriteSpecifier::HostRewrite(_)) => d.not_supported("host_rewrite"),
     };
-    let prefix_rewrite = match prefix_rewrite.as_str() {
-        "" => Some(None),
-        // What doesn't start like a path, or holds a query, would make another request
-        // of the one that policy has judged.
-        path if path.starts_with('/')
-            && path.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#') =>
-        {
-            Some(Some(prefix_rewrite))
+    let rewrites =
+        [!prefix_rewrite.is_empty(), regex_rewrite.is_some(), path_rewrite_policy.is_some()];
+    let path_rewrite = match (regex_rewrite, path_rewrite_policy) {
+        _ if rewrites.iter().filter(|there| **there).count() > 1 => {
+            d.refused("has more than one of prefix_rewrite, regex_rewrite and path_rewrite_policy")
         }
-        path => {
-            let reason = format!("`{path}` is not a path");
-            d.field("prefix_rewrite", |d| d.refused(reason))
-        }
+        (Some(value), _) => d
+            .field("regex_rewrite", |d| matchers::regex_rewrite(d, value))
+            .map(|rewrite| Some(PathRewrite::Regex(rewrite))),
+        (None, Some(policy)) => d
+            .field("path_rewrite_policy", |d| rewrite_policy(d, policy, matched))
+            .map(|rewrite| Some(PathRewrite::Template(rewrite))),
+        (None, None) if prefix_rewrite.is_empty() => Some(None),
+        (None, None) => d.field("prefix_rewrite", |d| match matched {
+            Some(PathMatch::Template(_)) => d.refused("can't go with path_match_policy"),
+            _ => path(d, prefix_rewrite).map(|path| Some(PathRewrite::Prefix(path))),
+        }),
     };
     let timeout = common::timeout(d, "timeout", timeout, Some(TIMEOUT_DEFAULT));
     Some(ForwardAction {
         clusters: clusters?,
-        cluster_header,
-        runtime_key_prefix,
+        cluster_not_found_status: cluster_not_found_status?,
         timeout: timeout?,
-        prefix_rewrite: prefix_rewrite?,
+        path_rewrite: path_rewrite?,
         host_rewrite: host_rewrite?,
+        append_x_forwarded_host,
+    })
+}
+
+/// What doesn't start like a path, or holds a query, would make another request of the one
+/// that policy has judged.
+pub(super) fn path(d: &mut Decoder, path: String) -> Option<String> {
+    let plain = |b: u8| b.is_ascii_graphic() && b != b'?' && b != b'#';
+    match path.starts_with('/') && path.bytes().all(plain) {
+        true => Some(path),
+        false => d.refused(format!("`{path}` is not a path")),
+    }
+}
+
+fn rewrite_policy(
+    d: &mut Decoder,
+    value: TypedExtensionConfig,
+    matched: Option<&PathMatch>,
+) -> Option<TemplateRewrite> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let type_name = typed_config.as_ref().map(common::type_name).unwrap_or_default();
+    let Some(any) = typed_config.filter(common::is::<UriTemplateRewriteConfig>) else {
+        common::refuse_extension(d, &name, &type_name);
+        return None;
+    };
+    let UriTemplateRewriteConfig { path_template_rewrite } = common::unpack(d, &any)?;
+    let Some(PathMatch::Template(matched)) = matched else {
+        return d.refused("goes with a path_match_policy of the same kind only");
+    };
+    d.field("path_template_rewrite", |d| {
+        match TemplateRewrite::new(&path_template_rewrite, matched) {
+            Ok(rewrite) => Some(rewrite),
+            Err(error) => d.refused(format!("`{path_template_rewrite}`: {error}")),
+        }
     })
 }

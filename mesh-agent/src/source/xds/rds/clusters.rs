@@ -3,11 +3,19 @@
 //! Spec: `envoy.config.route.v3.WeightedCluster`.
 
 use envoy_types::pb::envoy::config::route::v3::{
-    WeightedCluster as PbWeightedCluster, weighted_cluster::ClusterWeight,
+    WeightedCluster as PbWeightedCluster,
+    weighted_cluster::{ClusterWeight, RandomValueSpecifier, cluster_weight::HostRewriteSpecifier},
 };
 
-use super::super::reject::{Decoder, unsupported};
-use crate::model::{cluster::ClusterName, listener::WeightedCluster};
+use super::super::{
+    matchers,
+    reject::{Decoder, unsupported},
+};
+use crate::model::{
+    cluster::ClusterName,
+    listener::WeightedCluster,
+    route::{RouteCluster, RouteClusterName, WeightedClusters},
+};
 
 /// A plain `cluster`, as the only one of a weighted list.
 pub(in super::super) fn one_cluster(d: &mut Decoder, name: String) -> Option<Vec<WeightedCluster>> {
@@ -21,41 +29,18 @@ pub(in super::super) fn one_cluster(d: &mut Decoder, name: String) -> Option<Vec
 pub(super) fn weighted_clusters(
     d: &mut Decoder,
     value: PbWeightedCluster,
-) -> Option<Vec<WeightedCluster>> {
-    let PbWeightedCluster {
-        clusters,
-        total_weight,
-        // Its taker has it.
-        runtime_key_prefix: _,
-        random_value_specifier,
-    } = value;
-    unsupported!(d; random_value_specifier);
-    let clusters = d.all("clusters", clusters, |d, value| {
-        let ClusterWeight {
-            name,
-            cluster_header,
-            weight,
-            metadata_match,
-            request_headers_to_add,
-            request_headers_to_remove,
-            response_headers_to_add,
-            response_headers_to_remove,
-            typed_per_filter_config,
-            host_rewrite_specifier,
-        } = value;
-        unsupported!(
-            d;
-            cluster_header, metadata_match, request_headers_to_add, request_headers_to_remove,
-            response_headers_to_add, response_headers_to_remove, host_rewrite_specifier,
-        );
-        d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
-        let weight = match weight {
-            Some(weight) => Some(weight.value),
-            None => d.field("weight", |d| d.refused("is missing")),
-        };
-        named_weight(d, name, weight?)
-    })?;
-    let sum = check_weights(d, &clusters)?;
+) -> Option<WeightedClusters> {
+    let PbWeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } =
+        value;
+    let random_header = match random_value_specifier {
+        None => Some(None),
+        Some(RandomValueSpecifier::HeaderName(name)) => {
+            d.field("header_name", |d| matchers::header_name(d, &name)).map(Some)
+        }
+        Some(RandomValueSpecifier::UseHashPolicy(_)) => d.not_supported("use_hash_policy"),
+    };
+    let entries = d.all("clusters", clusters, cluster_weight)?;
+    let sum = check_sum(d, entries.iter().map(|entry| entry.weight))?;
     // Envoy: if it is given, it has to be the sum.
     if let Some(total) = total_weight.map(|total| total.value)
         && total != 0
@@ -64,7 +49,56 @@ pub(super) fn weighted_clusters(
         let reason = format!("is {total}, but the weights add up to {sum}");
         return d.field("total_weight", |d| d.refused(reason));
     }
-    Some(clusters)
+    let runtime_key_prefix = Some(runtime_key_prefix).filter(|prefix| !prefix.is_empty());
+    Some(WeightedClusters { entries, runtime_key_prefix, random_header: random_header? })
+}
+
+fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster> {
+    let ClusterWeight {
+        name,
+        cluster_header,
+        weight,
+        metadata_match,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        typed_per_filter_config,
+        host_rewrite_specifier,
+    } = value;
+    unsupported!(
+        d;
+        metadata_match, request_headers_to_add, request_headers_to_remove,
+        response_headers_to_add, response_headers_to_remove,
+    );
+    d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
+    let weight = match weight {
+        Some(weight) => Some(weight.value),
+        None => d.field("weight", |d| d.refused("is missing")),
+    };
+    let cluster = match (name.is_empty(), cluster_header.is_empty()) {
+        (false, true) => Some(RouteClusterName::Cluster(ClusterName(name.into()))),
+        (true, false) => d
+            .field("cluster_header", |d| matchers::header_name(d, &cluster_header))
+            .map(RouteClusterName::Header),
+        (true, true) => d.field("name", |d| d.refused("is missing")),
+        (false, false) => d.field("cluster_header", |d| d.refused("can't go with a name")),
+    };
+    let host_rewrite = match host_rewrite_specifier {
+        None => Some(None),
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            d.field("host_rewrite_literal", |d| authority(d, host)).map(Some)
+        }
+    };
+    Some(RouteCluster { cluster: cluster?, weight: weight?, host_rewrite: host_rewrite? })
+}
+
+/// What may stand for a request's host.
+pub(super) fn authority(d: &mut Decoder, host: String) -> Option<String> {
+    match host.parse::<http::uri::Authority>() {
+        Ok(_) => Some(host),
+        Err(error) => d.refused(format!("`{host}` is not an authority: {error}")),
+    }
 }
 
 pub(in super::super) fn named_weight(
@@ -83,7 +117,11 @@ pub(in super::super) fn check_weights(
     d: &mut Decoder,
     clusters: &[WeightedCluster],
 ) -> Option<u32> {
-    let sum: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
+    check_sum(d, clusters.iter().map(|cluster| cluster.weight))
+}
+
+fn check_sum(d: &mut Decoder, weights: impl Iterator<Item = u32>) -> Option<u32> {
+    let sum: u64 = weights.map(u64::from).sum();
     match u32::try_from(sum) {
         Ok(0) => d.refused("has no weight above zero"),
         Ok(sum) => Some(sum),

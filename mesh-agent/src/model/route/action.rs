@@ -1,0 +1,176 @@
+//! What becomes of a request that a route matches.
+//!
+//! Spec: `RouteAction`, `RedirectAction`, `DirectResponseAction` and `WeightedCluster` of
+//! `envoy/config/route/v3/route_components.proto`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::model::{
+    cluster::ClusterName,
+    rewrite::{RegexRewrite, TemplateRewrite},
+};
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteAction {
+    Forward(Box<ForwardAction>),
+    Redirect(Redirect),
+    DirectResponse(DirectResponse),
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ForwardAction {
+    pub clusters: Clusters,
+    /// Where its cluster is not there. Envoy's default: 503.
+    pub cluster_not_found_status: u16,
+    /// Bounds request and response together. Envoy's default: 15 s; `None` never.
+    pub timeout: Option<Duration>,
+    pub path_rewrite: Option<PathRewrite>,
+    /// Replaces `:authority`.
+    pub host_rewrite: Option<HostRewrite>,
+    /// Whether a replaced host is appended to `x-forwarded-host`.
+    pub append_x_forwarded_host: bool,
+}
+
+impl ForwardAction {
+    /// To these clusters, with Envoy's defaults.
+    pub fn to(clusters: Clusters) -> Self {
+        Self {
+            clusters,
+            cluster_not_found_status: 503,
+            timeout: Some(Duration::from_secs(15)),
+            path_rewrite: None,
+            host_rewrite: None,
+            append_x_forwarded_host: false,
+        }
+    }
+}
+
+/// Spec: `RouteAction.cluster_specifier`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clusters {
+    One(ClusterName),
+    /// The request header that names it, in lower case.
+    Header(String),
+    Weighted(WeightedClusters),
+}
+
+/// Spec: `envoy.config.route.v3.WeightedCluster`.
+#[derive(Debug, Clone, Serialize)]
+pub struct WeightedClusters {
+    /// Weights are relative; their sum is not zero.
+    pub entries: Vec<RouteCluster>,
+    /// With it the runtime's value of `<prefix>.<cluster>` goes before a cluster's weight.
+    pub runtime_key_prefix: Option<String>,
+    /// The request header whose number takes the place of the random one, in lower case.
+    pub random_header: Option<String>,
+}
+
+/// One of several clusters.
+///
+/// Spec: `envoy.config.route.v3.WeightedCluster.ClusterWeight`.
+#[derive(Debug, Clone, Serialize)]
+pub struct RouteCluster {
+    pub cluster: RouteClusterName,
+    pub weight: u32,
+    /// Replaces `:authority`; the route's own rewrite goes before it.
+    pub host_rewrite: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteClusterName {
+    Cluster(ClusterName),
+    /// The request header that names it, in lower case.
+    Header(String),
+}
+
+impl Clusters {
+    /// Those that are named in the configuration; one may come several times.
+    pub fn names(&self) -> impl Iterator<Item = &ClusterName> {
+        let (one, entries) = match self {
+            Self::One(name) => (Some(name), &[][..]),
+            Self::Header(_) => (None, &[][..]),
+            Self::Weighted(weighted) => (None, &weighted.entries[..]),
+        };
+        let weighted = entries.iter().filter_map(|entry| match &entry.cluster {
+            RouteClusterName::Cluster(name) => Some(name),
+            RouteClusterName::Header(_) => None,
+        });
+        one.into_iter().chain(weighted)
+    }
+}
+
+/// How the path of a request is replaced; its query stays.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathRewrite {
+    /// Of what matched: a prefix, or else the whole path.
+    Prefix(String),
+    Regex(RegexRewrite),
+    Template(TemplateRewrite),
+}
+
+/// How the host of a request is replaced.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostRewrite {
+    Literal(String),
+    /// By a request header, where it is there; its name in lower case.
+    Header(String),
+    /// By what becomes of the path without query.
+    PathRegex(RegexRewrite),
+}
+
+/// Spec: `envoy.config.route.v3.RedirectAction`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Redirect {
+    pub status: u16,
+    /// Without it the request's own.
+    pub scheme: Option<String>,
+    /// Without it the request's own, and with it the port.
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub path: RedirectPath,
+    pub strip_query: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedirectPath {
+    Same,
+    /// If it has a query, that replaces the request's.
+    Whole(String),
+    /// Replaces what matched.
+    Prefix(String),
+    Regex(RegexRewrite),
+}
+
+impl Redirect {
+    /// To the same place by TLS, for good: Envoy's answer where a virtual host takes no
+    /// other requests.
+    pub fn to_tls() -> Self {
+        Self {
+            status: 301,
+            scheme: Some("https".to_owned()),
+            host: None,
+            port: None,
+            path: RedirectPath::Same,
+            strip_query: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct DirectResponse {
+    pub status: u16,
+    #[serde(serialize_with = "lossy")]
+    pub body: bytes::Bytes,
+}
+
+fn lossy<S: serde::Serializer>(body: &bytes::Bytes, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&String::from_utf8_lossy(body))
+}
