@@ -3,6 +3,8 @@
 
 mod features;
 mod orders;
+mod scopes;
 mod script;
+mod secrets;
 mod walk;
 mod world;

@@ -17,6 +17,7 @@ pub mod kernel_path;
 pub mod listener;
 pub mod redirect;
 mod references;
+pub mod regex;
 pub mod rewrite;
 pub mod route;
 pub mod runtime;

@@ -13,10 +13,8 @@ pub use self::action::{
     RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
 };
 use super::{
-    authz::{StringMatcher, WholeRegex},
-    header_mutation::HeaderMutations,
-    rewrite::UriTemplate,
-    runtime::RuntimeFraction,
+    authz::StringMatcher, header_mutation::HeaderMutations, regex::WholeRegex,
+    rewrite::UriTemplate, runtime::RuntimeFraction,
 };
 
 #[derive(Debug, Clone, Default, Serialize)]
