@@ -17,6 +17,7 @@ mod body;
 mod forward;
 mod headers;
 mod lookups;
+mod mutations;
 mod record;
 mod redirect;
 mod replay;

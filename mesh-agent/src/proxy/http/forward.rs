@@ -80,6 +80,9 @@ pub(super) async fn forward(
         retries: attempts::retries(&action.attempts, head),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
+    if let Some(mutations) = &mut log.mutations {
+        mutations.keep_request(head);
+    }
     let mut request = Request::new(());
     *request.method_mut() = std::mem::take(&mut head.method);
     *request.uri_mut() = std::mem::take(&mut head.uri);
