@@ -306,6 +306,7 @@ class Stream:
             "identity": [name.decode() for name in context.peer_identities() or []],
         }
         self.node = None
+        self.is_envoy = False
         self.types = {}
         self.nonces = itertools.count(1)
 
@@ -339,8 +340,11 @@ class Stream:
         if self.node is None:
             self.node = request.node.id
             self.peer["region"] = request.node.locality.region
+            self.is_envoy = request.node.user_agent_name == "envoy"
             if not self.node:
                 violations.append("the first request has no node.id")
+        elif request.node.id not in ("", self.node):
+            violations.append("another node on the same stream")
         if self.only and request.type_url != self.only:
             violations.append("a type that this service does not have")
         if request.type_url not in TYPES:
@@ -350,6 +354,8 @@ class Stream:
                 violations.append("a NACK of nothing")
             if not request.error_detail.message:
                 violations.append("a NACK without a reason")
+            if not request.error_detail.code:
+                violations.append("a NACK whose code is OK")
 
 
 class SotwStream(Stream):
@@ -397,6 +403,14 @@ class SotwStream(Stream):
             violations.append("names for a type that is asked for as a whole")
         if len(names) != len(set(names)):
             violations.append("a name twice")
+        if request.resource_locators:
+            violations.append("resource locators, which nobody has offered")
+        # A response is answered once; what comes after it is another wish. Envoy repeats
+        # its wishes.
+        told = (request.response_nonce, sorted(names), request.HasField("error_detail"))
+        if known.get("told") == told and not self.is_envoy:
+            violations.append("says what it has said before")
+        known["told"] = told
         # Envoy asks for nothing on a new stream where it has asked for something before.
         fresh = known["names"] is None and not request.version_info
         if url not in WILDCARD and not names and fresh:
@@ -465,6 +479,13 @@ class DeltaStream(Stream):
             known["all"] = not more
             if request.response_nonce:
                 violations.append("a nonce in a type's first request")
+            if less:
+                violations.append("unsubscribes in a type's first request")
+            # Who has something asks for it, or for all.
+            if url not in WILDCARD and url != VHDS and set(known["has"]) - set(more):
+                violations.append("has what it does not ask for")
+            if not all(known["has"].values()):
+                violations.append("has a resource without a version")
         else:
             if request.initial_resource_versions:
                 violations.append("initial_resource_versions in a later request")
@@ -479,6 +500,12 @@ class DeltaStream(Stream):
                 known["open"].remove(request.response_nonce)
         if len([*more, *less]) != len({*more, *less}):
             violations.append("a name twice")
+        if request.resource_locators_subscribe or request.resource_locators_unsubscribe:
+            violations.append("resource locators, which nobody has offered")
+        if url in (LDS, CDS) and "*" in less:
+            violations.append("gives up a type that is asked for as a whole")
+        if "*" in more and url not in WILDCARD:
+            violations.append("asks for all of a type that is asked for by names")
         if url == LDS and {*more, *less} - {"*"}:
             violations.append("names for a type that is asked for as a whole")
         if url == CDS and more and not known["names"] and "first" not in known:

@@ -4,6 +4,8 @@
 mod corpus;
 mod features;
 mod orders;
+mod scopes;
 mod script;
+mod secrets;
 mod walk;
 mod world;

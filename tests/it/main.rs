@@ -33,5 +33,6 @@ mod xds_filters;
 mod xds_on_demand;
 mod xds_runtime;
 mod xds_scopes;
+mod xds_soak;
 mod xds_sources;
 mod xds_transport;

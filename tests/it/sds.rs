@@ -416,7 +416,7 @@ impl Secured {
     }
 }
 
-fn serial(of: &Credentials) -> String {
+pub(crate) fn serial(of: &Credentials) -> String {
     let parsed = Command::new("openssl")
         .args(["x509", "-noout", "-serial", "-in", "/dev/stdin"])
         .stdin(pem_file(&of.certificate_pem))

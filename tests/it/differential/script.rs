@@ -31,7 +31,7 @@ pub(super) fn status(status: u16) -> Check<'static> {
     Box::new(move |answers| answers.is_status(status))
 }
 
-fn nothing() -> Check<'static> {
+pub(super) fn nothing() -> Check<'static> {
     Box::new(Answers::is_nothing)
 }
 
@@ -61,7 +61,7 @@ impl Play {
     }
 
     /// Served, refused by both in these types, and then so.
-    fn refused(&mut self, what: &str, types: &[&str], expected: &[(Probe, Check<'_>)]) {
+    pub(super) fn refused(&mut self, what: &str, types: &[&str], expected: &[(Probe, Check<'_>)]) {
         println!("{what}");
         self.push().expect(types);
         self.agree(what, expected);

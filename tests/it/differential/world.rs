@@ -15,6 +15,8 @@ pub(super) const ENDPOINTS: &str = "ClusterLoadAssignment";
 pub(super) const FILTER: &str = "TypedExtensionConfig";
 pub(super) const RUNTIME: &str = "Runtime";
 pub(super) const HOST: &str = "VirtualHost";
+pub(super) const SECRET: &str = "Secret";
+pub(super) const SCOPE: &str = "ScopedRouteConfiguration";
 
 /// What is served, by kind and name.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +26,8 @@ impl World {
     pub(super) fn put(&mut self, kind: &'static str, name: &str, mut value: Value) -> &mut Self {
         let package = match kind {
             LISTENER => "config.listener",
-            ROUTES | HOST => "config.route",
+            ROUTES | HOST | SCOPE => "config.route",
+            SECRET => "extensions.transport_sockets.tls",
             CLUSTER => "config.cluster",
             FILTER => "config.core",
             RUNTIME => "service.runtime",
@@ -81,6 +84,26 @@ impl World {
         let mut config = routing(routes);
         config["name"] = name.into();
         self.put(LISTENER, name, listener(address, &http(name, "route_config", &config)))
+    }
+
+    /// A listener whose requests find their scope by the header `x-scope`.
+    pub(super) fn scoped(&mut self, name: &str, address: &str) -> &mut Self {
+        let source = json!({ "ads": {}, "resource_api_version": "V3" });
+        let scoped = json!({
+            "name": name,
+            "scope_key_builder": { "fragments": [{ "header_value_extractor": {
+                "name": "x-scope", "element_separator": ",", "index": 0,
+            } }] },
+            "rds_config_source": source,
+            "scoped_rds": { "scoped_rds_config_source": source },
+        });
+        self.put(LISTENER, name, listener(address, &http(name, "scoped_routes", &scoped)))
+    }
+
+    /// A scope of that key, whose routes come by RDS.
+    pub(super) fn scope(&mut self, name: &str, key: &str, routes: &str) -> &mut Self {
+        let key = json!({ "fragments": [{ "string_key": key }] });
+        self.put(SCOPE, name, json!({ "key": key, "route_configuration_name": routes }))
     }
 
     /// A listener of opaque connections.
