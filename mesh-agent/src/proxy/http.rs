@@ -14,9 +14,11 @@
 
 mod body;
 mod forward;
+mod forwarding;
 mod headers;
 mod lookups;
 mod mutations;
+mod normalize;
 mod record;
 mod redirect;
 mod reply;

@@ -7,7 +7,10 @@
 
 use std::{error::Error, sync::Arc};
 
-use http::{Method, Request, Response, StatusCode, Version, request::Parts, uri::Authority};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts,
+    uri::Authority,
+};
 use http_body::Body;
 
 use super::{
@@ -26,6 +29,8 @@ use crate::{
     route::{Destination, Target},
     transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
 };
+
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 const CONNECTION_FAILURE: &str = "upstream connect error or disconnect/reset before headers. \
      reset reason: connection failure";
@@ -91,6 +96,8 @@ pub(super) async fn forward(
     }
     // hyper writes the version downstream speaks.
     parts.version = Version::HTTP_11;
+    let elapsed = u64::try_from(log.exchange.elapsed().as_millis()).unwrap_or(u64::MAX);
+    parts.headers.insert(SERVICE_TIME, HeaderValue::from(elapsed));
     std::future::poll_fn(|cx| {
         body.release_if_ended(cx);
         std::task::Poll::Ready(())
