@@ -10,6 +10,8 @@ pub mod authz;
 pub mod captured;
 pub mod cluster;
 pub mod extension;
+pub mod format;
+pub mod header_mutation;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;
