@@ -12,6 +12,7 @@
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
+mod attempts;
 mod body;
 mod forward;
 mod forwarding;
@@ -21,6 +22,7 @@ mod mutations;
 mod normalize;
 mod record;
 mod redirect;
+mod replay;
 mod reply;
 mod request;
 #[cfg(test)]
