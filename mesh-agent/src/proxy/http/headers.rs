@@ -106,7 +106,9 @@ pub(super) fn forwarded(
     strip_hop_by_hop(&mut head.headers);
     // Answered by the agent: the body is asked for when the upstream wants it.
     head.headers.remove(EXPECT);
-    if let Some(timeout) = rewrites.action.timeout {
+    let action = rewrites.action;
+    let per_try = action.attempts.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+    if let Some(timeout) = per_try.or(action.timeout) {
         let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
     }
