@@ -16,6 +16,7 @@ mod body;
 mod forward;
 mod headers;
 mod lookups;
+mod mutations;
 mod record;
 mod redirect;
 mod reply;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::model::{
     cluster::ClusterName,
+    header_mutation::HeaderMutations,
     rewrite::{RegexRewrite, TemplateRewrite},
 };
 
@@ -78,6 +79,7 @@ pub struct RouteCluster {
     pub weight: u32,
     /// Replaces `:authority`; the route's own rewrite goes before it.
     pub host_rewrite: Option<String>,
+    pub headers: HeaderMutations,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -67,6 +67,9 @@ pub(super) async fn forward(
     log.record.upstream_identity = key.destination_identity.clone();
     connection.observer.routed(&log.record);
     headers::forwarded(head, hosts, rewrites, protocol)?;
+    if let Some(mutations) = &mut log.mutations {
+        mutations.keep_request(head);
+    }
     let head_request = head.method == Method::HEAD;
 
     let mut request = Request::new(body);

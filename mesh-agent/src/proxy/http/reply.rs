@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION},
+    request::Parts,
 };
 
 use super::{body::ResponseBody, record::RequestLog};
@@ -55,6 +56,7 @@ impl Reply {
     pub(super) fn into_response(
         self,
         mut log: RequestLog,
+        head: &Parts,
         version: Version,
         grpc: bool,
     ) -> Response<ResponseBody> {
@@ -76,6 +78,7 @@ impl Reply {
         if let Some(location) = self.location {
             headers.insert(LOCATION, location);
         }
+        log.mutate(head, status, &mut headers);
         if self.close && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

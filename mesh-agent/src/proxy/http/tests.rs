@@ -3,6 +3,7 @@
 
 mod drain;
 mod harness;
+mod headers;
 mod http1;
 mod http2;
 mod limits;

@@ -499,6 +499,26 @@ fn routes() {
              xdstp locators are not supported",
         ),
         (
+            "match: {prefix: /}, route: {cluster: c}, request_headers_to_remove: [Content-Length]",
+            ".request_headers_to_remove[0]: `content-length` can't be touched: it frames or \
+             routes the message",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, request_headers_to_add: \
+             [{header: {key: ':path', value: a}}]",
+            ".request_headers_to_add[0].header.key: `:path` is not a header's name",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, response_headers_to_add: \
+             [{header: {key: a, value: 'x%TRACE_ID%'}}]",
+            ".response_headers_to_add[0].header.value: `x%TRACE_ID%`: %TRACE_ID% is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, response_headers_to_add: \
+             [{header: {key: a, value: b}, append: false, append_action: ADD_IF_ABSENT}]",
+            ".response_headers_to_add[0].append: can't go with append_action",
+        ),
+        (
             "match: {prefix: /}, route: {cluster: c, prefix_rewrite: 'a b'}",
             ".route.prefix_rewrite: `a b` is not a path",
         ),
