@@ -18,6 +18,7 @@ pub mod listener;
 pub mod redirect;
 mod references;
 pub mod regex;
+pub mod retry;
 pub mod rewrite;
 pub mod route;
 pub mod runtime;

@@ -12,6 +12,7 @@
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
+mod attempts;
 mod body;
 mod forward;
 mod headers;
@@ -19,6 +20,7 @@ mod lookups;
 mod mutations;
 mod record;
 mod redirect;
+mod replay;
 mod reply;
 mod request;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::model::{
     cluster::ClusterName,
     header_mutation::HeaderMutations,
+    retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
 };
 
@@ -33,6 +34,7 @@ pub struct ForwardAction {
     pub host_rewrite: Option<HostRewrite>,
     /// Whether a replaced host is appended to `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
+    pub attempts: Attempts,
 }
 
 impl ForwardAction {
@@ -45,6 +47,7 @@ impl ForwardAction {
             path_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
+            attempts: Attempts::default(),
         }
     }
 }

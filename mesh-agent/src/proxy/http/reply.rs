@@ -20,6 +20,8 @@ pub(super) struct Reply {
     pub(super) flag: Option<ResponseFlag>,
     /// For the log.
     pub(super) details: Cow<'static, str>,
+    /// Beside what each reply has.
+    pub(super) headers: Option<Box<HeaderMap>>,
     /// Where what was asked for is to be found.
     pub(super) location: Option<HeaderValue>,
     /// HTTP/1: what follows on the connection can't be trusted to be a request.
@@ -34,7 +36,8 @@ impl Reply {
         details: impl Into<Cow<'static, str>>,
     ) -> Self {
         let body = Bytes::from_static(body.as_bytes());
-        Self { status, body, flag, details: details.into(), location: None, close: false }
+        let headers = None;
+        Self { status, body, flag, details: details.into(), headers, location: None, close: false }
     }
 
     /// The client broke the protocol.
@@ -64,7 +67,7 @@ impl Reply {
         if let Some(flag) = self.flag {
             log.record.flags.insert(flag);
         }
-        let mut headers = HeaderMap::with_capacity(4);
+        let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
         let (status, body) = if grpc {
             grpc_headers(self.status, &self.body, &mut headers);
             (StatusCode::OK, Bytes::new())

@@ -224,7 +224,16 @@ async fn answer(
         mutations::mutate_request(levels, log, permit.flow(), head);
         let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path };
         return forward(
-            Forward { connection, permit, destination, rewrites, authority, deadline },
+            Forward {
+                connection,
+                permit,
+                request_permit: &request_permit,
+                snapshot: &snapshot,
+                destination,
+                rewrites,
+                authority,
+                deadline,
+            },
             log,
             head,
             body,
@@ -252,7 +261,11 @@ fn denied_reply(denied: &Denied) -> Reply {
     Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
 }
 
-fn no_destination(error: &NoDestination, action: &ForwardAction, log: &mut RequestLog) -> Reply {
+pub(super) fn no_destination(
+    error: &NoDestination,
+    action: &ForwardAction,
+    log: &mut RequestLog,
+) -> Reply {
     log.record.cluster = error.cluster().cloned();
     let (flag, body) = match error {
         NoDestination::NoHealthyEndpoint { .. } => {

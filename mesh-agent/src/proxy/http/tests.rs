@@ -7,4 +7,5 @@ mod headers;
 mod http1;
 mod http2;
 mod limits;
+mod retries;
 mod smuggling;

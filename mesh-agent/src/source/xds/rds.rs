@@ -29,6 +29,7 @@ use super::{
 };
 use crate::model::{
     header_mutation::HeaderMutations,
+    retry::Attempts,
     route::{
         Domain, PathMatch, Redirect, RequireTls, Route, RouteAction, RouteConfiguration,
         RouteMatch, VirtualHost,
@@ -173,12 +174,12 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, virtual_clusters, rate_limits, cors,
-        include_request_attempt_count, include_attempt_count_in_response, hedge_policy, include_is_timeout_retry_header,
-        per_request_buffer_limit_bytes, request_body_buffer_limit, request_mirror_policies,
+        matcher, virtual_clusters, rate_limits, cors, hedge_policy, request_mirror_policies,
         route_specifiers,
     );
-    retry::policy(d, retry_policy, retry_policy_typed_config);
+    let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let headers = header_mutation::Fields {
         request_headers_to_add,
         request_headers_to_remove,
@@ -224,10 +225,19 @@ fn virtual_host(
             on_demand: None,
         }),
     });
+    let attempts = Attempts {
+        retry: retry?,
+        count_in_request: include_request_attempt_count,
+        count_in_response: include_attempt_count_in_response,
+        timeout_in_request: include_is_timeout_retry_header,
+        buffer_max_bytes: buffer_max_bytes?,
+    };
+    let mut routes = routes?;
+    retry::inherit(&mut routes, &attempts);
     Some(VirtualHost {
         name: name.into(),
         domains: domains?,
-        routes: routes?,
+        routes,
         require_tls,
         headers: headers?,
     })
@@ -272,9 +282,10 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     } = value;
     unsupported!(
         d;
-        decorator, tracing, per_request_buffer_limit_bytes,
-        request_body_buffer_limit, route_specifiers,
+        decorator, tracing, route_specifiers,
     );
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let on_demand = per_filter::configs(d, typed_per_filter_config);
     let headers = header_mutation::Fields {
         request_headers_to_add,
@@ -303,11 +314,9 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         Some(Action::NonForwardingAction(_)) => d.not_supported("non_forwarding_action"),
         None => d.refused("has no action: route, redirect or direct_response"),
     };
-    Some(Route {
-        name: name.into(),
-        matches: matches?,
-        action: action?,
-        headers: headers?,
-        on_demand,
-    })
+    let mut action = action?;
+    if let RouteAction::Forward(action) = &mut action {
+        action.attempts.buffer_max_bytes = buffer_max_bytes?;
+    }
+    Some(Route { name: name.into(), matches: matches?, action, headers: headers?, on_demand })
 }

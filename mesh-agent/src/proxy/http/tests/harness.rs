@@ -43,6 +43,7 @@ use crate::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
             Listener, RouteSource, TerminalFilter,
         },
+        retry::Attempts,
         route::{
             Clusters, DirectResponse, Domain, ForwardAction, HostRewrite, PathMatch, PathRewrite,
             Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
@@ -128,6 +129,8 @@ pub(super) struct Setup {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) stream_idle_timeout: Option<Duration>,
     pub(super) headers_kib: u32,
+    /// Of routes below `/again`.
+    pub(super) attempts: Attempts,
 }
 
 impl Setup {
@@ -140,6 +143,7 @@ impl Setup {
             idle_timeout: Some(Duration::from_secs(60)),
             stream_idle_timeout: Some(Duration::from_secs(60)),
             headers_kib: 60,
+            attempts: Attempts::default(),
         }
     }
 
@@ -218,6 +222,10 @@ fn mutated(prefix: &str, action: RouteAction) -> Route {
 }
 
 fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
+    let again = |prefix, cluster| {
+        let attempts = setup.attempts.clone();
+        route(prefix, RouteAction::Forward(Box::new(ForwardAction { attempts, ..to(cluster) })))
+    };
     let forward = |prefix, cluster| route(prefix, RouteAction::Forward(Box::new(to(cluster))));
     let routes = vec![
         route(
@@ -246,6 +254,8 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             "/stream",
             RouteAction::Forward(Box::new(ForwardAction { timeout: None, ..to("app") })),
         ),
+        again("/again/dead", "dead"),
+        again("/again", "app"),
         mutated("/mutated/", RouteAction::Forward(Box::new(to("app")))),
         mutated(
             "/mutated-direct",
