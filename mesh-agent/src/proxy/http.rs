@@ -12,12 +12,17 @@
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
+mod attempts;
 mod body;
 mod forward;
+mod forwarding;
 mod headers;
 mod lookups;
+mod mutations;
+mod normalize;
 mod record;
 mod redirect;
+mod replay;
 mod reply;
 mod request;
 #[cfg(test)]

@@ -21,12 +21,15 @@ use crate::{
 };
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+pub(super) const TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
+pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Envoy's "this is who the client proved to be".
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -103,8 +106,11 @@ pub(super) fn forwarded(
     strip_hop_by_hop(&mut head.headers);
     // Answered by the agent: the body is asked for when the upstream wants it.
     head.headers.remove(EXPECT);
-    if !head.headers.contains_key(&FORWARDED_PROTO) {
-        head.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    let action = rewrites.action;
+    let per_try = action.attempts.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+    if let Some(timeout) = per_try.or(action.timeout) {
+        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
     }
     if let Some(original) = original {
         original_host(&mut head.headers, &original, rewrites.action.append_x_forwarded_host)?;

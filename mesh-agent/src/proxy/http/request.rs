@@ -15,8 +15,11 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     forward::{Forward, forward},
+    forwarding,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, not_obtained},
+    mutations::{self, ResponseMutations},
+    normalize::normalize,
     record::RequestLog,
     redirect,
     reply::Reply,
@@ -25,7 +28,7 @@ use super::{
 use crate::{
     codec::{guard::GuardShared, http::Refusal},
     model::{
-        listener::{Direction, HttpConnectionManager, TerminalFilter},
+        listener::{HttpConnectionManager, TerminalFilter},
         route::{ForwardAction, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
@@ -51,14 +54,14 @@ pub(super) async fn serve(
     let exchange = Exchange::new();
     let mut log = RequestLog::new(Arc::clone(&connection), guard, Arc::clone(&exchange), protocol);
     if let Some(refusal) = refused {
-        return refuse(refusal).into_response(log, head.version, false);
+        return refuse(refusal).into_response(log, &head, head.version, false);
     }
     let body = RequestBody::new(body, exchange, protocol == Protocol::Http2);
     let version = head.version;
     let grpc = headers::is_grpc(&head.headers);
     match answer(&connection, &mut log, &mut head, body).await {
-        Ok(answer) => answer.into_response(log),
-        Err(reply) => reply.into_response(log, version, grpc),
+        Ok(answer) => answer.into_response(log, &head),
+        Err(reply) => reply.into_response(log, &head, version, grpc),
     }
 }
 
@@ -83,9 +86,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn into_response(self, mut log: RequestLog) -> Response<ResponseBody> {
-        let Self { response, deadline, destination, head_request } = self;
-        log.record.response_code = Some(response.status());
+    fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
+        let Self { mut response, deadline, destination, head_request } = self;
+        let status = response.status();
+        log.record.response_code = Some(status);
+        log.mutate(head, status, response.headers_mut());
         response.map(|body| {
             let body = ResponseBody::upstream(body, deadline, destination.into_load(), log);
             if head_request { body.bodiless() } else { body }
@@ -104,8 +109,18 @@ async fn answer(
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
     headers::sanitize(&mut head.headers);
-    let Checked { authority } = headers::check(head)?;
+    let Checked { mut authority } = headers::check(head)?;
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
+    {
+        let snapshot = connection.services.snapshots.load();
+        let judged = connection.judge(&snapshot)?;
+        log.options = Arc::clone(&connection.manager(&judged.permit)?.options);
+        let flow = judged.permit.flow();
+        let (remote, local) = (flow.source(), flow.original_destination());
+        normalize(head, &mut authority, &log.options, local.port())?;
+        forwarding::of_request(&mut head.headers, &log.options, remote, local);
+        log.record.request_id = head.headers.get(REQUEST_ID).cloned();
+    }
 
     let mut lookups = Lookups::default();
     let random = rand::random();
@@ -160,6 +175,15 @@ async fn answer(
             }
         };
         log.record.route = Some(Arc::clone(&matched.route.name));
+        let chosen = match &matched.route.action {
+            RouteAction::Forward(action) => {
+                choose(&action.clusters, head, &snapshot.runtime, random)
+            }
+            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) => None,
+        };
+        let entry = chosen.as_ref().and_then(|chosen| chosen.entry);
+        let levels = mutations::levels(&matched, entry.map(|entry| &entry.headers));
+        log.mutations = ResponseMutations::of(levels, &judged);
         let action = match &matched.route.action {
             RouteAction::Forward(action) => action,
             RouteAction::DirectResponse(direct) => {
@@ -175,7 +199,6 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
-        let chosen = choose(&action.clusters, head, &snapshot.runtime, random);
         let decided = decide_request(
             &request_permit,
             permit,
@@ -203,20 +226,21 @@ async fn answer(
         log.record.cluster = destination.cluster().cloned();
         log.record.upstream = Some(destination.address());
 
-        if permit.flow().direction() == Direction::Outbound && log.record.request_id.is_none() {
-            let id = headers::new_request_id();
-            head.headers.insert(REQUEST_ID, id.clone());
-            log.record.request_id = Some(id);
-        }
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
         deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
-        let rewrites = Rewrites {
-            action,
-            entry: chosen.as_ref().and_then(|chosen| chosen.entry),
-            matched: &matched.route.matches.path,
-        };
+        mutations::mutate_request(levels, log, permit.flow(), head);
+        let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path };
         return forward(
-            Forward { connection, permit, destination, rewrites, authority, deadline },
+            Forward {
+                connection,
+                permit,
+                request_permit: &request_permit,
+                snapshot: &snapshot,
+                destination,
+                rewrites,
+                authority,
+                deadline,
+            },
             log,
             head,
             body,
@@ -244,7 +268,11 @@ fn denied_reply(denied: &Denied) -> Reply {
     Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
 }
 
-fn no_destination(error: &NoDestination, action: &ForwardAction, log: &mut RequestLog) -> Reply {
+pub(super) fn no_destination(
+    error: &NoDestination,
+    action: &ForwardAction,
+    log: &mut RequestLog,
+) -> Reply {
     log.record.cluster = error.cluster().cloned();
     let (flag, body) = match error {
         NoDestination::NoHealthyEndpoint { .. } => {
