@@ -71,10 +71,10 @@ pub struct XdsWarmingView {
 
 impl From<&AdsStatus> for XdsView {
     fn from(status: &AdsStatus) -> Self {
-        let bad = status.streams.iter().find(|stream| stream.state != StreamState::Connected);
-        let shown = bad.or(status.streams.first()).cloned().unwrap_or_default();
+        let bad = status.streams.values().find(|stream| stream.state != StreamState::Connected);
+        let shown = bad.or(status.streams.values().next()).cloned().unwrap_or_default();
         let XdsSourceView { server, mode, state, since, last_error, .. } = (&shown).into();
-        let sources: Vec<_> = status.streams.iter().map(XdsSourceView::from).collect();
+        let sources: Vec<_> = status.streams.values().map(XdsSourceView::from).collect();
         Self {
             server,
             mode,

@@ -156,7 +156,7 @@ impl AgentControl for Control {
                 refusing: of.refusing,
                 last_ack: of.last_ack,
             });
-            let tries = status.streams.iter().map(|stream| stream.tries).sum();
+            let tries = status.streams.values().map(|stream| stream.tries).sum();
             metrics.xds(status.is_connected(), tries, types);
         }
         metrics.encode(&dataplane.connections)
@@ -176,7 +176,9 @@ impl Agent {
         });
         let (Some(mut joined), Some(sds)) = (ads.clone(), sds.clone()) else { return ads.or(sds) };
         let status = Arc::make_mut(&mut joined);
-        status.streams.extend(sds.streams.iter().cloned());
+        // Behind the control plane's, whose places may be taken and given back.
+        let places = (usize::MAX / 2..).zip(sds.streams.values().cloned());
+        status.streams.extend(places);
         for of in &sds.types {
             match status.types.iter_mut().find(|known| known.kind == of.kind) {
                 // The control plane is not asked for any, as a rule.

@@ -2,12 +2,12 @@
 //!
 //! Spec: `envoy/config/rbac/v3/rbac.proto`, `envoy/type/matcher/v3/string.proto`.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::route::HeaderMatcher;
+use super::{regex::WholeRegex, route::HeaderMatcher};
 
 /// Spec: `envoy.config.rbac.v3.RBAC`.
 #[derive(Debug, Clone, Serialize)]
@@ -124,135 +124,4 @@ pub enum StringPattern {
     Contains(String),
     /// The whole value must match.
     Regex(WholeRegex),
-}
-
-/// A regular expression that matches a whole value or nothing, as Envoy's
-/// `RegexMatcher` does: `a|ab` matches `ab`, and `b` does not match `abc`.
-///
-/// `FromStr` is the only constructor, so that no room can forget the anchors.
-///
-/// Spec: `envoy/type/matcher/v3/regex.proto` ("a match on the entire string").
-#[derive(Clone)]
-pub struct WholeRegex(regex::Regex);
-
-/// Why a pattern is not taken.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum RegexError {
-    /// Longer than [`REGEX_MAX_BYTES`].
-    #[error("regex of {0} bytes is longer than {REGEX_MAX_BYTES}")]
-    TooLong(usize),
-    /// Does not parse, or compiles to more than [`REGEX_MAX_PROGRAM_BYTES`].
-    #[error(transparent)]
-    Invalid(#[from] regex::Error),
-}
-
-/// The longest pattern, in bytes, that is accepted.
-pub const REGEX_MAX_BYTES: usize = 16 * 1024;
-
-/// The largest compiled program, in bytes, that is accepted.
-pub const REGEX_MAX_PROGRAM_BYTES: usize = 2 * 1024 * 1024;
-
-const REGEX_HEAD: &str = r"\A(?:";
-const REGEX_TAIL: &str = r")\z";
-
-impl WholeRegex {
-    /// Whether the whole of `value` matches. Linear in its length.
-    pub fn is_match(&self, value: &str) -> bool {
-        self.0.is_match(value)
-    }
-
-    /// What the pattern's groups match, where the whole of `value` does.
-    pub(super) fn captures<'a>(&self, value: &'a str) -> Option<regex::Captures<'a>> {
-        self.0.captures(value)
-    }
-
-    /// The pattern as the configuration has it, without the anchors.
-    pub fn as_str(&self) -> &str {
-        let anchored = self.0.as_str();
-        let bare = anchored.strip_prefix(REGEX_HEAD).and_then(|s| s.strip_suffix(REGEX_TAIL));
-        bare.unwrap_or(anchored)
-    }
-}
-
-impl FromStr for WholeRegex {
-    type Err = RegexError;
-
-    fn from_str(pattern: &str) -> Result<Self, Self::Err> {
-        if pattern.len() > REGEX_MAX_BYTES {
-            return Err(RegexError::TooLong(pattern.len()));
-        }
-        let compile = |pattern: &str| {
-            regex::RegexBuilder::new(pattern).size_limit(REGEX_MAX_PROGRAM_BYTES).build()
-        };
-        // The bare pattern first: `a)(?:b` would otherwise close the group that
-        // anchors it. A comment in `(?x)` mode can swallow the tail, which leaves
-        // the group open and is an error too.
-        compile(pattern)?;
-        Ok(Self(compile(&format!("{REGEX_HEAD}{pattern}{REGEX_TAIL}"))?))
-    }
-}
-
-impl fmt::Debug for WholeRegex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WholeRegex").field(&self.as_str()).finish()
-    }
-}
-
-impl fmt::Display for WholeRegex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Serialize for WholeRegex {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_regex_matches_a_whole_value() {
-        for (pattern, value, expected) in [
-            ("a|ab", "ab", true),
-            ("a|ab", "a", true),
-            ("a|ab", "abc", false),
-            ("ab|a", "xab", false),
-            ("b", "abc", false),
-            ("", "", true),
-            ("", "a", false),
-            (".*", "anything", true),
-            // `$` alone would take a trailing newline in other dialects.
-            ("a", "a\n", false),
-            // Multi-line mode must not loosen the anchors around the group.
-            ("(?m)^a$", "b\na", false),
-            ("(?i)get", "GET", true),
-            ("/api/v[0-9]+/.*", "/api/v1/x", true),
-            ("/api/v[0-9]+/.*", "/x/api/v1/x", false),
-        ] {
-            let regex: WholeRegex = pattern.parse().unwrap();
-            assert_eq!(regex.is_match(value), expected, "`{pattern}` on {value:?}");
-            assert_eq!(regex.as_str(), pattern);
-            assert_eq!(serde_json::to_string(&regex).unwrap(), format!("{pattern:?}"));
-        }
-    }
-
-    #[test]
-    fn a_pattern_that_escapes_its_group_is_refused() {
-        for pattern in
-            ["a)(b", "a)(?:b", "a)|(?:b", "(", "a)", "*", "(?x)a # b", "(?P<x", "[", "\\"]
-        {
-            assert!(pattern.parse::<WholeRegex>().is_err(), "{pattern} was accepted");
-        }
-    }
-
-    #[test]
-    fn a_pattern_that_is_too_large_is_refused() {
-        let long = "a".repeat(REGEX_MAX_BYTES + 1);
-        assert_eq!(long.parse::<WholeRegex>().unwrap_err(), RegexError::TooLong(long.len()));
-        assert!(r"((\w{100}){100}){100}".parse::<WholeRegex>().is_err());
-    }
 }

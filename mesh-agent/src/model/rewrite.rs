@@ -5,9 +5,10 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
+use regex_automata::util::captures::Captures;
 use serde::{Serialize, Serializer};
 
-use super::authz::{REGEX_MAX_BYTES, REGEX_MAX_PROGRAM_BYTES, RegexError, WholeRegex};
+use super::regex::{Program, RegexError, WholeRegex};
 
 /// The longest substitution or template, in bytes, that is accepted.
 const TEMPLATE_MAX_BYTES: usize = 4096;
@@ -21,7 +22,7 @@ const VARIABLE_NAME_MAX_BYTES: usize = 16;
 /// Spec: `envoy.type.matcher.v3.RegexMatchAndSubstitute`.
 #[derive(Debug, Clone)]
 pub struct RegexRewrite {
-    regex: regex::Regex,
+    regex: Program,
     substitution: Box<[Part]>,
 }
 
@@ -52,14 +53,11 @@ impl RegexRewrite {
     /// # Errors
     /// The pattern or what is to stand for it is none.
     pub fn new(pattern: &str, substitution: &str) -> Result<Self, RewriteError> {
-        if pattern.len() > REGEX_MAX_BYTES {
-            return Err(RegexError::TooLong(pattern.len()).into());
-        }
         if substitution.len() > TEMPLATE_MAX_BYTES {
             return Err(RewriteError::TooLong(substitution.len()));
         }
-        let regex = regex::RegexBuilder::new(pattern).size_limit(REGEX_MAX_PROGRAM_BYTES).build();
-        let regex = regex.map_err(RegexError::from)?;
+        let regex = Program::anywhere(pattern)?;
+        let groups = regex.regex().captures_len();
         let mut parts = Vec::new();
         let mut text = String::new();
         let mut chars = substitution.chars();
@@ -72,7 +70,7 @@ impl RegexRewrite {
                 Some('\\') => text.push('\\'),
                 Some(digit @ '0'..='9') => {
                     let group = digit as usize - '0' as usize;
-                    if group >= regex.captures_len() {
+                    if group >= groups {
                         return Err(RewriteError::NoGroup(group));
                     }
                     push_text(&mut parts, &mut text);
@@ -87,7 +85,16 @@ impl RegexRewrite {
 
     /// The value with every match replaced. Linear in its length times the substitution's.
     pub fn replace_all(&self, value: &str) -> String {
-        self.regex.replace_all(value, self).into_owned()
+        let mut out = String::new();
+        let mut from = 0;
+        for captures in self.regex.regex().captures_iter(value) {
+            let Some(whole) = captures.get_match() else { continue };
+            out.push_str(&value[from..whole.start()]);
+            append(&self.substitution, value, &captures, &mut out);
+            from = whole.end();
+        }
+        out.push_str(&value[from..]);
+        out
     }
 }
 
@@ -97,24 +104,22 @@ fn push_text(parts: &mut Vec<Part>, text: &mut String) {
     }
 }
 
-fn append(parts: &[Part], captures: &regex::Captures<'_>, out: &mut String) {
+/// `captures`: of `value`.
+fn append(parts: &[Part], value: &str, captures: &Captures, out: &mut String) {
     for part in parts {
         match part {
             Part::Text(text) => out.push_str(text),
-            Part::Group(group) => out.push_str(captures.get(*group).map_or("", |g| g.as_str())),
+            Part::Group(group) => {
+                let span = captures.get_group(*group);
+                out.push_str(span.map_or("", |span| &value[span.range()]));
+            }
         }
-    }
-}
-
-impl regex::Replacer for &RegexRewrite {
-    fn replace_append(&mut self, captures: &regex::Captures<'_>, out: &mut String) {
-        append(&self.substitution, captures, out);
     }
 }
 
 impl Serialize for RegexRewrite {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{} -> {:?}", self.regex, self.substitution))
+        serializer.collect_str(&format_args!("{} -> {:?}", self.regex.as_str(), self.substitution))
     }
 }
 
@@ -133,6 +138,9 @@ pub struct UriTemplate {
 pub enum TemplateError {
     #[error("{0} bytes are more than {TEMPLATE_MAX_BYTES}")]
     TooLong(usize),
+    /// It makes a regex that is not taken.
+    #[error("{0}")]
+    Regex(String),
     #[error("it has to begin with `/` and to be made of visible characters")]
     Form,
     #[error("`{0}` is no part of a path")]
@@ -288,7 +296,10 @@ impl FromStr for UriTemplate {
             }
         }
         // Escaped literals and a few classes: far below every limit.
-        let regex = translation.regex.parse().map_err(|_| TemplateError::Form)?;
+        let regex = translation
+            .regex
+            .parse()
+            .map_err(|error: RegexError| TemplateError::Regex(error.to_string()))?;
         Ok(Self { template: template.into(), regex, variables: translation.variables.into() })
     }
 }
@@ -361,7 +372,7 @@ impl TemplateRewrite {
     pub fn rewrite(&self, path: &str) -> Option<String> {
         let captures = self.matched.regex.captures(path)?;
         let mut out = String::new();
-        append(&self.parts, &captures, &mut out);
+        append(&self.parts, path, &captures, &mut out);
         Some(out)
     }
 }

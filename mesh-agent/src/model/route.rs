@@ -13,9 +13,8 @@ pub use self::action::{
     RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
 };
 use super::{
-    authz::{StringMatcher, WholeRegex},
-    rewrite::UriTemplate,
-    runtime::RuntimeFraction,
+    authz::StringMatcher, header_mutation::HeaderMutations, regex::WholeRegex,
+    rewrite::UriTemplate, runtime::RuntimeFraction,
 };
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -33,6 +32,10 @@ pub struct RouteConfiguration {
     pub ignore_port_in_host_matching: bool,
     /// Whether paths are matched up to their first `;` only.
     pub ignore_path_parameters: bool,
+    pub headers: HeaderMutations,
+    /// Whether headers are changed first by this configuration and last by the route; else
+    /// the other way round.
+    pub most_specific_header_mutations_wins: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +46,7 @@ pub struct VirtualHost {
     /// Tried in order; the first that matches wins.
     pub routes: Vec<Route>,
     pub require_tls: Option<RequireTls>,
+    pub headers: HeaderMutations,
 }
 
 /// Requests that did not come by TLS are told to.
@@ -74,6 +78,7 @@ pub struct Route {
     pub name: Arc<str>,
     pub matches: RouteMatch,
     pub action: RouteAction,
+    pub headers: HeaderMutations,
     /// Replaces what the connection manager says of clusters that are not there.
     pub on_demand: Option<OnDemandRoute>,
 }

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use http::{header::HOST, request::Parts};
+use http::{HeaderMap, HeaderValue, StatusCode, header::HOST, request::Parts};
 
 use crate::model::route::{HeaderMatchKind, HeaderMatcher};
 
@@ -25,6 +25,26 @@ pub fn header_matches(matcher: &HeaderMatcher, head: &Parts) -> bool {
         return joined_header_matches(matcher, head);
     }
     values.iter().any(|value| kind_matches(&matcher.kind, value.as_bytes())) != matcher.invert
+}
+
+/// As [`header_matches`], of a response.
+pub fn response_header_matches(
+    matcher: &HeaderMatcher,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> bool {
+    if matcher.name == ":status" {
+        return value_matches(matcher, Some(status.as_str().as_bytes()));
+    }
+    let mut values = headers.get_all(&*matcher.name).iter().map(HeaderValue::as_bytes);
+    match (values.next(), values.next()) {
+        (first, None) => value_matches(matcher, first),
+        _ => {
+            let values = headers.get_all(&*matcher.name).iter();
+            let mut matched = values.map(|value| kind_matches(&matcher.kind, value.as_bytes()));
+            matched.any(|matched| matched) != matcher.invert
+        }
+    }
 }
 
 /// As [`header_matches`], of the values joined by `,`: how an application may read them.
@@ -102,7 +122,7 @@ pub fn first_value<'a>(name: &str, head: &'a Parts) -> Option<&'a [u8]> {
 pub fn authority(head: &Parts) -> Option<&[u8]> {
     match head.uri.authority() {
         Some(authority) => Some(authority.as_str().as_bytes()),
-        None => head.headers.get(HOST).map(http::HeaderValue::as_bytes),
+        None => head.headers.get(HOST).map(HeaderValue::as_bytes),
     }
 }
 
@@ -112,7 +132,7 @@ pub fn authority(head: &Parts) -> Option<&[u8]> {
 /// Spec: RFC 9112 §3.2 (several Host fields), RFC 9113 §8.3.1 (a Host that differs,
 /// userinfo).
 pub fn authority_is_ambiguous(head: &Parts) -> bool {
-    let mut hosts = head.headers.get_all(HOST).iter().map(http::HeaderValue::as_bytes);
+    let mut hosts = head.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     let host = hosts.next();
     let differs = match (head.uri.authority(), host) {
         (Some(authority), Some(host)) => !authority.as_str().as_bytes().eq_ignore_ascii_case(host),

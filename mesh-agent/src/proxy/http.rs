@@ -12,12 +12,15 @@
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
+mod attempts;
 mod body;
 mod forward;
 mod headers;
 mod lookups;
+mod mutations;
 mod record;
 mod redirect;
+mod replay;
 mod reply;
 mod request;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::lb::{self, Balancers, LoadGuard};
+use super::lb::{self, Balancers, Choice, LoadGuard};
 use crate::{
     model::{
         cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
@@ -175,7 +175,7 @@ pub fn decide_tcp(
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
             let cluster = choose_cluster(&proxy.clusters, random);
-            decide(permit, cluster, snapshot, balancers, random, now)
+            decide(permit, cluster, Choice::default(), snapshot, balancers, random, now)
         }
         _ => Err(not_permitted(permit)),
     }
@@ -203,12 +203,32 @@ pub fn decide_request(
     random: &mut impl FnMut(u32) -> u32,
     now: Instant,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, cluster, snapshot, balancers, random, now)
+    decide(permit, cluster, Choice::default(), snapshot, balancers, random, now)
+}
+
+/// For another attempt of a request at the cluster that its route led to. `random` and
+/// `now` as for [`decide_tcp`].
+///
+/// # Errors
+/// No cluster any more, or no endpoint.
+#[expect(clippy::too_many_arguments, reason = "what a decision goes by")]
+pub fn decide_again(
+    _request: &RequestPermit,
+    permit: &Permit,
+    cluster: &ClusterName,
+    choice: Choice<'_>,
+    snapshot: &Snapshot,
+    balancers: &Balancers,
+    random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
+) -> Result<Destination, NoDestination> {
+    decide(permit, Some(cluster), choice, snapshot, balancers, random, now)
 }
 
 fn decide(
     permit: &Permit,
     cluster: Option<&ClusterName>,
+    choice: Choice<'_>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
@@ -231,7 +251,7 @@ fn decide(
                     unconditional: drop.is_unconditional(),
                 });
             }
-            let picked = assignment.and_then(|a| balancers.pick(cluster, &a, random));
+            let picked = assignment.and_then(|a| balancers.pick(cluster, &a, choice, random));
             let none = || NoDestination::NoHealthyEndpoint { cluster: name.clone() };
             let (endpoint, load) = picked.ok_or_else(none)?;
             (reach(endpoint), load)

@@ -10,12 +10,15 @@ mod clusters;
 pub mod decide;
 pub mod lb;
 pub mod match_http;
+pub mod retry;
 pub mod scope;
 
 pub use clusters::{Chosen, choose};
 pub use decide::{
-    Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
+    Destination, NoDestination, Target, decide_again, decide_passthrough, decide_request,
+    decide_tcp,
 };
-pub use lb::{Balancers, LoadGuard, shares};
+pub use lb::{Balancers, Choice, LoadGuard, shares};
 pub use match_http::{Matched, NoRoute, cookie, match_route};
+pub use retry::{Reset, RetryState, Verdict};
 pub use scope::{NoScope, configuration_for};

@@ -7,7 +7,6 @@
 //! key are never in it: after a restart, who needs one waits for the source.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -19,6 +18,7 @@ use std::{
 use aws_lc_rs::digest;
 use envoy_types::pb::{envoy::service::discovery::v3::Resource as Named, google::protobuf::Any};
 use prost::{Message, Name as _};
+use rpds::RedBlackTreeMapSync;
 use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +116,8 @@ pub struct LastGood {
 
 #[derive(Debug, Default)]
 struct Kept {
-    resources: BTreeMap<Key, Arc<[u8]>>,
+    /// Shared with who writes it: nobody waits for a copy of all.
+    resources: RedBlackTreeMapSync<Key, Arc<[u8]>>,
     label: String,
     saved_at: u64,
     dirty: bool,
@@ -164,13 +165,13 @@ impl LastGood {
         }
         let mut resources = Resources::default();
         let mut reasons = Vec::new();
-        let mut kept = BTreeMap::new();
+        let mut kept = RedBlackTreeMapSync::new_sync();
         for any in body.resources {
             let (name, any) = unwrapped(any);
             match xds::decode_strict(&any.type_url, &any.value) {
                 Ok((decoded, _)) => {
                     let decoded = decoded.called(name);
-                    kept.insert(decoded.key(), any.value.into());
+                    kept.insert_mut(decoded.key(), any.value.into());
                     decoded.add_to(&mut resources);
                 }
                 Err(further) => reasons.extend(further),
@@ -189,7 +190,7 @@ impl LastGood {
 
     /// Takes note of a whole configuration that was applied.
     pub fn replaced(&self, raw: Raw, label: &str) {
-        self.kept().resources.clear();
+        self.kept().resources = RedBlackTreeMapSync::new_sync();
         self.changed(raw, label);
     }
 
@@ -198,8 +199,8 @@ impl LastGood {
         let mut kept = self.kept();
         for (key, resource) in raw.resources {
             match resource {
-                Some(resource) => _ = kept.resources.insert(key, resource),
-                None => _ = kept.resources.remove(&key),
+                Some(resource) => kept.resources.insert_mut(key, resource),
+                None => _ = kept.resources.remove_mut(&key),
             }
         }
         label.clone_into(&mut kept.label);
@@ -256,7 +257,7 @@ impl LastGood {
     /// The file system's; the file is as it was then.
     pub fn flush(&self) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        // Shared, not copied: the one writer of snapshots waits for this lock.
+        // The one writer of snapshots waits for this lock.
         let (resources, label, saved_at) = {
             let mut kept = self.kept();
             if !std::mem::take(&mut kept.dirty) {

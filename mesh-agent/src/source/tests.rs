@@ -2,6 +2,7 @@
 
 mod balancing;
 mod refused;
+mod retries;
 mod scopes;
 mod seeds;
 mod text;

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use crate::model::{
     cluster::ClusterName,
+    header_mutation::HeaderMutations,
+    retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
 };
 
@@ -32,6 +34,7 @@ pub struct ForwardAction {
     pub host_rewrite: Option<HostRewrite>,
     /// Whether a replaced host is appended to `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
+    pub attempts: Attempts,
 }
 
 impl ForwardAction {
@@ -44,6 +47,7 @@ impl ForwardAction {
             path_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
+            attempts: Attempts::default(),
         }
     }
 }
@@ -78,6 +82,7 @@ pub struct RouteCluster {
     pub weight: u32,
     /// Replaces `:authority`; the route's own rewrite goes before it.
     pub host_rewrite: Option<String>,
+    pub headers: HeaderMutations,
 }
 
 #[derive(Debug, Clone, Serialize)]

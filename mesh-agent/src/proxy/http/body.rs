@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use super::{
     headers::strip_trailers,
     record::RequestLog,
+    replay::Attempt,
     timing::{Deadline, Exchange, Expired},
 };
 use crate::{observe::flags::ResponseFlag, route::LoadGuard, transport::http_pool::LeasedBody};
@@ -27,10 +28,16 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request's body, from downstream to upstream.
 #[derive(Debug)]
 pub struct RequestBody {
-    /// `None` is no body.
-    incoming: Option<Incoming>,
+    content: Content,
     exchange: Arc<Exchange>,
     http2: bool,
+}
+
+#[derive(Debug)]
+enum Content {
+    Nothing,
+    Incoming(Incoming),
+    Replayed(Attempt),
 }
 
 impl RequestBody {
@@ -38,12 +45,17 @@ impl RequestBody {
         if incoming.is_end_stream() {
             exchange.request_completed();
         }
-        Self { incoming: Some(incoming), exchange, http2 }
+        Self { content: Content::Incoming(incoming), exchange, http2 }
     }
 
     /// For a request that is sent again.
     pub(super) fn empty(exchange: Arc<Exchange>) -> Self {
-        Self { incoming: None, exchange, http2: false }
+        Self { content: Content::Nothing, exchange, http2: false }
+    }
+
+    /// For a request that may be sent again with its body.
+    pub(super) fn replayed(attempt: Attempt, exchange: Arc<Exchange>) -> Self {
+        Self { content: Content::Replayed(attempt), exchange, http2: false }
     }
 
     pub(super) fn exchange(&self) -> Arc<Exchange> {
@@ -54,7 +66,8 @@ impl RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if self.http2
-            && let Some(incoming) = self.incoming.take()
+            && let Content::Incoming(incoming) =
+                std::mem::replace(&mut self.content, Content::Nothing)
             && !incoming.is_end_stream()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -91,8 +104,13 @@ impl Body for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { incoming, exchange, .. } = self.get_mut();
-        let Some(incoming) = incoming else { return Poll::Ready(None) };
+        let Self { content, exchange, .. } = self.get_mut();
+        let incoming = match content {
+            Content::Nothing => return Poll::Ready(None),
+            Content::Incoming(incoming) => incoming,
+            // Counted where it comes from.
+            Content::Replayed(attempt) => return attempt.poll_frame(cx),
+        };
         let polled = Pin::new(&mut *incoming).poll_frame(cx);
         Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
@@ -115,11 +133,19 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match &self.content {
+            Content::Nothing => true,
+            Content::Incoming(incoming) => incoming.is_end_stream(),
+            Content::Replayed(attempt) => attempt.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match &self.content {
+            Content::Nothing => SizeHint::with_exact(0),
+            Content::Incoming(incoming) => incoming.size_hint(),
+            Content::Replayed(attempt) => attempt.size_hint(),
+        }
     }
 }
 

@@ -1,17 +1,23 @@
 //! A permitted request's exchange with its upstream.
 //!
-//! Sent again, once and on a fresh connection, is only what can't have been acted on
-//! twice: a request of which nothing was sent; and, where a kept connection ended
-//! before a byte of the response, an idempotent request without a body (RFC 9110
-//! §9.2.2), since a server that closes an idle connection has most likely not seen it.
+//! Sent again is what the route's retry policy says (`attempts`), with what was kept of
+//! its body. And, once and on a fresh connection, what can't have been acted on twice: a
+//! request of which nothing was sent; and, where a kept connection ended before a byte of
+//! the response, an idempotent request without a body (RFC 9110 §9.2.2), since a server
+//! that closes an idle connection has most likely not seen it.
 
-use std::{error::Error, sync::Arc};
+use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
-use http::{Method, Request, Response, StatusCode, Version, request::Parts, uri::Authority};
+use bytes::Bytes;
+use futures_util::TryFutureExt;
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts, uri::Authority,
+};
 use http_body::Body;
 
 use super::{
     ConnectFailure, HttpConnection, RequestBody,
+    attempts::{self, Attempting},
     headers::{self, Rewrites},
     record::RequestLog,
     reply::Reply,
@@ -21,25 +27,26 @@ use super::{
 use crate::{
     model::{cluster::UpstreamProtocol, listener::Direction},
     observe::flags::ResponseFlag,
-    policy::Permit,
+    policy::{Permit, RequestPermit},
     proxy::{Origination, story},
-    route::{Destination, Target},
+    route::{Destination, Reset, Target},
+    snapshot::Snapshot,
     transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
 };
 
-const CONNECTION_FAILURE: &str = "upstream connect error or disconnect/reset before headers. \
-     reset reason: connection failure";
-const CONNECTION_TERMINATION: &str = "upstream connect error or disconnect/reset before headers. \
-     reset reason: connection termination";
-const REMOTE_RESET: &str = "upstream connect error or disconnect/reset before headers. \
-     reset reason: remote reset";
-const PROTOCOL_ERROR: &str = "upstream connect error or disconnect/reset before headers. \
-     reset reason: protocol error";
+const CONNECTION_FAILURE: &str = "remote connection failure";
+const CONNECTION_TIMEOUT: &str = "connection timeout";
+const CONNECTION_TERMINATION: &str = "connection termination";
+const REMOTE_RESET: &str = "remote reset";
+const REFUSED_STREAM: &str = "remote refused stream reset";
+const PROTOCOL_ERROR: &str = "protocol error";
 
 /// What was decided about a request.
 pub(super) struct Forward<'a> {
     pub(super) connection: &'a HttpConnection,
     pub(super) permit: &'a Permit,
+    pub(super) request_permit: &'a RequestPermit,
+    pub(super) snapshot: &'a Snapshot,
     pub(super) destination: Destination,
     pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
@@ -52,39 +59,62 @@ pub(super) async fn forward(
     head: &mut Parts,
     body: RequestBody,
 ) -> Result<Answer, Reply> {
-    let Forward { connection, permit, destination, rewrites, authority, mut deadline } = forward;
+    let Forward { connection, permit, destination, rewrites, authority, .. } = forward;
+    let mut deadline = forward.deadline;
+    let action = rewrites.action;
     let protocol = match (destination.upstream_protocol(), head.version) {
         (UpstreamProtocol::Http2, _) => HttpProtocol::Http2,
         (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
         (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => HttpProtocol::Http1,
     };
     let hosts = rewrites.hosts(head, &authority)?;
-    let upstreams = &connection.services.upstreams;
-    let tls = upstreams
-        .originate(&destination, protocol, &hosts.host, &head.headers)
-        .map_err(|failure| Failure::Connect(failure).into_reply(log))?;
-    let key = key(permit, &destination, protocol, tls.as_ref());
-    log.record.upstream_identity = key.destination_identity.clone();
-    connection.observer.routed(&log.record);
-    headers::forwarded(head, hosts, rewrites, protocol)?;
     let head_request = head.method == Method::HEAD;
-
-    let mut request = Request::new(body);
+    let attempting = Attempting {
+        connection,
+        permit,
+        request_permit: forward.request_permit,
+        snapshot: forward.snapshot,
+        action,
+        protocol,
+        host: hosts.host.clone(),
+        retries: attempts::retries(&action.attempts, head),
+    };
+    headers::forwarded(head, hosts, rewrites, protocol)?;
+    if let Some(mutations) = &mut log.mutations {
+        mutations.keep_request(head);
+    }
+    let mut request = Request::new(());
     *request.method_mut() = std::mem::take(&mut head.method);
     *request.uri_mut() = std::mem::take(&mut head.uri);
     *request.version_mut() = head.version;
     *request.headers_mut() = std::mem::take(&mut head.headers);
 
-    let exchanged = exchange(connection, permit, (&destination, tls.as_ref()), &key, request);
-    let response = match deadline.run(exchanged).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(failure)) => return Err(failure.into_reply(log)),
-        Err(expired) => return Err(expired_reply(expired, log)),
+    let mut count = 1;
+    let all = attempting.run(destination, request, body, log, &mut count);
+    let ended = deadline.run(all).await;
+    let told = action.attempts.count_in_response;
+    let counted = |mut reply: Reply, count: u32| {
+        if told {
+            let headers = reply.headers.get_or_insert_default();
+            headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(count));
+        }
+        reply
     };
+    let (response, destination) = match ended {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(reply)) => return Err(counted(reply, count)),
+        Err(expired) => return Err(counted(expired_reply(expired, log), count)),
+    };
+    if let Some(idle) = action.attempts.retry.as_ref().and_then(|r| r.per_try_idle_timeout) {
+        deadline.limit_idle(idle);
+    }
     let (mut parts, mut body) = response.into_parts();
     if let Err(details) = headers::sanitize_response(parts.status, &mut parts.headers) {
         let flag = ResponseFlag::UpstreamProtocolError;
-        return Err(Reply::upstream_reset(flag, PROTOCOL_ERROR, details));
+        return Err(counted(reset_reply(flag, PROTOCOL_ERROR, details, count > 1), count));
+    }
+    if told {
+        parts.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(count));
     }
     // hyper writes the version downstream speaks.
     parts.version = Version::HTTP_11;
@@ -98,7 +128,7 @@ pub(super) async fn forward(
 }
 
 /// Who may share the connection.
-fn key(
+pub(super) fn key(
     permit: &Permit,
     destination: &Destination,
     protocol: HttpProtocol,
@@ -123,39 +153,64 @@ fn key(
 }
 
 /// Why there is no response.
-enum Failure {
+pub(super) enum Failure {
     Connect(ConnectFailure),
+    ConnectTimeout(String),
     Handshake(String),
-    Send(hyper::Error),
+    /// Whether something of the request may have been sent.
+    Send(hyper::Error, bool),
+    /// An attempt took too long: Envoy's response code details.
+    Attempt(&'static str),
 }
 
-async fn exchange(
+/// Sends a request to `destination`. `limits` bounds it from when there is a connection.
+pub(super) async fn exchange(
     connection: &HttpConnection,
     permit: &Permit,
     (destination, tls): (&Destination, Option<&Origination>),
     key: &HttpKey,
     mut request: Request<RequestBody>,
+    limits: (Option<Duration>, Option<Duration>),
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
     let services = &connection.services;
     let connect = || async move {
         let connecting = services.upstreams.connect(permit, destination, tls);
+        let connecting = connecting.map_err(ConnectError::Failed);
         let limit = destination.connect_timeout();
         tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
             let message =
                 format!("connecting to {} took longer than {limit:?}", destination.address());
-            Err(ConnectFailure { flag: ResponseFlag::UpstreamConnectionFailure, message })
+            Err(ConnectError::Timeout(message))
         })
     };
     let mut fresh = false;
     loop {
         let lease =
             services.pool.lease(key, fresh, connect).await.map_err(|error| match error {
-                LeaseError::Connect(failure) => Failure::Connect(failure),
+                LeaseError::Connect(ConnectError::Failed(failure)) => Failure::Connect(failure),
+                LeaseError::Connect(ConnectError::Timeout(message)) => {
+                    Failure::ConnectTimeout(message)
+                }
                 LeaseError::Handshake { .. } => Failure::Handshake(story(&error)),
             })?;
         let copy = if lease.reused() { repeatable(&request) } else { None };
         let retry = !fresh && lease.reused();
-        let SendFailure { error, unsent } = match lease.send(request).await {
+        let exchange = request.body().exchange();
+        let sending = lease.send(request);
+        let sent = match limits {
+            (None, None) => sending.await,
+            (whole, idle) => {
+                let mut limits = Deadline::of_attempt(exchange, whole, idle);
+                let expired = |expired| {
+                    Failure::Attempt(match expired {
+                        Expired::Route => "upstream_per_try_timeout",
+                        Expired::StreamIdle => "upstream_per_try_idle_timeout",
+                    })
+                };
+                limits.run(sending).await.map_err(expired)?
+            }
+        };
+        let SendFailure { error, unsent } = match sent {
             Ok(response) => return Ok(response),
             Err(failure) => failure,
         };
@@ -165,7 +220,7 @@ async fn exchange(
                 let body = RequestBody::empty(Arc::clone(&copy.1));
                 copy.0.map(|()| body)
             }
-            _ => return Err(Failure::Send(error)),
+            (_, unsent, _) => return Err(Failure::Send(error, unsent.is_none())),
         };
         fresh = true;
     }
@@ -178,12 +233,7 @@ fn repeatable(request: &Request<RequestBody>) -> Option<Copied> {
     if !request.body().is_end_stream() || !request.method().is_idempotent() {
         return None;
     }
-    let mut copy = Request::new(());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some((copy, request.body().exchange()))
+    Some((attempts::head_of(request), request.body().exchange()))
 }
 
 /// Whether the connection ended before a byte of the response.
@@ -206,33 +256,91 @@ fn is_closed(error: &hyper::Error) -> bool {
     false
 }
 
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum ConnectError {
+    #[error(transparent)]
+    Failed(ConnectFailure),
+    #[error("{0}")]
+    Timeout(String),
+}
+
 impl Failure {
-    fn into_reply(self, log: &RequestLog) -> Reply {
+    /// For the retry policy: what it was, and whether something of the request may have
+    /// been sent.
+    pub(super) fn reset(&self) -> (Reset, bool) {
+        match self {
+            Self::Connect(_) | Self::ConnectTimeout(_) | Self::Handshake(_) => {
+                (Reset::ConnectFailure, false)
+            }
+            Self::Send(error, began) if is_refused_stream(error) => (Reset::RefusedStream, *began),
+            Self::Send(_, began) => (Reset::Other, *began),
+            Self::Attempt(_) => (Reset::Other, true),
+        }
+    }
+
+    /// `retried`: it was not the first attempt.
+    pub(super) fn into_reply(self, log: &RequestLog, retried: bool) -> Reply {
+        let unconnected = ResponseFlag::UpstreamConnectionFailure;
         match self {
             // Not the upstream's fault.
             _ if log.exchange.is_request_broken() => Reply::bad_request("malformed request body"),
             Self::Connect(ConnectFailure { flag, message }) => {
                 tracing::debug!(%message, "no upstream connection");
-                Reply::upstream_reset(flag, CONNECTION_FAILURE, message)
+                reset_reply(flag, CONNECTION_FAILURE, message, retried)
+            }
+            Self::ConnectTimeout(message) => {
+                reset_reply(unconnected, CONNECTION_TIMEOUT, message, retried)
             }
             Self::Handshake(message) => {
-                let flag = ResponseFlag::UpstreamConnectionFailure;
-                Reply::upstream_reset(flag, CONNECTION_FAILURE, message)
+                reset_reply(unconnected, CONNECTION_FAILURE, message, retried)
             }
-            Self::Send(error) => {
-                let (flag, body) = classify(&error);
-                Reply::upstream_reset(flag, body, story(&error))
+            Self::Send(error, _) => {
+                let (flag, reason) = classify(&error);
+                reset_reply(flag, reason, story(&error), retried)
             }
+            Self::Attempt(details) => timeout_reply(details),
         }
     }
+}
+
+/// In Envoy's words.
+fn reset_reply(
+    flag: ResponseFlag,
+    reason: &'static str,
+    details: impl Into<Cow<'static, str>>,
+    retried: bool,
+) -> Reply {
+    let retried = if retried { "retried and the latest " } else { "" };
+    let body = format!(
+        "upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}"
+    );
+    Reply { body: Bytes::from(body), ..Reply::upstream_reset(flag, "", details) }
+}
+
+fn timeout_reply(details: &'static str) -> Reply {
+    Reply::new(
+        StatusCode::GATEWAY_TIMEOUT,
+        "upstream request timeout",
+        Some(ResponseFlag::UpstreamRequestTimeout),
+        details,
+    )
+}
+
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source().and_then(|source| source.downcast_ref())
+}
+
+fn is_refused_stream(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|h2| h2.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
     if error.is_parse() {
         return (ResponseFlag::UpstreamProtocolError, PROTOCOL_ERROR);
     }
-    let h2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    match h2 {
+    match h2_error(error) {
+        Some(_) if is_refused_stream(error) => (ResponseFlag::UpstreamRemoteReset, REFUSED_STREAM),
         Some(h2) if h2.is_reset() && h2.is_remote() => {
             (ResponseFlag::UpstreamRemoteReset, REMOTE_RESET)
         }
@@ -245,12 +353,7 @@ fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
 
 fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
     match expired {
-        Expired::Route => Reply::new(
-            StatusCode::GATEWAY_TIMEOUT,
-            "upstream request timeout",
-            Some(ResponseFlag::UpstreamRequestTimeout),
-            "response_timeout",
-        ),
+        Expired::Route => timeout_reply("response_timeout"),
         Expired::StreamIdle => {
             // Whose silence it was.
             let complete = log.exchange.is_request_complete();

@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
-use super::{HttpConnection, timing::Exchange};
+use super::{HttpConnection, mutations::ResponseMutations, timing::Exchange};
 use crate::{
     codec::guard::GuardShared,
     model::{cluster::ClusterName, identity::Identity},
@@ -95,6 +95,8 @@ pub(super) struct RequestLog {
     guard: Option<Arc<GuardShared>>,
     pub(super) exchange: Arc<Exchange>,
     pub(super) record: RequestRecord,
+    /// What the route wants of the response's headers.
+    pub(super) mutations: Option<Box<ResponseMutations>>,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -108,7 +110,15 @@ impl RequestLog {
     ) -> Self {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
-        Self { connection, guard, exchange, record, ended: false }
+        Self { connection, guard, exchange, record, mutations: None, ended: false }
+    }
+
+    /// Changes a response's headers as the route wants; `head` is the request's, where it
+    /// did not go upstream.
+    pub(super) fn mutate(&mut self, head: &Parts, status: StatusCode, headers: &mut HeaderMap) {
+        if let Some(mutations) = self.mutations.take() {
+            mutations.mutate(self, head, status, headers);
+        }
     }
 
     /// The response has been handed over to its end.

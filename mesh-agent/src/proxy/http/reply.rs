@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION},
+    request::Parts,
 };
 
 use super::{body::ResponseBody, record::RequestLog};
@@ -19,6 +20,8 @@ pub(super) struct Reply {
     pub(super) flag: Option<ResponseFlag>,
     /// For the log.
     pub(super) details: Cow<'static, str>,
+    /// Beside what each reply has.
+    pub(super) headers: Option<Box<HeaderMap>>,
     /// Where what was asked for is to be found.
     pub(super) location: Option<HeaderValue>,
     /// HTTP/1: what follows on the connection can't be trusted to be a request.
@@ -33,7 +36,8 @@ impl Reply {
         details: impl Into<Cow<'static, str>>,
     ) -> Self {
         let body = Bytes::from_static(body.as_bytes());
-        Self { status, body, flag, details: details.into(), location: None, close: false }
+        let headers = None;
+        Self { status, body, flag, details: details.into(), headers, location: None, close: false }
     }
 
     /// The client broke the protocol.
@@ -55,6 +59,7 @@ impl Reply {
     pub(super) fn into_response(
         self,
         mut log: RequestLog,
+        head: &Parts,
         version: Version,
         grpc: bool,
     ) -> Response<ResponseBody> {
@@ -62,7 +67,7 @@ impl Reply {
         if let Some(flag) = self.flag {
             log.record.flags.insert(flag);
         }
-        let mut headers = HeaderMap::with_capacity(4);
+        let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
         let (status, body) = if grpc {
             grpc_headers(self.status, &self.body, &mut headers);
             (StatusCode::OK, Bytes::new())
@@ -76,6 +81,7 @@ impl Reply {
         if let Some(location) = self.location {
             headers.insert(LOCATION, location);
         }
+        log.mutate(head, status, &mut headers);
         if self.close && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

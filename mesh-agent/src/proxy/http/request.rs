@@ -17,6 +17,7 @@ use super::{
     forward::{Forward, forward},
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, not_obtained},
+    mutations::{self, ResponseMutations},
     record::RequestLog,
     redirect,
     reply::Reply,
@@ -51,14 +52,14 @@ pub(super) async fn serve(
     let exchange = Exchange::new();
     let mut log = RequestLog::new(Arc::clone(&connection), guard, Arc::clone(&exchange), protocol);
     if let Some(refusal) = refused {
-        return refuse(refusal).into_response(log, head.version, false);
+        return refuse(refusal).into_response(log, &head, head.version, false);
     }
     let body = RequestBody::new(body, exchange, protocol == Protocol::Http2);
     let version = head.version;
     let grpc = headers::is_grpc(&head.headers);
     match answer(&connection, &mut log, &mut head, body).await {
-        Ok(answer) => answer.into_response(log),
-        Err(reply) => reply.into_response(log, version, grpc),
+        Ok(answer) => answer.into_response(log, &head),
+        Err(reply) => reply.into_response(log, &head, version, grpc),
     }
 }
 
@@ -83,9 +84,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn into_response(self, mut log: RequestLog) -> Response<ResponseBody> {
-        let Self { response, deadline, destination, head_request } = self;
-        log.record.response_code = Some(response.status());
+    fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
+        let Self { mut response, deadline, destination, head_request } = self;
+        let status = response.status();
+        log.record.response_code = Some(status);
+        log.mutate(head, status, response.headers_mut());
         response.map(|body| {
             let body = ResponseBody::upstream(body, deadline, destination.into_load(), log);
             if head_request { body.bodiless() } else { body }
@@ -160,6 +163,15 @@ async fn answer(
             }
         };
         log.record.route = Some(Arc::clone(&matched.route.name));
+        let chosen = match &matched.route.action {
+            RouteAction::Forward(action) => {
+                choose(&action.clusters, head, &snapshot.runtime, random)
+            }
+            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) => None,
+        };
+        let entry = chosen.as_ref().and_then(|chosen| chosen.entry);
+        let levels = mutations::levels(&matched, entry.map(|entry| &entry.headers));
+        log.mutations = ResponseMutations::of(levels, &judged);
         let action = match &matched.route.action {
             RouteAction::Forward(action) => action,
             RouteAction::DirectResponse(direct) => {
@@ -175,7 +187,6 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
-        let chosen = choose(&action.clusters, head, &snapshot.runtime, random);
         let decided = decide_request(
             &request_permit,
             permit,
@@ -210,13 +221,19 @@ async fn answer(
         }
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
         deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
-        let rewrites = Rewrites {
-            action,
-            entry: chosen.as_ref().and_then(|chosen| chosen.entry),
-            matched: &matched.route.matches.path,
-        };
+        mutations::mutate_request(levels, log, permit.flow(), head);
+        let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path };
         return forward(
-            Forward { connection, permit, destination, rewrites, authority, deadline },
+            Forward {
+                connection,
+                permit,
+                request_permit: &request_permit,
+                snapshot: &snapshot,
+                destination,
+                rewrites,
+                authority,
+                deadline,
+            },
             log,
             head,
             body,
@@ -244,7 +261,11 @@ fn denied_reply(denied: &Denied) -> Reply {
     Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
 }
 
-fn no_destination(error: &NoDestination, action: &ForwardAction, log: &mut RequestLog) -> Reply {
+pub(super) fn no_destination(
+    error: &NoDestination,
+    action: &ForwardAction,
+    log: &mut RequestLog,
+) -> Reply {
     log.record.cluster = error.cluster().cloned();
     let (flag, body) = match error {
         NoDestination::NoHealthyEndpoint { .. } => {

@@ -3,7 +3,9 @@
 
 mod drain;
 mod harness;
+mod headers;
 mod http1;
 mod http2;
 mod limits;
+mod retries;
 mod smuggling;

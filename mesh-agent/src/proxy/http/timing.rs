@@ -106,12 +106,30 @@ pub(super) struct Deadline {
     exchange: Arc<Exchange>,
     stream_idle: Option<Duration>,
     route: Option<Duration>,
+    /// What moved before this doesn't count.
+    from: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadline {
     pub(super) fn new(exchange: Arc<Exchange>, stream_idle: Option<Duration>) -> Self {
-        Self { exchange, stream_idle, route: None, timer: None }
+        let from = exchange.start;
+        Self { exchange, stream_idle, route: None, from, timer: None }
+    }
+
+    /// The limits of one attempt, which begins now: of its whole time, and of silence.
+    pub(super) fn of_attempt(
+        exchange: Arc<Exchange>,
+        whole: Option<Duration>,
+        idle: Option<Duration>,
+    ) -> Self {
+        Self { exchange, stream_idle: idle, route: whole, from: Instant::now(), timer: None }
+    }
+
+    /// The upstream may not be silent for longer than this either.
+    pub(super) fn limit_idle(&mut self, idle: Duration) {
+        self.stream_idle = Some(self.stream_idle.map_or(idle, |own| own.min(idle)));
+        self.timer = None;
     }
 
     /// The route is known now.
@@ -126,12 +144,12 @@ impl Deadline {
         let at = |micros| self.exchange.start + Duration::from_micros(micros);
         let idle = self.stream_idle.map(|timeout| {
             let last = at(self.exchange.last_activity.load(Ordering::Relaxed));
-            (last + timeout, Some(Expired::StreamIdle))
+            (last.max(self.from) + timeout, Some(Expired::StreamIdle))
         });
         let route = self.route.map(|timeout| {
             match self.exchange.request_complete.load(Ordering::Relaxed) {
                 0 => (Instant::now() + timeout, None),
-                complete => (at(complete - 1) + timeout, Some(Expired::Route)),
+                complete => (at(complete - 1).max(self.from) + timeout, Some(Expired::Route)),
             }
         });
         match (route, idle) {

@@ -2,13 +2,16 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    model::runtime::{RuntimeLayer, RuntimeValue},
+    model::{
+        header_mutation::HeaderMutations,
+        runtime::{RuntimeLayer, RuntimeValue},
+    },
     policy::fixtures::{cluster_name, request},
 };
 
 fn entry(name: &str, weight: u32) -> RouteCluster {
     let cluster = RouteClusterName::Cluster(cluster_name(name));
-    RouteCluster { cluster, weight, host_rewrite: None }
+    RouteCluster { cluster, weight, host_rewrite: None, headers: HeaderMutations::default() }
 }
 
 fn weighted(entries: Vec<RouteCluster>, prefix: Option<&str>, header: Option<&str>) -> Clusters {
@@ -66,7 +69,12 @@ fn a_header_may_stand_for_the_random_number_or_name_the_cluster() {
         assert_eq!(chosen(&clusters, &head, &none, 0).unwrap(), expected, "{value}");
     }
     let header = || RouteClusterName::Header("x-cluster".to_owned());
-    let one = RouteCluster { cluster: header(), weight: 1, host_rewrite: None };
+    let one = RouteCluster {
+        cluster: header(),
+        weight: 1,
+        host_rewrite: None,
+        headers: HeaderMutations::default(),
+    };
     let head = request("GET", "/", &[("x-cluster", "c"), ("x-cluster", "d")]);
     assert_eq!(chosen(&weighted(vec![one], None, None), &head, &none, 9).unwrap(), "c");
     let by_header = Clusters::Header("x-cluster".to_owned());

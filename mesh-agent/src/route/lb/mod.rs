@@ -25,12 +25,21 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use self::candidates::{Active, Candidates};
+use self::candidates::{Active, Candidates, Host};
 pub use self::layout::shares;
 use crate::{
     model::cluster::{Cluster, ClusterName, DropOverload, Endpoint, LbPolicy, LoadAssignment},
     snapshot::Snapshot,
 };
+
+/// What a connection or request asks of the endpoint that is chosen for it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Choice<'a> {
+    /// Rather not these.
+    pub avoid: &'a [SocketAddr],
+    /// How often another is asked for in place of one to avoid.
+    pub reselections: u32,
+}
 
 /// The state of every cluster's load balancer. One per agent, shared by all.
 #[derive(Debug, Default)]
@@ -44,10 +53,30 @@ impl Balancers {
         &self,
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
+        choice: Choice<'_>,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<(Arc<Endpoint>, LoadGuard)> {
         let balancer = self.balancer(&cluster.name, random);
         let candidates = balancer.candidates(cluster, assignment);
+        let mut picked = None;
+        // As Envoy: if all choices are to be avoided, the last one stands.
+        for _ in 0..=choice.reselections {
+            let host = Self::pick_once(cluster, &candidates, random)?;
+            let avoided = choice.avoid.contains(&host.endpoint.address);
+            picked = Some(host);
+            if !avoided {
+                break;
+            }
+        }
+        let host = picked?;
+        Some((Arc::clone(&host.endpoint), LoadGuard::new(&host.active)))
+    }
+
+    fn pick_once<'a>(
+        cluster: &Cluster,
+        candidates: &'a Candidates,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<&'a Host> {
         let set = candidates.host_set(random)?;
         let index = match cluster.lb_policy {
             LbPolicy::RoundRobin => set.rotation.next(),
@@ -57,8 +86,7 @@ impl Balancers {
             LbPolicy::Random => random_below(set.hosts.len() as u64, random)
                 .and_then(|index| usize::try_from(index).ok()),
         };
-        let host = set.hosts.get(index?)?;
-        Some((Arc::clone(&host.endpoint), LoadGuard::new(&host.active)))
+        set.hosts.get(index?)
     }
 
     /// How much is in flight to an endpoint.

@@ -50,7 +50,8 @@ pub(super) fn counts(
     let mut noise = Noise::default();
     let mut counts = vec![0; assignment.endpoints().count()];
     for _ in 0..picks {
-        let (picked, _) = balancers.pick(cluster, assignment, &mut noise.draw()).unwrap();
+        let (picked, _) =
+            balancers.pick(cluster, assignment, Choice::default(), &mut noise.draw()).unwrap();
         let index = assignment.endpoints().position(|endpoint| *endpoint == picked);
         counts[index.unwrap()] += 1;
     }
@@ -65,7 +66,11 @@ fn round_robin_goes_on_across_snapshots_that_change_nothing() {
             .map(|_| {
                 // A new assignment each time, as after each snapshot.
                 let assignment = assignment(weights);
-                balancers.pick(&cluster, &assignment, &mut |_| 0).unwrap().0.address
+                balancers
+                    .pick(&cluster, &assignment, Choice::default(), &mut |_| 0)
+                    .unwrap()
+                    .0
+                    .address
             })
             .collect();
         let total: u32 = weights.iter().sum();
@@ -84,15 +89,15 @@ fn a_changed_assignment_is_taken_at_once() {
     assert_eq!(counts(&balancers, &cluster, &assignment(&[1]), 10), [10]);
     assert_eq!(counts(&balancers, &cluster, &assignment(&[1, 1]), 10), [5, 5]);
     assert_eq!(counts(&balancers, &cluster, &assignment(&[1]), 10), [10]);
-    assert!(balancers.pick(&cluster, &assignment(&[]), &mut |_| 0).is_none());
+    assert!(balancers.pick(&cluster, &assignment(&[]), Choice::default(), &mut |_| 0).is_none());
 }
 
 #[test]
 fn what_is_in_flight_is_known_across_assignments() {
     let (balancers, cluster) = balanced(LbPolicy::RoundRobin);
     let address = assignment(&[1]).localities[0].endpoints[0].address;
-    let held = balancers.pick(&cluster, &assignment(&[1]), &mut |_| 0);
-    let _ = balancers.pick(&cluster, &assignment(&[1, 1]), &mut |_| 0);
+    let held = balancers.pick(&cluster, &assignment(&[1]), Choice::default(), &mut |_| 0);
+    let _ = balancers.pick(&cluster, &assignment(&[1, 1]), Choice::default(), &mut |_| 0);
     assert_eq!(balancers.active(&cluster.name, address), 1);
     drop(held);
     assert_eq!(balancers.active(&cluster.name, address), 0);
@@ -105,7 +110,9 @@ fn what_a_snapshot_does_not_have_is_forgotten() {
     };
     let balancers = Balancers::default();
     let pick = |name: &str, weights: &[u32]| {
-        balancers.pick(&with(name, weights), &assignment(weights), &mut |_| 0).unwrap()
+        balancers
+            .pick(&with(name, weights), &assignment(weights), Choice::default(), &mut |_| 0)
+            .unwrap()
     };
     let held = pick("kept", &[1, 1]);
     drop(pick("kept", &[1, 1]));
@@ -213,7 +220,10 @@ fn in_panic_all_take_traffic_or_none_as_the_cluster_says() {
     ] {
         // Also where the cluster alone has changed.
         cluster.balancing = balancing;
-        assert!(balancers.pick(&cluster, &assignment, &mut |_| 0).is_none(), "{balancing:?}");
+        assert!(
+            balancers.pick(&cluster, &assignment, Choice::default(), &mut |_| 0).is_none(),
+            "{balancing:?}"
+        );
     }
 }
 
@@ -262,7 +272,10 @@ fn a_guard_is_given_back_by_the_thread_that_drops_it() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for i in 0..500 {
-                    drop(balancers.pick(&cluster, &assignment, &mut |bound| i % bound));
+                    drop(
+                        balancers
+                            .pick(&cluster, &assignment, Choice::default(), &mut |bound| i % bound),
+                    );
                 }
             });
         }

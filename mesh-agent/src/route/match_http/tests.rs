@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     model::{
         authz::{StringMatcher, StringPattern},
+        header_mutation::HeaderMutations,
         route::{
             Clusters, DirectResponse, ForwardAction, HeaderMatchKind, Redirect, RequireTls,
             RouteAction,
@@ -23,7 +24,13 @@ fn route(name: &str, path: PathMatch) -> Route {
     let clusters = Clusters::One(cluster_name("c"));
     let action = RouteAction::Forward(Box::new(ForwardAction::to(clusters)));
     let matches = RouteMatch::path(path);
-    Route { name: name.into(), matches, action, on_demand: None }
+    Route {
+        name: name.into(),
+        matches,
+        action,
+        headers: HeaderMutations::default(),
+        on_demand: None,
+    }
 }
 
 fn starts(path: &str) -> PathMatch {
@@ -35,7 +42,13 @@ fn is(path: &str) -> PathMatch {
 }
 
 fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
-    VirtualHost { name: name.into(), domains: domains.to_vec(), routes, require_tls: None }
+    VirtualHost {
+        name: name.into(),
+        domains: domains.to_vec(),
+        routes,
+        require_tls: None,
+        headers: HeaderMutations::default(),
+    }
 }
 
 fn configuration(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {

@@ -483,8 +483,36 @@ fn routes() {
             ".typed_per_filter_config[envoy.filters.http.rbac]: is not supported",
         ),
         (
-            "match: {prefix: /}, route: {cluster: c, retry_policy: {}}",
-            ".route.retry_policy: is not supported",
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: 'reset,5XX'}}",
+            ".route.retry_policy.retry_on: `5XX` is unknown",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: http3-post-connect-failure}}",
+            ".route.retry_policy.retry_on: `http3-post-connect-failure`: HTTP/3 is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_priority: {name: p}}}",
+            ".route.retry_policy.retry_priority: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_host_predicate: [{name: p}]}}",
+            ".route.retry_policy.retry_host_predicate[0]: p is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_back_off: {max_interval: 1s}}}",
+            ".route.retry_policy.retry_back_off.base_interval: is missing",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {retriable_status_codes: [1000]}}",
+            ".route.retry_policy.retriable_status_codes[0]: 1000 is not a status code",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, retry_policy: {rate_limited_retry_back_off: {}}}",
+            ".route.retry_policy.rate_limited_retry_back_off.reset_headers: is empty",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, hedge_policy: {}}",
+            ".route.hedge_policy: is not supported",
         ),
         (
             "match: {prefix: /}, route: {cluster_header: 'a b'}",
@@ -497,6 +525,26 @@ fn routes() {
              {resources_locator: 'xdstp://a/b'}}}",
             ".typed_per_filter_config[envoy.filters.http.on_demand].odcds.resources_locator: \
              xdstp locators are not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, request_headers_to_remove: [Content-Length]",
+            ".request_headers_to_remove[0]: `content-length` can't be touched: it frames or \
+             routes the message",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, request_headers_to_add: \
+             [{header: {key: ':path', value: a}}]",
+            ".request_headers_to_add[0].header.key: `:path` is not a header's name",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, response_headers_to_add: \
+             [{header: {key: a, value: 'x%TRACE_ID%'}}]",
+            ".response_headers_to_add[0].header.value: `x%TRACE_ID%`: %TRACE_ID% is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, response_headers_to_add: \
+             [{header: {key: a, value: b}, append: false, append_action: ADD_IF_ABSENT}]",
+            ".response_headers_to_add[0].append: can't go with append_action",
         ),
         (
             "match: {prefix: /}, route: {cluster: c, prefix_rewrite: 'a b'}",

@@ -20,7 +20,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Dis
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time,
 };
 use tokio_util::sync::CancellationToken;
@@ -79,12 +79,22 @@ enum Response {
     Delta(DeltaDiscoveryResponse),
 }
 
-/// By the stream's place in the session.
-type Events = mpsc::Sender<(usize, Event)>;
+/// What a stream is called: its place in the session, and the count of streams at the time,
+/// since others had the place before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct StreamId {
+    at: usize,
+    number: u64,
+}
+
+type Events = mpsc::Sender<(StreamId, Event)>;
 
 /// One stream, as it is now.
 #[derive(Default)]
 struct Stream {
+    number: u64,
+    /// What ends it.
+    task: Option<AbortHandle>,
     requests: Option<(mpsc::Sender<Request>, CancellationToken)>,
     /// Since when there has been no room for a request.
     busy: Option<Instant>,
@@ -131,14 +141,27 @@ impl AdsSource {
         let mut wanted: watch::Receiver<Wanted> = self.wishes.subscribe();
         session.want(wanted.borrow_and_update().keys(), Now::read());
         let mut streams: Vec<Stream> = Vec::new();
+        let mut number = 0;
         // Dropped with this future, and all their streams with them.
         let mut tasks = JoinSet::new();
         let (sender, mut events) = mpsc::channel(EVENTS);
         loop {
+            for at in session.poll_closed() {
+                if let Some(stream) = streams.get_mut(at) {
+                    std::mem::take(stream).task.inspect(AbortHandle::abort);
+                }
+                self.status.send_modify(|status| Arc::make_mut(status).close(at));
+            }
             for (at, origin, kind) in session.poll_streams() {
                 streams.resize_with(streams.len().max(at + 1), Stream::default);
-                self.open(&mut tasks, at, &origin, kind, &sender);
+                number += 1;
+                let task = self.open(&mut tasks, StreamId { at, number }, &origin, kind, &sender);
+                if let Some(stream) = streams.get_mut(at) {
+                    *stream = Stream { number, task, ..Stream::default() };
+                }
             }
+            // What has ended needs nobody to wait for it.
+            while tasks.try_join_next().is_some() {}
             let now = Now::read();
             if session.is_due(now.at) {
                 session.on_time(now);
@@ -149,8 +172,8 @@ impl AdsSource {
             self.show(&session);
             let retry = speak(&mut session, &mut streams, now);
             tokio::select! {
-                Some((at, event)) = events.recv() => {
-                    self.hear(&mut session, &mut streams, at, event);
+                Some((id, event)) = events.recv() => {
+                    self.hear(&mut session, &mut streams, id, event);
                 }
                 Ok(()) = wanted.changed() => {
                     session.want(wanted.borrow_and_update().keys(), Now::read());
@@ -206,12 +229,12 @@ impl AdsSource {
     fn open(
         &self,
         tasks: &mut JoinSet<()>,
-        at: usize,
+        id: StreamId,
         origin: &Origin,
         kind: Option<ResourceType>,
         events: &Events,
-    ) {
-        let events = events.clone();
+    ) -> Option<AbortHandle> {
+        let (at, events) = (id.at, events.clone());
         let timeout = self.first_fetch(kind);
         let service = match origin {
             Origin::Ads => self.options.ads.as_ref(),
@@ -221,13 +244,10 @@ impl AdsSource {
                 self.status.send_modify(|status| {
                     Arc::make_mut(status).stream(at).starts(name, Variant::Sotw, kind);
                 });
-                if let Some(kind) = kind {
-                    tasks.spawn(file::watch(watched.clone(), kind, at, events));
-                }
-                return;
+                return Some(tasks.spawn(file::watch(watched.clone(), kind?, id, events)));
             }
         };
-        let Some(service) = service else { return };
+        let service = service?;
         self.status.send_modify(|status| {
             Arc::make_mut(status).stream(at).starts(String::new(), service.variant, kind);
         });
@@ -239,7 +259,7 @@ impl AdsSource {
             message_max: service.message_max,
             first_answer: timeout,
         };
-        tasks.spawn(stream.run(at, events));
+        Some(tasks.spawn(stream.run(id, events)))
     }
 
     /// How long the first answer of a server may take; `None`: for ever.
@@ -255,14 +275,19 @@ impl AdsSource {
         Some(told.unwrap_or(INITIAL_FETCH_TIMEOUT)).filter(|timeout| !timeout.is_zero())
     }
 
-    fn hear(&self, session: &mut Session, streams: &mut [Stream], at: usize, event: Event) {
-        let Some(stream) = streams.get_mut(at) else { return };
+    fn hear(&self, session: &mut Session, streams: &mut [Stream], id: StreamId, event: Event) {
+        let StreamId { at, number } = id;
+        // Not the last words of one that had the place before.
+        let Some(stream) = streams.get_mut(at).filter(|stream| stream.number == number) else {
+            return;
+        };
         let update = |change: &dyn Fn(&mut StreamStatus)| {
             self.status.send_modify(|status| change(Arc::make_mut(status).stream(at)));
         };
         match event {
             Event::Connecting { server, requests, stop } => {
-                *stream = Stream { requests: Some((requests, stop)), busy: None };
+                stream.requests = Some((requests, stop));
+                stream.busy = None;
                 session.connected(at, Now::read());
                 update(&|status| status.connecting(server.clone()));
             }
@@ -281,7 +306,8 @@ impl AdsSource {
                 update(&StreamStatus::answered);
             }
             Event::Ended(error) => {
-                *stream = Stream::default();
+                stream.requests = None;
+                stream.busy = None;
                 session.disconnected(at);
                 update(&|status| status.ended(error.clone()));
             }
@@ -358,7 +384,7 @@ mod tests {
         let (good, mut read) = mpsc::channel(REQUESTS);
         let mut streams = [deaf, good].map(|requests| Stream {
             requests: Some((requests, CancellationToken::new())),
-            busy: None,
+            ..Stream::default()
         });
         let mut now = Now::read();
         session.connected(0, now);

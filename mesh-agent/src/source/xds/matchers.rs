@@ -20,7 +20,8 @@ use envoy_types::pb::envoy::{
 
 use super::reject::{Decoder, unsupported};
 use crate::model::{
-    authz::{REGEX_MAX_BYTES, RegexError, StringMatcher, StringPattern, WholeRegex},
+    authz::{StringMatcher, StringPattern},
+    regex::{REGEX_MAX_BYTES, RegexError, WholeRegex},
     rewrite::RegexRewrite,
     route::{HeaderMatchKind, HeaderMatcher},
 };
@@ -44,8 +45,8 @@ pub(super) fn regex(d: &mut Decoder, value: RegexMatcher) -> Option<WholeRegex> 
             Err(RegexError::TooLong(_)) => {
                 d.refused(format!("is longer than {REGEX_MAX_BYTES} bytes"))
             }
-            Err(RegexError::Invalid(regex::Error::CompiledTooBig(limit))) => {
-                d.refused(format!("needs more than {limit} bytes once compiled"))
+            Err(error @ (RegexError::TooBig | RegexError::TooMany | RegexError::Refused(_))) => {
+                d.refused(error.to_string())
             }
             Err(RegexError::Invalid(error)) => {
                 // The last line says what is wrong; those above draw where.

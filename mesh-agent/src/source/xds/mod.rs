@@ -19,6 +19,7 @@ mod config_source;
 mod ecds;
 mod eds;
 mod hcm;
+mod header_mutation;
 mod http_options;
 mod layered_runtime;
 mod lds;

@@ -24,12 +24,16 @@ pub(super) use self::{
     per_filter::on_demand_clusters,
 };
 use super::{
-    ResourceType, config_source,
+    ResourceType, config_source, header_mutation,
     reject::{Decoder, unsupported},
 };
-use crate::model::route::{
-    Domain, PathMatch, Redirect, RequireTls, Route, RouteAction, RouteConfiguration, RouteMatch,
-    VirtualHost,
+use crate::model::{
+    header_mutation::HeaderMutations,
+    retry::Attempts,
+    route::{
+        Domain, PathMatch, Redirect, RequireTls, Route, RouteAction, RouteConfiguration,
+        RouteMatch, VirtualHost,
+    },
 };
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
@@ -63,11 +67,16 @@ pub(super) fn configuration(
     } = value;
     unsupported!(
         d;
-        internal_only_headers, response_headers_to_add, response_headers_to_remove,
-        request_headers_to_add, request_headers_to_remove, most_specific_header_mutations_wins,
-        cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers,
+        internal_only_headers, cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers,
     );
     d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
+    let headers = header_mutation::Fields {
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+    };
+    let headers = header_mutation::mutations(d, headers);
     let vhds = match vhds {
         None => false,
         Some(Vhds { config_source }) => {
@@ -100,6 +109,8 @@ pub(super) fn configuration(
         vhds,
         discovered: Vec::new(),
         validate_clusters: validate_clusters.map(|validate| validate.value),
+        headers: headers?,
+        most_specific_header_mutations_wins,
         ignore_port_in_host_matching,
         ignore_path_parameters: ignore_path_parameters_in_path_matching,
     })
@@ -163,13 +174,19 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, virtual_clusters, rate_limits, request_headers_to_add,
-        request_headers_to_remove, response_headers_to_add, response_headers_to_remove, cors,
-        include_request_attempt_count, include_attempt_count_in_response, hedge_policy, include_is_timeout_retry_header,
-        per_request_buffer_limit_bytes, request_body_buffer_limit, request_mirror_policies,
+        matcher, virtual_clusters, rate_limits, cors, hedge_policy, request_mirror_policies,
         route_specifiers,
     );
-    retry::policy(d, retry_policy, retry_policy_typed_config);
+    let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
+    let headers = header_mutation::Fields {
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+    };
+    let headers = header_mutation::mutations(d, headers);
     let on_demand = per_filter::configs(d, typed_per_filter_config);
     if name.is_empty() {
         d.refuse_field("name", "is missing");
@@ -204,10 +221,26 @@ fn virtual_host(
             name: "".into(),
             matches: RouteMatch::path(PathMatch::Prefix(String::new())),
             action: RouteAction::Redirect(Redirect::to_tls()),
+            headers: HeaderMutations::default(),
             on_demand: None,
         }),
     });
-    Some(VirtualHost { name: name.into(), domains: domains?, routes: routes?, require_tls })
+    let attempts = Attempts {
+        retry: retry?,
+        count_in_request: include_request_attempt_count,
+        count_in_response: include_attempt_count_in_response,
+        timeout_in_request: include_is_timeout_retry_header,
+        buffer_max_bytes: buffer_max_bytes?,
+    };
+    let mut routes = routes?;
+    retry::inherit(&mut routes, &attempts);
+    Some(VirtualHost {
+        name: name.into(),
+        domains: domains?,
+        routes,
+        require_tls,
+        headers: headers?,
+    })
 }
 
 /// Spec: `envoy.config.route.v3.VirtualHost.domains`. A `*` stands at one end only.
@@ -249,11 +282,18 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     } = value;
     unsupported!(
         d;
-        decorator, request_headers_to_add, request_headers_to_remove, response_headers_to_add,
-        response_headers_to_remove, tracing, per_request_buffer_limit_bytes,
-        request_body_buffer_limit, route_specifiers,
+        decorator, tracing, route_specifiers,
     );
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let on_demand = per_filter::configs(d, typed_per_filter_config);
+    let headers = header_mutation::Fields {
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+    };
+    let headers = header_mutation::mutations(d, headers);
     let matches = d.field("match", |d| match r#match {
         Some(value) => matches::matches(d, value),
         None => d.refused("is missing"),
@@ -274,5 +314,9 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         Some(Action::NonForwardingAction(_)) => d.not_supported("non_forwarding_action"),
         None => d.refused("has no action: route, redirect or direct_response"),
     };
-    Some(Route { name: name.into(), matches: matches?, action: action?, on_demand })
+    let mut action = action?;
+    if let RouteAction::Forward(action) = &mut action {
+        action.attempts.buffer_max_bytes = buffer_max_bytes?;
+    }
+    Some(Route { name: name.into(), matches: matches?, action, headers: headers?, on_demand })
 }

@@ -1,7 +1,8 @@
 //! How the configuration from a control plane scales, and how fast a change of it is.
 //!
-//! The control plane is the tests' own, in Python: what it needs to make a response counts
-//! for nothing here; times begin when it hands one over.
+//! The control plane is the tests' own, in Python: what it needs to make a response, from the
+//! change of its state to the response that it hands over, is shown by itself. What is left
+//! is from there to the first connection that ends at the new endpoint.
 
 use std::{
     fs,
@@ -29,27 +30,46 @@ const LONG: Duration = Duration::from_secs(180);
 pub(crate) fn show() {
     println!("── configuration by delta ADS: {ENDPOINTS} endpoints a cluster");
     println!(
-        "  {:>9}{:>14}{:>12}{:>14}{:>24}",
-        "clusters", "in force s", "RSS MiB", "KiB/cluster", "one endpoint ms p50/p99"
+        "  {:>9}{:>14}{:>12}{:>14}{:>26}{:>26}",
+        "clusters",
+        "in force s",
+        "RSS MiB",
+        "KiB/cluster",
+        "one endpoint ms p50/p99",
+        "before it, the server's"
     );
     let mut empty = 0.0;
     for clusters in std::iter::once(0).chain(SIZES) {
-        let (loaded, rss, mut changes) = of(clusters);
-        changes.sort_by(f64::total_cmp);
-        let at = |share: f64| changes[((changes.len() - 1) as f64 * share).round() as usize] * 1e3;
+        let (loaded, rss, changes) = of(clusters);
         if clusters == 0 {
             empty = rss;
         }
         let each = (rss - empty) * 1024.0 / clusters.max(1) as f64;
         println!(
-            "  {clusters:>9}{loaded:>14.2}{rss:>12.1}{each:>14.1}{:>18.1} / {:.1}",
-            at(0.5),
-            at(0.99)
+            "  {clusters:>9}{loaded:>14.2}{rss:>12.1}{each:>14.1}{:>26}{:>26}",
+            spread(changes.iter().map(|change| change.agent)),
+            spread(changes.iter().map(|change| change.server)),
         );
     }
 }
 
-fn of(clusters: u64) -> (f64, f64, Vec<f64>) {
+/// One change of one endpoint, in seconds.
+struct Change {
+    /// From the change of the control plane's state to its response.
+    server: f64,
+    /// From its response to the first connection that goes to the new endpoint.
+    agent: f64,
+}
+
+/// Median and 99th percentile, in milliseconds.
+fn spread(seconds: impl Iterator<Item = f64>) -> String {
+    let mut sorted: Vec<f64> = seconds.collect();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share).round() as usize] * 1e3;
+    format!("{:.1} / {:.1}", at(0.5), at(0.99))
+}
+
+fn of(clusters: u64) -> (f64, f64, Vec<Change>) {
     let bed = Testbed::two_nodes("xds");
     let (near, far) = (bed.node(1), bed.node(2));
     let client = near.pod("client").start();
@@ -66,7 +86,7 @@ fn of(clusters: u64) -> (f64, f64, Vec<f64>) {
     let mut loaded = 0.0;
     if clusters > 0 {
         control_plane.behaves("many", many);
-        let sent = journal.next("Cluster");
+        let sent = journal.next("Cluster", control_plane.number());
         let count = |agent: &Agent| {
             let answer = http::get(&agent.node().socket(), "/status").expect("read the status");
             let status: Value = serde_json::from_str(&answer.body).expect("the status is JSON");
@@ -88,14 +108,13 @@ fn served(backend: &Pod) -> MeshConfig {
     MeshConfig::new().service(&Service::tcp("who", SERVICE).backed_by_plain(address))
 }
 
-/// Moves the service from one backend to the other, again and again: how long after the
-/// response the first connection goes there.
+/// Moves the service from one backend to the other, again and again.
 fn follow(
     client: &Pod,
     backends: &[Pod; 2],
     control_plane: &mut ControlPlane,
     journal: &mut Journal,
-) -> Vec<f64> {
+) -> Vec<Change> {
     let watcher = client.watches(SERVICE);
     let arrived = |pod: &Pod, times: usize| {
         let ip = format!(" I am {} ", pod.ip());
@@ -113,10 +132,12 @@ fn follow(
     let mut took = Vec::new();
     for round in 0..CHANGES {
         let to = &backends[(round + 1) % 2];
+        let begun = seconds();
         control_plane.serves(served(to).resources());
-        let sent = journal.next("ClusterLoadAssignment");
+        let sent = journal.next("ClusterLoadAssignment", control_plane.number());
         // The first backend has been seen once before.
-        took.push(arrived(to, round.div_ceil(2)) - sent);
+        let agent = arrived(to, round.div_ceil(2)) - sent;
+        took.push(Change { server: sent - begun, agent });
     }
     took
 }
@@ -145,8 +166,9 @@ impl Journal {
         Self { path: path.to_owned(), offset }
     }
 
-    /// The next response of that type.
-    fn next(&mut self, type_: &str) -> f64 {
+    /// The next response of that type that tells of the state with that number: what was
+    /// sent before may still be unread here.
+    fn next(&mut self, type_: &str, number: u64) -> f64 {
         let begin = Instant::now();
         loop {
             let mut file = fs::File::open(&self.path).expect("open the journal");
@@ -158,7 +180,7 @@ impl Journal {
                 self.offset += line.len() as u64;
                 let line: Value = serde_json::from_str(line).expect("a line of JSON");
                 let of = line["type"].as_str().is_some_and(|of| of.ends_with(type_));
-                if of && line["sent"].is_string() {
+                if of && line["sent"].is_string() && line["number"] == number {
                     return line["at"].as_f64().expect("a time");
                 }
             }

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Request, Response, uri::Authority};
+use http::{HeaderMap, HeaderName, Request, Response, uri::Authority};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -38,10 +38,12 @@ use crate::{
             Balancing, Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment,
             Tunnel, UpstreamProtocol,
         },
+        header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
             Listener, RouteSource, TerminalFilter,
         },
+        retry::Attempts,
         route::{
             Clusters, DirectResponse, Domain, ForwardAction, HostRewrite, PathMatch, PathRewrite,
             Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
@@ -127,6 +129,8 @@ pub(super) struct Setup {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) stream_idle_timeout: Option<Duration>,
     pub(super) headers_kib: u32,
+    /// Of routes below `/again`.
+    pub(super) attempts: Attempts,
 }
 
 impl Setup {
@@ -139,6 +143,7 @@ impl Setup {
             idle_timeout: Some(Duration::from_secs(60)),
             stream_idle_timeout: Some(Duration::from_secs(60)),
             headers_kib: 60,
+            attempts: Attempts::default(),
         }
     }
 
@@ -149,6 +154,7 @@ impl Setup {
 
 fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
+        headers: HeaderMutations::default(),
         on_demand: None,
         name: prefix.into(),
         matches: RouteMatch::path(PathMatch::Prefix(prefix.to_owned())),
@@ -180,7 +186,46 @@ fn cluster(
     }
 }
 
+/// A route with header mutations of many kinds.
+fn mutated(prefix: &str, action: RouteAction) -> Route {
+    let add = |pairs: &[(&'static str, &str)]| {
+        let additions = pairs.iter().map(|(name, value)| HeaderAddition {
+            name: HeaderName::from_static(name),
+            value: value.parse().unwrap(),
+            action: AppendAction::OverwriteIfExistsOrAdd,
+            keep_empty: false,
+        });
+        additions.collect()
+    };
+    let request = HeaderMutation {
+        remove: vec![HeaderName::from_static("x-gone")],
+        add: add(&[
+            ("x-path", "%REQ(X-None?:PATH)%"),
+            ("x-cut", "%REQ(:METHOD):2%"),
+            ("x-cluster", "%UPSTREAM_CLUSTER%;%PROTOCOL%;%ROUTE_NAME%"),
+            ("x-upstream", "[%UPSTREAM_HOST%]"),
+            ("x-code", "%RESPONSE_CODE%"),
+            ("x-empty", "%REQ(x-none)%"),
+        ]),
+    };
+    let response = HeaderMutation {
+        remove: vec![HeaderName::from_static("content-type")],
+        add: add(&[
+            ("r-seen", "%REQ(x-here)% %REQ(x-cut)%"),
+            ("r-code", "%RESPONSE_CODE%;%RESPONSE_CODE_DETAILS%"),
+            ("r-upstream", "%UPSTREAM_HOST%"),
+        ]),
+    };
+    let (request, response) = (Some(Arc::new(request)), Some(Arc::new(response)));
+    let headers = HeaderMutations { request, response };
+    Route { name: "mutated".into(), headers, ..route(prefix, action) }
+}
+
 fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
+    let again = |prefix, cluster| {
+        let attempts = setup.attempts.clone();
+        route(prefix, RouteAction::Forward(Box::new(ForwardAction { attempts, ..to(cluster) })))
+    };
     let forward = |prefix, cluster| route(prefix, RouteAction::Forward(Box::new(to(cluster))));
     let routes = vec![
         route(
@@ -209,6 +254,13 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             "/stream",
             RouteAction::Forward(Box::new(ForwardAction { timeout: None, ..to("app") })),
         ),
+        again("/again/dead", "dead"),
+        again("/again", "app"),
+        mutated("/mutated/", RouteAction::Forward(Box::new(to("app")))),
+        mutated(
+            "/mutated-direct",
+            RouteAction::DirectResponse(DirectResponse { status: 200, body: Bytes::new() }),
+        ),
         forward("/none", "empty"),
         forward("/dead", "dead"),
         forward("/", "app"),
@@ -221,6 +273,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             domains: vec![Domain::Exact("app.test".into())],
             routes,
             require_tls: None,
+            headers: HeaderMutations::default(),
         })],
         ..RouteConfiguration::default()
     };

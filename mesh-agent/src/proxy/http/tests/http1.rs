@@ -57,7 +57,7 @@ async fn the_agent_answers_for_itself() {
         (
             "GET /dead HTTP/1.1\r\nhost: app.test\r\n\r\n",
             "503 Service Unavailable",
-            "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
+            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
             "UF",
         ),
         (

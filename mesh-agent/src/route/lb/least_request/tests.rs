@@ -1,6 +1,9 @@
 use crate::{
     model::cluster::LbPolicy,
-    route::lb::tests::{Noise, assignment, balanced, counts},
+    route::{
+        Choice,
+        lb::tests::{Noise, assignment, balanced, counts},
+    },
 };
 
 const TWO: LbPolicy = LbPolicy::LeastRequest { choice_count: 2 };
@@ -14,7 +17,8 @@ fn the_less_loaded_of_the_drawn_is_picked() {
     for expected in [0, 1] {
         // The draws beyond the two are the balancer's start.
         let mut random = |bound: u32| if bound == u32::MAX { 0 } else { draws.next().unwrap() };
-        let (endpoint, guard) = balancers.pick(&cluster, &assignment, &mut random).unwrap();
+        let (endpoint, guard) =
+            balancers.pick(&cluster, &assignment, Choice::default(), &mut random).unwrap();
         assert_eq!(endpoint, assignment.localities[0].endpoints[expected]);
         held.push(guard);
     }
@@ -44,7 +48,9 @@ fn requests_in_flight_spread_by_weight() {
     let mut noise = Noise::default();
     let mut held = Vec::new();
     for _ in 0..400 {
-        held.push(balancers.pick(&cluster, &assignment, &mut noise.draw()).unwrap());
+        held.push(
+            balancers.pick(&cluster, &assignment, Choice::default(), &mut noise.draw()).unwrap(),
+        );
     }
     let active =
         |i: usize| balancers.active(&cluster.name, assignment.localities[0].endpoints[i].address);
@@ -60,7 +66,8 @@ fn a_slow_endpoint_gets_little() {
     let mut stuck = Vec::new();
     let mut picks = 0;
     for _ in 0..3000 {
-        let (endpoint, guard) = balancers.pick(&cluster, &assignment, &mut noise.draw()).unwrap();
+        let (endpoint, guard) =
+            balancers.pick(&cluster, &assignment, Choice::default(), &mut noise.draw()).unwrap();
         if endpoint == assignment.localities[0].endpoints[0] {
             picks += 1;
             stuck.push(guard);
@@ -78,8 +85,9 @@ fn a_choice_count_of_any_size_is_answered() {
         assert!(counts(&balancers, &cluster, &assignment, 100).iter().sum::<u32>() == 100);
     }
     let (balancers, cluster) = balanced(TWO);
-    let none = balancers.pick(&cluster, &assignment(&[]), &mut |_| 0);
+    let none = balancers.pick(&cluster, &assignment(&[]), Choice::default(), &mut |_| 0);
     assert!(none.is_none());
-    let broken = balancers.pick(&cluster, &assignment(&[1, 2]), &mut |_| u32::MAX);
+    let broken =
+        balancers.pick(&cluster, &assignment(&[1, 2]), Choice::default(), &mut |_| u32::MAX);
     assert!(broken.is_some());
 }

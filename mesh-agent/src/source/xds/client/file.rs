@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{ResourceType, options::WatchedFile, rejection, session::Request},
-    Event, Events, REQUESTS, Response,
+    Event, Events, REQUESTS, Response, StreamId,
 };
 use crate::{
     snapshot::RejectedResource,
@@ -39,11 +39,11 @@ const POLL: Duration = Duration::from_secs(5);
 const DESCRIPTORS_KEPT: Duration = Duration::from_secs(3);
 
 /// Reads the file now and at every change, until nobody listens.
-pub(super) async fn watch(watched: WatchedFile, kind: ResourceType, at: usize, events: Events) {
+pub(super) async fn watch(watched: WatchedFile, kind: ResourceType, id: StreamId, events: Events) {
     let (requests, mut asked) = mpsc::channel(REQUESTS);
     let server = format!("file://{}", watched.path.display());
     let connecting = Event::Connecting { server, requests, stop: CancellationToken::new() };
-    if events.send((at, connecting)).await.is_err() {
+    if events.send((id, connecting)).await.is_err() {
         return;
     }
     let mut changes = Changes::of(&watched);
@@ -62,7 +62,7 @@ pub(super) async fn watch(watched: WatchedFile, kind: ResourceType, at: usize, e
                 }
                 Err(reasons) => Event::Refused(reasons),
             };
-            if events.send((at, event)).await.is_err() {
+            if events.send((id, event)).await.is_err() {
                 return;
             }
             sent = Some(read);

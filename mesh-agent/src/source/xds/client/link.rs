@@ -26,7 +26,7 @@ use super::{
         address::Server,
         session::{Request, Variant},
     },
-    Event, Events, Response,
+    Event, Events, Response, StreamId,
     backoff::Limiter,
 };
 
@@ -37,8 +37,7 @@ const WINDOW_BYTES: u32 = 4 << 20;
 
 /// A connection as it is to be.
 pub(super) struct Link<'a> {
-    /// The stream's place in the session.
-    pub(super) at: usize,
+    pub(super) id: StreamId,
     pub(super) variant: Variant,
     /// The one type it carries; `None`: all.
     pub(super) kind: Option<ResourceType>,
@@ -111,12 +110,12 @@ impl Link<'_> {
         M: Message + Send + Sync + 'static,
         R: Message + Default + Send + Sync + 'static,
     {
-        let Self { at, variant, kind, events, limiter, message_max, first_answer, answered } = self;
+        let Self { id, variant, kind, events, limiter, message_max, first_answer, answered } = self;
         let most = message_max.and_then(|most| usize::try_from(most).ok());
         let most = most.unwrap_or(MESSAGE_MAX_BYTES).min(MESSAGE_MAX_BYTES);
         let mut grpc = Grpc::new(channel).max_decoding_message_size(most);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        if events.send((*at, Event::Open)).await.is_err() {
+        if events.send((*id, Event::Open)).await.is_err() {
             return Ok(());
         }
         let (sender, outgoing) = mpsc::channel(1);
@@ -149,7 +148,7 @@ impl Link<'_> {
             while let Some(response) = stream.message().await? {
                 *answered = true;
                 heard.notify_one();
-                if events.send((*at, Event::Said(pack(response)))).await.is_err() {
+                if events.send((*id, Event::Said(pack(response)))).await.is_err() {
                     break;
                 }
             }

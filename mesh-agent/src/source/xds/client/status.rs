@@ -1,6 +1,6 @@
 //! What people see of the streams.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use super::super::{
     ResourceType,
@@ -22,8 +22,8 @@ pub enum StreamState {
 /// What people see of the connection to the control planes.
 #[derive(Debug, Clone, Default)]
 pub struct AdsStatus {
-    /// In the order in which they were needed first.
-    pub streams: Vec<StreamStatus>,
+    /// By their place; a free one may be taken by another.
+    pub streams: BTreeMap<usize, StreamStatus>,
     pub types: Vec<TypeStatus>,
 }
 
@@ -61,14 +61,18 @@ impl Default for StreamStatus {
 impl AdsStatus {
     /// Whether every stream has its server.
     pub fn is_connected(&self) -> bool {
-        self.streams.iter().all(|stream| stream.state == StreamState::Connected)
+        self.streams.values().all(|stream| stream.state == StreamState::Connected)
     }
 
     pub(super) fn stream(&mut self, at: usize) -> &mut StreamStatus {
-        let count = self.streams.len().max(at + 1);
-        self.streams.resize_with(count, StreamStatus::default);
-        // Just made, if it was not there.
-        &mut self.streams[at]
+        self.streams.entry(at).or_default()
+    }
+
+    pub(super) fn close(&mut self, at: usize) {
+        if let Some(closed) = self.streams.remove(&at) {
+            let StreamStatus { server, kind, .. } = closed;
+            tracing::info!(server, kind, "the stream ends: nothing refers to it any more");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{ResourceType, address::Server, options::RateLimit, session::Variant},
-    Event, Events, REQUESTS,
+    Event, Events, REQUESTS, StreamId,
     backoff::{Backoff, Limiter},
     link::{self, Link},
 };
@@ -36,7 +36,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Runs for ever, or until nobody listens.
-    pub(super) async fn run(self, at: usize, events: Events) {
+    pub(super) async fn run(self, id: StreamId, events: Events) {
         let mut backoff = Backoff::new(BACKOFF, BACKOFF_MAX);
         let mut look_back = Backoff::new(LOOK_BACK, LOOK_BACK_MAX);
         let mut limiter = Limiter::new(self.rate);
@@ -49,12 +49,12 @@ impl Stream {
                 let stop = CancellationToken::new();
                 let name = server.to_string();
                 let connecting = Event::Connecting { server: name, requests, stop: stop.clone() };
-                if events.send((at, connecting)).await.is_err() {
+                if events.send((id, connecting)).await.is_err() {
                     return;
                 }
                 let start = time::Instant::now();
                 let mut link = Link {
-                    at,
+                    id,
                     variant: self.variant,
                     kind: self.kind,
                     events: &events,
@@ -72,7 +72,7 @@ impl Stream {
                 };
                 let answered = link.answered;
                 heard |= answered;
-                if events.send((at, Event::Ended(end))).await.is_err() {
+                if events.send((id, Event::Ended(end))).await.is_err() {
                     return;
                 }
                 // One that was kept to without a word had nothing new to say.

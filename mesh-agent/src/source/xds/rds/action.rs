@@ -30,6 +30,7 @@ use super::{
 };
 use crate::model::{
     cluster::ClusterName,
+    retry::Attempts,
     rewrite::TemplateRewrite,
     route::{Clusters, ForwardAction, HostRewrite, PathMatch, PathRewrite},
 };
@@ -80,7 +81,7 @@ pub(super) fn forward(
         max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
-    retry::policy(d, retry_policy, retry_policy_typed_config);
+    let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => {
             d.field("cluster", |d| d.refused("is missing"))
@@ -151,6 +152,7 @@ pub(super) fn forward(
         path_rewrite: path_rewrite?,
         host_rewrite: host_rewrite?,
         append_x_forwarded_host,
+        attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
 

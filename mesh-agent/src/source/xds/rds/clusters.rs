@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 
 use super::super::{
-    matchers,
+    header_mutation, matchers,
     reject::{Decoder, unsupported},
 };
 use crate::model::{
@@ -66,11 +66,14 @@ fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster>
         typed_per_filter_config,
         host_rewrite_specifier,
     } = value;
-    unsupported!(
-        d;
-        metadata_match, request_headers_to_add, request_headers_to_remove,
-        response_headers_to_add, response_headers_to_remove,
-    );
+    unsupported!(d; metadata_match);
+    let headers = header_mutation::Fields {
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+    };
+    let headers = header_mutation::mutations(d, headers);
     d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
     let weight = match weight {
         Some(weight) => Some(weight.value),
@@ -90,7 +93,12 @@ fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster>
             d.field("host_rewrite_literal", |d| authority(d, host)).map(Some)
         }
     };
-    Some(RouteCluster { cluster: cluster?, weight: weight?, host_rewrite: host_rewrite? })
+    Some(RouteCluster {
+        cluster: cluster?,
+        weight: weight?,
+        host_rewrite: host_rewrite?,
+        headers: headers?,
+    })
 }
 
 /// What may stand for a request's host.

@@ -76,8 +76,9 @@ impl Session {
         let needed = !self.table(Type::Scope).asked.is_empty()
             || holders.any(|needs| needs.named(Type::Scope).next().is_some());
         let (timeout, connected) = (self.initial_fetch_timeout, self.is_connected(Type::Scope));
-        let variant = self.table(Type::Scope).stream.and_then(|at| self.streams.get(at));
-        let final_wish = variant.is_some_and(|stream| stream.variant == Variant::Sotw);
+        let stream = self.table(Type::Scope).stream.filter(|at| !self.is_borrowed(*at));
+        let stream = stream.and_then(|at| self.streams.get(at));
+        let final_wish = stream.is_some_and(|stream| stream.variant == Variant::Sotw);
         let table = self.table_mut(Type::Scope);
         table.reworded = true;
         if needed {

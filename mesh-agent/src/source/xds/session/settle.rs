@@ -65,11 +65,15 @@ impl Session {
         self.forget_absent_clusters();
         for table in &mut self.tables {
             table.renamed = false;
-            table.claimed = false;
+            if std::mem::take(&mut table.claimed) {
+                // Names of resources that were refused in the end, too, say a timeout.
+                table.timeouts.retain(|name, _| table.wanted.contains(name));
+            }
         }
         if made_up {
             return self.settle(now);
         }
+        self.return_streams();
         for table in &mut self.tables {
             let open = std::mem::take(&mut table.open);
             let (answered, open): (BTreeSet<_>, _) =

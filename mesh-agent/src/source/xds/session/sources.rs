@@ -24,18 +24,28 @@ use crate::{
 /// The streams' origins.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
-    /// By the stream's place; those of [`Session::new`] are aggregated ones.
-    origins: Vec<(Origin, Option<ResourceType>)>,
+    /// By the stream's place; those of [`Session::new`] are aggregated ones. `None`: it has
+    /// ended, and the place is free.
+    origins: Vec<Option<(Origin, Option<ResourceType>)>>,
+    /// Places of streams that end once no resource refers to them.
+    borrowed: BTreeSet<usize>,
     /// The clusters of management servers.
     known: BTreeSet<String>,
     /// Streams that nobody has opened yet.
     unopened: VecDeque<usize>,
+    /// Streams that nobody has closed yet.
+    unclosed: Vec<usize>,
 }
 
 impl Sources {
     pub(super) fn aggregated(streams: usize) -> Self {
-        let origins = (0..streams).map(|_| (Origin::Ads, None)).collect();
+        let origins = (0..streams).map(|_| Some((Origin::Ads, None))).collect();
         Self { origins, ..Self::default() }
+    }
+
+    fn position(&self, origin: &Origin, kind: Option<ResourceType>) -> Option<usize> {
+        let is_it = |(known, carries): &(Origin, _)| known == origin && *carries == kind;
+        self.origins.iter().position(|known| known.as_ref().is_some_and(is_it))
     }
 }
 
@@ -48,8 +58,13 @@ impl Session {
     /// Adds a stream for types that none carries yet.
     pub(in crate::source::xds) fn carry(&mut self, origin: Origin, carries: Carries) -> usize {
         let Carries { variant, types } = carries;
-        let at = self.streams.len();
-        self.streams.push(Stream { variant, connected: false, introduced: false });
+        let free = self.sources.origins.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.streams.len());
+        let stream = Stream { variant, connected: false, introduced: false };
+        match self.streams.get_mut(at) {
+            Some(place) => *place = stream,
+            None => self.streams.push(stream),
+        }
         for table in &mut self.tables {
             if table.stream.is_none() && types.contains(&table.kind) {
                 table.stream = Some(at);
@@ -60,9 +75,48 @@ impl Session {
             (_, [kind]) => Some(*kind),
             _ => None,
         };
-        self.sources.origins.push((origin, kind));
+        match self.sources.origins.get_mut(at) {
+            Some(place) => *place = Some((origin, kind)),
+            None => self.sources.origins.push(Some((origin, kind))),
+        }
         self.sources.unopened.push_back(at);
         at
+    }
+
+    /// Streams that are to be closed, by their place; before new ones are opened there.
+    pub(in crate::source::xds) fn poll_closed(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.sources.unclosed)
+    }
+
+    /// Whether that stream ends once no resource refers to it.
+    pub(super) fn is_borrowed(&self, stream: usize) -> bool {
+        self.sources.borrowed.contains(&stream)
+    }
+
+    /// Ends streams that resources referred to and none does any more: their type comes from
+    /// where it came from before.
+    pub(super) fn return_streams(&mut self) {
+        for table in &mut self.tables {
+            let borrowed = table.stream.filter(|at| self.sources.borrowed.contains(at));
+            if borrowed.is_some() && table.is_free() {
+                table.stream = table.home;
+                table.reset_stream();
+            }
+        }
+        let carries = |at: &usize| self.tables.iter().any(|table| table.stream == Some(*at));
+        let ended: Vec<_> =
+            self.sources.borrowed.iter().copied().filter(|at| !carries(at)).collect();
+        for at in ended {
+            self.sources.borrowed.remove(&at);
+            self.sources.unopened.retain(|unopened| *unopened != at);
+            self.sources.unclosed.push(at);
+            if let Some(origin) = self.sources.origins.get_mut(at) {
+                *origin = None;
+            }
+            if let Some(stream) = self.streams.get_mut(at) {
+                stream.connected = false;
+            }
+        }
     }
 
     /// Streams that are to be opened: their place, their origin, and the one type they
@@ -73,7 +127,7 @@ impl Session {
         let unopened = std::mem::take(&mut self.sources.unopened);
         let origins = &self.sources.origins;
         let found = unopened.into_iter().filter_map(|at| {
-            let (origin, kind) = origins.get(at)?;
+            let (origin, kind) = origins.get(at)?.as_ref()?;
             Some((at, origin.clone(), *kind))
         });
         found.collect()
@@ -89,6 +143,12 @@ impl Session {
     pub(in crate::source::xds) fn refer(&mut self, references: &[Reference]) {
         if let Err(reason) = self.place(None, references) {
             self.rejected.push(reason);
+        }
+        // These hold for as long as the session does.
+        for Reference { kind, .. } in references {
+            if let Some(at) = self.table(*kind).stream {
+                self.sources.borrowed.remove(&at);
+            }
         }
     }
 
@@ -131,7 +191,7 @@ impl Session {
         for Reference { kind, name, origin, timeout, path } in references {
             let refuse =
                 |field: &str, reason: String| Err(rejection(&format!("{path}{field}"), reason));
-            let holder = holder.and_then(|at| self.sources.origins.get(at));
+            let holder = holder.and_then(|at| self.sources.origins.get(at)?.as_ref());
             let origin = match (origin, holder) {
                 (Some(origin), _) => origin.clone(),
                 (None, Some((Origin::File(_), _))) => {
@@ -141,11 +201,8 @@ impl Session {
                 (None, None) => Origin::Ads,
             };
             let found = match &origin {
-                Origin::Ads => self.sources.origins.iter().position(|(o, _)| *o == Origin::Ads),
-                _ => {
-                    let wanted = (origin.clone(), Some(*kind));
-                    self.sources.origins.iter().position(|known| *known == wanted)
-                }
+                Origin::Ads => self.sources.position(&origin, None),
+                _ => self.sources.position(&origin, Some(*kind)),
             };
             let variant = match &origin {
                 Origin::Ads if found.is_none() => {
@@ -170,11 +227,18 @@ impl Session {
                     let reason = format!("other {} come from another source already", kind.table());
                     return refuse("", reason);
                 }
-                self.table_mut(*kind).stream = found;
+                let table = self.table_mut(*kind);
+                let before = std::mem::replace(&mut table.stream, found);
                 if found.is_none() {
-                    self.carry(origin, Carries { variant, types: vec![*kind] });
+                    let at = self.carry(origin, Carries { variant, types: vec![*kind] });
+                    self.sources.borrowed.insert(at);
                 }
-                self.table_mut(*kind).reset_stream();
+                let is_home = before.is_none_or(|at| !self.is_borrowed(at));
+                let table = self.table_mut(*kind);
+                if is_home {
+                    table.home = before;
+                }
+                table.reset_stream();
             }
             let table = self.table_mut(*kind);
             table.claimed = true;

@@ -234,6 +234,8 @@ pub(super) struct Table {
     pub(super) kind: ResourceType,
     /// The session's stream that carries this type, if one does.
     pub(super) stream: Option<usize>,
+    /// The one that carries it where no resource says another.
+    pub(super) home: Option<usize>,
     pub(super) accepted: HashMap<Arc<str>, Held>,
     /// Those of them that stand in for what the server does not have.
     pub(super) made_up: HashSet<Arc<str>>,
@@ -307,6 +309,7 @@ impl Table {
         Self {
             kind,
             stream: None,
+            home: None,
             accepted: HashMap::new(),
             made_up: HashSet::new(),
             in_force: HashMap::new(),

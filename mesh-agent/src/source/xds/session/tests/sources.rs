@@ -108,7 +108,42 @@ fn two_sources_of_one_type_and_unknown_ones_are_refused_by_path() {
     bench.tells(CDS, "c2", &[], &["a"]);
     bench.tells(CDS, "c3", &[("b", cluster_of("b", "third", None))], &[]);
     assert_eq!(bench.refused.len(), 2, "{:?}", bench.refused);
-    assert_eq!(bench.session.poll_streams().len(), 2);
+    let opened = bench.session.poll_streams();
+    let [(_, Origin::Service(third), _)] = opened.as_slice() else { panic!("{opened:?}") };
+    assert_eq!(third.clusters, ["third"], "the first was given up before it was opened");
+}
+
+#[test]
+fn streams_end_when_nothing_refers_to_their_sources() {
+    let mut bench = bench();
+    let mut live = BTreeSet::new();
+    for round in 0..50 {
+        let server = if round % 2 == 0 { "other" } else { "third" };
+        bench.tells(CDS, &format!("c{round}"), &[("a", cluster_of("a", server, None))], &[]);
+        for closed in bench.session.poll_closed() {
+            assert!(live.remove(&closed), "{closed} was not open");
+        }
+        for (at, ..) in bench.session.poll_streams() {
+            assert!(live.insert(at), "{at} is open already");
+            bench.session.connected(at, bench.now);
+        }
+        assert_eq!(live.len(), 1, "round {round}");
+        assert!(live.iter().all(|at| *at <= 2), "places are taken again: {live:?}");
+        // The agent says so on the new stream only.
+        let at = *live.first().unwrap();
+        let asked = bench.session.poll_request(at, bench.now);
+        let Some(Request::Sotw(asked)) = asked else { panic!("{asked:?}") };
+        assert_eq!(asked.resource_names, ["a"]);
+        bench.tells(CDS, &format!("d{round}"), &[], &["a"]);
+    }
+    assert_eq!(bench.session.poll_closed(), live.into_iter().collect::<Vec<_>>());
+    assert!(bench.session.poll_streams().is_empty());
+    assert!(bench.refused.is_empty(), "{:?}", bench.refused);
+    // The type comes from where it came from at first again.
+    bench.tells(CDS, "c", &[("b", cluster("b"))], &[]);
+    bench.tells(LDS, "l", &[("l", tcp_listener("l", 1, "b"))], &[]);
+    bench.tells(EDS, "e", &[("b", endpoints("b", 1))], &[]);
+    bench.expect_in_force(&["cds/b", "eds/b:1", "lds/l"]);
 }
 
 #[test]

@@ -1,0 +1,225 @@
+//! A request's attempts: the first, and those that its route's retry policy adds.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderValue, Request, Response, request::Parts, uri::Authority};
+use http_body::Body as _;
+
+use super::{
+    HttpConnection, RequestBody,
+    forward::{Failure, exchange, key},
+    headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
+    record::RequestLog,
+    replay::Replay,
+    reply::Reply,
+    request::no_destination,
+    timing::Exchange,
+};
+use crate::{
+    model::{retry::Attempts, route::ForwardAction},
+    observe::flags::ResponseFlag,
+    policy::{Permit, RequestPermit},
+    route::{Choice, Destination, RetryState, Verdict, decide_again},
+    snapshot::Snapshot,
+    transport::http_pool::{HttpProtocol, LeasedBody},
+};
+
+type Answered = (Response<LeasedBody<RequestBody>>, Destination);
+
+/// What stays the same for all attempts.
+pub(super) struct Attempting<'a> {
+    pub(super) connection: &'a HttpConnection,
+    pub(super) permit: &'a Permit,
+    pub(super) request_permit: &'a RequestPermit,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) action: &'a ForwardAction,
+    pub(super) protocol: HttpProtocol,
+    /// The host that goes upstream.
+    pub(super) host: Authority,
+    pub(super) retries: Option<RetryState<'a>>,
+}
+
+/// What a retry policy makes of a request; `None` without one.
+pub(super) fn retries<'a>(attempts: &'a Attempts, head: &Parts) -> Option<RetryState<'a>> {
+    attempts.retry.as_ref().map(|policy| RetryState::new(policy, head))
+}
+
+/// A body for each attempt.
+enum Bodies {
+    /// There is but one attempt.
+    Once(Option<RequestBody>),
+    Empty,
+    Kept(Replay),
+}
+
+impl Bodies {
+    fn new(body: RequestBody, again: bool, attempts: &Attempts) -> Self {
+        if !again {
+            return Self::Once(Some(body));
+        }
+        if body.is_end_stream() {
+            return Self::Empty;
+        }
+        let max_bytes = attempts.buffer_max_bytes.unwrap_or(Attempts::BUFFER_MAX_BYTES);
+        Self::Kept(Replay::new(body, max_bytes))
+    }
+
+    fn next(&mut self, exchange: &Arc<Exchange>) -> RequestBody {
+        let exchange = Arc::clone(exchange);
+        match self {
+            Self::Once(body) => body.take().unwrap_or_else(|| RequestBody::empty(exchange)),
+            Self::Empty => RequestBody::empty(exchange),
+            Self::Kept(replay) => RequestBody::replayed(replay.attempt(), exchange),
+        }
+    }
+
+    /// Whether another attempt would have all of it.
+    fn is_whole(&self) -> bool {
+        match self {
+            Self::Once(body) => body.is_some(),
+            Self::Empty => true,
+            Self::Kept(replay) => replay.is_whole(),
+        }
+    }
+}
+
+impl Attempting<'_> {
+    /// Until a response, or a failure, that is not one to repeat. `count` is the number of
+    /// the attempt.
+    pub(super) async fn run(
+        mut self,
+        mut destination: Destination,
+        mut request: Request<()>,
+        body: RequestBody,
+        log: &mut RequestLog,
+        count: &mut u32,
+    ) -> Result<Answered, Reply> {
+        let random = &mut |below| rand::random_range(0..below);
+        let mut bodies = Bodies::new(body, self.retries.is_some(), &self.action.attempts);
+        let mut avoid: Vec<SocketAddr> = Vec::new();
+        loop {
+            if self.action.attempts.count_in_request {
+                request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(*count));
+            }
+            let body = bodies.next(&log.exchange);
+            let this = match self.retries.is_some() {
+                true => head_of(&request).map(|()| body),
+                false => std::mem::take(&mut request).map(|()| body),
+            };
+            let ended = self.attempt(&destination, this, log).await;
+            let broken = log.exchange.is_request_broken();
+            let verdict = match (&mut self.retries, &ended) {
+                (None, _) => Verdict::Final,
+                // The client's fault; or it can't be sent from its beginning.
+                _ if broken || !bodies.is_whole() => Verdict::Final,
+                (Some(retries), Ok(response)) => {
+                    let (status, now) = (response.status(), SystemTime::now());
+                    retries.response(status, response.headers(), now, random)
+                }
+                (Some(retries), Err(failure)) => {
+                    let (reset, began) = failure.reset();
+                    retries.reset(reset, began, random)
+                }
+            };
+            let pause = match verdict {
+                Verdict::Retry(pause) => pause,
+                Verdict::LimitExceeded => {
+                    log.record.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+                    return self.ended(ended, destination, log, *count);
+                }
+                Verdict::Final => return self.ended(ended, destination, log, *count),
+            };
+            if self.action.attempts.timeout_in_request && matches!(ended, Err(Failure::Attempt(_)))
+            {
+                request.headers_mut().insert(TIMEOUT_RETRY, HeaderValue::from_static("true"));
+            }
+            avoid.push(destination.address());
+            let cluster = destination.cluster().cloned();
+            // Neither is busy for this request any more.
+            drop((ended, destination));
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            *count += 1;
+            destination = match cluster {
+                Some(cluster) => {
+                    let policy = self.action.attempts.retry.as_deref();
+                    let choice = match policy {
+                        Some(policy) if policy.avoid_previous_hosts => {
+                            Choice { avoid: &avoid, reselections: policy.host_selection_attempts }
+                        }
+                        _ => Choice::default(),
+                    };
+                    let decided = decide_again(
+                        self.request_permit,
+                        self.permit,
+                        &cluster,
+                        choice,
+                        self.snapshot,
+                        &self.connection.services.balancers,
+                        random,
+                        Instant::now(),
+                    );
+                    decided.map_err(|error| no_destination(&error, self.action, log))?
+                }
+                // Only requests of a route are sent again, and a route names a cluster.
+                None => return Err(Reply::bad_request("no cluster")),
+            };
+            log.record.upstream = Some(destination.address());
+        }
+    }
+
+    async fn attempt(
+        &self,
+        destination: &Destination,
+        request: Request<RequestBody>,
+        log: &mut RequestLog,
+    ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
+        let upstreams = &self.connection.services.upstreams;
+        let tls = upstreams
+            .originate(destination, self.protocol, &self.host, request.headers())
+            .map_err(Failure::Connect)?;
+        let key = key(self.permit, destination, self.protocol, tls.as_ref());
+        log.record.upstream_identity = key.destination_identity.clone();
+        self.connection.observer.routed(&log.record);
+        let to = (destination, tls.as_ref());
+        exchange(self.connection, self.permit, to, &key, request, self.limits()).await
+    }
+
+    /// Of one attempt: the whole of it, and silence. One that is no less than the route's
+    /// own counts for nothing, as in Envoy.
+    fn limits(&self) -> (Option<Duration>, Option<Duration>) {
+        let Some(policy) = &self.action.attempts.retry else { return (None, None) };
+        let whole = self.action.timeout.filter(|timeout| !timeout.is_zero());
+        let per_try =
+            policy.per_try_timeout.filter(|per_try| whole.is_none_or(|whole| *per_try < whole));
+        (per_try, policy.per_try_idle_timeout)
+    }
+
+    fn ended(
+        &self,
+        ended: Result<Response<LeasedBody<RequestBody>>, Failure>,
+        destination: Destination,
+        log: &RequestLog,
+        count: u32,
+    ) -> Result<Answered, Reply> {
+        match ended {
+            Ok(response) => Ok((response, destination)),
+            Err(failure) => Err(failure.into_reply(log, count > 1)),
+        }
+    }
+}
+
+/// A copy without body.
+pub(super) fn head_of<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}

@@ -1,0 +1,263 @@
+//! Headers as a route wants them, and the values that fill them in.
+//!
+//! Spec: `request_headers_to_add` and its kin in
+//! `envoy/config/route/v3/route_components.proto`.
+
+use std::{io::Write as _, net::SocketAddr, sync::Arc, time::SystemTime};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{
+        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, ORIGIN,
+        REFERER, USER_AGENT, VIA,
+    },
+    request::Parts,
+};
+
+use super::{Judged, headers::append_value, record::RequestLog};
+use crate::{
+    model::{
+        format::{HeaderNames, Operator, PlainOperator, Values},
+        header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
+        listener::Direction,
+    },
+    policy::{Flow, matcher::first_value},
+    route::Matched,
+};
+
+/// Headers that Envoy keeps as one value, and appends to with a comma.
+const SINGLE: [HeaderName; 13] = [
+    ACCEPT,
+    ACCEPT_ENCODING,
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONTENT_TYPE,
+    COOKIE,
+    ORIGIN,
+    REFERER,
+    USER_AGENT,
+    VIA,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-request-id"),
+];
+
+/// The levels at which headers may be changed, in the order in which they are.
+type Levels<'a> = [Option<&'a HeaderMutations>; 4];
+
+/// Does what the levels say of the request.
+pub(super) fn mutate_request(levels: Levels<'_>, log: &RequestLog, flow: &Flow, head: &mut Parts) {
+    let mut value = Vec::new();
+    for mutation in levels.into_iter().flatten().filter_map(|level| level.request.as_deref()) {
+        for name in &mutation.remove {
+            head.headers.remove(name);
+        }
+        for addition in &mutation.add {
+            value.clear();
+            let values = RequestValues { log, flow, head: Some(head), response: None };
+            addition.value.append(&values, "", &mut value);
+            set(&mut head.headers, addition, &value);
+        }
+    }
+}
+
+fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
+    if value.is_empty() && !addition.keep_empty {
+        return;
+    }
+    // What fills a place came as a header's value or is an address or a name.
+    let Ok(value) = HeaderValue::from_bytes(value) else { return };
+    let name = addition.name.clone();
+    let there = headers.contains_key(&name);
+    match addition.action {
+        AppendAction::AppendIfExistsOrAdd if SINGLE.contains(&name) => {
+            let separator = if name == COOKIE { "; " } else { "," };
+            append_value(headers, name, &value, separator);
+        }
+        AppendAction::AppendIfExistsOrAdd => {
+            headers.append(name, value);
+        }
+        AppendAction::AddIfAbsent if there => {}
+        AppendAction::OverwriteIfExists if !there => {}
+        AppendAction::AddIfAbsent
+        | AppendAction::OverwriteIfExists
+        | AppendAction::OverwriteIfExistsOrAdd => {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// What is to be done to a response, whoever makes it.
+pub(super) struct ResponseMutations {
+    mutations: Vec<Arc<HeaderMutation>>,
+    judged: Arc<Judged>,
+    /// The head as it went upstream, where a value is taken from it.
+    request: Option<Parts>,
+}
+
+impl ResponseMutations {
+    /// `None` where there is nothing to do.
+    pub(super) fn of(levels: Levels<'_>, judged: &Arc<Judged>) -> Option<Box<Self>> {
+        let levels = levels.into_iter().flatten();
+        let mutations: Vec<_> = levels.filter_map(|level| level.response.clone()).collect();
+        let judged = Arc::clone(judged);
+        (!mutations.is_empty()).then(|| Box::new(Self { mutations, judged, request: None }))
+    }
+
+    /// Keeps the request's head, as it goes upstream, if it will be asked for.
+    pub(super) fn keep_request(&mut self, head: &Parts) {
+        if self.mutations.iter().any(|mutation| mutation.reads_request()) {
+            self.request = Some(head.clone());
+        }
+    }
+
+    /// Does it. `head` is the request's, where it did not go upstream.
+    pub(super) fn mutate(
+        &self,
+        log: &RequestLog,
+        head: &Parts,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+    ) {
+        let mut value = Vec::new();
+        for mutation in &self.mutations {
+            for name in &mutation.remove {
+                headers.remove(name);
+            }
+            for addition in &mutation.add {
+                value.clear();
+                let values = RequestValues {
+                    log,
+                    flow: self.judged.permit.flow(),
+                    head: Some(self.request.as_ref().unwrap_or(head)),
+                    response: Some((status, headers)),
+                };
+                addition.value.append(&values, "", &mut value);
+                set(headers, addition, &value);
+            }
+        }
+    }
+}
+
+/// The levels of a matched route, and of the one of several clusters that was chosen.
+pub(super) fn levels<'a>(matched: &Matched<'a>, entry: Option<&'a HeaderMutations>) -> Levels<'a> {
+    let Matched { configuration, virtual_host, route } = *matched;
+    let [first, last] = match configuration.most_specific_header_mutations_wins {
+        false => [&route.headers, &configuration.headers],
+        true => [&configuration.headers, &route.headers],
+    };
+    [entry, Some(first), Some(&virtual_host.headers), Some(last)]
+}
+
+/// What is known of one request.
+pub(super) struct RequestValues<'a> {
+    pub(super) log: &'a RequestLog,
+    pub(super) flow: &'a Flow,
+    pub(super) head: Option<&'a Parts>,
+    pub(super) response: Option<(StatusCode, &'a HeaderMap)>,
+}
+
+impl RequestValues<'_> {
+    fn plain(&self, operator: PlainOperator, out: &mut Vec<u8>) -> bool {
+        use PlainOperator as P;
+        let record = &self.log.record;
+        let (remote, local) = (self.flow.source(), self.flow.original_destination());
+        let shown = |out: &mut Vec<u8>, value: &dyn std::fmt::Display| {
+            // Writing to a Vec does not fail.
+            let _ = write!(out, "{value}");
+            true
+        };
+        let text = |out: &mut Vec<u8>, value: Option<&[u8]>| match value {
+            Some(value) if !value.is_empty() => {
+                out.extend_from_slice(value);
+                true
+            }
+            _ => false,
+        };
+        match operator {
+            P::Protocol => {
+                let http2 = record.protocol == crate::observe::Protocol::Http2;
+                text(out, Some(if http2 { b"HTTP/2" } else { b"HTTP/1.1" }))
+            }
+            P::Duration => shown(out, &self.log.exchange.elapsed().as_millis()),
+            P::ResponseCode => shown(out, &self.response.map_or(0, |(status, _)| status.as_u16())),
+            P::ResponseFlags => shown(out, &record.flags),
+            P::ResponseCodeDetails => match (&record.details, self.response) {
+                (Some(details), Some(_)) => text(out, Some(word(details).as_bytes())),
+                (None, Some(_)) => text(out, Some(b"via_upstream")),
+                (_, None) => false,
+            },
+            P::BytesReceived => shown(out, &self.log.exchange.request_bytes()),
+            P::BytesSent => shown(out, &self.log.exchange.response_bytes()),
+            P::UpstreamHost => match (record.upstream, self.response) {
+                (Some(upstream), Some(_)) => shown(out, &upstream),
+                _ => false,
+            },
+            P::UpstreamCluster => {
+                text(out, record.cluster.as_ref().map(|cluster| cluster.0.as_bytes()))
+            }
+            P::DownstreamRemoteAddress | P::DownstreamDirectRemoteAddress => shown(out, &remote),
+            P::DownstreamRemoteAddressWithoutPort | P::DownstreamDirectRemoteAddressWithoutPort => {
+                shown(out, &remote.ip())
+            }
+            P::DownstreamRemotePort | P::DownstreamDirectRemotePort => shown(out, &remote.port()),
+            P::DownstreamLocalAddress => shown(out, &local),
+            P::DownstreamLocalAddressWithoutPort => shown(out, &SocketAddr::ip(&local)),
+            P::DownstreamLocalPort => shown(out, &local.port()),
+            // Only a tunnel's handshake proves anything.
+            P::DownstreamPeerUriSan if self.flow.direction() == Direction::Inbound => {
+                self.flow.source_identity().is_some_and(|identity| shown(out, identity))
+            }
+            P::DownstreamPeerUriSan => false,
+            P::DownstreamLocalUriSan => {
+                let proven = self.flow.direction() == Direction::Inbound
+                    && self.flow.source_identity().is_some();
+                proven && shown(out, &self.flow.pod().workload.identity)
+            }
+            // Captured connections begin in the clear, and tunnels name no server.
+            P::RequestedServerName => false,
+            P::RouteName => text(out, record.route.as_ref().map(|route| route.as_bytes())),
+            P::StreamId => text(out, record.request_id.as_ref().map(HeaderValue::as_bytes)),
+        }
+    }
+}
+
+/// The first part of what is told to people: `rbac_access_denied: ...`, as one word.
+fn word(details: &str) -> String {
+    let first = details.split(": ").next().unwrap_or_default();
+    first.replace(|c: char| !c.is_ascii_graphic(), "_")
+}
+
+impl Values for RequestValues<'_> {
+    fn append(&self, operator: &Operator, out: &mut Vec<u8>) -> bool {
+        let value = match operator {
+            Operator::Plain(plain) => return self.plain(*plain, out),
+            Operator::StartTime(format) => {
+                let now = SystemTime::now();
+                let start = now.checked_sub(self.log.exchange.elapsed()).unwrap_or(now);
+                format.append(start, out);
+                return true;
+            }
+            Operator::Request(names) => {
+                either(names, |name| self.head.and_then(|head| first_value(name, head)))
+            }
+            Operator::Response(names) => either(names, |name| {
+                let (_, headers) = self.response?;
+                headers.get(name).map(HeaderValue::as_bytes)
+            }),
+            // Neither is there when headers are written.
+            Operator::Trailer(_) | Operator::DynamicMetadata { .. } => None,
+        };
+        if let Some(value) = value {
+            out.extend_from_slice(value);
+        }
+        value.is_some()
+    }
+}
+
+fn either<'a>(names: &HeaderNames, value: impl Fn(&str) -> Option<&'a [u8]>) -> Option<&'a [u8]> {
+    value(&names.first).or_else(|| value(names.otherwise.as_deref()?))
+}
+
+#[cfg(test)]
+mod tests;
