@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod extension;
 pub mod format;
 pub mod header_mutation;
+pub mod http_options;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;

@@ -15,9 +15,11 @@
 mod attempts;
 mod body;
 mod forward;
+mod forwarding;
 mod headers;
 mod lookups;
 mod mutations;
+mod normalize;
 mod record;
 mod redirect;
 mod replay;

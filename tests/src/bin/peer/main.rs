@@ -4,6 +4,7 @@
 //! thread of its own.
 
 mod again;
+mod corpus;
 mod digest;
 mod drive;
 mod load;
@@ -48,6 +49,9 @@ const HELP: &str = "usage:
   peer source PORT             sends until nobody reads any more
   peer grpc PORT               sends back each message of each gRPC call
   peer drive KIND ADDRESS ...  a load for comparisons: see `peer drive --help`
+  peer witness PORT NAME       writes down each request as it came, a line of JSON, and answers
+                               as its header `x-answer` says
+  peer questions FILE          asks what the file's scripts say and prints what came
   peer abandon                 makes a test bed with a pod and dies without removing it
 ";
 
@@ -93,6 +97,12 @@ fn main() -> ExitCode {
         ["load", address, host, connections, seconds, "--fresh"] => {
             load::run(address, host, connections, seconds, load::Kind::Fresh)
         }
+        ["witness", port, name] => {
+            // It lives as long as the program.
+            let name: &'static str = String::leak(name.to_owned());
+            serve(port, move |stream| corpus::witness::serve(stream, name))
+        }
+        ["questions", file] => corpus::questions::run(file),
         ["abandon"] => abandon(),
         _ => {
             eprint!("{HELP}");
