@@ -475,8 +475,8 @@ class DeltaStream(Stream):
             names = {"*"} if url == SRDS and not more else set()
             known = self.types[url] = {"names": names, "open": [], "has": {}}
             known["has"] = dict(request.initial_resource_versions)
-            # So Envoy asks for virtual hosts.
-            known["all"] = not more
+            if url == VHDS and more:
+                violations.append("names in the first request for virtual hosts, as Envoy never")
             if request.response_nonce:
                 violations.append("a nonce in a type's first request")
             if less:
@@ -504,6 +504,8 @@ class DeltaStream(Stream):
             violations.append("resource locators, which nobody has offered")
         if url in (LDS, CDS) and "*" in less:
             violations.append("gives up a type that is asked for as a whole")
+        if url == VHDS and any("/" not in name for name in [*more, *less]):
+            violations.append("a name that is no virtual host's")
         if "*" in more and url not in WILDCARD:
             violations.append("asks for all of a type that is asked for by names")
         if url == LDS and {*more, *less} - {"*"}:
@@ -551,13 +553,11 @@ class DeltaStream(Stream):
         absent = [n for n in sorted(new) if n not in known_as and n not in removed and n != "*"]
         first = "first" not in known
         known["first"] = False
-        # Whole route configurations: their hosts are told of even if there are none.
-        whole = [n for n in absent if url == VHDS and "/" not in n]
-        absent = [n for n in absent if n not in whole]
         if url != VHDS:
             removed, absent = removed + absent, []
-        if not changed and not removed and not absent and not whole:
-            if not ((first or "*" in new) and url in WILDCARD):
+        if not changed and not removed and not absent:
+            # Who asks for all is answered, even if there is nothing.
+            if not ((first or "*" in new) and (url in WILDCARD or url == VHDS)):
                 return
         nonce = f"{self.number}-{next(self.nonces)}"
         known["open"].append(nonce)
@@ -602,7 +602,7 @@ class DeltaStream(Stream):
         if url == SRDS:
             return "*" in names
         if url == VHDS:
-            return self.types[url]["all"] or name.rpartition("/")[0] in names
+            return True
         return url in WILDCARD
 
     def resource(self, url, name, with_body):

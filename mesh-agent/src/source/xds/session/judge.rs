@@ -112,7 +112,6 @@ impl Session {
             ..
         } = response;
         let Some(kind) = self.of_url(stream, &type_url) else { return };
-        self.hear_of_hosts(kind, &resources, &removed_resources);
         let values = resources.iter().filter_map(|r| r.resource.as_ref());
         let digest = digest_of(values.map(|any| any.value.as_slice()));
         let mentioned = resources.iter().map(|wrapped| &wrapped.name).chain(&removed_resources);
@@ -130,24 +129,6 @@ impl Session {
             self.label = system_version_info;
         }
         self.answer(kind, nonce, digest, judgement.rejected, now);
-    }
-
-    /// Whose virtual hosts a response is about; an empty one is about all.
-    fn hear_of_hosts(&mut self, kind: ResourceType, resources: &[Wrapped], removed: &[String]) {
-        if kind != ResourceType::VirtualHost {
-            return;
-        }
-        let table = self.table_mut(kind);
-        let mut namespaces: HashSet<String> = HashSet::new();
-        for Wrapped { name, aliases, .. } in resources {
-            namespaces.extend(aliases.iter().chain([name]).map(|n| namespace(n).to_owned()));
-        }
-        namespaces.extend(removed.iter().map(|name| namespace(name).to_owned()));
-        if resources.is_empty() && removed.is_empty() {
-            namespaces.extend(table.wanted.iter().map(|name| name.to_string()));
-            namespaces.retain(|name| !table.asked.contains(name.as_str()));
-        }
-        namespaces.iter().for_each(|name| table.heard_of(name));
     }
 
     /// A resource was not confirmed in time.
@@ -440,6 +421,9 @@ impl Session {
         self.hear_of_scopes(kind);
         let table = self.table_mut(kind);
         table.received = true;
+        if kind == ResourceType::VirtualHost {
+            table.heard_of_hosts();
+        }
         table.nonce.clone_from(&nonce);
         if delta {
             // Every response is answered, in order.
@@ -512,6 +496,16 @@ fn digest_of<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Digest {
     out
 }
 
+/// A virtual host that was accepted before.
+pub(super) fn decode_again(name: &Arc<str>, raw: Arc<[u8]>) -> Option<Body> {
+    match xds::decode_strict(ResourceType::VirtualHost.type_url(), &raw) {
+        Ok((Resource::VirtualHost(_, host), _)) => {
+            Some(Body { resource: Resource::VirtualHost(Arc::clone(name), host), raw })
+        }
+        _ => None,
+    }
+}
+
 /// Decodes a resource of that name.
 pub(super) fn decode(
     kind: ResourceType,
@@ -550,6 +544,7 @@ pub(super) fn decode(
             raw: resource.stored(any.value.as_slice().into()).unwrap_or_default(),
             resource,
         }),
+        again: None,
     };
     Ok((held, references))
 }

@@ -105,7 +105,9 @@ impl Table {
             request.error_detail = error_detail(reply.error);
         }
         if std::mem::take(&mut self.reworded) {
-            let names = self.next_names();
+            // Virtual hosts are asked for as a whole first.
+            let whole = first && self.kind == ResourceType::VirtualHost;
+            let names = if whole { BTreeSet::new() } else { self.next_names() };
             let difference = |a: &BTreeSet<_>, b: &BTreeSet<_>| texts(a.difference(b));
             request.resource_names_subscribe = difference(&names, &self.subscribed);
             request.resource_names_unsubscribe = difference(&self.subscribed, &names);
@@ -116,7 +118,7 @@ impl Table {
                 // With some it has to say so.
                 request.resource_names_subscribe.insert(0, ALL.to_owned());
             }
-            self.reworded = names != self.wanted;
+            self.reworded = names != *self.names();
             self.subscribed = names;
         }
         request

@@ -14,7 +14,8 @@ use std::{
 
 use super::{
     Key, Session, Variant,
-    table::{Body, Needs, Table},
+    judge::decode_again,
+    table::{Body, Held, Needs, Table},
 };
 use crate::source::xds::ResourceType as Type;
 
@@ -100,7 +101,10 @@ impl Session {
     fn add_ready(&mut self, kind: Type) {
         let pending = std::mem::take(&mut self.table_mut(kind).pending);
         for name in pending {
-            let ready = match self.table(kind).accepted.get(&name) {
+            let table = self.table(kind);
+            let ready = match table.accepted.get(&name) {
+                // It is held, and waits for nothing.
+                Some(_) if kind == Type::VirtualHost && !table.has_place_for(&name) => continue,
                 Some(held) => self.lacks(kind, &name, &held.needs).is_none(),
                 None => continue,
             };
@@ -169,6 +173,9 @@ impl Session {
         let table = self.table_mut(kind);
         let Some(held) = table.accepted.get_mut(&name) else { return };
         let Some(body) = held.body.take() else { return };
+        if kind == Type::VirtualHost {
+            held.again = Some(Arc::clone(&body.raw));
+        }
         let needs = held.needs.clone();
         let before = table.in_force.get(&name);
         table.renamed |= *before.unwrap_or(&Needs::default()) != needs;
@@ -289,14 +296,36 @@ impl Session {
             table.forget(&name);
             table.remove(&name);
         }
-        if kind == Type::VirtualHost {
-            let names = table.accepted.keys();
-            let unwanted: Vec<_> = names.filter(|name| !table.wants(name)).cloned().collect();
-            unwanted.iter().for_each(|name| table.remove(name));
-        }
+        let heard = kind == Type::VirtualHost && self.place_hosts();
         nowhere.iter().for_each(|name| self.make_up(kind, name));
         self.remove_unneeded(kind);
-        !nowhere.is_empty()
+        heard || !nowhere.is_empty()
+    }
+
+    /// Takes virtual hosts out of force whose route configuration is gone, and has those put
+    /// in whose is there (again). Whether there is more to settle.
+    fn place_hosts(&mut self) -> bool {
+        let table = self.table_mut(Type::VirtualHost);
+        let unplaced = table.in_force.keys().filter(|name| !table.has_place_for(name));
+        let unplaced: Vec<_> = unplaced.cloned().collect();
+        table.leaving.extend(unplaced);
+        let misplaced = |(name, _): &(&Arc<str>, &Held)| {
+            table.has_place_for(name) && !table.in_force.contains_key(*name)
+        };
+        let placed = table.accepted.iter().filter(misplaced);
+        let placed: Vec<_> = placed.map(|(name, _)| Arc::clone(name)).collect();
+        let mut changed = false;
+        for name in placed {
+            let Some(held) = table.accepted.get_mut(&name) else { continue };
+            if let Some(raw) = held.again.take() {
+                held.body = decode_again(&name, raw);
+            }
+            if held.body.is_some() {
+                table.pending.insert(name);
+                changed = true;
+            }
+        }
+        table.received && table.heard_of_hosts() || changed
     }
 
     /// Names asked for from outside, of a type that is asked for as a whole: a server may

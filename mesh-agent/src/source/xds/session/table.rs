@@ -1,6 +1,7 @@
 //! One type's resources, and its side of the conversation.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -166,6 +167,9 @@ pub(super) struct Held {
     pub(super) needs: Needs,
     /// Until it is in force; then others hold it.
     pub(super) body: Option<Body>,
+    /// What a virtual host that is in force is made of, for when it goes out of force and
+    /// comes back: no server sends it again.
+    pub(super) again: Option<Arc<[u8]>>,
 }
 
 #[derive(Debug)]
@@ -361,7 +365,25 @@ impl Table {
         self.is_always_asked()
             || self.wanted.contains(name)
             || (self.kind == ResourceType::Scope && !self.wanted.is_empty())
-            || (self.kind == ResourceType::VirtualHost && self.wanted.contains(namespace(name)))
+            // Those of route configurations that nothing needs are kept: nobody sends them
+            // again when something does.
+            || (self.kind == ResourceType::VirtualHost && (self.opened || !self.wanted.is_empty()))
+    }
+
+    /// Whether a virtual host that is held has a route configuration to be part of.
+    pub(super) fn has_place_for(&self, host: &str) -> bool {
+        self.wanted.contains(namespace(host)) || self.wanted.contains(host)
+    }
+
+    /// The names that a server is told. Virtual hosts are asked for as a whole by the first
+    /// request, which names nothing, as Envoy's; after that by name. Whose hosts are needed
+    /// (`wanted` without a host) is not for the server.
+    pub(super) fn names(&self) -> Cow<'_, BTreeSet<Arc<str>>> {
+        if self.kind != ResourceType::VirtualHost {
+            return Cow::Borrowed(&self.wanted);
+        }
+        let hosts = self.wanted.iter().filter(|name| !namespace(name).is_empty());
+        Cow::Owned(hosts.cloned().collect())
     }
 
     /// Whether nobody need wait for that name any more.
@@ -370,13 +392,15 @@ impl Table {
         there(name) || self.aliases.get(name).is_some_and(|name| there(name))
     }
 
-    /// The server has spoken of that route configuration's virtual hosts: those that it
-    /// sends unasked are there.
-    pub(super) fn heard_of(&mut self, namespace: &str) {
-        if let Some(name) = self.wanted.get(namespace).cloned() {
-            self.waiting.clear(&name);
-            self.absent.insert(name);
-        }
+    /// The server has answered the request for all virtual hosts: those that it sends
+    /// unasked are there, whose ever they are. Whether somebody waited for that.
+    pub(super) fn heard_of_hosts(&mut self) -> bool {
+        let whose = self.wanted.iter().filter(|name| namespace(name).is_empty());
+        let heard: Vec<_> = whose.filter(|name| !self.absent.contains(*name)).cloned().collect();
+        heard.iter().for_each(|name| self.waiting.clear(name));
+        let any = !heard.is_empty();
+        self.absent.extend(heard);
+        any
     }
 
     /// A new stream: nothing of the old one counts, but for what was accepted.
@@ -457,7 +481,7 @@ impl Table {
         }
         // In the state-of-the-world variant this says a refusal that waits as well.
         let anew = || self.forgotten.iter().any(|name| self.wanted.contains(name));
-        self.reworded && (self.subscribed != self.wanted || anew())
+        self.reworded && (self.subscribed != *self.names() || anew())
     }
 
     /// What was had by that name is gone, whether the server has heard so or not.
@@ -471,6 +495,6 @@ impl Table {
     /// held any more, which are asked for next.
     pub(super) fn next_names(&mut self) -> BTreeSet<Arc<str>> {
         let forgotten = std::mem::take(&mut self.forgotten);
-        self.wanted.difference(&forgotten).cloned().collect()
+        self.names().difference(&forgotten).cloned().collect()
     }
 }
