@@ -10,6 +10,7 @@ pub mod authz;
 pub mod captured;
 pub mod cluster;
 pub mod extension;
+pub mod filter;
 pub mod format;
 pub mod header_mutation;
 pub mod http_options;

@@ -14,6 +14,7 @@
 
 mod attempts;
 mod body;
+mod filter;
 mod forward;
 mod forwarding;
 mod headers;

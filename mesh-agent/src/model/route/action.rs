@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::model::{
     cluster::ClusterName,
+    filter::PerFilter,
     header_mutation::HeaderMutations,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
@@ -83,6 +84,7 @@ pub struct RouteCluster {
     /// Replaces `:authority`; the route's own rewrite goes before it.
     pub host_rewrite: Option<String>,
     pub headers: HeaderMutations,
+    pub per_filter: PerFilter,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -2,6 +2,7 @@
 //! test, and an upstream that is scripted.
 
 mod drain;
+mod filters;
 mod harness;
 mod headers;
 mod http1;

@@ -318,7 +318,7 @@ fn filters_that_are_configured_by_themselves() {
 }
 
 #[test]
-fn filters_that_need_not_run_are_left_out() {
+fn filters_that_are_not_known_and_optional_are_left_out() {
     let first = |filter: &str| {
         let yaml = http(&format!(
             "rds: {{route_config_name: r}}, http_filters: [{{name: x, {filter}}}, {ROUTER}]"
@@ -330,7 +330,7 @@ fn filters_that_need_not_run_are_left_out() {
     let rbac = "typed_config: {'@type': t/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {}}";
     assert_eq!(first(rbac), 1);
     assert_eq!(first(&format!("is_optional: true, {rbac}")), 1);
-    assert_eq!(first(&format!("disabled: true, {rbac}")), 0);
+    assert_eq!(first(&format!("disabled: true, {rbac}")), 1);
     assert_eq!(first("is_optional: true, typed_config: {'@type': t/a.b.Lua, code: x}"), 0);
 }
 
@@ -482,9 +482,29 @@ fn routes() {
             ".route.weighted_clusters.clusters[0].cluster_header: can't go with a name",
         ),
         (
-            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {envoy.filters.http.rbac: \
-             {'@type': t/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}}",
-            ".typed_per_filter_config[envoy.filters.http.rbac]: is not supported",
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.rbac.v3.RBACPerRoute, \
+             rbac: {track_per_rule_stats: true}}}",
+            ".typed_per_filter_config[x].rbac.track_per_rule_stats: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.config.route.v3.FilterConfig}}",
+            ".typed_per_filter_config[x].config: is missing",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute, \
+             mutations: {request_mutations: [{remove: host}]}}}",
+            ".typed_per_filter_config[x].mutations.request_mutations[0].remove: `host` can't be \
+             touched: it frames or routes the message",
+        ),
+        (
+            "match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: a, weight: 1, \
+             typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig}}}]}}",
+            ".route.weighted_clusters.clusters[0].typed_per_filter_config: on_demand is told by \
+             routes and virtual hosts only",
         ),
         (
             "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: 'reset,5XX'}}",

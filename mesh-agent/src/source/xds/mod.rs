@@ -18,6 +18,7 @@ mod common;
 mod config_source;
 mod ecds;
 mod eds;
+mod filters;
 mod hcm;
 mod header_mutation;
 mod http_options;
