@@ -9,7 +9,9 @@ use std::{
 use super::lb::{self, Balancers, Choice, LoadGuard};
 use crate::{
     model::{
-        cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
+        cluster::{
+            CircuitBreakers, Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol,
+        },
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
         secret::SecretKind,
@@ -43,6 +45,7 @@ pub struct Destination {
     cluster: Option<ClusterName>,
     connect_timeout: Duration,
     upstream_protocol: UpstreamProtocol,
+    circuit_breakers: Option<Arc<CircuitBreakers>>,
     tls: Option<TlsOrigination>,
     load: LoadGuard,
 }
@@ -74,6 +77,11 @@ impl Destination {
     /// What HTTP speaks there.
     pub fn upstream_protocol(&self) -> UpstreamProtocol {
         self.upstream_protocol
+    }
+
+    /// How much may be on its way there; `None`: there is no limit.
+    pub fn circuit_breakers(&self) -> Option<&CircuitBreakers> {
+        self.circuit_breakers.as_deref()
     }
 
     /// TLS to speak there; never together with HBONE.
@@ -152,6 +160,7 @@ pub fn decide_passthrough(
             cluster: None,
             connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
             upstream_protocol: UpstreamProtocol::SameAsDownstream,
+            circuit_breakers: None,
             tls: None,
             load: LoadGuard::default(),
         }),
@@ -269,6 +278,7 @@ fn decide(
         cluster: Some(name.clone()),
         connect_timeout,
         upstream_protocol,
+        circuit_breakers: Some(Arc::clone(&cluster.circuit_breakers)),
         load,
     })
 }

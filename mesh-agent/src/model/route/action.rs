@@ -35,6 +35,8 @@ pub struct ForwardAction {
     /// Whether a replaced host is appended to `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
     pub attempts: Attempts,
+    /// Which of its cluster's circuit breakers counts.
+    pub high_priority: bool,
 }
 
 impl ForwardAction {
@@ -48,6 +50,7 @@ impl ForwardAction {
             host_rewrite: None,
             append_x_forwarded_host: false,
             attempts: Attempts::default(),
+            high_priority: false,
         }
     }
 }

@@ -605,7 +605,18 @@ fn clusters() {
             ".least_request_lb_config: is not supported with ROUND_ROBIN",
         ),
         ("connect_timeout: 0s", ".connect_timeout: must be more than zero"),
-        ("circuit_breakers: {}", ".circuit_breakers: is not supported"),
+        (
+            "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
+            ".circuit_breakers.per_host_thresholds: is not supported",
+        ),
+        (
+            "circuit_breakers: {thresholds: [{max_connection_pools: 1}]}",
+            ".circuit_breakers.thresholds[0].max_connection_pools: is not supported",
+        ),
+        (
+            "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 101}}}]}",
+            ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
+        ),
         ("outlier_detection: {}", ".outlier_detection: is not supported"),
         ("health_checks: [{}]", ".health_checks: is not supported"),
         (
@@ -675,7 +686,7 @@ fn endpoints() {
 #[test]
 fn all_rejections_are_said_at_once_and_none_twice() {
     let files = [
-        ("a.yaml", cluster("circuit_breakers: {}\nlb_policy: MAGLEV\nnonsense: 1")),
+        ("a.yaml", cluster("outlier_detection: {}\nlb_policy: MAGLEV\nnonsense: 1")),
         ("b.yaml", cluster("type: STRICT_DNS")),
         ("c.yaml", route("match: {prefixx: /, cookies: [{name: a}]}, routte: {}")),
     ];
@@ -685,7 +696,7 @@ fn all_rejections_are_said_at_once_and_none_twice() {
         lines,
         [
             "clusters[c].nonsense: unknown field",
-            "clusters[c].circuit_breakers: is not supported",
+            "clusters[c].outlier_detection: is not supported",
             "clusters[c].lb_policy: MAGLEV is not supported",
             "clusters[c].type: STRICT_DNS is not supported",
             "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",
