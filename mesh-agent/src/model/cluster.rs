@@ -59,6 +59,31 @@ pub enum LbPolicy {
     },
     /// Any endpoint, whatever its weight.
     Random,
+    /// By the request's hash, on a ring of as many points as the sizes allow.
+    RingHash {
+        min_size: u64,
+        max_size: u64,
+        function: HashFunction,
+    },
+    /// By the request's hash, in a table of this size: a prime.
+    Maglev {
+        table_size: u32,
+    },
+}
+
+/// Spec: `envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HashFunction {
+    XxHash,
+    MurmurHash2,
+}
+
+impl LbPolicy {
+    /// Whether a request's hash says which endpoint it goes to.
+    pub fn is_by_hash(self) -> bool {
+        matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
+    }
 }
 
 /// Which endpoints a cluster's policy chooses from.

@@ -203,35 +203,18 @@ fn not_permitted(permit: &Permit) -> NoDestination {
 ///
 /// # Errors
 /// No cluster, or no endpoint.
+#[expect(clippy::too_many_arguments, reason = "what a decision goes by")]
 pub fn decide_request(
     _request: &RequestPermit,
     permit: &Permit,
     cluster: Option<&ClusterName>,
-    snapshot: &Snapshot,
-    balancers: &Balancers,
-    random: &mut impl FnMut(u32) -> u32,
-    now: Instant,
-) -> Result<Destination, NoDestination> {
-    decide(permit, cluster, Choice::default(), snapshot, balancers, random, now)
-}
-
-/// For another attempt of a request at the cluster that its route led to. `random` and
-/// `now` as for [`decide_tcp`].
-///
-/// # Errors
-/// No cluster any more, or no endpoint.
-#[expect(clippy::too_many_arguments, reason = "what a decision goes by")]
-pub fn decide_again(
-    _request: &RequestPermit,
-    permit: &Permit,
-    cluster: &ClusterName,
     choice: Choice<'_>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
     now: Instant,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, Some(cluster), choice, snapshot, balancers, random, now)
+    decide(permit, cluster, choice, snapshot, balancers, random, now)
 }
 
 fn decide(

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::model::{
     cluster::ClusterName,
+    hash_policy::HashPolicy,
     header_mutation::HeaderMutations,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
@@ -37,6 +38,8 @@ pub struct ForwardAction {
     pub attempts: Attempts,
     /// Which of its cluster's circuit breakers counts.
     pub high_priority: bool,
+    /// What its cluster's policy goes by, if it goes by a hash.
+    pub hash_policy: Vec<HashPolicy>,
 }
 
 impl ForwardAction {
@@ -51,6 +54,7 @@ impl ForwardAction {
             append_x_forwarded_host: false,
             attempts: Attempts::default(),
             high_priority: false,
+            hash_policy: Vec::new(),
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     model::{retry::Attempts, route::ForwardAction},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
-    route::{Choice, Destination, RetryState, Verdict, decide_again},
+    route::{Choice, Destination, RetryState, Verdict, decide_request},
     snapshot::Snapshot,
     transport::http_pool::{HttpProtocol, LeasedBody},
 };
@@ -43,6 +43,8 @@ pub(super) struct Attempting<'a> {
     /// The host that goes upstream.
     pub(super) host: Authority,
     pub(super) retries: Option<RetryState<'a>>,
+    /// What the endpoint is chosen by.
+    pub(super) hash: Option<u64>,
 }
 
 /// What a retry policy makes of a request; `None` without one.
@@ -163,15 +165,17 @@ impl Attempting<'_> {
                 Some(cluster) => {
                     let policy = self.action.attempts.retry.as_deref();
                     let choice = match policy {
-                        Some(policy) if policy.avoid_previous_hosts => {
-                            Choice { avoid: &avoid, reselections: policy.host_selection_attempts }
-                        }
-                        _ => Choice::default(),
+                        Some(policy) if policy.avoid_previous_hosts => Choice {
+                            avoid: &avoid,
+                            reselections: policy.host_selection_attempts,
+                            hash: self.hash,
+                        },
+                        _ => Choice { hash: self.hash, ..Choice::default() },
                     };
-                    let decided = decide_again(
+                    let decided = decide_request(
                         self.request_permit,
                         self.permit,
-                        &cluster,
+                        Some(&cluster),
                         choice,
                         self.snapshot,
                         &self.connection.services.balancers,

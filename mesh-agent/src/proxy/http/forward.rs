@@ -50,6 +50,8 @@ pub(super) struct Forward<'a> {
     pub(super) request_permit: &'a RequestPermit,
     pub(super) snapshot: &'a Snapshot,
     pub(super) destination: Destination,
+    /// What it was chosen by.
+    pub(super) hash: Option<u64>,
     pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
     pub(super) deadline: Deadline,
@@ -79,6 +81,7 @@ pub(super) async fn forward(
         action,
         protocol,
         host: hosts.host.clone(),
+        hash: forward.hash,
         retries: attempts::retries(&action.attempts, head),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;

@@ -33,7 +33,10 @@ use crate::{
     observe::{Protocol, flags::ResponseFlag},
     policy::{Denied, Permit, authorize_request},
     proxy::rejudge::{self, Standing},
-    route::{Destination, NoDestination, choose, configuration_for, decide_request, match_route},
+    route::{
+        Choice, Destination, NoDestination, choose, configuration_for, decide_request, match_route,
+        request_hash,
+    },
     snapshot::Snapshot,
 };
 
@@ -190,10 +193,13 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
+        let client = permit.flow().source().ip();
+        let hash = request_hash(&action.hash_policy, head, client);
         let decided = decide_request(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
+            Choice { hash, ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -233,6 +239,7 @@ async fn answer(
                 request_permit: &request_permit,
                 snapshot: &snapshot,
                 destination,
+                hash,
                 rewrites,
                 authority,
                 deadline,
