@@ -33,7 +33,7 @@ use crate::{
     admin::{self, PodsFile, RejectedConfig},
     capture::{self, Capture, CaptureOptions, Exclusions, GuardMode},
     config::{self, AgentConfig},
-    identity::{IdentityManager, IdentityOptions, upstream::UpstreamContexts},
+    identity::{IdentityManager, IdentityOptions},
     model::{redirect::RedirectMode, splice::SelfTest},
     observe::{
         access_log::{AccessLog, AccessLogWriter},
@@ -217,6 +217,8 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     source.spawn(agent.restored().is_some(), updates, stop.clone());
     certificates.spawn(&agent);
     tokio::spawn(certificates::retire(Arc::clone(&agent.dataplane), stop.clone()));
+    let tls = Arc::clone(&agent.dataplane.connector.tls);
+    tokio::spawn(tls.follow_files(stop.clone()));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
@@ -297,7 +299,7 @@ fn dataplane(
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
-        tls: UpstreamContexts::default(),
+        tls: Arc::default(),
         hbone: HbonePool::new(HbonePoolOptions::default()),
         metrics: metrics.clone(),
     });

@@ -28,6 +28,7 @@ mod splice;
 mod survival;
 mod tcp;
 mod xds;
+mod xds_attacks;
 mod xds_endpoints;
 mod xds_filters;
 mod xds_on_demand;

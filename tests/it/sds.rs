@@ -42,7 +42,7 @@ pub(crate) fn roots(name: &str, of: &[&Pki]) -> Value {
     })
 }
 
-fn of_pod(pki: &Pki, pod: &Pod) -> Credentials {
+pub(crate) fn of_pod(pki: &Pki, pod: &Pod) -> Credentials {
     pki.issue(&[&pod.identity()], Validity::Now)
 }
 
@@ -71,13 +71,13 @@ fn expect_secret(agent: &Agent, credentials: &[&Credentials]) {
 }
 
 /// A mesh of an echo server whose certificates a control plane hands out.
-struct Issued {
-    control_plane: ControlPlane,
-    mesh: Mesh,
+pub(crate) struct Issued {
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) mesh: Mesh,
 }
 
 /// `flags` are given the control plane's address.
-fn issued(
+pub(crate) fn issued(
     name: &str,
     secrets: impl FnOnce(&Pod, &Pod) -> Vec<Value>,
     flags: impl Fn(&str) -> Vec<String>,
@@ -98,7 +98,7 @@ fn issued(
     Issued { control_plane, mesh: Mesh { client, server, config, agents, program, bed } }
 }
 
-fn by_ads(mode: &str) -> impl Fn(&str) -> Vec<String> {
+pub(crate) fn by_ads(mode: &str) -> impl Fn(&str) -> Vec<String> {
     let mode = mode.to_owned();
     move |uri| {
         ["--certificates", "sds", "--xds-server", uri, "--xds-mode", &mode]
@@ -114,7 +114,7 @@ fn presented(mesh: &Mesh, outsider: &Pod) -> String {
 }
 
 #[track_caller]
-fn presents(mesh: &Mesh, outsider: &Pod, expected: &Credentials) {
+pub(crate) fn presents(mesh: &Mesh, outsider: &Pod, expected: &Credentials) {
     eventually_within(LONG, "the certificate is presented", || {
         let shown = presented(mesh, outsider);
         if shown.contains(expected.marks()[0]) { Ok(()) } else { Err(shown) }
@@ -122,7 +122,7 @@ fn presents(mesh: &Mesh, outsider: &Pod, expected: &Credentials) {
 }
 
 #[track_caller]
-fn talks(mesh: &Mesh) {
+pub(crate) fn talks(mesh: &Mesh) {
     mesh.client.connects(mesh::SERVER.parse().unwrap()).echoes("a new connection");
 }
 

@@ -12,13 +12,13 @@ use crate::xds::named;
 const HOST: &str = "type.googleapis.com/envoy.config.route.v3.VirtualHost";
 const FILTER: &str = "envoy.filters.http.on_demand";
 
-struct Driven {
-    control_plane: ControlPlane,
-    mesh: tests::Mesh,
+pub(crate) struct Driven {
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) mesh: tests::Mesh,
 }
 
 /// A mesh with service `web`, after `shape` has been at its resources.
-fn driven(name: &str, shape: impl FnOnce(&mut Vec<Value>)) -> Driven {
+pub(crate) fn driven(name: &str, shape: impl FnOnce(&mut Vec<Value>)) -> Driven {
     let bed = Testbed::two_nodes(name);
     let (client, server) = (bed.node(1).pod("client").start(), bed.node(2).pod("web").start());
     let program = server.runs_nginx(mesh::WEB_PORT);
@@ -45,7 +45,7 @@ fn driven(name: &str, shape: impl FnOnce(&mut Vec<Value>)) -> Driven {
 }
 
 /// Puts the filter before the router of a service's listener.
-fn with_filter(resources: &mut [Value], service: &str, config: Value) {
+pub(crate) fn with_filter(resources: &mut [Value], service: &str, config: Value) {
     let listener = named(resources, "Listener", &format!("outbound-{service}-0"));
     let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
     let mut config = config;
@@ -55,21 +55,21 @@ fn with_filter(resources: &mut [Value], service: &str, config: Value) {
     filters.insert(0, json!({ "name": FILTER, "typed_config": config }));
 }
 
-fn ads() -> Value {
+pub(crate) fn ads() -> Value {
     json!({ "ads": {}, "resource_api_version": "V3" })
 }
 
-fn host(name: &str, domain: &str, action: Value) -> Value {
+pub(crate) fn host(name: &str, domain: &str, action: Value) -> Value {
     let mut route = json!({ "match": { "prefix": "/" } });
     route.as_object_mut().unwrap().extend(action.as_object().unwrap().clone());
     json!({ "@type": HOST, "name": name, "domains": [domain], "routes": [route] })
 }
 
-fn to_web() -> Value {
+pub(crate) fn to_web() -> Value {
     json!({ "route": { "cluster": "web" } })
 }
 
-fn lookups(agent: &Agent, kind: &str, result: &str) -> f64 {
+pub(crate) fn lookups(agent: &Agent, kind: &str, result: &str) -> f64 {
     let labels = [format!("type=\"{kind}\""), format!("result=\"{result}\"")];
     let labels: Vec<_> = labels.iter().map(String::as_str).collect();
     agent.metrics().sum("mesh_on_demand_lookups_total", &labels)

@@ -297,10 +297,11 @@ impl Agent {
             let settings = cluster.and_then(|cluster| cluster.tls.as_ref());
             settings.is_some_and(|settings| Arc::ptr_eq(settings, &origination.settings))
         });
+        let current = tls.current();
         dataplane.http.pool.retain(|key| {
             let reachable = key.client.is_some() || workloads.has(key.address);
             // What was authenticated by certificates of before serves no new request.
-            reachable && key.tls.as_ref().is_none_or(|tls_key| tls.is_current(tls_key.context))
+            reachable && key.tls.as_ref().is_none_or(|tls_key| current.contains(&tls_key.context))
         });
     }
 

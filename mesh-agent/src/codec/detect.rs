@@ -27,8 +27,10 @@ pub enum Detected {
 /// Judges the first bytes of a connection, all of them from its beginning.
 ///
 /// Whatever can't become HTTP is [`Detected::Opaque`] from its first byte that shows
-/// it; no input of [`DETECT_MAX_BYTES`] or more is [`Detected::NeedMore`].
+/// it; no input of [`DETECT_MAX_BYTES`] or more is [`Detected::NeedMore`]. More bytes never
+/// change an answer: how a connection's bytes are cut into packets must not.
 pub fn detect(bytes: &[u8]) -> Detected {
+    let bytes = &bytes[..bytes.len().min(DETECT_MAX_BYTES)];
     if bytes.starts_with(HTTP2_PREFACE) {
         return Detected::Http2;
     }
@@ -42,7 +44,10 @@ pub fn detect(bytes: &[u8]) -> Detected {
     match &bytes[method_bytes..] {
         [] => Detected::NeedMore,
         [b' '] => Detected::NeedMore,
-        [b' ', target @ ..] => target_of(target),
+        [b' ', target @ ..] => match target_of(target) {
+            Detected::NeedMore if bytes.len() == DETECT_MAX_BYTES => Detected::Http1,
+            detected => detected,
+        },
         _ => Detected::Opaque,
     }
 }
@@ -59,15 +64,13 @@ fn target_of(target: &[u8]) -> Detected {
         _ => return Detected::Opaque,
     }
     let target_bytes = target.iter().take_while(|b| b.is_ascii_graphic()).count();
-    let version = &target[target_bytes..];
-    let expected: &[u8] = b" HTTP/1.";
-    if version.is_empty() {
-        let certain = target_bytes >= DETECT_MAX_BYTES - METHOD_MAX_BYTES - 1;
-        return if certain { Detected::Http1 } else { Detected::NeedMore };
+    if target_bytes >= DETECT_MAX_BYTES - METHOD_MAX_BYTES - 1 {
+        return Detected::Http1;
     }
+    let (version, expected) = (&target[target_bytes..], b" HTTP/1.");
     if version.starts_with(expected) {
         Detected::Http1
-    } else if expected.starts_with(version) && target_bytes < DETECT_MAX_BYTES / 2 {
+    } else if expected.starts_with(version) {
         Detected::NeedMore
     } else {
         Detected::Opaque
@@ -91,6 +94,10 @@ mod tests {
             (b"OPTIONS * HT", Detected::NeedMore),
             (b"CONNECT host:443 HTTP/1.1\r\n", Detected::Http1),
             (b"GET http://host/ HTTP/1.0\r\n", Detected::Http1),
+            (b"GET http://a.host.of.so.many.bytes.x/ HTT", Detected::NeedMore),
+            (b"GET http://a.host.of.so.many.bytes.x/ HTTP/1.", Detected::Http1),
+            (b"GET http://a.host.of.even.more.bytes.than/that", Detected::Http1),
+            (b"GET http://a.host.of.even.more.bytes.than/that ", Detected::Http1),
             (b"P", Detected::NeedMore),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", Detected::NeedMore),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", Detected::Http2),

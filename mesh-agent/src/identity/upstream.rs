@@ -10,18 +10,20 @@ mod names;
 mod verify;
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     fmt, fs, io,
     io::Read as _,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use arc_swap::ArcSwap;
+use rpds::HashTrieMapSync;
 use rustls::{
     ClientConfig, SupportedProtocolVersion,
     client::Resumption,
@@ -30,6 +32,7 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
     version::{TLS12, TLS13},
 };
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 pub use verify::{RefusedServer, refused_server};
@@ -45,7 +48,7 @@ use crate::model::{
     },
 };
 
-/// How long files are taken to be as they were.
+/// How often files are looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why there is no TLS configuration for a cluster's endpoints: they are not dialled.
@@ -83,14 +86,16 @@ pub enum UpstreamTlsError {
 pub struct UpstreamContexts {
     clock: Clock,
     numbers: AtomicU64,
-    contexts: Mutex<HashMap<ClusterName, Kept>>,
+    /// Every request reads it; a change copies nothing but its own place.
+    contexts: ArcSwap<Contexts>,
 }
+
+type Contexts = HashTrieMapSync<ClusterName, Arc<Kept>>;
 
 struct Kept {
     origination: TlsOrigination,
     context: Arc<UpstreamContext>,
     files: Vec<(PathBuf, Option<Stamp>)>,
-    looked_at: Instant,
 }
 
 /// Tells one content of a file from another.
@@ -127,11 +132,11 @@ impl Default for UpstreamContexts {
 impl UpstreamContexts {
     /// Certificates are judged by `clock`.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, numbers: AtomicU64::new(1), contexts: Mutex::default() }
+        Self { clock, numbers: AtomicU64::new(1), contexts: ArcSwap::default() }
     }
 
-    /// The context of settings and secrets, made anew where they or their files have
-    /// changed. Reads files.
+    /// The context of settings and secrets, made anew where these have changed: the first
+    /// that asks then reads the files, everybody else takes what is there.
     ///
     /// # Errors
     /// See [`UpstreamTlsError`].
@@ -140,56 +145,88 @@ impl UpstreamContexts {
         origination: &TlsOrigination,
     ) -> Result<Arc<UpstreamContext>, UpstreamTlsError> {
         let cluster = &origination.cluster;
-        let mut last_good = None;
-        if let Some(kept) = self.kept().get_mut(cluster)
+        if let Some(kept) = self.contexts.load().get(cluster)
             && same(&kept.origination, origination)
         {
-            if kept.looked_at.elapsed() < LOOK_AGAIN {
-                return Ok(Arc::clone(&kept.context));
-            }
-            kept.looked_at = Instant::now();
-            if kept.files.iter().all(|(path, stamp)| Stamp::of(path) == *stamp) {
-                return Ok(Arc::clone(&kept.context));
-            }
-            last_good = Some(Arc::clone(&kept.context));
+            return Ok(Arc::clone(&kept.context));
         }
         // The stamps come first: what changes while it is read is read again.
-        let files = files(origination).into_iter().map(|path| {
-            let stamp = Stamp::of(&path);
-            (path, stamp)
-        });
-        let files = files.collect();
-        let context = match (self.make(origination), last_good) {
-            (Ok(context), _) => Arc::new(context),
-            (Err(error), Some(last_good)) => {
-                tracing::error!(%error, "the last good certificates stay in use");
-                last_good
-            }
-            (Err(error), None) => return Err(error),
+        let files = stamped(origination);
+        let context = Arc::new(self.make(origination)?);
+        let made = Arc::new(Kept { origination: origination.clone(), context, files });
+        // Who came first has made what all share.
+        let put = |kept: &Arc<Contexts>| match kept.get(cluster) {
+            Some(kept) if same(&kept.origination, origination) => None,
+            _ => Some(kept.insert(cluster.clone(), Arc::clone(&made))),
         };
-        let kept = Kept {
-            origination: origination.clone(),
-            context: Arc::clone(&context),
-            files,
-            looked_at: Instant::now(),
-        };
-        self.kept().insert(cluster.clone(), kept);
-        Ok(context)
+        let before = self.change(put);
+        let first = before.get(cluster).filter(|kept| same(&kept.origination, origination));
+        Ok(Arc::clone(&first.unwrap_or(&made).context))
     }
 
-    /// Whether connections of that context are what new ones would be.
-    pub fn is_current(&self, id: u64) -> bool {
-        self.kept().values().any(|kept| kept.context.id == id)
+    /// Reads files anew, now and then, for as long as anybody holds these contexts. Not on
+    /// any connection's time.
+    pub async fn follow_files(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+            if self.contexts.load().values().any(|kept| !kept.files.is_empty()) {
+                let this = Arc::clone(&self);
+                if let Err(error) = tokio::task::spawn_blocking(move || this.look()).await {
+                    tracing::error!(%error, "the certificates' files were not looked at");
+                }
+            }
+        }
+    }
+
+    /// Makes contexts anew whose files have changed. Blocks.
+    fn look(&self) {
+        let contexts = self.contexts.load_full();
+        for (cluster, old) in contexts.iter() {
+            if old.files.iter().all(|(path, stamp)| Stamp::of(path) == *stamp) {
+                continue;
+            }
+            let files = stamped(&old.origination);
+            let context = match self.make(&old.origination) {
+                Ok(context) => Arc::new(context),
+                Err(error) => {
+                    tracing::error!(%error, "the last good certificates stay in use");
+                    Arc::clone(&old.context)
+                }
+            };
+            let new = Arc::new(Kept { origination: old.origination.clone(), context, files });
+            self.change(|kept| {
+                // Other settings may have come meanwhile.
+                let current = kept.get(cluster).filter(|kept| Arc::ptr_eq(kept, old));
+                current.map(|_| kept.insert(cluster.clone(), Arc::clone(&new)))
+            });
+        }
+    }
+
+    /// The contexts whose connections are what new ones would be, by their numbers.
+    pub fn current(&self) -> HashSet<u64> {
+        self.contexts.load().values().map(|kept| kept.context.id).collect()
     }
 
     /// Forgets clusters that `keep` does not want.
-    pub fn retain(&self, mut keep: impl FnMut(&TlsOrigination) -> bool) {
-        self.kept().retain(|_, kept| keep(&kept.origination));
+    pub fn retain(&self, keep: impl Fn(&TlsOrigination) -> bool) {
+        self.change(|contexts| {
+            let unwanted = contexts.iter().filter(|(_, kept)| !keep(&kept.origination));
+            let unwanted: Vec<_> = unwanted.map(|(cluster, _)| cluster.clone()).collect();
+            let mut left = Contexts::clone(contexts);
+            unwanted.iter().for_each(|cluster| _ = left.remove_mut(cluster));
+            (!unwanted.is_empty()).then_some(left)
+        });
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<ClusterName, Kept>> {
-        // Every change is a single step.
-        self.contexts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Changes what is kept, unless there is nothing to change; what was kept before.
+    fn change(&self, change: impl Fn(&Arc<Contexts>) -> Option<Contexts>) -> Arc<Contexts> {
+        self.contexts.rcu(|contexts| match change(contexts) {
+            Some(changed) => Arc::new(changed),
+            None => Arc::clone(contexts),
+        })
     }
 
     fn make(&self, origination: &TlsOrigination) -> Result<UpstreamContext, UpstreamTlsError> {
@@ -371,7 +408,15 @@ fn trust(
     })
 }
 
-/// Every file that is taken.
+/// Every file that is taken, as it is now.
+fn stamped(origination: &TlsOrigination) -> Vec<(PathBuf, Option<Stamp>)> {
+    let stamped = |path: PathBuf| {
+        let stamp = Stamp::of(&path);
+        (path, stamp)
+    };
+    files(origination).into_iter().map(stamped).collect()
+}
+
 fn files(origination: &TlsOrigination) -> Vec<PathBuf> {
     let mut files = Vec::new();
     if let Ok(Some(CertificateMaterial::Files(CertificateFiles { chain, key }))) =

@@ -13,6 +13,7 @@ use super::{
     authz::Rbac,
     cluster::ClusterName,
     extension::DiscoveredFilter,
+    http_options::HttpOptions,
     route::{OnDemandClusters, RouteConfiguration},
     scope::ScopedRoutes,
 };
@@ -143,6 +144,7 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     /// In order, without the `router` that ends the chain.
     pub http_filters: Vec<HttpFilter>,
+    pub options: Arc<HttpOptions>,
     /// What the `on_demand` filter allows to be asked for while a request waits.
     pub on_demand: Option<OnDemand>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.

@@ -13,6 +13,7 @@ pub mod extension;
 pub mod format;
 pub mod hash_policy;
 pub mod header_mutation;
+pub mod http_options;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;

@@ -138,6 +138,7 @@ pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
             ..RouteConfiguration::default()
         })),
         http_filters: filters.into_iter().map(|rbac| HttpFilter::Rbac(Arc::new(rbac))).collect(),
+        options: Arc::default(),
         on_demand: None,
         idle_timeout: None,
         stream_idle_timeout: None,

@@ -47,7 +47,7 @@ pub enum Upstream {
 /// Makes connections for the pipelines.
 pub struct Connector {
     pub identities: Arc<IdentityManager>,
-    pub tls: UpstreamContexts,
+    pub tls: Arc<UpstreamContexts>,
     pub hbone: HbonePool,
     pub metrics: Metrics,
 }

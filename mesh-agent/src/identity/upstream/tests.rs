@@ -266,7 +266,7 @@ async fn a_new_secret_makes_a_new_context_and_a_missing_one_none() {
     wanted.validation = Some(Arc::new(new.trusted()));
     let second = contexts.context(&wanted).unwrap();
     assert_ne!(second.id(), first.id());
-    assert!(contexts.is_current(second.id()) && !contexts.is_current(first.id()));
+    assert_eq!(contexts.current(), [second.id()].into());
     let web = server(&new.issue(&["web.example"], |_| ()));
     assert_eq!(meet(&contexts, &wanted, None, web).await.0, Ok(()));
     // A secret that leaves open whom to trust is no better than none.
@@ -301,10 +301,7 @@ fn files_are_read_again_when_they_change_and_bad_ones_change_nothing() {
     write(&authority.issue(&["a"], |_| ()));
     let first = contexts.context(&wanted).unwrap();
     let look = || {
-        // As if the time to look again had come.
-        contexts.kept().values_mut().for_each(|kept| {
-            kept.looked_at = Instant::now().checked_sub(LOOK_AGAIN).unwrap();
-        });
+        contexts.look();
         contexts.context(&wanted).unwrap().id()
     };
     assert_eq!(look(), first.id());
@@ -313,7 +310,14 @@ fn files_are_read_again_when_they_change_and_bad_ones_change_nothing() {
     fs::write(&chain, &next.0).unwrap();
     assert_eq!(look(), first.id());
     write(&next);
+    // Who asks waits for no file.
+    assert_eq!(contexts.context(&wanted).unwrap().id(), first.id());
     assert_ne!(look(), first.id());
+    assert_eq!(contexts.current().len(), 1);
+    contexts.retain(|_| true);
+    assert_eq!(contexts.current().len(), 1);
+    contexts.retain(|origination| origination.cluster != wanted.cluster);
+    assert!(contexts.current().is_empty());
     let foreign = KeyPair::generate().unwrap().serialize_pem();
     let other = origination(UpstreamTls {
         certificate: wanted.settings.certificate.clone(),

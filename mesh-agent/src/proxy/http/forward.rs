@@ -11,7 +11,8 @@ use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::TryFutureExt;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts, uri::Authority,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts,
+    uri::Authority,
 };
 use http_body::Body;
 
@@ -34,6 +35,8 @@ use crate::{
     snapshot::Snapshot,
     transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
 };
+
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 const CONNECTION_FAILURE: &str = "remote connection failure";
 const CONNECTION_TIMEOUT: &str = "connection timeout";
@@ -123,6 +126,8 @@ pub(super) async fn forward(
     }
     // hyper writes the version downstream speaks.
     parts.version = Version::HTTP_11;
+    let elapsed = u64::try_from(log.exchange.elapsed().as_millis()).unwrap_or(u64::MAX);
+    parts.headers.insert(SERVICE_TIME, HeaderValue::from(elapsed));
     std::future::poll_fn(|cx| {
         body.release_if_ended(cx);
         std::task::Poll::Ready(())

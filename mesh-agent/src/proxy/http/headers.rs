@@ -24,27 +24,13 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 pub(super) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 pub(super) const TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Envoy's "this is who the client proved to be".
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-/// How requests are forwarded, which only those from inside may say. Nobody is inside:
-/// Envoy's default without `internal_address_config`.
-const INTERNAL: [&str; 11] = [
-    "x-envoy-retry-on",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-max-retries",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retriable-header-names",
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-expected-rq-timeout-ms",
-    "x-envoy-hedge-on-per-try-timeout",
-];
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -61,9 +47,6 @@ pub(super) struct Checked {
 /// the only value that is supported.
 pub(super) fn sanitize(headers: &mut HeaderMap) {
     headers.remove(FORWARDED_CLIENT_CERT);
-    for name in INTERNAL {
-        headers.remove(name);
-    }
 }
 
 /// Refuses heads that could not be forwarded unambiguously, and methods that the agent
@@ -124,8 +107,11 @@ pub(super) fn forwarded(
     strip_hop_by_hop(&mut head.headers);
     // Answered by the agent: the body is asked for when the upstream wants it.
     head.headers.remove(EXPECT);
-    if !head.headers.contains_key(&FORWARDED_PROTO) {
-        head.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    let action = rewrites.action;
+    let per_try = action.attempts.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+    if let Some(timeout) = per_try.or(action.timeout) {
+        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
     }
     if let Some(original) = original {
         original_host(&mut head.headers, &original, rewrites.action.append_x_forwarded_host)?;

@@ -9,10 +9,10 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
-use super::{HttpConnection, mutations::ResponseMutations, timing::Exchange};
+use super::{HttpConnection, forwarding, mutations::ResponseMutations, timing::Exchange};
 use crate::{
     codec::guard::GuardShared,
-    model::{cluster::ClusterName, identity::Identity},
+    model::{cluster::ClusterName, http_options::HttpOptions, identity::Identity},
     observe::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
@@ -95,6 +95,8 @@ pub(super) struct RequestLog {
     guard: Option<Arc<GuardShared>>,
     pub(super) exchange: Arc<Exchange>,
     pub(super) record: RequestRecord,
+    /// The listener's, as they are for this request.
+    pub(super) options: Arc<HttpOptions>,
     /// What the route wants of the response's headers.
     pub(super) mutations: Option<Box<ResponseMutations>>,
     /// The response was handed over to its end, or cut for a reason that was noted.
@@ -110,15 +112,17 @@ impl RequestLog {
     ) -> Self {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
-        Self { connection, guard, exchange, record, mutations: None, ended: false }
+        let options = Arc::clone(&connection.http.options);
+        Self { connection, guard, exchange, record, options, mutations: None, ended: false }
     }
 
-    /// Changes a response's headers as the route wants; `head` is the request's, where it
+    /// Changes a response's headers as route and listener want; `head` is the request's, where it
     /// did not go upstream.
     pub(super) fn mutate(&mut self, head: &Parts, status: StatusCode, headers: &mut HeaderMap) {
         if let Some(mutations) = self.mutations.take() {
             mutations.mutate(self, head, status, headers);
         }
+        forwarding::of_response(headers, &self.options, self.record.request_id.as_ref());
     }
 
     /// The response has been handed over to its end.

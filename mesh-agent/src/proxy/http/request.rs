@@ -16,9 +16,11 @@ use super::{
     body::ResponseBody,
     breakers::Admitted,
     forward::{Forward, forward},
+    forwarding,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, not_obtained},
     mutations::{self, ResponseMutations},
+    normalize::normalize,
     record::RequestLog,
     redirect,
     reply::Reply,
@@ -27,7 +29,7 @@ use super::{
 use crate::{
     codec::{guard::GuardShared, http::Refusal},
     model::{
-        listener::{Direction, HttpConnectionManager, TerminalFilter},
+        listener::{HttpConnectionManager, TerminalFilter},
         route::{ForwardAction, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
@@ -113,8 +115,18 @@ async fn answer(
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
     headers::sanitize(&mut head.headers);
-    let Checked { authority } = headers::check(head)?;
+    let Checked { mut authority } = headers::check(head)?;
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
+    {
+        let snapshot = connection.services.snapshots.load();
+        let judged = connection.judge(&snapshot)?;
+        log.options = Arc::clone(&connection.manager(&judged.permit)?.options);
+        let flow = judged.permit.flow();
+        let (remote, local) = (flow.source(), flow.original_destination());
+        normalize(head, &mut authority, &log.options, local.port())?;
+        forwarding::of_request(&mut head.headers, &log.options, remote, local);
+        log.record.request_id = head.headers.get(REQUEST_ID).cloned();
+    }
 
     let mut lookups = Lookups::default();
     let random = rand::random();
@@ -223,11 +235,6 @@ async fn answer(
         log.record.cluster = destination.cluster().cloned();
         log.record.upstream = Some(destination.address());
 
-        if permit.flow().direction() == Direction::Outbound && log.record.request_id.is_none() {
-            let id = headers::new_request_id();
-            head.headers.insert(REQUEST_ID, id.clone());
-            log.record.request_id = Some(id);
-        }
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
         deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
         mutations::mutate_request(levels, log, permit.flow(), head);

@@ -208,8 +208,12 @@ fn connection_managers() {
         ),
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
         ("tracing: {}", ".tracing: is not supported"),
-        ("use_remote_address: false", ".use_remote_address: is not supported"),
-        ("strip_any_host_port: true", ".strip_any_host_port: is not supported"),
+        ("local_reply_config: {}", ".local_reply_config: is not supported"),
+        ("internal_address_config: {}", ".internal_address_config: is not supported"),
+        (
+            "strip_any_host_port: true, strip_matching_host_port: true",
+            ".strip_any_host_port: can't go with strip_matching_host_port",
+        ),
         ("max_request_headers_kb: 9000", ".max_request_headers_kb: 9000 is not within 1 to 8192"),
         (
             "common_http_protocol_options: {max_headers_count: 3}",

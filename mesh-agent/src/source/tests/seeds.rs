@@ -18,10 +18,10 @@ use envoy_types::pb::{
     google::protobuf::{Any, Duration, StringValue, Struct, Value as Pb, value::Kind},
 };
 use prost::{Message as _, Name as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::source::{json, text, xds::ResourceType};
+use crate::source::{json as source_json, text, xds::ResourceType};
 
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/xds_decode")
@@ -100,10 +100,10 @@ fn seeds_are_what_the_corpus_says() {
         let kind = ResourceType::of_url(fields["@type"].as_str().unwrap()).unwrap();
         let index = ResourceType::ALL.iter().position(|known| *known == kind).unwrap();
         let mut seed = vec![u8::try_from(index).unwrap()];
-        seed.extend(json::transcode(kind, fields, String::new()).unwrap().bytes);
+        seed.extend(source_json::transcode(kind, fields, String::new()).unwrap().bytes);
         seeds.push((format!("good-{i:02}-{}", kind.table()), seed));
     }
-    for (name, message) in hostile() {
+    for (name, message) in hostile().into_iter().chain(further()) {
         seeds.push((name.to_owned(), message));
     }
     let write = std::env::var_os("MESH_WRITE_SEEDS").is_some();
@@ -201,6 +201,51 @@ fn hostile() -> Vec<(&'static str, Vec<u8>)> {
         ("bad-runtime-fraction", runtime(vec![("", fraction("\u{1b}[31m"))])),
         ("good-extension", extension(any(HttpRbac::type_url(), vec![]))),
         ("bad-extension", extension(any(HttpRbac::type_url(), vec![0xff; 9]))),
+    ]
+}
+
+/// Of types that the shop has none of.
+fn further() -> Vec<(&'static str, Vec<u8>)> {
+    let of = |kind: ResourceType, value: Value| {
+        let Value::Object(fields) = value else { panic!("{value:?}") };
+        let index = ResourceType::ALL.iter().position(|known| *known == kind).unwrap();
+        let bytes = source_json::transcode(kind, fields, String::new()).unwrap().bytes;
+        [&[u8::try_from(index).unwrap()], bytes.as_slice()].concat()
+    };
+    let host = |domains: &[&str]| {
+        let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "c" } });
+        json!({ "name": "h", "domains": domains, "routes": [route] })
+    };
+    let routes = json!({ "name": "own", "virtual_hosts": [host(&["*"])] });
+    let key = json!({ "fragments": [{ "string_key": "k" }, { "string_key": "" }] });
+    let pem = json!({ "inline_string": "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n" });
+    let pair = json!({ "certificate_chain": pem, "private_key": pem });
+    let bundle = json!({ "trusted_ca": pem });
+    vec![
+        ("good-virtual-host", of(ResourceType::VirtualHost, host(&["a.test", "*.b.test"]))),
+        ("bad-virtual-host", of(ResourceType::VirtualHost, host(&["*", "*", "\0"]))),
+        (
+            "good-scope",
+            of(
+                ResourceType::Scope,
+                json!({ "name": "s", "key": key, "route_configuration": routes }),
+            ),
+        ),
+        (
+            "bad-scope",
+            of(
+                ResourceType::Scope,
+                json!({ "name": "s", "on_demand": true, "route_configuration": routes }),
+            ),
+        ),
+        (
+            "bad-secret-pair",
+            of(ResourceType::Secret, json!({ "name": "s", "tls_certificate": pair })),
+        ),
+        (
+            "bad-secret-bundle",
+            of(ResourceType::Secret, json!({ "name": "s", "validation_context": bundle })),
+        ),
     ]
 }
 

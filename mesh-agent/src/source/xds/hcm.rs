@@ -3,6 +3,8 @@
 //! Spec: `envoy/extensions/filters/network/http_connection_manager/v3/*.proto`,
 //! `envoy/extensions/filters/http/{rbac,router}/v3/*.proto`.
 
+mod options;
+
 use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
@@ -16,7 +18,7 @@ use envoy_types::pb::{
             http_filter,
         },
     },
-    google::protobuf::Any,
+    google::protobuf::{Any, BoolValue},
 };
 use prost::Name as _;
 
@@ -104,24 +106,35 @@ pub(super) fn connection_manager(
     unsupported!(
         d;
         add_user_agent, tracing, http1_safe_max_connection_duration, http3_protocol_options,
-        server_name, server_header_transformation, scheme_header_transformation,
-        stream_flush_timeout, request_timeout, drain_timeout, drain_timeout_jitter,
-        delayed_close_timeout, access_log_flush_interval, flush_access_log_on_new_request,
-        access_log_options, use_remote_address, xff_num_trusted_hops,
-        original_ip_detection_extensions, early_header_mutation_extensions,
-        internal_address_config, skip_xff_append, via, generate_request_id,
-        preserve_external_request_id, always_set_request_id_in_response,
-        forward_client_cert_details, set_current_client_cert_details,
-        forward_client_cert_matcher, proxy_100_continue,
-        represent_ipv4_remote_address_as_ipv4_mapped_ipv6, normalize_path, merge_slashes,
-        path_with_escaped_slashes_action, request_id_extension, local_reply_config,
-        strip_matching_host_port, stream_error_on_invalid_http_message,
-        path_normalization_options, strip_trailing_host_dot, proxy_status_config,
-        typed_header_validation_config, append_x_forwarded_port, append_local_overload,
-        add_proxy_protocol_connection_state, forward_proto_config,
+        scheme_header_transformation, stream_flush_timeout, request_timeout, drain_timeout,
+        drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
+        flush_access_log_on_new_request, access_log_options, original_ip_detection_extensions,
+        early_header_mutation_extensions, internal_address_config, forward_client_cert_details,
+        set_current_client_cert_details, forward_client_cert_matcher, proxy_100_continue,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6, request_id_extension,
+        local_reply_config, stream_error_on_invalid_http_message, path_normalization_options,
+        proxy_status_config, typed_header_validation_config, append_x_forwarded_port,
+        append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
     );
-    // Its field in the oneof: strip_any_host_port.
-    d.unsupported("strip_any_host_port", &strip_port_mode);
+    let on = |value: Option<BoolValue>, default| value.map_or(default, |value| value.value);
+    let options = options::Fields {
+        normalize_path: on(normalize_path, false),
+        merge_slashes,
+        path_with_escaped_slashes_action,
+        strip_matching_host_port,
+        strip_port_mode,
+        strip_trailing_host_dot,
+        use_remote_address: on(use_remote_address, false),
+        xff_num_trusted_hops,
+        skip_xff_append,
+        generate_request_id: on(generate_request_id, true),
+        preserve_external_request_id,
+        always_set_request_id_in_response,
+        via,
+        server_name,
+        server_header_transformation,
+    };
+    let options = options::options(d, options);
     common::refuse_access_logs(d, &access_log);
     for (i, upgrade) in upgrade_configs.iter().enumerate() {
         let reason = format!("{} is not supported", upgrade.upgrade_type);
@@ -168,6 +181,7 @@ pub(super) fn connection_manager(
         codec: codec?,
         routes: routes?,
         http_filters,
+        options: Arc::new(options?),
         on_demand,
         idle_timeout: idle_timeout?,
         stream_idle_timeout: stream_idle_timeout?,

@@ -297,6 +297,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
         http_filters: vec![HttpFilter::Rbac(Arc::new(rbac))],
+        options: Arc::default(),
         on_demand: None,
         idle_timeout: setup.idle_timeout,
         stream_idle_timeout: setup.stream_idle_timeout,

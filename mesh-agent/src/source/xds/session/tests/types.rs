@@ -128,3 +128,69 @@ fn virtual_hosts_have_no_state_of_the_world() {
     }
     assert!(bench.session.status().iter().all(|of| of.kind != "virtual_hosts"));
 }
+
+#[test]
+fn a_hundred_thousand_values_that_are_none_are_refused_briefly() {
+    use envoy_types::pb::{
+        envoy::service::runtime::v3::Runtime,
+        google::protobuf::{ListValue, Struct, Value, value::Kind},
+    };
+    use prost::Message as _;
+    let odd = |i: u32| match i % 6 {
+        0 => Some(Kind::NumberValue(f64::NAN)),
+        1 => Some(Kind::NumberValue(f64::NEG_INFINITY)),
+        2 => Some(Kind::ListValue(ListValue::default())),
+        3 => Some(Kind::NullValue(i32::MAX)),
+        4 => Some(Kind::StructValue(Struct {
+            fields: [("numerator".to_owned(), Value { kind: Some(Kind::NumberValue(-1.0)) })]
+                .into(),
+        })),
+        _ => None,
+    };
+    let of = |value: &dyn Fn(u32) -> Option<Kind>| {
+        let fields = (0..100_000).map(|i| (format!("{i}\u{202e}\n"), Value { kind: value(i) }));
+        let layer = Some(Struct { fields: fields.collect() });
+        let value = Runtime { name: "r".to_owned(), layer }.encode_to_vec();
+        Any { type_url: RTDS.to_owned(), value }
+    };
+    let mut bench = Bench::delta_with_nothing();
+    bench.asks_for(&[(ResourceType::Runtime, "r")]);
+    while bench.session.poll_request(0, bench.now).is_some() {}
+    let begin = Instant::now();
+    bench.tells(RTDS, "n1", &[("r", of(&odd))], &[]);
+    let nack = bench.subscribes();
+    let told = nack.error_detail.unwrap().message;
+    assert!(told.len() <= 4096 && !told.contains(char::is_control), "{}", told.len());
+    assert!(bench.refused.len() <= 102, "{}", bench.refused.len());
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    // As many good ones are taken.
+    bench.tells(RTDS, "n2", &[("r", of(&|i| Some(Kind::NumberValue(f64::from(i) * -1e300))))], &[]);
+    assert_eq!(bench.subscribes().error_detail, None);
+    println!("200 000 values in {:?}", begin.elapsed());
+    assert_eq!(bench.cell.load().runtime_layers.keys().count(), 1);
+}
+
+#[test]
+fn names_of_a_megabyte_and_names_that_are_no_text_are_refused_briefly() {
+    let long = "n".repeat(1 << 20);
+    let mut bench = Bench::new(Variant::Sotw);
+    let none = Any { type_url: CDS.to_owned(), value: vec![0x0a, 2, 0xff, 0xfe] };
+    let bad = messages::bad_cluster(&long);
+    let all = vec![bad.clone(), none, bad, Any::default(), cluster("good"), cluster("good")];
+    bench.says(CDS, "1", "c1", all);
+    let Some(Request::Sotw(nack)) = bench.session.poll_request(0, bench.now) else { panic!() };
+    let told = nack.error_detail.unwrap().message;
+    assert!(told.len() <= 4096, "{}", told.len());
+    assert!(bench.refused.iter().all(|reason| reason.len() < 8192), "{:?}", bench.refused);
+    assert_eq!(bench.refused.len(), 5, "{:?}", bench.refused);
+    assert!(bench.session.table(ResourceType::Cluster).accepted.contains_key("good"));
+    let shown: usize = bench
+        .session
+        .status()
+        .iter()
+        .filter_map(|t| t.last_nack.as_ref())
+        .flat_map(|(_, reasons)| reasons)
+        .map(String::len)
+        .sum();
+    assert!(shown < 64 << 10, "{shown}");
+}

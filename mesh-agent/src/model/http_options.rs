@@ -1,0 +1,78 @@
+//! What a connection manager does to every request and response.
+//!
+//! Spec: `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
+
+use serde::Serialize;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HttpOptions {
+    /// Whether paths are brought into normal form (RFC 3986 §6).
+    pub normalize_path: bool,
+    pub merge_slashes: bool,
+    pub escaped_slashes: EscapedSlashes,
+    pub strip_port: StripPort,
+    /// Whether `a.test.` is `a.test`.
+    pub strip_trailing_host_dot: bool,
+    /// Whether the peer is the client, and not a proxy that is to be believed.
+    pub use_remote_address: bool,
+    /// How many proxies before this one are to be believed.
+    pub trusted_hops: u32,
+    pub skip_xff_append: bool,
+    pub generate_request_id: bool,
+    /// Whether a client's own request id stays, where the peer is the client.
+    pub preserve_external_request_id: bool,
+    pub request_id_in_response: bool,
+    /// Appended to `via`; empty: nothing.
+    pub via: String,
+    pub server_name: String,
+    pub server_header: ServerHeader,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            normalize_path: false,
+            merge_slashes: false,
+            escaped_slashes: EscapedSlashes::Keep,
+            strip_port: StripPort::No,
+            strip_trailing_host_dot: false,
+            use_remote_address: false,
+            trusted_hops: 0,
+            skip_xff_append: false,
+            generate_request_id: true,
+            preserve_external_request_id: false,
+            request_id_in_response: false,
+            via: String::new(),
+            server_name: "envoy".to_owned(),
+            server_header: ServerHeader::Overwrite,
+        }
+    }
+}
+
+/// What becomes of `%2F`, `%5C` and their like in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EscapedSlashes {
+    Keep,
+    Reject,
+    /// The client is sent to the path without them.
+    Redirect,
+    Unescape,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StripPort {
+    No,
+    /// Where it is the one that was dialled.
+    Matching,
+    Any,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerHeader {
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}

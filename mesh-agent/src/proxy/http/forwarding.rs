@@ -1,0 +1,132 @@
+//! What a proxy tells of itself and of who came to it: `x-forwarded-*`, `x-request-id`,
+//! `via`, `server`, and what it does not believe a client.
+//!
+//! Spec: Envoy's "HTTP header manipulation", "HTTP header sanitizing".
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{SERVER, VIA},
+};
+
+use super::headers::{FORWARDED_PROTO, REQUEST_ID, append_value, new_request_id};
+use crate::model::http_options::{HttpOptions, ServerHeader};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+
+/// Only the mesh's own services may steer an Envoy so, and here nobody counts as one
+/// (Envoy's default for `internal_address_config`).
+const INTERNAL: [&str; 16] = [
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-internal",
+    "x-envoy-ip-tags",
+    "x-envoy-max-retries",
+    "x-envoy-original-url",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retry-on",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-stream-duration-ms",
+];
+
+/// Not to be believed either where the peer is the client itself.
+const EDGE: [&str; 5] = [
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-original-host",
+    "x-envoy-original-path",
+];
+
+/// Before anything is judged by it.
+pub(super) fn of_request(
+    headers: &mut HeaderMap,
+    options: &HttpOptions,
+    remote: SocketAddr,
+    local: SocketAddr,
+) {
+    for name in INTERNAL {
+        headers.remove(name);
+    }
+    let edge = options.use_remote_address;
+    if edge {
+        for name in EDGE {
+            headers.remove(name);
+        }
+        let client = believed_client(headers, options.trusted_hops).unwrap_or(remote.ip());
+        if !options.skip_xff_append {
+            let address = if remote.ip().is_loopback() { local.ip() } else { remote.ip() };
+            append_address(headers, address);
+        }
+        if let Ok(client) = HeaderValue::try_from(client.to_string()) {
+            headers.insert(EXTERNAL_ADDRESS, client);
+        }
+    }
+    // Captured connections begin in the clear.
+    if edge && options.trusted_hops == 0 || !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if let Ok(via) = HeaderValue::from_str(&options.via)
+        && !via.is_empty()
+    {
+        append_value(headers, VIA, &via, ", ");
+    }
+    let foreign = edge && !options.preserve_external_request_id;
+    if options.generate_request_id && (foreign || !headers.contains_key(REQUEST_ID)) {
+        headers.insert(REQUEST_ID, new_request_id());
+    }
+}
+
+/// The address that the first of the proxies that are believed saw.
+fn believed_client(headers: &HeaderMap, trusted_hops: u32) -> Option<IpAddr> {
+    let back = usize::try_from(trusted_hops.checked_sub(1)?).ok()?;
+    let mut lines: Vec<&str> = Vec::new();
+    for line in headers.get_all(FORWARDED_FOR) {
+        lines.push(line.to_str().ok()?);
+    }
+    let mut addresses = lines.into_iter().rev().flat_map(|line| line.rsplit(','));
+    addresses.nth(back)?.trim().parse().ok()
+}
+
+fn append_address(headers: &mut HeaderMap, address: IpAddr) {
+    if let Ok(address) = HeaderValue::try_from(address.to_string()) {
+        append_value(headers, FORWARDED_FOR, &address, ",");
+    }
+}
+
+/// What every response says, the agent's own ones too.
+pub(super) fn of_response(
+    headers: &mut HeaderMap,
+    options: &HttpOptions,
+    request_id: Option<&HeaderValue>,
+) {
+    let sets_server = match options.server_header {
+        ServerHeader::Overwrite => true,
+        ServerHeader::AppendIfAbsent => !headers.contains_key(SERVER),
+        ServerHeader::PassThrough => false,
+    };
+    if sets_server && let Ok(name) = HeaderValue::from_str(&options.server_name) {
+        headers.insert(SERVER, name);
+    }
+    if options.request_id_in_response
+        && let Some(id) = request_id
+    {
+        headers.insert(REQUEST_ID, id.clone());
+    }
+    if let Ok(via) = HeaderValue::from_str(&options.via)
+        && !via.is_empty()
+    {
+        append_value(headers, VIA, &via, ", ");
+    }
+}
+
+#[cfg(test)]
+mod tests;
