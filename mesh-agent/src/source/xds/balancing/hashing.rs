@@ -114,5 +114,5 @@ pub(super) fn maglev(d: &mut Decoder, table_size: Option<UInt64Value>) -> Option
 }
 
 fn is_prime(n: u64) -> bool {
-    n > 2 && n % 2 == 1 && (3..).step_by(2).take_while(|i| i * i <= n).all(|i| n % i != 0)
+    n >= 2 && (2..).take_while(|i| i * i <= n).all(|i| !n.is_multiple_of(i))
 }
