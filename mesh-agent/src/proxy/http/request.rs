@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
+    breakers::Admitted,
     filter,
     forward::{Forward, forward},
     forwarding,
@@ -37,7 +38,8 @@ use crate::{
     policy::{Chain, Denied, Permit, Step},
     proxy::rejudge::{self, Standing},
     route::{
-        Destination, Matched, NoDestination, choose, configuration_for, decide_request, match_route,
+        Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
+        match_route, request_hash,
     },
     snapshot::Snapshot,
 };
@@ -86,17 +88,19 @@ pub(super) struct Answer {
     pub(super) response: Response<crate::transport::http_pool::LeasedBody<RequestBody>>,
     pub(super) deadline: Deadline,
     pub(super) destination: Destination,
+    pub(super) admitted: Admitted,
     pub(super) head_request: bool,
 }
 
 impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
-        let Self { mut response, deadline, destination, head_request } = self;
+        let Self { mut response, deadline, destination, admitted, head_request } = self;
         let status = response.status();
         log.record.response_code = Some(status);
         log.mutate(head, status, response.headers_mut());
         response.map(|body| {
-            let body = ResponseBody::upstream(body, deadline, destination.into_load(), log);
+            let body =
+                ResponseBody::upstream(body, deadline, (destination.into_load(), admitted), log);
             if head_request { body.bodiless() } else { body }
         })
     }
@@ -236,10 +240,13 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
+        let client = permit.flow().source().ip();
+        let hash = request_hash(&action.hash_policy, head, client);
         let decided = decide_request(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
+            Choice { hash, ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -263,6 +270,7 @@ async fn answer(
                 request_permit: &request_permit,
                 snapshot: &snapshot,
                 destination,
+                hash,
                 rewrites,
                 authority,
                 deadline,
@@ -324,7 +332,13 @@ pub(super) fn no_destination(
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
     };
-    let reply = Reply::upstream_reset(flag, body, error.to_string());
+    let mut reply = Reply::upstream_reset(flag, body, error.to_string());
+    let no_endpoint = matches!(error, NoDestination::NoHealthyEndpoint { .. });
+    if no_endpoint && action.attempts.count_in_response {
+        // Envoy began one, and found nobody.
+        let headers = reply.headers.get_or_insert_default();
+        headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
+    }
     match (error, StatusCode::from_u16(action.cluster_not_found_status)) {
         (NoDestination::UnknownCluster { .. }, Ok(status)) => Reply { status, ..reply },
         _ => reply,

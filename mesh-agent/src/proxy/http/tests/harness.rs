@@ -35,8 +35,8 @@ use crate::{
         },
         captured::{CapturedOutbound, Pod},
         cluster::{
-            Balancing, Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment,
-            Tunnel, UpstreamProtocol,
+            Balancing, CircuitBreakers, Cluster, ClusterName, Discovery, Endpoint, Health,
+            LbPolicy, LoadAssignment, Tunnel, UpstreamProtocol,
         },
         filter::{ChainFilter, PerFilter},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
@@ -136,6 +136,7 @@ pub(super) struct Setup {
     pub(super) filters: Vec<ChainFilter>,
     /// Of the virtual host.
     pub(super) per_filter: PerFilter,
+    pub(super) circuit_breakers: CircuitBreakers,
 }
 
 impl Setup {
@@ -151,6 +152,7 @@ impl Setup {
             attempts: Attempts::default(),
             filters: Vec::new(),
             per_filter: PerFilter::default(),
+            circuit_breakers: CircuitBreakers::default(),
         }
     }
 
@@ -191,6 +193,7 @@ fn cluster(
         balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
+        circuit_breakers: Arc::default(),
     }
 }
 
@@ -325,7 +328,10 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     Resources {
         listeners: vec![listener],
         clusters: vec![
-            cluster("app", Some(setup.upstream), setup.protocol),
+            Cluster {
+                circuit_breakers: Arc::new(setup.circuit_breakers),
+                ..cluster("app", Some(setup.upstream), setup.protocol)
+            },
             cluster("empty", None, setup.protocol),
             cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol),
         ],
@@ -354,6 +360,7 @@ impl Mesh {
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
+            breakers: Arc::default(),
             pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
         };
         let (records, drain) = (Arc::default(), CancellationToken::new());
