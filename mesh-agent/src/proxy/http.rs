@@ -6,8 +6,8 @@
 //! gathered: a slow reader slows the writer down, whatever protocols lie between.
 //!
 //! ```text
-//! HeadGuard → hyper → head checks → authorize_request → match_route → decide_request
-//!           → HttpPool (Upstreams) → forward → ResponseBody → hyper
+//! HeadGuard → hyper → head checks → match_route → Chain of filters → decide_request
+//!           → HttpPool (Upstreams) → forward → filters in reverse → ResponseBody → hyper
 //! ```
 //!
 //! Every request ends in exactly one [`RequestRecord`].
