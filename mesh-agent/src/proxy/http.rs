@@ -16,6 +16,7 @@ mod attempts;
 mod body;
 mod forward;
 mod forwarding;
+mod grpc;
 mod headers;
 mod lookups;
 mod mutations;
