@@ -30,9 +30,11 @@ response and {"state": N} when a stream has sent all that STATE's "number" N ask
 import base64
 import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
+import pkgutil
 import queue
 import sys
 import threading
@@ -95,6 +97,30 @@ SERVICES = {
 }
 
 
+@functools.lru_cache(maxsize=None)
+def learn(package):
+    """Fills the pool with all messages of that package."""
+    try:
+        directory = importlib.import_module(package)
+    except ModuleNotFoundError:
+        return
+    for module in pkgutil.iter_modules(directory.__path__):
+        if module.name.endswith("_pb2"):
+            importlib.import_module(f"{package}.{module.name}")
+
+
+def learn_types(value):
+    """Fills the pool with what `Any`s in `value` are of."""
+    if isinstance(value, dict):
+        type_url = value.get("@type")
+        if isinstance(type_url, str):
+            learn(type_url.rpartition("/")[2].rpartition(".")[0])
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            learn_types(item)
+
+
 def digest(data):
     return hashlib.sha256(data).hexdigest()[:12]
 
@@ -152,6 +178,7 @@ class State:
             return self.add(resource["resource"], resource["ttl"])
         raw = resource.get("raw")
         if raw is None:
+            learn_types(resource)
             packed = json_format.ParseDict(resource, any_pb2.Any())
             name = resource.get("name") or resource.get("cluster_name") or ""
             kind = packed.type_url

@@ -23,6 +23,7 @@ pub mod cgroup;
 pub mod config;
 pub mod control_plane;
 pub mod conversation;
+pub mod corpus;
 pub mod curl;
 pub mod envoy;
 pub mod eventually;

@@ -175,10 +175,15 @@ impl Twins {
 
     /// What each of them, Envoy first, answers now.
     pub fn ask(&self, probes: &[Probe]) -> (Vec<Answers>, Vec<Answers>) {
+        self.both(|pod| ask(pod, probes))
+    }
+
+    /// What a client of each of them, Envoy first, makes of it, at the same time.
+    pub fn both<T: Send>(&self, of: impl Fn(&Pod) -> T + Sync) -> (T, T) {
         std::thread::scope(|scope| {
-            let envoy = scope.spawn(|| ask(&self.envoy_pod, probes));
-            let agent = ask(&self.client, probes);
-            (envoy.join().expect("curl runs"), agent)
+            let envoy = scope.spawn(|| of(&self.envoy_pod));
+            let agent = of(&self.client);
+            (envoy.join().expect("Envoy's client comes to its end"), agent)
         })
     }
 

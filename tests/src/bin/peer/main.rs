@@ -4,6 +4,7 @@
 //! thread of its own.
 
 mod again;
+mod corpus;
 mod digest;
 mod drive;
 mod load;
@@ -34,11 +35,12 @@ const HELP: &str = "usage:
   peer asks ADDRESS            connects and prints getpeername and getsockname
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
-  peer echoed ADDRESS BYTES STREAMS [--greeting]
+  peer echoed ADDRESS BYTES STREAMS [--greeting] [--again]
                                sends bytes to an echo server on each stream while it reads
                                them back, half-closes, checks SHA-256 and the end; says
                                `open` when all are; with `--greeting` it waits for the
-                               server's first line before
+                               server's first line before; with `--again` it asks again
+                               where a blocking read says EAGAIN
   peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
                                GET / over keep-alive connections, or a fresh one for
                                each request; prints JSON
@@ -47,6 +49,9 @@ const HELP: &str = "usage:
   peer source PORT             sends until nobody reads any more
   peer grpc PORT               sends back each message of each gRPC call
   peer drive KIND ADDRESS ...  a load for comparisons: see `peer drive --help`
+  peer witness PORT NAME       writes down each request as it came, a line of JSON, and answers
+                               as its header `x-answer` says
+  peer questions FILE          asks what the file's scripts say and prints what came
   peer abandon                 makes a test bed with a pod and dies without removing it
 ";
 
@@ -83,9 +88,8 @@ fn main() -> ExitCode {
         ["watches", address] => talk::watches(address),
         ["hears", address, times] => talk::hears(address, times),
         ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
-        ["echoed", address, bytes, streams] => digest::echoed(address, bytes, streams, false),
-        ["echoed", address, bytes, streams, "--greeting"] => {
-            digest::echoed(address, bytes, streams, true)
+        ["echoed", address, bytes, streams, ref how @ ..] => {
+            digest::echoed(address, bytes, streams, digest::How::of(how))
         }
         ["load", address, host, connections, seconds] => {
             load::run(address, host, connections, seconds, load::Kind::KeepAlive)
@@ -93,6 +97,12 @@ fn main() -> ExitCode {
         ["load", address, host, connections, seconds, "--fresh"] => {
             load::run(address, host, connections, seconds, load::Kind::Fresh)
         }
+        ["witness", port, name] => {
+            // It lives as long as the program.
+            let name: &'static str = String::leak(name.to_owned());
+            serve(port, move |stream| corpus::witness::serve(stream, name))
+        }
+        ["questions", file] => corpus::questions::run(file),
         ["abandon"] => abandon(),
         _ => {
             eprint!("{HELP}");

@@ -1,0 +1,453 @@
+//! The differential corpus: a table of configurations and questions, all served to Envoy
+//! and the agent by one push, and compared by what the client heard and what the upstream
+//! saw. Envoy's answer is the right one.
+//!
+//! # How to add a row
+//! A row is a [`Case`]: a configuration with a listener of its own, and questions.
+//!
+//! ```ignore
+//! case("prefixes match", routes(json!([{ "match": { "prefix": "/a" }, "route": { "cluster": "one" } }])))
+//!     .asks(get("/a/b"))
+//!     .asks(get("/b").is(404)),
+//! ```
+//!
+//! - The clusters are there: `one` and `two` (HTTP/1, witnesses `web-a` and `web-b`), `both`
+//!   (the two of them), `h2` (`web-a` by HTTP/2), `dead` (nobody listens), `empty` (no
+//!   endpoint). [`Case::cluster`] adds one.
+//! - [`Case::manager`], [`Case::listener`], [`Case::filter`] say more than routes.
+//! - A question ([`Ask`]) says the status that Envoy must answer with: 200 unless told. How
+//!   the witness answers is [`Ask::answered`].
+//! - What differs on purpose is said with its reason ([`Ask::differs`], [`Case::differs`],
+//!   [`EVERYWHERE`]), part by part: what is said to differ and does not is a failure too.
+//! - What the agent refuses is [`Case::refused`], with what it must say.
+//!
+//! `CORPUS=word` runs only rows whose name has the word. Parts are named as failures name
+//! them, without the number of a request or response: `upstream header x-a`.
+
+mod compare;
+mod http;
+mod policy;
+mod routing;
+mod smuggling;
+
+use std::{fs, net::SocketAddr, process::Command, time::Duration};
+
+use serde_json::{Value, json};
+use tests::{
+    Process,
+    corpus::{Ask, Heard, Script, Seen},
+    eventually, process,
+    twins::{ADDRESSES, Twins},
+};
+
+use self::compare::{Parts, parts};
+
+const PREFIX: &str = "type.googleapis.com/envoy";
+/// Where witnesses are on each backend.
+const WITNESS: u16 = 9200;
+/// Where nobody is.
+const NOBODY: u16 = 9300;
+/// The first listener's port.
+const FIRST: u16 = 20000;
+
+/// Parts that differ in every row where there is such a part, and why.
+const EVERYWHERE: &[(&str, &str)] = &[
+    ("header server", "to be mended: the agent does not say who answers"),
+    ("header x-envoy-upstream-service-time", "to be mended: the agent does not tell it"),
+    ("upstream header x-envoy-expected-rq-timeout-ms", "to be mended: the agent does not tell it"),
+];
+
+/// A configuration, and what is asked of who has it.
+#[derive(Debug, Clone)]
+pub(super) struct Case {
+    name: &'static str,
+    manager: Value,
+    listener: Value,
+    clusters: Vec<Value>,
+    asks: Vec<Ask>,
+    deviations: Vec<(&'static str, &'static str)>,
+    refused: Option<&'static str>,
+    refused_by_envoy: Option<&'static str>,
+}
+
+/// A case with this route configuration.
+pub(super) fn case(name: &'static str, route_config: Value) -> Case {
+    Case {
+        name,
+        manager: json!({ "route_config": route_config }),
+        listener: json!({}),
+        clusters: Vec::new(),
+        asks: Vec::new(),
+        deviations: Vec::new(),
+        refused: None,
+        refused_by_envoy: None,
+    }
+}
+
+/// A route configuration of these routes for every host.
+pub(super) fn routes(routes: Value) -> Value {
+    hosts(json!([{ "name": "all", "domains": ["*"], "routes": routes }]))
+}
+
+/// A route configuration of these virtual hosts.
+pub(super) fn hosts(hosts: Value) -> Value {
+    json!({ "name": "routes", "virtual_hosts": hosts })
+}
+
+/// Everything goes to that cluster.
+pub(super) fn to(cluster: &str) -> Value {
+    routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }]))
+}
+
+pub(super) fn get(target: &str) -> Ask {
+    Ask::new("GET", target)
+}
+
+/// A filter's `@type` and what it says.
+pub(super) fn typed(name: &str, mut config: Value) -> Value {
+    config["@type"] = format!("{PREFIX}.{name}").into();
+    config
+}
+
+impl Case {
+    /// With these fields of the connection manager.
+    pub(super) fn manager(mut self, fields: Value) -> Self {
+        merge(&mut self.manager, fields);
+        self
+    }
+
+    /// With this HTTP filter before the router, behind those given already; its type is
+    /// the rest of its name (`extensions.filters.http.cors.v3.Cors`).
+    pub(super) fn filter(mut self, name: &str, type_: &str, config: Value) -> Self {
+        let filter = json!({ "name": name, "typed_config": typed(type_, config) });
+        match self.manager["http_filters"].as_array_mut() {
+            Some(filters) => filters.push(filter),
+            None => self.manager["http_filters"] = json!([filter]),
+        }
+        self
+    }
+
+    /// With one more cluster: `one` or `h2` under another name, and with these fields.
+    pub(super) fn cluster(mut self, name: &str, like: &str, fields: Value) -> Self {
+        let mut cluster = json!({ "name": name, "like": like });
+        merge(&mut cluster, fields);
+        self.clusters.push(cluster);
+        self
+    }
+
+    /// And one question more.
+    pub(super) fn asks(mut self, ask: Ask) -> Self {
+        self.asks.push(ask);
+        self
+    }
+
+    /// What differs in some of its answers.
+    pub(super) fn differs(mut self, part: &'static str, why: &'static str) -> Self {
+        self.deviations.push((part, why));
+        self
+    }
+
+    /// Envoy takes it and the agent refuses it, saying so.
+    pub(super) fn refused(mut self, saying: &'static str) -> Self {
+        self.refused = Some(saying);
+        self
+    }
+
+    /// Both refuse it; the agent says this, and Envoy that.
+    pub(super) fn refused_by_both(mut self, saying: &'static str, envoy: &'static str) -> Self {
+        self.refused = Some(saying);
+        self.refused_by_envoy = Some(envoy);
+        self
+    }
+
+    /// Its questions; bytes get the mark that other questions get when they are sent.
+    fn numbered(&self) -> Vec<Ask> {
+        let mut asks = self.asks.clone();
+        for (index, ask) in asks.iter_mut().enumerate() {
+            let mark = format!("x-case: {}#{index}", self.name);
+            ask.pieces.iter_mut().for_each(|piece| *piece = piece.replace("x-case: CASE", &mark));
+        }
+        asks
+    }
+
+    fn listener_of(&self, address: SocketAddr) -> Value {
+        let extensions = format!("{PREFIX}.extensions.filters");
+        let mut manager = json!({
+            "@type": format!("{extensions}.network.http_connection_manager.v3.HttpConnectionManager"),
+            "stat_prefix": self.name,
+            "http_filters": [],
+        });
+        merge(&mut manager, self.manager.clone());
+        let router = json!({
+            "name": "envoy.filters.http.router",
+            "typed_config": { "@type": format!("{extensions}.http.router.v3.Router") },
+        });
+        manager["http_filters"].as_array_mut().expect("a list of filters").push(router);
+        let filter = json!({
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": manager,
+        });
+        let mut listener = json!({
+            "@type": format!("{PREFIX}.config.listener.v3.Listener"),
+            "name": self.name,
+            "traffic_direction": "OUTBOUND",
+            "address": { "socket_address": {
+                "address": address.ip(), "port_value": address.port(),
+            } },
+            "filter_chains": [{ "filters": [filter] }],
+        });
+        merge(&mut listener, self.listener.clone());
+        listener
+    }
+}
+
+/// Fields of `more` over those of `value`, objects one in another.
+fn merge(value: &mut Value, more: Value) {
+    match (value, more) {
+        (Value::Object(fields), Value::Object(more)) => {
+            for (name, more) in more {
+                merge(fields.entry(name).or_insert(Value::Null), more);
+            }
+        }
+        (value, more) => *value = more,
+    }
+}
+
+fn cluster(name: &str, endpoints: &[SocketAddr], http2: bool) -> Value {
+    let endpoint = |address: &SocketAddr| {
+        let address = json!({ "address": address.ip(), "port_value": address.port() });
+        json!({ "endpoint": { "address": { "socket_address": address } } })
+    };
+    let endpoints: Vec<Value> = endpoints.iter().map(endpoint).collect();
+    let mut cluster = json!({
+        "@type": format!("{PREFIX}.config.cluster.v3.Cluster"),
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{ "lb_endpoints": endpoints }],
+        },
+    });
+    if http2 {
+        let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        cluster["typed_extension_protocol_options"] = json!({ options: {
+            "@type": format!("type.googleapis.com/{options}"),
+            "explicit_http_config": { "http2_protocol_options": {} },
+        } });
+    }
+    cluster
+}
+
+fn clusters(twins: &Twins, cases: &[Case]) -> Vec<Value> {
+    let at = |index: usize, port: u16| twins.backends[index].at(port);
+    let (a, b) = (at(0, WITNESS), at(1, WITNESS));
+    let mut clusters = vec![
+        cluster("one", &[a], false),
+        cluster("two", &[b], false),
+        cluster("both", &[a, b], false),
+        cluster("h2", &[a], true),
+        cluster("dead", &[at(0, NOBODY)], false),
+        cluster("empty", &[], false),
+    ];
+    for of in cases.iter().flat_map(|case| &case.clusters) {
+        let like = clusters.iter().find(|c| c["name"] == of["like"]).expect("a cluster like it");
+        let (mut new, mut fields) = (like.clone(), of.clone());
+        fields.as_object_mut().expect("an object").remove("like");
+        merge(&mut new, fields);
+        new["load_assignment"]["cluster_name"] = of["name"].clone();
+        clusters.push(new);
+    }
+    clusters
+}
+
+/// All that a side's client heard, by script, and its witnesses saw.
+struct Side {
+    refused: String,
+    heard: Vec<Vec<Heard>>,
+    seen: Vec<Seen>,
+    client: String,
+}
+
+impl Side {
+    fn parts(&self, script: usize, name: &str, index: usize) -> Parts {
+        let case = format!("{name}#{index}");
+        let seen: Vec<&Seen> = self.seen.iter().filter(|seen| seen.case == case).collect();
+        parts(&self.heard[script][index], &seen, &self.client)
+    }
+}
+
+/// What is wrong with a case, a line for each.
+fn judge(
+    case: &Case,
+    script: usize,
+    envoy: &Side,
+    agent: &Side,
+    everywhere: &mut [bool],
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut used = vec![false; case.deviations.len()];
+    for (index, ask) in case.asks.iter().enumerate() {
+        let [theirs, ours] = [envoy, agent].map(|side| side.parts(script, case.name, index));
+        let mut lines = Vec::new();
+        let status = theirs.get("status").map_or("0", String::as_str);
+        if status != ask.expected.to_string() {
+            lines.push(format!("Envoy answers {status}, not {}: {theirs:#?}", ask.expected));
+        }
+        let mut own = vec![false; ask.deviations.len()];
+        for (part, theirs, ours) in compare::differences(&theirs, &ours) {
+            let name = compare::common_name(part);
+            let is = |of: &str| name == of || name.starts_with(&format!("{of} "));
+            let mut known = false;
+            for (n, (of, _)) in ask.deviations.iter().enumerate() {
+                own[n] |= is(of);
+                known |= is(of);
+            }
+            for (n, (of, _)) in case.deviations.iter().enumerate() {
+                used[n] |= is(of);
+                known |= is(of);
+            }
+            for (n, (of, _)) in EVERYWHERE.iter().enumerate() {
+                everywhere[n] |= is(of);
+                known |= is(of);
+            }
+            if !known {
+                lines.push(format!("{part}\n      Envoy: {theirs}\n      agent: {ours}"));
+            }
+        }
+        for ((part, why), _) in ask.deviations.iter().zip(own).filter(|(_, used)| !used) {
+            lines.push(format!("{part} differs no longer: {why}"));
+        }
+        wrong.extend(lines.into_iter().map(|line| format!("  {}\n    {line}", ask.label())));
+    }
+    for ((part, why), _) in case.deviations.iter().zip(used).filter(|(_, used)| !used) {
+        wrong.push(format!("  {part} differs no longer: {why}"));
+    }
+    wrong
+}
+
+/// Serves `cases` to both, asks, and compares.
+fn run(name: &str, cases: Vec<Case>, whole: bool) {
+    let mut twins = Twins::start(name, true);
+    let witnesses: Vec<Process> = twins.backends[..2]
+        .iter()
+        .map(|pod| {
+            let mut command = Command::new(process::peer());
+            command.args(["witness", &WITNESS.to_string(), pod.name()]);
+            pod.starts_listening("witness", command, &[WITNESS])
+        })
+        .collect();
+    let ports = FIRST..;
+    let scripts: Vec<Script> = cases
+        .iter()
+        .zip(ports)
+        .map(|(case, port)| Script {
+            name: case.name.to_owned(),
+            address: format!("{}:{port}", ADDRESSES[0]).parse().expect("an address"),
+            asks: case.numbered(),
+        })
+        .collect();
+    let listeners = cases.iter().zip(&scripts).map(|(c, script)| c.listener_of(script.address));
+    let mut resources = clusters(&twins, &cases);
+    resources.extend(listeners);
+    let refused = twins.serve(resources);
+    let (asked, left): (Vec<_>, Vec<_>) =
+        scripts.into_iter().zip(&cases).partition(|(_, case)| case.refused.is_none());
+    let (scripts, asked): (Vec<Script>, Vec<&Case>) = asked.into_iter().unzip();
+    let text = serde_json::to_string(&scripts).expect("plain data");
+    let mut sides = twins.both(|pod| {
+        let file = pod.node().directory().join(format!("{}-questions.json", pod.name()));
+        fs::write(&file, &text).expect("write the questions");
+        let ran = pod.run_peer(&["questions", file.to_str().expect("paths of a bed are text")]);
+        let ran = ran.expect_success();
+        let heard = ran.stdout().lines().map(|l| serde_json::from_str(l).expect("a line of JSON"));
+        Side {
+            refused: String::new(),
+            heard: heard.collect(),
+            seen: Vec::new(),
+            client: pod.ip().to_string(),
+        }
+    });
+    // A request that was given up may come to its end at the witness later.
+    let mut lines = 0;
+    eventually("the witnesses have said all", || {
+        let logs: String = witnesses.iter().map(Process::log).collect();
+        let more = logs.lines().count() != lines;
+        lines = logs.lines().count();
+        std::thread::sleep(Duration::from_millis(300));
+        if more { Err("they still write") } else { Ok(()) }
+    });
+    let logs: String = witnesses.iter().map(Process::log).collect();
+    let mut nowhere = Vec::new();
+    for seen in logs.lines().filter_map(Seen::of_line) {
+        let peer = seen.peer.to_string();
+        let side = if peer == sides.0.client { &mut sides.0 } else { &mut sides.1 };
+        if seen.case.is_empty() {
+            nowhere.push(format!("a request of no case reached {}: {seen:?}", seen.by));
+        }
+        side.seen.push(seen);
+    }
+    let of = |refused: &std::collections::BTreeMap<String, String>| {
+        refused.values().map(String::as_str).collect::<Vec<_>>().join("\n")
+    };
+    (sides.0.refused, sides.1.refused) = (of(&refused.envoy), of(&refused.agent));
+    let (envoy, agent) = sides;
+    let mut everywhere = vec![false; EVERYWHERE.len()];
+    let mut wrong = nowhere;
+    for (index, case) in asked.iter().enumerate() {
+        let of = judge(case, index, &envoy, &agent, &mut everywhere);
+        if !of.is_empty() {
+            wrong.push(format!("{}\n{}", case.name, of.join("\n")));
+        }
+    }
+    for (_, case) in &left {
+        let refusal = format!("listeners[{}]", case.name);
+        let says = case.refused.unwrap_or_default();
+        let line =
+            agent.refused.split("listeners[").find(|l| l.starts_with(&format!("{}]", case.name)));
+        if !line.is_some_and(|line| line.contains(says)) {
+            wrong.push(format!("{}: must be refused with {refusal}…{says}", case.name));
+        }
+        let by_envoy = case.refused_by_envoy;
+        if by_envoy.is_some_and(|says| !envoy.refused.contains(says)) {
+            wrong.push(format!("{}: Envoy must refuse it, too", case.name));
+        }
+    }
+    for case in &asked {
+        for (who, side) in [("Envoy", &envoy), ("the agent", &agent)] {
+            if side.refused.contains(&format!("[{}]", case.name))
+                || side.refused.contains(&format!(" {}:", case.name))
+            {
+                wrong.push(format!("{}: {who} refuses it", case.name));
+            }
+        }
+    }
+    for ((part, why), used) in EVERYWHERE.iter().zip(everywhere) {
+        if whole && !used {
+            wrong.push(format!("{part} differs nowhere: {why}"));
+        }
+    }
+    let questions: usize = asked.iter().map(|case| case.asks.len()).sum();
+    println!("{questions} questions of {} cases, {} refused", asked.len(), left.len());
+    assert!(
+        wrong.is_empty(),
+        "{} of {} cases:\n{}\nrefused by Envoy:\n{}\nrefused by the agent:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n"),
+        envoy.refused,
+        agent.refused
+    );
+}
+
+#[test]
+fn envoy_and_the_agent_answer_the_corpus_alike() {
+    let tables = [routing::cases(), policy::cases(), http::cases(), smuggling::cases()];
+    let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
+    let word = std::env::var("CORPUS").unwrap_or_default();
+    let all = cases.len();
+    cases.retain(|case| case.name.contains(&word));
+    assert!(!cases.is_empty(), "no row's name has `{word}`");
+    let whole = cases.len() == all;
+    run("corpus", cases, whole);
+}

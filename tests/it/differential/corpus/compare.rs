@@ -1,0 +1,87 @@
+//! An answer cut into named parts, without what differs from one request to the next.
+
+use std::collections::BTreeMap;
+
+use tests::corpus::{Field, Heard, Seen};
+
+/// By name: `status`, `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
+/// `more N` for later responses, `upstream` (how many requests it saw), and for each of
+/// those `upstream N method` and so on.
+pub(super) type Parts = BTreeMap<String, String>;
+
+pub(super) fn parts(heard: &Heard, seen: &[&Seen], client: &str) -> Parts {
+    let mut parts = Parts::new();
+    parts.insert("end".to_owned(), heard.end.clone());
+    for (index, response) in heard.responses.iter().enumerate() {
+        let of =
+            |part: &str| if index == 0 { part.to_owned() } else { format!("more {index} {part}") };
+        parts.insert(of("status"), response.status.to_string());
+        parts.insert(of("body"), response.body.clone());
+        if !response.interim.is_empty() {
+            parts.insert(of("interim"), format!("{:?}", response.interim));
+        }
+        put(&mut parts, &of("header"), &response.headers, client);
+        put(&mut parts, &of("trailer"), &response.trailers, client);
+    }
+    parts.insert("upstream".to_owned(), format!("{} requests", seen.len()));
+    for (index, seen) in seen.iter().enumerate() {
+        let of = |part: &str| format!("upstream {index} {part}");
+        for (part, value) in [
+            ("by", &seen.by),
+            ("version", &seen.version),
+            ("method", &seen.method),
+            ("target", &seen.target),
+            ("body", &seen.body),
+            ("whole", &seen.whole.to_string()),
+        ] {
+            parts.insert(of(part), value.clone());
+        }
+        put(&mut parts, &of("header"), &seen.headers, client);
+        put(&mut parts, &of("trailer"), &seen.trailers, client);
+    }
+    parts
+}
+
+fn put(parts: &mut Parts, kind: &str, fields: &[Field], client: &str) {
+    for (name, value) in fields {
+        let value = match name.as_str() {
+            "date" => "a date".to_owned(),
+            "x-envoy-upstream-service-time" if value.parse::<u64>().is_ok() => "time".to_owned(),
+            "x-request-id" if value.len() == 36 => "an id".to_owned(),
+            _ => value.replace(client, "CLIENT"),
+        };
+        let part = parts.entry(format!("{kind} {name}"));
+        part.and_modify(|all| *all = format!("{all} | {value}")).or_insert(value);
+    }
+}
+
+/// The parts that are not the same, with both values; nothing else where statuses differ,
+/// nor what upstreams saw where they saw more or fewer requests.
+pub(super) fn differences<'a>(
+    one: &'a Parts,
+    other: &'a Parts,
+) -> Vec<(&'a str, &'a str, &'a str)> {
+    let value = |of: &'a Parts, part: &str| of.get(part).map_or("(none)", String::as_str);
+    let parts = one.keys().chain(other.keys().filter(|part| !one.contains_key(*part)));
+    let mut differing: Vec<_> = parts
+        .map(|part| (part.as_str(), value(one, part), value(other, part)))
+        .filter(|(_, one, other)| one != other)
+        .collect();
+    let differs = |of: &str| differing.iter().any(|(part, _, _)| *part == of);
+    let (status, upstream) = (differs("status"), differs("upstream"));
+    differing.retain(|(part, _, _)| {
+        if status { *part == "status" } else { !upstream || !part.starts_with("upstream ") }
+    });
+    differing
+}
+
+/// What a deviation calls `part`: the same for each request and response.
+pub(super) fn common_name(part: &str) -> String {
+    match part.split_once(' ') {
+        Some(("more", rest)) => rest.split_once(' ').map_or(rest, |(_, rest)| rest).to_owned(),
+        Some(("upstream", rest)) => {
+            format!("upstream {}", rest.split_once(' ').map_or(rest, |(_, rest)| rest))
+        }
+        _ => part.to_owned(),
+    }
+}

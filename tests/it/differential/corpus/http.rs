@@ -1,0 +1,174 @@
+//! The protocols: heads, bodies, trailers, connections, HTTP/1 and HTTP/2 on either side.
+
+use serde_json::{Value, json};
+use tests::corpus::Ask;
+
+use super::{Case, case, get, to};
+
+const WORDS: &str = "the agent says what it is that is wrong";
+const PROTOCOL: &str = "to be mended: a response that is none is 503";
+const NOTHING: &str = "to be mended: an empty message is told, and a body is lost";
+
+/// Without `enable_trailers`, Envoy takes none from HTTP/1.
+const TRAILERS: &str = "the agent passes trailers of HTTP/1 on";
+
+fn trailer_of_http1(cluster: &str) -> Ask {
+    let ask = post("t").trailer("x-trailer", "1");
+    if cluster == "h2" { ask.differs("upstream trailer x-trailer", TRAILERS) } else { ask }
+}
+
+fn trailer_to_http2(cluster: &str) -> Ask {
+    let answer = json!({ "body": "b", "trailers": [["x-t", "1"]] });
+    let ask = get("/").answered(&answer).http2();
+    if cluster == "one" { ask.differs("trailer x-t", TRAILERS) } else { ask }
+}
+
+fn te(cluster: &str, ask: Ask) -> Ask {
+    let why = "RFC 9110 §10.1.4: who sends TE names it in Connection";
+    if cluster == "one" { ask.differs("upstream header connection", why) } else { ask }
+}
+
+fn cookies(cluster: &str) -> Ask {
+    let why = "to be mended: crumbs of cookies are not joined for HTTP/2";
+    let ask = get("/").with("cookie", "a=1").with("cookie", "b=2").http2();
+    if cluster == "h2" { ask.differs("upstream header cookie", why) } else { ask }
+}
+
+fn scheme(cluster: &str) -> Ask {
+    let why = "to be mended: the scheme is not the client's";
+    let ask = get("/").with("x-forwarded-proto", "https");
+    if cluster == "h2" { ask.differs("upstream header :scheme", why) } else { ask }
+}
+
+fn cut(cluster: &str, ask: Ask) -> Ask {
+    let why = "a GET is sent once more where its connection ends unanswered";
+    let ask = ask.answered(&json!({ "cut": true })).is(503);
+    if cluster == "one" { ask.differs("upstream", why) } else { ask }
+}
+
+fn post(body: &str) -> Ask {
+    Ask::new("POST", "/post").body(body)
+}
+
+/// A gRPC message of that text, as one frame.
+fn message(text: &str) -> String {
+    let length = u8::try_from(text.len()).expect("a short message");
+    format!("\0\0\0\0{}{text}", char::from(length))
+}
+
+fn call(answer: &Value) -> Ask {
+    Ask::new("POST", "/a.Service/Call")
+        .http2()
+        .with("content-type", "application/grpc")
+        .with("te", "trailers")
+        .body(&message("hello"))
+        .answered(answer)
+}
+
+fn grpc_ok() -> Value {
+    json!({
+        "headers": [["content-type", "application/grpc"]],
+        "body": message("hello"),
+        "trailers": [["grpc-status", "0"]],
+    })
+}
+
+#[rustfmt::skip]
+pub(super) fn cases() -> Vec<Case> {
+    let big = "0123456789".repeat(20_000);
+    let mut cases = Vec::new();
+    for (name, cluster) in [("requests-to-http1", "one"), ("requests-to-http2", "h2")] {
+        cases.push(case(name, to(cluster))
+            .asks(get("/")).asks(get("/?")).asks(get("/a?b=c&d")).asks(get("/a%2Fb/%zz")).asks(get("/a//b/../c"))
+            .asks(get("/").http2()).asks(Ask::new("HEAD", "/").differs("header transfer-encoding", "the agent does not tell how a body would be framed that is not there")).asks(Ask::new("HEAD", "/").http2())
+            .asks(Ask::new("OPTIONS", "*").is(404))
+            .asks(Ask::new("OPTIONS", "/").differs("upstream header content-length", "to be mended: the length of no body is told where Envoy does not, and not where it does")).asks(Ask::new("DELETE", "/x"))
+            .asks(Ask::new("PATCH", "/x").body("patched")).asks(Ask::new("BREW", "/pot").is(400).differs("status", "to be mended: methods of one's own are let through"))
+            .asks(get("http://absolute.test/path?q").host("other.test").differs("status", "two hosts that are not the same are refused"))
+            .asks(post("five!")).asks(post("")).asks(post(&big)).asks(post("five!").http2()).asks(post(&big).http2())
+            .asks(post("chunks").with("transfer-encoding", "chunked")).asks(post("").with("transfer-encoding", "chunked"))
+            .asks(get("/").body("a body of a GET"))
+            .asks(trailer_of_http1(cluster)).asks(post("t").trailer("x-trailer", "1").http2())
+            .asks(get("/").with("connection", "close")).asks(get("/").with("connection", "x-hop, keep-alive").with("x-hop", "1"))
+            .asks(get("/").with("keep-alive", "timeout=5")).asks(get("/").with("proxy-connection", "keep-alive"))
+            .asks(te(cluster, get("/").with("te", "trailers"))).asks(te(cluster, get("/").with("te", "gzip, trailers")))
+            .asks(te(cluster, get("/").with("te", "trailers").http2()))
+            .asks(get("/").with("upgrade", "h2c").with("connection", "upgrade, http2-settings").with("http2-settings", "AAMAAABkAAQAoAAAAAIAAAAA"))
+            .asks(get("/").with("x-many", "1").with("x-many", "2")).asks(get("/").with("x-empty", ""))
+            .asks(cookies(cluster)).asks(get("/").with("cookie", "a=1; b=2"))
+            .asks(get("/").with("user-agent", "me")).asks(get("/").with("accept-encoding", "gzip"))
+            .asks(post("hello").with("expect", "100-continue"))
+            .asks(get("/").with("x-latin", "caf\u{e9}"))
+            .asks(get("/").with("x_under", "1")).asks(get("/").with("x-odd!#$%&'*+.^_`|~", "1"))
+            .asks(get("/").hostless().is(400).differs("body", WORDS).differs("header content-length", WORDS).differs("header content-type", WORDS)).asks(get("/").host("").is(if cluster == "one" { 200 } else { 502 }).differs("status", "an empty host is refused")).asks(get("/").host("bad host").is(400))
+            .asks(get("/").host("user@host").differs("status", "a host with a user is refused (RFC 9110 §4.2.4)")).asks(get("/").host("[::1]:80")));
+        cases.push(case(if cluster == "one" { "claims-to-http1" } else { "claims-to-http2" }, to(cluster))
+            .asks(get("/").with("x-forwarded-for", "192.0.2.1")).asks(scheme(cluster))
+            .asks(get("/").with("x-forwarded-host", "h.test")).asks(get("/").with("x-request-id", "mine"))
+            .asks(get("/").with("x-request-id", "4bf92f35-77b3-4da6-a3ce-929d0e0e4736"))
+            .asks(get("/").with("via", "1.1 before")).asks(get("/").with("x-envoy-internal", "true").differs("upstream header x-envoy-internal", "to be mended: what a client says is passed on"))
+            .asks(get("/").with("x-envoy-external-address", "192.0.2.1")).asks(get("/").with("x-envoy-downstream-service-cluster", "c"))
+            .asks(get("/").with("x-envoy-original-path", "/o")).asks(get("/").with("x-envoy-expected-rq-timeout-ms", "77"))
+            .asks(get("/").with("x-envoy-attempt-count", "9")).asks(get("/").with("x-envoy-decorator-operation", "op"))
+            .asks(get("/").with("forwarded", "for=192.0.2.1")).asks(get("/").with("x-forwarded-client-cert", "Hash=00"))
+            .asks(get("/").with("x-client-trace-id", "t")).asks(get("/").with("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
+            .asks(get("/").with("x-envoy-upstream-rq-timeout-ms", "250").answered(&json!({ "delay_ms": 800 }))));
+        cases.push(case(if cluster == "one" { "responses-of-http1" } else { "responses-of-http2" }, to(cluster))
+            .asks(get("/").answered(&json!({ "status": 204 }))  .is(204)).asks(get("/").answered(&json!({ "status": 304, "headers": [["etag", "\"x\""]] })).is(304))
+            .asks(get("/").answered(&json!({ "status": 404, "body": "theirs" })).is(404)).asks(get("/").answered(&json!({ "status": 599, "body": "" })).is(599))
+            .asks(get("/").answered(&json!({ "headers": [["x-a", "1"], ["x-a", "2"], ["set-cookie", "a=b"], ["set-cookie", "c=d"]] })))
+            .asks(get("/").answered(&json!({ "headers": [["server", "theirs"], ["date", "Thu, 01 Jan 1970 00:00:00 GMT"], ["via", "1.1 up"]] })))
+            .asks(get("/").answered(&json!({ "headers": [["x-envoy-upstream-service-time", "7"], ["x-envoy-overloaded", "true"]] })))
+            .asks(get("/").answered(&json!({ "body": "0123456789", "times": 20_000 })).http2()).asks(get("/").answered(&json!({ "body": "0123456789", "times": 20_000 })))
+            .asks(trailer_to_http2(cluster)).asks(get("/").answered(&json!({ "body": "b", "trailers": [["x-t", "1"]] })))
+            .asks(cut(cluster, get("/"))).asks(cut(cluster, get("/").http2())));
+    }
+    cases.extend([
+        case("a-cluster-of-its-own", to("own")).cluster("own", "one", json!({ "lb_policy": "LEAST_REQUEST" })).asks(get("/")),
+        case("responses-http1-shapes", to("one"))
+            .asks(get("/").answered(&json!({ "close": true })))
+            .asks(get("/").answered(&json!({ "interim": [103] }))).asks(get("/").answered(&json!({ "interim": [100] })))
+            .asks(get("/").answered(&json!({ "headers": [["transfer-encoding", "chunked"]], "body": "in chunks" })))
+            .asks(get("/").answered(&json!({ "headers": [["connection", "x-hop"], ["x-hop", "1"], ["keep-alive", "timeout=9"]] }))
+                .differs("header x-hop", "RFC 9110 §7.6.1: what Connection names goes no further"))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\n\r\nuntil the end" })))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.0 200 OK\r\n\r\nuntil the end" })))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort" })).is(0))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nlong" })))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nlon" })).is(502).differs("status", PROTOCOL))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n" })).is(502)
+                .differs("status", "to be mended: two framings of one response are taken for chunks"))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" })).is(0))
+            .asks(get("/").answered(&json!({ "bytes": "nonsense\r\n\r\n" })).is(502).differs("status", PROTOCOL))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 99 Low\r\ncontent-length: 0\r\n\r\n" })).is(0).differs("status", "Envoy waits for ever for another response"))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\nbad name: 1\r\ncontent-length: 0\r\n\r\n" })).is(502).differs("status", PROTOCOL)),
+        case("grpc", to("h2"))
+            .asks(call(&grpc_ok()))
+            .asks(call(&json!({ "headers": [["content-type", "application/grpc"], ["grpc-status", "7"], ["grpc-message", "no"]], "body": "" })))
+            .asks(call(&json!({ "headers": [["content-type", "application/grpc"]], "body": "", "trailers": [["grpc-status", "13"], ["grpc-message", "a%20b"]] })))
+            .asks(call(&json!({ "status": 503, "body": "not gRPC" })).is(503)).asks(call(&json!({ "cut": true })))
+            .asks(call(&grpc_ok()).with("grpc-timeout", "100m")),
+        case("grpc-errors", super::routes(json!([
+            { "match": { "prefix": "/dead" }, "route": { "cluster": "dead" } },
+            { "match": { "prefix": "/slow" }, "route": { "cluster": "h2", "timeout": "0.3s" } },
+            { "match": { "prefix": "/teapot" }, "direct_response": { "status": 418, "body": { "inline_string": "a b%" } } },
+        ])))
+            .differs("header grpc-message", NOTHING)
+            .asks(Ask::new("POST", "/dead").with("content-type", "application/grpc").body("").http2())
+            .asks(Ask::new("POST", "/slow").with("content-type", "application/grpc+proto").body("").http2().answered(&json!({ "delay_ms": 1200 })))
+            .asks(Ask::new("POST", "/teapot").with("content-type", "application/grpc").body("").http2())
+            .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc").body("").http2())
+            .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc-web").body("").http2().is(404)
+                .differs("header content-length", "hyper tells the length of an empty body in HTTP/2 as well"))
+            .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc").body("")),
+        case("codec-http1", to("one")).manager(json!({ "codec_type": "HTTP1" })).asks(get("/")),
+        case("codec-http2", to("one")).manager(json!({ "codec_type": "HTTP2" })).asks(get("/").http2()),
+        case("header-limit", to("one")).manager(json!({ "max_request_headers_kb": 4 }))
+            .asks(get("/").with("x-long", &"x".repeat(3000))).asks(get("/").with("x-long", &"x".repeat(5000)).is(431))
+            .asks(get("/").with("x-long", &"x".repeat(3000)).http2()),
+        case("header-count", to("one"))
+            .asks((0..90).fold(get("/"), |ask, n| ask.with(&format!("x-{n}"), "v")))
+            .asks((0..120).fold(get("/"), |ask, n| ask.with(&format!("x-{n}"), "v")).is(431)),
+    ]);
+    cases
+}
