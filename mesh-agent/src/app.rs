@@ -222,6 +222,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
+    tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
     Ok((agent, log_writer))
@@ -304,6 +305,7 @@ fn dataplane(
         metrics: metrics.clone(),
     });
     let http = HttpServices {
+        breakers: Arc::default(),
         snapshots: Arc::clone(&snapshot),
         balancers: Arc::clone(&balancers),
         outbound_policy,

@@ -5,6 +5,16 @@
 /// adopts maps of another version.
 pub const ABI_VERSION: u32 = 5;
 
+/// In the BPF object, in a section of its own: which version it was built with.
+pub const ABI_TAG: [u8; 16] = {
+    let version = ABI_VERSION.to_le_bytes();
+    let mut tag = *b"mesh-bpf-abi:\0\0\0";
+    tag[13] = version[0];
+    tag[14] = version[1];
+    tag[15] = version[2];
+    tag
+};
+
 /// In-pod port (on 127.0.0.1 and ::1) that outbound connections are rewritten to.
 pub const OUTBOUND_PORT: u16 = 15001;
 /// In-pod port of the listener that plaintext inbound connections are steered to.

@@ -27,3 +27,8 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// An agent that embeds an object of other sources says so.
+#[unsafe(link_section = "mesh_abi")]
+#[unsafe(no_mangle)]
+static MESH_ABI: [u8; 16] = mesh_common::abi::ABI_TAG;

@@ -27,7 +27,7 @@ pub(crate) fn config(client: &Pod, server: &Pod) -> MeshConfig {
 }
 
 impl Neighbours {
-    fn start(name: &str, kind: &str) -> Self {
+    pub(crate) fn start(name: &str, kind: &str) -> Self {
         Self::start_with(name, kind, &[])
     }
 

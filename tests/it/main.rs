@@ -19,6 +19,7 @@ mod http;
 mod identity;
 mod ipv6;
 mod kernel_identity;
+mod kernel_news;
 mod kernel_path;
 mod leaks;
 mod lifecycle;

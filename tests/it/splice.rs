@@ -129,6 +129,22 @@ fn bodies_of_every_size_arrive_whole() {
     assert_eq!(entry["bytes_sent"], (256 << 20) + 32, "{entry}");
 }
 
+/// What README warns of, seen by a program that does it.
+#[test]
+fn a_blocking_reader_fails_after_its_shutdown_where_the_self_test_says_so() {
+    let it = spliced("splice-blocking", "echo");
+    let failed = failed(&self_test(&it));
+    let told = names(&failed).contains(&"splice_recv_after_shutdown");
+    let arguments = ["echoed", SERVER, "16777216", "8"];
+    let ran = it.client.run_peer(&arguments);
+    match told {
+        true => drop(ran.expect_failure().expect_output("Resource temporarily unavailable")),
+        false => drop(ran.expect_success()),
+    }
+    // The bytes are all there for who asks again.
+    it.client.run_peer(&[&arguments[..], &["--again"]].concat()).expect_success();
+}
+
 #[test]
 fn two_hundred_connections_at_once() {
     let it = spliced("splice-many", "digest");

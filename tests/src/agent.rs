@@ -212,6 +212,13 @@ impl Agent {
         self.wait_ready();
     }
 
+    /// As [`Agent::restart_with`], but the flags are for this life only.
+    pub fn restart_once_with(&mut self, flags: &[&str]) {
+        let builder = self.builder.clone();
+        self.restart_with(flags);
+        self.builder = builder;
+    }
+
     /// Runs a command of the agent's against its socket, on the node.
     pub fn cli(&self, arguments: &[&str]) -> Ran {
         let mut command = Command::new(agent_binary());

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Agent, PodsFile};
 use crate::{
     admin::{ControlError, EnrollRequest, NetnsRef},
-    capture::{self, EnrollError, EnrollPod, EnrolledPod, Exclusions},
+    capture::{self, EnrollError, EnrollPod, EnrolledPod, Exclusions, Multicast},
     model::{captured::Pod, workload::WorkloadUid},
     proxy::{Dataplane, inbound, outbound, story},
 };
@@ -28,6 +28,13 @@ const MAX_CONNECTIONS_PER_POD: usize = 16_384;
 
 /// How long to wait after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two looks at what has changed: the first is at once, and who makes changes all
+/// the time does not keep the agent.
+const NEWS_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long to wait before rules are watched again that could not be.
+const RULES_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long to wait before a pod that could not be restored is tried again.
 const RESTORE_PAUSE: Duration = Duration::from_secs(1);
@@ -139,7 +146,8 @@ impl Agent {
         let enrolled = self.capture.enroll(request.clone()).await.map_err(refused)?;
         let pod = Arc::clone(&enrolled.pod);
         let accepting = CancellationToken::new();
-        serve(&self.dataplane, enrolled, &accepting);
+        let links = serve(&self.dataplane, enrolled, &accepting);
+        tokio::spawn(watch_links(Arc::clone(self), uid.clone(), links, accepting.clone()));
         if let Err(error) = self.capture.activate(&uid) {
             accepting.cancel();
             if let Err(error) = self.capture.unenroll(&uid).await {
@@ -191,7 +199,7 @@ impl Agent {
             }
             self.cut(&uid);
         }
-        self.capture.guard_new_interfaces().await;
+        self.capture.look_at_all_interfaces().await;
     }
 }
 
@@ -261,9 +269,57 @@ pub(super) async fn restore(agent: Arc<Agent>, mut wanted: Wanted) {
     }
 }
 
-/// Accepts the pod's connections until `accepting` is cancelled.
-fn serve(dataplane: &Arc<Dataplane>, enrolled: EnrolledPod, accepting: &CancellationToken) {
-    let EnrolledPod { pod, outbound, inbound, hbone } = enrolled;
+/// Looks at the pod's interfaces whenever they change.
+async fn watch_links(
+    agent: Arc<Agent>,
+    uid: WorkloadUid,
+    links: Multicast,
+    accepting: CancellationToken,
+) {
+    loop {
+        let news = tokio::select! {
+            () = accepting.cancelled() => return,
+            news = links.news() => news,
+        };
+        if let Err(error) = news {
+            return tracing::error!(
+                pod = %uid, %error,
+                "the pod's interfaces can't be watched any more: they are looked at now and then"
+            );
+        }
+        agent.capture.look_at_interfaces(&uid).await;
+        time::sleep(NEWS_PAUSE).await;
+    }
+}
+
+/// Takes packets off the short way as soon as the node gets rules. Rules of iptables are
+/// not told of: they are found now and then.
+pub(super) async fn watch_rules(agent: Arc<Agent>) {
+    loop {
+        match agent.capture.rules_watch() {
+            Ok(rules) => {
+                // What came before the watch.
+                agent.capture.look_at_rules();
+                while let Ok(()) = rules.news().await {
+                    agent.capture.look_at_rules();
+                    time::sleep(NEWS_PAUSE).await;
+                }
+            }
+            // No netfilter (yet): there are no rules either.
+            Err(error) => tracing::debug!(%error, "the node's rules can't be watched"),
+        }
+        time::sleep(RULES_PAUSE).await;
+    }
+}
+
+/// Accepts the pod's connections until `accepting` is cancelled. What is left is to be
+/// watched.
+fn serve(
+    dataplane: &Arc<Dataplane>,
+    enrolled: EnrolledPod,
+    accepting: &CancellationToken,
+) -> Multicast {
+    let EnrolledPod { pod, outbound, inbound, hbone, links } = enrolled;
     let uid = pod.workload.uid.clone();
     {
         let dataplane = Arc::clone(dataplane);
@@ -290,6 +346,7 @@ fn serve(dataplane: &Arc<Dataplane>, enrolled: EnrolledPod, accepting: &Cancella
         Ok(inbound::serve_hbone(dataplane, pod, stream, source))
     });
     tokio::spawn(accepted);
+    links
 }
 
 async fn accept<A, S>(

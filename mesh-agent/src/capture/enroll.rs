@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     fs::File,
+    io,
     num::NonZeroU32,
     os::unix::fs::MetadataExt,
     path::PathBuf,
@@ -24,6 +25,7 @@ use super::{
     kernel_path::KernelMaps,
     loader::{self, Pins},
     maps::{MapCapacities, Maps, monotonic_ns},
+    netlink::Multicast,
     netns::PodNetns,
     options::{CaptureOptions, EnrollPod, Exclusions},
     orig_dst::OriginalDestinations,
@@ -49,6 +51,8 @@ pub struct EnrolledPod {
     pub outbound: OutboundListener,
     pub inbound: InboundListener,
     pub hbone: HboneListener,
+    /// Tells when interfaces come or go inside: see [`Capture::look_at_interfaces`].
+    pub links: Multicast,
 }
 
 /// By then a connect(2) that was under way has sent its SYN.
@@ -67,6 +71,8 @@ pub struct Capture {
     pub(super) probe_cgroups: Vec<PathBuf>,
     pub(super) own: PodNetns,
     state: Mutex<State>,
+    /// One look at interfaces, or one removal, at a time.
+    pub(super) attaching: tokio::sync::Mutex<()>,
     pub(super) splice_mode: SpliceMode,
     pub(super) agent_down: AgentDown,
     pub(super) capacities: MapCapacities,
@@ -201,6 +207,7 @@ impl Capture {
             redirect_peer: options.redirect_peer,
             probe_cgroups: options.probe_cgroups,
             own,
+            attaching: tokio::sync::Mutex::default(),
             state: Mutex::new(State { maps, kernel, pods: HashMap::new(), publish_failures: 0 }),
             splice_mode: options.splice,
             agent_down: options.agent_down,
@@ -353,6 +360,11 @@ impl Capture {
         // What arrives for the application is bound to the interface it came by: the
         // agent's own dial to the application, over `lo` and from the client's
         // address, may get the client's port number, and would be taken for it.
+        // Before they are listed: none may be missed.
+        let links = netns
+            .run(Multicast::links)
+            .and_then(|links| links)
+            .map_err(|source| EnrollError::Watch { uid: uid.clone(), source })?;
         let interfaces = netns.interfaces().await.map_err(in_netns)?;
         let interface = match &interfaces[..] {
             [only] => NonZeroU32::new(only.index),
@@ -426,6 +438,7 @@ impl Capture {
             outbound: OutboundListener { listener: outbound, pod: Arc::clone(&pod), destinations },
             inbound: InboundListener { listener: inbound, pod: Arc::clone(&pod) },
             hbone: HboneListener { listener: hbone },
+            links,
             pod,
         };
         Ok((enrolled, record))
@@ -485,6 +498,7 @@ impl Capture {
         // Once more for what a connect hook had decided just before.
         tokio::time::sleep(HOOKS_END).await;
         self.cut_kernel_connections_of(cookie);
+        let _alone = self.attaching.lock().await;
         match netns.filter(|netns| netns.cookie() == cookie) {
             Some(netns) => self.undo(&netns, &record.fwmark_accept).await,
             None => self.undo_kernel(cookie),
@@ -615,6 +629,21 @@ impl Capture {
             }
         }
         self.pins.remove_all()
+    }
+
+    /// Tells when nftables change in the agent's own namespace. The caller is in a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// What the kernel said: EPROTONOSUPPORT where it has no netfilter.
+    pub fn rules_watch(&self) -> io::Result<Multicast> {
+        self.own.run(Multicast::nftables)?
+    }
+
+    /// Takes packets off the short way that rules of the node may be about. Called when
+    /// rules change, and by [`Capture::maintain`].
+    pub fn look_at_rules(&self) {
+        self.retire_redirects(&mut self.state());
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

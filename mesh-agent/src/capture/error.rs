@@ -26,8 +26,17 @@ pub enum CaptureError {
     /// The kernel refused the object or one of its maps.
     #[error("the kernel refused the BPF object")]
     Load(#[source] Box<EbpfError>),
+    /// The embedded object is of other sources than the agent.
+    #[error(
+        "the BPF object was built with ABI version {found}, this agent has {expected}: build it \
+         anew with `cargo xtask ebpf`, then the agent"
+    )]
+    Object { found: String, expected: u32 },
     /// The embedded object lacks a program or map of this name.
-    #[error("the BPF object has no `{0}`")]
+    #[error(
+        "the BPF object has no `{0}`: it is older than the agent; build it anew with `cargo xtask \
+         ebpf`, then the agent"
+    )]
     Missing(&'static str),
     /// The kernel refused a program; the source carries the verifier's log.
     #[error("program {program} was refused")]
@@ -49,6 +58,14 @@ pub enum CaptureError {
         "pinned maps in {path} have ABI version {found}, this agent has {expected}: remove them"
     )]
     Abi { path: PathBuf, found: u32, expected: u32 },
+    /// Pinned maps of this version are laid out as another build had them.
+    #[error(
+        "pinned map {path} has keys and values of {found:?} bytes where this agent's have \
+         {expected:?}, though both say ABI version {version}: another build made it. Run that \
+         one, or remove the directory of the map: enrolled pods' connections are refused until \
+         this agent is up"
+    )]
+    Layout { path: PathBuf, found: (u32, u32), expected: (u32, u32), version: u32 },
     /// The guard reads Ethernet headers.
     #[error("interface {0} of the pod is not Ethernet: the guard cannot work there")]
     Interface(String),
@@ -84,6 +101,9 @@ pub enum EnrollError {
     /// The kernel does not take a listener's socket storage.
     #[error("workload {uid}: cannot vouch for the agent's listeners")]
     Vouch { uid: WorkloadUid, source: io::Error },
+    /// Its interfaces could not be watched.
+    #[error("workload {uid}: cannot watch the pod's interfaces")]
+    Watch { uid: WorkloadUid, source: io::Error },
     /// A listener could not be opened inside the pod.
     #[error("workload {uid}: cannot listen on {address} inside the pod")]
     Listen { uid: WorkloadUid, address: std::net::SocketAddr, source: io::Error },

@@ -181,28 +181,36 @@ impl Capture {
         Ok(())
     }
 
-    /// To be called now and then: guards the interfaces that enrolled pods have got since,
-    /// in place of an old one maybe. Not to be called while a pod is being un-enrolled.
-    pub async fn guard_new_interfaces(&self) {
-        let enrolled: Vec<_> = {
-            let state = self.state();
-            let slots = state.pods.values().filter_map(|slot| {
-                let request = slot.record.as_ref()?.pod.clone();
-                Some((request, Arc::clone(&slot.netns), slot.interfaces.clone()))
-            });
-            slots.collect()
-        };
-        for (request, netns, known) in enrolled {
-            if let Err(error) = self.guard_if_new(&request, &netns, &known).await {
-                tracing::error!(
-                    pod = %request.uid, error = chain(&error),
-                    "the pod's new interfaces can't be guarded"
-                );
-            }
+    /// To be called now and then, in case that news was lost: [`Capture::look_at_interfaces`]
+    /// for every pod.
+    pub async fn look_at_all_interfaces(&self) {
+        let enrolled: Vec<_> = self.state().pods.keys().cloned().collect();
+        for uid in enrolled {
+            self.look_at_interfaces(&uid).await;
         }
     }
 
-    async fn guard_if_new(
+    /// To be called when interfaces of a pod have changed: guards those that are new. Where
+    /// one is gone, the pod's address may be somebody else's by now: connections of the
+    /// kernel path are cut.
+    pub async fn look_at_interfaces(&self, uid: &WorkloadUid) {
+        let _alone = self.attaching.lock().await;
+        let slot = {
+            let state = self.state();
+            state.pods.get(uid).and_then(|slot| {
+                let request = slot.record.as_ref()?.pod.clone();
+                Some((request, Arc::clone(&slot.netns), slot.interfaces.clone()))
+            })
+        };
+        let Some((request, netns, known)) = slot else { return };
+        if let Err(error) = self.follow_interfaces(&request, &netns, &known).await {
+            tracing::error!(
+                pod = %uid, error = chain(&error), "the pod's interfaces can't be looked after"
+            );
+        }
+    }
+
+    async fn follow_interfaces(
         &self,
         request: &EnrollPod,
         netns: &PodNetns,
@@ -210,7 +218,19 @@ impl Capture {
     ) -> Result<(), EnrollError> {
         let uid = &request.uid;
         let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
-        let interfaces = netns.interfaces().await.map_err(in_netns)?;
+        let all = netns.links().await.map_err(in_netns)?;
+        if let Some(gone) = known.iter().find(|index| all.iter().all(|link| link.index != **index))
+        {
+            tracing::warn!(
+                pod = %uid, interface = gone,
+                "an interface is gone: the pod's connections of the kernel path are cut"
+            );
+            if let Some(slot) = self.state().pods.get_mut(uid) {
+                slot.interfaces.retain(|index| all.iter().any(|link| link.index == *index));
+            }
+            self.cut_kernel_connections_of(netns.cookie());
+        }
+        let interfaces: Vec<_> = all.into_iter().filter(|link| link.up).collect();
         let mut new = interfaces.iter().filter(|interface| !known.contains(&interface.index));
         let Some(first) = new.next() else { return Ok(()) };
         tracing::warn!(

@@ -40,6 +40,7 @@ use super::{
     bpffs,
     error::CaptureError,
     guard::{GUARD_PROGRAMS, HOST_PROGRAM},
+    layout,
     maps::{LinkTarget, MapCapacities, link_target, open_pin, update_link},
     netns::PodNetns,
 };
@@ -96,6 +97,8 @@ impl Pins {
         for directory in [this.maps(), this.links(), this.pods()] {
             bpffs::create(&directory)?;
         }
+        layout::check_object(OBJECT)?;
+        layout::check_pins(&this.maps())?;
         Ok(this)
     }
 

@@ -3,11 +3,18 @@
 
 use std::{
     io::{self, Read},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+    },
+};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{Interest, unix::AsyncFd};
 
 pub(super) const NLMSG_ERROR: u16 = 2;
 pub(super) const NLMSG_DONE: u16 = 3;
@@ -17,6 +24,9 @@ pub(super) const NLM_F_DUMP: u16 = 0x300;
 
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
+
+/// Messages of one look: a pod that floods does not keep the task.
+const MOST_NEWS: usize = 256;
 
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -55,25 +65,75 @@ pub(super) fn nsid(netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
 
 /// Whether the calling thread's namespace has nftables, those of iptables-nft among them.
 pub(super) fn has_nftables() -> io::Result<bool> {
-    const NETLINK_NETFILTER: i32 = 12;
+    has_tables(libc::NETLINK_NETFILTER)
+}
+
+fn has_tables(protocol: i32) -> io::Result<bool> {
     const NFNL_SUBSYS_NFTABLES: u16 = 10;
     const NFT_MSG_NEWTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8;
     const NFT_MSG_GETTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8 | 1;
     let mut found = false;
     // `struct nfgenmsg`: tables of every family.
     let request = [0; 4];
-    converse(
-        NETLINK_NETFILTER,
-        NFT_MSG_GETTABLE,
-        NLM_F_REQUEST | NLM_F_DUMP,
-        &request,
-        |kind, _| {
-            found |= kind == NFT_MSG_NEWTABLE;
-            // An error: the kernel has no such thing.
-            kind == NLMSG_DONE || kind == NLMSG_ERROR
-        },
-    )?;
-    Ok(found)
+    let flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let listed = converse(protocol, NFT_MSG_GETTABLE, flags, &request, |kind, _| {
+        found |= kind == NFT_MSG_NEWTABLE;
+        // An error: the kernel has no such thing.
+        kind == NLMSG_DONE || kind == NLMSG_ERROR
+    });
+    match listed {
+        // Nor has it netfilter's netlink: its module was never asked for.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(false),
+        listed => listed.map(|()| found),
+    }
+}
+
+/// What the kernel tells everybody of one network namespace.
+#[derive(Debug)]
+pub struct Multicast(AsyncFd<OwnedFd>);
+
+impl Multicast {
+    /// Interfaces that come, go or change.
+    pub(super) fn links() -> io::Result<Self> {
+        Self::join(SockProtocol::NetlinkRoute, libc::RTMGRP_LINK.cast_unsigned())
+    }
+
+    /// Changes of nftables, those of iptables-nft among them.
+    pub(super) fn nftables() -> io::Result<Self> {
+        Self::join(SockProtocol::NetlinkNetFilter, 1 << (libc::NFNLGRP_NFTABLES - 1))
+    }
+
+    #[expect(deprecated, reason = "sound for an `OwnedFd`; what replaces it is unsafe code")]
+    /// Of the namespace that the calling thread is in. The caller is in a tokio runtime.
+    fn join(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE)?))
+    }
+
+    /// Waits until there is news, and takes what there is of it. Lost news is news.
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// What recv(2) said.
+    pub async fn news(&self) -> io::Result<()> {
+        let mut ready = self.0.readable().await?;
+        // What it says is not read: it may be out of date.
+        let mut buffer = [0; 64];
+        for _ in 0..MOST_NEWS {
+            let told = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT);
+            match told {
+                Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    ready.clear_ready();
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Sends one request and hands over the messages that answer it until `is_last` says so.
@@ -129,4 +189,16 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 pub(super) fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
     u32_at(bytes, at).map(u32::cast_signed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_netfilter_has_no_tables() {
+        // The last number that there can be, and that no kernel has given out.
+        const NONE: i32 = 31;
+        assert!(!has_tables(NONE).unwrap());
+    }
 }

@@ -75,6 +75,7 @@ pub(super) struct Interface {
     /// Whether it is a port of a bridge or the like.
     pub(super) has_controller: bool,
     pub(super) has_xdp: bool,
+    pub(super) up: bool,
 }
 
 impl Interface {
@@ -88,6 +89,7 @@ impl Interface {
             peer_netns: None,
             has_controller: false,
             has_xdp: false,
+            up: message.header.flags.contains(LinkFlags::Up),
         };
         for attribute in message.attributes {
             match attribute {
@@ -192,20 +194,25 @@ impl PodNetns {
 
     /// The interfaces that are up and that connections from outside may come by.
     pub(super) async fn interfaces(&self) -> Result<Vec<Interface>, NetnsError> {
+        let links = self.links().await?;
+        Ok(links.into_iter().filter(|link| link.up).collect())
+    }
+
+    /// The interfaces, loopback left out.
+    pub(super) async fn links(&self) -> Result<Vec<Interface>, NetnsError> {
         let netlink = self
             .netlink()
             .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
         let mut stream = netlink.handle.link().get().execute();
-        let mut up = Vec::new();
+        let mut links = Vec::new();
         while let Some(message) = stream.try_next().await.map_err(|source| {
             NetnsError::Addresses { path: self.path.clone(), source: Box::new(source) }
         })? {
-            let flags = message.header.flags;
-            if flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) {
-                up.push(Interface::of(message));
+            if !message.header.flags.contains(LinkFlags::Loopback) {
+                links.push(Interface::of(message));
             }
         }
-        Ok(up)
+        Ok(links)
     }
 
     /// Addresses that peers may dial (not loopback, not link-local), in the kernel's order.

@@ -11,6 +11,7 @@ pub mod captured;
 pub mod cluster;
 pub mod extension;
 pub mod format;
+pub mod hash_policy;
 pub mod header_mutation;
 pub mod http_options;
 pub mod identity;

@@ -204,6 +204,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
         balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
+        circuit_breakers: Arc::default(),
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod attempts;
 mod body;
+mod breakers;
 mod forward;
 mod forwarding;
 mod headers;
@@ -59,6 +60,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     body::RequestBody,
+    breakers::Breakers,
     record::{RequestObserver, RequestRecord},
 };
 use crate::{
@@ -139,6 +141,7 @@ pub type UpstreamPool = HttpPool<RequestBody>;
 #[derive(Clone)]
 pub struct HttpServices {
     pub snapshots: Arc<SnapshotCell>,
+    pub breakers: Arc<Breakers>,
     pub balancers: Arc<Balancers>,
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,

@@ -363,6 +363,22 @@ async fn maps_of_another_version_are_not_adopted() {
     assert!(matches!(error, CaptureError::Abi { found: 99, .. }), "{error}");
 }
 
+/// As another build of the same version would have left them.
+#[tokio::test(flavor = "multi_thread")]
+async fn maps_of_another_layout_are_refused_by_name() {
+    let bed = Bed::new();
+    drop(bed.capture());
+    let maps = bed.options().bpffs.join(format!("test/maps-v{ABI_VERSION}"));
+    let (pods, aside) = (maps.join(map::PODS), maps.join("aside"));
+    std::fs::rename(&pods, &aside).unwrap();
+    std::fs::rename(maps.join(map::OUTBOUND_PORTS), &pods).unwrap();
+    let error = chain(&Capture::start(bed.options()).unwrap_err());
+    assert!(error.contains(&format!("pinned map {}", pods.display())), "{error}");
+    assert!(error.contains("(16, 4) bytes where this agent's have (8, 16)"), "{error}");
+    std::fs::rename(&aside, &pods).unwrap();
+    drop(bed.capture());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn this_kernel_passes_the_doctor() {
     let bed = Bed::new();

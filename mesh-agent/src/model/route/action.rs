@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::model::{
     cluster::ClusterName,
+    hash_policy::HashPolicy,
     header_mutation::HeaderMutations,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
@@ -35,6 +36,10 @@ pub struct ForwardAction {
     /// Whether a replaced host is appended to `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
     pub attempts: Attempts,
+    /// Which of its cluster's circuit breakers counts.
+    pub high_priority: bool,
+    /// What its cluster's policy goes by, if it goes by a hash.
+    pub hash_policy: Vec<HashPolicy>,
 }
 
 impl ForwardAction {
@@ -48,6 +53,8 @@ impl ForwardAction {
             host_rewrite: None,
             append_x_forwarded_host: false,
             attempts: Attempts::default(),
+            high_priority: false,
+            hash_policy: Vec::new(),
         }
     }
 }

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
+    breakers::Admitted,
     forward::{Forward, forward},
     forwarding,
     headers::{self, Checked, REQUEST_ID, Rewrites},
@@ -34,7 +35,10 @@ use crate::{
     observe::{Protocol, flags::ResponseFlag},
     policy::{Denied, Permit, authorize_request},
     proxy::rejudge::{self, Standing},
-    route::{Destination, NoDestination, choose, configuration_for, decide_request, match_route},
+    route::{
+        Choice, Destination, NoDestination, choose, configuration_for, decide_request, match_route,
+        request_hash,
+    },
     snapshot::Snapshot,
 };
 
@@ -83,17 +87,19 @@ pub(super) struct Answer {
     pub(super) response: Response<crate::transport::http_pool::LeasedBody<RequestBody>>,
     pub(super) deadline: Deadline,
     pub(super) destination: Destination,
+    pub(super) admitted: Admitted,
     pub(super) head_request: bool,
 }
 
 impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
-        let Self { mut response, deadline, destination, head_request } = self;
+        let Self { mut response, deadline, destination, admitted, head_request } = self;
         let status = response.status();
         log.record.response_code = Some(status);
         log.mutate(head, status, response.headers_mut());
         response.map(|body| {
-            let body = ResponseBody::upstream(body, deadline, destination.into_load(), log);
+            let body =
+                ResponseBody::upstream(body, deadline, (destination.into_load(), admitted), log);
             if head_request { body.bodiless() } else { body }
         })
     }
@@ -200,10 +206,13 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
+        let client = permit.flow().source().ip();
+        let hash = request_hash(&action.hash_policy, head, client);
         let decided = decide_request(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
+            Choice { hash, ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -238,6 +247,7 @@ async fn answer(
                 request_permit: &request_permit,
                 snapshot: &snapshot,
                 destination,
+                hash,
                 rewrites,
                 authority,
                 deadline,
@@ -291,7 +301,13 @@ pub(super) fn no_destination(
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
     };
-    let reply = Reply::upstream_reset(flag, body, error.to_string());
+    let mut reply = Reply::upstream_reset(flag, body, error.to_string());
+    let no_endpoint = matches!(error, NoDestination::NoHealthyEndpoint { .. });
+    if no_endpoint && action.attempts.count_in_response {
+        // Envoy began one, and found nobody.
+        let headers = reply.headers.get_or_insert_default();
+        headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
+    }
     match (error, StatusCode::from_u16(action.cluster_not_found_status)) {
         (NoDestination::UnknownCluster { .. }, Ok(status)) => Reply { status, ..reply },
         _ => reply,

@@ -206,6 +206,7 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
             &request,
             &permit,
             Some(&cluster_name("direct")),
+            Choice::default(),
             &snapshot,
             &balancers,
             &mut |_| 0,

@@ -515,6 +515,14 @@ fn routes() {
             ".route.retry_policy.rate_limited_retry_back_off.reset_headers: is empty",
         ),
         (
+            "match: {prefix: /}, route: {cluster: c, hash_policy: [{cookie: {name: s, ttl: 1s}}]}",
+            ".route.hash_policy[0].cookie.ttl: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, hash_policy: [{terminal: true}]}",
+            ".route.hash_policy[0]: says nothing to hash",
+        ),
+        (
             "match: {prefix: /}, route: {cluster: c, hedge_policy: {}}",
             ".route.hedge_policy: is not supported",
         ),
@@ -601,7 +609,18 @@ fn clusters() {
             "cluster_type: {name: envoy.clusters.aggregate}",
             ".cluster_type: envoy.clusters.aggregate is not supported",
         ),
-        ("lb_policy: MAGLEV", ".lb_policy: MAGLEV is not supported"),
+        (
+            "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 4}",
+            ".maglev_lb_config.table_size: 4 is not a prime up to 5000011",
+        ),
+        (
+            "lb_policy: RING_HASH\nring_hash_lb_config: {maximum_ring_size: 0}",
+            ".ring_hash_lb_config.maximum_ring_size: must be between 1 and 8388608",
+        ),
+        (
+            "lb_policy: MAGLEV\nring_hash_lb_config: {}",
+            ".ring_hash_lb_config: is not supported with MAGLEV",
+        ),
         ("lb_policy: CLUSTER_PROVIDED", ".lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST"),
         ("type: ORIGINAL_DST", ".lb_policy: must be CLUSTER_PROVIDED with ORIGINAL_DST"),
         (
@@ -609,7 +628,18 @@ fn clusters() {
             ".least_request_lb_config: is not supported with ROUND_ROBIN",
         ),
         ("connect_timeout: 0s", ".connect_timeout: must be more than zero"),
-        ("circuit_breakers: {}", ".circuit_breakers: is not supported"),
+        (
+            "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
+            ".circuit_breakers.per_host_thresholds: is not supported",
+        ),
+        (
+            "circuit_breakers: {thresholds: [{max_connection_pools: 1}]}",
+            ".circuit_breakers.thresholds[0].max_connection_pools: is not supported",
+        ),
+        (
+            "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 101}}}]}",
+            ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
+        ),
         ("outlier_detection: {}", ".outlier_detection: is not supported"),
         ("health_checks: [{}]", ".health_checks: is not supported"),
         (
@@ -679,7 +709,7 @@ fn endpoints() {
 #[test]
 fn all_rejections_are_said_at_once_and_none_twice() {
     let files = [
-        ("a.yaml", cluster("circuit_breakers: {}\nlb_policy: MAGLEV\nnonsense: 1")),
+        ("a.yaml", cluster("outlier_detection: {}\nlb_policy: CLUSTER_PROVIDED\nnonsense: 1")),
         ("b.yaml", cluster("type: STRICT_DNS")),
         ("c.yaml", route("match: {prefixx: /, cookies: [{name: a}]}, routte: {}")),
     ];
@@ -689,8 +719,8 @@ fn all_rejections_are_said_at_once_and_none_twice() {
         lines,
         [
             "clusters[c].nonsense: unknown field",
-            "clusters[c].circuit_breakers: is not supported",
-            "clusters[c].lb_policy: MAGLEV is not supported",
+            "clusters[c].outlier_detection: is not supported",
+            "clusters[c].lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST",
             "clusters[c].type: STRICT_DNS is not supported",
             "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",
             "routes[r].virtual_hosts[h].routes[0].routte: unknown field",

@@ -13,6 +13,7 @@ mod address;
 mod balancing;
 mod bootstrap;
 mod cds;
+mod circuit_breakers;
 mod client;
 mod common;
 mod config_source;

@@ -6,6 +6,7 @@
 mod action;
 mod clusters;
 mod direct;
+mod hash_policy;
 mod matches;
 mod per_filter;
 mod redirect;

@@ -83,9 +83,25 @@ pub(crate) fn transfer(address: &str, up: &str, down: &str, streams: &str) -> Ex
     at_once(address, streams, move |address| one(address, up, down))
 }
 
+/// How an echo is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct How {
+    /// The server speaks first.
+    greeting: bool,
+    /// A blocking read that says EAGAIN is made again.
+    again: bool,
+}
+
+impl How {
+    pub(crate) fn of(flags: &[&str]) -> Self {
+        let has = |flag: &str| flags.contains(&flag);
+        Self { greeting: has("--greeting"), again: has("--again") }
+    }
+}
+
 /// Runs `streams` echoes of `bytes` at once; all connections are open before the first
 /// sends.
-pub(crate) fn echoed(address: &str, bytes: &str, streams: &str, greeting: bool) -> ExitCode {
+pub(crate) fn echoed(address: &str, bytes: &str, streams: &str, how: How) -> ExitCode {
     let bytes = number(bytes);
     let streams_count = usize::try_from(number(streams)).expect("a number of streams");
     let all = Arc::new(Barrier::new(streams_count));
@@ -94,7 +110,7 @@ pub(crate) fn echoed(address: &str, bytes: &str, streams: &str, greeting: bool) 
         if all.wait().is_leader() {
             println!("open");
         }
-        echo(stream?, bytes, greeting)
+        echo(stream?, bytes, how)
     })
 }
 
@@ -128,9 +144,11 @@ fn at_once(
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn echo(stream: TcpStream, bytes: u64, greeting: bool) -> io::Result<()> {
-    let mut reader = BufReader::with_capacity(CHUNK, stream.try_clone()?);
-    if greeting {
+fn echo(stream: TcpStream, bytes: u64, how: How) -> io::Result<()> {
+    let read = stream.try_clone()?;
+    let read: Box<dyn Read + '_> = if how.again { Box::new(Again(&read)) } else { Box::new(&read) };
+    let mut reader = BufReader::with_capacity(CHUNK, read);
+    if how.greeting {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         check(line.starts_with("220 "), &format!("greeted with {line:?}"))?;

@@ -36,11 +36,12 @@ const HELP: &str = "usage:
   peer asks ADDRESS            connects and prints getpeername and getsockname
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
-  peer echoed ADDRESS BYTES STREAMS [--greeting]
+  peer echoed ADDRESS BYTES STREAMS [--greeting] [--again]
                                sends bytes to an echo server on each stream while it reads
                                them back, half-closes, checks SHA-256 and the end; says
                                `open` when all are; with `--greeting` it waits for the
-                               server's first line before
+                               server's first line before; with `--again` it asks again
+                               where a blocking read says EAGAIN
   peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
                                GET / over keep-alive connections, or a fresh one for
                                each request; prints JSON
@@ -90,9 +91,8 @@ fn main() -> ExitCode {
         ["watches", address] => talk::watches(address),
         ["hears", address, times] => talk::hears(address, times),
         ["transfer", address, up, down, streams] => digest::transfer(address, up, down, streams),
-        ["echoed", address, bytes, streams] => digest::echoed(address, bytes, streams, false),
-        ["echoed", address, bytes, streams, "--greeting"] => {
-            digest::echoed(address, bytes, streams, true)
+        ["echoed", address, bytes, streams, ref how @ ..] => {
+            digest::echoed(address, bytes, streams, digest::How::of(how))
         }
         ["load", address, host, connections, seconds] => {
             load::run(address, host, connections, seconds, load::Kind::KeepAlive)

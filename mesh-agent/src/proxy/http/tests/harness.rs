@@ -35,8 +35,8 @@ use crate::{
         },
         captured::{CapturedOutbound, Pod},
         cluster::{
-            Balancing, Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment,
-            Tunnel, UpstreamProtocol,
+            Balancing, CircuitBreakers, Cluster, ClusterName, Discovery, Endpoint, Health,
+            LbPolicy, LoadAssignment, Tunnel, UpstreamProtocol,
         },
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
         listener::{
@@ -131,6 +131,7 @@ pub(super) struct Setup {
     pub(super) headers_kib: u32,
     /// Of routes below `/again`.
     pub(super) attempts: Attempts,
+    pub(super) circuit_breakers: CircuitBreakers,
 }
 
 impl Setup {
@@ -144,6 +145,7 @@ impl Setup {
             stream_idle_timeout: Some(Duration::from_secs(60)),
             headers_kib: 60,
             attempts: Attempts::default(),
+            circuit_breakers: CircuitBreakers::default(),
         }
     }
 
@@ -183,6 +185,7 @@ fn cluster(
         balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
+        circuit_breakers: Arc::default(),
     }
 }
 
@@ -317,7 +320,10 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     Resources {
         listeners: vec![listener],
         clusters: vec![
-            cluster("app", Some(setup.upstream), setup.protocol),
+            Cluster {
+                circuit_breakers: Arc::new(setup.circuit_breakers),
+                ..cluster("app", Some(setup.upstream), setup.protocol)
+            },
             cluster("empty", None, setup.protocol),
             cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol),
         ],
@@ -346,6 +352,7 @@ impl Mesh {
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
+            breakers: Arc::default(),
             pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
         };
         let (records, drain) = (Arc::default(), CancellationToken::new());

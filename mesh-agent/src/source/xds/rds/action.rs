@@ -22,11 +22,11 @@ use envoy_types::pb::{
 
 use super::{
     super::{
-        common, matchers,
+        circuit_breakers, common, matchers,
         reject::{Decoder, unsupported},
     },
     clusters::{authority, weighted_clusters},
-    retry,
+    hash_policy, retry,
 };
 use crate::model::{
     cluster::ClusterName,
@@ -77,10 +77,12 @@ pub(super) fn forward(
     unsupported!(
         d;
         metadata_match, path_rewrite, idle_timeout, flush_timeout, early_data_policy,
-        request_mirror_policies, priority, rate_limits, include_vh_rate_limits, hash_policy, cors,
+        request_mirror_policies, rate_limits, include_vh_rate_limits, cors,
         max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
+    let hash_policy = hash_policy::policies(d, hash_policy);
+    let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => {
@@ -152,6 +154,8 @@ pub(super) fn forward(
         path_rewrite: path_rewrite?,
         host_rewrite: host_rewrite?,
         append_x_forwarded_host,
+        high_priority: high_priority?,
+        hash_policy: hash_policy?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }

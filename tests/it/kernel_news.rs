@@ -1,0 +1,116 @@
+//! What changes on a node is noticed when the kernel tells, not when the agent next looks.
+
+use std::{
+    io::{Read, Write},
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tests::{conversation::end, eventually, netns::Netns};
+
+use crate::kernel_path::Neighbours;
+
+/// The agent looks by itself every five seconds.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Whether it is so all three times: by looking now and then, it would hardly be.
+#[track_caller]
+fn expect_at_once(begun: Instant) {
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_new_interface_is_guarded_at_once() {
+    let it = Neighbours::start_with("news-link", "echo", &[]);
+    for number in 1..=3 {
+        let name = format!("new{number}");
+        it.client.netns().ip(&[&format!("link add {name} type veth peer name far{number}")]);
+        it.client.netns().ip(&[&format!("link set {name} up")]);
+        let begun = Instant::now();
+        it.agent.logs(&[&name, "an interface is new"]);
+        expect_at_once(begun);
+    }
+}
+
+#[test]
+fn a_pod_whose_interface_vanishes_loses_its_kernel_path_connections_at_once() {
+    for number in 1..=3 {
+        let name = format!("news-gone{number}");
+        let it = Neighbours::start_with(&name, "echo", &["--redirect-peer", "off"]);
+        it.wait_for_services(2);
+        let mut talk = it.talk();
+        talk.echoes("before");
+        let wire = it.bed.wire().capture();
+        it.server.netns().ip(&["link del eth0"]);
+        let (there, _) = it.bed.node(2).wire_addresses();
+        it.bed.node(1).netns().ip(&[&format!("route replace {}/32 via {there}", it.server.ip())]);
+        let begun = Instant::now();
+        assert_eq!(talk.rest().1, end::RESET);
+        expect_at_once(begun);
+        it.talk().says("words for a pod that is gone\n").expect_cut_off();
+        wire.expect_no_trace_of("words for a pod");
+    }
+}
+
+/// A message of nftables: `struct nlmsghdr`, `struct nfgenmsg`, attributes.
+fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(20 + attributes.len()).unwrap();
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend([1, 0, 0, 0, 0, 0, 0, 0, family, 0]);
+    message.extend(resource.to_be_bytes());
+    message.extend(attributes);
+    message
+}
+
+/// `nft add table ip policy`, where there may be no nft(8).
+fn add_table(netns: &Netns) {
+    const NFNL_SUBSYS_NFTABLES: u16 = 10;
+    const BATCH_BEGIN: u16 = 16;
+    const BATCH_END: u16 = 17;
+    const REQUEST: u16 = 1;
+    const ACK: u16 = 4;
+    const CREATE: u16 = 0x400;
+    // One attribute: its name.
+    let mut name = 11_u16.to_ne_bytes().to_vec();
+    name.extend(1_u16.to_ne_bytes());
+    name.extend(b"policy\0\0");
+    let mut batch = message(BATCH_BEGIN, REQUEST, 0, NFNL_SUBSYS_NFTABLES, &[]);
+    let kind = NFNL_SUBSYS_NFTABLES << 8;
+    batch.extend(message(kind, REQUEST | CREATE | ACK, libc::AF_INET as u8, 0, &name));
+    batch.extend(message(BATCH_END, REQUEST, 0, NFNL_SUBSYS_NFTABLES, &[]));
+    netns.enter(|| {
+        let netfilter = Some(Protocol::from(libc::NETLINK_NETFILTER));
+        let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, netfilter).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.write_all(&batch).unwrap();
+        let mut answer = [0; 256];
+        let length = socket.read(&mut answer).unwrap();
+        assert!(length >= 20, "{:?}", &answer[..length]);
+        let errno = i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]);
+        assert_eq!(errno, 0, "the table was refused");
+    });
+}
+
+#[test]
+fn rules_that_appear_take_packets_off_the_short_way_at_once() {
+    for number in 1..=3 {
+        let it = Neighbours::start(&format!("news-rules{number}"), "echo");
+        let talks = || {
+            let before = it.verdict("redirected");
+            it.talk().echoes("words");
+            it.verdict("redirected") - before
+        };
+        assert!(talks() > 0);
+        add_table(it.bed.node(1).netns());
+        let begun = Instant::now();
+        eventually("the pods are told of", || {
+            let status = it.agent.status();
+            let told = status["not_redirected"].to_string().matches("nftables").count();
+            if told == 2 { Ok(()) } else { Err(status) }
+        });
+        expect_at_once(begun);
+        assert_eq!(talks(), 0, "{}", it.agent.status());
+    }
+}
