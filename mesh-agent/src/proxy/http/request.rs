@@ -71,6 +71,7 @@ fn refuse(refusal: Refusal) -> Reply {
     let body = match refusal {
         Refusal::TooLarge => "Request Header Fields Too Large",
         Refusal::Timeout => "Request Timeout",
+        Refusal::TransferEncoding => "Not Implemented",
         _ => "Bad Request",
     };
     let flag = (refusal != Refusal::Timeout).then_some(ResponseFlag::DownstreamProtocolError);
