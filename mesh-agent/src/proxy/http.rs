@@ -18,6 +18,7 @@ mod breakers;
 mod filter;
 mod forward;
 mod forwarding;
+mod grpc;
 mod headers;
 mod lookups;
 mod mutations;

@@ -51,11 +51,7 @@ const NOBODY: u16 = 9300;
 const FIRST: u16 = 20000;
 
 /// Parts that differ in every row where there is such a part, and why.
-const EVERYWHERE: &[(&str, &str)] = &[
-    ("header server", "to be mended: the agent does not say who answers"),
-    ("header x-envoy-upstream-service-time", "to be mended: the agent does not tell it"),
-    ("upstream header x-envoy-expected-rq-timeout-ms", "to be mended: the agent does not tell it"),
-];
+const EVERYWHERE: &[(&str, &str)] = &[];
 
 /// A configuration, and what is asked of who has it.
 #[derive(Debug, Clone)]
@@ -272,7 +268,9 @@ struct Side {
 impl Side {
     fn parts(&self, script: usize, name: &str, index: usize) -> Parts {
         let case = format!("{name}#{index}");
-        let seen: Vec<&Seen> = self.seen.iter().filter(|seen| seen.case == case).collect();
+        // How much of a request that broke off got through is up to time.
+        let is = |seen: &&Seen| seen.case == case && seen.whole;
+        let seen: Vec<&Seen> = self.seen.iter().filter(is).collect();
         parts(&self.heard[script][index], &seen, &self.client)
     }
 }
