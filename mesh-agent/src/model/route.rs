@@ -9,8 +9,8 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 
 pub use self::action::{
-    Clusters, DirectResponse, ForwardAction, HostRewrite, PathRewrite, Redirect, RedirectPath,
-    RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
+    Clusters, DirectResponse, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, PathRewrite,
+    Redirect, RedirectPath, RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
 };
 use super::{
     authz::StringMatcher, header_mutation::HeaderMutations, regex::WholeRegex,

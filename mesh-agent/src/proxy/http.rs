@@ -17,6 +17,7 @@ mod body;
 mod breakers;
 mod forward;
 mod forwarding;
+mod grpc;
 mod headers;
 mod lookups;
 mod mutations;

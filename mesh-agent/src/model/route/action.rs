@@ -30,6 +30,10 @@ pub struct ForwardAction {
     pub cluster_not_found_status: u16,
     /// Bounds request and response together. Envoy's default: 15 s; `None` never.
     pub timeout: Option<Duration>,
+    /// Takes the place of the timeout for gRPC requests.
+    pub grpc_timeout: Option<GrpcTimeout>,
+    /// Bounds a stream without activity; `None`: as the listener says.
+    pub idle_timeout: Option<IdleTimeout>,
     pub path_rewrite: Option<PathRewrite>,
     /// Replaces `:authority`.
     pub host_rewrite: Option<HostRewrite>,
@@ -49,12 +53,42 @@ impl ForwardAction {
             clusters,
             cluster_not_found_status: 503,
             timeout: Some(Duration::from_secs(15)),
+            grpc_timeout: None,
+            idle_timeout: None,
             path_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
             attempts: Attempts::default(),
             high_priority: false,
             hash_policy: Vec::new(),
+        }
+    }
+}
+
+/// The timeout is what a request's `grpc-timeout` says, within bounds.
+///
+/// Spec: `RouteAction.max_grpc_timeout`, `RouteAction.grpc_timeout_offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GrpcTimeout {
+    /// `None`: whatever is asked for.
+    pub max: Option<Duration>,
+    /// Taken off what is asked for, where that is more.
+    pub offset: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleTimeout {
+    Never,
+    After(Duration),
+}
+
+impl IdleTimeout {
+    /// `None`: never.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::After(limit) => Some(limit),
         }
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Attempting<'a> {
     pub(super) request_permit: &'a RequestPermit,
     pub(super) snapshot: &'a Snapshot,
     pub(super) action: &'a ForwardAction,
+    /// Of all attempts together.
+    pub(super) timeout: Option<Duration>,
     pub(super) protocol: HttpProtocol,
     /// The host that goes upstream.
     pub(super) host: Authority,
@@ -230,7 +232,7 @@ impl Attempting<'_> {
     /// own counts for nothing, as in Envoy.
     fn limits(&self) -> (Option<Duration>, Option<Duration>) {
         let Some(policy) = &self.action.attempts.retry else { return (None, None) };
-        let whole = self.action.timeout.filter(|timeout| !timeout.is_zero());
+        let whole = self.timeout;
         let per_try =
             policy.per_try_timeout.filter(|per_try| whole.is_none_or(|whole| *per_try < whole));
         (per_try, policy.per_try_idle_timeout)

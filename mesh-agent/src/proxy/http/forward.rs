@@ -82,6 +82,7 @@ pub(super) async fn forward(
         request_permit: forward.request_permit,
         snapshot: forward.snapshot,
         action,
+        timeout: rewrites.timeout,
         protocol,
         host: hosts.host.clone(),
         hash: forward.hash,

@@ -1,9 +1,6 @@
 //! One request's way: checked, judged, routed, forwarded, answered.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{
@@ -16,7 +13,7 @@ use super::{
     body::ResponseBody,
     breakers::Admitted,
     forward::{Forward, forward},
-    forwarding,
+    forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, not_obtained},
     mutations::{self, ResponseMutations},
@@ -236,10 +233,12 @@ async fn answer(
         log.record.cluster = destination.cluster().cloned();
         log.record.upstream = Some(destination.address());
 
-        let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
-        deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
+        let idle = action.idle_timeout.map_or(http.stream_idle_timeout, |own| own.limit());
+        let timeout = grpc::timeout(action, &head.headers);
+        let mut deadline = Deadline::new(Arc::clone(&log.exchange), idle);
+        deadline.set_route(timeout);
         mutations::mutate_request(levels, log, permit.flow(), head);
-        let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path };
+        let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path, timeout };
         return forward(
             Forward {
                 connection,

@@ -579,6 +579,10 @@ fn routes() {
             ".route.weighted_clusters: has weights that add up to 4294967296, more than 4294967295",
         ),
         (
+            "match: {prefix: /}, route: {cluster: c, grpc_timeout_offset: 1s}",
+            ".route.grpc_timeout_offset: needs max_grpc_timeout",
+        ),
+        (
             "match: {prefix: /}, route: {cluster: c, timeout: soon}",
             ".route.timeout: failed to parse duration",
         ),

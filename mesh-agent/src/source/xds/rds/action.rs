@@ -17,7 +17,7 @@ use envoy_types::pb::{
         },
         extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
     },
-    google::protobuf::BoolValue,
+    google::protobuf::{BoolValue, Duration as PbDuration},
 };
 
 use super::{
@@ -32,7 +32,9 @@ use crate::model::{
     cluster::ClusterName,
     retry::Attempts,
     rewrite::TemplateRewrite,
-    route::{Clusters, ForwardAction, HostRewrite, PathMatch, PathRewrite},
+    route::{
+        Clusters, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, PathMatch, PathRewrite,
+    },
 };
 
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
@@ -76,9 +78,8 @@ pub(super) fn forward(
     } = value;
     unsupported!(
         d;
-        metadata_match, path_rewrite, idle_timeout, flush_timeout, early_data_policy,
-        request_mirror_policies, rate_limits, include_vh_rate_limits, cors,
-        max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        metadata_match, path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
+        rate_limits, include_vh_rate_limits, cors, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let hash_policy = hash_policy::policies(d, hash_policy);
@@ -147,10 +148,18 @@ pub(super) fn forward(
         }),
     };
     let timeout = common::timeout(d, "timeout", timeout, Some(TIMEOUT_DEFAULT));
+    let idle_timeout = match idle_timeout {
+        None => Some(None),
+        value => common::timeout(d, "idle_timeout", value, None)
+            .map(|limit| Some(limit.map_or(IdleTimeout::Never, IdleTimeout::After))),
+    };
+    let grpc_timeout = grpc_timeout(d, max_grpc_timeout, grpc_timeout_offset);
     Some(ForwardAction {
         clusters: clusters?,
         cluster_not_found_status: cluster_not_found_status?,
         timeout: timeout?,
+        grpc_timeout: grpc_timeout?,
+        idle_timeout: idle_timeout?,
         path_rewrite: path_rewrite?,
         host_rewrite: host_rewrite?,
         append_x_forwarded_host,
@@ -158,6 +167,26 @@ pub(super) fn forward(
         hash_policy: hash_policy?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
+}
+
+fn grpc_timeout(
+    d: &mut Decoder,
+    max: Option<PbDuration>,
+    offset: Option<PbDuration>,
+) -> Option<Option<GrpcTimeout>> {
+    let Some(max) = max else {
+        return match offset {
+            None => Some(None),
+            // As Envoy reads it only beside the other, and would say nothing.
+            Some(_) => d.field("grpc_timeout_offset", |d| d.refused("needs max_grpc_timeout")),
+        };
+    };
+    let max = common::timeout(d, "max_grpc_timeout", Some(max), None);
+    let offset = match offset {
+        None => Some(Duration::ZERO),
+        Some(offset) => common::duration(d, "grpc_timeout_offset", offset),
+    };
+    Some(Some(GrpcTimeout { max: max?, offset: offset? }))
 }
 
 /// What doesn't start like a path, or holds a query, would make another request of the one
