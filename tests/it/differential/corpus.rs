@@ -24,6 +24,7 @@
 //! `CORPUS=word` runs only rows whose name has the word. Parts are named as failures name
 //! them, without the number of a request or response: `upstream header x-a`.
 
+mod changes;
 mod compare;
 mod http;
 mod policy;
@@ -198,7 +199,7 @@ impl Case {
 }
 
 /// Fields of `more` over those of `value`, objects one in another.
-fn merge(value: &mut Value, more: Value) {
+pub(super) fn merge(value: &mut Value, more: Value) {
     match (value, more) {
         (Value::Object(fields), Value::Object(more)) => {
             for (name, more) in more {
@@ -440,7 +441,8 @@ fn run(name: &str, cases: Vec<Case>, whole: bool) {
 
 #[test]
 fn envoy_and_the_agent_answer_the_corpus_alike() {
-    let tables = [routing::cases(), policy::cases(), http::cases(), smuggling::cases()];
+    let tables =
+        [routing::cases(), policy::cases(), http::cases(), smuggling::cases(), changes::cases()];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();
     let all = cases.len();
