@@ -1,7 +1,12 @@
 //! What the fuzz targets do with a peer's bytes; `mesh-agent/tests/fuzz_seeds.rs` runs
 //! the same over the seeds as an ordinary test.
 
-use mesh_agent::{codec::detect, model::identity::Identity, source, transport::hbone};
+use mesh_agent::{
+    codec::{detect, http},
+    model::identity::Identity,
+    source,
+    transport::hbone,
+};
 
 /// Takes a peer's bytes and must not panic.
 type Target = fn(&[u8]);
@@ -10,6 +15,7 @@ type Target = fn(&[u8]);
 #[allow(dead_code, reason = "a fuzz target runs one, the test runs all")]
 pub(crate) const ALL: &[(&str, Target)] = &[
     ("hbone_authority", hbone_authority),
+    ("http1", http1),
     ("sniff", sniff),
     ("spiffe_id", spiffe_id),
     ("xds_decode", xds_decode),
@@ -24,6 +30,14 @@ pub(crate) fn hbone_authority(data: &[u8]) {
     {
         // What was understood can be said again.
         assert_eq!(hbone::parse_authority(&address.to_string()).ok(), Some(address));
+    }
+}
+
+/// One HTTP/1 connection's heads and chunks; the first byte says where it is split.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn http1(data: &[u8]) {
+    if let Some((split, bytes)) = data.split_first() {
+        http::fuzz_scan(bytes, usize::from(*split));
     }
 }
 

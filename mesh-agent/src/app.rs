@@ -305,6 +305,7 @@ fn dataplane(
         metrics: metrics.clone(),
     });
     let http = HttpServices {
+        breakers: Arc::default(),
         snapshots: Arc::clone(&snapshot),
         balancers: Arc::clone(&balancers),
         outbound_policy,

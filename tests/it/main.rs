@@ -14,6 +14,7 @@ mod envoy;
 mod guard;
 mod hbone_client;
 mod hostile;
+mod hostile_http2;
 mod http;
 mod identity;
 mod ipv6;

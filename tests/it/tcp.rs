@@ -92,13 +92,7 @@ fn a_gibibyte_both_ways_is_intact() {
 fn a_reader_that_does_not_read_costs_bounded_memory() {
     let mesh = mesh::server_and_client("tcp-slow", "mute");
     let mut talk = mesh.client.connects(mesh::SERVER.parse().unwrap());
-    let resident = |agent: &tests::Agent| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", agent.process().pid()));
-        let kib = status.unwrap_or_default().lines().find_map(|line| {
-            line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
-        });
-        kib.expect("an agent has a resident size")
-    };
+    let resident = |agent: &tests::Agent| agent.process().resident_kib();
     let before = [mesh.near(), mesh.far()].map(resident);
     // Writes until the pipe to the talker is full for good, from a thread of its own.
     let block = vec![b'x'; 1 << 20];

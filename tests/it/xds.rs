@@ -105,7 +105,7 @@ fn the_script(mode: &str) {
 
     // Refused: one bad cluster beside a good change, sent again and again.
     let mut bad = changed.clone();
-    named(&mut bad, "Cluster", "web")["lb_policy"] = "MAGLEV".into();
+    named(&mut bad, "Cluster", "web")["lb_policy"] = "CLUSTER_PROVIDED".into();
     named(&mut bad, "RouteConfiguration", "other")["virtual_hosts"][0]["routes"][0]["direct_response"]
         ["status"] = 421.into();
     let lines = || mesh.near().log().matches("clusters[web].lb_policy").count();

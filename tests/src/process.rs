@@ -273,6 +273,18 @@ impl Process {
         eventually(&format!("{} ends", self.label), || self.ended().ok_or("still runs"))
     }
 
+    /// How much of it is in memory, in KiB.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let kib = status.unwrap_or_default().lines().find_map(|line| {
+            line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok()
+        });
+        kib.expect("a living process has a resident size")
+    }
+
     /// User and system CPU time it has used.
     pub fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();

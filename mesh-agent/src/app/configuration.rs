@@ -285,6 +285,7 @@ impl Agent {
         let dataplane = &self.dataplane;
         let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
+        dataplane.http.breakers.forget_idle();
         let workloads = &snapshot.workloads;
         dataplane.connector.hbone.retain(|key| {
             key.tunnel.port() == HBONE_PORT && workloads.has_tunnel(key.tunnel.ip(), &key.identity)

@@ -42,8 +42,8 @@ pub enum Refusal {
     /// Not one decimal number.
     #[error("invalid content-length")]
     ContentLength,
-    /// Two that differ.
-    #[error("differing content-length headers")]
+    /// More than one, be they the same: Envoy takes none either.
+    #[error("several content-length headers")]
     ContentLengths,
     /// Anything but a single `chunked`, or any in HTTP/1.0.
     #[error("unsupported transfer-encoding")]
@@ -68,6 +68,8 @@ impl Refusal {
         match self {
             Self::TooLarge => http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Timeout => http::StatusCode::REQUEST_TIMEOUT,
+            // Spec: RFC 9112 §6.1.
+            Self::TransferEncoding => http::StatusCode::NOT_IMPLEMENTED,
             _ => http::StatusCode::BAD_REQUEST,
         }
     }
@@ -409,10 +411,9 @@ impl Head {
             Field::ContentLength => {
                 let value = self.value.as_bytes().map(<[u8]>::trim_ascii_end);
                 let length = value.and_then(content_length).ok_or(Refusal::ContentLength)?;
-                if self.content_length.is_some_and(|other| other != length) {
+                if self.content_length.replace(length).is_some() {
                     return Err(Refusal::ContentLengths);
                 }
-                self.content_length = Some(length);
             }
             Field::TransferEncoding => {
                 let value = self.value.as_bytes().map(<[u8]>::trim_ascii_end);
@@ -481,7 +482,7 @@ mod tests {
     #[test]
     fn framing_is_followed_across_requests() {
         let stream = b"\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n\
-            POST / HTTP/1.1\r\nContent-Length: 3\r\ncontent-length:3 \r\n\r\nGET\
+            POST / HTTP/1.1\r\ncontent-length:3 \r\n\r\nGET\
             PUT / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n\
             3;ext=\"x\"\r\nabc\r\nA\r\n0123456789\r\n0\r\nx: y\r\nz:\r\n\r\n\
             DELETE /x HTTP/1.0\r\n\r\n";
@@ -504,6 +505,21 @@ mod tests {
         let mut scanner = RequestScanner::new(1024);
         assert_eq!(scanner.scan(b"GET / HTTP/1.1\n"), Err(Refusal::BareLf));
         assert_eq!(scanner.scan(b"GET / HTTP/1.1\r\n\r\n"), Err(Refusal::BareLf));
+    }
+
+    #[test]
+    fn a_length_is_told_once_and_codings_are_not_implemented() {
+        for (fields, refusal, status) in [
+            ("content-length: 3\r\ncontent-length: 3", Refusal::ContentLengths, 400),
+            ("content-length: 3\r\ncontent-length: 4", Refusal::ContentLengths, 400),
+            ("transfer-encoding: gzip, chunked", Refusal::TransferEncoding, 501),
+            ("transfer-encoding: identity", Refusal::TransferEncoding, 501),
+            ("content-length: 3\r\ntransfer-encoding: chunked", Refusal::FramedTwice, 400),
+        ] {
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n");
+            assert_eq!(RequestScanner::new(1024).scan(head.as_bytes()), Err(refusal), "{fields}");
+            assert_eq!(refusal.status(), status);
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub struct Cluster {
     /// Envoy's default: 5 s.
     pub connect_timeout: Duration,
     pub upstream_protocol: UpstreamProtocol,
+    pub circuit_breakers: Arc<CircuitBreakers>,
     /// TLS to endpoints that are not reached by HBONE; `None`: in the clear.
     pub tls: Option<Arc<UpstreamTls>>,
 }
@@ -58,6 +59,31 @@ pub enum LbPolicy {
     },
     /// Any endpoint, whatever its weight.
     Random,
+    /// By the request's hash, on a ring of as many points as the sizes allow.
+    RingHash {
+        min_size: u64,
+        max_size: u64,
+        function: HashFunction,
+    },
+    /// By the request's hash, in a table of this size: a prime.
+    Maglev {
+        table_size: u32,
+    },
+}
+
+/// Spec: `envoy.config.cluster.v3.Cluster.RingHashLbConfig.HashFunction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HashFunction {
+    XxHash,
+    MurmurHash2,
+}
+
+impl LbPolicy {
+    /// Whether a request's hash says which endpoint it goes to.
+    pub fn is_by_hash(self) -> bool {
+        matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
+    }
 }
 
 /// Which endpoints a cluster's policy chooses from.
@@ -78,6 +104,59 @@ impl Default for Balancing {
     /// Envoy's.
     fn default() -> Self {
         Self { panic_threshold: 50, fail_traffic_on_panic: false, locality_weighted: false }
+    }
+}
+
+/// How much may be on its way to a cluster at once, for each pod by itself. HTTP only.
+///
+/// Spec: `envoy.config.cluster.v3.CircuitBreakers`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct CircuitBreakers {
+    pub default: Thresholds,
+    /// Of routes with priority HIGH.
+    pub high: Thresholds,
+}
+
+/// Spec: `envoy.config.cluster.v3.CircuitBreakers.Thresholds`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Thresholds {
+    /// HTTP/1 connections in use; requests beyond wait.
+    pub max_connections: u32,
+    /// Requests that wait for a connection.
+    pub max_pending_requests: u32,
+    pub max_requests: u32,
+    /// Requests that are being sent again.
+    pub max_retries: u32,
+    /// In place of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+impl Default for Thresholds {
+    /// Envoy's.
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+        }
+    }
+}
+
+/// Spec: `envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RetryBudget {
+    /// Of the requests that are on their way or wait; 0 to 100.
+    pub percent: f64,
+    /// However few these are.
+    pub min_concurrency: u32,
+}
+
+impl Default for RetryBudget {
+    /// Envoy's.
+    fn default() -> Self {
+        Self { percent: 20.0, min_concurrency: 3 }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::listener::HttpFilter;
+use super::filter::HttpFilter;
 
 /// The configuration of an HTTP filter, by the name it is asked for.
 ///
@@ -14,8 +14,7 @@ pub struct ExtensionConfig {
     pub name: Arc<str>,
     /// The full name of the filter's configuration message.
     pub type_name: Arc<str>,
-    /// `None`: the filter does nothing, as an RBAC without rules.
-    pub filter: Option<HttpFilter>,
+    pub filter: HttpFilter,
 }
 
 /// A filter's place in a chain, for a configuration that arrives by itself.

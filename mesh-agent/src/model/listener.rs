@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{
     authz::Rbac,
     cluster::ClusterName,
-    extension::DiscoveredFilter,
+    filter::ChainFilter,
     http_options::HttpOptions,
     route::{OnDemandClusters, RouteConfiguration},
     scope::ScopedRoutes,
@@ -143,10 +143,8 @@ pub struct HttpConnectionManager {
     pub codec: CodecType,
     pub routes: RouteSource,
     /// In order, without the `router` that ends the chain.
-    pub http_filters: Vec<HttpFilter>,
+    pub http_filters: Vec<ChainFilter>,
     pub options: Arc<HttpOptions>,
-    /// What the `on_demand` filter allows to be asked for while a request waits.
-    pub on_demand: Option<OnDemand>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.
     pub idle_timeout: Option<Duration>,
     /// Bounds one request's stream without activity. Envoy's default: 5 minutes; `None` never.
@@ -174,13 +172,4 @@ pub enum RouteSource {
     Rds(Arc<str>),
     /// Each request finds its own.
     Scoped(Arc<ScopedRoutes>),
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HttpFilter {
-    /// `envoy.extensions.filters.http.rbac.v3.RBAC`
-    Rbac(Arc<Rbac>),
-    /// One whose configuration is a resource of its own (`config_discovery`).
-    Discovered(Arc<DiscoveredFilter>),
 }

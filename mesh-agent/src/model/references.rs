@@ -5,9 +5,8 @@ use std::sync::Arc;
 use super::{
     cluster::{Cluster, ClusterName, Discovery},
     extension::DiscoveredFilter,
-    listener::{
-        FilterChain, HttpConnectionManager, HttpFilter, Listener, RouteSource, TerminalFilter,
-    },
+    filter::HttpFilter,
+    listener::{FilterChain, HttpConnectionManager, Listener, RouteSource, TerminalFilter},
     route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
     scope::{Scope, ScopeSource, ScopeTable},
 };
@@ -143,9 +142,9 @@ impl Listener {
             TerminalFilter::Http(http) => http.http_filters.as_slice(),
             TerminalFilter::TcpProxy(_) => &[],
         });
-        filters.filter_map(|filter| match filter {
+        filters.filter_map(|place| match &place.filter {
             HttpFilter::Discovered(discovered) => Some(discovered),
-            HttpFilter::Rbac(_) => None,
+            _ => None,
         })
     }
 

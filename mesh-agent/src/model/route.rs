@@ -9,11 +9,11 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 
 pub use self::action::{
-    Clusters, DirectResponse, ForwardAction, HostRewrite, PathRewrite, Redirect, RedirectPath,
-    RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
+    Clusters, DirectResponse, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, PathRewrite,
+    Redirect, RedirectPath, RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
 };
 use super::{
-    authz::StringMatcher, header_mutation::HeaderMutations, regex::WholeRegex,
+    authz::StringMatcher, filter::PerFilter, header_mutation::HeaderMutations, regex::WholeRegex,
     rewrite::UriTemplate, runtime::RuntimeFraction,
 };
 
@@ -36,6 +36,7 @@ pub struct RouteConfiguration {
     /// Whether headers are changed first by this configuration and last by the route; else
     /// the other way round.
     pub most_specific_header_mutations_wins: bool,
+    pub per_filter: PerFilter,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -47,6 +48,7 @@ pub struct VirtualHost {
     pub routes: Vec<Route>,
     pub require_tls: Option<RequireTls>,
     pub headers: HeaderMutations,
+    pub per_filter: PerFilter,
 }
 
 /// Requests that did not come by TLS are told to.
@@ -81,6 +83,7 @@ pub struct Route {
     pub headers: HeaderMutations,
     /// Replaces what the connection manager says of clusters that are not there.
     pub on_demand: Option<OnDemandRoute>,
+    pub per_filter: PerFilter,
 }
 
 /// Spec: `envoy.extensions.filters.http.on_demand.v3.PerRouteConfig`.

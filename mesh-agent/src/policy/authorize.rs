@@ -3,22 +3,24 @@
 //! Filters are asked in their order; the first that denies ends it. Goes on to
 //! `route::decide`, which asks for the permits made here.
 
+mod chain;
+
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use http::{Method, StatusCode, request::Parts};
 
+pub use self::chain::{Chain, Step, resolve};
 use super::{
     flow::{Flow, FlowError, OutboundPolicy},
-    matcher::{authority_is_ambiguous, url_path},
-    path::{self, LenientPath},
+    matcher::url_path,
     rbac::{Outcome, Subject, evaluate},
 };
 use crate::{
     model::{
         authz::{Rbac, RbacAction},
-        extension::DiscoveredFilter,
+        filter::HttpFilter,
         identity::Identity,
-        listener::{HttpConnectionManager, HttpFilter, NetworkFilter, TerminalFilter},
+        listener::{NetworkFilter, TerminalFilter},
     },
     snapshot::Snapshot,
 };
@@ -88,9 +90,9 @@ impl Denied {
         }))
     }
 
-    fn without_config(subject: Subject<'_>, filter: &DiscoveredFilter) -> Self {
+    fn without_config(subject: Subject<'_>, filter: &str) -> Self {
         let mut denied = Self::new(subject, None, DenyReason::NoFilterConfig);
-        denied.0.filter = filter.name.to_string();
+        denied.0.filter = filter.to_owned();
         denied
     }
 
@@ -287,11 +289,17 @@ impl Permit {
         let opaque = !matches!(self.flow.terminal(), Some(TerminalFilter::Http(_)));
         if opaque && let Some(TerminalFilter::Http(http)) = permit.flow.terminal() {
             let subject = Subject { flow: &permit.flow, head: None, lenient_path: None };
-            let judges = http_filters(http, snapshot).find_map(|filter| match filter {
-                Ok(rbac) if rbac.action == RbacAction::Log => None,
-                Ok(rbac) => Some(Denied::new(subject, Some(rbac), DenyReason::RequestsNotJudged)),
-                Err(missing) => Some(Denied::without_config(subject, missing)),
-            });
+            // Routes may bring rules wherever there is such a filter.
+            let judges =
+                http.http_filters.iter().find_map(|filter| match resolve(filter, snapshot) {
+                    None => Some(Denied::without_config(subject, &filter.name)),
+                    Some(HttpFilter::Rbac(Some(rbac))) if rbac.action == RbacAction::Log => None,
+                    Some(HttpFilter::Rbac(rbac)) => {
+                        let reason = DenyReason::RequestsNotJudged;
+                        Some(Denied::new(subject, rbac.as_deref(), reason))
+                    }
+                    Some(_) => None,
+                });
             return judges.map_or(Ok(permit), |denied| Err(denied.into()));
         }
         Ok(permit)
@@ -312,7 +320,7 @@ pub fn authorize(flow: Flow) -> Result<Permit, Denied> {
     Ok(Permit { flow, basis })
 }
 
-/// Proof that a request passed the HTTP filters. Only [`authorize_request`] makes one.
+/// Proof that a request passed the HTTP filters. Only [`Chain`] makes one.
 #[derive(Debug, Clone)]
 pub struct RequestPermit {
     basis: Basis,
@@ -335,66 +343,6 @@ impl RequestPermit {
     pub fn logged_policy(&self) -> Option<&str> {
         self.basis.logged_by.as_deref()
     }
-}
-
-/// Asks the HTTP filters of a connection manager, in order. `head` is the request
-/// as received: nothing rewritten, `uri` as the client sent it. Filters that are
-/// configured apart from the manager are as `snapshot` has them.
-///
-/// # Errors
-/// The first filter that denies, or that has no configuration; or the request means different things to different
-/// readers: it names several hosts, or policy looks at its path and that is not in
-/// normal form (see [`path`]). [`Denied::status`] is what to answer.
-pub fn authorize_request(
-    permit: &Permit,
-    http: &HttpConnectionManager,
-    snapshot: &Snapshot,
-    head: &Parts,
-) -> Result<RequestPermit, Denied> {
-    let mut subject = Subject { flow: &permit.flow, head: Some(head), lenient_path: None };
-    if authority_is_ambiguous(head) {
-        return Err(Denied::new(subject, None, DenyReason::AmbiguousAuthority));
-    }
-    let lenient_path;
-    if !path::is_plain(head) {
-        let mut rbacs = http_filters(http, snapshot).filter_map(Result::ok);
-        if let Some(rbac) = rbacs.find(|rbac| path::is_judged_by(rbac)) {
-            return Err(Denied::new(subject, Some(rbac), DenyReason::PathNotNormalized));
-        }
-    } else {
-        lenient_path = LenientPath::of(head);
-        subject.lenient_path = lenient_path.as_ref();
-    }
-    let mut basis = Basis::default();
-    for filter in http_filters(http, snapshot) {
-        match filter {
-            Ok(rbac) => basis.pass(rbac, subject)?,
-            Err(missing) => return Err(Denied::without_config(subject, missing)),
-        }
-    }
-    Ok(RequestPermit { basis })
-}
-
-/// The filters that judge, in their order; `Err` for one whose configuration is not
-/// there.
-fn http_filters<'a>(
-    http: &'a HttpConnectionManager,
-    snapshot: &'a Snapshot,
-) -> impl Iterator<Item = Result<&'a Rbac, &'a DiscoveredFilter>> {
-    http.http_filters.iter().filter_map(|filter| {
-        let filter = match filter {
-            HttpFilter::Discovered(discovered) => match snapshot.filter_config(discovered) {
-                Some(config) => config.filter.as_ref()?,
-                None => return Some(Err(&**discovered)),
-            },
-            filter => filter,
-        };
-        match filter {
-            HttpFilter::Rbac(rbac) => Some(Ok(&**rbac)),
-            // What is delivered is never itself to be discovered.
-            HttpFilter::Discovered(_) => None,
-        }
-    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
 
 use http::request::Parts;
 
-use super::{Flow, OutboundPolicy, Permit, authorize};
+use super::{Chain, Denied, Flow, OutboundPolicy, Permit, RequestPermit, Step, authorize};
 use crate::{
     model::{
         authz::{
@@ -17,10 +17,11 @@ use crate::{
         },
         captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
         cluster::{Balancing, Cluster, ClusterName, Discovery, LbPolicy, UpstreamProtocol},
+        filter::{ChainFilter, HttpFilter, Levels},
         identity::Identity,
         listener::{
-            CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
-            Listener, NetworkFilter, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
+            CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
+            NetworkFilter, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
             WeightedCluster,
         },
         route::{HeaderMatchKind, HeaderMatcher, RouteConfiguration},
@@ -137,9 +138,8 @@ pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
             name: "routes".into(),
             ..RouteConfiguration::default()
         })),
-        http_filters: filters.into_iter().map(|rbac| HttpFilter::Rbac(Arc::new(rbac))).collect(),
+        http_filters: filters.into_iter().map(chain_filter).collect(),
         options: Arc::default(),
-        on_demand: None,
         idle_timeout: None,
         stream_idle_timeout: None,
         request_headers_timeout: None,
@@ -204,6 +204,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
         balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
+        circuit_breakers: Arc::default(),
     }
 }
 
@@ -233,4 +234,23 @@ pub(crate) fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Part
         builder = builder.header(*name, *value);
     }
     builder.body(()).unwrap().into_parts().0
+}
+
+/// A filter with these rules in its place.
+pub(crate) fn chain_filter(rbac: Rbac) -> ChainFilter {
+    let filter = HttpFilter::Rbac(Some(Arc::new(rbac)));
+    ChainFilter { name: "envoy.filters.http.rbac".into(), disabled: false, filter }
+}
+
+/// Walks a chain of nothing but filters that judge, for a route that says nothing of them.
+pub(crate) fn authorize_request(
+    permit: &Permit,
+    http: &HttpConnectionManager,
+    snapshot: &Snapshot,
+    head: &Parts,
+) -> Result<RequestPermit, Denied> {
+    match Chain::new(permit, http, snapshot, Levels::default(), head)?.next(head)? {
+        Step::Passed(permit) => Ok(permit),
+        Step::Run(name, _) => panic!("{name} judges nothing"),
+    }
 }

@@ -22,6 +22,6 @@ pub mod path;
 pub mod rbac;
 
 pub use authorize::{
-    Denied, DenyReason, Permit, RequestPermit, Revoked, authorize, authorize_request,
+    Chain, Denied, DenyReason, Permit, RequestPermit, Revoked, Step, authorize, resolve,
 };
 pub use flow::{Flow, FlowError, OutboundPolicy};

@@ -6,16 +6,19 @@
 //! gathered: a slow reader slows the writer down, whatever protocols lie between.
 //!
 //! ```text
-//! HeadGuard → hyper → head checks → authorize_request → match_route → decide_request
-//!           → HttpPool (Upstreams) → forward → ResponseBody → hyper
+//! HeadGuard → hyper → head checks → match_route → Chain of filters → decide_request
+//!           → HttpPool (Upstreams) → forward → filters in reverse → ResponseBody → hyper
 //! ```
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
 mod attempts;
 mod body;
+mod breakers;
+mod filter;
 mod forward;
 mod forwarding;
+mod grpc;
 mod headers;
 mod lookups;
 mod mutations;
@@ -59,6 +62,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     body::RequestBody,
+    breakers::Breakers,
     record::{RequestObserver, RequestRecord},
 };
 use crate::{
@@ -139,6 +143,7 @@ pub type UpstreamPool = HttpPool<RequestBody>;
 #[derive(Clone)]
 pub struct HttpServices {
     pub snapshots: Arc<SnapshotCell>,
+    pub breakers: Arc<Breakers>,
     pub balancers: Arc<Balancers>,
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,

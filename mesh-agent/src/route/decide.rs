@@ -9,7 +9,9 @@ use std::{
 use super::lb::{self, Balancers, Choice, LoadGuard};
 use crate::{
     model::{
-        cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol},
+        cluster::{
+            CircuitBreakers, Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol,
+        },
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
         secret::SecretKind,
@@ -43,6 +45,7 @@ pub struct Destination {
     cluster: Option<ClusterName>,
     connect_timeout: Duration,
     upstream_protocol: UpstreamProtocol,
+    circuit_breakers: Option<Arc<CircuitBreakers>>,
     tls: Option<TlsOrigination>,
     load: LoadGuard,
 }
@@ -74,6 +77,11 @@ impl Destination {
     /// What HTTP speaks there.
     pub fn upstream_protocol(&self) -> UpstreamProtocol {
         self.upstream_protocol
+    }
+
+    /// How much may be on its way there; `None`: there is no limit.
+    pub fn circuit_breakers(&self) -> Option<&CircuitBreakers> {
+        self.circuit_breakers.as_deref()
     }
 
     /// TLS to speak there; never together with HBONE.
@@ -152,6 +160,7 @@ pub fn decide_passthrough(
             cluster: None,
             connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
             upstream_protocol: UpstreamProtocol::SameAsDownstream,
+            circuit_breakers: None,
             tls: None,
             load: LoadGuard::default(),
         }),
@@ -194,35 +203,18 @@ fn not_permitted(permit: &Permit) -> NoDestination {
 ///
 /// # Errors
 /// No cluster, or no endpoint.
+#[expect(clippy::too_many_arguments, reason = "what a decision goes by")]
 pub fn decide_request(
     _request: &RequestPermit,
     permit: &Permit,
     cluster: Option<&ClusterName>,
-    snapshot: &Snapshot,
-    balancers: &Balancers,
-    random: &mut impl FnMut(u32) -> u32,
-    now: Instant,
-) -> Result<Destination, NoDestination> {
-    decide(permit, cluster, Choice::default(), snapshot, balancers, random, now)
-}
-
-/// For another attempt of a request at the cluster that its route led to. `random` and
-/// `now` as for [`decide_tcp`].
-///
-/// # Errors
-/// No cluster any more, or no endpoint.
-#[expect(clippy::too_many_arguments, reason = "what a decision goes by")]
-pub fn decide_again(
-    _request: &RequestPermit,
-    permit: &Permit,
-    cluster: &ClusterName,
     choice: Choice<'_>,
     snapshot: &Snapshot,
     balancers: &Balancers,
     random: &mut impl FnMut(u32) -> u32,
     now: Instant,
 ) -> Result<Destination, NoDestination> {
-    decide(permit, Some(cluster), choice, snapshot, balancers, random, now)
+    decide(permit, cluster, choice, snapshot, balancers, random, now)
 }
 
 fn decide(
@@ -269,6 +261,7 @@ fn decide(
         cluster: Some(name.clone()),
         connect_timeout,
         upstream_protocol,
+        circuit_breakers: Some(Arc::clone(&cluster.circuit_breakers)),
         load,
     })
 }

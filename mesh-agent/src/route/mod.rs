@@ -8,6 +8,7 @@
 
 mod clusters;
 pub mod decide;
+pub mod hash;
 pub mod lb;
 pub mod match_http;
 pub mod retry;
@@ -15,9 +16,9 @@ pub mod scope;
 
 pub use clusters::{Chosen, choose};
 pub use decide::{
-    Destination, NoDestination, Target, decide_again, decide_passthrough, decide_request,
-    decide_tcp,
+    Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
 };
+pub use hash::request_hash;
 pub use lb::{Balancers, Choice, LoadGuard, shares};
 pub use match_http::{Matched, NoRoute, cookie, match_route};
 pub use retry::{Reset, RetryState, Verdict};

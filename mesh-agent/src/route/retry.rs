@@ -30,6 +30,8 @@ pub struct RetryState<'a> {
 pub enum Reset {
     /// No connection was to be had.
     ConnectFailure,
+    /// There is too much on its way already.
+    Overflow,
     /// HTTP/2: REFUSED_STREAM.
     RefusedStream,
     /// It ended, broke the protocol, or took too long for one attempt.
@@ -78,13 +80,16 @@ impl<'a> RetryState<'a> {
         began: bool,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Verdict {
+        if reset == Reset::Overflow {
+            return Verdict::Final;
+        }
         let any = RetryOn::RESET.and(RetryOn::SERVER_ERROR).and(RetryOn::GATEWAY_ERROR);
         let wanted = self.retry_on.has(any)
             || !began && self.retry_on.has(RetryOn::RESET_BEFORE_REQUEST)
             || match reset {
                 Reset::ConnectFailure => self.retry_on.has(RetryOn::CONNECT_FAILURE),
                 Reset::RefusedStream => self.retry_on.has(RetryOn::REFUSED_STREAM),
-                Reset::Other => false,
+                Reset::Overflow | Reset::Other => false,
             };
         if wanted { self.again(None, random) } else { Verdict::Final }
     }
@@ -254,6 +259,7 @@ mod tests {
             (RetryOn::RESET_BEFORE_REQUEST, Other, false, true),
             (RetryOn::RESET_BEFORE_REQUEST, Other, true, false),
             (RetryOn::RETRIABLE_4XX, Other, true, false),
+            (RetryOn::SERVER_ERROR, Reset::Overflow, false, false),
         ];
         for (retry_on, reset, began, expected) in cases {
             let policy = policy(retry_on);

@@ -22,6 +22,7 @@ fn cluster(name: &str) -> Cluster {
         balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(5),
         upstream_protocol: UpstreamProtocol::Http1,
+        circuit_breakers: Arc::default(),
     }
 }
 

@@ -15,7 +15,8 @@ use crate::{
     model::{
         authz::{Permission, Principal, RbacAction, StringPattern},
         cluster::{Discovery, Health, LbPolicy, Tunnel, UpstreamProtocol},
-        listener::{Direction, HttpFilter, NetworkFilter, RouteSource, TerminalFilter},
+        filter::HttpFilter,
+        listener::{Direction, NetworkFilter, RouteSource, TerminalFilter},
         route::{Domain, HeaderMatchKind, PathMatch, PathRewrite, RouteAction},
     },
     snapshot::{Resources, SnapshotCell},
@@ -80,8 +81,9 @@ fn a_shop_is_decoded_and_applies() {
         Principal::Not(p) if matches!(&**p, Principal::Or(ids) if ids.len() == 2)
     ));
     let TerminalFilter::Http(http) = &chain.terminal else { panic!("not http") };
-    // The second RBAC filter has no rules: nothing to enforce.
-    let [HttpFilter::Rbac(l7)] = http.http_filters.as_slice() else { panic!("l7") };
+    // The second RBAC filter has no rules: nothing to enforce, unless a route brings some.
+    let filters: Vec<_> = http.http_filters.iter().map(|place| &place.filter).collect();
+    let [HttpFilter::Rbac(Some(l7)), HttpFilter::Rbac(None)] = filters[..] else { panic!("l7") };
     assert_eq!(l7.action, RbacAction::Allow);
     let names: Vec<_> = l7.policies.iter().map(|p| &*p.name).collect();
     assert_eq!(names, ["anybody-with-a-certificate-on-status", "readers"]);

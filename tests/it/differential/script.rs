@@ -395,9 +395,10 @@ fn unsupported(play: &mut Play) {
     play.world = good.clone();
     play.step("mended", &before);
 
-    println!("MAGLEV: not supported, and refused by name");
-    play.world.at(CLUSTER, "next")["lb_policy"] = "MAGLEV".into();
-    play.push().expect_of_agent_alone(CLUSTER, "lb_policy");
+    println!("timeout budgets: not supported, and refused by name");
+    play.world.at(CLUSTER, "next")["track_cluster_stats"] =
+        serde_json::json!({ "timeout_budgets": true });
+    play.push().expect_of_agent_alone(CLUSTER, "track_cluster_stats");
     play.world = good;
     play.step("mended", &before);
 }

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use crate::model::{
     cluster::ClusterName,
+    filter::PerFilter,
+    hash_policy::HashPolicy,
     header_mutation::HeaderMutations,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
@@ -29,12 +31,20 @@ pub struct ForwardAction {
     pub cluster_not_found_status: u16,
     /// Bounds request and response together. Envoy's default: 15 s; `None` never.
     pub timeout: Option<Duration>,
+    /// Takes the place of the timeout for gRPC requests.
+    pub grpc_timeout: Option<GrpcTimeout>,
+    /// Bounds a stream without activity; `None`: as the listener says.
+    pub idle_timeout: Option<IdleTimeout>,
     pub path_rewrite: Option<PathRewrite>,
     /// Replaces `:authority`.
     pub host_rewrite: Option<HostRewrite>,
     /// Whether a replaced host is appended to `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
     pub attempts: Attempts,
+    /// Which of its cluster's circuit breakers counts.
+    pub high_priority: bool,
+    /// What its cluster's policy goes by, if it goes by a hash.
+    pub hash_policy: Vec<HashPolicy>,
 }
 
 impl ForwardAction {
@@ -44,10 +54,42 @@ impl ForwardAction {
             clusters,
             cluster_not_found_status: 503,
             timeout: Some(Duration::from_secs(15)),
+            grpc_timeout: None,
+            idle_timeout: None,
             path_rewrite: None,
             host_rewrite: None,
             append_x_forwarded_host: false,
             attempts: Attempts::default(),
+            high_priority: false,
+            hash_policy: Vec::new(),
+        }
+    }
+}
+
+/// The timeout is what a request's `grpc-timeout` says, within bounds.
+///
+/// Spec: `RouteAction.max_grpc_timeout`, `RouteAction.grpc_timeout_offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct GrpcTimeout {
+    /// `None`: whatever is asked for.
+    pub max: Option<Duration>,
+    /// Taken off what is asked for, where that is more.
+    pub offset: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleTimeout {
+    Never,
+    After(Duration),
+}
+
+impl IdleTimeout {
+    /// `None`: never.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::After(limit) => Some(limit),
         }
     }
 }
@@ -83,6 +125,7 @@ pub struct RouteCluster {
     /// Replaces `:authority`; the route's own rewrite goes before it.
     pub host_rewrite: Option<String>,
     pub headers: HeaderMutations,
+    pub per_filter: PerFilter,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -2,14 +2,15 @@ use super::*;
 use crate::{
     model::{
         authz::{Permission, Principal, RbacAction::*, RbacPolicy},
-        extension::ExtensionConfig,
-        listener::{Direction, FilterChain, FilterChainMatch},
+        extension::{DiscoveredFilter, ExtensionConfig},
+        filter::{ChainFilter, HttpFilter, Levels, PerFilter, RouteFilter, RouteFilterConfig},
+        listener::{Direction, FilterChain, FilterChainMatch, HttpConnectionManager},
         workload::MtlsMode,
     },
     policy::fixtures::{
-        chain, exact, header_is, http_terminal, inbound, is_identity, listener, manager,
-        outbound_permit, outbound_to, permit_for, policy, prefix, rbac, regex, request, snapshot,
-        with_filters,
+        self, chain, chain_filter, exact, header_is, http_terminal, inbound, is_identity, listener,
+        manager, outbound_permit, outbound_to, permit_for, policy, prefix, rbac, regex, request,
+        snapshot, with_filters,
     },
     snapshot::{Resources, SnapshotCell},
 };
@@ -45,7 +46,7 @@ fn authorize_request(
     http: &HttpConnectionManager,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
-    super::authorize_request(permit, http, &Snapshot::default(), head)
+    fixtures::authorize_request(permit, http, &Snapshot::default(), head)
 }
 
 #[test]
@@ -295,17 +296,18 @@ fn with_configs(configs: Vec<ExtensionConfig>) -> Arc<Snapshot> {
 }
 
 fn config(type_name: &str, filter: Option<Rbac>) -> ExtensionConfig {
-    let filter = filter.map(|rbac| HttpFilter::Rbac(Arc::new(rbac)));
+    let filter = HttpFilter::Rbac(filter.map(Arc::new));
     ExtensionConfig { name: "f".into(), type_name: type_name.into(), filter }
 }
 
-fn discovered(default_config: Option<ExtensionConfig>) -> HttpFilter {
-    HttpFilter::Discovered(Arc::new(DiscoveredFilter {
+fn discovered(default_config: Option<ExtensionConfig>) -> ChainFilter {
+    let filter = HttpFilter::Discovered(Arc::new(DiscoveredFilter {
         name: "f".into(),
         type_names: vec!["RBAC".into()],
         default_config: default_config.map(Arc::new),
         warms: true,
-    }))
+    }));
+    ChainFilter { name: "f".into(), disabled: false, filter }
 }
 
 #[test]
@@ -329,7 +331,7 @@ fn a_filter_that_is_configured_by_itself_is_as_the_snapshot_has_it() {
         let snapshot = with_configs(delivered.clone().into_iter().collect());
         let mut http = manager(vec![rbac(Log, vec![])]);
         http.http_filters.push(discovered(default.clone()));
-        let result = super::authorize_request(&permit_for(None), &http, &snapshot, &head);
+        let result = fixtures::authorize_request(&permit_for(None), &http, &snapshot, &head);
         let result = result.map(drop).map_err(|denied| denied.status().as_u16());
         assert_eq!(result, expected, "{delivered:?} {default:?}");
     }
@@ -341,7 +343,7 @@ fn a_missing_configuration_is_said_and_filters_before_it_go_first() {
     let head = request("GET", "/", &[("host", "web")]);
     let mut http = manager(vec![]);
     http.http_filters.push(discovered(None));
-    let judge = |http: &_| super::authorize_request(&permit_for(None), http, &snapshot, &head);
+    let judge = |http: &_| fixtures::authorize_request(&permit_for(None), http, &snapshot, &head);
     let denied = judge(&http).unwrap_err();
     assert_eq!((denied.reason(), denied.flag()), (DenyReason::NoFilterConfig, "NFCF"));
     assert_eq!(
@@ -349,7 +351,7 @@ fn a_missing_configuration_is_said_and_filters_before_it_go_first() {
         "unauthenticated peer at 10.2.0.7:50000 may not GET / on 10.1.0.2:8080: a filter has no \
          configuration: it was asked for and did not come (filter `f`)"
     );
-    http.http_filters.insert(0, HttpFilter::Rbac(Arc::new(rbac(Deny, vec![any("d")]))));
+    http.http_filters.insert(0, chain_filter(rbac(Deny, vec![any("d")])));
     assert_eq!(judge(&http).unwrap_err().reason(), DenyReason::PolicyMatched);
 }
 
@@ -362,4 +364,72 @@ fn an_opaque_connection_does_not_outlive_a_filter_that_is_yet_to_be_configured()
     chain.terminal = TerminalFilter::Http(Arc::new(http));
     let error = opaque.rejudge(&with_chain(chain), OutboundPolicy::AllowAny).unwrap_err();
     assert_eq!(error.as_str(), "no_filter_config");
+}
+
+#[test]
+fn a_route_says_whether_a_filter_runs_and_by_which_rules() {
+    let allow = || Some(Arc::new(rbac(Allow, vec![any("a")])));
+    let deny = || Some(Arc::new(rbac(Deny, vec![any("d")])));
+    let rules = |rules| RouteFilter::Enabled(RouteFilterConfig::Rbac(rules));
+    let other = || {
+        let mutations = RouteFilterConfig::HeaderMutation(Arc::default());
+        RouteFilter::Enabled(mutations)
+    };
+    let permit = permit_for(None);
+    let head = request("GET", "/", &[("host", "web")]);
+    let snapshot = Snapshot::default();
+    // The chain's rules and whether it is disabled there; host's word, route's word; outcome.
+    for (own, disabled, host, route, expected) in [
+        (deny(), false, None, None, false),
+        (deny(), true, None, None, true),
+        (None, false, None, None, true),
+        (None, false, Some(rules(deny())), None, false),
+        // What is said by a route enables.
+        (None, true, Some(rules(deny())), None, false),
+        (deny(), false, Some(RouteFilter::Disabled), None, true),
+        (deny(), false, None, Some(RouteFilter::Disabled), true),
+        (deny(), false, None, Some(rules(None)), true),
+        // The most specific one counts.
+        (allow(), false, Some(rules(allow())), Some(rules(deny())), false),
+        (deny(), false, Some(RouteFilter::Disabled), Some(rules(deny())), false),
+        (deny(), false, Some(rules(deny())), Some(RouteFilter::Disabled), true),
+        // Said for another kind of filter: it runs by the rules that are there.
+        (deny(), true, None, Some(other()), false),
+        (allow(), false, Some(rules(deny())), Some(other()), false),
+    ] {
+        let mut http = manager(vec![]);
+        let filter = HttpFilter::Rbac(own.clone());
+        http.http_filters.push(ChainFilter { name: "f".into(), disabled, filter });
+        let level = |said: &Option<RouteFilter>, name: &str| {
+            PerFilter(said.iter().map(|said| (name.into(), said.clone())).collect())
+        };
+        let walk = |name: &str| {
+            let (host, route) = (level(&host, name), level(&route, name));
+            let levels = Levels([None, Some(&route), Some(&host), None]);
+            let mut chain = Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
+            matches!(chain.next(&head), Ok(Step::Passed(_)))
+        };
+        assert_eq!(walk("f"), expected, "{own:?} {disabled} {host:?} {route:?}");
+        // What is said for a filter of another name is nothing to this one.
+        let denies = own.as_ref().is_some_and(|own| own.action == Deny);
+        assert_eq!(walk("g"), disabled || !denies, "{own:?} {disabled}");
+    }
+}
+
+#[test]
+fn no_rules_of_a_route_step_around_the_path_guard() {
+    let permit = permit_for(None);
+    let snapshot = Snapshot::default();
+    let deny = rbac(Deny, vec![path("p", prefix("/secret"))]);
+    let mut http = manager(vec![]);
+    let filter = HttpFilter::Rbac(None);
+    http.http_filters.push(ChainFilter { name: "f".into(), disabled: true, filter });
+    let said = RouteFilter::Enabled(RouteFilterConfig::Rbac(Some(Arc::new(deny))));
+    let level = PerFilter(vec![("f".into(), said)]);
+    for (uri, status) in [("/secret", 403), ("/a/../secret", 400), ("/%73ecret", 400)] {
+        let head = request("GET", uri, &[("host", "web")]);
+        let levels = Levels([None, Some(&level), None, None]);
+        let mut chain = Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
+        assert_eq!(chain.next(&head).unwrap_err().status().as_u16(), status, "{uri}");
+    }
 }

@@ -11,6 +11,7 @@ use http_body::Body as _;
 
 use super::{
     HttpConnection, RequestBody,
+    breakers::{Admitted, Breaker, Counted, Overflow},
     forward::{Failure, exchange, key},
     headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
     record::RequestLog,
@@ -23,12 +24,13 @@ use crate::{
     model::{retry::Attempts, route::ForwardAction},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
-    route::{Choice, Destination, RetryState, Verdict, decide_again},
+    route::{Choice, Destination, RetryState, Verdict, decide_request},
     snapshot::Snapshot,
     transport::http_pool::{HttpProtocol, LeasedBody},
 };
 
-type Answered = (Response<LeasedBody<RequestBody>>, Destination);
+type Answered = (Response<LeasedBody<RequestBody>>, Destination, Admitted);
+type Ended = Result<(Response<LeasedBody<RequestBody>>, Admitted), Failure>;
 
 /// What stays the same for all attempts.
 pub(super) struct Attempting<'a> {
@@ -37,10 +39,14 @@ pub(super) struct Attempting<'a> {
     pub(super) request_permit: &'a RequestPermit,
     pub(super) snapshot: &'a Snapshot,
     pub(super) action: &'a ForwardAction,
+    /// Of all attempts together.
+    pub(super) timeout: Option<Duration>,
     pub(super) protocol: HttpProtocol,
     /// The host that goes upstream.
     pub(super) host: Authority,
     pub(super) retries: Option<RetryState<'a>>,
+    /// What the endpoint is chosen by.
+    pub(super) hash: Option<u64>,
 }
 
 /// What a retry policy makes of a request; `None` without one.
@@ -101,6 +107,7 @@ impl Attempting<'_> {
         let random = &mut |below| rand::random_range(0..below);
         let mut bodies = Bodies::new(body, self.retries.is_some(), &self.action.attempts);
         let mut avoid: Vec<SocketAddr> = Vec::new();
+        let mut retrying: Option<Counted> = None;
         loop {
             if self.action.attempts.count_in_request {
                 request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(*count));
@@ -116,7 +123,7 @@ impl Attempting<'_> {
                 (None, _) => Verdict::Final,
                 // The client's fault; or it can't be sent from its beginning.
                 _ if broken || !bodies.is_whole() => Verdict::Final,
-                (Some(retries), Ok(response)) => {
+                (Some(retries), Ok((response, _))) => {
                     let (status, now) = (response.status(), SystemTime::now());
                     retries.response(status, response.headers(), now, random)
                 }
@@ -126,7 +133,18 @@ impl Attempting<'_> {
                 }
             };
             let pause = match verdict {
-                Verdict::Retry(pause) => pause,
+                Verdict::Retry(pause) => {
+                    // The place of the retry before this one is free again.
+                    drop(retrying.take());
+                    match self.breaker(&destination).map(|breaker| breaker.retry()).transpose() {
+                        Ok(place) => retrying = place,
+                        Err(Overflow) => {
+                            log.record.flags.insert(ResponseFlag::UpstreamOverflow);
+                            return self.ended(ended, destination, log, *count);
+                        }
+                    }
+                    pause
+                }
                 Verdict::LimitExceeded => {
                     log.record.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
                     return self.ended(ended, destination, log, *count);
@@ -149,15 +167,17 @@ impl Attempting<'_> {
                 Some(cluster) => {
                     let policy = self.action.attempts.retry.as_deref();
                     let choice = match policy {
-                        Some(policy) if policy.avoid_previous_hosts => {
-                            Choice { avoid: &avoid, reselections: policy.host_selection_attempts }
-                        }
-                        _ => Choice::default(),
+                        Some(policy) if policy.avoid_previous_hosts => Choice {
+                            avoid: &avoid,
+                            reselections: policy.host_selection_attempts,
+                            hash: self.hash,
+                        },
+                        _ => Choice { hash: self.hash, ..Choice::default() },
                     };
-                    let decided = decide_again(
+                    let decided = decide_request(
                         self.request_permit,
                         self.permit,
-                        &cluster,
+                        Some(&cluster),
                         choice,
                         self.snapshot,
                         &self.connection.services.balancers,
@@ -178,7 +198,14 @@ impl Attempting<'_> {
         destination: &Destination,
         request: Request<RequestBody>,
         log: &mut RequestLog,
-    ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
+    ) -> Ended {
+        let breaker = self.breaker(destination);
+        let admitted = match &breaker {
+            Some(breaker) => {
+                breaker.admit(self.protocol).await.map_err(|Overflow| Failure::Overflow)?
+            }
+            None => Admitted::default(),
+        };
         let upstreams = &self.connection.services.upstreams;
         let tls = upstreams
             .originate(destination, self.protocol, &self.host, request.headers())
@@ -187,14 +214,25 @@ impl Attempting<'_> {
         log.record.upstream_identity = key.destination_identity.clone();
         self.connection.observer.routed(&log.record);
         let to = (destination, tls.as_ref());
-        exchange(self.connection, self.permit, to, &key, request, self.limits()).await
+        let (connection, limits) = (self.connection, self.limits());
+        let response =
+            exchange(connection, self.permit, to, &key, request, breaker.as_ref(), limits).await?;
+        Ok((response, admitted))
+    }
+
+    /// `None` where nothing is limited: there is no cluster.
+    fn breaker(&self, destination: &Destination) -> Option<Arc<Breaker>> {
+        let (cluster, limits) = (destination.cluster()?, destination.circuit_breakers()?);
+        let pod = &self.permit.flow().pod().workload.uid;
+        let high = self.action.high_priority;
+        Some(self.connection.services.breakers.of(pod, cluster, limits, high))
     }
 
     /// Of one attempt: the whole of it, and silence. One that is no less than the route's
     /// own counts for nothing, as in Envoy.
     fn limits(&self) -> (Option<Duration>, Option<Duration>) {
         let Some(policy) = &self.action.attempts.retry else { return (None, None) };
-        let whole = self.action.timeout.filter(|timeout| !timeout.is_zero());
+        let whole = self.timeout;
         let per_try =
             policy.per_try_timeout.filter(|per_try| whole.is_none_or(|whole| *per_try < whole));
         (per_try, policy.per_try_idle_timeout)
@@ -202,13 +240,13 @@ impl Attempting<'_> {
 
     fn ended(
         &self,
-        ended: Result<Response<LeasedBody<RequestBody>>, Failure>,
+        ended: Ended,
         destination: Destination,
         log: &RequestLog,
         count: u32,
     ) -> Result<Answered, Reply> {
         match ended {
-            Ok(response) => Ok((response, destination)),
+            Ok((response, admitted)) => Ok((response, destination, admitted)),
             Err(failure) => Err(failure.into_reply(log, count > 1)),
         }
     }

@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::{
+    breakers::Admitted,
     headers::strip_trailers,
     record::RequestLog,
     replay::Attempt,
@@ -182,7 +183,7 @@ struct Upstream {
     body: LeasedBody<RequestBody>,
     deadline: Deadline,
     /// In flight until the response has ended.
-    _load: LoadGuard,
+    _held: (LoadGuard, Admitted),
 }
 
 /// Why a response that has begun is cut short.
@@ -205,13 +206,13 @@ impl ResponseBody {
     pub(super) fn upstream(
         body: LeasedBody<RequestBody>,
         deadline: Deadline,
-        load: LoadGuard,
+        held: (LoadGuard, Admitted),
         mut log: RequestLog,
     ) -> Self {
         if body.is_end_stream() {
             log.end();
         }
-        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, _load: load })), log }
+        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, _held: held })), log }
     }
 
     /// The response has no body whatever its headers say: HEAD.

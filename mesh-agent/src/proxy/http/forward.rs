@@ -19,6 +19,7 @@ use http_body::Body;
 use super::{
     ConnectFailure, HttpConnection, RequestBody,
     attempts::{self, Attempting},
+    breakers::Breaker,
     headers::{self, Rewrites},
     record::RequestLog,
     reply::Reply,
@@ -40,6 +41,7 @@ const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-servi
 const CONNECTION_FAILURE: &str = "remote connection failure";
 const CONNECTION_TIMEOUT: &str = "connection timeout";
 const CONNECTION_TERMINATION: &str = "connection termination";
+const OVERFLOW: &str = "overflow";
 const REMOTE_RESET: &str = "remote reset";
 const REFUSED_STREAM: &str = "remote refused stream reset";
 const PROTOCOL_ERROR: &str = "protocol error";
@@ -51,6 +53,8 @@ pub(super) struct Forward<'a> {
     pub(super) request_permit: &'a RequestPermit,
     pub(super) snapshot: &'a Snapshot,
     pub(super) destination: Destination,
+    /// What it was chosen by.
+    pub(super) hash: Option<u64>,
     pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
     pub(super) deadline: Deadline,
@@ -78,8 +82,10 @@ pub(super) async fn forward(
         request_permit: forward.request_permit,
         snapshot: forward.snapshot,
         action,
+        timeout: rewrites.timeout,
         protocol,
         host: hosts.host.clone(),
+        hash: forward.hash,
         retries: attempts::retries(&action.attempts, head),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
@@ -103,7 +109,7 @@ pub(super) async fn forward(
         }
         reply
     };
-    let (response, destination) = match ended {
+    let (response, destination, admitted) = match ended {
         Ok(Ok(answered)) => answered,
         Ok(Err(reply)) => return Err(counted(reply, count)),
         Err(expired) => return Err(counted(expired_reply(expired, log), count)),
@@ -129,7 +135,7 @@ pub(super) async fn forward(
     })
     .await;
     let response = Response::from_parts(parts, body);
-    Ok(Answer { response, deadline, destination, head_request })
+    Ok(Answer { response, deadline, destination, admitted, head_request })
 }
 
 /// Who may share the connection.
@@ -162,6 +168,8 @@ pub(super) enum Failure {
     Connect(ConnectFailure),
     ConnectTimeout(String),
     Handshake(String),
+    /// A circuit breaker is open.
+    Overflow,
     /// Whether something of the request may have been sent.
     Send(hyper::Error, bool),
     /// An attempt took too long: Envoy's response code details.
@@ -175,10 +183,16 @@ pub(super) async fn exchange(
     (destination, tls): (&Destination, Option<&Origination>),
     key: &HttpKey,
     mut request: Request<RequestBody>,
+    breaker: Option<&Arc<Breaker>>,
     limits: (Option<Duration>, Option<Duration>),
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
     let services = &connection.services;
     let connect = || async move {
+        // Until it is there.
+        let _pending = match breaker {
+            Some(breaker) => Some(breaker.pending().map_err(|_| ConnectError::Overflow)?),
+            None => None,
+        };
         let connecting = services.upstreams.connect(permit, destination, tls);
         let connecting = connecting.map_err(ConnectError::Failed);
         let limit = destination.connect_timeout();
@@ -193,6 +207,7 @@ pub(super) async fn exchange(
         let lease =
             services.pool.lease(key, fresh, connect).await.map_err(|error| match error {
                 LeaseError::Connect(ConnectError::Failed(failure)) => Failure::Connect(failure),
+                LeaseError::Connect(ConnectError::Overflow) => Failure::Overflow,
                 LeaseError::Connect(ConnectError::Timeout(message)) => {
                     Failure::ConnectTimeout(message)
                 }
@@ -268,6 +283,8 @@ enum ConnectError {
     Failed(ConnectFailure),
     #[error("{0}")]
     Timeout(String),
+    #[error("overflow")]
+    Overflow,
 }
 
 impl Failure {
@@ -280,6 +297,7 @@ impl Failure {
             }
             Self::Send(error, began) if is_refused_stream(error) => (Reset::RefusedStream, *began),
             Self::Send(_, began) => (Reset::Other, *began),
+            Self::Overflow => (Reset::Overflow, false),
             Self::Attempt(_) => (Reset::Other, true),
         }
     }
@@ -299,6 +317,14 @@ impl Failure {
             }
             Self::Handshake(message) => {
                 reset_reply(unconnected, CONNECTION_FAILURE, message, retried)
+            }
+            Self::Overflow => {
+                let flag = ResponseFlag::UpstreamOverflow;
+                let details = "upstream_reset_before_response_started{overflow}";
+                let mut reply = reset_reply(flag, OVERFLOW, details, retried);
+                let headers = reply.headers.get_or_insert_default();
+                headers.insert(headers::OVERLOADED, HeaderValue::from_static("true"));
+                reply
             }
             Self::Send(error, _) => {
                 let (flag, reason) = classify(&error);

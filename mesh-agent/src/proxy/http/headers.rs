@@ -2,6 +2,8 @@
 //!
 //! Spec: RFC 9110 §7.6.1 (hop-by-hop), RFC 9112 §3.2 (host), RFC 9113 §8.2.2, §8.2.3, §8.3.
 
+use std::time::Duration;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{
@@ -12,7 +14,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use super::reply::Reply;
+use super::{grpc, reply::Reply};
 use crate::{
     model::route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
     observe::flags::ResponseFlag,
@@ -22,6 +24,7 @@ use crate::{
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+pub(super) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 pub(super) const TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Envoy's "this is who the client proved to be".
@@ -108,9 +111,12 @@ pub(super) fn forwarded(
     head.headers.remove(EXPECT);
     let action = rewrites.action;
     let per_try = action.attempts.retry.as_ref().and_then(|retry| retry.per_try_timeout);
-    if let Some(timeout) = per_try.or(action.timeout) {
+    if let Some(timeout) = per_try.or(rewrites.timeout) {
         let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(milliseconds));
+        if action.grpc_timeout.is_some() && is_grpc(&head.headers) {
+            grpc::set_timeout(&mut head.headers, timeout);
+        }
     }
     if let Some(original) = original {
         original_host(&mut head.headers, &original, rewrites.action.append_x_forwarded_host)?;
@@ -209,6 +215,8 @@ pub(super) struct Rewrites<'a> {
     /// The one of several clusters that was chosen.
     pub(super) entry: Option<&'a RouteCluster>,
     pub(super) matched: &'a PathMatch,
+    /// Of the whole exchange, for this request.
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Rewrites<'_> {

@@ -2,17 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::StatusCode;
+use http::{StatusCode, request::Parts};
 
 use super::reply::Reply;
 use crate::{
     model::{
-        listener::HttpConnectionManager,
+        cluster::ClusterName,
+        listener::OnDemand,
         route::{Route, RouteConfiguration},
     },
     observe::flags::ResponseFlag,
     proxy::on_demand::{Sought, Unavailable},
-    route::{NoDestination, NoRoute, NoScope},
+    route::{NoRoute, NoScope, configuration_for},
+    snapshot::RouteTable,
 };
 
 /// How long a request waits for its virtual host, or its route configuration.
@@ -28,56 +30,67 @@ pub(super) struct Lookups {
     made: u32,
 }
 
-impl Lookups {
-    /// The route configuration to ask for, and how long; `None`: there is nothing to ask.
-    pub(super) fn routes(
-        &mut self,
-        http: &HttpConnectionManager,
-        error: &NoScope,
-    ) -> Option<(Sought, Duration)> {
-        let NoScope::Routes { routes, .. } = error else { return None };
-        http.on_demand?;
-        if self.made >= LOOKUPS_MAX {
-            return None;
-        }
-        self.made += 1;
-        Some((Sought::Routes(Arc::clone(routes)), HOST_PATIENCE))
-    }
+/// Why a request has no route.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Unrouted {
+    #[error("there is no route configuration")]
+    NoTable,
+    #[error(transparent)]
+    Scope(NoScope),
+    #[error("{1}")]
+    Route(Arc<RouteConfiguration>, NoRoute),
+}
 
-    /// The virtual host to ask for, and how long; `None`: there is nothing to ask.
-    pub(super) fn host(
-        &mut self,
-        http: &HttpConnectionManager,
-        routes: &RouteConfiguration,
-        error: &NoRoute,
-        authority: &str,
-    ) -> Option<(Sought, Duration)> {
-        let allowed = routes.vhds && http.on_demand.is_some();
-        let lacks_host = matches!(error, NoRoute::VirtualHost { .. });
-        // A slash would name a host of another configuration.
-        if !allowed || !lacks_host || authority.contains('/') || self.made >= LOOKUPS_MAX {
-            return None;
+impl Unrouted {
+    /// Whether `table` has by now what was lacking; `routed` asks a route configuration.
+    pub(super) fn is_over(
+        &self,
+        table: Option<&RouteTable>,
+        head: &Parts,
+        routed: impl FnOnce(&RouteConfiguration) -> bool,
+    ) -> bool {
+        let routes = table.and_then(|table| configuration_for(table, head).ok());
+        match self {
+            Self::NoTable | Self::Scope(_) => routes.is_some(),
+            Self::Route(..) => routes.is_some_and(|routes| routed(&routes)),
         }
-        self.made += 1;
-        let name = format!("{}/{}", routes.name, authority.to_ascii_lowercase());
-        Some((Sought::VirtualHost(name.into()), HOST_PATIENCE))
+    }
+}
+
+impl Lookups {
+    /// The route configuration or virtual host to ask for, and how long; `None`: there is
+    /// nothing to ask.
+    pub(super) fn route(&mut self, why: &Unrouted, authority: &str) -> Option<(Sought, Duration)> {
+        let sought = match why {
+            Unrouted::Scope(NoScope::Routes { routes, .. }) => Sought::Routes(Arc::clone(routes)),
+            // A slash would name a host of another configuration.
+            Unrouted::Route(routes, NoRoute::VirtualHost { .. })
+                if routes.vhds && !authority.contains('/') =>
+            {
+                let name = format!("{}/{}", routes.name, authority.to_ascii_lowercase());
+                Sought::VirtualHost(name.into())
+            }
+            Unrouted::NoTable | Unrouted::Scope(_) | Unrouted::Route(..) => return None,
+        };
+        self.count()?;
+        Some((sought, HOST_PATIENCE))
     }
 
     /// The cluster to ask for, and how long; `None`: there is nothing to ask.
     pub(super) fn cluster(
         &mut self,
-        http: &HttpConnectionManager,
+        own: &OnDemand,
         route: &Route,
-        error: &NoDestination,
+        cluster: &ClusterName,
     ) -> Option<(Sought, Duration)> {
-        let NoDestination::UnknownCluster { cluster } = error else { return None };
-        let listeners = http.on_demand?;
-        let clusters = route.on_demand.map_or(listeners.clusters, |own| own.clusters)?;
-        if self.made >= LOOKUPS_MAX {
-            return None;
-        }
-        self.made += 1;
+        let clusters = route.on_demand.map_or(own.clusters, |route| route.clusters)?;
+        self.count()?;
         Some((Sought::Cluster(Arc::clone(&cluster.0)), clusters.timeout))
+    }
+
+    fn count(&mut self) -> Option<()> {
+        self.made = Some(self.made + 1).filter(|made| *made <= LOOKUPS_MAX)?;
+        Some(())
     }
 }
 

@@ -47,17 +47,27 @@ type Levels<'a> = [Option<&'a HeaderMutations>; 4];
 
 /// Does what the levels say of the request.
 pub(super) fn mutate_request(levels: Levels<'_>, log: &RequestLog, flow: &Flow, head: &mut Parts) {
-    let mut value = Vec::new();
     for mutation in levels.into_iter().flatten().filter_map(|level| level.request.as_deref()) {
-        for name in &mutation.remove {
-            head.headers.remove(name);
-        }
-        for addition in &mutation.add {
-            value.clear();
-            let values = RequestValues { log, flow, head: Some(head), response: None };
-            addition.value.append(&values, "", &mut value);
-            set(&mut head.headers, addition, &value);
-        }
+        mutate_head(mutation, log, flow, head);
+    }
+}
+
+/// Does one mutation of the request.
+pub(super) fn mutate_head(
+    mutation: &HeaderMutation,
+    log: &RequestLog,
+    flow: &Flow,
+    head: &mut Parts,
+) {
+    let mut value = Vec::new();
+    for name in &mutation.remove {
+        head.headers.remove(name);
+    }
+    for addition in &mutation.add {
+        value.clear();
+        let values = RequestValues { log, flow, head: Some(head), response: None };
+        addition.value.append(&values, "", &mut value);
+        set(&mut head.headers, addition, &value);
     }
 }
 
@@ -96,10 +106,15 @@ pub(super) struct ResponseMutations {
 }
 
 impl ResponseMutations {
-    /// `None` where there is nothing to do.
-    pub(super) fn of(levels: Levels<'_>, judged: &Arc<Judged>) -> Option<Box<Self>> {
+    /// What the route wants, and then the filters; `None` where there is nothing to do.
+    pub(super) fn of<'a>(
+        levels: Levels<'a>,
+        filters: impl Iterator<Item = &'a Arc<HeaderMutation>>,
+        judged: &Arc<Judged>,
+    ) -> Option<Box<Self>> {
         let levels = levels.into_iter().flatten();
-        let mutations: Vec<_> = levels.filter_map(|level| level.response.clone()).collect();
+        let own = levels.filter_map(|level| level.response.as_ref());
+        let mutations: Vec<_> = own.chain(filters).map(Arc::clone).collect();
         let judged = Arc::clone(judged);
         (!mutations.is_empty()).then(|| Box::new(Self { mutations, judged, request: None }))
     }

@@ -1,9 +1,6 @@
 //! One request's way: checked, judged, routed, forwarded, answered.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{
@@ -14,10 +11,12 @@ use hyper::body::Incoming;
 use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
+    breakers::Admitted,
+    filter,
     forward::{Forward, forward},
-    forwarding,
+    forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
-    lookups::{Lookups, not_obtained},
+    lookups::{Lookups, Unrouted, not_obtained},
     mutations::{self, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
@@ -28,13 +27,17 @@ use super::{
 use crate::{
     codec::{guard::GuardShared, http::Refusal},
     model::{
+        filter::HttpFilter,
         listener::{HttpConnectionManager, TerminalFilter},
         route::{ForwardAction, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Denied, Permit, authorize_request},
+    policy::{Chain, Denied, Permit, Step},
     proxy::rejudge::{self, Standing},
-    route::{Destination, NoDestination, choose, configuration_for, decide_request, match_route},
+    route::{
+        Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
+        match_route, request_hash,
+    },
     snapshot::Snapshot,
 };
 
@@ -70,6 +73,7 @@ fn refuse(refusal: Refusal) -> Reply {
     let body = match refusal {
         Refusal::TooLarge => "Request Header Fields Too Large",
         Refusal::Timeout => "Request Timeout",
+        Refusal::TransferEncoding => "Not Implemented",
         _ => "Bad Request",
     };
     let flag = (refusal != Refusal::Timeout).then_some(ResponseFlag::DownstreamProtocolError);
@@ -82,17 +86,19 @@ pub(super) struct Answer {
     pub(super) response: Response<crate::transport::http_pool::LeasedBody<RequestBody>>,
     pub(super) deadline: Deadline,
     pub(super) destination: Destination,
+    pub(super) admitted: Admitted,
     pub(super) head_request: bool,
 }
 
 impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
-        let Self { mut response, deadline, destination, head_request } = self;
+        let Self { mut response, deadline, destination, admitted, head_request } = self;
         let status = response.status();
         log.record.response_code = Some(status);
         log.mutate(head, status, response.headers_mut());
         response.map(|body| {
-            let body = ResponseBody::upstream(body, deadline, destination.into_load(), log);
+            let body =
+                ResponseBody::upstream(body, deadline, (destination.into_load(), admitted), log);
             if head_request { body.bodiless() } else { body }
         })
     }
@@ -124,66 +130,99 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
-    loop {
+    'request: loop {
         // One version of the configuration for the whole request.
         let snapshot = connection.services.snapshots.load();
         let judged = connection.judge(&snapshot)?;
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
         let http = connection.manager(permit)?;
-        let request_permit =
-            authorize_request(permit, http, &snapshot, head).map_err(|denied| {
-                log.record.policy = denied.policy_name();
-                tracing::debug!(%denied, "request denied");
-                denied_reply(&denied)
-            })?;
-        log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
+        log.record.policy = permit.policy_name();
 
-        let table =
-            judged.routes.as_ref().ok_or_else(|| no_route("there is no route configuration"))?;
-        let routes = match configuration_for(table, head) {
-            Ok(routes) => routes,
-            Err(error) => {
-                let what = lookups.routes(http, &error);
-                let (sought, patience) = what.ok_or_else(|| no_route(error.to_string()))?;
-                let there = |snapshot: &Snapshot| {
-                    let table = snapshot.routes(&http.routes);
-                    table.is_some_and(|table| configuration_for(&table, head).is_ok())
-                };
-                let found =
-                    connection.services.on_demand.obtain(pod, &sought, patience, there).await;
-                found.map_err(|why| not_obtained(why, no_route(format!("{error}: {why}"))))?;
-                continue;
-            }
+        // The route is known before the first filter; without one the filters go first all
+        // the same.
+        let routes = match &judged.routes {
+            None => Err(Unrouted::NoTable),
+            Some(table) => configuration_for(table, head).map_err(Unrouted::Scope),
         };
-        let matched = match match_route(&routes, head, &snapshot.runtime, random) {
-            Ok(matched) => matched,
-            Err(error) => {
-                let what = lookups.host(http, &routes, &error, authority.as_str());
-                let (sought, patience) = what.ok_or_else(|| no_route(error.to_string()))?;
-                let there = |snapshot: &Snapshot| {
-                    let table = snapshot.routes(&http.routes);
-                    let routes = table.and_then(|table| configuration_for(&table, head).ok());
-                    routes.is_some_and(|routes| {
-                        match_route(&routes, head, &snapshot.runtime, random).is_ok()
-                    })
-                };
-                let found =
-                    connection.services.on_demand.obtain(pod, &sought, patience, there).await;
-                found.map_err(|why| not_obtained(why, no_route(format!("{error}: {why}"))))?;
-                continue;
-            }
-        };
-        log.record.route = Some(Arc::clone(&matched.route.name));
-        let chosen = match &matched.route.action {
-            RouteAction::Forward(action) => {
+        let matched = routes.as_ref().map_err(Unrouted::clone).and_then(|routes| {
+            match_route(routes, head, &snapshot.runtime, random)
+                .map_err(|error| Unrouted::Route(Arc::clone(routes), error))
+        });
+        let chosen = match matched.as_ref().map(|matched| &matched.route.action) {
+            Ok(RouteAction::Forward(action)) => {
                 choose(&action.clusters, head, &snapshot.runtime, random)
             }
-            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) => None,
+            _ => None,
         };
         let entry = chosen.as_ref().and_then(|chosen| chosen.entry);
-        let levels = mutations::levels(&matched, entry.map(|entry| &entry.headers));
-        log.mutations = ResponseMutations::of(levels, &judged);
+        let (header_levels, filter_levels) = match &matched {
+            Ok(matched) => (
+                mutations::levels(matched, entry.map(|entry| &entry.headers)),
+                filter::levels(matched, entry),
+            ),
+            Err(_) => Default::default(),
+        };
+        log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
+        let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
+        log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
+
+        let denied = |denied: Denied, log: &mut RequestLog| {
+            log.record.policy = denied.policy_name();
+            tracing::debug!(%denied, "request denied");
+            denied_reply(&denied)
+        };
+        let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
+            .map_err(|why| denied(why, log))?;
+        let request_permit = loop {
+            match chain.next(head).map_err(|why| denied(why, log))? {
+                Step::Passed(request_permit) => break request_permit,
+                Step::Run(name, HttpFilter::HeaderMutation(filter)) => {
+                    let mutations = filter::header_mutations(filter, name, filter_levels);
+                    for mutation in mutations.flat_map(|mutations| &mutations.request) {
+                        mutations::mutate_head(mutation, log, permit.flow(), head);
+                    }
+                }
+                Step::Run(_, HttpFilter::OnDemand(own)) => {
+                    let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
+                    let lacks = match &matched {
+                        Err(why) => lookups.route(why, authority.as_str()),
+                        Ok(matched) => cluster
+                            .filter(|name| snapshot.cluster(name).is_none())
+                            .and_then(|name| lookups.cluster(own, matched.route, name)),
+                    };
+                    let Some((sought, patience)) = lacks else { continue };
+                    let there = |snapshot: &Snapshot| match (&matched, cluster) {
+                        (Ok(_), cluster) => {
+                            cluster.is_some_and(|name| snapshot.cluster(name).is_some())
+                        }
+                        (Err(why), _) => {
+                            why.is_over(snapshot.routes(&http.routes).as_ref(), head, |routes| {
+                                match_route(routes, head, &snapshot.runtime, random).is_ok()
+                            })
+                        }
+                    };
+                    let on_demand = &connection.services.on_demand;
+                    if let Err(why) = on_demand.obtain(pod, &sought, patience, there).await {
+                        let reply = match (&matched, cluster) {
+                            (Ok(Matched { route, .. }), Some(name)) => {
+                                let error = NoDestination::UnknownCluster { cluster: name.clone() };
+                                unknown_cluster(&error, &route.action, log)
+                            }
+                            (Err(error), _) => no_route(format!("{error}: {why}")),
+                            (Ok(_), None) => no_route(why.to_string()),
+                        };
+                        return Err(not_obtained(why, reply));
+                    }
+                    // As Envoy: the filters begin anew, with the request as it is now.
+                    continue 'request;
+                }
+                // Policy's chain has judged, and found what was to be discovered.
+                Step::Run(_, HttpFilter::Rbac(_) | HttpFilter::Discovered(_)) => {}
+            }
+        };
+        log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
+        let matched = matched.map_err(|error| no_route(error.to_string()))?;
         let action = match &matched.route.action {
             RouteAction::Forward(action) => action,
             RouteAction::DirectResponse(direct) => {
@@ -199,10 +238,13 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
+        let client = permit.flow().source().ip();
+        let hash = request_hash(&action.hash_policy, head, client);
         let decided = decide_request(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
+            Choice { hash, ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -210,26 +252,17 @@ async fn answer(
         );
         let destination = match decided {
             Ok(destination) => destination,
-            Err(error) => {
-                let what = lookups.cluster(http, matched.route, &error);
-                let refused = |log: &mut RequestLog| no_destination(&error, action, log);
-                let (sought, patience) = what.ok_or_else(|| refused(log))?;
-                let there = |snapshot: &Snapshot| {
-                    error.cluster().is_some_and(|name| snapshot.cluster(name).is_some())
-                };
-                let found =
-                    connection.services.on_demand.obtain(pod, &sought, patience, there).await;
-                found.map_err(|why| not_obtained(why, refused(log)))?;
-                continue;
-            }
+            Err(error) => return Err(no_destination(&error, action, log)),
         };
         log.record.cluster = destination.cluster().cloned();
         log.record.upstream = Some(destination.address());
 
-        let mut deadline = Deadline::new(Arc::clone(&log.exchange), http.stream_idle_timeout);
-        deadline.set_route(action.timeout.filter(|timeout| *timeout > Duration::ZERO));
-        mutations::mutate_request(levels, log, permit.flow(), head);
-        let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path };
+        let idle = action.idle_timeout.map_or(http.stream_idle_timeout, |own| own.limit());
+        let timeout = grpc::timeout(action, &head.headers);
+        let mut deadline = Deadline::new(Arc::clone(&log.exchange), idle);
+        deadline.set_route(timeout);
+        mutations::mutate_request(header_levels, log, permit.flow(), head);
+        let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path, timeout };
         return forward(
             Forward {
                 connection,
@@ -237,6 +270,7 @@ async fn answer(
                 request_permit: &request_permit,
                 snapshot: &snapshot,
                 destination,
+                hash,
                 rewrites,
                 authority,
                 deadline,
@@ -255,6 +289,14 @@ fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {
 
 pub(super) fn path_and_query(head: &Parts) -> &str {
     head.uri.path_and_query().map_or("", |path| path.as_str())
+}
+
+/// Where a cluster was asked for and did not come.
+fn unknown_cluster(error: &NoDestination, action: &RouteAction, log: &mut RequestLog) -> Reply {
+    match action {
+        RouteAction::Forward(action) => no_destination(error, action, log),
+        RouteAction::Redirect(_) | RouteAction::DirectResponse(_) => no_route(error.to_string()),
+    }
 }
 
 fn denied_reply(denied: &Denied) -> Reply {
@@ -290,7 +332,13 @@ pub(super) fn no_destination(
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
     };
-    let reply = Reply::upstream_reset(flag, body, error.to_string());
+    let mut reply = Reply::upstream_reset(flag, body, error.to_string());
+    let no_endpoint = matches!(error, NoDestination::NoHealthyEndpoint { .. });
+    if no_endpoint && action.attempts.count_in_response {
+        // Envoy began one, and found nobody.
+        let headers = reply.headers.get_or_insert_default();
+        headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
+    }
     match (error, StatusCode::from_u16(action.cluster_not_found_status)) {
         (NoDestination::UnknownCluster { .. }, Ok(status)) => Reply { status, ..reply },
         _ => reply,

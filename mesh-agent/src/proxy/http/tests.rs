@@ -1,7 +1,9 @@
 //! The engine between real sockets: a client that writes bytes, the connection under
 //! test, and an upstream that is scripted.
 
+mod breakers;
 mod drain;
+mod filters;
 mod harness;
 mod headers;
 mod http1;

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     model::{
+        filter::PerFilter,
         header_mutation::HeaderMutations,
         runtime::{RuntimeLayer, RuntimeValue},
     },
@@ -11,7 +12,8 @@ use crate::{
 
 fn entry(name: &str, weight: u32) -> RouteCluster {
     let cluster = RouteClusterName::Cluster(cluster_name(name));
-    RouteCluster { cluster, weight, host_rewrite: None, headers: HeaderMutations::default() }
+    let headers = HeaderMutations::default();
+    RouteCluster { cluster, weight, host_rewrite: None, headers, per_filter: PerFilter::default() }
 }
 
 fn weighted(entries: Vec<RouteCluster>, prefix: Option<&str>, header: Option<&str>) -> Clusters {
@@ -74,6 +76,7 @@ fn a_header_may_stand_for_the_random_number_or_name_the_cluster() {
         weight: 1,
         host_rewrite: None,
         headers: HeaderMutations::default(),
+        per_filter: PerFilter::default(),
     };
     let head = request("GET", "/", &[("x-cluster", "c"), ("x-cluster", "d")]);
     assert_eq!(chosen(&weighted(vec![one], None, None), &head, &none, 9).unwrap(), "c");

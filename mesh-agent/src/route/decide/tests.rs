@@ -6,10 +6,11 @@ use crate::{
         workload::MtlsMode,
     },
     policy::{
-        Flow, authorize, authorize_request,
+        Flow, authorize,
         fixtures::{
-            addr, chain, cluster, cluster_name, http_terminal, identity, inbound, listener,
-            manager, outbound_permit, permit_for, request, snapshot, tcp_proxy, weighted,
+            addr, authorize_request, chain, cluster, cluster_name, http_terminal, identity,
+            inbound, listener, manager, outbound_permit, permit_for, request, snapshot, tcp_proxy,
+            weighted,
         },
     },
 };
@@ -206,6 +207,7 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
             &request,
             &permit,
             Some(&cluster_name("direct")),
+            Choice::default(),
             &snapshot,
             &balancers,
             &mut |_| 0,

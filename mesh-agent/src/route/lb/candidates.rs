@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
+    hashing::Table,
     layout::{Kind, layout},
     random_below,
     round_robin::Rotation,
 };
-use crate::model::cluster::{Balancing, Cluster, Endpoint, LoadAssignment, Place};
+use crate::model::cluster::{Balancing, Cluster, Endpoint, LbPolicy, LoadAssignment, Place};
 
 /// How much is in flight to each endpoint.
 pub(super) type Active = HashMap<SocketAddr, Arc<AtomicU32>>;
@@ -22,6 +23,7 @@ pub(super) struct Candidates {
     /// What these were made from; the same assignment is the same value.
     assignment: Arc<LoadAssignment>,
     balancing: Balancing,
+    policy: LbPolicy,
     parts: Vec<Part>,
 }
 
@@ -35,6 +37,8 @@ struct Part {
     /// Of the sets.
     weights: Vec<u32>,
     rotation: Arc<Rotation>,
+    /// Where the policy goes by hash.
+    table: Option<Table>,
 }
 
 /// Endpoints among which the cluster's policy chooses.
@@ -88,31 +92,43 @@ impl Candidates {
                 _ => Arc::new(Rotation::new(weights.iter().copied(), start)),
             };
             let (priority, kind, percent) = (part.priority, part.kind, part.percent);
-            Part { priority, kind, percent, sets, weights, rotation }
+            let table = Table::new(cluster.lb_policy, &sets, &weights);
+            Part { priority, kind, percent, sets, weights, rotation, table }
         });
         let parts = parts.collect();
-        Self { assignment: Arc::clone(assignment), balancing, parts }
+        Self { assignment: Arc::clone(assignment), balancing, policy: cluster.lb_policy, parts }
     }
 
     /// Whether they would be made the same again.
     pub(super) fn are_of(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> bool {
-        Arc::ptr_eq(&self.assignment, assignment) && self.balancing == cluster.balancing
+        Arc::ptr_eq(&self.assignment, assignment)
+            && self.balancing == cluster.balancing
+            && self.policy == cluster.lb_policy
+    }
+
+    /// Whose share of the traffic a number below 100 is in.
+    fn part(&self, mut drawn: u32) -> Option<&Part> {
+        self.parts.iter().find(|part| match drawn.checked_sub(part.percent) {
+            Some(rest) => {
+                drawn = rest;
+                false
+            }
+            None => true,
+        })
+    }
+
+    /// The host of a hash; at another `attempt`, another one.
+    pub(super) fn by_hash(&self, hash: u64, attempt: u32) -> Option<&Host> {
+        let part = self.part(u32::try_from(hash % 100).ok()?)?;
+        let (set, host) = part.table.as_ref()?.pick(hash, attempt)?;
+        part.sets.get(set)?.hosts.get(host)
     }
 
     /// By priority and health, then by locality.
     pub(super) fn host_set(&self, random: &mut impl FnMut(u32) -> u32) -> Option<&HostSet> {
         let part = match &self.parts[..] {
             [only] => only,
-            parts => {
-                let mut drawn = u32::try_from(random_below(100, random)?).ok()?;
-                parts.iter().find(|part| match drawn.checked_sub(part.percent) {
-                    Some(rest) => {
-                        drawn = rest;
-                        false
-                    }
-                    None => true,
-                })?
-            }
+            _ => self.part(u32::try_from(random_below(100, random)?).ok()?)?,
         };
         match &part.sets[..] {
             [only] => Some(only),

@@ -151,13 +151,16 @@ fn effective(locality: &Locality, available: &[&Arc<Endpoint>], factor: u32) -> 
 /// The endpoints that take traffic and how much, relative to each other, for who picks
 /// by weight alone. `None`: by weight alone it can't be said, or nobody takes it.
 pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc<Endpoint>, u32)>> {
-    if !assignment.drop_overloads.is_empty() || assignment.stale_at.is_some() {
+    if cluster.lb_policy.is_by_hash()
+        || !assignment.drop_overloads.is_empty()
+        || assignment.stale_at.is_some()
+    {
         return None;
     }
     let parts = layout(assignment, cluster.balancing);
     let weight = |endpoint: &Endpoint| match cluster.lb_policy {
         LbPolicy::Random => 1,
-        LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. } => endpoint.weight.max(1),
+        _ => endpoint.weight.max(1),
     };
     let alone = matches!(&parts[..], [part] if part.groups.len() == 1);
     let mut shares = Vec::new();

@@ -9,6 +9,7 @@
 //! [`priority`] says which priority takes how much, [`layout`] which endpoints that means.
 
 mod candidates;
+mod hashing;
 mod layout;
 mod least_request;
 mod priority;
@@ -26,7 +27,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 
 use self::candidates::{Active, Candidates, Host};
-pub use self::layout::shares;
+pub use self::{hashing::xx_hash, layout::shares};
 use crate::{
     model::cluster::{Cluster, ClusterName, DropOverload, Endpoint, LbPolicy, LoadAssignment},
     snapshot::Snapshot,
@@ -39,6 +40,8 @@ pub struct Choice<'a> {
     pub avoid: &'a [SocketAddr],
     /// How often another is asked for in place of one to avoid.
     pub reselections: u32,
+    /// Who it goes to, where the policy goes by that; without it, at random.
+    pub hash: Option<u64>,
 }
 
 /// The state of every cluster's load balancer. One per agent, shared by all.
@@ -60,8 +63,13 @@ impl Balancers {
         let candidates = balancer.candidates(cluster, assignment);
         let mut picked = None;
         // As Envoy: if all choices are to be avoided, the last one stands.
-        for _ in 0..=choice.reselections {
-            let host = Self::pick_once(cluster, &candidates, random)?;
+        let by_hash = cluster.lb_policy.is_by_hash();
+        let hash = by_hash.then(|| choice.hash.unwrap_or_else(|| random_hash(random)));
+        for attempt in 0..=choice.reselections {
+            let host = match hash {
+                Some(hash) => candidates.by_hash(hash, attempt)?,
+                None => Self::pick_once(cluster, &candidates, random)?,
+            };
             let avoided = choice.avoid.contains(&host.endpoint.address);
             picked = Some(host);
             if !avoided {
@@ -85,6 +93,8 @@ impl Balancers {
             }
             LbPolicy::Random => random_below(set.hosts.len() as u64, random)
                 .and_then(|index| usize::try_from(index).ok()),
+            // By their table.
+            LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. } => None,
         };
         set.hosts.get(index?)
     }
@@ -197,6 +207,10 @@ impl Drop for LoadGuard {
             active.fetch_sub(1, Ordering::Relaxed);
         }
     }
+}
+
+fn random_hash(random: &mut impl FnMut(u32) -> u32) -> u64 {
+    u64::from(random(u32::MAX)) << 32 | u64::from(random(u32::MAX))
 }
 
 /// A random number below `bound`, `None` for 0; from two draws where one is too small.

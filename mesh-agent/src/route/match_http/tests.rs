@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     model::{
         authz::{StringMatcher, StringPattern},
+        filter::PerFilter,
         header_mutation::HeaderMutations,
         route::{
             Clusters, DirectResponse, ForwardAction, HeaderMatchKind, Redirect, RequireTls,
@@ -30,6 +31,7 @@ fn route(name: &str, path: PathMatch) -> Route {
         action,
         headers: HeaderMutations::default(),
         on_demand: None,
+        per_filter: PerFilter::default(),
     }
 }
 
@@ -48,6 +50,7 @@ fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
         routes,
         require_tls: None,
         headers: HeaderMutations::default(),
+        per_filter: PerFilter::default(),
     }
 }
 

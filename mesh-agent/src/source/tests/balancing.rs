@@ -104,12 +104,20 @@ fn policies_that_are_not_there_are_refused_by_path() {
     let config = ".typed_extension_config.typed_config";
     for (policy, expected) in [
         (
-            policy("ring_hash.v3.RingHash", ""),
-            format!(": x ({}.ring_hash.v3.RingHash) is not supported", &POLICIES[2..]),
+            policy("ring_hash.v3.RingHash", "hash_balance_factor: 120"),
+            format!("{config}.hash_balance_factor: is not supported"),
         ),
         (
-            policy("maglev.v3.Maglev", ""),
-            format!(": x ({}.maglev.v3.Maglev) is not supported", &POLICIES[2..]),
+            policy("ring_hash.v3.RingHash", "minimum_ring_size: 9, maximum_ring_size: 8"),
+            format!("{config}.minimum_ring_size: is more than maximum_ring_size"),
+        ),
+        (
+            policy("maglev.v3.Maglev", "table_size: 65536"),
+            format!("{config}.table_size: 65536 is not a prime up to 5000011"),
+        ),
+        (
+            policy("pick_first.v3.PickFirst", ""),
+            format!(": x ({}.pick_first.v3.PickFirst) is not supported", &POLICIES[2..]),
         ),
         (
             policy("least_request.v3.LeastRequest", "active_request_bias: {default_value: 1}"),

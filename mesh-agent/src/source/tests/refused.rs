@@ -318,7 +318,7 @@ fn filters_that_are_configured_by_themselves() {
 }
 
 #[test]
-fn filters_that_need_not_run_are_left_out() {
+fn filters_that_are_not_known_and_optional_are_left_out() {
     let first = |filter: &str| {
         let yaml = http(&format!(
             "rds: {{route_config_name: r}}, http_filters: [{{name: x, {filter}}}, {ROUTER}]"
@@ -330,7 +330,7 @@ fn filters_that_need_not_run_are_left_out() {
     let rbac = "typed_config: {'@type': t/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {}}";
     assert_eq!(first(rbac), 1);
     assert_eq!(first(&format!("is_optional: true, {rbac}")), 1);
-    assert_eq!(first(&format!("disabled: true, {rbac}")), 0);
+    assert_eq!(first(&format!("disabled: true, {rbac}")), 1);
     assert_eq!(first("is_optional: true, typed_config: {'@type': t/a.b.Lua, code: x}"), 0);
 }
 
@@ -482,9 +482,29 @@ fn routes() {
             ".route.weighted_clusters.clusters[0].cluster_header: can't go with a name",
         ),
         (
-            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {envoy.filters.http.rbac: \
-             {'@type': t/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}}",
-            ".typed_per_filter_config[envoy.filters.http.rbac]: is not supported",
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.rbac.v3.RBACPerRoute, \
+             rbac: {track_per_rule_stats: true}}}",
+            ".typed_per_filter_config[x].rbac.track_per_rule_stats: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.config.route.v3.FilterConfig}}",
+            ".typed_per_filter_config[x].config: is missing",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute, \
+             mutations: {request_mutations: [{remove: host}]}}}",
+            ".typed_per_filter_config[x].mutations.request_mutations[0].remove: `host` can't be \
+             touched: it frames or routes the message",
+        ),
+        (
+            "match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: a, weight: 1, \
+             typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig}}}]}}",
+            ".route.weighted_clusters.clusters[0].typed_per_filter_config: on_demand is told by \
+             routes and virtual hosts only",
         ),
         (
             "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: 'reset,5XX'}}",
@@ -513,6 +533,14 @@ fn routes() {
         (
             "match: {prefix: /}, route: {cluster: c, retry_policy: {rate_limited_retry_back_off: {}}}",
             ".route.retry_policy.rate_limited_retry_back_off.reset_headers: is empty",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, hash_policy: [{cookie: {name: s, ttl: 1s}}]}",
+            ".route.hash_policy[0].cookie.ttl: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, hash_policy: [{terminal: true}]}",
+            ".route.hash_policy[0]: says nothing to hash",
         ),
         (
             "match: {prefix: /}, route: {cluster: c, hedge_policy: {}}",
@@ -571,6 +599,10 @@ fn routes() {
             ".route.weighted_clusters: has weights that add up to 4294967296, more than 4294967295",
         ),
         (
+            "match: {prefix: /}, route: {cluster: c, grpc_timeout_offset: 1s}",
+            ".route.grpc_timeout_offset: needs max_grpc_timeout",
+        ),
+        (
             "match: {prefix: /}, route: {cluster: c, timeout: soon}",
             ".route.timeout: failed to parse duration",
         ),
@@ -601,7 +633,18 @@ fn clusters() {
             "cluster_type: {name: envoy.clusters.aggregate}",
             ".cluster_type: envoy.clusters.aggregate is not supported",
         ),
-        ("lb_policy: MAGLEV", ".lb_policy: MAGLEV is not supported"),
+        (
+            "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 4}",
+            ".maglev_lb_config.table_size: 4 is not a prime up to 5000011",
+        ),
+        (
+            "lb_policy: RING_HASH\nring_hash_lb_config: {maximum_ring_size: 0}",
+            ".ring_hash_lb_config.maximum_ring_size: must be between 1 and 8388608",
+        ),
+        (
+            "lb_policy: MAGLEV\nring_hash_lb_config: {}",
+            ".ring_hash_lb_config: is not supported with MAGLEV",
+        ),
         ("lb_policy: CLUSTER_PROVIDED", ".lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST"),
         ("type: ORIGINAL_DST", ".lb_policy: must be CLUSTER_PROVIDED with ORIGINAL_DST"),
         (
@@ -609,7 +652,18 @@ fn clusters() {
             ".least_request_lb_config: is not supported with ROUND_ROBIN",
         ),
         ("connect_timeout: 0s", ".connect_timeout: must be more than zero"),
-        ("circuit_breakers: {}", ".circuit_breakers: is not supported"),
+        (
+            "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
+            ".circuit_breakers.per_host_thresholds: is not supported",
+        ),
+        (
+            "circuit_breakers: {thresholds: [{max_connection_pools: 1}]}",
+            ".circuit_breakers.thresholds[0].max_connection_pools: is not supported",
+        ),
+        (
+            "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 101}}}]}",
+            ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
+        ),
         ("outlier_detection: {}", ".outlier_detection: is not supported"),
         ("health_checks: [{}]", ".health_checks: is not supported"),
         (
@@ -679,7 +733,7 @@ fn endpoints() {
 #[test]
 fn all_rejections_are_said_at_once_and_none_twice() {
     let files = [
-        ("a.yaml", cluster("circuit_breakers: {}\nlb_policy: MAGLEV\nnonsense: 1")),
+        ("a.yaml", cluster("outlier_detection: {}\nlb_policy: CLUSTER_PROVIDED\nnonsense: 1")),
         ("b.yaml", cluster("type: STRICT_DNS")),
         ("c.yaml", route("match: {prefixx: /, cookies: [{name: a}]}, routte: {}")),
     ];
@@ -689,8 +743,8 @@ fn all_rejections_are_said_at_once_and_none_twice() {
         lines,
         [
             "clusters[c].nonsense: unknown field",
-            "clusters[c].circuit_breakers: is not supported",
-            "clusters[c].lb_policy: MAGLEV is not supported",
+            "clusters[c].outlier_detection: is not supported",
+            "clusters[c].lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST",
             "clusters[c].type: STRICT_DNS is not supported",
             "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",
             "routes[r].virtual_hosts[h].routes[0].routte: unknown field",

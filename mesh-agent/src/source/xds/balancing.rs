@@ -11,7 +11,7 @@ use envoy_types::pb::{
                 LoadBalancingPolicy,
                 cluster::{
                     CommonLbConfig, LbConfig, LbPolicy as PbLbPolicy, LeastRequestLbConfig,
-                    RoundRobinLbConfig,
+                    MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
                     common_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
                 },
                 load_balancing_policy::Policy,
@@ -27,7 +27,9 @@ use envoy_types::pb::{
                 },
             },
             least_request::v3::{LeastRequest, least_request::SelectionMethod},
+            maglev::v3::Maglev,
             random::v3::Random,
+            ring_hash::v3::RingHash,
             round_robin::v3::RoundRobin,
             wrr_locality::v3::WrrLocality,
         },
@@ -35,6 +37,8 @@ use envoy_types::pb::{
     },
     google::protobuf::{Any, UInt32Value},
 };
+
+mod hashing;
 
 use super::{
     common,
@@ -163,6 +167,8 @@ fn extensions(
         let supported = common::is::<RoundRobin>(&any)
             || common::is::<LeastRequest>(&any)
             || common::is::<Random>(&any)
+            || common::is::<RingHash>(&any)
+            || common::is::<Maglev>(&any)
             || common::is::<WrrLocality>(&any)
             || common::is::<ClusterProvided>(&any);
         if supported && depth < DEPTH_MAX {
@@ -209,6 +215,14 @@ fn extension(
         return d.field("endpoint_picking_policy", |d| {
             extensions(d, endpoint_picking_policy.unwrap_or_default(), balancing, false, depth + 1)
         });
+    }
+    if common::is::<RingHash>(any) {
+        let value = common::unpack(d, any)?;
+        return hashing::typed_ring(d, value, balancing);
+    }
+    if common::is::<Maglev>(any) {
+        let value = common::unpack(d, any)?;
+        return hashing::typed_maglev(d, value, balancing);
     }
     let (policy, locality) = if common::is::<RoundRobin>(any) {
         let RoundRobin { slow_start_config, locality_lb_config } = common::unpack(d, any)?;
@@ -297,6 +311,15 @@ fn named(
             d.field("round_robin_lb_config", |d| unsupported!(d; slow_start_config));
             Some(LbPolicy::RoundRobin)
         }
+        (PbLbPolicy::RingHash, None) => hashing::ring(d, RingHashLbConfig::default()),
+        (PbLbPolicy::RingHash, Some(LbConfig::RingHashLbConfig(config))) => {
+            d.field("ring_hash_lb_config", |d| hashing::ring(d, config))
+        }
+        (PbLbPolicy::Maglev, None) => hashing::maglev(d, None),
+        (PbLbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(config))) => {
+            let MaglevLbConfig { table_size } = config;
+            d.field("maglev_lb_config", |d| hashing::maglev(d, table_size))
+        }
         (PbLbPolicy::Random, None) => Some(LbPolicy::Random),
         (PbLbPolicy::LeastRequest, None) => {
             Some(LbPolicy::LeastRequest { choice_count: CHOICE_COUNT_MIN })
@@ -313,6 +336,8 @@ fn named(
             PbLbPolicy::RoundRobin
             | PbLbPolicy::LeastRequest
             | PbLbPolicy::Random
+            | PbLbPolicy::RingHash
+            | PbLbPolicy::Maglev
             | PbLbPolicy::ClusterProvided,
             Some(config),
         ) => {

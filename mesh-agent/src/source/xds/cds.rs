@@ -26,12 +26,12 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, balancing, common, config_source, eds, http_options,
+    ResourceType, balancing, circuit_breakers, common, config_source, eds, http_options,
     reject::{Decoder, unsupported},
     upstream_tls,
 };
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, LoadAssignment, UpstreamProtocol},
+    cluster::{CircuitBreakers, Cluster, ClusterName, Discovery, LoadAssignment, UpstreamProtocol},
     tls::HostNames,
 };
 
@@ -57,6 +57,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         health_checks,
         max_requests_per_connection,
         circuit_breakers,
+
         upstream_http_protocol_options,
         common_http_protocol_options,
         http_protocol_options,
@@ -101,7 +102,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         d;
         transport_socket_matches, transport_socket_matcher, stats_matcher,
         per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
-        health_checks, max_requests_per_connection, circuit_breakers,
+        health_checks, max_requests_per_connection,
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
         dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
         dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
@@ -136,6 +137,12 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         Some(_) => balancing::decode(d, fields),
         None => None,
     };
+    let breakers = match circuit_breakers {
+        None => Some(CircuitBreakers::default()),
+        Some(value) => {
+            d.field("circuit_breakers", |d| circuit_breakers::circuit_breakers(d, value))
+        }
+    };
     let connect_timeout = match connect_timeout {
         None => Some(CONNECT_TIMEOUT_DEFAULT),
         Some(value) => common::duration(d, "connect_timeout", value).and_then(|timeout| {
@@ -161,6 +168,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         balancing,
         connect_timeout: connect_timeout?,
         upstream_protocol: http?.0,
+        circuit_breakers: Arc::new(breakers?),
         tls: tls?,
     })
 }

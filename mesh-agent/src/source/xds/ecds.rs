@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{ExtensionConfigSource, TypedExtensionConfig};
 
-use super::{ResourceType, common, config_source, hcm, reject::Decoder};
+use super::{ResourceType, common, config_source, filters, reject::Decoder};
 use crate::model::extension::{DiscoveredFilter, ExtensionConfig};
 
 pub(super) fn extension(d: &mut Decoder, value: TypedExtensionConfig) -> Option<ExtensionConfig> {
@@ -18,7 +18,7 @@ pub(super) fn extension(d: &mut Decoder, value: TypedExtensionConfig) -> Option<
     let Some(any) = typed_config else {
         return d.field("typed_config", |d| d.refused("is missing"));
     };
-    let filter = hcm::discovered_filter(d, &name, &any)?;
+    let filter = filters::discovered(d, &name, &any)?;
     Some(ExtensionConfig { name: name.into(), type_name: common::type_name(&any).into(), filter })
 }
 
@@ -49,7 +49,7 @@ pub(super) fn discovered(
         }
         let type_names = d.all("type_urls", type_urls, |d, url| {
             let type_name = url.rsplit('/').next().unwrap_or_default();
-            if !hcm::is_discoverable(type_name) {
+            if !filters::is_discoverable(type_name) {
                 return d.refused(format!("`{url}` is not supported"));
             }
             Some(Arc::from(type_name))
@@ -61,7 +61,7 @@ pub(super) fn discovered(
         let default_config = match default_config {
             None => Some(None),
             Some(any) => d.field("default_config", |d| {
-                let filter = hcm::discovered_filter(d, "", &any)?;
+                let filter = filters::discovered(d, "", &any)?;
                 let (name, type_name) = (Arc::clone(&name), common::type_name(&any).into());
                 Some(Some(Arc::new(ExtensionConfig { name, type_name, filter })))
             }),

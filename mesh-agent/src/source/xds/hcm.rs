@@ -1,35 +1,25 @@
-//! The HTTP connection manager and its HTTP filters.
+//! The HTTP connection manager.
 //!
-//! Spec: `envoy/extensions/filters/network/http_connection_manager/v3/*.proto`,
-//! `envoy/extensions/filters/http/{rbac,router}/v3/*.proto`.
+//! Spec: `envoy/extensions/filters/network/http_connection_manager/v3/*.proto`.
 
 mod options;
 
 use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
-    envoy::extensions::filters::{
-        http::{
-            on_demand::v3::OnDemand as PbOnDemand, rbac::v3::Rbac as PbHttpRbac, router::v3::Router,
-        },
-        network::http_connection_manager::v3::{
-            HttpConnectionManager as PbHttpConnectionManager, HttpFilter as PbHttpFilter, Rds,
-            http_connection_manager::{CodecType as PbCodecType, RouteSpecifier},
-            http_filter,
-        },
+    envoy::extensions::filters::network::http_connection_manager::v3::{
+        HttpConnectionManager as PbHttpConnectionManager, Rds,
+        http_connection_manager::{CodecType as PbCodecType, RouteSpecifier},
     },
-    google::protobuf::{Any, BoolValue},
+    google::protobuf::BoolValue,
 };
-use prost::Name as _;
 
 use super::{
-    ResourceType, common, config_source, ecds, http_options,
-    rbac::{self, Place},
-    rds,
+    ResourceType, common, config_source, filters, http_options, rds,
     reject::{Decoder, unsupported},
     scopes,
 };
-use crate::model::listener::{CodecType, HttpConnectionManager, HttpFilter, OnDemand, RouteSource};
+use crate::model::listener::{CodecType, HttpConnectionManager, RouteSource};
 
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 const STREAM_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
@@ -155,7 +145,7 @@ pub(super) fn connection_manager(
         Err(_) => d.field("codec_type", |d| d.refused(format!("{codec_type} is unknown"))),
     };
     let routes = routes(d, route_specifier);
-    let http_filters = http_filters_of(d, http_filters);
+    let http_filters = filters::chain(d, http_filters);
     let idle_timeout = d.field("common_http_protocol_options", |d| {
         let value = common_http_protocol_options.and_then(|value| http_options::common(d, value));
         common::timeout(d, "idle_timeout", value, Some(IDLE_TIMEOUT_DEFAULT))
@@ -175,14 +165,12 @@ pub(super) fn connection_manager(
             d.refused(format!("{max} is not within 1 to {REQUEST_HEADERS_MAX_KIB}"))
         }),
     };
-    let (http_filters, on_demand) = http_filters?;
     Some(HttpConnectionManager {
         stat_prefix,
         codec: codec?,
         routes: routes?,
-        http_filters,
+        http_filters: http_filters?,
         options: Arc::new(options?),
-        on_demand,
         idle_timeout: idle_timeout?,
         stream_idle_timeout: stream_idle_timeout?,
         request_headers_timeout: request_headers_timeout?,
@@ -211,164 +199,4 @@ fn routes(d: &mut Decoder, value: Option<RouteSpecifier>) -> Option<RouteSource>
         }
         None => d.refused("has no routes: route_config, rds or scoped_routes"),
     }
-}
-
-/// One decoded HTTP filter.
-enum Decoded {
-    Filter(HttpFilter),
-    /// It never does anything, and so it is left out: an RBAC filter without `rules`,
-    /// for which Envoy enforces nothing; one that is disabled; or one that is optional
-    /// and not known.
-    Nothing,
-    OnDemand(OnDemand),
-    Router,
-}
-
-/// The chain without its router, and the `on_demand` filter, whose place in the chain makes
-/// no difference: policy is asked before any route is looked for.
-fn http_filters_of(
-    d: &mut Decoder,
-    values: Vec<PbHttpFilter>,
-) -> Option<(Vec<HttpFilter>, Option<OnDemand>)> {
-    let count = values.len();
-    if count == 0 {
-        return d.field("http_filters", |d| d.refused("is empty; it must end with the router"));
-    }
-    let mut at = 0;
-    let decoded = d.all("http_filters", values, |d, value| {
-        at += 1;
-        let decoded = http_filter(d, value)?;
-        match (&decoded, at == count) {
-            (Decoded::Router, false) => d.refused("the router must be the last filter"),
-            (Decoded::Filter(_) | Decoded::Nothing | Decoded::OnDemand(_), true) => {
-                d.refused("can't be the last filter: that is the router's place")
-            }
-            _ => Some(decoded),
-        }
-    })?;
-    let on_demand = decoded.iter().find_map(|decoded| match decoded {
-        Decoded::OnDemand(on_demand) => Some(*on_demand),
-        Decoded::Filter(_) | Decoded::Nothing | Decoded::Router => None,
-    });
-    let filters = decoded.into_iter().filter_map(|decoded| match decoded {
-        Decoded::Filter(filter) => Some(filter),
-        Decoded::Nothing | Decoded::OnDemand(_) | Decoded::Router => None,
-    });
-    Some((filters.collect(), on_demand))
-}
-
-fn http_filter(d: &mut Decoder, value: PbHttpFilter) -> Option<Decoded> {
-    let PbHttpFilter { name, is_optional, disabled, config_type } = value;
-    let decoded = match config_type {
-        Some(http_filter::ConfigType::TypedConfig(any)) => {
-            // Whoever marks a filter so says that a client that doesn't know it may do
-            // without.
-            if is_optional && !is_known(&common::type_name(&any)) {
-                return Some(Decoded::Nothing);
-            }
-            typed_filter(d, &name, &any)?
-        }
-        Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
-            let filter = ecds::discovered(d, &name, source)?;
-            Decoded::Filter(HttpFilter::Discovered(Arc::new(filter)))
-        }
-        None => {
-            common::refuse_extension(d, &name, "");
-            return None;
-        }
-    };
-    match decoded {
-        decoded if !disabled => Some(decoded),
-        Decoded::Router => d.field("disabled", |d| d.refused("the router can't be disabled")),
-        // It runs where a route enables it, and no route can here.
-        Decoded::Filter(_) | Decoded::OnDemand(_) | Decoded::Nothing => Some(Decoded::Nothing),
-    }
-}
-
-/// Whether a filter's configuration message is one of those honoured here.
-fn is_known(type_name: &str) -> bool {
-    is_discoverable(type_name)
-        || type_name == Router::full_name()
-        || type_name == PbOnDemand::full_name()
-}
-
-/// Whether a filter of that type may be configured by itself: the router can't, since it
-/// ends every chain and has nothing to configure.
-pub(super) fn is_discoverable(type_name: &str) -> bool {
-    type_name == PbHttpRbac::full_name()
-}
-
-/// The configuration of one filter, by its type.
-fn typed_filter(d: &mut Decoder, name: &str, any: &Any) -> Option<Decoded> {
-    if common::is::<Router>(any) {
-        let value = common::unpack(d, any)?;
-        router(d, value);
-        Some(Decoded::Router)
-    } else if common::is::<PbHttpRbac>(any) {
-        let value = common::unpack(d, any)?;
-        let rbac = http_rbac(d, value)?;
-        Some(rbac.map_or(Decoded::Nothing, Decoded::Filter))
-    } else if common::is::<PbOnDemand>(any) {
-        let PbOnDemand { odcds } = common::unpack(d, any)?;
-        Some(Decoded::OnDemand(OnDemand { clusters: rds::on_demand_clusters(d, odcds) }))
-    } else {
-        common::refuse_extension(d, name, &common::type_name(any));
-        None
-    }
-}
-
-/// A filter whose configuration arrives by itself; the inner `None`: it does nothing.
-pub(super) fn discovered_filter(
-    d: &mut Decoder,
-    name: &str,
-    any: &Any,
-) -> Option<Option<HttpFilter>> {
-    match typed_filter(d, name, any)? {
-        Decoded::Filter(filter) => Some(Some(filter)),
-        Decoded::Nothing => Some(None),
-        Decoded::OnDemand(_) => d.refused("envoy.filters.http.on_demand can't be discovered"),
-        Decoded::Router => d.refused("the router can't be discovered: it ends every chain"),
-    }
-}
-
-#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-fn router(d: &mut Decoder, value: Router) {
-    let Router {
-        dynamic_stats,
-        start_child_span,
-        upstream_log,
-        upstream_log_options,
-        suppress_envoy_headers,
-        strict_check_headers,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats,
-        upstream_http_filters,
-        reject_connect_request_early_data,
-    } = value;
-    unsupported!(
-        d;
-        dynamic_stats, start_child_span, upstream_log, upstream_log_options,
-        suppress_envoy_headers, strict_check_headers, respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats, upstream_http_filters,
-        reject_connect_request_early_data,
-    );
-}
-
-fn http_rbac(d: &mut Decoder, value: PbHttpRbac) -> Option<Option<HttpFilter>> {
-    let PbHttpRbac {
-        rules,
-        rules_stat_prefix,
-        matcher,
-        shadow_rules,
-        shadow_matcher,
-        shadow_rules_stat_prefix,
-        track_per_rule_stats,
-    } = value;
-    unsupported!(
-        d;
-        matcher, shadow_rules, shadow_matcher, shadow_rules_stat_prefix, track_per_rule_stats,
-    );
-    let Some(rules) = rules else { return Some(None) };
-    let rbac = d.field("rules", |d| rbac::rbac(d, Place::Http, rules_stat_prefix, rules))?;
-    Some(Some(HttpFilter::Rbac(Arc::new(rbac))))
 }

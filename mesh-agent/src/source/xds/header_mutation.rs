@@ -107,7 +107,7 @@ pub(super) fn addition(d: &mut Decoder, value: HeaderValueOption) -> Option<Head
     })
 }
 
-fn name(d: &mut Decoder, text: &str) -> Option<HeaderName> {
+pub(super) fn name(d: &mut Decoder, text: &str) -> Option<HeaderName> {
     match HeaderName::try_from(text) {
         Ok(name) if FRAMING.contains(&name) => {
             d.refused(format!("`{name}` can't be touched: it frames or routes the message"))

@@ -6,8 +6,8 @@
 mod action;
 mod clusters;
 mod direct;
+mod hash_policy;
 mod matches;
-mod per_filter;
 mod redirect;
 mod retry;
 
@@ -19,15 +19,13 @@ use envoy_types::pb::envoy::config::route::v3::{
     virtual_host::TlsRequirementType as TlsRequirement,
 };
 
-pub(super) use self::{
-    clusters::{check_weights, named_weight, one_cluster},
-    per_filter::on_demand_clusters,
-};
+pub(super) use self::clusters::{check_weights, named_weight, one_cluster};
 use super::{
-    ResourceType, config_source, header_mutation,
+    ResourceType, config_source, filters, header_mutation,
     reject::{Decoder, unsupported},
 };
 use crate::model::{
+    filter::PerFilter,
     header_mutation::HeaderMutations,
     retry::Attempts,
     route::{
@@ -69,7 +67,7 @@ pub(super) fn configuration(
         d;
         internal_only_headers, cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers,
     );
-    d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
+    let per_filter = filters::per_filter_without_on_demand(d, typed_per_filter_config);
     let headers = header_mutation::Fields {
         request_headers_to_add,
         request_headers_to_remove,
@@ -111,6 +109,7 @@ pub(super) fn configuration(
         validate_clusters: validate_clusters.map(|validate| validate.value),
         headers: headers?,
         most_specific_header_mutations_wins,
+        per_filter: per_filter?,
         ignore_port_in_host_matching,
         ignore_path_parameters: ignore_path_parameters_in_path_matching,
     })
@@ -187,7 +186,8 @@ fn virtual_host(
         response_headers_to_remove,
     };
     let headers = header_mutation::mutations(d, headers);
-    let on_demand = per_filter::configs(d, typed_per_filter_config);
+    let per_filter = filters::per_filter(d, typed_per_filter_config);
+    let on_demand = per_filter.as_ref().and_then(PerFilter::on_demand);
     if name.is_empty() {
         d.refuse_field("name", "is missing");
     } else if !seen.hosts.insert(name.clone()) {
@@ -223,6 +223,7 @@ fn virtual_host(
             action: RouteAction::Redirect(Redirect::to_tls()),
             headers: HeaderMutations::default(),
             on_demand: None,
+            per_filter: PerFilter::default(),
         }),
     });
     let attempts = Attempts {
@@ -240,6 +241,7 @@ fn virtual_host(
         routes,
         require_tls,
         headers: headers?,
+        per_filter: per_filter?,
     })
 }
 
@@ -286,7 +288,8 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     );
     let buffer_max_bytes =
         retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
-    let on_demand = per_filter::configs(d, typed_per_filter_config);
+    let per_filter = filters::per_filter(d, typed_per_filter_config);
+    let on_demand = per_filter.as_ref().and_then(PerFilter::on_demand);
     let headers = header_mutation::Fields {
         request_headers_to_add,
         request_headers_to_remove,
@@ -318,5 +321,12 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     if let RouteAction::Forward(action) = &mut action {
         action.attempts.buffer_max_bytes = buffer_max_bytes?;
     }
-    Some(Route { name: name.into(), matches: matches?, action, headers: headers?, on_demand })
+    Some(Route {
+        name: name.into(),
+        matches: matches?,
+        action,
+        headers: headers?,
+        on_demand,
+        per_filter: per_filter?,
+    })
 }

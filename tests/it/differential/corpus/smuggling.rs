@@ -6,7 +6,6 @@ use tests::corpus::Ask;
 use super::{Case, case, to};
 
 const LENIENT: &str = "the agent refuses what readers do not agree on (RFC 9112 §2.2, §5.2)";
-const CODING: &str = "to be mended: another transfer coding is 400, not 501";
 const VERSION: &str = "what is no HTTP/1.1 is 400, not 426";
 
 /// A head without its last empty line, marked for the witness.
@@ -32,7 +31,7 @@ pub(super) fn cases() -> Vec<Case> {
         case("smuggling-lengths", to("one"))
             .asks(post("content-length: 5\r\n", "hello"))
             .asks(post("content-length: 0\r\n", ""))
-            .asks(post("content-length: 5\r\ncontent-length: 5\r\n", "hello").is(400).differs("status", "to be mended: one length told twice is taken"))
+            .asks(post("content-length: 5\r\ncontent-length: 5\r\n", "hello").is(400))
             .asks(post("content-length: 5\r\ncontent-length: 6\r\n", "hello").is(400))
             .asks(post("content-length: 5, 5\r\n", "hello").is(400))
             .asks(post("content-length: +5\r\n", "hello").is(400))
@@ -48,11 +47,11 @@ pub(super) fn cases() -> Vec<Case> {
         case("smuggling-encodings", to("one"))
             .asks(post("transfer-encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n"))
             .asks(post("transfer-encoding: Chunked\r\n", "0\r\n\r\n"))
-            .asks(post("transfer-encoding: xchunked\r\n", "0\r\n\r\n").is(501).differs("status", CODING))
-            .asks(post("transfer-encoding: identity\r\n", "").is(501).differs("status", CODING))
-            .asks(post("transfer-encoding: gzip, chunked\r\n", "0\r\n\r\n").is(501).differs("status", CODING))
-            .asks(post("transfer-encoding: chunked, identity\r\n", "0\r\n\r\n").is(501).differs("status", CODING))
-            .asks(post("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n").is(501).differs("status", CODING))
+            .asks(post("transfer-encoding: xchunked\r\n", "0\r\n\r\n").is(501))
+            .asks(post("transfer-encoding: identity\r\n", "").is(501))
+            .asks(post("transfer-encoding: gzip, chunked\r\n", "0\r\n\r\n").is(501))
+            .asks(post("transfer-encoding: chunked, identity\r\n", "0\r\n\r\n").is(501))
+            .asks(post("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n").is(501))
             .asks(post("transfer-encoding:\tchunked\r\n", "0\r\n\r\n"))
             .asks(post("transfer-encoding : chunked\r\n", "0\r\n\r\n").is(400))
             .asks(post("transfer-encoding\r\n", "").is(400))

@@ -7,6 +7,7 @@ mod again;
 mod corpus;
 mod digest;
 mod drive;
+mod flood;
 mod load;
 mod talk;
 
@@ -52,6 +53,8 @@ const HELP: &str = "usage:
   peer witness PORT NAME       writes down each request as it came, a line of JSON, and answers
                                as its header `x-answer` says
   peer questions FILE          asks what the file's scripts say and prints what came
+  peer flood KIND ADDRESS      a flood of HTTP/2 frames: rapid-reset, continuation,
+                               empty-continuation, settings, ping, hpack-bomb, zero-window
   peer abandon                 makes a test bed with a pod and dies without removing it
 ";
 
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
             serve(port, move |stream| corpus::witness::serve(stream, name))
         }
         ["questions", file] => corpus::questions::run(file),
+        ["flood", kind, address] => flood::run(kind, address),
         ["abandon"] => abandon(),
         _ => {
             eprint!("{HELP}");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::filter::PerFilter;
 use crate::model::route::{
     Clusters, ForwardAction, PathMatch, Route, RouteAction, RouteConfiguration, RouteMatch,
     VirtualHost,
@@ -69,6 +70,7 @@ fn the_least_specific_level_is_last_unless_asked_otherwise() {
         action: RouteAction::Forward(Box::new(ForwardAction::to(Clusters::Header("x".into())))),
         headers: level("route"),
         on_demand: None,
+        per_filter: PerFilter::default(),
     };
     let virtual_host = VirtualHost {
         name: "h".into(),
@@ -76,6 +78,7 @@ fn the_least_specific_level_is_last_unless_asked_otherwise() {
         routes: vec![],
         require_tls: None,
         headers: level("host"),
+        per_filter: PerFilter::default(),
     };
     for (most_specific_header_mutations_wins, expected) in [
         (false, ["entry", "route", "host", "configuration"]),

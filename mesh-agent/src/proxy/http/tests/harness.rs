@@ -35,13 +35,14 @@ use crate::{
         },
         captured::{CapturedOutbound, Pod},
         cluster::{
-            Balancing, Cluster, ClusterName, Discovery, Endpoint, Health, LbPolicy, LoadAssignment,
-            Tunnel, UpstreamProtocol,
+            Balancing, CircuitBreakers, Cluster, ClusterName, Discovery, Endpoint, Health,
+            LbPolicy, LoadAssignment, Tunnel, UpstreamProtocol,
         },
+        filter::{ChainFilter, PerFilter},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
         listener::{
-            CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, HttpFilter,
-            Listener, RouteSource, TerminalFilter,
+            CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
+            RouteSource, TerminalFilter,
         },
         retry::Attempts,
         route::{
@@ -52,7 +53,7 @@ use crate::{
         workload::{MtlsMode, Workload, WorkloadUid},
     },
     observe::{flags::ResponseFlag, metrics::Metrics},
-    policy::{Flow, OutboundPolicy, Permit, authorize},
+    policy::{Flow, OutboundPolicy, Permit, authorize, fixtures::chain_filter},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
     snapshot::{Resources, SnapshotCell},
@@ -131,6 +132,11 @@ pub(super) struct Setup {
     pub(super) headers_kib: u32,
     /// Of routes below `/again`.
     pub(super) attempts: Attempts,
+    /// After the one that judges paths, which is called as [`chain_filter`] has it.
+    pub(super) filters: Vec<ChainFilter>,
+    /// Of the virtual host.
+    pub(super) per_filter: PerFilter,
+    pub(super) circuit_breakers: CircuitBreakers,
 }
 
 impl Setup {
@@ -144,6 +150,9 @@ impl Setup {
             stream_idle_timeout: Some(Duration::from_secs(60)),
             headers_kib: 60,
             attempts: Attempts::default(),
+            filters: Vec::new(),
+            per_filter: PerFilter::default(),
+            circuit_breakers: CircuitBreakers::default(),
         }
     }
 
@@ -156,6 +165,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
         headers: HeaderMutations::default(),
         on_demand: None,
+        per_filter: PerFilter::default(),
         name: prefix.into(),
         matches: RouteMatch::path(PathMatch::Prefix(prefix.to_owned())),
         action,
@@ -183,6 +193,7 @@ fn cluster(
         balancing: Balancing::default(),
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
+        circuit_breakers: Arc::default(),
     }
 }
 
@@ -274,6 +285,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             routes,
             require_tls: None,
             headers: HeaderMutations::default(),
+            per_filter: setup.per_filter.clone(),
         })],
         ..RouteConfiguration::default()
     };
@@ -293,9 +305,8 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         stat_prefix: "test".into(),
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
-        http_filters: vec![HttpFilter::Rbac(Arc::new(rbac))],
+        http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::default(),
-        on_demand: None,
         idle_timeout: setup.idle_timeout,
         stream_idle_timeout: setup.stream_idle_timeout,
         request_headers_timeout: setup.request_headers_timeout,
@@ -317,7 +328,10 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     Resources {
         listeners: vec![listener],
         clusters: vec![
-            cluster("app", Some(setup.upstream), setup.protocol),
+            Cluster {
+                circuit_breakers: Arc::new(setup.circuit_breakers),
+                ..cluster("app", Some(setup.upstream), setup.protocol)
+            },
             cluster("empty", None, setup.protocol),
             cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol),
         ],
@@ -346,6 +360,7 @@ impl Mesh {
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
+            breakers: Arc::default(),
             pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
         };
         let (records, drain) = (Arc::default(), CancellationToken::new());

@@ -41,6 +41,7 @@ async fn ambiguous_heads_are_400() {
         &format!("content-length: 5\r\ntransfer-encoding: chunked{chunk}"),
         &format!("transfer-encoding: chunked\r\ncontent-length: 5{chunk}"),
         &format!("Content-Length: 0\r\nTransfer-Encoding: chunked{chunk}"),
+        "content-length: 5\r\ncontent-length: 5",
         "content-length: 5\r\ncontent-length: 6",
         "content-length: 5, 6",
         "content-length: 5, 5",
@@ -51,13 +52,6 @@ async fn ambiguous_heads_are_400() {
         "content-length:",
         "content-length: 99999999999999999999",
         "content-length: 00000000000000000000000000005",
-        "transfer-encoding: gzip",
-        "transfer-encoding: gzip, chunked",
-        "transfer-encoding: chunked, chunked",
-        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
-        "transfer-encoding: identity",
-        "transfer-encoding: xchunked",
-        "transfer-encoding: \"chunked\"",
         "transfer-encoding:\x0bchunked",
         "transfer-encoding : chunked",
         "content-length : 5",
@@ -75,6 +69,24 @@ async fn ambiguous_heads_are_400() {
     ] {
         refused(&with(lines), "400").await;
     }
+}
+
+#[tokio::test]
+async fn transfer_codings_that_are_not_chunked_are_501() {
+    for lines in [
+        "transfer-encoding: gzip",
+        "transfer-encoding: gzip, chunked",
+        "transfer-encoding: chunked, chunked",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+        "transfer-encoding: identity",
+        "transfer-encoding: xchunked",
+        "transfer-encoding: \"chunked\"",
+    ] {
+        let head = format!("POST / HTTP/1.1\r\nhost: app.test\r\n{lines}\r\n\r\n");
+        refused(head.as_bytes(), "501").await;
+    }
+    let old = b"POST / HTTP/1.0\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    refused(old, "501").await;
 }
 
 #[tokio::test]
@@ -98,7 +110,6 @@ async fn malformed_requests_are_400() {
         b"GET / HTTP/1.1\r\nhost: a b\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: me@app.test\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: app.test/x\r\n\r\n",
-        b"POST / HTTP/1.0\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"\0\0\0\0",
         b"\r\n\rGET / HTTP/1.1\r\nhost: app.test\r\n\r\n",

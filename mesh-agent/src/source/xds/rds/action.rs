@@ -17,22 +17,24 @@ use envoy_types::pb::{
         },
         extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig,
     },
-    google::protobuf::BoolValue,
+    google::protobuf::{BoolValue, Duration as PbDuration},
 };
 
 use super::{
     super::{
-        common, matchers,
+        circuit_breakers, common, matchers,
         reject::{Decoder, unsupported},
     },
     clusters::{authority, weighted_clusters},
-    retry,
+    hash_policy, retry,
 };
 use crate::model::{
     cluster::ClusterName,
     retry::Attempts,
     rewrite::TemplateRewrite,
-    route::{Clusters, ForwardAction, HostRewrite, PathMatch, PathRewrite},
+    route::{
+        Clusters, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, PathMatch, PathRewrite,
+    },
 };
 
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
@@ -76,11 +78,12 @@ pub(super) fn forward(
     } = value;
     unsupported!(
         d;
-        metadata_match, path_rewrite, idle_timeout, flush_timeout, early_data_policy,
-        request_mirror_policies, priority, rate_limits, include_vh_rate_limits, hash_policy, cors,
-        max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
+        metadata_match, path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
+        rate_limits, include_vh_rate_limits, cors, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
+    let hash_policy = hash_policy::policies(d, hash_policy);
+    let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => {
@@ -145,15 +148,45 @@ pub(super) fn forward(
         }),
     };
     let timeout = common::timeout(d, "timeout", timeout, Some(TIMEOUT_DEFAULT));
+    let idle_timeout = match idle_timeout {
+        None => Some(None),
+        value => common::timeout(d, "idle_timeout", value, None)
+            .map(|limit| Some(limit.map_or(IdleTimeout::Never, IdleTimeout::After))),
+    };
+    let grpc_timeout = grpc_timeout(d, max_grpc_timeout, grpc_timeout_offset);
     Some(ForwardAction {
         clusters: clusters?,
         cluster_not_found_status: cluster_not_found_status?,
         timeout: timeout?,
+        grpc_timeout: grpc_timeout?,
+        idle_timeout: idle_timeout?,
         path_rewrite: path_rewrite?,
         host_rewrite: host_rewrite?,
         append_x_forwarded_host,
+        high_priority: high_priority?,
+        hash_policy: hash_policy?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
+}
+
+fn grpc_timeout(
+    d: &mut Decoder,
+    max: Option<PbDuration>,
+    offset: Option<PbDuration>,
+) -> Option<Option<GrpcTimeout>> {
+    let Some(max) = max else {
+        return match offset {
+            None => Some(None),
+            // As Envoy reads it only beside the other, and would say nothing.
+            Some(_) => d.field("grpc_timeout_offset", |d| d.refused("needs max_grpc_timeout")),
+        };
+    };
+    let max = common::timeout(d, "max_grpc_timeout", Some(max), None);
+    let offset = match offset {
+        None => Some(Duration::ZERO),
+        Some(offset) => common::duration(d, "grpc_timeout_offset", offset),
+    };
+    Some(Some(GrpcTimeout { max: max?, offset: offset? }))
 }
 
 /// What doesn't start like a path, or holds a query, would make another request of the one

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 
 use super::super::{
-    header_mutation, matchers,
+    filters, header_mutation, matchers,
     reject::{Decoder, unsupported},
 };
 use crate::model::{
@@ -74,7 +74,7 @@ fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster>
         response_headers_to_remove,
     };
     let headers = header_mutation::mutations(d, headers);
-    d.unsupported_entries("typed_per_filter_config", &typed_per_filter_config);
+    let per_filter = filters::per_filter_without_on_demand(d, typed_per_filter_config);
     let weight = match weight {
         Some(weight) => Some(weight.value),
         None => d.field("weight", |d| d.refused("is missing")),
@@ -98,6 +98,7 @@ fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster>
         weight: weight?,
         host_rewrite: host_rewrite?,
         headers: headers?,
+        per_filter: per_filter?,
     })
 }
 

@@ -104,7 +104,7 @@ pub(super) fn cluster(name: &str) -> Any {
 /// A cluster that is refused, by `lrs_server`… by its policy.
 pub(super) fn bad_cluster(name: &str) -> Any {
     let cluster = Cluster::decode(cluster(name).value.as_slice()).unwrap();
-    any(&Cluster { lb_policy: pb_cluster::LbPolicy::Maglev as i32, ..cluster })
+    any(&Cluster { lb_policy: pb_cluster::LbPolicy::ClusterProvided as i32, ..cluster })
 }
 
 pub(super) fn endpoints(name: &str, count: u8) -> Any {

@@ -1,0 +1,129 @@
+//! HTTP filters of a chain, and what routes say for single ones.
+//!
+//! Spec: `HttpFilter` of `envoy/extensions/filters/network/http_connection_manager/v3`,
+//! `typed_per_filter_config` and `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{
+    authz::Rbac, extension::DiscoveredFilter, header_mutation::HeaderMutation, listener::OnDemand,
+    route::OnDemandRoute,
+};
+
+/// A filter's place in its chain.
+#[derive(Debug, Clone, Serialize)]
+pub struct ChainFilter {
+    /// By which routes tell it something.
+    pub name: Arc<str>,
+    /// Whether it runs only where a route enables it.
+    pub disabled: bool,
+    pub filter: HttpFilter,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HttpFilter {
+    /// `envoy.extensions.filters.http.rbac.v3.RBAC`; `None`: without rules it enforces
+    /// nothing, unless a route brings some.
+    Rbac(Option<Arc<Rbac>>),
+    /// `envoy.extensions.filters.http.header_mutation.v3.HeaderMutation`
+    HeaderMutation(Arc<HeaderMutationFilter>),
+    /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
+    OnDemand(OnDemand),
+    /// One whose configuration is a resource of its own (`config_discovery`).
+    Discovered(Arc<DiscoveredFilter>),
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct HeaderMutationFilter {
+    pub mutations: Arc<FilterMutations>,
+    /// Whether of the routes' mutations the most specific come last.
+    pub most_specific_wins: bool,
+}
+
+/// Spec: `envoy.extensions.filters.http.header_mutation.v3.Mutations`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct FilterMutations {
+    /// In order.
+    pub request: Vec<Arc<HeaderMutation>>,
+    /// In order.
+    pub response: Vec<Arc<HeaderMutation>>,
+}
+
+/// What one level (a route configuration, a virtual host, a route, one of several
+/// clusters) says for filters, by their names in the chain.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PerFilter(pub Vec<(Arc<str>, RouteFilter)>);
+
+/// What one level says for one filter.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteFilter {
+    /// It does not run.
+    Disabled,
+    /// It runs, where it is disabled in its chain as well.
+    Enabled(RouteFilterConfig),
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteFilterConfig {
+    /// Replaces the chain's rules; `None`: there are none.
+    Rbac(Option<Arc<Rbac>>),
+    /// Comes after the chain's.
+    HeaderMutation(Arc<FilterMutations>),
+    /// Replaces what the chain's says of clusters that are not there.
+    OnDemand(OnDemandRoute),
+}
+
+impl PerFilter {
+    /// What is said for the `on_demand` filter.
+    pub fn on_demand(&self) -> Option<OnDemandRoute> {
+        self.0.iter().find_map(|(_, filter)| match filter {
+            RouteFilter::Enabled(RouteFilterConfig::OnDemand(on_demand)) => Some(*on_demand),
+            _ => None,
+        })
+    }
+
+    fn get(&self, name: &str) -> Option<&RouteFilter> {
+        self.0.iter().find(|(known, _)| **known == *name).map(|(_, filter)| filter)
+    }
+}
+
+/// What the levels of a request's route say for filters, the most specific first.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Levels<'a>(pub [Option<&'a PerFilter>; 4]);
+
+impl<'a> Levels<'a> {
+    /// What each level that says anything does, for the filter of that name.
+    pub fn of(self, name: &str) -> impl DoubleEndedIterator<Item = &'a RouteFilter> {
+        self.0.into_iter().flatten().filter_map(move |level| level.get(name))
+    }
+
+    /// Whether the filter runs.
+    pub fn runs(self, filter: &ChainFilter) -> bool {
+        match self.of(&filter.name).next() {
+            Some(said) => matches!(said, RouteFilter::Enabled(_)),
+            None => !filter.disabled,
+        }
+    }
+
+    /// The configurations for the filter of that name.
+    pub fn configs(self, name: &str) -> impl DoubleEndedIterator<Item = &'a RouteFilterConfig> {
+        self.of(name).filter_map(|said| match said {
+            RouteFilter::Enabled(config) => Some(config),
+            RouteFilter::Disabled => None,
+        })
+    }
+
+    /// The rules in force where the chain has `own`.
+    pub fn rbac(self, name: &str, own: Option<&'a Arc<Rbac>>) -> Option<&'a Arc<Rbac>> {
+        let rbac = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::Rbac(rbac) => Some(rbac.as_ref()),
+            _ => None,
+        };
+        self.configs(name).find_map(rbac).unwrap_or(own)
+    }
+}

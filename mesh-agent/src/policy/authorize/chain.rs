@@ -1,0 +1,113 @@
+//! A request's way through its connection manager's HTTP filters.
+
+use std::{slice, sync::Arc};
+
+use http::request::Parts;
+
+use super::{Basis, Denied, DenyReason, RequestPermit};
+use crate::{
+    model::{
+        authz::Rbac,
+        filter::{ChainFilter, HttpFilter, Levels},
+        listener::HttpConnectionManager,
+    },
+    policy::{
+        Permit,
+        matcher::authority_is_ambiguous,
+        path::{self, LenientPath},
+        rbac::Subject,
+    },
+    snapshot::Snapshot,
+};
+
+/// The filters of one request, in order. Those that judge are asked here, the others are for
+/// the caller to run; only what comes out at the end is a permit.
+pub struct Chain<'a> {
+    permit: &'a Permit,
+    snapshot: &'a Snapshot,
+    levels: Levels<'a>,
+    filters: slice::Iter<'a, ChainFilter>,
+    basis: Basis,
+}
+
+/// What is next for a request.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// To be run, with what the route says under that name.
+    Run(&'a str, &'a HttpFilter),
+    Passed(RequestPermit),
+}
+
+impl<'a> Chain<'a> {
+    /// At the first filter. Filters that are configured apart from the manager are as
+    /// `snapshot` has them; `levels` are those of the request's route.
+    ///
+    /// # Errors
+    /// The request names several hosts.
+    pub fn new(
+        permit: &'a Permit,
+        http: &'a HttpConnectionManager,
+        snapshot: &'a Snapshot,
+        levels: Levels<'a>,
+        head: &Parts,
+    ) -> Result<Self, Denied> {
+        if authority_is_ambiguous(head) {
+            let subject = Subject { flow: &permit.flow, head: Some(head), lenient_path: None };
+            return Err(Denied::new(subject, None, DenyReason::AmbiguousAuthority));
+        }
+        let filters = http.http_filters.iter();
+        Ok(Self { permit, snapshot, levels, filters, basis: Basis::default() })
+    }
+
+    /// Goes on. `head` is the request as the filters so far have left it.
+    ///
+    /// # Errors
+    /// The first filter that denies, or that has no configuration; or policy looks at the
+    /// path and that is not in normal form (see [`path`]). [`Denied::status`] is what to
+    /// answer.
+    pub fn next(&mut self, head: &Parts) -> Result<Step<'a>, Denied> {
+        for filter in self.filters.by_ref() {
+            if !self.levels.runs(filter) {
+                continue;
+            }
+            let subject = Subject { flow: &self.permit.flow, head: Some(head), lenient_path: None };
+            match resolve(filter, self.snapshot) {
+                None => return Err(Denied::without_config(subject, &filter.name)),
+                Some(HttpFilter::Rbac(own)) => {
+                    if let Some(rbac) = self.levels.rbac(&filter.name, own.as_ref()) {
+                        judge(rbac, subject, head, &mut self.basis)?;
+                    }
+                }
+                Some(run) => return Ok(Step::Run(&filter.name, run)),
+            }
+        }
+        Ok(Step::Passed(RequestPermit { basis: std::mem::take(&mut self.basis) }))
+    }
+}
+
+fn judge(
+    rbac: &Arc<Rbac>,
+    subject: Subject<'_>,
+    head: &Parts,
+    basis: &mut Basis,
+) -> Result<(), Denied> {
+    if !path::is_plain(head) {
+        if path::is_judged_by(rbac) {
+            return Err(Denied::new(subject, Some(rbac), DenyReason::PathNotNormalized));
+        }
+        return basis.pass(rbac, subject);
+    }
+    let lenient_path = LenientPath::of(head);
+    basis.pass(rbac, Subject { lenient_path: lenient_path.as_ref(), ..subject })
+}
+
+/// The filter in force at a place of a chain; `None`: its configuration was asked for and
+/// is not there.
+pub fn resolve<'a>(filter: &'a ChainFilter, snapshot: &'a Snapshot) -> Option<&'a HttpFilter> {
+    match &filter.filter {
+        HttpFilter::Discovered(discovered) => {
+            snapshot.filter_config(discovered).map(|config| &config.filter)
+        }
+        own => Some(own),
+    }
+}

@@ -1,0 +1,61 @@
+//! What the filters of a chain do, on the way in and on the way out.
+//!
+//! Those that judge are asked by `policy`'s chain; the ways out are taken in reverse, and by
+//! the agent's own replies too, whichever filter they come from.
+
+use std::sync::Arc;
+
+use crate::{
+    model::{
+        filter::{FilterMutations, HeaderMutationFilter, HttpFilter, Levels, RouteFilterConfig},
+        header_mutation::HeaderMutation,
+        listener::HttpConnectionManager,
+        route::RouteCluster,
+    },
+    policy::resolve,
+    route::Matched,
+    snapshot::Snapshot,
+};
+
+/// What the matched route says for filters, and the one of several clusters that was chosen.
+pub(super) fn levels<'a>(matched: &Matched<'a>, entry: Option<&'a RouteCluster>) -> Levels<'a> {
+    let Matched { configuration, virtual_host, route } = *matched;
+    let entry = entry.map(|entry| &entry.per_filter);
+    let others = [&route.per_filter, &virtual_host.per_filter, &configuration.per_filter];
+    let [route, host, configuration] = others.map(Some);
+    Levels([entry, route, host, configuration])
+}
+
+/// The mutations of one `header_mutation` filter, in the order they are made.
+pub(super) fn header_mutations<'a>(
+    filter: &'a HeaderMutationFilter,
+    name: &str,
+    levels: Levels<'a>,
+) -> impl Iterator<Item = &'a FilterMutations> {
+    let mut all = [Some(&*filter.mutations), None, None, None, None];
+    let of_routes = levels.configs(name).filter_map(|config| match config {
+        RouteFilterConfig::HeaderMutation(mutations) => Some(&**mutations),
+        _ => None,
+    });
+    for (place, mutations) in all[1..].iter_mut().zip(of_routes) {
+        *place = Some(mutations);
+    }
+    if filter.most_specific_wins {
+        all[1..].reverse();
+    }
+    all.into_iter().flatten()
+}
+
+/// What the chain's filters do to a response's headers, in order.
+pub(super) fn response_mutations<'a>(
+    http: &'a HttpConnectionManager,
+    snapshot: &'a Snapshot,
+    levels: Levels<'a>,
+) -> impl Iterator<Item = &'a Arc<HeaderMutation>> {
+    let running = http.http_filters.iter().rev().filter(move |filter| levels.runs(filter));
+    let mutations = running.filter_map(move |place| match resolve(place, snapshot)? {
+        HttpFilter::HeaderMutation(filter) => Some(header_mutations(filter, &place.name, levels)),
+        _ => None,
+    });
+    mutations.flatten().flat_map(|mutations| &mutations.response)
+}

@@ -1,0 +1,82 @@
+//! Filters of the chain at work, both ways, as Envoy 1.40 has them work.
+
+use std::sync::Arc;
+
+use http::HeaderName;
+
+use super::harness::{Mesh, Setup, mirror_upstream};
+use crate::model::{
+    filter::{
+        ChainFilter, FilterMutations, HeaderMutationFilter, HttpFilter, PerFilter, RouteFilter,
+        RouteFilterConfig,
+    },
+    header_mutation::{AppendAction, HeaderAddition, HeaderMutation},
+};
+
+/// Appends `value` to what is there, on both ways.
+fn appends(value: &str) -> Arc<FilterMutations> {
+    let addition = |name: &'static str| HeaderAddition {
+        name: HeaderName::from_static(name),
+        value: value.parse().unwrap(),
+        action: AppendAction::AppendIfExistsOrAdd,
+        keep_empty: false,
+    };
+    let one = |name| {
+        let (remove, add) = (Vec::new(), vec![addition(name)]);
+        vec![Arc::new(HeaderMutation { remove, add })]
+    };
+    Arc::new(FilterMutations { request: one("x-way"), response: one("r-way") })
+}
+
+fn filter(name: &str, most_specific_wins: bool) -> ChainFilter {
+    let mutations = appends(name);
+    let filter = HeaderMutationFilter { mutations, most_specific_wins };
+    let filter = HttpFilter::HeaderMutation(Arc::new(filter));
+    ChainFilter { name: name.into(), disabled: false, filter }
+}
+
+fn setup(upstream: std::net::SocketAddr) -> Setup {
+    let off = ChainFilter { disabled: true, ..filter("off", false) };
+    let on = ChainFilter { disabled: true, ..filter("on", false) };
+    let said = |said: &str| RouteFilter::Enabled(RouteFilterConfig::HeaderMutation(appends(said)));
+    let per_filter = PerFilter(vec![
+        ("gone".into(), RouteFilter::Disabled),
+        ("on".into(), said("on-host")),
+        ("second".into(), said("second-host")),
+    ]);
+    let filters =
+        vec![filter("first", true), off, on, filter("gone", false), filter("second", false)];
+    Setup { filters, per_filter, ..Setup::new(upstream) }
+}
+
+/// The values of a header, in order.
+fn values<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = text.split("\r\n").filter_map(|line| line.split_once(": "));
+    lines.filter(|(found, _)| *found == name).map(|(_, value)| value).collect()
+}
+
+const WAY_OUT: [&str; 5] = ["second", "second-host", "on", "on-host", "first"];
+
+#[tokio::test]
+async fn filters_run_in_order_and_in_reverse_on_the_way_out() {
+    let mesh = Mesh::new(setup(mirror_upstream().await));
+    let response = mesh.connect().await.ask("GET /x HTTP/1.1\r\nhost: app.test\r\n\r\n").await;
+    let (head, seen) = response.split_once("\r\n\r\n").unwrap();
+    assert_eq!(values(seen, "x-way"), ["first", "on", "on-host", "second", "second-host"]);
+    assert_eq!(values(head, "r-way"), WAY_OUT);
+}
+
+#[tokio::test]
+async fn own_replies_take_the_whole_way_out_whoever_makes_them() {
+    let mesh = Mesh::new(setup(mirror_upstream().await));
+    for (path, status) in [("/direct", "418"), ("/none", "503"), ("/secret", "403")] {
+        let ask = format!("GET {path} HTTP/1.1\r\nhost: app.test\r\n\r\n");
+        let response = mesh.connect().await.ask(&ask).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");
+        assert_eq!(values(&response, "r-way"), WAY_OUT, "{path}");
+    }
+    // Without a route the chain is as the listener has it.
+    let response = mesh.connect().await.ask("GET /x HTTP/1.1\r\nhost: other\r\n\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
+    assert_eq!(values(&response, "r-way"), ["second", "gone", "first"]);
+}

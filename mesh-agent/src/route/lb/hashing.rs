@@ -1,0 +1,181 @@
+//! Endpoints by a request's hash: ring hash (ketama) and Maglev, the same endpoint for
+//! the same hash and endpoints as Envoy.
+//!
+//! Spec: `envoy/extensions/load_balancing_policies/{ring_hash,maglev}/v3/*.proto`;
+//! Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", §3.4.
+
+use twox_hash::XxHash64;
+
+use super::candidates::HostSet;
+use crate::model::cluster::{HashFunction, LbPolicy};
+
+/// Envoy's seed of MurmurHash2.
+const MURMUR_SEED: u64 = 0xc70f_6907;
+
+/// A table from hashes to hosts.
+#[derive(Debug)]
+pub(super) struct Table {
+    kind: Kind,
+    /// Set, and host within.
+    hosts: Vec<(usize, usize)>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// By hash; the host is an index.
+    Ring(Vec<(u64, u32)>),
+    Maglev(Vec<u32>),
+}
+
+impl Table {
+    /// `None` where the policy goes by no hash, or there is nobody.
+    pub(super) fn new(policy: LbPolicy, sets: &[HostSet], weights: &[u32]) -> Option<Self> {
+        if !policy.is_by_hash() {
+            return None;
+        }
+        let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+        let mut hosts = Vec::new();
+        let mut shares = Vec::new();
+        for (i, (set, weight)) in sets.iter().zip(weights).enumerate() {
+            let of_set: f64 = set.hosts.iter().map(|host| f64::from(host.endpoint.weight)).sum();
+            for (j, host) in set.hosts.iter().enumerate() {
+                hosts.push((i, j));
+                let share = f64::from(*weight) / total * f64::from(host.endpoint.weight) / of_set;
+                shares.push((host.endpoint.address.to_string(), share));
+            }
+        }
+        if hosts.is_empty() {
+            return None;
+        }
+        let kind = match policy {
+            LbPolicy::RingHash { min_size, max_size, function } => {
+                Kind::Ring(ring(&shares, min_size, max_size, function))
+            }
+            LbPolicy::Maglev { table_size } => Kind::Maglev(maglev(&shares, table_size)),
+            LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. } | LbPolicy::Random => return None,
+        };
+        Some(Self { kind, hosts })
+    }
+
+    /// Whose the hash is; at another `attempt` somebody else's, as if that one were not there.
+    pub(super) fn pick(&self, hash: u64, attempt: u32) -> Option<(usize, usize)> {
+        let host = match &self.kind {
+            Kind::Ring(ring) => {
+                let at = ring.partition_point(|(point, _)| *point < hash) + attempt as usize;
+                ring.get(at % ring.len())?.1
+            }
+            Kind::Maglev(table) => {
+                let hash = match attempt {
+                    0 => hash,
+                    attempt => hash ^ (u64::MAX - u64::from(attempt) + 1),
+                };
+                let at = usize::try_from(hash % table.len() as u64).ok()?;
+                *table.get(at)?
+            }
+        };
+        self.hosts.get(host as usize).copied()
+    }
+}
+
+fn ring(
+    shares: &[(String, f64)],
+    min_size: u64,
+    max_size: u64,
+    function: HashFunction,
+) -> Vec<(u64, u32)> {
+    let least = shares.iter().map(|(_, share)| *share).fold(1.0, f64::min);
+    let scale = ((least * min_size as f64).ceil() / least).min(max_size as f64);
+    let mut ring = Vec::new();
+    let (mut made, mut wanted) = (0.0, 0.0);
+    for (host, (address, share)) in (0..).zip(shares) {
+        wanted += scale * share;
+        let mut i = 0_u64;
+        while made < wanted {
+            let key = format!("{address}_{i}");
+            let point = match function {
+                HashFunction::XxHash => xx_hash(key.as_bytes(), 0),
+                HashFunction::MurmurHash2 => murmur_hash2(key.as_bytes(), MURMUR_SEED),
+            };
+            ring.push((point, host));
+            i += 1;
+            made += 1.0;
+        }
+    }
+    ring.sort_by_key(|(point, _)| *point);
+    ring
+}
+
+fn maglev(shares: &[(String, f64)], table_size: u32) -> Vec<u32> {
+    struct Entry {
+        offset: u64,
+        skip: u64,
+        share: f64,
+        target: f64,
+        next: u64,
+    }
+    const FREE: u32 = u32::MAX;
+    let size = u64::from(table_size);
+    let most = shares.iter().map(|(_, share)| *share).fold(0.0, f64::max);
+    let entry = |(address, share): &(String, f64)| Entry {
+        offset: xx_hash(address.as_bytes(), 0) % size,
+        skip: xx_hash(address.as_bytes(), 1) % (size - 1) + 1,
+        share: *share,
+        target: 0.0,
+        next: 0,
+    };
+    let mut entries: Vec<_> = shares.iter().map(entry).collect();
+    let mut table = vec![FREE; table_size as usize];
+    let mut free = table.len();
+    let mut turn = 0.0;
+    while free > 0 {
+        turn += 1.0;
+        for (host, entry) in (0..).zip(&mut entries) {
+            if free == 0 {
+                break;
+            }
+            // One of the most weight has every turn, one of a third of it every third.
+            if turn * entry.share < entry.target {
+                continue;
+            }
+            entry.target += most;
+            // The size is a prime: sooner or later this comes by every place.
+            loop {
+                let at = (entry.offset + entry.skip * entry.next) % size;
+                entry.next += 1;
+                if let Some(place @ &mut FREE) = table.get_mut(at as usize) {
+                    *place = host;
+                    free -= 1;
+                    break;
+                }
+            }
+        }
+    }
+    table
+}
+
+/// XXH64.
+pub fn xx_hash(bytes: &[u8], seed: u64) -> u64 {
+    XxHash64::oneshot(seed, bytes)
+}
+
+/// MurmurHash2, 64-bit version for little-endian words: that of libstdc++.
+fn murmur_hash2(bytes: &[u8], seed: u64) -> u64 {
+    const MULTIPLIER: u64 = 0xc6a4_a793_5bd1_e995;
+    let shift_mix = |v: u64| v ^ (v >> 47);
+    let mut hash = seed ^ (bytes.len() as u64).wrapping_mul(MULTIPLIER);
+    let mut words = bytes.chunks_exact(8);
+    for word in &mut words {
+        let word = word.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let mixed = shift_mix(word.wrapping_mul(MULTIPLIER)).wrapping_mul(MULTIPLIER);
+        hash = (hash ^ mixed).wrapping_mul(MULTIPLIER);
+    }
+    let rest = words.remainder();
+    if !rest.is_empty() {
+        let rest = rest.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        hash = (hash ^ rest).wrapping_mul(MULTIPLIER);
+    }
+    shift_mix(shift_mix(hash).wrapping_mul(MULTIPLIER))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! HTTP filters: which there are, and how each is read, in chains, by itself, and in routes.
+//!
+//! Spec: `HttpFilter` of `http_connection_manager/v3`, `envoy/extensions/filters/http/*/v3`,
+//! `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
+
+mod header_mutation;
+mod on_demand;
+mod rbac;
+mod router;
+
+use std::{collections::HashMap, sync::Arc};
+
+use envoy_types::pb::{
+    envoy::{
+        config::route::v3::FilterConfig,
+        extensions::filters::{
+            http::{
+                header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+                on_demand::v3::{OnDemand, PerRouteConfig},
+                rbac::v3::{Rbac, RbacPerRoute},
+                router::v3::Router,
+            },
+            network::http_connection_manager::v3::{HttpFilter as PbHttpFilter, http_filter},
+        },
+    },
+    google::protobuf::Any,
+};
+use prost::Name as _;
+
+use super::{common, ecds, reject::Decoder};
+use crate::model::filter::{ChainFilter, HttpFilter, PerFilter, RouteFilter, RouteFilterConfig};
+
+/// One kind of filter.
+struct Kind {
+    /// The full name of its configuration message.
+    config: fn() -> String,
+    decode: fn(&mut Decoder, &Any) -> Option<HttpFilter>,
+    /// The full name of what routes say for it.
+    route_config: fn() -> String,
+    decode_route: fn(&mut Decoder, &Any) -> Option<RouteFilterConfig>,
+    /// Whether it may be configured by itself.
+    discoverable: bool,
+}
+
+/// Every filter but the router, which ends each chain and has nothing to configure.
+const KINDS: [Kind; 3] = [
+    Kind {
+        config: Rbac::full_name,
+        decode: rbac::filter,
+        route_config: RbacPerRoute::full_name,
+        decode_route: rbac::route,
+        discoverable: true,
+    },
+    Kind {
+        config: HeaderMutation::full_name,
+        decode: header_mutation::filter,
+        route_config: HeaderMutationPerRoute::full_name,
+        decode_route: header_mutation::route,
+        discoverable: true,
+    },
+    Kind {
+        config: OnDemand::full_name,
+        decode: on_demand::filter,
+        route_config: PerRouteConfig::full_name,
+        decode_route: on_demand::route,
+        discoverable: false,
+    },
+];
+
+fn kind(type_name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| (kind.config)() == type_name)
+}
+
+/// Whether a filter of that type may be configured by itself.
+pub(super) fn is_discoverable(type_name: &str) -> bool {
+    kind(type_name).is_some_and(|kind| kind.discoverable)
+}
+
+/// A connection manager's chain, without the router that ends it.
+pub(super) fn chain(d: &mut Decoder, values: Vec<PbHttpFilter>) -> Option<Vec<ChainFilter>> {
+    let count = values.len();
+    if count == 0 {
+        return d.field("http_filters", |d| d.refused("is empty; it must end with the router"));
+    }
+    let mut at = 0;
+    let decoded = d.all("http_filters", values, |d, value| {
+        at += 1;
+        let decoded = place(d, value)?;
+        match (&decoded, at == count) {
+            (Decoded::Router, false) => d.refused("the router must be the last filter"),
+            (Decoded::Filter(_) | Decoded::Nothing, true) => {
+                d.refused("can't be the last filter: that is the router's place")
+            }
+            _ => Some(decoded),
+        }
+    })?;
+    let filters = decoded.into_iter().filter_map(|decoded| match decoded {
+        Decoded::Filter(filter) => Some(filter),
+        Decoded::Nothing | Decoded::Router => None,
+    });
+    Some(filters.collect())
+}
+
+/// What is at one place of a chain.
+enum Decoded {
+    Filter(ChainFilter),
+    /// One that is optional and not known.
+    Nothing,
+    Router,
+}
+
+fn place(d: &mut Decoder, value: PbHttpFilter) -> Option<Decoded> {
+    let PbHttpFilter { name, is_optional, disabled, config_type } = value;
+    let filter = match config_type {
+        Some(http_filter::ConfigType::TypedConfig(any)) if common::is::<Router>(&any) => {
+            router::check(d, &any)?;
+            if disabled {
+                return d.field("disabled", |d| d.refused("the router can't be disabled"));
+            }
+            return Some(Decoded::Router);
+        }
+        Some(http_filter::ConfigType::TypedConfig(any)) => {
+            let type_name = common::type_name(&any);
+            match kind(&type_name) {
+                Some(kind) => (kind.decode)(d, &any)?,
+                // Whoever marks a filter so says that a client that doesn't know it may do
+                // without.
+                None if is_optional => return Some(Decoded::Nothing),
+                None => {
+                    common::refuse_extension(d, &name, &type_name);
+                    return None;
+                }
+            }
+        }
+        Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
+            HttpFilter::Discovered(Arc::new(ecds::discovered(d, &name, source)?))
+        }
+        None => {
+            common::refuse_extension(d, &name, "");
+            return None;
+        }
+    };
+    Some(Decoded::Filter(ChainFilter { name: name.into(), disabled, filter }))
+}
+
+/// A filter whose configuration arrives by itself.
+pub(super) fn discovered(d: &mut Decoder, name: &str, any: &Any) -> Option<HttpFilter> {
+    let type_name = common::type_name(any);
+    match kind(&type_name) {
+        Some(kind) if kind.discoverable => (kind.decode)(d, any),
+        Some(_) => d.refused(format!("{type_name} can't be discovered")),
+        None if common::is::<Router>(any) => {
+            d.refused("the router can't be discovered: it ends every chain")
+        }
+        None => {
+            common::refuse_extension(d, name, &type_name);
+            None
+        }
+    }
+}
+
+/// `typed_per_filter_config` of one level. What is said for a filter that no chain has
+/// comes to nothing, as in Envoy.
+pub(super) fn per_filter(d: &mut Decoder, configs: HashMap<String, Any>) -> Option<PerFilter> {
+    let mut configs: Vec<_> = configs.into_iter().collect();
+    configs.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let mut whole = Some(Vec::new());
+    for (name, any) in configs {
+        let decoded =
+            d.item("typed_per_filter_config", name.clone(), |d| route_filter(d, &name, any));
+        match (&mut whole, decoded) {
+            (Some(list), Some(Some(filter))) => list.push((name.into(), filter)),
+            (_, Some(None)) | (None, _) => {}
+            (_, None) => whole = None,
+        }
+    }
+    whole.map(PerFilter)
+}
+
+/// The same for levels at which `on_demand` can't be told anything.
+pub(super) fn per_filter_without_on_demand(
+    d: &mut Decoder,
+    configs: HashMap<String, Any>,
+) -> Option<PerFilter> {
+    let per_filter = per_filter(d, configs)?;
+    if per_filter.on_demand().is_some() {
+        let reason = "on_demand is told by routes and virtual hosts only";
+        d.refuse_field("typed_per_filter_config", reason);
+        return None;
+    }
+    Some(per_filter)
+}
+
+/// The inner `None`: it is optional and not known.
+fn route_filter(d: &mut Decoder, name: &str, any: Any) -> Option<Option<RouteFilter>> {
+    let (any, is_optional) = if common::is::<FilterConfig>(&any) {
+        let FilterConfig { config, is_optional, disabled } = common::unpack(d, &any)?;
+        if disabled {
+            return Some(Some(RouteFilter::Disabled));
+        }
+        match config {
+            Some(config) => (config, is_optional),
+            None => return d.field("config", |d| d.refused("is missing")),
+        }
+    } else {
+        (any, false)
+    };
+    let type_name = common::type_name(&any);
+    match KINDS.iter().find(|kind| (kind.route_config)() == type_name) {
+        Some(kind) => Some(Some(RouteFilter::Enabled((kind.decode_route)(d, &any)?))),
+        None if is_optional => Some(None),
+        None => {
+            common::refuse_extension(d, name, &type_name);
+            None
+        }
+    }
+}
