@@ -346,7 +346,12 @@ fn reset_reply(
     let body = format!(
         "upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}"
     );
-    Reply { body: Bytes::from(body), ..Reply::upstream_reset(flag, "", details) }
+    let reply = Reply { body: Bytes::from(body), ..Reply::upstream_reset(flag, "", details) };
+    match reason {
+        // What came was no HTTP, as opposed to nothing.
+        PROTOCOL_ERROR => Reply { status: StatusCode::BAD_GATEWAY, ..reply },
+        _ => reply,
+    }
 }
 
 fn timeout_reply(details: &'static str) -> Reply {

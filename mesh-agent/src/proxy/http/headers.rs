@@ -144,7 +144,6 @@ pub(super) fn forwarded(
                 head.headers.insert(TE, HeaderValue::from_static("trailers"));
                 head.headers.insert(CONNECTION, HeaderValue::from_static("te"));
             }
-            join_cookies(&mut head.headers);
             head.uri = Uri::from(path);
         }
         HttpProtocol::Http2 => {
@@ -161,6 +160,7 @@ pub(super) fn forwarded(
                 .map_err(|_| Reply::bad_request("invalid request target"))?;
         }
     }
+    join_cookies(&mut head.headers);
     Ok(())
 }
 
@@ -309,9 +309,10 @@ pub(super) fn sanitize_response(
     if codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
         return Err("upstream used an unsupported transfer-encoding");
     }
-    // Spec: RFC 9112 §6.3, item 3: not to be passed on.
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(CONTENT_LENGTH);
+    // Spec: RFC 9112 §6.3, item 3: "ought to be handled as an error". Somebody else may have
+    // taken the other one for the response's end.
+    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
+        return Err("upstream framed its response twice");
     }
     strip_hop_by_hop(headers);
     if status == StatusCode::NO_CONTENT {

@@ -1,6 +1,6 @@
 //! Responses the agent makes itself, in Envoy's words.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt::Write as _};
 
 use bytes::Bytes;
 use http::{
@@ -107,11 +107,22 @@ fn grpc_headers(status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));
-    // Own messages and configured bodies; what is not plain text is left out.
-    if let Ok(message) = HeaderValue::from_bytes(message)
-        && !message.as_bytes().contains(&b'%')
-        && message.to_str().is_ok()
+    if !message.is_empty()
+        && let Ok(message) = HeaderValue::try_from(percent_encoded(message))
     {
         headers.insert("grpc-message", message);
     }
+}
+
+/// Spec: gRPC over HTTP/2, `Percent-Encoded`: visible ASCII and space but for `%`.
+fn percent_encoded(message: &[u8]) -> String {
+    let mut out = String::with_capacity(message.len());
+    for &byte in message {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            // Writing to a string can't fail.
+            _ => drop(write!(out, "%{byte:02X}")),
+        }
+    }
+    out
 }
