@@ -28,6 +28,7 @@ mod changes;
 mod compare;
 mod http;
 mod policy;
+mod resilience;
 mod routing;
 mod smuggling;
 
@@ -441,8 +442,14 @@ fn run(name: &str, cases: Vec<Case>, whole: bool) {
 
 #[test]
 fn envoy_and_the_agent_answer_the_corpus_alike() {
-    let tables =
-        [routing::cases(), policy::cases(), http::cases(), smuggling::cases(), changes::cases()];
+    let tables = [
+        routing::cases(),
+        policy::cases(),
+        http::cases(),
+        smuggling::cases(),
+        changes::cases(),
+        resilience::cases(),
+    ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();
     let all = cases.len();
