@@ -17,7 +17,7 @@
 //! - [`Case::manager`], [`Case::listener`], [`Case::filter`] say more than routes.
 //! - A question ([`Ask`]) says the status that Envoy must answer with: 200 unless told. How
 //!   the witness answers is [`Ask::answered`].
-//! - What differs on purpose is said with its reason ([`Ask::differs`], [`Case::differs`],
+//! - What differs on purpose is said with its reason ([`Ask::differs`],
 //!   [`EVERYWHERE`]), part by part: what is said to differ and does not is a failure too.
 //! - What the agent refuses is [`Case::refused`], with what it must say.
 //!
@@ -63,7 +63,6 @@ pub(super) struct Case {
     listener: Value,
     clusters: Vec<Value>,
     asks: Vec<Ask>,
-    deviations: Vec<(&'static str, &'static str)>,
     refused: Option<&'static str>,
     refused_by_envoy: Option<&'static str>,
 }
@@ -76,7 +75,6 @@ pub(super) fn case(name: &'static str, route_config: Value) -> Case {
         listener: json!({}),
         clusters: Vec::new(),
         asks: Vec::new(),
-        deviations: Vec::new(),
         refused: None,
         refused_by_envoy: None,
     }
@@ -136,12 +134,6 @@ impl Case {
     /// And one question more.
     pub(super) fn asks(mut self, ask: Ask) -> Self {
         self.asks.push(ask);
-        self
-    }
-
-    /// What differs in some of its answers.
-    pub(super) fn differs(mut self, part: &'static str, why: &'static str) -> Self {
-        self.deviations.push((part, why));
         self
     }
 
@@ -286,7 +278,6 @@ fn judge(
     everywhere: &mut [bool],
 ) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut used = vec![false; case.deviations.len()];
     for (index, ask) in case.asks.iter().enumerate() {
         let [theirs, ours] = [envoy, agent].map(|side| side.parts(script, case.name, index));
         let mut lines = Vec::new();
@@ -303,10 +294,6 @@ fn judge(
                 own[n] |= is(of);
                 known |= is(of);
             }
-            for (n, (of, _)) in case.deviations.iter().enumerate() {
-                used[n] |= is(of);
-                known |= is(of);
-            }
             for (n, (of, _)) in EVERYWHERE.iter().enumerate() {
                 everywhere[n] |= is(of);
                 known |= is(of);
@@ -319,9 +306,6 @@ fn judge(
             lines.push(format!("{part} differs no longer: {why}"));
         }
         wrong.extend(lines.into_iter().map(|line| format!("  {}\n    {line}", ask.label())));
-    }
-    for ((part, why), _) in case.deviations.iter().zip(used).filter(|(_, used)| !used) {
-        wrong.push(format!("  {part} differs no longer: {why}"));
     }
     wrong
 }
