@@ -4,12 +4,12 @@
 use std::{fs, fs::File, os::fd::AsFd, path::Path};
 
 use super::{
+    bpf::attached_programs,
     bpffs::is_bpffs,
     cgroup::cgroup2_root,
     error::{brief, chain},
     fullness::{MapFill, fills},
     loader::{CGROUP_PROGRAMS, SPLICE_PROGRAM, maps_directory, try_load},
-    maps::attached_programs,
     netns::PodNetns,
     options::CaptureOptions,
     redirect::netfilter,

@@ -186,6 +186,7 @@ impl Capture {
         }
         pins.attach_cgroup(&mut ebpf, &cgroup_root)?;
         pins.remove_other_versions()?;
+        pins.keep();
         let splice = match options.splice {
             SpliceMode::Off => Err("switched off".to_owned()),
             SpliceMode::Auto | SpliceMode::On => {
@@ -570,6 +571,7 @@ impl Capture {
     /// Returns enrolled pods whose namespace's file is gone or is another one's: the
     /// pod was most likely deleted without being un-enrolled.
     pub fn maintain(&self) -> Vec<WorkloadUid> {
+        self.pins.keep();
         let mut state = self.state();
         let oldest =
             monotonic_ns().saturating_sub(u64::try_from(STALE.as_nanos()).unwrap_or(u64::MAX));

@@ -7,8 +7,9 @@ use aya::maps::MapInfo;
 use mesh_common::abi::{capacity, map};
 
 use super::{
+    bpf::{count_keys, open_pin},
     enroll::Capture,
-    maps::{MapCapacities, count_keys, open_pin},
+    maps::MapCapacities,
 };
 
 /// One map with its entries.

@@ -18,11 +18,11 @@ use aya::{
 };
 
 use super::{
+    bpf::LinkTarget,
     bpffs,
     enroll::Capture,
     error::{CaptureError, EnrollError, brief, chain},
-    loader::{Pins, adopt, load, not_a_link, replace_pin},
-    maps::LinkTarget,
+    loader::{Pins, adopt, load, not_a_link},
     netns::{Interface, PodNetns},
     options::EnrollPod,
 };
@@ -97,8 +97,8 @@ impl Pins {
                     .unwrap_or_else(|error| Err(ProgramError::IOError(error)))
                     .map_err(refused)?;
                 match link {
-                    Some(link) => replace_pin(link, &pin)?,
-                    None => bpffs::remove_file(&pin)?,
+                    Some(link) => self.holds.replace(link, &pin)?,
+                    None => self.holds.remove(&pin)?,
                 }
             }
         }
@@ -126,7 +126,7 @@ impl Pins {
             .attach_with_options(&outside.name, TcAttachType::Ingress, order)
             .and_then(|id| program.take_link(id)?.try_into().map_err(not_a_link))
             .map_err(refused)?;
-        replace_pin(link, &pin)
+        self.holds.replace(link, &pin)
     }
 
     /// Takes the guard off a pod. `netns`: where the pod still is.
@@ -135,7 +135,7 @@ impl Pins {
         cookie: u64,
         netns: Option<(&PodNetns, &[Interface])>,
     ) -> Result<(), CaptureError> {
-        bpffs::remove_tree(&self.guards(cookie))?;
+        self.holds.remove_tree(&self.guards(cookie))?;
         let Some((netns, interfaces)) = netns else { return Ok(()) };
         for interface in interfaces {
             for (name, side) in GUARD_PROGRAMS {

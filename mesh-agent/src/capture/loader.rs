@@ -37,11 +37,13 @@ use mesh_common::{
 };
 
 use super::{
+    bpf::{LinkTarget, link_target, open_pin, update_link},
     bpffs,
     error::CaptureError,
     guard::{GUARD_PROGRAMS, HOST_PROGRAM},
+    holds::Holds,
     layout,
-    maps::{LinkTarget, MapCapacities, link_target, open_pin, update_link},
+    maps::MapCapacities,
     netns::PodNetns,
 };
 
@@ -74,6 +76,7 @@ pub(super) struct Pins {
     root: PathBuf,
     /// Kept, for making one reads the kernel's BTF, a tenth of a second each time.
     loader: Mutex<EbpfLoader<'static>>,
+    pub(super) holds: Holds,
 }
 
 impl Pins {
@@ -84,7 +87,8 @@ impl Pins {
         capacities: &MapCapacities,
     ) -> Result<Self, CaptureError> {
         bpffs::prepare(bpffs)?;
-        let this = Self { root: bpffs.join(instance), loader: Mutex::new(loader()) };
+        let root = bpffs.join(instance);
+        let this = Self { root, loader: Mutex::new(loader()), holds: Holds::default() };
         {
             let mut loader = this.loader();
             for name in map::PINNED {
@@ -108,6 +112,11 @@ impl Pins {
 
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Sees to it that everything is pinned that was.
+    pub(super) fn keep(&self) {
+        self.holds.keep(&self.root);
     }
 
     fn links(&self) -> PathBuf {
@@ -156,7 +165,7 @@ impl Pins {
                 continue;
             }
             let link = attach(program, cgroup.as_fd()).map_err(refused)?;
-            replace_pin(link, &pin)?;
+            self.holds.replace(link, &pin)?;
         }
         Ok(())
     }
@@ -177,14 +186,14 @@ impl Pins {
         let pin = self.pod(cookie);
         if !adopt(&pin, program, target)? {
             let link = attach(program, netns.as_fd()).map_err(refused)?;
-            replace_pin(link, &pin)?;
+            self.holds.replace(link, &pin)?;
         }
         Ok(ebpf)
     }
 
     /// Detaches the lookup program of a pod.
     pub(super) fn detach_pod(&self, cookie: u64) -> Result<(), CaptureError> {
-        bpffs::remove_file(&self.pod(cookie))
+        self.holds.remove(&self.pod(cookie))
     }
 
     /// Pods with a pinned lookup program; whether their namespace still exists.
@@ -217,7 +226,7 @@ impl Pins {
                     path = %path.display(), expected = ABI_VERSION,
                     "replaced pinned maps of another ABI version"
                 );
-                bpffs::remove_tree(&path)?;
+                self.holds.remove_tree(&path)?;
             }
         }
         Ok(())
@@ -227,8 +236,8 @@ impl Pins {
     pub(super) fn remove_all(&self) -> Result<(), CaptureError> {
         // Links first: a program whose pods are gone from the map passes everything,
         // but one that cannot find a listener refuses.
-        bpffs::remove_tree(&self.links())?;
-        bpffs::remove_tree(&self.root)
+        self.holds.remove_tree(&self.links())?;
+        self.holds.remove_tree(&self.root)
     }
 }
 
@@ -370,10 +379,4 @@ pub(super) fn adopt(
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
         Err(source) => Err(failed(source)),
     }
-}
-
-/// Pins a new link; what was pinned there before goes only now that it is attached.
-pub(super) fn replace_pin(link: FdLink, pin: &Path) -> Result<(), CaptureError> {
-    bpffs::remove_file(pin)?;
-    link.pin(pin).map(drop).map_err(|source| CaptureError::Pin { path: pin.to_owned(), source })
 }

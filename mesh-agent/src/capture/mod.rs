@@ -10,6 +10,7 @@
 //! pods' connections are refused.
 
 mod accept;
+mod bpf;
 mod bpffs;
 mod cgroup;
 mod doctor;
@@ -17,6 +18,7 @@ mod enroll;
 mod error;
 mod fullness;
 mod guard;
+mod holds;
 mod kernel_path;
 mod layout;
 mod loader;

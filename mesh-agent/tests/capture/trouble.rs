@@ -309,6 +309,47 @@ async fn a_pod_that_vanishes_is_noticed() {
     assert_eq!(left, 0);
 }
 
+/// Who deletes the pins of an agent that lives takes nothing away, and finds them again.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_pins_let_nothing_through_and_come_back() {
+    let bed = Bed::new();
+    let _in_peer = bed.serve_in_peer("0.0.0.0:80");
+    let capture = bed.capture();
+    let pod = enroll(&bed, &capture).await;
+    let instance = bed.options().bpffs.join("test");
+    let pins = || -> Vec<String> {
+        let listed = Command::new("find").arg(&instance).args(["-type", "f"]).output().unwrap();
+        let mut pins: Vec<_> =
+            String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect();
+        pins.sort();
+        pins
+    };
+    let before = pins();
+    std::fs::remove_dir_all(&instance).unwrap();
+    let captured = async || {
+        let mut client = bed.dial_from_pod(&format!("{PEER4}:80"));
+        pong(soon(pod.outbound.accept()).await.unwrap().0).await;
+        assert_eq!(client.line(), format!("peer={PEER4}:80 answer=pong"));
+        assert!(dial_past_the_hooks(&bed).is_err());
+    };
+    captured().await;
+    assert!(capture.maintain().is_empty());
+    assert_eq!(pins(), before);
+    captured().await;
+    // Without the agent they hold as ever, and the next one adopts them.
+    drop((pod, capture));
+    assert!(bed.dial_from_pod(&format!("{PEER4}:80")).line().starts_with("failed: "));
+    assert!(dial_past_the_hooks(&bed).is_err());
+    let capture = bed.capture();
+    assert_eq!(capture.persisted().unwrap().len(), 1);
+    let _pod = enroll(&bed, &capture).await;
+    // What is taken out on purpose does not come back.
+    capture.unenroll(&uid()).await.unwrap();
+    capture.maintain();
+    dial_past_the_hooks(&bed).unwrap();
+    assert!(!pins().iter().any(|pin| pin.contains("/guards/") || pin.contains("/pods/")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_on_one_kernel_do_not_meet() {
     let bed = Bed::new();

@@ -10,7 +10,7 @@ use aya::{
 };
 
 use super::Seen;
-use crate::capture::{error::chain, maps, netns::PodNetns, sock_diag};
+use crate::capture::{bpf, error::chain, netns::PodNetns, sock_diag};
 
 type FeatureCheck = fn() -> Seen;
 
@@ -30,7 +30,7 @@ fn netns_cookie() -> Seen {
 }
 
 fn cgroup_link() -> Seen {
-    match maps::create_no_link() {
+    match bpf::create_no_link() {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
             Ok("BPF_LINK_CREATE is known".to_owned())
         }
