@@ -385,12 +385,12 @@ fn bad_resources(play: &mut Play) {
 fn unsupported(play: &mut Play) {
     let good = play.world.clone();
     let before = [(get("/"), from(&["web-a"]))];
-    let redirect = json!({ "match": { "prefix": "/" }, "redirect": { "path_redirect": "/there" } });
-    play.world.routes("routes", json!([redirect]));
-    println!("a redirect: not supported, and refused by name");
-    play.push().expect_of_agent_alone(ROUTES, "redirect");
+    let route = json!({ "cluster": "nowhere", "internal_redirect_policy": {} });
+    play.world.routes("routes", json!([{ "match": { "prefix": "/" }, "route": route }]));
+    println!("internal redirects: not supported, and refused by name");
+    play.push().expect_of_agent_alone(ROUTES, "internal_redirect_policy");
     let (envoy, agent) = play.twins.ask(&[get("/")]);
-    assert!(envoy[0].is_status(301), "{}", envoy[0]);
+    assert!(envoy[0].is_status(503), "{}", envoy[0]);
     assert!(before[0].1(&agent[0]), "the last good one stays: {}", agent[0]);
     play.world = good.clone();
     play.step("mended", &before);

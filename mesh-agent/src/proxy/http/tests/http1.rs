@@ -264,9 +264,14 @@ async fn a_response_that_breaks_off_is_seen_to() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_ends_or_babbles_is_503() {
-    for (reply, flag) in [("", "UC"), ("garbage\r\n\r\n", "UPE"), ("HTTP/1.1 101 X\r\n\r\n", "UPE")]
-    {
+async fn an_upstream_that_ends_is_503_and_one_that_babbles_502() {
+    let twice = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n";
+    for (reply, flag, status) in [
+        ("", "UC", 503),
+        ("garbage\r\n\r\n", "UPE", 502),
+        ("HTTP/1.1 101 X\r\n\r\n", "UPE", 502),
+        (twice, "UPE", 502),
+    ] {
         let upstream = raw_upstream(move |mut stream, _| async move {
             read_head(&mut stream).await.unwrap();
             stream.write_all(reply.as_bytes()).await.unwrap();
@@ -274,7 +279,7 @@ async fn an_upstream_that_ends_or_babbles_is_503() {
         let mesh = Mesh::new(Setup::new(upstream.await));
         let mut client = mesh.connect().await;
         let response = client.ask(GET).await;
-        assert!(response.starts_with("HTTP/1.1 503 "), "{reply}: {response}");
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{reply}: {response}");
         assert_eq!(mesh.record(0).await.flags.to_string(), flag, "{reply}");
         assert_eq!(mesh.connections(), 1, "a fresh connection's failure is not retried");
     }
