@@ -78,8 +78,7 @@ impl Holds {
     }
 
     /// Holds what is pinned below `root`, and pins anew what somebody else has deleted.
-    /// How many pins that were.
-    pub(super) fn keep(&self, root: &Path) -> usize {
+    pub(super) fn keep(&self, root: &Path) {
         let mut holds = self.lock();
         let mut there = BTreeSet::new();
         list(root, DEPTH, &mut |pin, inode| {
@@ -107,7 +106,6 @@ impl Holds {
                  let go of its pods"
             );
         }
-        made
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Spec: `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
 
-use serde::Serialize;
+use http::HeaderValue;
+use serde::{Serialize, Serializer};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HttpOptions {
@@ -22,9 +23,11 @@ pub struct HttpOptions {
     /// Whether a client's own request id stays, where the peer is the client.
     pub preserve_external_request_id: bool,
     pub request_id_in_response: bool,
-    /// Appended to `via`; empty: nothing.
-    pub via: String,
-    pub server_name: String,
+    /// Appended to `via`.
+    #[serde(serialize_with = "shown")]
+    pub via: Option<HeaderValue>,
+    #[serde(serialize_with = "shown_one")]
+    pub server_name: HeaderValue,
     pub server_header: ServerHeader,
 }
 
@@ -42,11 +45,22 @@ impl Default for HttpOptions {
             generate_request_id: true,
             preserve_external_request_id: false,
             request_id_in_response: false,
-            via: String::new(),
-            server_name: "envoy".to_owned(),
+            via: None,
+            server_name: HeaderValue::from_static("envoy"),
             server_header: ServerHeader::Overwrite,
         }
     }
+}
+
+fn shown<S: Serializer>(value: &Option<HeaderValue>, s: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => shown_one(value, s),
+        None => s.serialize_none(),
+    }
+}
+
+fn shown_one<S: Serializer>(value: &HeaderValue, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&String::from_utf8_lossy(value.as_bytes()))
 }
 
 /// What becomes of `%2F`, `%5C` and their like in a path.

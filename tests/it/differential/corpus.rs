@@ -17,8 +17,8 @@
 //! - [`Case::manager`], [`Case::listener`], [`Case::filter`] say more than routes.
 //! - A question ([`Ask`]) says the status that Envoy must answer with: 200 unless told. How
 //!   the witness answers is [`Ask::answered`].
-//! - What differs on purpose is said with its reason ([`Ask::differs`],
-//!   [`EVERYWHERE`]), part by part: what is said to differ and does not is a failure too.
+//! - What differs on purpose is said with its reason ([`Ask::differs`]), part by
+//!   part: what is said to differ and does not is a failure too.
 //! - What the agent refuses is [`Case::refused`], with what it must say.
 //!
 //! `CORPUS=word` runs only rows whose name has the word. Parts are named as failures name
@@ -51,9 +51,6 @@ const WITNESS: u16 = 9200;
 const NOBODY: u16 = 9300;
 /// The first listener's port.
 const FIRST: u16 = 20000;
-
-/// Parts that differ in every row where there is such a part, and why.
-const EVERYWHERE: &[(&str, &str)] = &[];
 
 /// A configuration, and what is asked of who has it.
 #[derive(Debug, Clone)]
@@ -270,13 +267,7 @@ impl Side {
 }
 
 /// What is wrong with a case, a line for each.
-fn judge(
-    case: &Case,
-    script: usize,
-    envoy: &Side,
-    agent: &Side,
-    everywhere: &mut [bool],
-) -> Vec<String> {
+fn judge(case: &Case, script: usize, envoy: &Side, agent: &Side) -> Vec<String> {
     let mut wrong = Vec::new();
     for (index, ask) in case.asks.iter().enumerate() {
         let [theirs, ours] = [envoy, agent].map(|side| side.parts(script, case.name, index));
@@ -294,10 +285,6 @@ fn judge(
                 own[n] |= is(of);
                 known |= is(of);
             }
-            for (n, (of, _)) in EVERYWHERE.iter().enumerate() {
-                everywhere[n] |= is(of);
-                known |= is(of);
-            }
             if !known {
                 lines.push(format!("{part}\n      Envoy: {theirs}\n      agent: {ours}"));
             }
@@ -311,7 +298,7 @@ fn judge(
 }
 
 /// Serves `cases` to both, asks, and compares.
-fn run(name: &str, cases: Vec<Case>, whole: bool) {
+fn run(name: &str, cases: Vec<Case>) {
     let mut twins = Twins::start(name, true);
     let witnesses: Vec<Process> = twins.backends[..2]
         .iter()
@@ -376,10 +363,9 @@ fn run(name: &str, cases: Vec<Case>, whole: bool) {
     };
     (sides.0.refused, sides.1.refused) = (of(&refused.envoy), of(&refused.agent));
     let (envoy, agent) = sides;
-    let mut everywhere = vec![false; EVERYWHERE.len()];
     let mut wrong = nowhere;
     for (index, case) in asked.iter().enumerate() {
-        let of = judge(case, index, &envoy, &agent, &mut everywhere);
+        let of = judge(case, index, &envoy, &agent);
         if !of.is_empty() {
             wrong.push(format!("{}\n{}", case.name, of.join("\n")));
         }
@@ -404,11 +390,6 @@ fn run(name: &str, cases: Vec<Case>, whole: bool) {
             {
                 wrong.push(format!("{}: {who} refuses it", case.name));
             }
-        }
-    }
-    for ((part, why), used) in EVERYWHERE.iter().zip(everywhere) {
-        if whole && !used {
-            wrong.push(format!("{part} differs nowhere: {why}"));
         }
     }
     let questions: usize = asked.iter().map(|case| case.asks.len()).sum();
@@ -436,9 +417,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();
-    let all = cases.len();
     cases.retain(|case| case.name.contains(&word));
     assert!(!cases.is_empty(), "no row's name has `{word}`");
-    let whole = cases.len() == all;
-    run("corpus", cases, whole);
+    run("corpus", cases);
 }

@@ -53,14 +53,17 @@ pub(super) fn of_request(
     remote: SocketAddr,
     local: SocketAddr,
 ) {
-    for name in INTERNAL {
-        headers.remove(name);
-    }
     let edge = options.use_remote_address;
-    if edge {
-        for name in EDGE {
+    // Next to nobody sends any: looking for each of them costs more than for one.
+    if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        for name in INTERNAL {
             headers.remove(name);
         }
+        for name in EDGE.iter().filter(|_| edge) {
+            headers.remove(*name);
+        }
+    }
+    if edge {
         let client = believed_client(headers, options.trusted_hops).unwrap_or(remote.ip());
         if !options.skip_xff_append {
             let address = if remote.ip().is_loopback() { local.ip() } else { remote.ip() };
@@ -74,10 +77,8 @@ pub(super) fn of_request(
     if edge && options.trusted_hops == 0 || !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    if let Ok(via) = HeaderValue::from_str(&options.via)
-        && !via.is_empty()
-    {
-        append_value(headers, VIA, &via, ", ");
+    if let Some(via) = &options.via {
+        append_value(headers, VIA, via, ", ");
     }
     let foreign = edge && !options.preserve_external_request_id;
     if options.generate_request_id && (foreign || !headers.contains_key(REQUEST_ID)) {
@@ -113,18 +114,16 @@ pub(super) fn of_response(
         ServerHeader::AppendIfAbsent => !headers.contains_key(SERVER),
         ServerHeader::PassThrough => false,
     };
-    if sets_server && let Ok(name) = HeaderValue::from_str(&options.server_name) {
-        headers.insert(SERVER, name);
+    if sets_server {
+        headers.insert(SERVER, options.server_name.clone());
     }
     if options.request_id_in_response
         && let Some(id) = request_id
     {
         headers.insert(REQUEST_ID, id.clone());
     }
-    if let Ok(via) = HeaderValue::from_str(&options.via)
-        && !via.is_empty()
-    {
-        append_value(headers, VIA, &via, ", ");
+    if let Some(via) = &options.via {
+        append_value(headers, VIA, via, ", ");
     }
 }
 

@@ -115,8 +115,8 @@ impl ResponseMutations {
         let levels = levels.into_iter().flatten();
         let own = levels.filter_map(|level| level.response.as_ref());
         let mutations: Vec<_> = own.chain(filters).map(Arc::clone).collect();
-        let judged = Arc::clone(judged);
-        (!mutations.is_empty()).then(|| Box::new(Self { mutations, judged, request: None }))
+        (!mutations.is_empty())
+            .then(|| Box::new(Self { mutations, judged: Arc::clone(judged), request: None }))
     }
 
     /// Keeps the request's head, as it goes upstream, if it will be asked for.

@@ -117,23 +117,26 @@ async fn answer(
     headers::sanitize(&mut head.headers);
     let Checked { mut authority } = headers::check(head)?;
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
-    {
+    let in_force = || {
         let snapshot = connection.services.snapshots.load();
-        let judged = connection.judge(&snapshot)?;
-        log.options = Arc::clone(&connection.manager(&judged.permit)?.options);
-        let flow = judged.permit.flow();
-        let (remote, local) = (flow.source(), flow.original_destination());
-        normalize(head, &mut authority, &log.options, local.port())?;
-        forwarding::of_request(&mut head.headers, &log.options, remote, local);
-        log.record.request_id = head.headers.get(REQUEST_ID).cloned();
-    }
+        connection.judge(&snapshot).map(|judged| (snapshot, judged))
+    };
+    let (mut snapshot, mut judged) = in_force()?;
+    log.options = Arc::clone(&connection.manager(&judged.permit)?.options);
+    let flow = judged.permit.flow();
+    let (remote, local) = (flow.source(), flow.original_destination());
+    normalize(head, &mut authority, &log.options, local.port())?;
+    forwarding::of_request(&mut head.headers, &log.options, remote, local);
+    log.record.request_id = head.headers.get(REQUEST_ID).cloned();
 
     let mut lookups = Lookups::default();
     let random = rand::random();
+    let mut again = false;
     'request: loop {
-        // One version of the configuration for the whole request.
-        let snapshot = connection.services.snapshots.load();
-        let judged = connection.judge(&snapshot)?;
+        // One version of the configuration for the whole request, unless it waited for one.
+        if std::mem::replace(&mut again, true) {
+            (snapshot, judged) = in_force()?;
+        }
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
         let http = connection.manager(permit)?;

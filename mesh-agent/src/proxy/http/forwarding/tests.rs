@@ -92,8 +92,8 @@ fn a_response_says_who_served_it() {
     ] {
         let options = HttpOptions {
             server_header,
-            server_name: "srv".into(),
-            via: "me".into(),
+            server_name: HeaderValue::from_static("srv"),
+            via: Some(HeaderValue::from_static("me")),
             request_id_in_response: true,
             ..HttpOptions::default()
         };

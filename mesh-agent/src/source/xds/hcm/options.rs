@@ -6,6 +6,8 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     PathWithEscapedSlashesAction as Action, ServerHeaderTransformation, StripPortMode,
 };
 
+use http::HeaderValue;
+
 use super::super::reject::Decoder;
 use crate::model::http_options::{EscapedSlashes, HttpOptions, ServerHeader, StripPort};
 
@@ -53,11 +55,8 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         (true, _) => Some(StripPort::Matching),
         (false, _) => Some(StripPort::No),
     };
-    for (field, value) in [("via", &fields.via), ("server_name", &fields.server_name)] {
-        if http::HeaderValue::from_str(value).is_err() {
-            d.refuse_field(field, format!("`{value}` is not a header's value"));
-        }
-    }
+    let via = value(d, "via", fields.via);
+    let server_name = value(d, "server_name", fields.server_name);
     let default = HttpOptions::default();
     Some(HttpOptions {
         normalize_path: fields.normalize_path,
@@ -71,11 +70,20 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         generate_request_id: fields.generate_request_id,
         preserve_external_request_id: fields.preserve_external_request_id,
         request_id_in_response: fields.always_set_request_id_in_response,
-        via: fields.via,
-        server_name: Some(fields.server_name)
-            .filter(|s| !s.is_empty())
-            .unwrap_or(default.server_name),
+        via: via?,
+        server_name: server_name?.unwrap_or(default.server_name),
         server_header: server_header?,
+    })
+}
+
+/// A header's value, if one is given.
+fn value(d: &mut Decoder, field: &str, text: String) -> Option<Option<HeaderValue>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    d.field(field, |d| match HeaderValue::from_str(&text) {
+        Ok(value) => Some(Some(value)),
+        Err(_) => d.refused(format!("`{text}` is not a header's value")),
     })
 }
 
