@@ -136,11 +136,16 @@ fn a_blocking_reader_fails_after_its_shutdown_where_the_self_test_says_so() {
     let failed = failed(&self_test(&it));
     let told = names(&failed).contains(&"splice_recv_after_shutdown");
     let arguments = ["echoed", SERVER, "16777216", "8"];
-    let ran = it.client.run_peer(&arguments);
-    match told {
-        true => drop(ran.expect_failure().expect_output("Resource temporarily unavailable")),
-        false => drop(ran.expect_success()),
-    }
+    // It takes a wake-up at the wrong moment: not every try has one.
+    let fails = (0..20).any(|_| {
+        let ran = it.client.run_peer(&arguments);
+        if ran.code() != Some(0) {
+            ran.expect_output("Resource temporarily unavailable");
+            return true;
+        }
+        false
+    });
+    assert_eq!(fails, told, "the self-test fails: {:?}", names(&failed));
     // The bytes are all there for who asks again.
     it.client.run_peer(&[&arguments[..], &["--again"]].concat()).expect_success();
 }

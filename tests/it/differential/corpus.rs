@@ -96,6 +96,11 @@ pub(super) fn get(target: &str) -> Ask {
     Ask::new("GET", target)
 }
 
+/// A cluster's fields: as many retries at a time as there may be.
+pub(super) fn many_retries() -> Value {
+    json!({ "circuit_breakers": { "thresholds": [{ "max_retries": 1000 }] } })
+}
+
 /// A filter's `@type` and what it says.
 pub(super) fn typed(name: &str, mut config: Value) -> Value {
     config["@type"] = format!("{PREFIX}.{name}").into();

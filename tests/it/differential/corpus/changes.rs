@@ -16,8 +16,13 @@ fn add(name: &str, value: &str, action: &str) -> Value {
     json!({ "header": { "key": name, "value": value }, "append_action": action })
 }
 
+/// To a cluster of its own: of one that rows share, others may have all the retries.
 fn retried(name: &'static str, policy: &Value) -> Case {
-    changed(name, json!({ "route": { "retry_policy": policy } }))
+    changed(name, json!({ "route": { "cluster": name, "retry_policy": policy } })).cluster(
+        name,
+        "one",
+        super::many_retries(),
+    )
 }
 
 /// The first attempt is answered so, the next one as usual.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tests::corpus::Ask;
 
-use super::{Case, case, get, hosts, routes};
+use super::{Case, case, get, hosts, many_retries, routes};
 
 /// Everything goes to `cluster` by this retry policy; both ends are told how often.
 fn retried(cluster: &str, policy: Value) -> Value {
@@ -14,13 +14,8 @@ fn retried(cluster: &str, policy: Value) -> Value {
     }]))
 }
 
-/// As many retries at a time as there may be: other rows have theirs.
-fn many() -> Value {
-    json!({ "circuit_breakers": { "thresholds": [{ "max_retries": 1000 }] } })
-}
-
 fn patient(name: &'static str, like: &str, policy: Value) -> Case {
-    case(name, retried(name, policy)).cluster(name, like, many())
+    case(name, retried(name, policy)).cluster(name, like, many_retries())
 }
 
 fn on(conditions: &str) -> Value {
@@ -73,7 +68,7 @@ pub(super) fn cases() -> Vec<Case> {
             let mut config = retried("kept", on("5xx"));
             config["virtual_hosts"][0]["request_body_buffer_limit"] = 3.into();
             config
-        }).cluster("kept", "one", many()).asks(post(&answers(503)).is(503)),
+        }).cluster("kept", "one", many_retries()).asks(post(&answers(503)).is(503)),
         case("breakers-requests", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "full" } }])))
             .cluster("full", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } })).asks(get("/").is(503)),
         case("breakers-priority", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "low", "priority": "HIGH" } }])))
