@@ -30,6 +30,7 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_NETNS: u32 = 5;
@@ -56,8 +57,7 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 pub(super) fn pin_object(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let pathname = name.as_ptr().expose_provenance() as u64;
-    // Descriptors are not negative.
-    let bpf_fd = object.as_raw_fd().unsigned_abs();
+    let bpf_fd = object.as_raw_fd().cast_unsigned();
     bpf(BPF_OBJ_PIN, &mut PinAttributes { pathname, bpf_fd, file_flags: 0 }).map(drop)
 }
 
@@ -109,6 +109,19 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Takes a link's program off at once: where only its last pin goes, the kernel does so when
+/// it gets to it.
+///
+/// Since Linux 5.9.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    /// `union bpf_attr`, `link_detach`.
+    #[repr(C)]
+    struct Attributes {
+        link_fd: u32,
+    }
+    bpf(BPF_LINK_DETACH, &mut Attributes { link_fd: link.as_raw_fd().cast_unsigned() }).map(drop)
 }
 
 /// Asks for a link of no program to nothing: EBADF from a kernel that knows links.

@@ -19,7 +19,7 @@ use std::{
 use aya::programs::links::FdLink;
 
 use super::{
-    bpf::{open_pin, pin_object},
+    bpf::{detach_link, open_pin, pin_object},
     bpffs,
     error::CaptureError,
 };
@@ -43,6 +43,13 @@ impl Hold {
         let object = open_pin(pin)?;
         Ok(Self { inode: fs::symlink_metadata(pin)?.ino(), object })
     }
+
+    fn detach(self) {
+        if let Err(error) = detach_link(self.object.as_fd()) {
+            // A map, or what a link was attached to is gone.
+            tracing::trace!(%error, "not a link that could be detached");
+        }
+    }
 }
 
 impl Holds {
@@ -64,16 +71,20 @@ impl Holds {
         Ok(())
     }
 
-    /// Removes a pin, and with it what is pinned.
+    /// Removes a pin, and with it what is pinned; a link is detached at once.
     pub(super) fn remove(&self, pin: &Path) -> Result<(), CaptureError> {
-        self.lock().remove(pin);
+        if let Some(hold) = self.lock().remove(pin) {
+            hold.detach();
+        }
         bpffs::remove_file(pin)
     }
 
-    /// Removes a directory of pins with all that is pinned in it.
+    /// Removes a directory of pins with all that is pinned in it, as [`Holds::remove`].
     pub(super) fn remove_tree(&self, directory: &Path) -> Result<(), CaptureError> {
         let mut holds = self.lock();
-        holds.retain(|pin, _| !pin.starts_with(directory));
+        for (_, hold) in holds.extract_if(.., |pin, _| pin.starts_with(directory)) {
+            hold.detach();
+        }
         bpffs::remove_tree(directory)
     }
 
