@@ -3,6 +3,8 @@
 //! Those that judge are asked by `policy`'s chain; the ways out are taken in reverse, and by
 //! the agent's own replies too, whichever filter they come from.
 
+pub(super) mod csrf;
+
 use std::sync::Arc;
 
 use crate::{

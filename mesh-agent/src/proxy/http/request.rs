@@ -186,6 +186,10 @@ async fn answer(
                         mutations::mutate_head(mutation, log, permit.flow(), head);
                     }
                 }
+                Step::Run(name, HttpFilter::Csrf(own)) => {
+                    let policy = filter_levels.csrf(name, own);
+                    filter::csrf::check(policy, &snapshot.runtime, head, authority.as_str())?;
+                }
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
                     let lacks = match &matched {

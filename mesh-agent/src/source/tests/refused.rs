@@ -489,6 +489,17 @@ fn routes() {
         ),
         (
             "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.csrf.v3.CsrfPolicy}}",
+            ".typed_per_filter_config[x].filter_enabled: is missing",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.csrf.v3.CsrfPolicy, \
+             filter_enabled: {default_value: {}}, shadow_enabled: {default_value: {}}}}",
+            ".typed_per_filter_config[x].shadow_enabled: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
              {'@type': t/envoy.config.route.v3.FilterConfig}}",
             ".typed_per_filter_config[x].config: is missing",
         ),

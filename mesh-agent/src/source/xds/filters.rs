@@ -3,6 +3,7 @@
 //! Spec: `HttpFilter` of `http_connection_manager/v3`, `envoy/extensions/filters/http/*/v3`,
 //! `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
+mod csrf;
 mod header_mutation;
 mod on_demand;
 mod rbac;
@@ -15,6 +16,7 @@ use envoy_types::pb::{
         config::route::v3::FilterConfig,
         extensions::filters::{
             http::{
+                csrf::v3::CsrfPolicy,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
@@ -43,7 +45,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 3] = [
+const KINDS: [Kind; 4] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -56,6 +58,13 @@ const KINDS: [Kind; 3] = [
         decode: header_mutation::filter,
         route_config: HeaderMutationPerRoute::full_name,
         decode_route: header_mutation::route,
+        discoverable: true,
+    },
+    Kind {
+        config: CsrfPolicy::full_name,
+        decode: csrf::filter,
+        route_config: CsrfPolicy::full_name,
+        decode_route: csrf::route,
         discoverable: true,
     },
     Kind {
