@@ -89,6 +89,9 @@ pub(super) async fn forward(
         retries: attempts::retries(&action.attempts, head),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
+    if protocol == HttpProtocol::Http1 && body.is_end_stream() {
+        headers::tell_no_body(head);
+    }
     if let Some(mutations) = &mut log.mutations {
         mutations.keep_request(head);
     }
