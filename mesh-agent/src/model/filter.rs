@@ -3,10 +3,13 @@
 //! Spec: `HttpFilter` of `envoy/extensions/filters/network/http_connection_manager/v3`,
 //! `typed_per_filter_config` and `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
+mod cors;
+
 use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use self::cors::CorsPolicy;
 use super::{
     authz::{Rbac, StringMatcher},
     extension::DiscoveredFilter,
@@ -36,6 +39,8 @@ pub enum HttpFilter {
     HeaderMutation(Arc<HeaderMutationFilter>),
     /// `envoy.extensions.filters.http.csrf.v3.CsrfPolicy`
     Csrf(Arc<CsrfPolicy>),
+    /// `envoy.extensions.filters.http.cors.v3.Cors`: routes say what it does.
+    Cors,
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -91,6 +96,8 @@ pub enum RouteFilterConfig {
     HeaderMutation(Arc<FilterMutations>),
     /// Replaces the chain's policy.
     Csrf(Arc<CsrfPolicy>),
+    /// Leaves the rest to less specific levels.
+    Cors(Arc<CorsPolicy>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }

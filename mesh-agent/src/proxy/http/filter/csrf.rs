@@ -2,15 +2,15 @@
 //!
 //! Spec: `envoy.extensions.filters.http.csrf.v3`; what is an origin is as Envoy 1.40 has it.
 
-use std::{borrow::Cow, net::Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use http::{
     HeaderMap, Method, StatusCode,
-    header::{HeaderName, ORIGIN, REFERER},
+    header::{ORIGIN, REFERER},
     request::Parts,
 };
 
-use super::super::reply::Reply;
+use super::{super::reply::Reply, joined};
 use crate::model::{filter::CsrfPolicy, runtime::Runtime};
 
 /// Judges where a request comes from that goes to `authority`.
@@ -59,19 +59,6 @@ fn is_target(source: &[u8], scheme: &str, authority: &str) -> bool {
     }
     let rest = source.strip_prefix(scheme.as_bytes());
     rest.and_then(|rest| rest.strip_prefix(b"://")) == Some(authority.as_bytes())
-}
-
-/// Several values are one, as everywhere in Envoy.
-fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Cow<'a, [u8]> {
-    let mut values = headers.get_all(name).iter().map(|value| value.as_bytes());
-    match (values.next(), values.next()) {
-        (None, _) => Cow::Borrowed(b""),
-        (Some(only), None) => Cow::Borrowed(only),
-        (Some(first), Some(second)) => {
-            let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
-            Cow::Owned(all.join(&b','))
-        }
-    }
 }
 
 /// Those of an absolute URL; `None`: it is none.

@@ -1,4 +1,5 @@
-//! Filters of the chain at work, both ways, as Envoy 1.40 has them work.
+//! Filters of the chain at work, both ways. That Envoy does the same is for the differential
+//! corpus to show.
 
 use std::sync::Arc;
 
