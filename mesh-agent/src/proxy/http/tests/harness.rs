@@ -187,6 +187,7 @@ fn cluster(
     let endpoints = address.into_iter().map(endpoint).collect();
     Cluster {
         tls: None,
+        monitoring: crate::model::cluster::Monitoring::default(),
         name: ClusterName(name.into()),
         discovery: Discovery::Static(Arc::new(LoadAssignment::of(endpoints))),
         lb_policy: LbPolicy::RoundRobin,
