@@ -294,8 +294,8 @@ impl Agent {
         let tls = &dataplane.connector.tls;
         tls.retain(|origination| {
             let cluster = snapshot.cluster(&origination.cluster);
-            let settings = cluster.and_then(|cluster| cluster.tls.as_ref());
-            settings.is_some_and(|settings| Arc::ptr_eq(settings, &origination.settings))
+            let tls = cluster.and_then(|cluster| cluster.tls_at(origination.place));
+            tls.is_some_and(|tls| Arc::ptr_eq(tls.settings, &origination.settings))
         });
         let current = tls.current();
         dataplane.http.pool.retain(|key| {

@@ -90,7 +90,10 @@ pub struct UpstreamContexts {
     contexts: ArcSwap<Contexts>,
 }
 
-type Contexts = HashTrieMapSync<ClusterName, Arc<Kept>>;
+type Contexts = HashTrieMapSync<Place, Arc<Kept>>;
+
+/// A cluster, and which of its transport sockets.
+type Place = (ClusterName, Option<usize>);
 
 struct Kept {
     origination: TlsOrigination,
@@ -144,8 +147,8 @@ impl UpstreamContexts {
         &self,
         origination: &TlsOrigination,
     ) -> Result<Arc<UpstreamContext>, UpstreamTlsError> {
-        let cluster = &origination.cluster;
-        if let Some(kept) = self.contexts.load().get(cluster)
+        let place = (origination.cluster.clone(), origination.place);
+        if let Some(kept) = self.contexts.load().get(&place)
             && same(&kept.origination, origination)
         {
             return Ok(Arc::clone(&kept.context));
@@ -155,12 +158,12 @@ impl UpstreamContexts {
         let context = Arc::new(self.make(origination)?);
         let made = Arc::new(Kept { origination: origination.clone(), context, files });
         // Who came first has made what all share.
-        let put = |kept: &Arc<Contexts>| match kept.get(cluster) {
+        let put = |kept: &Arc<Contexts>| match kept.get(&place) {
             Some(kept) if same(&kept.origination, origination) => None,
-            _ => Some(kept.insert(cluster.clone(), Arc::clone(&made))),
+            _ => Some(kept.insert(place.clone(), Arc::clone(&made))),
         };
         let before = self.change(put);
-        let first = before.get(cluster).filter(|kept| same(&kept.origination, origination));
+        let first = before.get(&place).filter(|kept| same(&kept.origination, origination));
         Ok(Arc::clone(&first.unwrap_or(&made).context))
     }
 
@@ -184,7 +187,7 @@ impl UpstreamContexts {
     /// Makes contexts anew whose files have changed. Blocks.
     fn look(&self) {
         let contexts = self.contexts.load_full();
-        for (cluster, old) in contexts.iter() {
+        for (place, old) in contexts.iter() {
             if old.files.iter().all(|(path, stamp)| Stamp::of(path) == *stamp) {
                 continue;
             }
@@ -199,8 +202,8 @@ impl UpstreamContexts {
             let new = Arc::new(Kept { origination: old.origination.clone(), context, files });
             self.change(|kept| {
                 // Other settings may have come meanwhile.
-                let current = kept.get(cluster).filter(|kept| Arc::ptr_eq(kept, old));
-                current.map(|_| kept.insert(cluster.clone(), Arc::clone(&new)))
+                let current = kept.get(place).filter(|kept| Arc::ptr_eq(kept, old));
+                current.map(|_| kept.insert(place.clone(), Arc::clone(&new)))
             });
         }
     }
@@ -214,9 +217,9 @@ impl UpstreamContexts {
     pub fn retain(&self, keep: impl Fn(&TlsOrigination) -> bool) {
         self.change(|contexts| {
             let unwanted = contexts.iter().filter(|(_, kept)| !keep(&kept.origination));
-            let unwanted: Vec<_> = unwanted.map(|(cluster, _)| cluster.clone()).collect();
+            let unwanted: Vec<_> = unwanted.map(|(place, _)| place.clone()).collect();
             let mut left = Contexts::clone(contexts);
-            unwanted.iter().for_each(|cluster| _ = left.remove_mut(cluster));
+            unwanted.iter().for_each(|place| _ = left.remove_mut(place));
             (!unwanted.is_empty()).then_some(left)
         });
     }

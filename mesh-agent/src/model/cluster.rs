@@ -11,7 +11,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::{identity::Identity, tls::UpstreamTls, workload::WorkloadUid};
+use super::{
+    identity::Identity,
+    socket_match::{SocketLabels, TransportSocketMatch},
+    tls::UpstreamTls,
+    workload::WorkloadUid,
+};
 
 mod outlier;
 
@@ -40,6 +45,9 @@ pub struct Cluster {
     /// TLS to endpoints that are not reached by HBONE; `None`: in the clear.
     pub tls: Option<Arc<UpstreamTls>>,
     pub monitoring: Monitoring,
+    /// In place of `tls`: the first that an endpoint's labels match.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub socket_matches: Vec<TransportSocketMatch>,
 }
 
 /// How the agent tells by itself which endpoints are well.
@@ -279,6 +287,9 @@ pub struct Endpoint {
     /// Relative to others of its locality; at least 1.
     pub weight: u32,
     pub health: Health,
+    /// What clusters' `transport_socket_matches` look at; `None`: there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Arc<SocketLabels>>,
 }
 
 /// How an endpoint is reached.

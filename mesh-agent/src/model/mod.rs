@@ -28,6 +28,7 @@ pub mod runtime;
 pub mod scope;
 pub mod secret;
 pub mod socket;
+pub mod socket_match;
 pub mod splice;
 pub mod tls;
 pub mod workload;

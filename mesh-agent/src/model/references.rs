@@ -22,12 +22,12 @@ impl Cluster {
 
     /// Whether a private key is written in it.
     pub fn holds_private_key(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.holds_private_key())
+        self.all_tls().any(|tls| tls.settings.holds_private_key())
     }
 
     /// Every secret it takes.
     pub fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.tls.iter().flat_map(|tls| tls.secret_names())
+        self.all_tls().flat_map(|tls| tls.settings.secret_names())
     }
 }
 

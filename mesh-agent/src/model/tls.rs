@@ -127,6 +127,8 @@ impl UpstreamTls {
 #[derive(Debug, Clone)]
 pub struct TlsOrigination {
     pub cluster: ClusterName,
+    /// Which of the cluster's matches `settings` are of; `None`: its own.
+    pub place: Option<usize>,
     pub settings: Arc<UpstreamTls>,
     /// The secret that `settings` name for it, if it is there.
     pub certificate: Option<Arc<CertificateMaterial>>,

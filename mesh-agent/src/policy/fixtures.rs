@@ -199,6 +199,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
     Cluster {
         tls: None,
         monitoring: crate::model::cluster::Monitoring::default(),
+        socket_matches: Vec::new(),
         name: cluster_name(name),
         discovery,
         lb_policy,

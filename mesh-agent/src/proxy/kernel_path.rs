@@ -165,7 +165,7 @@ impl Planner<'_> {
             let permit = policy::authorize(Flow::inbound(captured, self.snapshot).ok()?).ok()?;
             if permit.flow().chain().is_some() {
                 let cluster = self.snapshot.cluster(&opaque_cluster(&permit)?)?;
-                let as_it_is = cluster.tls.is_none();
+                let as_it_is = cluster.all_tls().next().is_none();
                 if !as_it_is || !matches!(cluster.discovery, Discovery::OriginalDestination) {
                     return None;
                 }

@@ -15,6 +15,7 @@ use crate::{
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
         secret::SecretKind,
+        socket_match::ClusterTls,
         tls::TlsOrigination,
         workload::WorkloadUid,
     },
@@ -258,7 +259,8 @@ fn decide(
     let tls = match &target {
         // The endpoint's metadata chose another transport than the cluster's own.
         Target::Hbone { .. } => None,
-        Target::Direct { .. } | Target::OriginalDestination { .. } => originate(cluster, snapshot),
+        Target::Direct { endpoint } => originate(cluster, Some(endpoint), snapshot),
+        Target::OriginalDestination { .. } => originate(cluster, None, snapshot),
     };
     Ok(Destination {
         target,
@@ -272,8 +274,12 @@ fn decide(
 }
 
 /// TLS as the cluster wants it, with the secrets of this version.
-fn originate(cluster: &Cluster, snapshot: &Snapshot) -> Option<TlsOrigination> {
-    let settings = cluster.tls.as_ref()?;
+fn originate(
+    cluster: &Cluster,
+    endpoint: Option<&Endpoint>,
+    snapshot: &Snapshot,
+) -> Option<TlsOrigination> {
+    let ClusterTls { place, settings } = cluster.tls_to(endpoint)?;
     let (mut certificate, mut validation) = (None, None);
     for secret in settings.secret_names().filter_map(|name| snapshot.secrets.get(name)) {
         match &secret.kind {
@@ -282,7 +288,7 @@ fn originate(cluster: &Cluster, snapshot: &Snapshot) -> Option<TlsOrigination> {
         }
     }
     let (cluster, settings) = (cluster.name.clone(), Arc::clone(settings));
-    Some(TlsOrigination { cluster, settings, certificate, validation })
+    Some(TlsOrigination { cluster, place, settings, certificate, validation })
 }
 
 /// What a pod sends to a workload of the mesh never leaves in the clear, also where it

@@ -17,6 +17,7 @@ fn cluster(name: &str) -> Cluster {
     Cluster {
         tls: None,
         monitoring: crate::model::cluster::Monitoring::default(),
+        socket_matches: Vec::new(),
         name: ClusterName(name.into()),
         discovery: Discovery::Eds { service_name: name.into() },
         lb_policy: LbPolicy::RoundRobin,
@@ -141,7 +142,7 @@ fn two_listeners_can_not_have_one_address_but_can_swap_theirs() {
 
 fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
     let address = address.parse().unwrap();
-    Arc::new(Endpoint { address, tunnel, weight: 1, health: Health::Healthy })
+    Arc::new(Endpoint { address, tunnel, weight: 1, health: Health::Healthy, labels: None })
 }
 
 #[test]

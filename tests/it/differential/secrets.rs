@@ -3,7 +3,7 @@
 //! Opaque connections: each makes a connection of its own to the endpoint, where Envoy's
 //! pools keep what was made by an older certificate.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{
     pki::{Credentials, Pki, Validity},
     twins::ADDRESSES,
@@ -11,7 +11,7 @@ use tests::{
 
 use super::{
     script::{Check, Play, get, nothing},
-    world::{ENDPOINTS, SECRET, World},
+    world::{CLUSTER, ENDPOINTS, SECRET, World},
 };
 use crate::sds::{certificate, roots};
 
@@ -19,10 +19,15 @@ const TLS_PORT: u16 = 8443;
 const NAME: &str = "web.example.com";
 
 fn secured(world: &mut World, endpoint: std::net::SocketAddr) {
+    world.fixed("secure", &[endpoint]).remove(ENDPOINTS, "secure");
+    world.at(CLUSTER, "secure")["transport_socket"] = tls();
+}
+
+/// TLS by the secrets `mine` and `ca`.
+fn tls() -> Value {
     let ads = json!({ "ads": {}, "resource_api_version": "V3" });
     let names = json!([{ "san_type": "DNS", "matcher": { "exact": NAME } }]);
-    world.fixed("secure", &[endpoint]).remove(ENDPOINTS, "secure");
-    world.at("Cluster", "secure")["transport_socket"] = json!({
+    json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
             "@type":
@@ -36,7 +41,7 @@ fn secured(world: &mut World, endpoint: std::net::SocketAddr) {
                 },
             },
         },
-    });
+    })
 }
 
 /// Answered by the endpoint, which saw this certificate.
@@ -117,4 +122,80 @@ fn envoy_and_the_agent_live_by_the_same_secrets_in_state_of_the_world() {
 #[test]
 fn envoy_and_the_agent_live_by_the_same_secrets_in_delta() {
     the_secrets("diff-secrets-delta", true);
+}
+
+/// In the clear, at a port that wants TLS.
+fn in_the_clear() -> Check<'static> {
+    super::script::status(400)
+}
+
+fn the_sockets(name: &str, delta: bool) {
+    let pki = Pki::foreign();
+    let [own, client] = [NAME, "client.example.com"].map(|name| pki.issue(&[name], Validity::Now));
+    let mut play = Play::start(name, delta);
+    let backend = &play.twins.backends[0];
+    let (_nginx, endpoint) =
+        (backend.runs_tls_nginx(TLS_PORT, &own, pki.root_pem()), backend.at(TLS_PORT));
+    play.world.tcp("one", &format!("{}:80", ADDRESSES[0]), "mixed").eds("mixed", &[endpoint]);
+    for (name, secret) in [("mine", certificate("mine", &client)), ("ca", roots("ca", &[&pki]))] {
+        play.world.put(SECRET, name, secret);
+    }
+    let tls = tls();
+    let raw = json!({
+        "name": "envoy.transport_sockets.raw_buffer",
+        "typed_config": {
+            "@type":
+                "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer",
+        },
+    });
+    let matches = |rest: Value| {
+        json!([
+            { "name": "tls", "match": { "tlsMode": "istio" }, "transport_socket": tls },
+            { "name": "rest", "match": rest, "transport_socket": raw },
+        ])
+    };
+    let labels =
+        |value: Value| json!({ "filter_metadata": { "envoy.transport_socket_match": value } });
+    let tls_step = |play: &mut Play, what| play.step(what, &[(get("/"), shown(&client))]);
+    let clear_step = |play: &mut Play, what| play.step(what, &[(get("/"), in_the_clear())]);
+
+    play.world.at(CLUSTER, "mixed")["transport_socket_matches"] = matches(json!({}));
+    clear_step(&mut play, "an endpoint without labels");
+    let locality = |play: &mut Play, value| {
+        play.world.at(ENDPOINTS, "mixed")["endpoints"][0]["metadata"] = value;
+    };
+    let endpoint = |play: &mut Play, value| {
+        let locality = &mut play.world.at(ENDPOINTS, "mixed")["endpoints"][0];
+        locality["lb_endpoints"][0]["metadata"] = value;
+    };
+    endpoint(&mut play, labels(json!({ "tlsMode": "istio", "other": 7 })));
+    tls_step(&mut play, "it has the label");
+    endpoint(&mut play, labels(json!({ "tlsMode": ["istio"] })));
+    clear_step(&mut play, "it has another value");
+    locality(&mut play, labels(json!({ "tlsMode": "istio" })));
+    clear_step(&mut play, "its locality has it, where its own match already");
+    play.world.at(CLUSTER, "mixed")["transport_socket_matches"] = matches(json!({ "a": true }));
+    tls_step(&mut play, "its locality has it, where its own match nothing");
+    locality(&mut play, labels(json!({ "a": false })));
+    // Envoy sees a locality's new labels with its endpoints' next ones only.
+    play.world.at(CLUSTER, "mixed")["connect_timeout"] = "3s".into();
+    clear_step(&mut play, "nothing matches, and the cluster has no socket of its own");
+    play.world.at(CLUSTER, "mixed")["transport_socket"] = tls.clone();
+    tls_step(&mut play, "it has one");
+    endpoint(&mut play, labels(json!({ "a": true })));
+    clear_step(&mut play, "in the clear by its label");
+    let bad = json!([{ "name": "x", "transport_socket": { "name": "nobody.knows" } }]);
+    play.world.at(CLUSTER, "mixed")["transport_socket_matches"] = bad;
+    play.refused("a socket that is unknown", &["Cluster"], &[(get("/"), in_the_clear())]);
+    play.twins.control_plane.expect_no_violations();
+}
+
+#[test]
+fn envoy_and_the_agent_choose_the_same_sockets_in_state_of_the_world() {
+    the_sockets("diff-sockets-sotw", false);
+}
+
+#[test]
+fn envoy_and_the_agent_choose_the_same_sockets_in_delta() {
+    the_sockets("diff-sockets-delta", true);
 }

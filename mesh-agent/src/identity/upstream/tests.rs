@@ -89,6 +89,7 @@ fn settings(validation: ValidationSource) -> UpstreamTls {
 fn origination(settings: UpstreamTls) -> TlsOrigination {
     TlsOrigination {
         cluster: ClusterName("c".into()),
+        place: None,
         settings: Arc::new(settings),
         certificate: None,
         validation: None,

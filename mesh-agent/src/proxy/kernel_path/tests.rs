@@ -53,6 +53,7 @@ fn endpoint(address: &str, expected: &Identity) -> Arc<Endpoint> {
         tunnel: Tunnel::Hbone { identity: expected.clone(), workload: None },
         weight: 1,
         health: Health::Healthy,
+        labels: None,
     })
 }
 

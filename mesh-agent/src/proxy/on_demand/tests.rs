@@ -58,6 +58,7 @@ fn deliver(snapshots: &SnapshotCell, name: &str) {
         circuit_breakers: Arc::default(),
         tls: None,
         monitoring: crate::model::cluster::Monitoring::default(),
+        socket_matches: Vec::new(),
         balancing: Balancing::default(),
     };
     let updated = Resources { clusters: vec![cluster], ..Resources::default() };

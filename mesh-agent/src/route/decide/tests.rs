@@ -16,7 +16,13 @@ use crate::{
 };
 
 fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
-    Arc::new(Endpoint { address: addr(address), tunnel, weight: 1, health: Health::Healthy })
+    Arc::new(Endpoint {
+        address: addr(address),
+        tunnel,
+        weight: 1,
+        health: Health::Healthy,
+        labels: None,
+    })
 }
 
 fn of(name: &str, endpoints: Vec<Arc<Endpoint>>) -> Cluster {

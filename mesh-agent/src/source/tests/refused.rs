@@ -681,6 +681,15 @@ fn clusters() {
         ),
         ("eds_cluster_config: {}", ".eds_cluster_config: is for EDS, not STATIC"),
         ("type: EDS\nload_assignment: {}", ".load_assignment: is for STATIC, not EDS"),
+        (
+            "transport_socket_matches: [{name: a}]",
+            ".transport_socket_matches[0].transport_socket: is missing",
+        ),
+        (
+            "transport_socket_matches: [{name: a, transport_socket: {name: q, typed_config: {'@type': t/a.B}}}]",
+            ".transport_socket_matches[0].transport_socket: q (a.B) is not supported",
+        ),
+        ("transport_socket_matcher: {}", ".transport_socket_matcher: is not supported"),
     ] {
         one(cluster(fields), "clusters[c]", expected);
     }
@@ -714,10 +723,6 @@ fn endpoints() {
             ".metadata.filter_metadata[envoy.transport_socket_match].tunnel: `h2` is unknown; only http is",
         ),
         (
-            metadata("envoy.transport_socket_match: {tlsMode: istio}"),
-            ".metadata.filter_metadata[envoy.transport_socket_match].tlsMode: is not supported",
-        ),
-        (
             metadata(&format!("{tunnel}, mesh.workload: {{identity: 7}}")),
             ".metadata.filter_metadata[mesh.workload].identity: must be a string, not empty",
         ),
@@ -726,6 +731,13 @@ fn endpoints() {
     }
     let priority = endpoint("").replace("endpoints: [{lb", "endpoints: [{priority: 129, lb");
     one(priority, "endpoints[e].endpoints[0]", ".priority: must be at most 128");
+    let whole = format!("endpoints: [{{{}, lb", metadata(tunnel));
+    one(
+        endpoint("").replace("endpoints: [{lb", &whole),
+        "endpoints[e].endpoints[0]",
+        ".metadata.filter_metadata[envoy.transport_socket_match].tunnel: is for endpoints, each \
+         of which names its identity",
+    );
     let unspecified = endpoint("").replace("10.0.0.1", "0.0.0.0");
     one(unspecified, at, ".endpoint.address: 0.0.0.0 can't be dialled");
 }

@@ -154,3 +154,51 @@ fn a_private_key_in_a_cluster_is_not_stored_and_what_is_stored_dials_nobody() {
     let whole = envoy_types::pb::envoy::config::cluster::v3::Cluster::decode(&**stored).unwrap();
     assert!(whole.transport_socket.is_some());
 }
+
+#[test]
+fn labels_choose_how_an_endpoint_is_spoken_to() {
+    let [ca, _] = pair();
+    let tls = |sni: &str| {
+        format!(
+            "transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{'@type': \
+             t/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: {sni}, \
+             common_tls_context: {{validation_context: {{trusted_ca: {{inline_string: {ca}}}}}}}}}}}"
+        )
+    };
+    let raw = "transport_socket: {name: envoy.transport_sockets.raw_buffer}";
+    let yaml = format!(
+        "'@type': t/envoy.config.cluster.v3.Cluster\nname: c\ntype: EDS\n\
+         eds_cluster_config: {{eds_config: {{ads: {{}}}}}}\n{own}\n\
+         transport_socket_matches:\n- {{name: a, match: {{mode: a, n: 1}}, {a}}}\n\
+         - {{name: b, match: {{mode: b}}, {b}}}\n- {{name: none, match: {{mode: none}}, {raw}}}\n",
+        own = tls("own.example"),
+        a = tls("a.example"),
+        b = tls("b.example"),
+    );
+    let cluster = accepted(&yaml).clusters.remove(0);
+    let reached = |own: &str, locality: &str| {
+        let metadata = |labels: &str| {
+            format!("metadata: {{filter_metadata: {{envoy.transport_socket_match: {{{labels}}}}}}}")
+        };
+        let yaml = format!(
+            "'@type': t/envoy.config.endpoint.v3.ClusterLoadAssignment\ncluster_name: c\n\
+             endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: \
+             10.0.0.1, port_value: 80}}}}}}, {}}}], {}}}]\n",
+            metadata(own),
+            metadata(locality)
+        );
+        let (_, assignment) = accepted(&yaml).assignments.remove(0);
+        let endpoint = assignment.endpoints().next().cloned().unwrap();
+        let tls = cluster.tls_to(Some(&endpoint));
+        tls.map(|tls| tls.settings.sni.as_deref().unwrap().to_owned())
+    };
+    let is = |name: &str| Some(format!("{name}.example"));
+    assert_eq!(reached("", ""), is("own"));
+    assert_eq!(reached("mode: a", ""), is("own"), "all labels of a match are needed");
+    assert_eq!(reached("mode: a, n: 1, more: x", ""), is("a"));
+    assert_eq!(reached("mode: a, n: '1'", ""), is("own"));
+    assert_eq!(reached("mode: none", "mode: b"), None, "an endpoint's own labels come first");
+    assert_eq!(reached("other: x", "mode: b"), is("b"));
+    assert_eq!(reached("n: 1", "mode: a"), is("own"), "labels are not added up");
+    assert_eq!(cluster.all_tls().count(), 3);
+}

@@ -10,7 +10,10 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{
                 Cluster as PbCluster,
-                cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
+                cluster::{
+                    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
+                    TransportSocketMatch as PbTransportSocketMatch,
+                },
             },
             endpoint::v3::ClusterLoadAssignment,
         },
@@ -26,7 +29,9 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, balancing, circuit_breakers, common, config_source, eds, http_options, outlier,
+    ResourceType, balancing, circuit_breakers, common, config_source, eds, http_options,
+    options::json_of,
+    outlier,
     reject::{Decoder, unsupported},
     upstream_tls,
 };
@@ -35,6 +40,7 @@ use crate::model::{
         CircuitBreakers, Cluster, ClusterName, Discovery, LoadAssignment, Monitoring,
         UpstreamProtocol,
     },
+    socket_match::TransportSocketMatch,
     tls::HostNames,
 };
 
@@ -103,7 +109,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     } = value;
     unsupported!(
         d;
-        transport_socket_matches, transport_socket_matcher, stats_matcher,
+        transport_socket_matcher, stats_matcher,
         per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
         health_checks, max_requests_per_connection,
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
@@ -163,6 +169,14 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
             upstream_tls::transport_socket(d, socket, by_host.clone())
         }),
     };
+    let socket_matches = match &http {
+        Some((_, by_host)) => {
+            d.all("transport_socket_matches", transport_socket_matches, |d, value| {
+                socket_match(d, value, by_host)
+            })
+        }
+        None => None,
+    };
     Some(Cluster {
         name: ClusterName(name.into()),
         discovery: discovery?,
@@ -173,7 +187,25 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         circuit_breakers: Arc::new(breakers?),
         tls: tls?,
         monitoring: Monitoring { outlier_detection: outlier_detection? },
+        socket_matches: socket_matches?,
     })
+}
+
+fn socket_match(
+    d: &mut Decoder,
+    value: PbTransportSocketMatch,
+    by_host: &HostNames,
+) -> Option<TransportSocketMatch> {
+    let PbTransportSocketMatch { name, r#match, transport_socket } = value;
+    if name.is_empty() {
+        d.refuse_field("name", "is missing");
+    }
+    let tls = d.field("transport_socket", |d| match transport_socket {
+        Some(socket) => upstream_tls::transport_socket(d, socket, by_host.clone()),
+        None => d.refused("is missing"),
+    });
+    let labels = r#match.map(json_of).unwrap_or_default();
+    Some(TransportSocketMatch { name: name.into(), labels, tls: tls? })
 }
 
 fn discovery(

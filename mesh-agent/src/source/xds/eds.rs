@@ -27,15 +27,19 @@ use envoy_types::pb::{
 
 use super::{
     common,
+    options::json_of,
     reject::{Decoder, IsSet as _, unsupported},
 };
 use crate::model::{
     cluster::{DropOverload, Endpoint, Health, LoadAssignment, Locality, Place, Tunnel},
+    socket_match::{Labels, SocketLabels},
     workload::WorkloadUid,
 };
 
-/// `tunnel: http` here asks for HBONE.
-const TUNNEL_METADATA: &str = "envoy.transport_socket_match";
+/// `tunnel: http` here asks for HBONE; clusters' `transport_socket_matches` look at the rest.
+const SOCKET_METADATA: &str = "envoy.transport_socket_match";
+
+const TUNNEL: &str = "tunnel";
 
 /// Who the endpoint is: `identity`, `uid`.
 const WORKLOAD_METADATA: &str = "mesh.workload";
@@ -144,8 +148,7 @@ fn locality(
 ) -> Option<Locality> {
     let LocalityLbEndpoints {
         locality,
-        // As all metadata but an endpoint's own: nothing that reads it is supported.
-        metadata: _,
+        metadata,
         lb_endpoints,
         load_balancing_weight,
         priority,
@@ -175,8 +178,15 @@ fn locality(
     // Envoy reads the weights of localities that have a name.
     let weight = if locality.is_some() { weight } else { weight.map(|_| 0) };
     let PbLocality { region, zone, sub_zone } = locality.unwrap_or_default();
-    let endpoints =
-        d.all("lb_endpoints", lb_endpoints, |d, value| lb_endpoint(d, value, named).map(Arc::new));
+    let labels = match metadata {
+        Some(metadata) => d.field("metadata", |d| locality_labels(d, metadata)),
+        None => Some(Labels::default()),
+    };
+    let given = labels.clone().unwrap_or_default();
+    let endpoints = d.all("lb_endpoints", lb_endpoints, |d, value| {
+        lb_endpoint(d, value, named, &given).map(Arc::new)
+    });
+    labels?;
     let place = Place { region, zone, sub_zone };
     Some(Locality { place, priority, weight: weight?, endpoints: endpoints? })
 }
@@ -195,6 +205,7 @@ fn lb_endpoint(
     d: &mut Decoder,
     value: LbEndpoint,
     named: &HashMap<String, PbEndpoint>,
+    locality: &Labels,
 ) -> Option<Endpoint> {
     let LbEndpoint { health_status, metadata, load_balancing_weight, host_identifier } = value;
     let health = match HealthStatus::try_from(health_status) {
@@ -206,9 +217,9 @@ fn lb_endpoint(
         Err(_) => d.field("health_status", |d| d.refused(format!("{health_status} is unknown"))),
     };
     let weight = weight(d, load_balancing_weight);
-    let tunnel = match metadata {
-        Some(metadata) => d.field("metadata", |d| tunnel(d, metadata)),
-        None => Some(Tunnel::Direct),
+    let reached = match metadata {
+        Some(metadata) => d.field("metadata", |d| reached(d, metadata)),
+        None => Some((Tunnel::Direct, Labels::default())),
     };
     let address = match host_identifier {
         Some(HostIdentifier::Endpoint(endpoint)) => d.field("endpoint", |d| host(d, endpoint)),
@@ -221,7 +232,10 @@ fn lb_endpoint(
         },
         None => d.field("endpoint", |d| d.refused("is missing")),
     };
-    Some(Endpoint { address: address?, tunnel: tunnel?, weight: weight?, health: health? })
+    let (tunnel, own) = reached?;
+    let labels = (!own.is_empty() || !locality.is_empty())
+        .then(|| Arc::new(SocketLabels { own, locality: locality.clone() }));
+    Some(Endpoint { address: address?, tunnel, weight: weight?, health: health?, labels })
 }
 
 fn host(d: &mut Decoder, value: PbEndpoint) -> Option<SocketAddr> {
@@ -242,26 +256,46 @@ fn host(d: &mut Decoder, value: PbEndpoint) -> Option<SocketAddr> {
     Some(address)
 }
 
-/// How an endpoint is reached, from its metadata.
+/// How an endpoint is reached, from its metadata, and its labels besides.
 ///
-/// Within the two namespaces that are read, everything unknown is refused: a typing
-/// error there would send plaintext. Other namespaces are other programs' notes.
-fn tunnel(d: &mut Decoder, value: Metadata) -> Option<Tunnel> {
+/// What would ask for a tunnel and is not understood is refused: a typing error there
+/// would send plaintext. Other namespaces are other programs' notes.
+fn reached(d: &mut Decoder, value: Metadata) -> Option<(Tunnel, Labels)> {
     let Metadata { mut filter_metadata, typed_filter_metadata } = value;
-    for namespace in [TUNNEL_METADATA, WORKLOAD_METADATA] {
+    for namespace in [SOCKET_METADATA, WORKLOAD_METADATA] {
         if typed_filter_metadata.contains_key(namespace) {
             let reason = "is not supported: use filter_metadata";
             d.item("typed_filter_metadata", namespace, |d| d.refuse(reason));
         }
     }
-    let mut read = |d: &mut Decoder, namespace, keys| {
-        let fields = filter_metadata.remove(namespace).unwrap_or_default();
-        d.item("filter_metadata", namespace, |d| strings(d, fields, keys))
-    };
-    let asked = read(d, TUNNEL_METADATA, &["tunnel"]);
-    let workload = read(d, WORKLOAD_METADATA, &["identity", "uid"]);
-    let ([asked, _], [identity, uid]) = (asked?, workload?);
+    let mut socket = filter_metadata.remove(SOCKET_METADATA).unwrap_or_default();
+    let asked = Struct { fields: socket.fields.remove_entry(TUNNEL).into_iter().collect() };
+    let asked = d.item("filter_metadata", SOCKET_METADATA, |d| strings(d, asked, &[TUNNEL]));
+    let workload = filter_metadata.remove(WORKLOAD_METADATA).unwrap_or_default();
+    let workload = d
+        .item("filter_metadata", WORKLOAD_METADATA, |d| strings(d, workload, &["identity", "uid"]));
+    let ([asked, _], workload) = (asked?, workload?);
+    Some((tunnel(d, asked, workload)?, json_of(socket)))
+}
 
+/// The labels of a locality's endpoints.
+fn locality_labels(d: &mut Decoder, value: Metadata) -> Option<Labels> {
+    let Metadata { mut filter_metadata, typed_filter_metadata: _ } = value;
+    let labels = json_of(filter_metadata.remove(SOCKET_METADATA).unwrap_or_default());
+    if !labels.contains_key(TUNNEL) {
+        return Some(labels);
+    }
+    d.item("filter_metadata", SOCKET_METADATA, |d| {
+        d.refuse_field(TUNNEL, "is for endpoints, each of which names its identity");
+        None
+    })
+}
+
+fn tunnel(
+    d: &mut Decoder,
+    asked: Option<String>,
+    [identity, uid]: [Option<String>; 2],
+) -> Option<Tunnel> {
     match asked.as_deref() {
         Some("http") => {}
         None if !identity.is_set() && !uid.is_set() => return Some(Tunnel::Direct),
@@ -269,12 +303,12 @@ fn tunnel(d: &mut Decoder, value: Metadata) -> Option<Tunnel> {
             return d.item("filter_metadata", WORKLOAD_METADATA, |d| {
                 d.refused(format!(
                     "names a workload that would be reached in the clear; \
-                     add {TUNNEL_METADATA}: {{tunnel: http}}"
+                     add {SOCKET_METADATA}: {{tunnel: http}}"
                 ))
             });
         }
         Some(other) => {
-            return d.item("filter_metadata", TUNNEL_METADATA, |d| {
+            return d.item("filter_metadata", SOCKET_METADATA, |d| {
                 d.field("tunnel", |d| d.refused(format!("`{other}` is unknown; only http is")))
             });
         }

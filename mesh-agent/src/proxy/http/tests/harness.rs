@@ -182,12 +182,19 @@ fn cluster(
     upstream_protocol: UpstreamProtocol,
 ) -> Cluster {
     let endpoint = |address| {
-        Arc::new(Endpoint { address, tunnel: Tunnel::Direct, weight: 1, health: Health::Healthy })
+        Arc::new(Endpoint {
+            address,
+            tunnel: Tunnel::Direct,
+            weight: 1,
+            health: Health::Healthy,
+            labels: None,
+        })
     };
     let endpoints = address.into_iter().map(endpoint).collect();
     Cluster {
         tls: None,
         monitoring: crate::model::cluster::Monitoring::default(),
+        socket_matches: Vec::new(),
         name: ClusterName(name.into()),
         discovery: Discovery::Static(Arc::new(LoadAssignment::of(endpoints))),
         lb_policy: LbPolicy::RoundRobin,

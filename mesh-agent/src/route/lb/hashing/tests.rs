@@ -91,6 +91,7 @@ fn assignment(weights: &[(u16, u32)]) -> Arc<LoadAssignment> {
             tunnel: Tunnel::Direct,
             weight: *weight,
             health: Health::Healthy,
+            labels: None,
         })
     };
     Arc::new(LoadAssignment::of(weights.iter().map(endpoint).collect()))
