@@ -4,12 +4,8 @@ use std::sync::Arc;
 
 use envoy_types::pb::{
     envoy::{
-        config::{
-            core::v3::RuntimeFractionalPercent,
-            route::v3::{CorsPolicy as PbOldPolicy, cors_policy::EnabledSpecifier},
-        },
+        config::route::v3::{CorsPolicy as PbOldPolicy, cors_policy::EnabledSpecifier},
         extensions::filters::http::cors::v3::{Cors, CorsPolicy as PbCorsPolicy},
-        r#type::matcher::v3::StringMatcher,
     },
     google::protobuf::{Any, BoolValue},
 };
@@ -27,31 +23,8 @@ pub(super) fn filter(d: &mut Decoder, any: &Any) -> Option<HttpFilter> {
 }
 
 pub(super) fn route(d: &mut Decoder, any: &Any) -> Option<RouteFilterConfig> {
-    let PbCorsPolicy {
-        allow_origin_string_match,
-        allow_methods,
-        allow_headers,
-        expose_headers,
-        max_age,
-        allow_credentials,
-        filter_enabled,
-        shadow_enabled,
-        allow_private_network_access,
-        forward_not_matching_preflights,
-    } = common::unpack(d, any)?;
-    let fields = Fields {
-        allow_origin_string_match,
-        allow_methods,
-        allow_headers,
-        expose_headers,
-        max_age,
-        allow_credentials,
-        filter_enabled,
-        shadow_enabled,
-        allow_private_network_access,
-        forward_not_matching_preflights,
-    };
-    policy(d, fields).map(RouteFilterConfig::Cors)
+    let value = common::unpack(d, any)?;
+    policy(d, value).map(RouteFilterConfig::Cors)
 }
 
 /// `cors` of a route's action or a virtual host; in force where nothing is said by
@@ -73,7 +46,7 @@ pub(in crate::source::xds) fn of_level(
         forward_not_matching_preflights,
         enabled_specifier,
     } = value;
-    let fields = Fields {
+    let value = PbCorsPolicy {
         allow_origin_string_match,
         allow_methods,
         allow_headers,
@@ -85,25 +58,11 @@ pub(in crate::source::xds) fn of_level(
         allow_private_network_access,
         forward_not_matching_preflights,
     };
-    d.field("cors", |d| policy(d, fields)).map(Some)
+    d.field("cors", |d| policy(d, value)).map(Some)
 }
 
-/// What both messages have.
-struct Fields {
-    allow_origin_string_match: Vec<StringMatcher>,
-    allow_methods: String,
-    allow_headers: String,
-    expose_headers: String,
-    max_age: String,
-    allow_credentials: Option<BoolValue>,
-    filter_enabled: Option<RuntimeFractionalPercent>,
-    shadow_enabled: Option<RuntimeFractionalPercent>,
-    allow_private_network_access: Option<BoolValue>,
-    forward_not_matching_preflights: Option<BoolValue>,
-}
-
-fn policy(d: &mut Decoder, fields: Fields) -> Option<Arc<CorsPolicy>> {
-    let Fields {
+fn policy(d: &mut Decoder, value: PbCorsPolicy) -> Option<Arc<CorsPolicy>> {
+    let PbCorsPolicy {
         allow_origin_string_match,
         allow_methods,
         allow_headers,
@@ -114,7 +73,7 @@ fn policy(d: &mut Decoder, fields: Fields) -> Option<Arc<CorsPolicy>> {
         shadow_enabled,
         allow_private_network_access,
         forward_not_matching_preflights,
-    } = fields;
+    } = value;
     unsupported!(d; shadow_enabled);
     let enabled = match filter_enabled {
         None => Some(None),
