@@ -81,10 +81,10 @@ fn policy(d: &mut Decoder, value: PbCorsPolicy) -> Option<Arc<CorsPolicy>> {
     };
     let allow_origins =
         d.all("allow_origin_string_match", allow_origin_string_match, matchers::string);
-    let allow_methods = value(d, "allow_methods", &allow_methods);
-    let allow_headers = value(d, "allow_headers", &allow_headers);
-    let expose_headers = value(d, "expose_headers", &expose_headers);
-    let max_age = value(d, "max_age", &max_age);
+    let allow_methods = header_value(d, "allow_methods", &allow_methods);
+    let allow_headers = header_value(d, "allow_headers", &allow_headers);
+    let expose_headers = header_value(d, "expose_headers", &expose_headers);
+    let max_age = header_value(d, "max_age", &max_age);
     let flag = |value: Option<BoolValue>| value.map(|value| value.value);
     Some(Arc::new(CorsPolicy {
         enabled: enabled?,
@@ -100,7 +100,7 @@ fn policy(d: &mut Decoder, value: PbCorsPolicy) -> Option<Arc<CorsPolicy>> {
 }
 
 /// A header's value; the inner `None`: there is none.
-fn value(d: &mut Decoder, field: &str, text: &str) -> Option<Option<HeaderValue>> {
+fn header_value(d: &mut Decoder, field: &str, text: &str) -> Option<Option<HeaderValue>> {
     match HeaderValue::from_str(text) {
         _ if text.is_empty() => Some(None),
         Ok(value) => Some(Some(value)),
