@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod extension;
 pub mod filter;
 pub mod format;
+pub mod gateway;
 pub mod hash_policy;
 pub mod header_mutation;
 pub mod http_options;

@@ -24,4 +24,4 @@ pub mod rbac;
 pub use authorize::{
     Chain, Denied, DenyReason, Permit, Place, RequestPermit, Revoked, Step, authorize, resolve,
 };
-pub use flow::{Flow, FlowError, OutboundPolicy};
+pub use flow::{Flow, FlowError, OutboundPolicy, gateway_chain};

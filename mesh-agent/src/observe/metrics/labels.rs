@@ -64,7 +64,7 @@ pub enum Reporter {
 impl From<Direction> for Reporter {
     fn from(direction: Direction) -> Self {
         match direction {
-            Direction::Outbound => Self::Source,
+            Direction::Outbound | Direction::Gateway => Self::Source,
             Direction::Inbound => Self::Destination,
         }
     }
@@ -242,9 +242,3 @@ impl EncodeLabelSet for ByTypeAndResult {
     }
 }
 
-pub(super) fn direction(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Inbound => "inbound",
-        Direction::Outbound => "outbound",
-    }
-}

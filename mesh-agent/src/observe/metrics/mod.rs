@@ -226,12 +226,12 @@ impl Metrics {
 
     /// Capture handed over a connection.
     pub fn captured(&self, direction: Direction) {
-        self.0.own.captured.get_or_create(&ByDirection(labels::direction(direction))).inc();
+        self.0.own.captured.get_or_create(&ByDirection(direction.as_str())).inc();
     }
 
     /// A connection or request was refused; `reason` is one of a fixed few, snake_case.
     pub fn denied(&self, direction: Direction, reason: &'static str) {
-        let series = ByReason { direction: labels::direction(direction), reason };
+        let series = ByReason { direction: direction.as_str(), reason };
         self.0.own.denied.get_or_create(&series).inc();
     }
 
@@ -244,7 +244,7 @@ impl Metrics {
 
     /// A TLS handshake failed; `reason` is one of a fixed few, snake_case.
     pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
-        let series = ByReason { direction: labels::direction(direction), reason };
+        let series = ByReason { direction: direction.as_str(), reason };
         self.0.own.handshake_failures.get_or_create(&series).inc();
     }
 
@@ -345,9 +345,9 @@ impl Metrics {
     /// The exposition in OpenMetrics text, live connections' bytes included.
     pub fn encode(&self, connections: &Connections) -> String {
         connections.settle();
-        let (inbound, outbound) = connections.by_direction();
-        for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
-            let gauge = self.0.own.open_connections.get_or_create_owned(&ByDirection(direction));
+        for (direction, open) in connections.by_direction() {
+            let series = ByDirection(direction.as_str());
+            let gauge = self.0.own.open_connections.get_or_create_owned(&series);
             gauge.set(i64::try_from(open).unwrap_or(i64::MAX));
         }
         let mut text = String::with_capacity(16 * 1024);
