@@ -8,6 +8,7 @@
 mod certificates;
 mod configuration;
 mod control;
+mod gateway;
 mod kernel_path;
 mod maps;
 mod memory;
@@ -16,6 +17,8 @@ mod pods;
 mod self_test;
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
@@ -146,6 +149,8 @@ struct Agent {
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// The connection to who speaks SDS, if that is somebody else.
     sds: Option<watch::Receiver<Arc<AdsStatus>>>,
+    /// Gateway listeners that could not be bound, and why.
+    gateway_failures: Mutex<BTreeMap<SocketAddr, String>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -155,6 +160,10 @@ struct Agent {
 impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gateway_failures(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, String>> {
+        self.gateway_failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
@@ -202,6 +211,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         self_test: OnceLock::new(),
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
+        gateway_failures: Mutex::default(),
         ads: source.ads_status(),
         sds: certificates.status(),
         data,
@@ -220,6 +230,9 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(certificates::retire(Arc::clone(&agent.dataplane), stop.clone()));
     let tls = Arc::clone(&agent.dataplane.connector.tls);
     tokio::spawn(tls.follow_files(stop.clone()));
+    let tls = Arc::clone(&agent.dataplane.downstream_tls);
+    tokio::spawn(tls.follow_files(stop.clone()));
+    tokio::spawn(gateway::follow(Arc::clone(&agent)));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     tokio::spawn(configuration::follow(Arc::clone(&agent), received));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
@@ -318,6 +331,7 @@ fn dataplane(
     Arc::new(Dataplane {
         snapshot,
         identities,
+        downstream_tls: Arc::default(),
         balancers,
         connector,
         http,

@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client_hello;
 pub mod detect;
 pub mod guard;
 pub mod http;
+pub mod proxy_protocol;

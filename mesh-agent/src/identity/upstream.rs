@@ -6,7 +6,7 @@
 //! who would get the same one. Where a new version is of no use (a file that is half
 //! written), the last good one stays.
 
-mod names;
+pub(super) mod names;
 mod verify;
 
 use std::{
@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use verify::{RefusedServer, refused_server};
 
-pub(super) use self::verify::Trust;
 use self::verify::Expected;
+pub(super) use self::verify::Trust;
 use super::{
     clock::{Clock, system_clock},
     material::{self, Stamp, Unusable},
@@ -221,8 +221,7 @@ impl UpstreamContexts {
         if let Some(flaw) = validation.flaw() {
             return Err(UpstreamTlsError::Unsafe { cluster: cluster.clone(), flaw });
         }
-        let provider =
-            Arc::new(material::provider(&settings.cipher_suites, &settings.curves));
+        let provider = Arc::new(material::provider(&settings.cipher_suites, &settings.curves));
         let trust = Trust::new(&validation, &provider).map_err(|e| unusable(origination, e))?;
         let trust = Arc::new(trust);
         let expected = Expected::new(Arc::clone(&trust), Vec::new());

@@ -15,9 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{
-        captured::{AcceptedByGateway, CapturedInbound, CapturedOutbound, GatewayPeer, InboundPeer, Pod},
+        captured::{
+            AcceptedByGateway, CapturedInbound, CapturedOutbound, GatewayPeer, InboundPeer, Pod,
+        },
         identity::Identity,
-        listener::{Direction, FilterChain, Listener, SourceType, TerminalFilter, TransportProtocol},
+        listener::{
+            Direction, FilterChain, Listener, SourceType, TerminalFilter, TransportProtocol,
+        },
         workload::{MtlsMode, WorkloadUid},
     },
     snapshot::Snapshot,
@@ -202,7 +206,10 @@ impl Flow {
     /// # Errors
     /// There is no listener or filter chain for it, or one that wants TLS and there is
     /// none, or the other way round.
-    pub fn gateway(accepted: Arc<AcceptedByGateway>, snapshot: &Snapshot) -> Result<Self, FlowError> {
+    pub fn gateway(
+        accepted: Arc<AcceptedByGateway>,
+        snapshot: &Snapshot,
+    ) -> Result<Self, FlowError> {
         let (listener, chain) = gateway_chain(&accepted, snapshot)?;
         if chain.tls.is_some() != accepted.peer.is_tls() {
             return Err(FlowError::NoFilterChain {
@@ -402,8 +409,7 @@ fn choose_chain(
     listener: &Arc<Listener>,
     traits: &Traits<'_>,
 ) -> Result<(Arc<Listener>, Arc<FilterChain>), FlowError> {
-    let chain =
-        narrow(&listener.filter_chains, traits).or(listener.default_filter_chain.as_ref());
+    let chain = narrow(&listener.filter_chains, traits).or(listener.default_filter_chain.as_ref());
     match chain {
         Some(chain) => Ok((Arc::clone(listener), Arc::clone(chain))),
         None => Err(FlowError::NoFilterChain {

@@ -47,7 +47,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, header::CONNECTION, uri::Authority};
 use hyper::{
@@ -56,7 +56,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -77,7 +77,10 @@ use crate::{
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
     snapshot::{RouteTable, SnapshotCell},
-    transport::http_pool::{BoxedIo, HttpPool, HttpProtocol},
+    transport::{
+        http_pool::{BoxedIo, HttpPool, HttpProtocol},
+        replayed::Replayed,
+    },
 };
 
 /// How long a request's head may take where the listener does not say.
@@ -426,57 +429,5 @@ fn serve_request(
             response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
         }
         Ok(response)
-    }
-}
-
-/// A connection whose first bytes have been read already.
-struct Replayed<IO> {
-    io: IO,
-    sniffed: Bytes,
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Replayed<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.sniffed.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
-        }
-        let n = self.sniffed.len().min(buf.remaining());
-        buf.put_slice(&self.sniffed[..n]);
-        self.sniffed.advance(n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Replayed<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }

@@ -241,4 +241,3 @@ impl EncodeLabelSet for ByTypeAndResult {
         ("result", self.result).encode(set.encode_label())
     }
 }
-

@@ -280,7 +280,7 @@ impl RequestValues<'_> {
             P::DownstreamLocalAddressWithoutPort => shown(out, &SocketAddr::ip(&local)),
             P::DownstreamLocalPort => shown(out, &local.port()),
             // Only a tunnel's handshake proves anything.
-            P::DownstreamPeerUriSan if self.flow.direction() == Direction::Inbound => {
+            P::DownstreamPeerUriSan if self.flow.direction() != Direction::Outbound => {
                 self.flow.source_identity().is_some_and(|identity| shown(out, identity))
             }
             P::DownstreamPeerUriSan => false,
@@ -289,8 +289,9 @@ impl RequestValues<'_> {
                     && self.flow.source_identity().is_some();
                 proven && shown(out, &self.flow.pod().workload.identity)
             }
-            // Captured connections begin in the clear, and tunnels name no server.
-            P::RequestedServerName => false,
+            P::RequestedServerName => {
+                text(out, self.flow.requested_server_name().map(str::as_bytes))
+            }
             P::RouteName => text(out, record.route.as_ref().map(|route| route.as_bytes())),
             P::StreamId => text(out, record.request_id.as_ref().map(HeaderValue::as_bytes)),
         }

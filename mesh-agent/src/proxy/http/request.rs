@@ -126,7 +126,8 @@ async fn answer(
     let flow = judged.permit.flow();
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
-    forwarding::of_request(&mut head.headers, &log.options, remote, local);
+    let secure = flow.is_secure();
+    forwarding::of_request(&mut head.headers, &log.options, (remote, local), secure);
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
 
     let mut lookups = Lookups::default();
