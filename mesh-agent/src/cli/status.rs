@@ -73,6 +73,10 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
+    if let [first, rest @ ..] = &status.off_kernel_path[..] {
+        let left_out = format!("not for {} pods: {}: {}", rest.len() + 1, first.pod, first.why);
+        head.row([String::new(), left_out]);
+    }
     head.row(["  guard".into(), missing(&status.unguarded)]);
     head.row(["  redirect".into(), missing(&status.not_redirected)]);
     let splice = match &status.kernel_path.splice.off {
@@ -300,6 +304,7 @@ mod tests {
             }),
             unguarded: vec![MissingView { pod: "p".into(), why: "no tc".into() }],
             not_redirected: Vec::new(),
+            off_kernel_path: Vec::new(),
             maps: vec![
                 MapView { map: "SERVICES".into(), entries: 8, capacity: 9, wanted: 90 },
                 MapView { map: "PODS".into(), entries: 8, capacity: 90, wanted: 90 },
