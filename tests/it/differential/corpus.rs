@@ -26,6 +26,7 @@
 
 mod changes;
 mod compare;
+mod filters;
 mod http;
 mod policy;
 mod resilience;
@@ -424,6 +425,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         smuggling::cases(),
         changes::cases(),
         resilience::cases(),
+        filters::cases(),
         upstream::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();

@@ -38,9 +38,8 @@ impl Session {
             if came.len() >= RESPONSE_MAX_BYTES {
                 return Err(Ill::unreachable("what is expected does not come"));
             }
-            match stream.read_buf(&mut came).await.map_err(failed)? {
-                0 => return Err(Ill::unreachable("the connection was closed")),
-                _ => {}
+            if stream.read_buf(&mut came).await.map_err(failed)? == 0 {
+                return Err(Ill::unreachable("the connection was closed"));
             }
         }
         self.kept.stream = Some(stream);

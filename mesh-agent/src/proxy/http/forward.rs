@@ -91,6 +91,9 @@ pub(super) async fn forward(
         grpc: headers::is_grpc(&head.headers),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
+    if protocol == HttpProtocol::Http1 && body.is_end_stream() {
+        headers::tell_no_body(head);
+    }
     if let Some(mutations) = &mut log.mutations {
         mutations.keep_request(head);
     }

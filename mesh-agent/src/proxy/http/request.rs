@@ -17,7 +17,7 @@ use super::{
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
-    mutations::{self, ResponseMutations},
+    mutations::{self, OnTheWayOut, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
     redirect,
@@ -180,10 +180,25 @@ async fn answer(
         let request_permit = loop {
             match chain.next(head).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
-                Step::Run(name, HttpFilter::HeaderMutation(filter)) => {
-                    let mutations = filter::header_mutations(filter, name, filter_levels);
+                Step::Run(place, HttpFilter::HeaderMutation(filter)) => {
+                    let mutations = filter::header_mutations(filter, place.name, filter_levels);
                     for mutation in mutations.flat_map(|mutations| &mutations.request) {
                         mutations::mutate_head(mutation, log, permit.flow(), head);
+                    }
+                }
+                Step::Run(place, HttpFilter::Csrf(own)) => {
+                    let policy = filter_levels.csrf(place.name, own);
+                    filter::csrf::check(policy, &snapshot.runtime, head, authority.as_str())?;
+                }
+                Step::Run(place, HttpFilter::Cors) => {
+                    let route = matched.as_ref().ok().map(|matched| matched.route);
+                    let policies = filter::cors::policies(place.name, filter_levels, route);
+                    let (headers, reply) = policies.check(&snapshot.runtime, head);
+                    if let Some(headers) = headers {
+                        log.on_the_way_out(place, OnTheWayOut::Set(headers), &judged);
+                    }
+                    if let Some(reply) = reply {
+                        return Err(reply);
                     }
                 }
                 Step::Run(_, HttpFilter::OnDemand(own)) => {

@@ -153,10 +153,10 @@ fn a_degraded_endpoint_takes_what_others_leave() {
 fn who_is_not_checked_is_as_configured() {
     let play = Play::new(0, |cluster| {
         let of = |host: u8, disabled| {
-            let endpoint =
-                assignment(&[1; 3]).localities[0].endpoints[usize::from(host) - 1].clone();
+            let all = assignment(&[1; 3]);
+            let endpoint = &all.localities[0].endpoints[usize::from(host) - 1];
             let check = Some(Arc::new(EndpointCheck { disabled, ..EndpointCheck::default() }));
-            Arc::new(Endpoint { check, ..Endpoint::clone(&endpoint) })
+            Arc::new(Endpoint { check, ..Endpoint::clone(endpoint) })
         };
         let endpoints = vec![of(1, true), of(2, false)];
         cluster.discovery = Discovery::Static(Arc::new(LoadAssignment::of(endpoints)));
