@@ -9,7 +9,7 @@ use std::{
 
 use http::request::Parts;
 
-use super::{Chain, Denied, Flow, OutboundPolicy, Permit, RequestPermit, Step, authorize};
+use super::{Chain, Denied, Flow, OutboundPolicy, Permit, Place, RequestPermit, Step, authorize};
 use crate::{
     model::{
         authz::{
@@ -24,6 +24,7 @@ use crate::{
             NetworkFilter, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
             WeightedCluster,
         },
+        metadata::DynamicMetadata,
         route::{HeaderMatchKind, HeaderMatcher, RouteConfiguration},
         socket::PodSockets,
         workload::{MtlsMode, Workload, WorkloadUid},
@@ -250,8 +251,9 @@ pub(crate) fn authorize_request(
     snapshot: &Snapshot,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
-    match Chain::new(permit, http, snapshot, Levels::default(), head)?.next(head)? {
+    let mut chain = Chain::new(permit, http, snapshot, Levels::default(), head)?;
+    match chain.next(head, &DynamicMetadata::default())? {
         Step::Passed(permit) => Ok(permit),
-        Step::Run(name, _) => panic!("{name} judges nothing"),
+        Step::Run(Place { name, .. }) => panic!("{name} judges nothing"),
     }
 }

@@ -16,7 +16,7 @@ pub mod scope;
 
 pub use clusters::{Chosen, choose};
 pub use decide::{
-    Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
+    Destination, NoDestination, Target, decide_call, decide_passthrough, decide_request, decide_tcp,
 };
 pub use hash::request_hash;
 pub use lb::{Balancers, Choice, LoadGuard, shares};

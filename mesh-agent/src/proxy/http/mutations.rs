@@ -14,7 +14,12 @@ use http::{
     request::Parts,
 };
 
-use super::{Judged, headers::append_value, record::RequestLog};
+use super::{
+    Judged,
+    filter::{self, OnResponse},
+    headers::append_value,
+    record::RequestLog,
+};
 use crate::{
     model::{
         format::{HeaderNames, Operator, PlainOperator, Values},
@@ -77,9 +82,18 @@ fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     }
     // What fills a place came as a header's value or is an address or a name.
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
-    let name = addition.name.clone();
+    set_value(headers, addition.name.clone(), value, addition.action);
+}
+
+/// Sets a header as `action` says.
+pub(super) fn set_value(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    value: HeaderValue,
+    action: AppendAction,
+) {
     let there = headers.contains_key(&name);
-    match addition.action {
+    match action {
         AppendAction::AppendIfExistsOrAdd if SINGLE.contains(&name) => {
             let separator = if name == COOKIE { "; " } else { "," };
             append_value(headers, name, &value, separator);
@@ -99,7 +113,7 @@ fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
 
 /// What is to be done to a response, whoever makes it.
 pub(super) struct ResponseMutations {
-    mutations: Vec<Arc<HeaderMutation>>,
+    steps: Vec<OnResponse>,
     judged: Arc<Judged>,
     /// The head as it went upstream, where a value is taken from it.
     request: Option<Parts>,
@@ -109,19 +123,24 @@ impl ResponseMutations {
     /// What the route wants, and then the filters; `None` where there is nothing to do.
     pub(super) fn of<'a>(
         levels: Levels<'a>,
-        filters: impl Iterator<Item = &'a Arc<HeaderMutation>>,
+        filters: impl Iterator<Item = OnResponse>,
         judged: &Arc<Judged>,
     ) -> Option<Box<Self>> {
         let levels = levels.into_iter().flatten();
         let own = levels.filter_map(|level| level.response.as_ref());
-        let mutations: Vec<_> = own.chain(filters).map(Arc::clone).collect();
-        (!mutations.is_empty())
-            .then(|| Box::new(Self { mutations, judged: Arc::clone(judged), request: None }))
+        let own = own.map(|mutation| OnResponse::Mutation(Arc::clone(mutation)));
+        let steps: Vec<_> = own.chain(filters).collect();
+        (!steps.is_empty())
+            .then(|| Box::new(Self { steps, judged: Arc::clone(judged), request: None }))
     }
 
     /// Keeps the request's head, as it goes upstream, if it will be asked for.
     pub(super) fn keep_request(&mut self, head: &Parts) {
-        if self.mutations.iter().any(|mutation| mutation.reads_request()) {
+        let reads = |step: &OnResponse| match step {
+            OnResponse::Mutation(mutation) => mutation.reads_request(),
+            OnResponse::Kept(_) => false,
+        };
+        if self.steps.iter().any(reads) {
             self.request = Some(head.clone());
         }
     }
@@ -134,22 +153,45 @@ impl ResponseMutations {
         status: StatusCode,
         headers: &mut HeaderMap,
     ) {
+        for step in &self.steps {
+            match step {
+                OnResponse::Mutation(mutation) => {
+                    self.mutate_once(mutation, log, head, status, headers);
+                }
+                OnResponse::Kept(place) => {
+                    let kept = log.states.iter().filter(|(index, _)| index == place);
+                    for (_, filter::State::Headers(added)) in kept {
+                        for (name, value, action) in added {
+                            set_value(headers, name.clone(), value.clone(), *action);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn mutate_once(
+        &self,
+        mutation: &HeaderMutation,
+        log: &RequestLog,
+        head: &Parts,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+    ) {
         let mut value = Vec::new();
-        for mutation in &self.mutations {
-            for name in &mutation.remove {
-                headers.remove(name);
-            }
-            for addition in &mutation.add {
-                value.clear();
-                let values = RequestValues {
-                    log,
-                    flow: self.judged.permit.flow(),
-                    head: Some(self.request.as_ref().unwrap_or(head)),
-                    response: Some((status, headers)),
-                };
-                addition.value.append(&values, "", &mut value);
-                set(headers, addition, &value);
-            }
+        for name in &mutation.remove {
+            headers.remove(name);
+        }
+        for addition in &mutation.add {
+            value.clear();
+            let values = RequestValues {
+                log,
+                flow: self.judged.permit.flow(),
+                head: Some(self.request.as_ref().unwrap_or(head)),
+                response: Some((status, headers)),
+            };
+            addition.value.append(&values, "", &mut value);
+            set(headers, addition, &value);
         }
     }
 }
@@ -260,8 +302,19 @@ impl Values for RequestValues<'_> {
                 let (_, headers) = self.response?;
                 headers.get(name).map(HeaderValue::as_bytes)
             }),
-            // Neither is there when headers are written.
-            Operator::Trailer(_) | Operator::DynamicMetadata { .. } => None,
+            Operator::DynamicMetadata { namespace, path } => {
+                return match self.log.record.metadata.get(namespace, path) {
+                    None => false,
+                    Some(serde_json::Value::String(text)) => {
+                        out.extend_from_slice(text.as_bytes());
+                        true
+                    }
+                    // Writing to a Vec does not fail.
+                    Some(value) => write!(out, "{value}").is_ok(),
+                };
+            }
+            // Not there when headers are written.
+            Operator::Trailer(_) => None,
         };
         if let Some(value) = value {
             out.extend_from_slice(value);

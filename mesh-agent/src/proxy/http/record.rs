@@ -9,10 +9,15 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
-use super::{HttpConnection, forwarding, mutations::ResponseMutations, timing::Exchange};
+use super::{
+    HttpConnection, filter::States, forwarding, mutations::ResponseMutations, timing::Exchange,
+};
 use crate::{
     codec::guard::GuardShared,
-    model::{cluster::ClusterName, http_options::HttpOptions, identity::Identity},
+    model::{
+        cluster::ClusterName, http_options::HttpOptions, identity::Identity,
+        metadata::DynamicMetadata,
+    },
     observe::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
@@ -52,6 +57,8 @@ pub struct RequestRecord {
     pub dropped: Option<Arc<str>>,
     /// The policy that allowed or denied.
     pub policy: Option<Arc<str>>,
+    /// What filters have noted.
+    pub metadata: DynamicMetadata,
     /// `None` where downstream went away before there was one.
     pub response_code: Option<StatusCode>,
     pub flags: ResponseFlags,
@@ -79,6 +86,7 @@ impl RequestRecord {
             upstream_identity: None,
             dropped: None,
             policy: None,
+            metadata: DynamicMetadata::default(),
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,
@@ -99,6 +107,8 @@ pub(super) struct RequestLog {
     pub(super) options: Arc<HttpOptions>,
     /// What the route wants of the response's headers.
     pub(super) mutations: Option<Box<ResponseMutations>>,
+    /// What filters keep for the response.
+    pub(super) states: States,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -113,7 +123,8 @@ impl RequestLog {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
         let options = Arc::clone(&connection.http.options);
-        Self { connection, guard, exchange, record, options, mutations: None, ended: false }
+        let (mutations, states) = (None, States::new());
+        Self { connection, guard, exchange, record, options, mutations, states, ended: false }
     }
 
     /// Changes a response's headers as route and listener want; `head` is the request's, where it

@@ -12,7 +12,7 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
-    filter,
+    filter::{self, Filtering, Next},
     forward::{Forward, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
@@ -32,7 +32,7 @@ use crate::{
         route::{ForwardAction, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Chain, Denied, Permit, Step},
+    policy::{Chain, Denied, Permit, Place, Progress, Step},
     proxy::rejudge::{self, Standing},
     route::{
         Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
@@ -104,6 +104,15 @@ impl Answer {
     }
 }
 
+/// How a request goes to its filters.
+enum Begin {
+    First,
+    /// To the first one again, by the configuration that is in force now.
+    Anew,
+    /// On, by a route that is matched anew.
+    At(Progress),
+}
+
 async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
@@ -131,11 +140,17 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
-    let mut again = false;
+    let mut begin = Begin::First;
     'request: loop {
+        let mut progress = None;
         // One version of the configuration for the whole request, unless it waited for one.
-        if std::mem::replace(&mut again, true) {
-            (snapshot, judged) = in_force()?;
+        match std::mem::replace(&mut begin, Begin::First) {
+            Begin::First => {}
+            Begin::Anew => {
+                (snapshot, judged) = in_force()?;
+                log.states.clear();
+            }
+            Begin::At(reached) => progress = Some(reached),
         }
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
@@ -167,7 +182,7 @@ async fn answer(
             Err(_) => Default::default(),
         };
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
-        let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
+        let on_the_way_out = filter::on_response(http, &snapshot, filter_levels);
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
 
         let denied = |denied: Denied, log: &mut RequestLog| {
@@ -177,16 +192,14 @@ async fn answer(
         };
         let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
             .map_err(|why| denied(why, log))?;
+        if let Some(progress) = progress {
+            chain = chain.at(progress);
+        }
+        let filtering = Filtering { permit, levels: filter_levels };
         let request_permit = loop {
-            match chain.next(head).map_err(|why| denied(why, log))? {
+            match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
-                Step::Run(name, HttpFilter::HeaderMutation(filter)) => {
-                    let mutations = filter::header_mutations(filter, name, filter_levels);
-                    for mutation in mutations.flat_map(|mutations| &mutations.request) {
-                        mutations::mutate_head(mutation, log, permit.flow(), head);
-                    }
-                }
-                Step::Run(_, HttpFilter::OnDemand(own)) => {
+                Step::Run(Place { filter: HttpFilter::OnDemand(own), .. }) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
                     let lacks = match &matched {
                         Err(why) => lookups.route(why, authority.as_str()),
@@ -218,10 +231,16 @@ async fn answer(
                         return Err(not_obtained(why, reply));
                     }
                     // As Envoy: the filters begin anew, with the request as it is now.
+                    begin = Begin::Anew;
                     continue 'request;
                 }
-                // Policy's chain has judged, and found what was to be discovered.
-                Step::Run(_, HttpFilter::Rbac(_) | HttpFilter::Discovered(_)) => {}
+                Step::Run(place) => match filter::run(place, filtering, log, head).await? {
+                    Next::Continue => {}
+                    Next::Reroute => {
+                        begin = Begin::At(chain.into_progress());
+                        continue 'request;
+                    }
+                },
             }
         };
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
