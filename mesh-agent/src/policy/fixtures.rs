@@ -9,7 +9,7 @@ use std::{
 
 use http::request::Parts;
 
-use super::{Chain, Denied, Flow, OutboundPolicy, Permit, Place, RequestPermit, Step, authorize};
+use super::{Chain, Denied, Flow, OutboundPolicy, Permit, RequestPermit, Step, authorize};
 use crate::{
     model::{
         authz::{
@@ -199,6 +199,7 @@ pub(crate) fn cluster_name(name: &str) -> ClusterName {
 pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> Cluster {
     Cluster {
         tls: None,
+        monitoring: crate::model::cluster::Monitoring::default(),
         socket_matches: Vec::new(),
         name: cluster_name(name),
         discovery,
@@ -254,6 +255,6 @@ pub(crate) fn authorize_request(
     let mut chain = Chain::new(permit, http, snapshot, Levels::default(), head)?;
     match chain.next(head, &DynamicMetadata::default())? {
         Step::Passed(permit) => Ok(permit),
-        Step::Run(Place { name, .. }) => panic!("{name} judges nothing"),
+        Step::Run(place, _) => panic!("{} judges nothing", place.name),
     }
 }

@@ -26,11 +26,13 @@
 
 mod changes;
 mod compare;
+mod filters;
 mod http;
 mod policy;
 mod resilience;
 mod routing;
 mod smuggling;
+mod upstream;
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
@@ -419,6 +421,8 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         smuggling::cases(),
         changes::cases(),
         resilience::cases(),
+        filters::cases(),
+        upstream::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();

@@ -39,20 +39,19 @@ pub struct Progress {
     basis: Basis,
 }
 
-/// A filter to be run.
+/// Where a filter is in its chain.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
-    /// In the chain.
-    pub index: usize,
-    /// What the route says is under that name.
     pub name: &'a str,
-    pub filter: &'a HttpFilter,
+    /// The first one's is 0.
+    pub index: usize,
 }
 
 /// What is next for a request.
 #[derive(Debug)]
 pub enum Step<'a> {
-    Run(Place<'a>),
+    /// To be run, with what the route says under its name.
+    Run(Place<'a>, &'a HttpFilter),
     Passed(RequestPermit),
 }
 
@@ -115,9 +114,7 @@ impl<'a> Chain<'a> {
                         judge(rbac, subject, head, &mut self.progress.basis)?;
                     }
                 }
-                Some(run) => {
-                    return Ok(Step::Run(Place { index, name: &filter.name, filter: run }));
-                }
+                Some(run) => return Ok(Step::Run(Place { name: &filter.name, index }, run)),
             }
         }
         Ok(Step::Passed(RequestPermit { basis: std::mem::take(&mut self.progress.basis) }))

@@ -488,7 +488,7 @@ fn a_chain_goes_on_by_another_routes_levels() {
     let none = DynamicMetadata::default();
     let chain = |levels| Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
     let mut first = chain(Levels::default());
-    let Ok(Step::Run(Place { index: 0, name: "a", .. })) = first.next(&head, &none) else {
+    let Ok(Step::Run(Place { index: 0, name: "a" }, _)) = first.next(&head, &none) else {
         panic!("`a` comes first");
     };
     // The other route has no use for `b`, and `a` is not run again.

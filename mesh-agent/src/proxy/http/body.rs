@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use super::{
     breakers::Admitted,
     headers::strip_trailers,
+    outliers,
     record::RequestLog,
     replay::Attempt,
     timing::{Deadline, Exchange, Expired},
@@ -222,6 +223,10 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        // Of no body hyper would tell the length by HTTP/2, which Envoy does not.
+        if self.is_end_stream() {
+            return SizeHint::default();
+        }
         let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.data.len() as u64);
         let rest = match &self.content {
             _ if self.ahead.as_ref().is_some_and(|ahead| ahead.ended) => SizeHint::with_exact(0),
@@ -272,7 +277,7 @@ struct Upstream {
     body: LeasedBody<RequestBody>,
     deadline: Deadline,
     /// In flight until the response has ended.
-    _held: (LoadGuard, Admitted),
+    held: (LoadGuard, Admitted),
 }
 
 /// Why a response that has begun is cut short.
@@ -301,7 +306,7 @@ impl ResponseBody {
         if body.is_end_stream() {
             log.end();
         }
-        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, _held: held })), log }
+        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, held })), log }
     }
 
     /// The response has no body whatever its headers say: HEAD.
@@ -339,6 +344,7 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
+                outliers::broke_off(&upstream.held.0.reporter());
                 log.cut(ResponseFlag::UpstreamConnectionTermination, error.to_string());
                 Poll::Ready(Some(Err(CutShort::Upstream(error))))
             }

@@ -3,19 +3,21 @@
 //! Those that judge are asked by `policy`'s chain; the ways out are taken in reverse, and by
 //! the agent's own replies too, whichever filter they come from.
 
-use std::sync::Arc;
+pub(super) mod cors;
+pub(super) mod csrf;
 
-use http::{HeaderName, HeaderValue, request::Parts};
+use std::{borrow::Cow, sync::Arc};
 
-use super::{mutations, record::RequestLog, reply::Reply};
+use http::{HeaderMap, HeaderName};
+
 use crate::{
     model::{
         filter::{FilterMutations, HeaderMutationFilter, HttpFilter, Levels, RouteFilterConfig},
-        header_mutation::{AppendAction, HeaderMutation},
+        header_mutation::HeaderMutation,
         listener::HttpConnectionManager,
         route::RouteCluster,
     },
-    policy::{Permit, Place, resolve},
+    policy::resolve,
     route::Matched,
     snapshot::Snapshot,
 };
@@ -49,82 +51,35 @@ pub(super) fn header_mutations<'a>(
     all.into_iter().flatten()
 }
 
-/// What a filter sees of a request beside its head.
-#[derive(Clone, Copy)]
-pub(super) struct Filtering<'a> {
-    pub(super) permit: &'a Permit,
-    /// What the route says for filters.
-    pub(super) levels: Levels<'a>,
-}
-
-/// What becomes of a request that a filter does not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    /// The next filter's turn.
-    Continue,
-    /// The same, by the route that is matched anew.
-    #[expect(dead_code, reason = "for filters that clear the route")]
-    Reroute,
-}
-
-/// A filter's way in.
-///
-/// # Errors
-/// It answers the request.
-pub(super) async fn run(
-    Place { name, filter, .. }: Place<'_>,
-    Filtering { permit, levels }: Filtering<'_>,
-    log: &mut RequestLog,
-    head: &mut Parts,
-) -> Result<Next, Reply> {
-    match filter {
-        HttpFilter::HeaderMutation(filter) => {
-            let all = header_mutations(filter, name, levels);
-            for mutation in all.flat_map(|mutations| &mutations.request) {
-                mutations::mutate_head(mutation, log, permit.flow(), head);
-            }
-            Ok(Next::Continue)
-        }
-        // Policy's chain has judged, and found what was to be discovered; what is asked for
-        // on demand begins the request anew.
-        HttpFilter::Rbac(_) | HttpFilter::Discovered(_) | HttpFilter::OnDemand(_) => {
-            Ok(Next::Continue)
-        }
-    }
-}
-
-/// What a filter keeps of a request for its response.
-#[derive(Debug)]
-pub(super) enum State {
-    /// Headers that it has been told of.
-    #[expect(dead_code, reason = "for filters that ask somebody else")]
-    Headers(Vec<(HeaderName, HeaderValue, AppendAction)>),
-}
-
-/// What filters keep of a request, by their places in the chain.
-pub(super) type States = Vec<(usize, State)>;
-
-/// What one filter does to a response.
-#[derive(Debug)]
-pub(super) enum OnResponse {
-    Mutation(Arc<HeaderMutation>),
-    /// What the filter in that place has kept.
-    #[expect(dead_code, reason = "for filters that ask somebody else")]
-    Kept(usize),
-}
-
-/// What the chain's filters do to a response's headers, in order.
-pub(super) fn on_response<'a>(
+/// What the chain's `header_mutation` filters do to a response's headers, in order, each with
+/// its filter's index.
+pub(super) fn response_mutations<'a>(
     http: &'a HttpConnectionManager,
     snapshot: &'a Snapshot,
     levels: Levels<'a>,
-) -> impl Iterator<Item = OnResponse> {
-    let places = http.http_filters.iter().rev();
-    let running = places.filter(move |filter| levels.runs(filter));
-    let mutations = running.filter_map(move |place| match resolve(place, snapshot)? {
-        HttpFilter::HeaderMutation(filter) => Some(header_mutations(filter, &place.name, levels)),
+) -> impl Iterator<Item = (usize, &'a Arc<HeaderMutation>)> {
+    let places = http.http_filters.iter().enumerate().rev();
+    let running = places.filter(move |(_, filter)| levels.runs(filter));
+    let mutations = running.filter_map(move |(index, place)| match resolve(place, snapshot)? {
+        HttpFilter::HeaderMutation(filter) => {
+            let all = header_mutations(filter, &place.name, levels);
+            let response = all.flat_map(|mutations| &mutations.response);
+            Some(response.map(move |mutation| (index, mutation)))
+        }
         _ => None,
     });
-    let mutations = mutations.flatten().flat_map(|mutations| &mutations.response);
-    mutations.map(|mutation| OnResponse::Mutation(Arc::clone(mutation)))
+    mutations.flatten()
+}
+
+/// Several values are one, as everywhere in Envoy.
+fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Cow<'a, [u8]> {
+    let mut values = headers.get_all(name).iter().map(|value| value.as_bytes());
+    match (values.next(), values.next()) {
+        (None, _) => Cow::Borrowed(b""),
+        (Some(only), None) => Cow::Borrowed(only),
+        (Some(first), Some(second)) => {
+            let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
+            Cow::Owned(all.join(&b','))
+        }
+    }
 }

@@ -8,18 +8,15 @@ use std::{io::Write as _, net::SocketAddr, sync::Arc, time::SystemTime};
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
-        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, ORIGIN,
+        ACCEPT, ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
+        ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
+        ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, ORIGIN,
         REFERER, USER_AGENT, VIA,
     },
     request::Parts,
 };
 
-use super::{
-    Judged,
-    filter::{self, OnResponse},
-    headers::append_value,
-    record::RequestLog,
-};
+use super::{Judged, headers::append_value, record::RequestLog};
 use crate::{
     model::{
         format::{HeaderNames, Operator, PlainOperator, Values},
@@ -31,9 +28,15 @@ use crate::{
 };
 
 /// Headers that Envoy keeps as one value, and appends to with a comma.
-const SINGLE: [HeaderName; 13] = [
+const SINGLE: [HeaderName; 19] = [
     ACCEPT,
     ACCEPT_ENCODING,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    ACCESS_CONTROL_ALLOW_HEADERS,
+    ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS,
+    ACCESS_CONTROL_MAX_AGE,
     AUTHORIZATION,
     CACHE_CONTROL,
     CONTENT_TYPE,
@@ -82,18 +85,9 @@ fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     }
     // What fills a place came as a header's value or is an address or a name.
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
-    set_value(headers, addition.name.clone(), value, addition.action);
-}
-
-/// Sets a header as `action` says.
-pub(super) fn set_value(
-    headers: &mut HeaderMap,
-    name: HeaderName,
-    value: HeaderValue,
-    action: AppendAction,
-) {
+    let name = addition.name.clone();
     let there = headers.contains_key(&name);
-    match action {
+    match addition.action {
         AppendAction::AppendIfExistsOrAdd if SINGLE.contains(&name) => {
             let separator = if name == COOKIE { "; " } else { "," };
             append_value(headers, name, &value, separator);
@@ -111,88 +105,112 @@ pub(super) fn set_value(
     }
 }
 
+/// One thing that is done to a response's headers.
+pub(super) enum OnTheWayOut {
+    Mutate(Arc<HeaderMutation>),
+    /// In place of what is there.
+    Set(HeaderMap),
+}
+
+/// The place of what routes want, before the last filter.
+const OF_ROUTE: usize = usize::MAX;
+
 /// What is to be done to a response, whoever makes it.
 pub(super) struct ResponseMutations {
-    steps: Vec<OnResponse>,
+    /// By the filter's index in its chain, the last first; the route's come before all.
+    steps: Vec<(usize, OnTheWayOut)>,
     judged: Arc<Judged>,
     /// The head as it went upstream, where a value is taken from it.
     request: Option<Parts>,
 }
 
 impl ResponseMutations {
-    /// What the route wants, and then the filters; `None` where there is nothing to do.
+    /// What the route wants, and then the filters, by their indexes, the last first; `None`
+    /// where there is nothing to do.
     pub(super) fn of<'a>(
         levels: Levels<'a>,
-        filters: impl Iterator<Item = OnResponse>,
+        filters: impl Iterator<Item = (usize, &'a Arc<HeaderMutation>)>,
         judged: &Arc<Judged>,
     ) -> Option<Box<Self>> {
         let levels = levels.into_iter().flatten();
-        let own = levels.filter_map(|level| level.response.as_ref());
-        let own = own.map(|mutation| OnResponse::Mutation(Arc::clone(mutation)));
-        let steps: Vec<_> = own.chain(filters).collect();
-        (!steps.is_empty())
-            .then(|| Box::new(Self { steps, judged: Arc::clone(judged), request: None }))
+        let own = levels.filter_map(|level| Some((OF_ROUTE, level.response.as_ref()?)));
+        let mutations = own.chain(filters);
+        let steps: Vec<_> = mutations
+            .map(|(index, mutation)| (index, OnTheWayOut::Mutate(Arc::clone(mutation))))
+            .collect();
+        (!steps.is_empty()).then(|| Box::new(Self::new(steps, judged)))
+    }
+
+    fn new(steps: Vec<(usize, OnTheWayOut)>, judged: &Arc<Judged>) -> Self {
+        Self { steps, judged: Arc::clone(judged), request: None }
+    }
+
+    /// Adds what the filter at `index` wants, in its place.
+    pub(super) fn insert(
+        this: &mut Option<Box<Self>>,
+        index: usize,
+        step: OnTheWayOut,
+        judged: &Arc<Judged>,
+    ) {
+        let steps = &mut this.get_or_insert_with(|| Box::new(Self::new(Vec::new(), judged))).steps;
+        let place = steps.partition_point(|(before, _)| *before >= index);
+        steps.insert(place, (index, step));
     }
 
     /// Keeps the request's head, as it goes upstream, if it will be asked for.
     pub(super) fn keep_request(&mut self, head: &Parts) {
-        let reads = |step: &OnResponse| match step {
-            OnResponse::Mutation(mutation) => mutation.reads_request(),
-            OnResponse::Kept(_) => false,
+        let reads = |step: &OnTheWayOut| match step {
+            OnTheWayOut::Mutate(mutation) => mutation.reads_request(),
+            OnTheWayOut::Set(_) => false,
         };
-        if self.steps.iter().any(reads) {
+        if self.steps.iter().any(|(_, step)| reads(step)) {
             self.request = Some(head.clone());
         }
     }
 
     /// Does it. `head` is the request's, where it did not go upstream.
     pub(super) fn mutate(
-        &self,
+        self,
         log: &RequestLog,
         head: &Parts,
         status: StatusCode,
         headers: &mut HeaderMap,
     ) {
-        for step in &self.steps {
+        let Self { steps, judged, request } = self;
+        let head = request.as_ref().unwrap_or(head);
+        for (_, step) in steps {
             match step {
-                OnResponse::Mutation(mutation) => {
-                    self.mutate_once(mutation, log, head, status, headers);
+                OnTheWayOut::Mutate(mutation) => {
+                    let flow = judged.permit.flow();
+                    mutate_response(&mutation, log, flow, head, (status, headers));
                 }
-                OnResponse::Kept(place) => {
-                    let kept = log.states.iter().filter(|(index, _)| index == place);
-                    for (_, filter::State::Headers(added)) in kept {
-                        for (name, value, action) in added {
-                            set_value(headers, name.clone(), value.clone(), *action);
-                        }
+                OnTheWayOut::Set(set) => {
+                    for (name, value) in &set {
+                        headers.insert(name, value.clone());
                     }
                 }
             }
         }
     }
+}
 
-    fn mutate_once(
-        &self,
-        mutation: &HeaderMutation,
-        log: &RequestLog,
-        head: &Parts,
-        status: StatusCode,
-        headers: &mut HeaderMap,
-    ) {
-        let mut value = Vec::new();
-        for name in &mutation.remove {
-            headers.remove(name);
-        }
-        for addition in &mutation.add {
-            value.clear();
-            let values = RequestValues {
-                log,
-                flow: self.judged.permit.flow(),
-                head: Some(self.request.as_ref().unwrap_or(head)),
-                response: Some((status, headers)),
-            };
-            addition.value.append(&values, "", &mut value);
-            set(headers, addition, &value);
-        }
+fn mutate_response(
+    mutation: &HeaderMutation,
+    log: &RequestLog,
+    flow: &Flow,
+    head: &Parts,
+    (status, headers): (StatusCode, &mut HeaderMap),
+) {
+    let mut value = Vec::new();
+    for name in &mutation.remove {
+        headers.remove(name);
+    }
+    for addition in &mutation.add {
+        value.clear();
+        let response = Some((status, &*headers));
+        let values = RequestValues { log, flow, head: Some(head), response };
+        addition.value.append(&values, "", &mut value);
+        set(headers, addition, &value);
     }
 }
 

@@ -10,7 +10,9 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
 use super::{
-    HttpConnection, filter::States, forwarding, mutations::ResponseMutations, timing::Exchange,
+    HttpConnection, Judged, forwarding,
+    mutations::{OnTheWayOut, ResponseMutations},
+    timing::Exchange,
 };
 use crate::{
     codec::guard::GuardShared,
@@ -22,6 +24,7 @@ use crate::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
     },
+    policy::Place,
 };
 
 /// Takes note of finished requests: metrics and access log of one connection.
@@ -107,8 +110,6 @@ pub(super) struct RequestLog {
     pub(super) options: Arc<HttpOptions>,
     /// What the route wants of the response's headers.
     pub(super) mutations: Option<Box<ResponseMutations>>,
-    /// What filters keep for the response.
-    pub(super) states: States,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -123,8 +124,7 @@ impl RequestLog {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
         let options = Arc::clone(&connection.http.options);
-        let (mutations, states) = (None, States::new());
-        Self { connection, guard, exchange, record, options, mutations, states, ended: false }
+        Self { connection, guard, exchange, record, options, mutations: None, ended: false }
     }
 
     /// Changes a response's headers as route and listener want; `head` is the request's, where it
@@ -134,6 +134,16 @@ impl RequestLog {
             mutations.mutate(self, head, status, headers);
         }
         forwarding::of_response(headers, &self.options, self.record.request_id.as_ref());
+    }
+
+    /// Notes what the filter at `place` does to the response.
+    pub(super) fn on_the_way_out(
+        &mut self,
+        place: Place<'_>,
+        step: OnTheWayOut,
+        judged: &Arc<Judged>,
+    ) {
+        ResponseMutations::insert(&mut self.mutations, place.index, step, judged);
     }
 
     /// The response has been handed over to its end.

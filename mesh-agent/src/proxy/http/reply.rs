@@ -26,6 +26,16 @@ pub(super) struct Reply {
     pub(super) location: Option<HeaderValue>,
     /// HTTP/1: what follows on the connection can't be trusted to be a request.
     pub(super) close: bool,
+    pub(super) grpc: ToGrpc,
+}
+
+/// What a gRPC client is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ToGrpc {
+    /// The code that Envoy maps the status to.
+    Mapped,
+    /// The same as others.
+    Plain,
 }
 
 impl Reply {
@@ -37,7 +47,16 @@ impl Reply {
     ) -> Self {
         let body = Bytes::from_static(body.as_bytes());
         let headers = None;
-        Self { status, body, flag, details: details.into(), headers, location: None, close: false }
+        Self {
+            status,
+            body,
+            flag,
+            details: details.into(),
+            headers,
+            location: None,
+            close: false,
+            grpc: ToGrpc::Mapped,
+        }
     }
 
     /// The client broke the protocol.
@@ -68,14 +87,17 @@ impl Reply {
             log.record.flags.insert(flag);
         }
         let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
-        let (status, body) = if grpc {
+        let (status, body) = if grpc && self.grpc != ToGrpc::Plain {
             grpc_headers(self.status, &self.body, &mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
             if !self.body.is_empty() {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            // What a filter says by itself ends with its head, which HTTP/2 tells by a flag.
+            if self.grpc != ToGrpc::Plain || version < Version::HTTP_2 {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            }
             (self.status, self.body)
         };
         if let Some(location) = self.location {

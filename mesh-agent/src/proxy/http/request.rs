@@ -12,12 +12,12 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
-    filter::{self, Filtering, Next},
+    filter,
     forward::{Forward, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
-    mutations::{self, ResponseMutations},
+    mutations::{self, OnTheWayOut, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
     redirect,
@@ -32,7 +32,7 @@ use crate::{
         route::{ForwardAction, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Chain, Denied, Permit, Place, Progress, Step},
+    policy::{Chain, Denied, Permit, Step},
     proxy::rejudge::{self, Standing},
     route::{
         Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
@@ -104,15 +104,6 @@ impl Answer {
     }
 }
 
-/// How a request goes to its filters.
-enum Begin {
-    First,
-    /// To the first one again, by the configuration that is in force now.
-    Anew,
-    /// On, by a route that is matched anew.
-    At(Progress),
-}
-
 async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
@@ -140,17 +131,11 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
-    let mut begin = Begin::First;
+    let mut again = false;
     'request: loop {
-        let mut progress = None;
         // One version of the configuration for the whole request, unless it waited for one.
-        match std::mem::replace(&mut begin, Begin::First) {
-            Begin::First => {}
-            Begin::Anew => {
-                (snapshot, judged) = in_force()?;
-                log.states.clear();
-            }
-            Begin::At(reached) => progress = Some(reached),
+        if std::mem::replace(&mut again, true) {
+            (snapshot, judged) = in_force()?;
         }
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
@@ -182,7 +167,7 @@ async fn answer(
             Err(_) => Default::default(),
         };
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
-        let on_the_way_out = filter::on_response(http, &snapshot, filter_levels);
+        let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
 
         let denied = |denied: Denied, log: &mut RequestLog| {
@@ -192,14 +177,31 @@ async fn answer(
         };
         let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
             .map_err(|why| denied(why, log))?;
-        if let Some(progress) = progress {
-            chain = chain.at(progress);
-        }
-        let filtering = Filtering { permit, levels: filter_levels };
         let request_permit = loop {
             match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
-                Step::Run(Place { filter: HttpFilter::OnDemand(own), .. }) => {
+                Step::Run(place, HttpFilter::HeaderMutation(filter)) => {
+                    let mutations = filter::header_mutations(filter, place.name, filter_levels);
+                    for mutation in mutations.flat_map(|mutations| &mutations.request) {
+                        mutations::mutate_head(mutation, log, permit.flow(), head);
+                    }
+                }
+                Step::Run(place, HttpFilter::Csrf(own)) => {
+                    let policy = filter_levels.csrf(place.name, own);
+                    filter::csrf::check(policy, &snapshot.runtime, head, authority.as_str())?;
+                }
+                Step::Run(place, HttpFilter::Cors) => {
+                    let route = matched.as_ref().ok().map(|matched| matched.route);
+                    let policies = filter::cors::policies(place.name, filter_levels, route);
+                    let (headers, reply) = policies.check(&snapshot.runtime, head);
+                    if let Some(headers) = headers {
+                        log.on_the_way_out(place, OnTheWayOut::Set(headers), &judged);
+                    }
+                    if let Some(reply) = reply {
+                        return Err(reply);
+                    }
+                }
+                Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
                     let lacks = match &matched {
                         Err(why) => lookups.route(why, authority.as_str()),
@@ -231,16 +233,10 @@ async fn answer(
                         return Err(not_obtained(why, reply));
                     }
                     // As Envoy: the filters begin anew, with the request as it is now.
-                    begin = Begin::Anew;
                     continue 'request;
                 }
-                Step::Run(place) => match filter::run(place, filtering, log, head).await? {
-                    Next::Continue => {}
-                    Next::Reroute => {
-                        begin = Begin::At(chain.into_progress());
-                        continue 'request;
-                    }
-                },
+                // Policy's chain has judged, and found what was to be discovered.
+                Step::Run(_, HttpFilter::Rbac(_) | HttpFilter::Discovered(_)) => {}
             }
         };
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
