@@ -64,6 +64,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     body::RequestBody,
     breakers::Breakers,
+    filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
 };
 use crate::{
@@ -145,6 +146,7 @@ pub type UpstreamPool = HttpPool<RequestBody>;
 pub struct HttpServices {
     pub snapshots: Arc<SnapshotCell>,
     pub breakers: Arc<Breakers>,
+    pub filters: Arc<FilterMemory>,
     pub balancers: Arc<Balancers>,
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,

@@ -509,6 +509,16 @@ fn routes() {
         ),
         (
             "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, filter_metadata: {a: b}}}",
+            ".typed_per_filter_config[x].filter_metadata: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, delay: {fixed_delay: 0s}}}",
+            ".typed_per_filter_config[x].delay.fixed_delay: must be above zero",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
              {'@type': t/envoy.config.route.v3.FilterConfig}}",
             ".typed_per_filter_config[x].config: is missing",
         ),
