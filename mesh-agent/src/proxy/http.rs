@@ -61,6 +61,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::mutations::mutate_literally;
 pub use self::{
     body::RequestBody,
     breakers::Breakers,

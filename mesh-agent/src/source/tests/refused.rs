@@ -695,7 +695,7 @@ fn clusters() {
             ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
         ),
         ("upstream_bind_config: {}", ".upstream_bind_config: is not supported"),
-        ("health_checks: [{}]", ".health_checks: is not supported"),
+        ("track_timeout_budgets: true", ".track_timeout_budgets: is not supported"),
         (
             "http2_protocol_options: {}",
             ".http2_protocol_options: is not supported: use typed_extension_protocol_options\

@@ -188,6 +188,7 @@ fn cluster(
             weight: 1,
             health: Health::Healthy,
             labels: None,
+            check: None,
         })
     };
     let endpoints = address.into_iter().map(endpoint).collect();
