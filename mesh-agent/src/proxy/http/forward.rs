@@ -411,7 +411,7 @@ fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
     }
 }
 
-fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
+pub(super) fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
     match expired {
         Expired::Route => timeout_reply("response_timeout"),
         Expired::StreamIdle => {

@@ -79,6 +79,16 @@ pub(super) fn mutate_head(
     }
 }
 
+/// For a request that nobody made: values are literal.
+pub(in crate::proxy) fn mutate_literally(mutation: &HeaderMutation, headers: &mut HeaderMap) {
+    for name in &mutation.remove {
+        headers.remove(name);
+    }
+    for addition in &mutation.add {
+        set(headers, addition, addition.value.literal().unwrap_or_default().as_bytes());
+    }
+}
+
 fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     if value.is_empty() && !addition.keep_empty {
         return;

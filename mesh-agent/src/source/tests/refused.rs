@@ -525,6 +525,16 @@ fn routes() {
         ),
         (
             "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, filter_metadata: {a: b}}}",
+            ".typed_per_filter_config[x].filter_metadata: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, delay: {fixed_delay: 0s}}}",
+            ".typed_per_filter_config[x].delay.fixed_delay: must be above zero",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
              {'@type': t/envoy.config.route.v3.FilterConfig}}",
             ".typed_per_filter_config[x].config: is missing",
         ),
@@ -701,7 +711,7 @@ fn clusters() {
             ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
         ),
         ("upstream_bind_config: {}", ".upstream_bind_config: is not supported"),
-        ("health_checks: [{}]", ".health_checks: is not supported"),
+        ("track_timeout_budgets: true", ".track_timeout_budgets: is not supported"),
         (
             "http2_protocol_options: {}",
             ".http2_protocol_options: is not supported: use typed_extension_protocol_options\
