@@ -4,12 +4,16 @@
 //! `typed_per_filter_config` and `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
 mod cors;
+mod fault;
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-pub use self::cors::CorsPolicy;
+pub use self::{
+    cors::CorsPolicy,
+    fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
+};
 use super::{
     authz::{Rbac, StringMatcher},
     extension::DiscoveredFilter,
@@ -41,6 +45,8 @@ pub enum HttpFilter {
     Csrf(Arc<CsrfPolicy>),
     /// `envoy.extensions.filters.http.cors.v3.Cors`: routes say what it does.
     Cors,
+    /// `envoy.extensions.filters.http.fault.v3.HTTPFault`
+    Fault(Arc<Fault>),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -98,6 +104,8 @@ pub enum RouteFilterConfig {
     Csrf(Arc<CsrfPolicy>),
     /// Leaves the rest to less specific levels.
     Cors(Arc<CorsPolicy>),
+    /// Replaces the chain's.
+    Fault(Arc<Fault>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }
@@ -149,6 +157,15 @@ impl<'a> Levels<'a> {
             _ => None,
         };
         self.configs(name).find_map(rbac).unwrap_or(own)
+    }
+
+    /// The fault in force where the chain has `own`.
+    pub fn fault(self, name: &str, own: &'a Fault) -> &'a Fault {
+        let fault = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::Fault(fault) => Some(&**fault),
+            _ => None,
+        };
+        self.configs(name).find_map(fault).unwrap_or(own)
     }
 
     /// The policy in force where the chain has `own`.

@@ -15,6 +15,7 @@
 mod attempts;
 mod body;
 mod breakers;
+mod call;
 mod filter;
 mod forward;
 mod forwarding;
@@ -65,6 +66,7 @@ pub(super) use self::mutations::mutate_literally;
 pub use self::{
     body::RequestBody,
     breakers::Breakers,
+    filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
 };
 use crate::{
@@ -146,6 +148,7 @@ pub type UpstreamPool = HttpPool<RequestBody>;
 pub struct HttpServices {
     pub snapshots: Arc<SnapshotCell>,
     pub breakers: Arc<Breakers>,
+    pub filters: Arc<FilterMemory>,
     pub balancers: Arc<Balancers>,
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,

@@ -5,6 +5,8 @@
 
 pub(super) mod cors;
 pub(super) mod csrf;
+pub(super) mod fault;
+pub(super) mod memory;
 
 use std::{borrow::Cow, sync::Arc};
 

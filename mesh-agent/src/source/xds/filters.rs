@@ -5,6 +5,7 @@
 
 mod cors;
 mod csrf;
+mod fault;
 mod header_mutation;
 mod on_demand;
 mod rbac;
@@ -19,6 +20,7 @@ use envoy_types::pb::{
             http::{
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
+                fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
@@ -48,7 +50,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -75,6 +77,13 @@ const KINDS: [Kind; 5] = [
         decode: cors::filter,
         route_config: CorsPolicy::full_name,
         decode_route: cors::route,
+        discoverable: true,
+    },
+    Kind {
+        config: HttpFault::full_name,
+        decode: fault::filter,
+        route_config: HttpFault::full_name,
+        decode_route: fault::route,
         discoverable: true,
     },
     Kind {

@@ -7,6 +7,7 @@ use super::{Case, case, get, hosts, routes, to, typed};
 
 const CORS: &str = "extensions.filters.http.cors.v3.Cors";
 const CORS_POLICY: &str = "extensions.filters.http.cors.v3.CorsPolicy";
+const FAULT: &str = "extensions.filters.http.fault.v3.HTTPFault";
 const MUTATION: &str = "extensions.filters.http.header_mutation.v3.HeaderMutation";
 const MUTATION_PER_ROUTE: &str =
     "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
@@ -187,6 +188,74 @@ fn rbac_cases() -> Vec<Case> {
     ]
 }
 
+/// Answered before its body was read.
+fn unread(ask: Ask) -> Ask {
+    let reason = "the agent reads the rest of a short body, and keeps the connection";
+    ask.differs("end", reason).differs("header connection", reason)
+}
+
+fn fault(name: &'static str, config: Value) -> Case {
+    case(name, to("one")).filter("fault", FAULT, config)
+}
+
+#[rustfmt::skip]
+fn fault_cases() -> Vec<Case> {
+    let all = json!({ "numerator": 100 });
+    let abort = |status: u16| json!({ "abort": { "http_status": status, "percentage": all } });
+    let grpc = |ask: Ask| ask.with("content-type", "application/grpc");
+    let by_header = json!({ "abort": { "header_abort": {}, "percentage": all }, "delay": { "header_delay": {}, "percentage": all } });
+    let narrow = |name: &'static str, more: Value| {
+        let mut config = abort(418);
+        super::merge(&mut config, more);
+        fault(name, config)
+    };
+    let per = |config: Value| json!({ "fault": typed(FAULT, config) });
+    vec![
+        fault("fault-abort", abort(503)).asks(get("/").is(503)).asks(get("/").http2().is(503)).asks(Ask::new("HEAD", "/").is(503))
+            .asks(unread(Ask::new("POST", "/").body("five!").is(503))).asks(Ask::new("POST", "/").body("five!").http2().is(503))
+            .asks(grpc(Ask::new("POST", "/")).http2()).asks(grpc(Ask::new("POST", "/"))),
+        fault("fault-abort-200", abort(200)).asks(get("/")),
+        fault("fault-abort-grpc", json!({ "abort": { "grpc_status": 5, "percentage": all } }))
+            .asks(get("/")).asks(grpc(Ask::new("POST", "/")).http2()).asks(grpc(Ask::new("POST", "/"))),
+        fault("fault-never", json!({ "abort": { "http_status": 503 }, "delay": { "fixed_delay": "100s", "percentage": {} } })).asks(get("/")),
+        fault("fault-delay", json!({ "delay": { "fixed_delay": "0.05s", "percentage": all } })).asks(get("/")).asks(Ask::new("POST", "/").body("five!")),
+        fault("fault-delay-abort", json!({ "delay": { "fixed_delay": "0.01s", "percentage": all }, "abort": { "http_status": 500, "percentage": all } })).asks(get("/").is(500)),
+        fault("fault-headers", by_header.clone())
+            .asks(get("/")).asks(get("/").with("x-envoy-fault-abort-request", "418").is(418)).asks(get("/").with("x-envoy-fault-abort-request", "199"))
+            .asks(get("/").with("x-envoy-fault-abort-request", "600")).asks(get("/").with("x-envoy-fault-abort-request", "x"))
+            .asks(get("/").with("x-envoy-fault-abort-request", " 418 ").is(418)).asks(get("/").with("x-envoy-fault-abort-request", "+418").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request", "419").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "0"))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "1000").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "-1").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-grpc-request", "7")).asks(grpc(Ask::new("POST", "/")).with("x-envoy-fault-abort-grpc-request", "7"))
+            .asks(grpc(Ask::new("POST", "/")).with("x-envoy-fault-abort-grpc-request", "777"))
+            .asks(get("/").with("x-envoy-fault-abort-grpc-request", "7").with("x-envoy-fault-abort-request", "418").is(418))
+            .asks(get("/").with("x-envoy-fault-delay-request", "20")).asks(get("/").with("x-envoy-fault-delay-request", "-20")),
+        fault("fault-headers-percentage", json!({ "abort": { "header_abort": {}, "percentage": { "numerator": 0 } } }))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "100")),
+        narrow("fault-cluster", json!({ "upstream_cluster": "one" })).asks(get("/").is(418)),
+        narrow("fault-other-cluster", json!({ "upstream_cluster": "two" })).asks(get("/")),
+        narrow("fault-nodes", json!({ "downstream_nodes": ["a", "b"] })).asks(get("/"))
+            .asks(get("/").with("x-envoy-downstream-service-node", "b").is(418)).asks(get("/").with("x-envoy-downstream-service-node", "c")),
+        narrow("fault-matched", json!({ "headers": [{ "name": "x-a", "string_match": { "exact": "1" } }, { "name": ":path", "string_match": { "prefix": "/p" } }] }))
+            .asks(get("/p")).asks(get("/p").with("x-a", "1").is(418)).asks(get("/").with("x-a", "1")),
+        narrow("fault-none-active", json!({ "max_active_faults": 0 })).asks(get("/")),
+        fault("fault-idle", json!({ "delay": { "fixed_delay": "5s", "percentage": all } })).manager(json!({ "stream_idle_timeout": "0.2s" })).asks(get("/").is(504)),
+        case("fault-per-route", routes(json!([
+                { "match": { "prefix": "/own" }, "route": { "cluster": "one" }, "typed_per_filter_config": per(abort(418)) },
+                { "match": { "prefix": "/never" }, "route": { "cluster": "one" }, "typed_per_filter_config": per(json!({})) },
+                { "match": { "prefix": "/direct" }, "direct_response": { "status": 200 }, "typed_per_filter_config": per(abort(419)) },
+                { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
+            ]))).filter("fault", FAULT, abort(503))
+            .asks(get("/own").is(418)).asks(get("/never")).asks(get("/direct").is(419)).asks(get("/").is(503)),
+        fault("fault-rate", json!({ "response_rate_limit": { "fixed_limit": { "limit_kbps": 1 }, "percentage": all } }))
+            .refused("response_rate_limit: is not supported"),
+        fault("fault-nothing", json!({ "abort": { "percentage": all } })).refused_by_both("abort: has none of http_status", "FaultAbort"),
+        fault("fault-bad-status", abort(199)).refused_by_both("http_status: 199 is not within", "FaultAbort"),
+    ]
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    [cors_cases(), mutation_cases(), rbac_cases()].concat()
+    [cors_cases(), fault_cases(), mutation_cases(), rbac_cases()].concat()
 }
