@@ -139,7 +139,6 @@ pub(super) fn cases() -> Vec<Case> {
         typed_policy("policy-random", "random.v3.Random", json!({})),
         typed_policy("policy-ring-hash", "ring_hash.v3.RingHash", json!({ "minimum_ring_size": 64 })),
         typed_policy("policy-maglev", "maglev.v3.Maglev", json!({ "table_size": 101 })),
-        typed_policy("policy-wrr-locality", "wrr_locality.v3.WrrLocality", json!({ "endpoint_picking_policy": { "policies": [policy_of("round_robin.v3.RoundRobin", json!({}))] } })),
         by_http("check-well", &json!({}), json!({})).asks(get("/")),
         by_http("check-ill", &json!({ "status": 503 }), json!({})).asks(get("/").is(503)),
         by_http("check-http2", &json!({}), json!({ "codec_client_type": "HTTP2" })).asks(get("/")),
