@@ -11,6 +11,7 @@ mod control;
 mod kernel_path;
 mod maps;
 mod memory;
+mod monitoring;
 mod pods;
 mod self_test;
 
@@ -224,6 +225,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
+    tokio::spawn(monitoring::follow(Arc::clone(&agent)));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
     Ok((agent, log_writer))
 }

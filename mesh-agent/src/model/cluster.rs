@@ -18,6 +18,10 @@ use super::{
     workload::WorkloadUid,
 };
 
+mod outlier;
+
+pub use self::outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct ClusterName(pub Arc<str>);
@@ -40,9 +44,24 @@ pub struct Cluster {
     pub circuit_breakers: Arc<CircuitBreakers>,
     /// TLS to endpoints that are not reached by HBONE; `None`: in the clear.
     pub tls: Option<Arc<UpstreamTls>>,
+    pub monitoring: Monitoring,
     /// In place of `tls`: the first that an endpoint's labels match.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub socket_matches: Vec<TransportSocketMatch>,
+}
+
+/// How the agent tells by itself which endpoints are well.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Monitoring {
+    /// By what comes of connections and requests.
+    pub outlier_detection: Option<Arc<OutlierDetection>>,
+}
+
+impl Monitoring {
+    /// Whether it finds out anything: only who is asked each time can heed it.
+    pub fn is_on(&self) -> bool {
+        self.outlier_detection.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -198,6 +198,7 @@ pub(crate) fn cluster_name(name: &str) -> ClusterName {
 pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> Cluster {
     Cluster {
         tls: None,
+        monitoring: crate::model::cluster::Monitoring::default(),
         socket_matches: Vec::new(),
         name: cluster_name(name),
         discovery,

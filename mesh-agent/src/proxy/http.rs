@@ -23,6 +23,7 @@ mod headers;
 mod lookups;
 mod mutations;
 mod normalize;
+mod outliers;
 mod record;
 mod redirect;
 mod replay;

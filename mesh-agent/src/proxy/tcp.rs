@@ -7,7 +7,7 @@ use crate::{
     model::listener::TcpProxy,
     observe::flags::ResponseFlag,
     policy::Permit,
-    route::{self, Destination, NoDestination},
+    route::{self, Destination, NoDestination, Outcome},
     snapshot::Snapshot,
     transport::relay::{Abort, EndedBy, RelayOutcome, Side, relay},
 };
@@ -41,8 +41,11 @@ pub(super) async fn open(
         None => route::decide_passthrough(permit, snapshot)?,
     };
     session.destined(&destination);
-    let upstream = dataplane.connector.connect(permit.flow(), &destination).await?;
-    Ok((upstream, destination))
+    let upstream = dataplane.connector.connect(permit.flow(), &destination).await;
+    let outcome = if upstream.is_ok() { Outcome::Opened } else { Outcome::Failed };
+    let random = &mut |below| rand::random_range(0..below);
+    destination.reporter().report(outcome, Instant::now(), random);
+    Ok((upstream?, destination))
 }
 
 /// Relays until both ways have ended, or policy no longer lets the connection live.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::lb::{self, Balancers, Choice, LoadGuard};
+use super::lb::{self, Balancers, Choice, LoadGuard, Reporter};
 use crate::{
     model::{
         cluster::{
@@ -88,6 +88,11 @@ impl Destination {
     /// TLS to speak there; never together with HBONE.
     pub fn tls(&self) -> Option<&TlsOrigination> {
         self.tls.as_ref()
+    }
+
+    /// Where to tell how it went.
+    pub fn reporter(&self) -> Reporter {
+        self.load.reporter()
     }
 
     /// Keeps the in-flight count alone, for whoever outlives the destination.

@@ -19,7 +19,7 @@ pub use decide::{
     Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
 };
 pub use hash::request_hash;
-pub use lb::{Balancers, Choice, LoadGuard, shares};
+pub use lb::{Balancers, Choice, LoadGuard, Outcome, Reporter, shares};
 pub use match_http::{Matched, NoRoute, cookie, match_route};
 pub use retry::{Reset, RetryState, Verdict};
 pub use scope::{NoScope, configuration_for};

@@ -16,6 +16,7 @@ use crate::model::{
 fn cluster(name: &str) -> Cluster {
     Cluster {
         tls: None,
+        monitoring: crate::model::cluster::Monitoring::default(),
         socket_matches: Vec::new(),
         name: ClusterName(name.into()),
         discovery: Discovery::Eds { service_name: name.into() },

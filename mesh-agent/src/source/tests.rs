@@ -7,6 +7,7 @@ mod scopes;
 mod seeds;
 mod text;
 mod tls;
+mod upstream;
 
 use std::{fs, time::Duration};
 

@@ -31,6 +31,7 @@ mod policy;
 mod resilience;
 mod routing;
 mod smuggling;
+mod upstream;
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
@@ -419,6 +420,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         smuggling::cases(),
         changes::cases(),
         resilience::cases(),
+        upstream::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();

@@ -14,6 +14,7 @@ use super::{
     breakers::{Admitted, Breaker, Counted, Overflow},
     forward::{Failure, exchange, key},
     headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
+    outliers,
     record::RequestLog,
     replay::Replay,
     reply::Reply,
@@ -24,13 +25,21 @@ use crate::{
     model::{retry::Attempts, route::ForwardAction},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
-    route::{Choice, Destination, RetryState, Verdict, decide_request},
+    route::{Choice, Destination, Reporter, RetryState, Verdict, decide_request},
     snapshot::Snapshot,
     transport::http_pool::{HttpProtocol, LeasedBody},
 };
 
 type Answered = (Response<LeasedBody<RequestBody>>, Destination, Admitted);
-type Ended = Result<(Response<LeasedBody<RequestBody>>, Admitted), Failure>;
+pub(super) type Ended = Result<(Response<LeasedBody<RequestBody>>, Admitted), Failure>;
+
+/// How far the attempts got, also where they are given up.
+pub(super) struct Progress {
+    /// The number of the attempt.
+    pub(super) count: u32,
+    /// Of the attempt in hand.
+    pub(super) reporter: Reporter,
+}
 
 /// What stays the same for all attempts.
 pub(super) struct Attempting<'a> {
@@ -47,6 +56,7 @@ pub(super) struct Attempting<'a> {
     pub(super) retries: Option<RetryState<'a>>,
     /// What the endpoint is chosen by.
     pub(super) hash: Option<u64>,
+    pub(super) grpc: bool,
 }
 
 /// What a retry policy makes of a request; `None` without one.
@@ -94,31 +104,36 @@ impl Bodies {
 }
 
 impl Attempting<'_> {
-    /// Until a response, or a failure, that is not one to repeat. `count` is the number of
-    /// the attempt.
+    /// Until a response, or a failure, that is not one to repeat.
     pub(super) async fn run(
         mut self,
         mut destination: Destination,
         mut request: Request<()>,
         body: RequestBody,
         log: &mut RequestLog,
-        count: &mut u32,
+        progress: &mut Progress,
     ) -> Result<Answered, Reply> {
         let random = &mut |below| rand::random_range(0..below);
         let mut bodies = Bodies::new(body, self.retries.is_some(), &self.action.attempts);
         let mut avoid: Vec<SocketAddr> = Vec::new();
         let mut retrying: Option<Counted> = None;
         loop {
+            let count = progress.count;
             if self.action.attempts.count_in_request {
-                request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(*count));
+                request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(count));
             }
             let body = bodies.next(&log.exchange);
             let this = match self.retries.is_some() {
                 true => head_of(&request).map(|()| body),
                 false => std::mem::take(&mut request).map(|()| body),
             };
+            progress.reporter = destination.reporter();
             let ended = self.attempt(&destination, this, log).await;
             let broken = log.exchange.is_request_broken();
+            let reporter = std::mem::take(&mut progress.reporter);
+            if !broken {
+                outliers::tell(&reporter, self.grpc, &ended);
+            }
             let verdict = match (&mut self.retries, &ended) {
                 (None, _) => Verdict::Final,
                 // The client's fault; or it can't be sent from its beginning.
@@ -140,16 +155,16 @@ impl Attempting<'_> {
                         Ok(place) => retrying = place,
                         Err(Overflow) => {
                             log.record.flags.insert(ResponseFlag::UpstreamOverflow);
-                            return self.ended(ended, destination, log, *count);
+                            return self.ended(ended, destination, log, count);
                         }
                     }
                     pause
                 }
                 Verdict::LimitExceeded => {
                     log.record.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
-                    return self.ended(ended, destination, log, *count);
+                    return self.ended(ended, destination, log, count);
                 }
-                Verdict::Final => return self.ended(ended, destination, log, *count),
+                Verdict::Final => return self.ended(ended, destination, log, count),
             };
             if self.action.attempts.timeout_in_request && matches!(ended, Err(Failure::Attempt(_)))
             {
@@ -162,7 +177,7 @@ impl Attempting<'_> {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            *count += 1;
+            progress.count += 1;
             destination = match cluster {
                 Some(cluster) => {
                     let policy = self.action.attempts.retry.as_deref();

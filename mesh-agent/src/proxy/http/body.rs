@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use super::{
     breakers::Admitted,
     headers::strip_trailers,
+    outliers,
     record::RequestLog,
     replay::Attempt,
     timing::{Deadline, Exchange, Expired},
@@ -183,7 +184,7 @@ struct Upstream {
     body: LeasedBody<RequestBody>,
     deadline: Deadline,
     /// In flight until the response has ended.
-    _held: (LoadGuard, Admitted),
+    held: (LoadGuard, Admitted),
 }
 
 /// Why a response that has begun is cut short.
@@ -212,7 +213,7 @@ impl ResponseBody {
         if body.is_end_stream() {
             log.end();
         }
-        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, _held: held })), log }
+        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, held })), log }
     }
 
     /// The response has no body whatever its headers say: HEAD.
@@ -250,6 +251,7 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
+                outliers::broke_off(&upstream.held.0.reporter());
                 log.cut(ResponseFlag::UpstreamConnectionTermination, error.to_string());
                 Poll::Ready(Some(Err(CutShort::Upstream(error))))
             }

@@ -18,9 +18,10 @@ use http_body::Body;
 
 use super::{
     ConnectFailure, HttpConnection, RequestBody,
-    attempts::{self, Attempting},
+    attempts::{self, Attempting, Progress},
     breakers::Breaker,
     headers::{self, Rewrites},
+    outliers,
     record::RequestLog,
     reply::Reply,
     request::Answer,
@@ -31,7 +32,7 @@ use crate::{
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
     proxy::{Origination, story},
-    route::{Destination, Reset, Target},
+    route::{Destination, Reporter, Reset, Target},
     snapshot::Snapshot,
     transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
 };
@@ -87,6 +88,7 @@ pub(super) async fn forward(
         host: hosts.host.clone(),
         hash: forward.hash,
         retries: attempts::retries(&action.attempts, head),
+        grpc: headers::is_grpc(&head.headers),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
     if let Some(mutations) = &mut log.mutations {
@@ -98,9 +100,10 @@ pub(super) async fn forward(
     *request.version_mut() = head.version;
     *request.headers_mut() = std::mem::take(&mut head.headers);
 
-    let mut count = 1;
-    let all = attempting.run(destination, request, body, log, &mut count);
+    let mut progress = Progress { count: 1, reporter: Reporter::default() };
+    let all = attempting.run(destination, request, body, log, &mut progress);
     let ended = deadline.run(all).await;
+    let count = progress.count;
     let told = action.attempts.count_in_response;
     let counted = |mut reply: Reply, count: u32| {
         if told {
@@ -112,7 +115,12 @@ pub(super) async fn forward(
     let (response, destination, admitted) = match ended {
         Ok(Ok(answered)) => answered,
         Ok(Err(reply)) => return Err(counted(reply, count)),
-        Err(expired) => return Err(counted(expired_reply(expired, log), count)),
+        Err(expired) => {
+            if let Expired::Route = expired {
+                outliers::timed_out(&progress.reporter);
+            }
+            return Err(counted(expired_reply(expired, log), count));
+        }
     };
     if let Some(idle) = action.attempts.retry.as_ref().and_then(|r| r.per_try_idle_timeout) {
         deadline.limit_idle(idle);

@@ -57,6 +57,7 @@ fn deliver(snapshots: &SnapshotCell, name: &str) {
         upstream_protocol: UpstreamProtocol::Http1,
         circuit_breakers: Arc::default(),
         tls: None,
+        monitoring: crate::model::cluster::Monitoring::default(),
         socket_matches: Vec::new(),
         balancing: Balancing::default(),
     };

@@ -1,21 +1,15 @@
 //! Who may be picked, made once per assignment.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicU32},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     hashing::Table,
+    hosts::{HostState, Hosts},
     layout::{Kind, layout},
     random_below,
     round_robin::Rotation,
 };
 use crate::model::cluster::{Balancing, Cluster, Endpoint, LbPolicy, LoadAssignment, Place};
-
-/// How much is in flight to each endpoint.
-pub(super) type Active = HashMap<SocketAddr, Arc<AtomicU32>>;
 
 /// The endpoints of one load assignment that take traffic.
 #[derive(Debug)]
@@ -24,6 +18,9 @@ pub(super) struct Candidates {
     assignment: Arc<LoadAssignment>,
     balancing: Balancing,
     policy: LbPolicy,
+    health_version: u64,
+    /// Of the assignment's endpoints, whether they take traffic or not.
+    all: Vec<Arc<HostState>>,
     parts: Vec<Part>,
 }
 
@@ -54,21 +51,28 @@ pub(super) struct HostSet {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) active: Arc<AtomicU32>,
+    pub(super) state: Arc<HostState>,
 }
 
 impl Candidates {
     /// Of `assignment`; what nothing changed in since `old` goes on where it was, the
     /// rest begins at `start`.
     pub(super) fn new(
-        cluster: &Cluster,
-        assignment: &Arc<LoadAssignment>,
-        active: &mut Active,
+        (cluster, assignment, health_version): (&Cluster, &Arc<LoadAssignment>, u64),
+        hosts: &mut Hosts,
         old: Option<&Self>,
         start: u32,
     ) -> Self {
         let balancing = cluster.balancing;
-        let parts = layout(assignment, balancing).into_iter().map(|part| {
+        let all: Vec<_> = assignment
+            .endpoints()
+            .map(|endpoint| Arc::clone(hosts.entry(endpoint.address).or_default()))
+            .collect();
+        let health = |endpoint: &Endpoint| match hosts.get(&endpoint.address) {
+            Some(state) => state.health(endpoint),
+            None => endpoint.health,
+        };
+        let parts = layout(assignment, balancing, &health).into_iter().map(|part| {
             let before = old.and_then(|old| {
                 let same = |old: &&Part| (old.priority, old.kind) == (part.priority, part.kind);
                 old.parts.iter().find(same)
@@ -82,7 +86,7 @@ impl Candidates {
             let sets = part.groups.into_iter().map(|group| {
                 let hosts = group.endpoints.into_iter().map(|endpoint| Host {
                     endpoint: Arc::clone(endpoint),
-                    active: Arc::clone(active.entry(endpoint.address).or_default()),
+                    state: hosts.get(&endpoint.address).map(Arc::clone).unwrap_or_default(),
                 });
                 HostSet::new(group.place, hosts.collect(), known.remove(&group.place), start)
             });
@@ -96,12 +100,24 @@ impl Candidates {
             Part { priority, kind, percent, sets, weights, rotation, table }
         });
         let parts = parts.collect();
-        Self { assignment: Arc::clone(assignment), balancing, policy: cluster.lb_policy, parts }
+        let (assignment, policy) = (Arc::clone(assignment), cluster.lb_policy);
+        Self { assignment, balancing, policy, health_version, all, parts }
+    }
+
+    /// The state of every endpoint of the assignment.
+    pub(super) fn all(&self) -> &[Arc<HostState>] {
+        &self.all
     }
 
     /// Whether they would be made the same again.
-    pub(super) fn are_of(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> bool {
+    pub(super) fn are_of(
+        &self,
+        cluster: &Cluster,
+        assignment: &Arc<LoadAssignment>,
+        health_version: u64,
+    ) -> bool {
         Arc::ptr_eq(&self.assignment, assignment)
+            && self.health_version == health_version
             && self.balancing == cluster.balancing
             && self.policy == cluster.lb_policy
     }

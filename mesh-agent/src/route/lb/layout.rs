@@ -44,15 +44,22 @@ pub(super) struct Group<'a> {
     pub(super) endpoints: Vec<&'a Arc<Endpoint>>,
 }
 
+/// Says how an endpoint is.
+type HealthOf<'h> = &'h dyn Fn(&Endpoint) -> Health;
+
 /// Who takes which share, the highest priority first.
-pub(super) fn layout(assignment: &LoadAssignment, balancing: Balancing) -> Vec<Part<'_>> {
+pub(super) fn layout<'a>(
+    assignment: &'a LoadAssignment,
+    balancing: Balancing,
+    health: HealthOf<'_>,
+) -> Vec<Part<'a>> {
     let mut priorities: BTreeMap<u32, Vec<&Locality>> = BTreeMap::new();
     for locality in &assignment.localities {
         priorities.entry(locality.priority).or_default().push(locality);
     }
     let weighted = assignment.weighted_priority_health;
     let levels: Vec<_> =
-        priorities.values().map(|localities| level(localities, weighted)).collect();
+        priorities.values().map(|localities| level(localities, weighted, health)).collect();
     let factor = assignment.overprovisioning_factor;
     let shares = distribute(&levels, factor, balancing.panic_threshold);
     let mut parts = Vec::new();
@@ -68,7 +75,7 @@ pub(super) fn layout(assignment: &LoadAssignment, balancing: Balancing) -> Vec<P
         for (kind, percent) in taken.into_iter().filter(|(_, percent)| *percent > 0) {
             let groups = match kind {
                 Kind::All if balancing.fail_traffic_on_panic => Vec::new(),
-                _ => groups(localities, kind, factor, balancing.locality_weighted),
+                _ => groups(localities, kind, factor, balancing.locality_weighted, health),
             };
             parts.push(Part { priority: *priority, kind, percent, groups });
         }
@@ -76,12 +83,12 @@ pub(super) fn layout(assignment: &LoadAssignment, balancing: Balancing) -> Vec<P
     parts
 }
 
-fn level(localities: &[&Locality], weighted: bool) -> Level {
+fn level(localities: &[&Locality], weighted: bool, health: HealthOf<'_>) -> Level {
     let mut level = Level::default();
     for endpoint in localities.iter().flat_map(|locality| &locality.endpoints) {
         let add = |count: &mut Count, by: u64| {
             count.total += by;
-            match endpoint.health {
+            match health(endpoint) {
                 Health::Healthy => count.healthy += by,
                 Health::Degraded => count.degraded += by,
                 Health::Unhealthy => {}
@@ -93,10 +100,10 @@ fn level(localities: &[&Locality], weighted: bool) -> Level {
     level
 }
 
-fn is_of(kind: Kind, endpoint: &Endpoint) -> bool {
+fn is_of(kind: Kind, health: Health) -> bool {
     match kind {
-        Kind::Healthy => endpoint.health == Health::Healthy,
-        Kind::Degraded => endpoint.health == Health::Degraded,
+        Kind::Healthy => health == Health::Healthy,
+        Kind::Degraded => health == Health::Degraded,
         Kind::All => true,
     }
 }
@@ -106,9 +113,10 @@ fn groups<'a>(
     kind: Kind,
     factor: u32,
     by_weight: bool,
+    health: HealthOf<'_>,
 ) -> Vec<Group<'a>> {
     let of = |locality: &&'a Locality| -> Vec<&'a Arc<Endpoint>> {
-        locality.endpoints.iter().filter(|endpoint| is_of(kind, endpoint)).collect()
+        locality.endpoints.iter().filter(|endpoint| is_of(kind, health(endpoint))).collect()
     };
     if by_weight && kind != Kind::All {
         let mut groups: Vec<_> = localities
@@ -152,12 +160,13 @@ fn effective(locality: &Locality, available: &[&Arc<Endpoint>], factor: u32) -> 
 /// by weight alone. `None`: by weight alone it can't be said, or nobody takes it.
 pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc<Endpoint>, u32)>> {
     if cluster.lb_policy.is_by_hash()
+        || cluster.monitoring.is_on()
         || !assignment.drop_overloads.is_empty()
         || assignment.stale_at.is_some()
     {
         return None;
     }
-    let parts = layout(assignment, cluster.balancing);
+    let parts = layout(assignment, cluster.balancing, &|endpoint| endpoint.health);
     let weight = |endpoint: &Endpoint| match cluster.lb_policy {
         LbPolicy::Random => 1,
         _ => endpoint.weight.max(1),

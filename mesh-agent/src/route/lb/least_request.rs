@@ -27,7 +27,7 @@ pub(super) fn pick(
         let drawn = random_below(total, random)?;
         let index = weights.partition_point(|sum| *sum <= drawn);
         let host = set.hosts.get(index)?;
-        let active = u64::from(host.active.load(Ordering::Relaxed));
+        let active = u64::from(host.state.active.load(Ordering::Relaxed));
         let weight = u64::from(host.endpoint.weight.max(1));
         // active / weight < best active / best weight; the first drawn wins a tie.
         if best.is_none_or(|(_, a, w)| active * w < a * weight) {

@@ -1,33 +1,42 @@
 //! Load balancing: one endpoint of a cluster, by its policy.
 //!
 //! [`Balancers`] holds what outlives a snapshot: the position in each cluster's
-//! rotation and how much is in flight to each endpoint. Picking takes a read lock on
-//! the table of clusters, and for weighted round robin a short mutex; no lock is
-//! held afterwards.
+//! rotation, how much is in flight to each endpoint, and how it has done. Picking takes no
+//! lock but, for weighted round robin, a short mutex.
 //!
-//! Which endpoints take traffic is worked out once per assignment, as Envoy does:
+//! Which endpoints take traffic is worked out once per assignment and change of anybody's
+//! health, as Envoy does:
 //! [`priority`] says which priority takes how much, [`layout`] which endpoints that means.
 
+mod balancer;
 mod candidates;
 mod hashing;
+mod hosts;
 mod layout;
 mod least_request;
+mod outlier;
 mod priority;
 mod round_robin;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 
-use self::candidates::{Active, Candidates, Host};
-pub use self::{hashing::xx_hash, layout::shares};
+use self::{
+    balancer::ClusterBalancer,
+    candidates::{Candidates, Host},
+};
+pub use self::{
+    balancer::{LoadGuard, Reporter},
+    hashing::xx_hash,
+    layout::shares,
+    outlier::Outcome,
+};
 use crate::{
     model::cluster::{Cluster, ClusterName, DropOverload, Endpoint, LbPolicy, LoadAssignment},
     snapshot::Snapshot,
@@ -47,8 +56,12 @@ pub struct Choice<'a> {
 /// The state of every cluster's load balancer. One per agent, shared by all.
 #[derive(Debug, Default)]
 pub struct Balancers {
-    clusters: RwLock<HashMap<ClusterName, Arc<ClusterBalancer>>>,
+    clusters: ArcSwap<Table>,
+    /// Who changes the table.
+    writing: Mutex<()>,
 }
+
+type Table = HashMap<ClusterName, Arc<ClusterBalancer>>;
 
 impl Balancers {
     /// An endpoint of `cluster`, and the guard that counts it as busy.
@@ -77,7 +90,8 @@ impl Balancers {
             }
         }
         let host = picked?;
-        Some((Arc::clone(&host.endpoint), LoadGuard::new(&host.active)))
+        let load = LoadGuard::new(&host.state, balancer, cluster);
+        Some((Arc::clone(&host.endpoint), load))
     }
 
     fn pick_once<'a>(
@@ -101,14 +115,14 @@ impl Balancers {
 
     /// How much is in flight to an endpoint.
     pub fn active(&self, cluster: &ClusterName, endpoint: SocketAddr) -> u32 {
-        let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
-        clusters.get(cluster).map_or(0, |balancer| balancer.active(endpoint))
+        self.clusters.load().get(cluster).map_or(0, |balancer| balancer.active(endpoint))
     }
 
     /// Forgets clusters and endpoints that `snapshot` does not have. Call it with
     /// every new snapshot; what is in flight to them still ends as it should.
     pub fn retain(&self, snapshot: &Snapshot) {
-        let mut clusters = self.clusters.write().unwrap_or_else(PoisonError::into_inner);
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clusters = Table::clone(&self.clusters.load());
         clusters.retain(|name, balancer| {
             let cluster = snapshot.cluster(name);
             match cluster.and_then(|cluster| Some((cluster, snapshot.assignment(cluster)?))) {
@@ -120,6 +134,29 @@ impl Balancers {
                 None => false,
             }
         });
+        self.clusters.store(Arc::new(clusters));
+        drop(writing);
+    }
+
+    /// Begins to monitor what `snapshot` wants monitored. Call it with every new snapshot,
+    /// before [`Balancers::sweep`].
+    pub fn monitor(&self, snapshot: &Snapshot, random: &mut impl FnMut(u32) -> u32, now: Instant) {
+        let known = self.clusters.load_full();
+        for cluster in snapshot.clusters.values() {
+            let Some(assignment) = snapshot.assignment(cluster) else { continue };
+            let balancer = match known.get(&cluster.name) {
+                Some(balancer) => Arc::clone(balancer),
+                None if !cluster.monitoring.is_on() => continue,
+                None => self.balancer(&cluster.name, random),
+            };
+            balancer.configure(cluster, &assignment, now);
+        }
+    }
+
+    /// Does for every cluster what is due, and says when there is more to do.
+    pub fn sweep(&self, now: Instant, random: &mut impl FnMut(u32) -> u32) -> Option<Instant> {
+        let clusters = self.clusters.load_full();
+        clusters.values().filter_map(|balancer| balancer.sweep(now, random)).min()
     }
 
     fn balancer(
@@ -127,55 +164,22 @@ impl Balancers {
         name: &ClusterName,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Arc<ClusterBalancer> {
-        let known = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(balancer) = self.clusters.load().get(name) {
+            return Arc::clone(balancer);
+        }
+        // Agents that start together must not all begin with the same endpoint.
+        let start = random(u32::MAX);
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.clusters.load();
         if let Some(balancer) = known.get(name) {
             return Arc::clone(balancer);
         }
-        drop(known);
-        // Agents that start together must not all begin with the same endpoint.
-        let start = random(u32::MAX);
-        let mut clusters = self.clusters.write().unwrap_or_else(PoisonError::into_inner);
-        let balancer = clusters
-            .entry(name.clone())
-            .or_insert_with(|| Arc::new(ClusterBalancer { start, ..ClusterBalancer::default() }));
-        Arc::clone(balancer)
-    }
-}
-
-/// One cluster's.
-#[derive(Debug, Default)]
-struct ClusterBalancer {
-    /// Where in its first rotation to begin.
-    start: u32,
-    candidates: ArcSwapOption<Candidates>,
-    active: Mutex<Active>,
-}
-
-impl ClusterBalancer {
-    fn candidates(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> Arc<Candidates> {
-        let old = self.candidates.load_full();
-        if let Some(old) = &old
-            && old.are_of(cluster, assignment)
-        {
-            return Arc::clone(old);
-        }
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Candidates::new(cluster, assignment, &mut active, old.as_deref(), self.start);
-        drop(active);
-        let new = Arc::new(new);
-        self.candidates.store(Some(Arc::clone(&new)));
-        new
-    }
-
-    fn active(&self, endpoint: SocketAddr) -> u32 {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        active.get(&endpoint).map_or(0, |active| active.load(Ordering::Relaxed))
-    }
-
-    /// Forgets the counters that neither a candidate nor a guard holds.
-    fn forget_idle(&self) {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        active.retain(|_, active| Arc::strong_count(active) > 1);
+        let balancer = Arc::new(ClusterBalancer::new(start));
+        let mut clusters = Table::clone(&known);
+        clusters.insert(name.clone(), Arc::clone(&balancer));
+        self.clusters.store(Arc::new(clusters));
+        drop(writing);
+        balancer
     }
 }
 
@@ -188,25 +192,6 @@ pub(super) fn dropped<'a>(
         drop.is_unconditional()
             || drop.per_million > 0 && random(DropOverload::ALL) < drop.per_million
     })
-}
-
-/// Counts one connection or request to an endpoint, from the choice until it is dropped.
-#[derive(Debug, Default)]
-pub struct LoadGuard(Option<Arc<AtomicU32>>);
-
-impl LoadGuard {
-    fn new(active: &Arc<AtomicU32>) -> Self {
-        active.fetch_add(1, Ordering::Relaxed);
-        Self(Some(Arc::clone(active)))
-    }
-}
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        if let Some(active) = &self.0 {
-            active.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
 }
 
 fn random_hash(random: &mut impl FnMut(u32) -> u32) -> u64 {

@@ -664,7 +664,7 @@ fn clusters() {
             "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 101}}}]}",
             ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
         ),
-        ("outlier_detection: {}", ".outlier_detection: is not supported"),
+        ("upstream_bind_config: {}", ".upstream_bind_config: is not supported"),
         ("health_checks: [{}]", ".health_checks: is not supported"),
         (
             "http2_protocol_options: {}",
@@ -745,7 +745,7 @@ fn endpoints() {
 #[test]
 fn all_rejections_are_said_at_once_and_none_twice() {
     let files = [
-        ("a.yaml", cluster("outlier_detection: {}\nlb_policy: CLUSTER_PROVIDED\nnonsense: 1")),
+        ("a.yaml", cluster("upstream_bind_config: {}\nlb_policy: CLUSTER_PROVIDED\nnonsense: 1")),
         ("b.yaml", cluster("type: STRICT_DNS")),
         ("c.yaml", route("match: {prefixx: /, cookies: [{name: a}]}, routte: {}")),
     ];
@@ -755,7 +755,7 @@ fn all_rejections_are_said_at_once_and_none_twice() {
         lines,
         [
             "clusters[c].nonsense: unknown field",
-            "clusters[c].outlier_detection: is not supported",
+            "clusters[c].upstream_bind_config: is not supported",
             "clusters[c].lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST",
             "clusters[c].type: STRICT_DNS is not supported",
             "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",

@@ -31,11 +31,15 @@ use envoy_types::pb::{
 use super::{
     ResourceType, balancing, circuit_breakers, common, config_source, eds, http_options,
     options::json_of,
+    outlier,
     reject::{Decoder, unsupported},
     upstream_tls,
 };
 use crate::model::{
-    cluster::{CircuitBreakers, Cluster, ClusterName, Discovery, LoadAssignment, UpstreamProtocol},
+    cluster::{
+        CircuitBreakers, Cluster, ClusterName, Discovery, LoadAssignment, Monitoring,
+        UpstreamProtocol,
+    },
     socket_match::TransportSocketMatch,
     tls::HostNames,
 };
@@ -111,7 +115,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
         dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
         dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
-        typed_dns_resolver_config, wait_for_warm_on_init, outlier_detection, cleanup_interval,
+        typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval,
         upstream_bind_config, lb_subset_config, protocol_selection,
         upstream_connection_options, close_connections_on_host_health_failure,
         ignore_health_on_host_removal, filters, lrs_server,
@@ -148,14 +152,13 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
             d.field("circuit_breakers", |d| circuit_breakers::circuit_breakers(d, value))
         }
     };
-    let connect_timeout = match connect_timeout {
-        None => Some(CONNECT_TIMEOUT_DEFAULT),
-        Some(value) => common::duration(d, "connect_timeout", value).and_then(|timeout| {
-            match timeout.is_zero() {
-                true => d.field("connect_timeout", |d| d.refused("must be more than zero")),
-                false => Some(timeout),
-            }
-        }),
+    let connect_timeout =
+        common::period(d, "connect_timeout", connect_timeout, CONNECT_TIMEOUT_DEFAULT);
+    let outlier_detection = match outlier_detection {
+        None => Some(None),
+        Some(value) => d
+            .field("outlier_detection", |d| outlier::outlier_detection(d, value))
+            .map(|decoded| Some(Arc::new(decoded))),
     };
     let (lb_policy, balancing) = balanced?;
     let http = protocol(d, typed_extension_protocol_options);
@@ -183,6 +186,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         upstream_protocol: http?.0,
         circuit_breakers: Arc::new(breakers?),
         tls: tls?,
+        monitoring: Monitoring { outlier_detection: outlier_detection? },
         socket_matches: socket_matches?,
     })
 }

@@ -87,6 +87,20 @@ pub(super) fn duration(
     }
 }
 
+/// A duration that must be more than zero.
+pub(super) fn period(
+    d: &mut Decoder,
+    field: &str,
+    value: Option<protobuf::Duration>,
+    default: Duration,
+) -> Option<Duration> {
+    let Some(value) = value else { return Some(default) };
+    match duration(d, field, value) {
+        Some(Duration::ZERO) => d.field(field, |d| d.refused("must be more than zero")),
+        period => period,
+    }
+}
+
 /// A timeout with Envoy's reading: unset takes the default, zero disables.
 /// The outer `None` says it was refused.
 pub(super) fn timeout(

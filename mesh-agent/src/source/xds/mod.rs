@@ -27,6 +27,7 @@ mod layered_runtime;
 mod lds;
 mod matchers;
 mod options;
+mod outlier;
 mod rbac;
 mod rds;
 mod reject;

@@ -193,6 +193,7 @@ fn cluster(
     let endpoints = address.into_iter().map(endpoint).collect();
     Cluster {
         tls: None,
+        monitoring: crate::model::cluster::Monitoring::default(),
         socket_matches: Vec::new(),
         name: ClusterName(name.into()),
         discovery: Discovery::Static(Arc::new(LoadAssignment::of(endpoints))),

@@ -74,7 +74,7 @@ fn localities_share_as_envoys_table_says() {
         ];
         let assignment = LoadAssignment { localities, ..LoadAssignment::default() };
         let balancing = Balancing { locality_weighted: true, ..Balancing::default() };
-        let parts = layout(&assignment, balancing);
+        let parts = layout(&assignment, balancing, &|e| e.health);
         let [part] = &parts[..] else { panic!("{parts:?}") };
         let weight = |zone: &str| {
             let group = part.groups.iter().find(|group| group.place.unwrap().zone == zone);
@@ -96,7 +96,10 @@ fn a_prioritys_health_may_go_by_weight() {
     ];
     let by_number = LoadAssignment { localities, ..LoadAssignment::default() };
     let percents = |assignment: &LoadAssignment| -> Vec<_> {
-        layout(assignment, Balancing::default()).iter().map(|part| part.percent).collect()
+        layout(assignment, Balancing::default(), &|e| e.health)
+            .iter()
+            .map(|part| part.percent)
+            .collect()
     };
     assert_eq!(percents(&by_number), [70, 30]);
     let by_weight = LoadAssignment { weighted_priority_health: true, ..by_number };
