@@ -308,6 +308,7 @@ fn dataplane(
     });
     let http = HttpServices {
         breakers: Arc::default(),
+        filters: Arc::default(),
         snapshots: Arc::clone(&snapshot),
         balancers: Arc::clone(&balancers),
         outbound_policy,

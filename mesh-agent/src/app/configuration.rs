@@ -286,6 +286,7 @@ impl Agent {
         let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
         dataplane.http.breakers.forget_idle();
+        dataplane.http.filters.forget_idle();
         let workloads = &snapshot.workloads;
         dataplane.connector.hbone.retain(|key| {
             key.tunnel.port() == HBONE_PORT && workloads.has_tunnel(key.tunnel.ip(), &key.identity)

@@ -18,9 +18,13 @@ use super::{
     workload::WorkloadUid,
 };
 
+mod health_check;
 mod outlier;
 
-pub use self::outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
+pub use self::{
+    health_check::{EndpointCheck, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe},
+    outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate},
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -51,16 +55,18 @@ pub struct Cluster {
 }
 
 /// How the agent tells by itself which endpoints are well.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Monitoring {
     /// By what comes of connections and requests.
     pub outlier_detection: Option<Arc<OutlierDetection>>,
+    /// By asking them.
+    pub health_check: Option<Arc<HealthCheck>>,
 }
 
 impl Monitoring {
     /// Whether it finds out anything: only who is asked each time can heed it.
     pub fn is_on(&self) -> bool {
-        self.outlier_detection.is_some()
+        self.outlier_detection.is_some() || self.health_check.is_some()
     }
 }
 
@@ -125,12 +131,19 @@ pub struct Balancing {
     pub fail_traffic_on_panic: bool,
     /// Localities share by their weights; else these mean nothing.
     pub locality_weighted: bool,
+    /// Endpoints whose health is not checked yet don't count for panic and priorities.
+    pub ignore_new_hosts: bool,
 }
 
 impl Default for Balancing {
     /// Envoy's.
     fn default() -> Self {
-        Self { panic_threshold: 50, fail_traffic_on_panic: false, locality_weighted: false }
+        Self {
+            panic_threshold: 50,
+            fail_traffic_on_panic: false,
+            locality_weighted: false,
+            ignore_new_hosts: false,
+        }
     }
 }
 
@@ -290,6 +303,9 @@ pub struct Endpoint {
     /// What clusters' `transport_socket_matches` look at; `None`: there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Arc<SocketLabels>>,
+    /// `None`: it is checked as its cluster says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<Arc<EndpointCheck>>,
 }
 
 /// How an endpoint is reached.

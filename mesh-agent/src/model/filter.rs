@@ -3,13 +3,24 @@
 //! Spec: `HttpFilter` of `envoy/extensions/filters/network/http_connection_manager/v3`,
 //! `typed_per_filter_config` and `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
+mod cors;
+mod fault;
+
 use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use self::{
+    cors::CorsPolicy,
+    fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
+};
 use super::{
-    authz::Rbac, extension::DiscoveredFilter, header_mutation::HeaderMutation, listener::OnDemand,
+    authz::{Rbac, StringMatcher},
+    extension::DiscoveredFilter,
+    header_mutation::HeaderMutation,
+    listener::OnDemand,
     route::OnDemandRoute,
+    runtime::RuntimeFraction,
 };
 
 /// A filter's place in its chain.
@@ -30,6 +41,12 @@ pub enum HttpFilter {
     Rbac(Option<Arc<Rbac>>),
     /// `envoy.extensions.filters.http.header_mutation.v3.HeaderMutation`
     HeaderMutation(Arc<HeaderMutationFilter>),
+    /// `envoy.extensions.filters.http.csrf.v3.CsrfPolicy`
+    Csrf(Arc<CsrfPolicy>),
+    /// `envoy.extensions.filters.http.cors.v3.Cors`: routes say what it does.
+    Cors,
+    /// `envoy.extensions.filters.http.fault.v3.HTTPFault`
+    Fault(Arc<Fault>),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -50,6 +67,15 @@ pub struct FilterMutations {
     pub request: Vec<Arc<HeaderMutation>>,
     /// In order.
     pub response: Vec<Arc<HeaderMutation>>,
+}
+
+/// Spec: `envoy.extensions.filters.http.csrf.v3.CsrfPolicy`.
+#[derive(Debug, Clone, Serialize)]
+pub struct CsrfPolicy {
+    /// Of how many requests the origin is looked at.
+    pub enabled: RuntimeFraction,
+    /// Origins, as `host:port`, that may change things beside the target's own.
+    pub additional_origins: Vec<StringMatcher>,
 }
 
 /// What one level (a route configuration, a virtual host, a route, one of several
@@ -74,6 +100,12 @@ pub enum RouteFilterConfig {
     Rbac(Option<Arc<Rbac>>),
     /// Comes after the chain's.
     HeaderMutation(Arc<FilterMutations>),
+    /// Replaces the chain's policy.
+    Csrf(Arc<CsrfPolicy>),
+    /// Leaves the rest to less specific levels.
+    Cors(Arc<CorsPolicy>),
+    /// Replaces the chain's.
+    Fault(Arc<Fault>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }
@@ -125,5 +157,23 @@ impl<'a> Levels<'a> {
             _ => None,
         };
         self.configs(name).find_map(rbac).unwrap_or(own)
+    }
+
+    /// The fault in force where the chain has `own`.
+    pub fn fault(self, name: &str, own: &'a Fault) -> &'a Fault {
+        let fault = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::Fault(fault) => Some(&**fault),
+            _ => None,
+        };
+        self.configs(name).find_map(fault).unwrap_or(own)
+    }
+
+    /// The policy in force where the chain has `own`.
+    pub fn csrf(self, name: &str, own: &'a CsrfPolicy) -> &'a CsrfPolicy {
+        let csrf = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::Csrf(policy) => Some(&**policy),
+            _ => None,
+        };
+        self.configs(name).find_map(csrf).unwrap_or(own)
     }
 }

@@ -68,6 +68,10 @@ response_flags! {
     DropOverload = 17, "DO";
     /// UDO: the control plane has all of the cluster's traffic dropped.
     UnconditionalDropOverload = 18, "UDO";
+    /// DI: the request was delayed by a fault.
+    DelayInjected = 19, "DI";
+    /// FI: the request was aborted by a fault.
+    FaultInjected = 20, "FI";
 }
 
 impl fmt::Display for ResponseFlag {

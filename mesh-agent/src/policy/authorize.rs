@@ -9,7 +9,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use http::{Method, StatusCode, request::Parts};
 
-pub use self::chain::{Chain, Step, resolve};
+pub use self::chain::{Chain, Place, Step, resolve};
 use super::{
     flow::{Flow, FlowError, OutboundPolicy},
     matcher::url_path,

@@ -253,6 +253,6 @@ pub(crate) fn authorize_request(
 ) -> Result<RequestPermit, Denied> {
     match Chain::new(permit, http, snapshot, Levels::default(), head)?.next(head)? {
         Step::Passed(permit) => Ok(permit),
-        Step::Run(name, _) => panic!("{name} judges nothing"),
+        Step::Run(place, _) => panic!("{} judges nothing", place.name),
     }
 }

@@ -61,9 +61,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::mutations::mutate_literally;
 pub use self::{
     body::RequestBody,
     breakers::Breakers,
+    filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
 };
 use crate::{
@@ -145,6 +147,7 @@ pub type UpstreamPool = HttpPool<RequestBody>;
 pub struct HttpServices {
     pub snapshots: Arc<SnapshotCell>,
     pub breakers: Arc<Breakers>,
+    pub filters: Arc<FilterMemory>,
     pub balancers: Arc<Balancers>,
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,

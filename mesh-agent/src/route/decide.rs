@@ -223,6 +223,31 @@ pub fn decide_request(
     decide(permit, cluster, choice, snapshot, balancers, random, now)
 }
 
+/// For a health check of `endpoint`, which is for nobody's request: made by the agent, from
+/// its own network namespace, and without any workload's identity. `None`: an endpoint that
+/// is not reached without one, or that would be the node itself.
+pub fn decide_check(
+    snapshot: &Snapshot,
+    cluster: &ClusterName,
+    endpoint: &Arc<Endpoint>,
+) -> Option<Destination> {
+    let cluster = snapshot.cluster(cluster)?;
+    let own = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+    let elsewhere = endpoint.check.as_ref().and_then(|check| check.address);
+    if endpoint.tunnel != Tunnel::Direct || own(elsewhere.unwrap_or(endpoint.address)) {
+        return None;
+    }
+    Some(Destination {
+        target: Target::Direct { endpoint: Arc::clone(endpoint) },
+        cluster: Some(cluster.name.clone()),
+        connect_timeout: cluster.connect_timeout,
+        upstream_protocol: cluster.upstream_protocol,
+        circuit_breakers: None,
+        tls: originate(cluster, Some(endpoint), snapshot),
+        load: LoadGuard::default(),
+    })
+}
+
 fn decide(
     permit: &Permit,
     cluster: Option<&ClusterName>,

@@ -3,13 +3,13 @@
 //! Spec: `RouteAction`, `RedirectAction`, `DirectResponseAction` and `WeightedCluster` of
 //! `envoy/config/route/v3/route_components.proto`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
 use crate::model::{
     cluster::ClusterName,
-    filter::PerFilter,
+    filter::{CorsPolicy, PerFilter},
     hash_policy::HashPolicy,
     header_mutation::HeaderMutations,
     retry::Attempts,
@@ -45,6 +45,9 @@ pub struct ForwardAction {
     pub high_priority: bool,
     /// What its cluster's policy goes by, if it goes by a hash.
     pub hash_policy: Vec<HashPolicy>,
+    /// Where nothing is said for the filter by its name: the route's policy, then the virtual
+    /// host's.
+    pub cors: Vec<Arc<CorsPolicy>>,
 }
 
 impl ForwardAction {
@@ -62,6 +65,7 @@ impl ForwardAction {
             attempts: Attempts::default(),
             high_priority: false,
             hash_policy: Vec::new(),
+            cors: Vec::new(),
         }
     }
 }

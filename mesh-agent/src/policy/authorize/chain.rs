@@ -1,6 +1,6 @@
 //! A request's way through its connection manager's HTTP filters.
 
-use std::{slice, sync::Arc};
+use std::{iter, slice, sync::Arc};
 
 use http::request::Parts;
 
@@ -26,15 +26,23 @@ pub struct Chain<'a> {
     permit: &'a Permit,
     snapshot: &'a Snapshot,
     levels: Levels<'a>,
-    filters: slice::Iter<'a, ChainFilter>,
+    filters: iter::Enumerate<slice::Iter<'a, ChainFilter>>,
     basis: Basis,
+}
+
+/// Where a filter is in its chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub name: &'a str,
+    /// The first one's is 0.
+    pub index: usize,
 }
 
 /// What is next for a request.
 #[derive(Debug)]
 pub enum Step<'a> {
-    /// To be run, with what the route says under that name.
-    Run(&'a str, &'a HttpFilter),
+    /// To be run, with what the route says under its name.
+    Run(Place<'a>, &'a HttpFilter),
     Passed(RequestPermit),
 }
 
@@ -55,7 +63,7 @@ impl<'a> Chain<'a> {
             let subject = Subject { flow: &permit.flow, head: Some(head), lenient_path: None };
             return Err(Denied::new(subject, None, DenyReason::AmbiguousAuthority));
         }
-        let filters = http.http_filters.iter();
+        let filters = http.http_filters.iter().enumerate();
         Ok(Self { permit, snapshot, levels, filters, basis: Basis::default() })
     }
 
@@ -66,7 +74,7 @@ impl<'a> Chain<'a> {
     /// path and that is not in normal form (see [`path`]). [`Denied::status`] is what to
     /// answer.
     pub fn next(&mut self, head: &Parts) -> Result<Step<'a>, Denied> {
-        for filter in self.filters.by_ref() {
+        for (index, filter) in self.filters.by_ref() {
             if !self.levels.runs(filter) {
                 continue;
             }
@@ -78,7 +86,7 @@ impl<'a> Chain<'a> {
                         judge(rbac, subject, head, &mut self.basis)?;
                     }
                 }
-                Some(run) => return Ok(Step::Run(&filter.name, run)),
+                Some(run) => return Ok(Step::Run(Place { name: &filter.name, index }, run)),
             }
         }
         Ok(Step::Passed(RequestPermit { basis: std::mem::take(&mut self.basis) }))

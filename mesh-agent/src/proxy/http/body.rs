@@ -143,8 +143,12 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        // Of no body hyper would tell the length by HTTP/2, which Envoy does not.
+        if self.is_end_stream() {
+            return SizeHint::default();
+        }
         match &self.content {
-            Content::Nothing => SizeHint::with_exact(0),
+            Content::Nothing => SizeHint::default(),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
         }

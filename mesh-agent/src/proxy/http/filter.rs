@@ -3,7 +3,14 @@
 //! Those that judge are asked by `policy`'s chain; the ways out are taken in reverse, and by
 //! the agent's own replies too, whichever filter they come from.
 
-use std::sync::Arc;
+pub(super) mod cors;
+pub(super) mod csrf;
+pub(super) mod fault;
+pub(super) mod memory;
+
+use std::{borrow::Cow, sync::Arc};
+
+use http::{HeaderMap, HeaderName};
 
 use crate::{
     model::{
@@ -46,16 +53,35 @@ pub(super) fn header_mutations<'a>(
     all.into_iter().flatten()
 }
 
-/// What the chain's filters do to a response's headers, in order.
+/// What the chain's `header_mutation` filters do to a response's headers, in order, each with
+/// its filter's index.
 pub(super) fn response_mutations<'a>(
     http: &'a HttpConnectionManager,
     snapshot: &'a Snapshot,
     levels: Levels<'a>,
-) -> impl Iterator<Item = &'a Arc<HeaderMutation>> {
-    let running = http.http_filters.iter().rev().filter(move |filter| levels.runs(filter));
-    let mutations = running.filter_map(move |place| match resolve(place, snapshot)? {
-        HttpFilter::HeaderMutation(filter) => Some(header_mutations(filter, &place.name, levels)),
+) -> impl Iterator<Item = (usize, &'a Arc<HeaderMutation>)> {
+    let places = http.http_filters.iter().enumerate().rev();
+    let running = places.filter(move |(_, filter)| levels.runs(filter));
+    let mutations = running.filter_map(move |(index, place)| match resolve(place, snapshot)? {
+        HttpFilter::HeaderMutation(filter) => {
+            let all = header_mutations(filter, &place.name, levels);
+            let response = all.flat_map(|mutations| &mutations.response);
+            Some(response.map(move |mutation| (index, mutation)))
+        }
         _ => None,
     });
-    mutations.flatten().flat_map(|mutations| &mutations.response)
+    mutations.flatten()
+}
+
+/// Several values are one, as everywhere in Envoy.
+fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Cow<'a, [u8]> {
+    let mut values = headers.get_all(name).iter().map(|value| value.as_bytes());
+    match (values.next(), values.next()) {
+        (None, _) => Cow::Borrowed(b""),
+        (Some(only), None) => Cow::Borrowed(only),
+        (Some(first), Some(second)) => {
+            let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
+            Cow::Owned(all.join(&b','))
+        }
+    }
 }

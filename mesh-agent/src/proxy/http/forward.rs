@@ -91,6 +91,9 @@ pub(super) async fn forward(
         grpc: headers::is_grpc(&head.headers),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
+    if protocol == HttpProtocol::Http1 && body.is_end_stream() {
+        headers::tell_no_body(head);
+    }
     if let Some(mutations) = &mut log.mutations {
         mutations.keep_request(head);
     }
@@ -395,7 +398,7 @@ fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
     }
 }
 
-fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
+pub(super) fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
     match expired {
         Expired::Route => timeout_reply("response_timeout"),
         Expired::StreamIdle => {

@@ -290,6 +290,17 @@ pub(super) fn with_prefix(path: &str, matched: &PathMatch, prefix: &str) -> Stri
     format!("{prefix}{rest}")
 }
 
+/// A request without a body says so where its method leaves that open, as Envoy has it.
+///
+/// Spec: RFC 9110 §8.6.
+pub(super) fn tell_no_body(head: &mut Parts) {
+    let has_none =
+        matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE);
+    if !has_none {
+        head.headers.entry(CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
+    }
+}
+
 fn misconfigured(details: &'static str) -> Reply {
     Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None, details)
 }

@@ -8,7 +8,9 @@ use std::{io::Write as _, net::SocketAddr, sync::Arc, time::SystemTime};
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
-        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, ORIGIN,
+        ACCEPT, ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS,
+        ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
+        ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, ORIGIN,
         REFERER, USER_AGENT, VIA,
     },
     request::Parts,
@@ -26,9 +28,15 @@ use crate::{
 };
 
 /// Headers that Envoy keeps as one value, and appends to with a comma.
-const SINGLE: [HeaderName; 13] = [
+const SINGLE: [HeaderName; 19] = [
     ACCEPT,
     ACCEPT_ENCODING,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    ACCESS_CONTROL_ALLOW_HEADERS,
+    ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS,
+    ACCESS_CONTROL_MAX_AGE,
     AUTHORIZATION,
     CACHE_CONTROL,
     CONTENT_TYPE,
@@ -71,6 +79,16 @@ pub(super) fn mutate_head(
     }
 }
 
+/// For a request that nobody made: values are literal.
+pub(in crate::proxy) fn mutate_literally(mutation: &HeaderMutation, headers: &mut HeaderMap) {
+    for name in &mutation.remove {
+        headers.remove(name);
+    }
+    for addition in &mutation.add {
+        set(headers, addition, addition.value.literal().unwrap_or_default().as_bytes());
+    }
+}
+
 fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     if value.is_empty() && !addition.keep_empty {
         return;
@@ -97,60 +115,112 @@ fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     }
 }
 
+/// One thing that is done to a response's headers.
+pub(super) enum OnTheWayOut {
+    Mutate(Arc<HeaderMutation>),
+    /// In place of what is there.
+    Set(HeaderMap),
+}
+
+/// The place of what routes want, before the last filter.
+const OF_ROUTE: usize = usize::MAX;
+
 /// What is to be done to a response, whoever makes it.
 pub(super) struct ResponseMutations {
-    mutations: Vec<Arc<HeaderMutation>>,
+    /// By the filter's index in its chain, the last first; the route's come before all.
+    steps: Vec<(usize, OnTheWayOut)>,
     judged: Arc<Judged>,
     /// The head as it went upstream, where a value is taken from it.
     request: Option<Parts>,
 }
 
 impl ResponseMutations {
-    /// What the route wants, and then the filters; `None` where there is nothing to do.
+    /// What the route wants, and then the filters, by their indexes, the last first; `None`
+    /// where there is nothing to do.
     pub(super) fn of<'a>(
         levels: Levels<'a>,
-        filters: impl Iterator<Item = &'a Arc<HeaderMutation>>,
+        filters: impl Iterator<Item = (usize, &'a Arc<HeaderMutation>)>,
         judged: &Arc<Judged>,
     ) -> Option<Box<Self>> {
         let levels = levels.into_iter().flatten();
-        let own = levels.filter_map(|level| level.response.as_ref());
-        let mutations: Vec<_> = own.chain(filters).map(Arc::clone).collect();
-        (!mutations.is_empty())
-            .then(|| Box::new(Self { mutations, judged: Arc::clone(judged), request: None }))
+        let own = levels.filter_map(|level| Some((OF_ROUTE, level.response.as_ref()?)));
+        let mutations = own.chain(filters);
+        let steps: Vec<_> = mutations
+            .map(|(index, mutation)| (index, OnTheWayOut::Mutate(Arc::clone(mutation))))
+            .collect();
+        (!steps.is_empty()).then(|| Box::new(Self::new(steps, judged)))
+    }
+
+    fn new(steps: Vec<(usize, OnTheWayOut)>, judged: &Arc<Judged>) -> Self {
+        Self { steps, judged: Arc::clone(judged), request: None }
+    }
+
+    /// Adds what the filter at `index` wants, in its place.
+    pub(super) fn insert(
+        this: &mut Option<Box<Self>>,
+        index: usize,
+        step: OnTheWayOut,
+        judged: &Arc<Judged>,
+    ) {
+        let steps = &mut this.get_or_insert_with(|| Box::new(Self::new(Vec::new(), judged))).steps;
+        let place = steps.partition_point(|(before, _)| *before >= index);
+        steps.insert(place, (index, step));
     }
 
     /// Keeps the request's head, as it goes upstream, if it will be asked for.
     pub(super) fn keep_request(&mut self, head: &Parts) {
-        if self.mutations.iter().any(|mutation| mutation.reads_request()) {
+        let reads = |step: &OnTheWayOut| match step {
+            OnTheWayOut::Mutate(mutation) => mutation.reads_request(),
+            OnTheWayOut::Set(_) => false,
+        };
+        if self.steps.iter().any(|(_, step)| reads(step)) {
             self.request = Some(head.clone());
         }
     }
 
     /// Does it. `head` is the request's, where it did not go upstream.
     pub(super) fn mutate(
-        &self,
+        self,
         log: &RequestLog,
         head: &Parts,
         status: StatusCode,
         headers: &mut HeaderMap,
     ) {
-        let mut value = Vec::new();
-        for mutation in &self.mutations {
-            for name in &mutation.remove {
-                headers.remove(name);
-            }
-            for addition in &mutation.add {
-                value.clear();
-                let values = RequestValues {
-                    log,
-                    flow: self.judged.permit.flow(),
-                    head: Some(self.request.as_ref().unwrap_or(head)),
-                    response: Some((status, headers)),
-                };
-                addition.value.append(&values, "", &mut value);
-                set(headers, addition, &value);
+        let Self { steps, judged, request } = self;
+        let head = request.as_ref().unwrap_or(head);
+        for (_, step) in steps {
+            match step {
+                OnTheWayOut::Mutate(mutation) => {
+                    let flow = judged.permit.flow();
+                    mutate_response(&mutation, log, flow, head, (status, headers));
+                }
+                OnTheWayOut::Set(set) => {
+                    for (name, value) in &set {
+                        headers.insert(name, value.clone());
+                    }
+                }
             }
         }
+    }
+}
+
+fn mutate_response(
+    mutation: &HeaderMutation,
+    log: &RequestLog,
+    flow: &Flow,
+    head: &Parts,
+    (status, headers): (StatusCode, &mut HeaderMap),
+) {
+    let mut value = Vec::new();
+    for name in &mutation.remove {
+        headers.remove(name);
+    }
+    for addition in &mutation.add {
+        value.clear();
+        let response = Some((status, &*headers));
+        let values = RequestValues { log, flow, head: Some(head), response };
+        addition.value.append(&values, "", &mut value);
+        set(headers, addition, &value);
     }
 }
 

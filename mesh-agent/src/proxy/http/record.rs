@@ -9,7 +9,11 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
-use super::{HttpConnection, forwarding, mutations::ResponseMutations, timing::Exchange};
+use super::{
+    HttpConnection, Judged, forwarding,
+    mutations::{OnTheWayOut, ResponseMutations},
+    timing::Exchange,
+};
 use crate::{
     codec::guard::GuardShared,
     model::{cluster::ClusterName, http_options::HttpOptions, identity::Identity},
@@ -17,6 +21,7 @@ use crate::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
     },
+    policy::Place,
 };
 
 /// Takes note of finished requests: metrics and access log of one connection.
@@ -123,6 +128,16 @@ impl RequestLog {
             mutations.mutate(self, head, status, headers);
         }
         forwarding::of_response(headers, &self.options, self.record.request_id.as_ref());
+    }
+
+    /// Notes what the filter at `place` does to the response.
+    pub(super) fn on_the_way_out(
+        &mut self,
+        place: Place<'_>,
+        step: OnTheWayOut,
+        judged: &Arc<Judged>,
+    ) {
+        ResponseMutations::insert(&mut self.mutations, place.index, step, judged);
     }
 
     /// The response has been handed over to its end.

@@ -26,6 +26,18 @@ pub(super) struct Reply {
     pub(super) location: Option<HeaderValue>,
     /// HTTP/1: what follows on the connection can't be trusted to be a request.
     pub(super) close: bool,
+    pub(super) grpc: ToGrpc,
+}
+
+/// What a gRPC client is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ToGrpc {
+    /// The code that Envoy maps the status to.
+    Mapped,
+    /// This code.
+    Code(u32),
+    /// The same as others.
+    Plain,
 }
 
 impl Reply {
@@ -37,7 +49,16 @@ impl Reply {
     ) -> Self {
         let body = Bytes::from_static(body.as_bytes());
         let headers = None;
-        Self { status, body, flag, details: details.into(), headers, location: None, close: false }
+        Self {
+            status,
+            body,
+            flag,
+            details: details.into(),
+            headers,
+            location: None,
+            close: false,
+            grpc: ToGrpc::Mapped,
+        }
     }
 
     /// The client broke the protocol.
@@ -68,14 +89,17 @@ impl Reply {
             log.record.flags.insert(flag);
         }
         let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
-        let (status, body) = if grpc {
-            grpc_headers(self.status, &self.body, &mut headers);
+        let (status, body) = if grpc && self.grpc != ToGrpc::Plain {
+            grpc_headers(self.grpc, self.status, &self.body, &mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
             if !self.body.is_empty() {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            // What a filter says by itself ends with its head, which HTTP/2 tells by a flag.
+            if self.grpc != ToGrpc::Plain || version < Version::HTTP_2 {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            }
             (self.status, self.body)
         };
         if let Some(location) = self.location {
@@ -96,13 +120,14 @@ impl Reply {
 /// A gRPC client reads no status code and no body: it is told in trailers-only form.
 ///
 /// Spec: gRPC over HTTP/2, "Responses"; codes as Envoy maps them.
-fn grpc_headers(status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
-    let code = match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 | 501 => 12,
-        408 | 429 | 502..=504 => 14,
+fn grpc_headers(told: ToGrpc, status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
+    let code = match (told, status.as_u16()) {
+        (ToGrpc::Code(code), _) => code,
+        (_, 400) => 13,
+        (_, 401) => 16,
+        (_, 403) => 7,
+        (_, 404 | 501) => 12,
+        (_, 408 | 429 | 502..=504) => 14,
         _ => 2,
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -12,12 +12,15 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
-    filter,
-    forward::{Forward, forward},
+    filter::{
+        self,
+        fault::{Ended, Injector},
+    },
+    forward::{Forward, expired_reply, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
-    mutations::{self, ResponseMutations},
+    mutations::{self, OnTheWayOut, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
     redirect,
@@ -29,7 +32,7 @@ use crate::{
     model::{
         filter::HttpFilter,
         listener::{HttpConnectionManager, TerminalFilter},
-        route::{ForwardAction, RouteAction},
+        route::{ForwardAction, Route, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
     policy::{Chain, Denied, Permit, Step},
@@ -166,6 +169,12 @@ async fn answer(
             ),
             Err(_) => Default::default(),
         };
+        let idle = match &matched {
+            Ok(Matched { route: Route { action: RouteAction::Forward(action), .. }, .. }) => {
+                action.idle_timeout.map_or(http.stream_idle_timeout, |own| own.limit())
+            }
+            _ => http.stream_idle_timeout,
+        };
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
@@ -180,11 +189,41 @@ async fn answer(
         let request_permit = loop {
             match chain.next(head).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
-                Step::Run(name, HttpFilter::HeaderMutation(filter)) => {
-                    let mutations = filter::header_mutations(filter, name, filter_levels);
+                Step::Run(place, HttpFilter::HeaderMutation(filter)) => {
+                    let mutations = filter::header_mutations(filter, place.name, filter_levels);
                     for mutation in mutations.flat_map(|mutations| &mutations.request) {
                         mutations::mutate_head(mutation, log, permit.flow(), head);
                     }
+                }
+                Step::Run(place, HttpFilter::Csrf(own)) => {
+                    let policy = filter_levels.csrf(place.name, own);
+                    filter::csrf::check(policy, &snapshot.runtime, head, authority.as_str())?;
+                }
+                Step::Run(place, HttpFilter::Cors) => {
+                    let route = matched.as_ref().ok().map(|matched| matched.route);
+                    let policies = filter::cors::policies(place.name, filter_levels, route);
+                    let (headers, reply) = policies.check(&snapshot.runtime, head);
+                    if let Some(headers) = headers {
+                        log.on_the_way_out(place, OnTheWayOut::Set(headers), &judged);
+                    }
+                    if let Some(reply) = reply {
+                        return Err(reply);
+                    }
+                }
+                Step::Run(place, HttpFilter::Fault(own)) => {
+                    let injector = Injector {
+                        fault: filter_levels.fault(place.name, own),
+                        runtime: &snapshot.runtime,
+                        head,
+                        cluster: chosen.as_ref().map(|chosen| &*chosen.cluster),
+                    };
+                    let active = connection.services.filters.faults(pod, &http.stat_prefix);
+                    let deadline = Deadline::new(Arc::clone(&log.exchange), idle);
+                    let injected = injector.inject(&active, deadline, &mut log.record.flags).await;
+                    injected.map_err(|ended| match ended {
+                        Ended::Aborted(reply) => reply,
+                        Ended::Expired(expired) => expired_reply(expired, log),
+                    })?;
                 }
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
@@ -260,7 +299,6 @@ async fn answer(
         log.record.cluster = destination.cluster().cloned();
         log.record.upstream = Some(destination.address());
 
-        let idle = action.idle_timeout.map_or(http.stream_idle_timeout, |own| own.limit());
         let timeout = grpc::timeout(action, &head.headers);
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), idle);
         deadline.set_route(timeout);

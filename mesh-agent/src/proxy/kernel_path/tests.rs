@@ -54,6 +54,7 @@ fn endpoint(address: &str, expected: &Identity) -> Arc<Endpoint> {
         weight: 1,
         health: Health::Healthy,
         labels: None,
+        check: None,
     })
 }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     hashing::Table,
-    hosts::{HostState, Hosts},
+    hosts::{HostState, Hosts, Standing},
     layout::{Kind, layout},
     random_below,
     round_robin::Rotation,
@@ -64,15 +64,23 @@ impl Candidates {
         start: u32,
     ) -> Self {
         let balancing = cluster.balancing;
+        let checks = cluster.monitoring.health_check.is_some();
         let all: Vec<_> = assignment
             .endpoints()
-            .map(|endpoint| Arc::clone(hosts.entry(endpoint.address).or_default()))
+            .map(|endpoint| {
+                let new = !hosts.contains_key(&endpoint.address);
+                let state = hosts.entry(endpoint.address).or_default();
+                let disabled = endpoint.check.as_ref().is_some_and(|check| check.disabled);
+                state.checked.set(checks && !disabled, new);
+                Arc::clone(state)
+            })
             .collect();
-        let health = |endpoint: &Endpoint| match hosts.get(&endpoint.address) {
-            Some(state) => state.health(endpoint),
-            None => endpoint.health,
+        let ignore_new = balancing.ignore_new_hosts;
+        let standing = |endpoint: &Endpoint| match hosts.get(&endpoint.address) {
+            Some(state) => state.standing(endpoint, ignore_new),
+            None => Standing::configured(endpoint),
         };
-        let parts = layout(assignment, balancing, &health).into_iter().map(|part| {
+        let parts = layout(assignment, balancing, &standing).into_iter().map(|part| {
             let before = old.and_then(|old| {
                 let same = |old: &&Part| (old.priority, old.kind) == (part.priority, part.kind);
                 old.parts.iter().find(same)

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::AtomicU32},
 };
 
-use super::outlier;
+use super::{health::Checked, outlier};
 use crate::model::cluster::{Endpoint, Health};
 
 /// A cluster's, by address.
@@ -18,14 +18,34 @@ pub(super) struct HostState {
     /// How much is in flight to it.
     pub(super) active: AtomicU32,
     pub(super) outlier: outlier::Monitor,
+    pub(super) checked: Checked,
+}
+
+/// How an endpoint is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    pub(super) health: Health,
+    /// As one of its priority's endpoints.
+    pub(super) counts: bool,
+}
+
+impl Standing {
+    /// By configuration alone.
+    pub(super) fn configured(endpoint: &Endpoint) -> Self {
+        Self { health: endpoint.health, counts: true }
+    }
 }
 
 impl HostState {
     /// By configuration, and by what was seen since.
-    pub(super) fn health(&self, endpoint: &Endpoint) -> Health {
-        match self.outlier.is_ejected() {
-            true => Health::Unhealthy,
-            false => endpoint.health,
-        }
+    pub(super) fn standing(&self, endpoint: &Endpoint, ignore_new: bool) -> Standing {
+        let ill = self.outlier.is_ejected() || self.checked.has_failed();
+        let health = match endpoint.health {
+            Health::Unhealthy => Health::Unhealthy,
+            _ if ill => Health::Unhealthy,
+            _ if self.checked.is_degraded() => Health::Degraded,
+            configured => configured,
+        };
+        Standing { health, counts: self.checked.counts_for_panic(ignore_new) }
     }
 }

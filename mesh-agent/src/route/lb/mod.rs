@@ -11,6 +11,7 @@
 mod balancer;
 mod candidates;
 mod hashing;
+mod health;
 mod hosts;
 mod layout;
 mod least_request;
@@ -22,7 +23,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -34,11 +35,14 @@ use self::{
 pub use self::{
     balancer::{LoadGuard, Reporter},
     hashing::xx_hash,
+    health::{CheckResult, below},
     layout::shares,
     outlier::Outcome,
 };
 use crate::{
-    model::cluster::{Cluster, ClusterName, DropOverload, Endpoint, LbPolicy, LoadAssignment},
+    model::cluster::{
+        Cluster, ClusterName, DropOverload, Endpoint, HealthCheck, LbPolicy, LoadAssignment,
+    },
     snapshot::Snapshot,
 };
 
@@ -73,6 +77,7 @@ impl Balancers {
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<(Arc<Endpoint>, LoadGuard)> {
         let balancer = self.balancer(&cluster.name, random);
+        balancer.used();
         let candidates = balancer.candidates(cluster, assignment);
         let mut picked = None;
         // As Envoy: if all choices are to be avoided, the last one stands.
@@ -151,6 +156,25 @@ impl Balancers {
             };
             balancer.configure(cluster, &assignment, now);
         }
+    }
+
+    /// Takes note of how a health check went, and says how long until the next one; `None`:
+    /// there is no such endpoint to be checked any more.
+    pub fn checked(
+        &self,
+        (cluster, endpoint): (&ClusterName, SocketAddr),
+        check: &HealthCheck,
+        result: CheckResult,
+        now: Instant,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<Duration> {
+        let balancer = Arc::clone(self.clusters.load().get(cluster)?);
+        balancer.checked(endpoint, check, result, now, random)
+    }
+
+    /// Whether an endpoint has failed its health checks.
+    pub fn has_failed(&self, cluster: &ClusterName, endpoint: SocketAddr) -> bool {
+        self.clusters.load().get(cluster).is_some_and(|balancer| balancer.has_failed(endpoint))
     }
 
     /// Does for every cluster what is due, and says when there is more to do.

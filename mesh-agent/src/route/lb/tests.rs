@@ -27,7 +27,14 @@ impl Noise {
 
 pub(super) fn endpoint(i: usize, weight: u32, health: Health) -> Arc<Endpoint> {
     let address = addr(&format!("10.3.0.{}:80", i + 1));
-    Arc::new(Endpoint { address, tunnel: Tunnel::Direct, weight, health, labels: None })
+    Arc::new(Endpoint {
+        address,
+        tunnel: Tunnel::Direct,
+        weight,
+        health,
+        labels: None,
+        check: None,
+    })
 }
 
 pub(super) fn assignment(weights: &[u32]) -> Arc<LoadAssignment> {

@@ -489,6 +489,36 @@ fn routes() {
         ),
         (
             "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.csrf.v3.CsrfPolicy}}",
+            ".typed_per_filter_config[x].filter_enabled: is missing",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.csrf.v3.CsrfPolicy, \
+             filter_enabled: {default_value: {}}, shadow_enabled: {default_value: {}}}}",
+            ".typed_per_filter_config[x].shadow_enabled: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.cors.v3.CorsPolicy, allow_methods: \"\\x01\"}}",
+            ".typed_per_filter_config[x].allow_methods: is not a header's value",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, cors: {shadow_enabled: {default_value: {}}}}",
+            ".route.cors.shadow_enabled: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, filter_metadata: {a: b}}}",
+            ".typed_per_filter_config[x].filter_metadata: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, delay: {fixed_delay: 0s}}}",
+            ".typed_per_filter_config[x].delay.fixed_delay: must be above zero",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
              {'@type': t/envoy.config.route.v3.FilterConfig}}",
             ".typed_per_filter_config[x].config: is missing",
         ),
@@ -665,7 +695,7 @@ fn clusters() {
             ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
         ),
         ("upstream_bind_config: {}", ".upstream_bind_config: is not supported"),
-        ("health_checks: [{}]", ".health_checks: is not supported"),
+        ("track_timeout_budgets: true", ".track_timeout_budgets: is not supported"),
         (
             "http2_protocol_options: {}",
             ".http2_protocol_options: is not supported: use typed_extension_protocol_options\

@@ -1,11 +1,14 @@
 //! What clusters say of their endpoints' health.
 
+use std::sync::Arc;
+
 use super::{
     refused::{cluster, one},
     *,
 };
 use crate::model::cluster::{
-    Cluster, Consecutive, FailurePercentage, OutlierDetection, SuccessRate,
+    Cluster, Consecutive, EndpointCheck, FailurePercentage, HealthCheck, OutlierDetection, Probe,
+    SuccessRate,
 };
 
 #[track_caller]
@@ -92,4 +95,183 @@ fn outlier_detection_that_makes_no_sense_is_refused() {
             expected,
         );
     }
+}
+
+fn checked(fields: &str) -> String {
+    cluster(&format!(
+        "health_checks: [{{timeout: 1s, interval: 2s, unhealthy_threshold: 3, \
+         healthy_threshold: 4, {fields}}}]"
+    ))
+}
+
+fn http_check(fields: &str) -> String {
+    checked(&format!("http_health_check: {{path: /healthy, {fields}}}"))
+}
+
+#[track_caller]
+fn the_check(yaml: &str) -> Arc<HealthCheck> {
+    accepted(yaml).clusters.into_iter().next().unwrap().monitoring.health_check.unwrap()
+}
+
+#[test]
+fn health_checks_have_envoys_defaults_and_every_field() {
+    let seconds = Duration::from_secs;
+    let check = the_check(&checked("tcp_health_check: {}"));
+    assert_eq!((check.timeout, check.interval), (seconds(1), seconds(2)));
+    assert_eq!((check.unhealthy_threshold, check.healthy_threshold), (3, 4));
+    assert_eq!(check.no_traffic_healthy_interval, seconds(60));
+    for interval in
+        [check.unhealthy_interval, check.unhealthy_edge_interval, check.healthy_edge_interval]
+    {
+        assert_eq!(interval, seconds(2));
+    }
+    assert!(check.reuse_connection);
+    let check = the_check(&checked(
+        "initial_jitter: 5s, interval_jitter: 6s, interval_jitter_percent: 7, \
+         reuse_connection: false, no_traffic_interval: 8s, unhealthy_interval: 9s, \
+         tcp_health_check: {send: {text: '50494e47'}, receive: [{text: '504f'}, {binary: Tkc=}]}",
+    ));
+    assert_eq!((check.initial_jitter, check.interval_jitter), (seconds(5), seconds(6)));
+    assert_eq!((check.interval_jitter_percent, check.reuse_connection), (7, false));
+    assert_eq!(check.no_traffic_healthy_interval, seconds(8));
+    assert_eq!(
+        (check.unhealthy_edge_interval, check.healthy_edge_interval),
+        (seconds(9), seconds(2))
+    );
+    let Probe::Tcp(tcp) = &check.probe else { panic!("{check:?}") };
+    assert_eq!(tcp.send, "PING");
+    assert_eq!(tcp.receive, ["PO", "NG"]);
+
+    let check = the_check(&http_check(
+        "host: h, method: POST, send: {text: '61'}, receive: [{text: '62'}], \
+         response_buffer_size: 0, codec_client_type: HTTP2, \
+         request_headers_to_add: [{header: {key: x-a, value: b}}], \
+         request_headers_to_remove: [user-agent], expected_statuses: [{start: 200, end: 300}], \
+         retriable_statuses: [{start: 500, end: 600}], service_name_matcher: {prefix: s}",
+    ));
+    let Probe::Http(http) = &check.probe else { panic!("{check:?}") };
+    assert_eq!(
+        (http.host.as_deref(), &*http.path, http.method.as_str()),
+        (Some("h"), "/healthy", "POST")
+    );
+    assert!(http.http2 && http.service_name.is_some());
+    assert_eq!((&http.expected[0], &http.retriable[0]), (&(200..300), &(500..600)));
+    assert_eq!((http.headers.add.len(), http.headers.remove.len()), (1, 1));
+    let check = the_check(&checked(
+        "grpc_health_check: {service_name: s, authority: a, initial_metadata: [{header: {key: k, value: v}}]}",
+    ));
+    let Probe::Grpc(grpc) = &check.probe else { panic!("{check:?}") };
+    assert_eq!((&*grpc.service_name, grpc.authority.as_deref()), ("s", Some("a")));
+    assert_eq!(grpc.headers.add.len(), 1);
+}
+
+#[test]
+fn health_checks_that_can_not_be_made_are_refused() {
+    let path = "clusters[c].health_checks[0]";
+    for (yaml, expected) in [
+        (
+            cluster("health_checks: [{tcp_health_check: {}}]")
+                .replace("[{", "[{interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, "),
+            ".timeout: is missing",
+        ),
+        (checked("event_log_path: a, tcp_health_check: {}"), ".event_log_path: is not supported"),
+        (
+            checked("alt_port: 1, tcp_health_check: {}"),
+            ".alt_port: is not supported: use the endpoint's health_check_config",
+        ),
+        (checked("tls_options: {}, tcp_health_check: {}"), ".tls_options: is not supported"),
+        (
+            checked("no_traffic_interval: 0s, tcp_health_check: {}"),
+            ".no_traffic_interval: must be more than zero",
+        ),
+        (checked(""), ": has no http_health_check, grpc_health_check or tcp_health_check"),
+        (
+            checked("custom_health_check: {name: envoy.health_checkers.redis}"),
+            ".custom_health_check: envoy.health_checkers.redis is not supported",
+        ),
+        (
+            checked("tcp_health_check: {proxy_protocol_config: {}}"),
+            ".tcp_health_check.proxy_protocol_config: is not supported",
+        ),
+        (
+            checked("tcp_health_check: {send: {text: abc}}"),
+            ".tcp_health_check.send.text: `abc` is not hexadecimal",
+        ),
+        (
+            checked("tcp_health_check: {receive: [{}]}"),
+            ".tcp_health_check.receive[0]: has neither text nor binary",
+        ),
+        (checked("http_health_check: {path: a}"), ".http_health_check.path: `a` is not a path"),
+        (
+            http_check("codec_client_type: HTTP3"),
+            ".http_health_check.codec_client_type: HTTP3 is not supported",
+        ),
+        (
+            http_check("send: {text: '61'}"),
+            ".http_health_check.send: can't go with this method, which has no body",
+        ),
+        (
+            http_check("expected_statuses: [{start: 99, end: 200}]"),
+            ".http_health_check.expected_statuses[0]: 99 to 200 are no statuses",
+        ),
+        (
+            http_check("retriable_statuses: [{start: 200, end: 200}]"),
+            ".http_health_check.retriable_statuses[0]: 200 to 200 are no statuses",
+        ),
+        (
+            http_check("receive: [{text: '6162'}], response_buffer_size: 1"),
+            ".http_health_check.receive: is longer than response_buffer_size, 1",
+        ),
+        (
+            http_check("request_headers_to_add: [{header: {key: a, value: '%START_TIME%'}}]"),
+            ".http_health_check.request_headers_to_add[0].header.value: command operators are not supported here",
+        ),
+        (
+            checked("grpc_health_check: {}").replace("name: c", "name: 'a|b c'"),
+            ".grpc_health_check.authority: `a|b c` is not a host",
+        ),
+    ] {
+        let path =
+            if yaml.contains("a|b") { path.replace("[c]", "[a|b c]") } else { path.to_owned() };
+        one(yaml, &path, expected);
+    }
+    one(
+        cluster("health_checks: [{}, {}]"),
+        "clusters[c].health_checks",
+        ": more than one is not supported",
+    );
+    let tunnel = "metadata: {filter_metadata: {envoy.transport_socket_match: {tunnel: http}, \
+                  mesh.workload: {identity: 'spiffe://t/ns/n/sa/s'}}}";
+    let endpoint = format!(
+        "{{endpoint: {{address: {{socket_address: {{address: 10.0.0.1, port_value: 80}}}}}}, {tunnel}}}"
+    );
+    one(
+        checked("tcp_health_check: {}")
+            + &format!("load_assignment: {{endpoints: [{{lb_endpoints: [{endpoint}]}}]}}\n"),
+        path,
+        ": has endpoints that are reached by HBONE: checks have no identity",
+    );
+}
+
+#[test]
+fn an_endpoint_says_where_it_is_checked() {
+    let of = |config: &str| {
+        let yaml = format!(
+            "'@type': t/envoy.config.endpoint.v3.ClusterLoadAssignment\ncluster_name: e\n\
+             endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: \
+             {{address: 10.0.0.1, port_value: 80}}}}, health_check_config: {{{config}}}}}}}]}}]\n"
+        );
+        let (_, assignment) = accepted(&yaml).assignments.into_iter().next().unwrap();
+        EndpointCheck::clone(assignment.endpoints().next().unwrap().check.as_ref().unwrap())
+    };
+    let at = |address: &str| Some(address.parse().unwrap());
+    let other = "address: {socket_address: {address: 10.0.0.9, port_value: 9}}";
+    assert_eq!(of("port_value: 81").address, at("10.0.0.1:81"));
+    assert_eq!(of(other).address, at("10.0.0.9:9"));
+    assert_eq!(of(&format!("{other}, port_value: 82")).address, at("10.0.0.9:82"));
+    let named = of("hostname: h.test, disable_active_health_check: true");
+    assert_eq!(
+        (named.hostname.as_deref(), named.disabled, named.address),
+        (Some("h.test"), true, None)
+    );
 }

@@ -101,8 +101,7 @@ fn common_config(d: &mut Decoder, value: CommonLbConfig, by_extension: bool) -> 
         // A window in which Envoy gathers updates to save itself work; here each
         // is applied at once.
         update_merge_window: _,
-        // Says something of health checks only, which are refused.
-        ignore_new_hosts_until_first_hc: _,
+        ignore_new_hosts_until_first_hc,
         close_connections_on_host_set_change,
         consistent_hashing_lb_config,
         override_host_status,
@@ -111,7 +110,8 @@ fn common_config(d: &mut Decoder, value: CommonLbConfig, by_extension: bool) -> 
     unsupported!(
         d; close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status
     );
-    let mut balancing = Balancing::default();
+    let mut balancing =
+        Balancing { ignore_new_hosts: ignore_new_hosts_until_first_hc, ..Balancing::default() };
     if let Some(Percent { value }) = healthy_panic_threshold {
         match value {
             // Whole percents, as Envoy's.

@@ -15,6 +15,7 @@ use envoy_types::pb::{
                     TransportSocketMatch as PbTransportSocketMatch,
                 },
             },
+            core::v3::HealthCheck as PbHealthCheck,
             endpoint::v3::ClusterLoadAssignment,
         },
         extensions::upstreams::http::v3::{
@@ -29,7 +30,8 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, balancing, circuit_breakers, common, config_source, eds, http_options,
+    ResourceType, balancing, circuit_breakers, common, config_source, eds, health_check,
+    http_options,
     options::json_of,
     outlier,
     reject::{Decoder, unsupported},
@@ -37,8 +39,8 @@ use super::{
 };
 use crate::model::{
     cluster::{
-        CircuitBreakers, Cluster, ClusterName, Discovery, LoadAssignment, Monitoring,
-        UpstreamProtocol,
+        CircuitBreakers, Cluster, ClusterName, Discovery, HealthCheck, LoadAssignment, Monitoring,
+        Tunnel, UpstreamProtocol,
     },
     socket_match::TransportSocketMatch,
     tls::HostNames,
@@ -93,7 +95,8 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
-        ignore_health_on_host_removal,
+        // An endpoint that is removed takes nothing more, whatever its health.
+        ignore_health_on_host_removal: _,
         filters,
         load_balancing_policy,
         lrs_server,
@@ -111,14 +114,14 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         d;
         transport_socket_matcher, stats_matcher,
         per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
-        health_checks, max_requests_per_connection,
+        max_requests_per_connection,
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
         dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
         dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval,
         upstream_bind_config, lb_subset_config, protocol_selection,
         upstream_connection_options, close_connections_on_host_health_failure,
-        ignore_health_on_host_removal, filters, lrs_server,
+        filters, lrs_server,
         lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config,
         track_cluster_stats, preconnect_policy, connection_pool_per_downstream_connection,
         queuing_policies,
@@ -154,6 +157,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     };
     let connect_timeout =
         common::period(d, "connect_timeout", connect_timeout, CONNECT_TIMEOUT_DEFAULT);
+    let health_check = health_check(d, health_checks, &name, discovery.as_ref());
     let outlier_detection = match outlier_detection {
         None => Some(None),
         Some(value) => d
@@ -186,7 +190,10 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         upstream_protocol: http?.0,
         circuit_breakers: Arc::new(breakers?),
         tls: tls?,
-        monitoring: Monitoring { outlier_detection: outlier_detection? },
+        monitoring: Monitoring {
+            outlier_detection: outlier_detection?,
+            health_check: health_check?,
+        },
         socket_matches: socket_matches?,
     })
 }
@@ -206,6 +213,31 @@ fn socket_match(
     });
     let labels = r#match.map(json_of).unwrap_or_default();
     Some(TransportSocketMatch { name: name.into(), labels, tls: tls? })
+}
+
+/// As Envoy, one at most.
+fn health_check(
+    d: &mut Decoder,
+    checks: Vec<PbHealthCheck>,
+    cluster: &str,
+    discovery: Option<&Discovery>,
+) -> Option<Option<Arc<HealthCheck>>> {
+    if checks.len() > 1 {
+        return d.field("health_checks", |d| d.refused("more than one is not supported"));
+    }
+    let Some(check) = checks.into_iter().next() else { return Some(None) };
+    d.item("health_checks", 0, |d| {
+        match discovery {
+            Some(Discovery::OriginalDestination) => d.refuse("there is nobody to ask"),
+            Some(Discovery::Static(assignment))
+                if assignment.endpoints().any(|endpoint| endpoint.tunnel != Tunnel::Direct) =>
+            {
+                d.refuse("has endpoints that are reached by HBONE: checks have no identity");
+            }
+            _ => {}
+        }
+        health_check::health_check(d, check, cluster).map(|check| Some(Arc::new(check)))
+    })
 }
 
 fn discovery(

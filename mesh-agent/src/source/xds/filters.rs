@@ -3,6 +3,9 @@
 //! Spec: `HttpFilter` of `http_connection_manager/v3`, `envoy/extensions/filters/http/*/v3`,
 //! `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
+mod cors;
+mod csrf;
+mod fault;
 mod header_mutation;
 mod on_demand;
 mod rbac;
@@ -15,6 +18,9 @@ use envoy_types::pb::{
         config::route::v3::FilterConfig,
         extensions::filters::{
             http::{
+                cors::v3::{Cors, CorsPolicy},
+                csrf::v3::CsrfPolicy as Csrf,
+                fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
@@ -27,6 +33,7 @@ use envoy_types::pb::{
 };
 use prost::Name as _;
 
+pub(super) use self::cors::of_level as cors;
 use super::{common, ecds, reject::Decoder};
 use crate::model::filter::{ChainFilter, HttpFilter, PerFilter, RouteFilter, RouteFilterConfig};
 
@@ -43,7 +50,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 3] = [
+const KINDS: [Kind; 6] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -56,6 +63,27 @@ const KINDS: [Kind; 3] = [
         decode: header_mutation::filter,
         route_config: HeaderMutationPerRoute::full_name,
         decode_route: header_mutation::route,
+        discoverable: true,
+    },
+    Kind {
+        config: Csrf::full_name,
+        decode: csrf::filter,
+        route_config: Csrf::full_name,
+        decode_route: csrf::route,
+        discoverable: true,
+    },
+    Kind {
+        config: Cors::full_name,
+        decode: cors::filter,
+        route_config: CorsPolicy::full_name,
+        decode_route: cors::route,
+        discoverable: true,
+    },
+    Kind {
+        config: HttpFault::full_name,
+        decode: fault::filter,
+        route_config: HttpFault::full_name,
+        decode_route: fault::route,
         discoverable: true,
     },
     Kind {

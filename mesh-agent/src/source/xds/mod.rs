@@ -22,6 +22,7 @@ mod eds;
 mod filters;
 mod hcm;
 mod header_mutation;
+mod health_check;
 mod http_options;
 mod layered_runtime;
 mod lds;

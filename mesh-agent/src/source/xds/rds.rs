@@ -173,7 +173,7 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, virtual_clusters, rate_limits, cors, hedge_policy, request_mirror_policies,
+        matcher, virtual_clusters, rate_limits, hedge_policy, request_mirror_policies,
         route_specifiers,
     );
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
@@ -186,6 +186,7 @@ fn virtual_host(
         response_headers_to_remove,
     };
     let headers = header_mutation::mutations(d, headers);
+    let cors = filters::cors(d, cors);
     let per_filter = filters::per_filter(d, typed_per_filter_config);
     let on_demand = per_filter.as_ref().and_then(PerFilter::on_demand);
     if name.is_empty() {
@@ -235,6 +236,13 @@ fn virtual_host(
     };
     let mut routes = routes?;
     retry::inherit(&mut routes, &attempts);
+    if let Some(cors) = cors? {
+        for route in &mut routes {
+            if let RouteAction::Forward(action) = &mut route.action {
+                action.cors.push(Arc::clone(&cors));
+            }
+        }
+    }
     Some(VirtualHost {
         name: name.into(),
         domains: domains?,

@@ -22,6 +22,12 @@ fn allows(name: &'static str, permission: &Value) -> Case {
     rbac(name, "ALLOW", &json!([permission]), &json!([{ "any": true }]))
 }
 
+/// Changes something, with these origins.
+fn post(origins: &[&str]) -> Ask {
+    let ask = Ask::new("POST", "/").host("a.test");
+    origins.iter().fold(ask, |ask, origin| ask.with("origin", origin))
+}
+
 #[rustfmt::skip]
 pub(super) fn cases() -> Vec<Case> {
     let any = json!([{ "any": true }]);
@@ -66,6 +72,18 @@ pub(super) fn cases() -> Vec<Case> {
             .filter("rbac", "extensions.filters.http.rbac.v3.RBAC", json!({ "rules": { "action": "DENY",
                 "policies": { "p": { "permissions": any, "principals": any } } } }))
             .asks(get("/b").is(403)),
+        case("csrf", to("one"))
+            .filter("csrf", "extensions.filters.http.csrf.v3.CsrfPolicy", json!({
+                "filter_enabled": { "default_value": { "numerator": 100 } }, "additional_origins": [{ "exact": "ok.test" }] }))
+            .asks(get("/")).asks(post(&[]).is(403)).asks(post(&["http://a.test"])).asks(post(&["http://a.test"]).http2())
+            .asks(post(&["https://ok.test/"])).asks(post(&["http://u@a.test?x"])).asks(post(&["http://a.test@b"]).is(403))
+            .asks(post(&["http://b"]).is(403)).asks(post(&["null"]).is(403)).asks(post(&["http://a.test#x"]).is(403))
+            .asks(post(&["http://a.test", "http://b"]).is(403)).asks(post(&["http://a.test", "http://b"]).http2().is(403))
+            .asks(post(&[]).with("referer", "http://a.test/p")).asks(post(&["http://b"]).with("referer", "http://a.test/p").is(403))
+            .asks(post(&["http://a_b"]).host("a_b")).asks(post(&["https://a_b"]).host("a_b").is(403)),
+        case("csrf-shadow", to("one")).filter("csrf", "extensions.filters.http.csrf.v3.CsrfPolicy", json!({
+                "filter_enabled": { "default_value": {} }, "shadow_enabled": { "default_value": {} } }))
+            .refused("shadow_enabled: is not supported"),
         case("lua", to("one")).filter("lua", "extensions.filters.http.lua.v3.Lua", json!({}))
             .refused("extensions.filters.http.lua.v3.Lua) is not supported"),
         case("wasm", to("one")).filter("wasm", "extensions.filters.http.wasm.v3.Wasm", json!({}))

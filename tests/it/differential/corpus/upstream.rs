@@ -32,6 +32,36 @@ fn wait(milliseconds: u32) -> Ask {
     get("/wait").answered(&json!({ "delay_ms": milliseconds }))
 }
 
+/// A cluster of this name whose endpoints are checked so, without panic.
+fn checked(name: &'static str, like: &str, check: Value, fields: Value) -> Case {
+    let mut of = json!({
+        "timeout": "2s", "interval": "0.3s", "no_traffic_interval": "0.3s",
+        "healthy_threshold": 1, "unhealthy_threshold": 1,
+    });
+    merge(&mut of, check);
+    let mut all = json!({
+        "health_checks": [of], "common_lb_config": { "healthy_panic_threshold": { "value": 0 } },
+    });
+    merge(&mut all, fields);
+    let config = routes(json!([
+        { "match": { "prefix": "/wait" }, "route": { "cluster": "two" } },
+        { "match": { "prefix": "/" }, "route": { "cluster": name } },
+    ]));
+    case(name, config).cluster(name, like, all).asks(wait(700))
+}
+
+/// Headers of a check, which say how it is answered.
+fn answered(how: &Value) -> Value {
+    let header = |key, value| json!({ "header": { "key": key, "value": value } });
+    json!([header("x-case", "check".to_owned()), header("x-answer", how.to_string())])
+}
+
+fn by_http(name: &'static str, how: &Value, check: Value) -> Case {
+    let mut http = json!({ "path": "/healthy", "request_headers_to_add": answered(how) });
+    merge(&mut http, check);
+    checked(name, "one", json!({ "http_health_check": http }), json!({}))
+}
+
 fn answers(status: u16) -> Ask {
     get("/").answered(&json!({ "status": status })).is(status)
 }
@@ -88,5 +118,45 @@ pub(super) fn cases() -> Vec<Case> {
             panic.clusters[0]["common_lb_config"] = json!({});
             panic.asks(answers(500)).asks(wait(300)).asks(get("/"))
         },
+        by_http("check-well", &json!({}), json!({})).asks(get("/")),
+        by_http("check-ill", &json!({ "status": 503 }), json!({})).asks(get("/").is(503)),
+        by_http("check-http2", &json!({}), json!({ "codec_client_type": "HTTP2" })).asks(get("/")),
+        by_http("check-expected", &json!({ "status": 503 }), json!({ "expected_statuses": [{ "start": 500, "end": 600 }] })).asks(get("/")),
+        by_http("check-not-expected", &json!({}), json!({ "expected_statuses": [{ "start": 500, "end": 600 }] })).asks(get("/").is(503)),
+        by_http("check-retriable", &json!({ "status": 503 }), json!({ "retriable_statuses": [{ "start": 500, "end": 600 }] })).asks(get("/").is(503)),
+        by_http("check-body", &json!({ "body": "all is well" }), json!({ "receive": [{ "text": "616c6c" }, { "text": "77656c6c" }] })).asks(get("/")),
+        by_http("check-other-body", &json!({ "body": "all is ill" }), json!({ "receive": [{ "text": "616c6c" }, { "text": "77656c6c" }] })).asks(get("/").is(503)),
+        by_http("check-body-beyond", &json!({ "body": "all is well" }), json!({ "receive": [{ "text": "77656c6c" }], "response_buffer_size": 5 })).asks(get("/").is(503)),
+        by_http("check-post", &json!({}), json!({ "method": "POST", "send": { "text": "3f" }, "host": "named.test" })).asks(get("/")),
+        by_http("check-service", &json!({ "headers": [["x-envoy-upstream-healthchecked-cluster", "shop-1"]] }), json!({ "service_name_matcher": { "prefix": "shop" } })).asks(get("/")),
+        by_http("check-other-service", &json!({}), json!({ "service_name_matcher": { "prefix": "shop" } })).asks(get("/").is(503)),
+        by_http("check-degraded", &json!({ "headers": [["x-envoy-degraded", "true"]] }), json!({})).asks(get("/")),
+        by_http("check-cut", &json!({ "cut": true }), json!({})).asks(get("/").is(503)),
+        checked("check-too-slow", "one", json!({ "timeout": "0.2s", "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({ "delay_ms": 900 })) } }), json!({}))
+            .asks(get("/").is(503)),
+        checked("check-anew", "one", json!({ "reuse_connection": false, "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({})) } }), json!({}))
+            .asks(get("/")).asks(wait(500)).asks(get("/")),
+        checked("check-panic", "one", json!({ "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({ "status": 500 })) } }),
+            json!({ "common_lb_config": { "healthy_panic_threshold": { "value": 50 } } })).asks(get("/")),
+        checked("check-tcp", "one", json!({ "tcp_health_check": {} }), json!({})).asks(get("/")),
+        checked("check-tcp-dead", "dead", json!({ "tcp_health_check": {} }), json!({})).asks(get("/").is(503)),
+        checked("check-tcp-silent", "one", json!({ "timeout": "0.2s", "tcp_health_check": { "receive": [{ "text": "50" }] } }), json!({})).asks(get("/").is(503)),
+        checked("check-grpc", "h2", json!({ "grpc_health_check": { "service_name": "s", "initial_metadata": answered(&json!({
+            "headers": [["content-type", "application/grpc"]], "body": "\u{0}\u{0}\u{0}\u{0}\u{2}\u{8}\u{1}", "trailers": [["grpc-status", "0"]],
+        })) } }), json!({})).asks(get("/")),
+        checked("check-grpc-not-serving", "h2", json!({ "grpc_health_check": { "initial_metadata": answered(&json!({
+            "headers": [["content-type", "application/grpc"]], "body": "\u{0}\u{0}\u{0}\u{0}\u{2}\u{8}\u{2}", "trailers": [["grpc-status", "0"]],
+        })) } }), json!({})).asks(get("/").is(503)),
+        checked("check-grpc-status", "h2", json!({ "grpc_health_check": { "initial_metadata": answered(&json!({
+            "headers": [["content-type", "application/grpc"]], "body": "\u{0}\u{0}\u{0}\u{0}\u{2}\u{8}\u{1}", "trailers": [["grpc-status", "12"]],
+        })) } }), json!({})).asks(get("/").is(503)),
+        checked("check-immediate-fail", "one", json!({ "healthy_threshold": 1000, "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({})) } }), json!({}))
+            .asks(get("/").answered(&json!({ "headers": [["x-envoy-immediate-health-check-fail", "true"]] }))).asks(wait(400)).asks(get("/").is(503)),
+        checked("check-ends-ejection", "one", json!({ "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({})) } }),
+            json!({ "outlier_detection": { "consecutive_5xx": 1, "max_ejection_percent": 100, "base_ejection_time": "60s" } }))
+            .asks(answers(500)).asks(wait(1000)).asks(get("/")),
+        checked("check-ends-no-ejection", "one", json!({ "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({})) } }),
+            json!({ "outlier_detection": { "consecutive_5xx": 1, "max_ejection_percent": 100, "base_ejection_time": "60s", "successful_active_health_check_uneject_host": false } }))
+            .asks(answers(500)).asks(wait(1000)).asks(get("/").is(503)),
     ]
 }

@@ -1,4 +1,5 @@
-//! Filters of the chain at work, both ways, as Envoy 1.40 has them work.
+//! Filters of the chain at work, both ways. That Envoy does the same is for the differential
+//! corpus to show.
 
 use std::sync::Arc;
 
@@ -7,10 +8,11 @@ use http::HeaderName;
 use super::harness::{Mesh, Setup, mirror_upstream};
 use crate::model::{
     filter::{
-        ChainFilter, FilterMutations, HeaderMutationFilter, HttpFilter, PerFilter, RouteFilter,
-        RouteFilterConfig,
+        ChainFilter, CsrfPolicy, FilterMutations, HeaderMutationFilter, HttpFilter, PerFilter,
+        RouteFilter, RouteFilterConfig,
     },
     header_mutation::{AppendAction, HeaderAddition, HeaderMutation},
+    runtime::{Fraction, RuntimeFraction},
 };
 
 /// Appends `value` to what is there, on both ways.
@@ -79,4 +81,34 @@ async fn own_replies_take_the_whole_way_out_whoever_makes_them() {
     let response = mesh.connect().await.ask("GET /x HTTP/1.1\r\nhost: other\r\n\r\n").await;
     assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
     assert_eq!(values(&response, "r-way"), ["second", "gone", "first"]);
+}
+
+fn csrf(percent: u32) -> Arc<CsrfPolicy> {
+    let enabled = RuntimeFraction { key: String::new(), default: Fraction::percent(percent) };
+    Arc::new(CsrfPolicy { enabled, additional_origins: Vec::new() })
+}
+
+#[tokio::test]
+async fn csrf_answers_in_its_place_and_routes_replace_its_policy() {
+    let forged =
+        "POST /x HTTP/1.1\r\nhost: app.test\r\norigin: http://b\r\ncontent-length: 0\r\n\r\n";
+    let upstream = mirror_upstream().await;
+    let filter = HttpFilter::Csrf(csrf(100));
+    let filter = ChainFilter { name: "csrf".into(), disabled: false, filter };
+    let setup = |said: Option<u32>| {
+        let said = said.map(|percent| {
+            let config = RouteFilterConfig::Csrf(csrf(percent));
+            ("csrf".into(), RouteFilter::Enabled(config))
+        });
+        let per_filter = PerFilter(said.into_iter().collect());
+        Setup { filters: vec![filter.clone()], per_filter, ..Setup::new(upstream) }
+    };
+    let mesh = Mesh::new(setup(None));
+    let response = mesh.connect().await.ask(forged).await;
+    assert!(response.starts_with("HTTP/1.1 403 "), "{response}");
+    assert!(response.ends_with("Invalid origin"), "{response}");
+    let response = mesh.connect().await.ask(&forged.replace("//b", "//app.test")).await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    let response = Mesh::new(setup(Some(0))).connect().await.ask(forged).await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
 }

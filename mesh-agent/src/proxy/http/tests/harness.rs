@@ -188,6 +188,7 @@ fn cluster(
             weight: 1,
             health: Health::Healthy,
             labels: None,
+            check: None,
         })
     };
     let endpoints = address.into_iter().map(endpoint).collect();
@@ -369,6 +370,7 @@ impl Mesh {
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
             breakers: Arc::default(),
+            filters: Arc::default(),
             pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
         };
         let (records, drain) = (Arc::default(), CancellationToken::new());

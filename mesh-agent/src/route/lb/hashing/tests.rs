@@ -92,6 +92,7 @@ fn assignment(weights: &[(u16, u32)]) -> Arc<LoadAssignment> {
             weight: *weight,
             health: Health::Healthy,
             labels: None,
+            check: None,
         })
     };
     Arc::new(LoadAssignment::of(weights.iter().map(endpoint).collect()))

@@ -23,7 +23,8 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 
 impl Play {
     fn new(hosts: usize, config: OutlierDetection) -> Self {
-        let monitoring = Monitoring { outlier_detection: Some(Arc::new(config)) };
+        let monitoring =
+            Monitoring { outlier_detection: Some(Arc::new(config)), health_check: None };
         let balancing = Balancing { panic_threshold: 0, ..Balancing::default() };
         let discovery = Discovery::Static(assignment(&vec![1; hosts]));
         let cluster = cluster("c", LbPolicy::RoundRobin, discovery);

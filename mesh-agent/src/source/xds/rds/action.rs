@@ -22,7 +22,7 @@ use envoy_types::pb::{
 
 use super::{
     super::{
-        circuit_breakers, common, matchers,
+        circuit_breakers, common, filters, matchers,
         reject::{Decoder, unsupported},
     },
     clusters::{authority, weighted_clusters},
@@ -79,10 +79,11 @@ pub(super) fn forward(
     unsupported!(
         d;
         metadata_match, path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        rate_limits, include_vh_rate_limits, cors, upgrade_configs, internal_redirect_policy,
+        rate_limits, include_vh_rate_limits, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let hash_policy = hash_policy::policies(d, hash_policy);
+    let cors = filters::cors(d, cors);
     let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
@@ -165,6 +166,7 @@ pub(super) fn forward(
         append_x_forwarded_host,
         high_priority: high_priority?,
         hash_policy: hash_policy?,
+        cors: cors?.into_iter().collect(),
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }

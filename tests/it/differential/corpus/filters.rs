@@ -1,0 +1,261 @@
+//! HTTP filters, and what routes say for them.
+
+use serde_json::{Value, json};
+use tests::corpus::Ask;
+
+use super::{Case, case, get, hosts, routes, to, typed};
+
+const CORS: &str = "extensions.filters.http.cors.v3.Cors";
+const CORS_POLICY: &str = "extensions.filters.http.cors.v3.CorsPolicy";
+const FAULT: &str = "extensions.filters.http.fault.v3.HTTPFault";
+const MUTATION: &str = "extensions.filters.http.header_mutation.v3.HeaderMutation";
+const MUTATION_PER_ROUTE: &str =
+    "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
+const RBAC: &str = "extensions.filters.http.rbac.v3.RBAC";
+const RBAC_PER_ROUTE: &str = "extensions.filters.http.rbac.v3.RBACPerRoute";
+const FILTER_CONFIG: &str = "config.route.v3.FilterConfig";
+
+/// Everything to `one`; the route says this for the filter of that name.
+fn said(filter: &str, type_: &str, config: Value) -> Value {
+    all(&json!({ filter: typed(type_, config) }))
+}
+
+/// Everything to `one` by a route with this `typed_per_filter_config`.
+fn all(per_filter: &Value) -> Value {
+    routes(json!([{
+        "match": { "prefix": "/" }, "route": { "cluster": "one" },
+        "typed_per_filter_config": per_filter,
+    }]))
+}
+
+fn cors(name: &'static str, policy: Value) -> Case {
+    case(name, said("cors", CORS_POLICY, policy)).filter("cors", CORS, json!({}))
+}
+
+fn preflight(origin: &str) -> Ask {
+    Ask::new("OPTIONS", "/")
+        .with("origin", origin)
+        .with("access-control-request-method", "PUT")
+        .with("access-control-request-headers", "x-a,x-b")
+}
+
+fn from(origin: &str) -> Ask {
+    get("/").with("origin", origin)
+}
+
+fn append(name: &str, value: &str, action: &str) -> Value {
+    json!({ "append": { "header": { "key": name, "value": value }, "append_action": action } })
+}
+
+fn rbac(action: &str, path: &str) -> Value {
+    json!({ "rules": { "action": action, "policies": { "p": {
+        "permissions": [{ "url_path": { "path": { "prefix": path } } }],
+        "principals": [{ "any": true }],
+    } } } })
+}
+
+#[rustfmt::skip]
+fn cors_cases() -> Vec<Case> {
+    let a = json!([{ "exact": "http://a" }]);
+    let full = json!({
+        "allow_origin_string_match": a, "allow_methods": "GET,PUT", "allow_headers": "x-c", "expose_headers": "x-d",
+        "max_age": "60", "allow_credentials": true, "allow_private_network_access": true,
+    });
+    let expose = |value: &str| json!({ "expose_headers": value });
+    vec![
+        cors("cors-plain", full.clone())
+            .asks(get("/")).asks(from("http://a")).asks(from("http://a").http2()).asks(from("http://b")).asks(from(""))
+            .asks(from("http://A")).asks(from("http://a").with("origin", "http://b").differs("upstream header origin", "values go on as they came"))
+            .asks(from("http://a").answered(&json!({ "headers": [["access-control-allow-origin", "x"], ["access-control-expose-headers", "y"]] })))
+            .asks(preflight("http://a")).asks(preflight("http://a").http2()).asks(preflight("http://b"))
+            .asks(preflight("http://a").with("access-control-request-private-network", "true"))
+            .asks(preflight("http://a").with("access-control-request-private-network", "1"))
+            .asks(preflight("http://a").with("content-type", "application/grpc"))
+            .asks(Ask::new("OPTIONS", "/").with("origin", "http://a"))
+            .asks(Ask::new("PUT", "/").with("origin", "http://a").with("access-control-request-method", "PUT")),
+        cors("cors-star", json!({ "allow_origin_string_match": [{ "exact": "*" }], "allow_methods": "*", "allow_headers": "*" }))
+            .asks(from("http://b")).asks(preflight("http://b"))
+            .asks(Ask::new("OPTIONS", "/").with("origin", "http://b").with("access-control-request-method", "A").with("access-control-request-method", "B")),
+        cors("cors-regex", json!({ "allow_origin_string_match": [{ "safe_regex": { "regex": "http://[a-c]" } }, { "prefix": "https://" }] }))
+            .asks(from("http://b")).asks(from("http://d")).asks(from("https://d")).asks(preflight("http://d")),
+        cors("cors-answered-here", json!({ "allow_origin_string_match": a, "forward_not_matching_preflights": false, "allow_credentials": true, "max_age": "1" }))
+            .asks(preflight("http://b")).asks(preflight("http://a")).asks(from("http://b")),
+        cors("cors-off", json!({ "allow_origin_string_match": a, "filter_enabled": { "default_value": {} } }))
+            .asks(from("http://a")).asks(preflight("http://a")),
+        cors("cors-nobody", json!({ "allow_methods": "GET" })).asks(from("http://a")).asks(preflight("http://a")),
+        cors("cors-shadow", json!({ "shadow_enabled": { "default_value": {} } })).refused("shadow_enabled: is not supported"),
+        case("cors-levels", json!({ "name": "routes",
+            "typed_per_filter_config": { "cors": typed(CORS_POLICY, json!({ "max_age": "3", "allow_methods": "C", "allow_credentials": true })) },
+            "virtual_hosts": [{ "name": "all", "domains": ["*"],
+                "typed_per_filter_config": { "cors": typed(CORS_POLICY, json!({ "allow_origin_string_match": a, "allow_methods": "B", "allow_headers": "b" })) },
+                "routes": [
+                    { "match": { "prefix": "/off" }, "route": { "cluster": "one" },
+                      "typed_per_filter_config": { "cors": typed(FILTER_CONFIG, json!({ "disabled": true })) } },
+                    { "match": { "prefix": "/direct" }, "direct_response": { "status": 200 } },
+                    { "match": { "prefix": "/bare" }, "route": { "cluster": "one" } },
+                    { "match": { "prefix": "/" }, "route": { "cluster": "one" },
+                      "typed_per_filter_config": { "cors": typed(CORS_POLICY, json!({ "allow_headers": "a", "allow_credentials": false })) } },
+                ] }] })).filter("cors", CORS, json!({}))
+            .asks(preflight("http://a")).asks(from("http://a")).asks(Ask { target: "/bare".into(), ..preflight("http://a") })
+            .asks(Ask { target: "/off".into(), ..preflight("http://a") }).asks(Ask { target: "/direct".into(), ..preflight("http://a") })
+            .asks(get("/direct").with("origin", "http://a")),
+        case("cors-fields", hosts(json!([{ "name": "all", "domains": ["*"], "cors": full, "routes": [
+                { "match": { "prefix": "/own" }, "route": { "cluster": "one", "cors": { "allow_headers": "own", "max_age": "5" } } },
+                { "match": { "prefix": "/said" }, "route": { "cluster": "one", "cors": { "max_age": "5" } },
+                  "typed_per_filter_config": { "cors": typed(CORS_POLICY, json!({ "max_age": "6" })) } },
+                { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
+            ] }]))).filter("cors", CORS, json!({}))
+            .asks(preflight("http://a")).asks(Ask { target: "/own".into(), ..preflight("http://a") }).asks(from("http://a"))
+            .asks(Ask { target: "/said".into(), ..preflight("http://a") }),
+        case("cors-order", said("cors", CORS_POLICY, json!({ "allow_origin_string_match": a })))
+            .filter("first", MUTATION, json!({ "mutations": { "response_mutations": [append("access-control-allow-origin", "first", "APPEND_IF_EXISTS_OR_ADD")] } }))
+            .filter("cors", CORS, json!({}))
+            .filter("last", MUTATION, json!({ "mutations": { "response_mutations": [append("access-control-allow-origin", "last", "APPEND_IF_EXISTS_OR_ADD")] } }))
+            .filter("rbac", RBAC, rbac("DENY", "/no"))
+            .asks(from("http://a")).asks(from("http://b")).asks(Ask { target: "/no".into(), ..from("http://a") }.is(403)).asks(preflight("http://a")),
+        case("cors-filter-absent", said("cors", CORS_POLICY, expose("x"))).asks(from("http://a")),
+    ]
+}
+
+#[rustfmt::skip]
+fn mutation_cases() -> Vec<Case> {
+    let both = |request: Value, response: Value| json!({ "mutations": { "request_mutations": request, "response_mutations": response } });
+    let level = |value: &str| both(json!([append("x-level", value, "APPEND_IF_EXISTS_OR_ADD")]), json!([append("x-level", value, "APPEND_IF_EXISTS_OR_ADD")]));
+    let leveled = |wins: bool| {
+        let mut own = level("filter");
+        own["most_specific_header_mutations_wins"] = wins.into();
+        let per = |value: &str| json!({ "m": typed(MUTATION_PER_ROUTE, level(value)) });
+        let routes = json!({ "name": "routes", "typed_per_filter_config": per("configuration"), "virtual_hosts": [{
+            "name": "all", "domains": ["*"], "typed_per_filter_config": per("host"), "routes": [
+                { "match": { "prefix": "/w" }, "typed_per_filter_config": per("route"),
+                  "route": { "weighted_clusters": { "clusters": [{ "name": "one", "weight": 1, "typed_per_filter_config": per("cluster") }] } } },
+                { "match": { "prefix": "/off" }, "route": { "cluster": "one" },
+                  "typed_per_filter_config": { "m": typed(FILTER_CONFIG, json!({ "disabled": true })) } },
+                { "match": { "prefix": "/direct" }, "direct_response": { "status": 418 }, "typed_per_filter_config": per("route") },
+                { "match": { "prefix": "/" }, "route": { "cluster": "one" }, "typed_per_filter_config": per("route") },
+            ] }] });
+        (routes, own)
+    };
+    let mut cases = vec![
+        case("header-mutation", to("one")).filter("m", MUTATION, both(
+            json!([append("x-new", "%REQ(:PATH)% %PROTOCOL%", "OVERWRITE_IF_EXISTS_OR_ADD"), { "remove": "x-gone" },
+                append("x-a", "more", "APPEND_IF_EXISTS_OR_ADD"), append("x-b", "absent", "ADD_IF_ABSENT"), append("x-c", "over", "OVERWRITE_IF_EXISTS")]),
+            json!([append("x-new", "%RESPONSE_CODE% %REQ(x-new)%", "OVERWRITE_IF_EXISTS_OR_ADD"), { "remove": "x-gone" }, append("x-a", "more", "APPEND_IF_EXISTS_OR_ADD")])))
+            .asks(get("/p?q")).asks(get("/").with("x-gone", "1").with("x-a", "1").with("x-b", "1").with("x-c", "1"))
+            .asks(get("/").http2().with("x-a", "1").with("x-a", "2"))
+            .asks(get("/").answered(&json!({ "status": 500, "headers": [["x-gone", "1"], ["x-a", "1"]] })).is(500)),
+        case("header-mutation-before-rbac", to("one"))
+            .filter("m", MUTATION, both(json!([append("x-let", "in", "OVERWRITE_IF_EXISTS_OR_ADD"), { "remove": "x-bad" }]), json!([append("x-out", "1", "ADD_IF_ABSENT")])))
+            .filter("rbac", RBAC, json!({ "rules": { "action": "DENY", "policies": { "p": {
+                "permissions": [{ "header": { "name": "x-bad", "present_match": true } }, { "not_rule": { "header": { "name": "x-let", "string_match": { "exact": "in" } } } }],
+                "principals": [{ "any": true }] } } } }))
+            .asks(get("/")).asks(get("/").with("x-bad", "1")).asks(get("/").with("x-let", "out")),
+        case("header-mutation-no-route", routes(json!([{ "match": { "path": "/a" }, "route": { "cluster": "dead" } }])))
+            .filter("m", MUTATION, both(json!([]), json!([append("x-out", "%RESPONSE_CODE%", "ADD_IF_ABSENT")])))
+            .asks(get("/b").is(404)).asks(get("/a").is(503)),
+    ];
+    for (name, wins) in [("header-mutation-levels", false), ("header-mutation-specific-wins", true)] {
+        let (routes, own) = leveled(wins);
+        cases.push(case(name, routes).filter("m", MUTATION, own)
+            .asks(get("/")).asks(get("/w")).asks(get("/off")).asks(get("/direct").is(418)));
+    }
+    cases
+}
+
+#[rustfmt::skip]
+fn rbac_cases() -> Vec<Case> {
+    let own = |rules: Value| json!({ "rbac": typed(RBAC_PER_ROUTE, json!({ "rbac": rules })) });
+    let off = json!({ "rbac": typed(FILTER_CONFIG, json!({ "disabled": true })) });
+    let routes = json!([
+        { "match": { "prefix": "/own" }, "route": { "cluster": "one" }, "typed_per_filter_config": own(rbac("DENY", "/own/no")) },
+        { "match": { "prefix": "/none" }, "route": { "cluster": "one" }, "typed_per_filter_config": { "rbac": typed(RBAC_PER_ROUTE, json!({})) } },
+        { "match": { "prefix": "/off" }, "route": { "cluster": "one" }, "typed_per_filter_config": off },
+        { "match": { "prefix": "/direct" }, "direct_response": { "status": 200 }, "typed_per_filter_config": own(rbac("ALLOW", "/direct/yes")) },
+        { "match": { "prefix": "/w" }, "typed_per_filter_config": own(rbac("ALLOW", "/w/route")),
+          "route": { "weighted_clusters": { "clusters": [{ "name": "one", "weight": 1, "typed_per_filter_config": own(rbac("ALLOW", "/w/cluster")) }] } } },
+        { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
+    ]);
+    let host = |per: Value| hosts(json!([{ "name": "all", "domains": ["*"], "routes": routes, "typed_per_filter_config": per }]));
+    let asked = |case: Case| case.asks(get("/own")).asks(get("/own/no").is(403)).asks(get("/none")).asks(get("/off"))
+        .asks(get("/direct").is(403)).asks(get("/direct/yes")).asks(get("/w/route").is(403)).asks(get("/w/cluster"));
+    vec![
+        asked(case("rbac-per-route", host(json!({}))).filter("rbac", RBAC, rbac("ALLOW", "/yes")))
+            .asks(get("/yes")).asks(get("/other").is(403)),
+        asked(case("rbac-per-host", host(own(rbac("ALLOW", "/host")))).filter("rbac", RBAC, rbac("ALLOW", "/yes")))
+            .asks(get("/yes").is(403)).asks(get("/host")),
+        case("rbac-other-name", all(&json!({ "other": typed(RBAC_PER_ROUTE, json!({})) }))).filter("rbac", RBAC, rbac("ALLOW", "/yes"))
+            .asks(get("/yes")).asks(get("/other").is(403)),
+    ]
+}
+
+/// Answered before its body was read.
+fn unread(ask: Ask) -> Ask {
+    let reason = "the agent reads the rest of a short body, and keeps the connection";
+    ask.differs("end", reason).differs("header connection", reason)
+}
+
+fn fault(name: &'static str, config: Value) -> Case {
+    case(name, to("one")).filter("fault", FAULT, config)
+}
+
+#[rustfmt::skip]
+fn fault_cases() -> Vec<Case> {
+    let all = json!({ "numerator": 100 });
+    let abort = |status: u16| json!({ "abort": { "http_status": status, "percentage": all } });
+    let grpc = |ask: Ask| ask.with("content-type", "application/grpc");
+    let by_header = json!({ "abort": { "header_abort": {}, "percentage": all }, "delay": { "header_delay": {}, "percentage": all } });
+    let narrow = |name: &'static str, more: Value| {
+        let mut config = abort(418);
+        super::merge(&mut config, more);
+        fault(name, config)
+    };
+    let per = |config: Value| json!({ "fault": typed(FAULT, config) });
+    vec![
+        fault("fault-abort", abort(503)).asks(get("/").is(503)).asks(get("/").http2().is(503)).asks(Ask::new("HEAD", "/").is(503))
+            .asks(unread(Ask::new("POST", "/").body("five!").is(503))).asks(Ask::new("POST", "/").body("five!").http2().is(503))
+            .asks(grpc(Ask::new("POST", "/")).http2()).asks(grpc(Ask::new("POST", "/"))),
+        fault("fault-abort-200", abort(200)).asks(get("/")),
+        fault("fault-abort-grpc", json!({ "abort": { "grpc_status": 5, "percentage": all } }))
+            .asks(get("/")).asks(grpc(Ask::new("POST", "/")).http2()).asks(grpc(Ask::new("POST", "/"))),
+        fault("fault-never", json!({ "abort": { "http_status": 503 }, "delay": { "fixed_delay": "100s", "percentage": {} } })).asks(get("/")),
+        fault("fault-delay", json!({ "delay": { "fixed_delay": "0.05s", "percentage": all } })).asks(get("/")).asks(Ask::new("POST", "/").body("five!")),
+        fault("fault-delay-abort", json!({ "delay": { "fixed_delay": "0.01s", "percentage": all }, "abort": { "http_status": 500, "percentage": all } })).asks(get("/").is(500)),
+        fault("fault-headers", by_header.clone())
+            .asks(get("/")).asks(get("/").with("x-envoy-fault-abort-request", "418").is(418)).asks(get("/").with("x-envoy-fault-abort-request", "199"))
+            .asks(get("/").with("x-envoy-fault-abort-request", "600")).asks(get("/").with("x-envoy-fault-abort-request", "x"))
+            .asks(get("/").with("x-envoy-fault-abort-request", " 418 ").is(418)).asks(get("/").with("x-envoy-fault-abort-request", "+418").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request", "419").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "0"))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "1000").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "-1").is(418))
+            .asks(get("/").with("x-envoy-fault-abort-grpc-request", "7")).asks(grpc(Ask::new("POST", "/")).with("x-envoy-fault-abort-grpc-request", "7"))
+            .asks(grpc(Ask::new("POST", "/")).with("x-envoy-fault-abort-grpc-request", "777"))
+            .asks(get("/").with("x-envoy-fault-abort-grpc-request", "7").with("x-envoy-fault-abort-request", "418").is(418))
+            .asks(get("/").with("x-envoy-fault-delay-request", "20")).asks(get("/").with("x-envoy-fault-delay-request", "-20")),
+        fault("fault-headers-percentage", json!({ "abort": { "header_abort": {}, "percentage": { "numerator": 0 } } }))
+            .asks(get("/").with("x-envoy-fault-abort-request", "418").with("x-envoy-fault-abort-request-percentage", "100")),
+        narrow("fault-cluster", json!({ "upstream_cluster": "one" })).asks(get("/").is(418)),
+        narrow("fault-other-cluster", json!({ "upstream_cluster": "two" })).asks(get("/")),
+        narrow("fault-nodes", json!({ "downstream_nodes": ["a", "b"] })).asks(get("/"))
+            .asks(get("/").with("x-envoy-downstream-service-node", "b").is(418)).asks(get("/").with("x-envoy-downstream-service-node", "c")),
+        narrow("fault-matched", json!({ "headers": [{ "name": "x-a", "string_match": { "exact": "1" } }, { "name": ":path", "string_match": { "prefix": "/p" } }] }))
+            .asks(get("/p")).asks(get("/p").with("x-a", "1").is(418)).asks(get("/").with("x-a", "1")),
+        narrow("fault-none-active", json!({ "max_active_faults": 0 })).asks(get("/")),
+        fault("fault-idle", json!({ "delay": { "fixed_delay": "5s", "percentage": all } })).manager(json!({ "stream_idle_timeout": "0.2s" })).asks(get("/").is(504)),
+        case("fault-per-route", routes(json!([
+                { "match": { "prefix": "/own" }, "route": { "cluster": "one" }, "typed_per_filter_config": per(abort(418)) },
+                { "match": { "prefix": "/never" }, "route": { "cluster": "one" }, "typed_per_filter_config": per(json!({})) },
+                { "match": { "prefix": "/direct" }, "direct_response": { "status": 200 }, "typed_per_filter_config": per(abort(419)) },
+                { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
+            ]))).filter("fault", FAULT, abort(503))
+            .asks(get("/own").is(418)).asks(get("/never")).asks(get("/direct").is(419)).asks(get("/").is(503)),
+        fault("fault-rate", json!({ "response_rate_limit": { "fixed_limit": { "limit_kbps": 1 }, "percentage": all } }))
+            .refused("response_rate_limit: is not supported"),
+        fault("fault-nothing", json!({ "abort": { "percentage": all } })).refused_by_both("abort: has none of http_status", "FaultAbort"),
+        fault("fault-bad-status", abort(199)).refused_by_both("http_status: 199 is not within", "FaultAbort"),
+    ]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    [cors_cases(), fault_cases(), mutation_cases(), rbac_cases()].concat()
+}
