@@ -18,6 +18,7 @@ pub mod http_options;
 pub mod identity;
 pub mod kernel_path;
 pub mod listener;
+pub mod metadata;
 pub mod redirect;
 mod references;
 pub mod regex;

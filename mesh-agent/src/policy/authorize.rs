@@ -9,7 +9,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use http::{Method, StatusCode, request::Parts};
 
-pub use self::chain::{Chain, Place, Step, resolve};
+pub use self::chain::{Chain, Place, Progress, Step, resolve};
 use super::{
     flow::{Flow, FlowError, OutboundPolicy},
     matcher::url_path,
@@ -288,7 +288,7 @@ impl Permit {
         let permit = authorize(self.flow.again(snapshot, outbound_policy)?)?;
         let opaque = !matches!(self.flow.terminal(), Some(TerminalFilter::Http(_)));
         if opaque && let Some(TerminalFilter::Http(http)) = permit.flow.terminal() {
-            let subject = Subject { flow: &permit.flow, head: None, lenient_path: None };
+            let subject = Subject::connection(&permit.flow);
             // Routes may bring rules wherever there is such a filter.
             let judges =
                 http.http_filters.iter().find_map(|filter| match resolve(filter, snapshot) {
@@ -315,7 +315,7 @@ pub fn authorize(flow: Flow) -> Result<Permit, Denied> {
     let mut basis = Basis::default();
     for filter in flow.chain().map_or(&[][..], |chain| &chain.filters) {
         let NetworkFilter::Rbac(rbac) = filter;
-        basis.pass(rbac, Subject { flow: &flow, head: None, lenient_path: None })?;
+        basis.pass(rbac, Subject::connection(&flow))?;
     }
     Ok(Permit { flow, basis })
 }

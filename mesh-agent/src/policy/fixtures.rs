@@ -24,6 +24,7 @@ use crate::{
             NetworkFilter, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
             WeightedCluster,
         },
+        metadata::DynamicMetadata,
         route::{HeaderMatchKind, HeaderMatcher, RouteConfiguration},
         socket::PodSockets,
         workload::{MtlsMode, Workload, WorkloadUid},
@@ -251,7 +252,8 @@ pub(crate) fn authorize_request(
     snapshot: &Snapshot,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
-    match Chain::new(permit, http, snapshot, Levels::default(), head)?.next(head)? {
+    let mut chain = Chain::new(permit, http, snapshot, Levels::default(), head)?;
+    match chain.next(head, &DynamicMetadata::default())? {
         Step::Passed(permit) => Ok(permit),
         Step::Run(place, _) => panic!("{} judges nothing", place.name),
     }

@@ -15,6 +15,7 @@
 mod attempts;
 mod body;
 mod breakers;
+mod call;
 mod filter;
 mod forward;
 mod forwarding;

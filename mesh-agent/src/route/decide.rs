@@ -223,6 +223,27 @@ pub fn decide_request(
     decide(permit, cluster, choice, snapshot, balancers, random, now)
 }
 
+/// For a request of a filter's own, such as one that asks whether a request may pass. It goes
+/// out from the permit's pod, whichever way the connection goes that it is about, and never
+/// to that connection's original destination. `random` and `now` as for [`decide_tcp`].
+///
+/// # Errors
+/// No cluster, or no endpoint.
+pub fn decide_call(
+    permit: &Permit,
+    cluster: &ClusterName,
+    snapshot: &Snapshot,
+    balancers: &Balancers,
+    random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
+) -> Result<Destination, NoDestination> {
+    let discovery = snapshot.cluster(cluster).map(|cluster| &cluster.discovery);
+    if let Some(Discovery::OriginalDestination) = discovery {
+        return Err(NoDestination::NoHealthyEndpoint { cluster: cluster.clone() });
+    }
+    decide(permit, Some(cluster), Choice::default(), snapshot, balancers, random, now)
+}
+
 /// For a health check of `endpoint`, which is for nobody's request: made by the agent, from
 /// its own network namespace, and without any workload's identity. `None`: an endpoint that
 /// is not reached without one, or that would be the node itself.

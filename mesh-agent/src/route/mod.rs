@@ -16,8 +16,8 @@ pub mod scope;
 
 pub use clusters::{Chosen, choose};
 pub use decide::{
-    Destination, NoDestination, Target, decide_check, decide_passthrough, decide_request,
-    decide_tcp,
+    Destination, NoDestination, Target, decide_call, decide_check, decide_passthrough,
+    decide_request, decide_tcp,
 };
 pub use hash::request_hash;
 pub use lb::{Balancers, CheckResult, Choice, LoadGuard, Outcome, Reporter, below, shares};

@@ -1,6 +1,6 @@
 //! A request's way through its connection manager's HTTP filters.
 
-use std::{iter, slice, sync::Arc};
+use std::sync::Arc;
 
 use http::request::Parts;
 
@@ -10,6 +10,7 @@ use crate::{
         authz::Rbac,
         filter::{ChainFilter, HttpFilter, Levels},
         listener::HttpConnectionManager,
+        metadata::DynamicMetadata,
     },
     policy::{
         Permit,
@@ -26,7 +27,15 @@ pub struct Chain<'a> {
     permit: &'a Permit,
     snapshot: &'a Snapshot,
     levels: Levels<'a>,
-    filters: iter::Enumerate<slice::Iter<'a, ChainFilter>>,
+    filters: &'a [ChainFilter],
+    progress: Progress,
+}
+
+/// How far a request has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Filters it has been past.
+    filters: usize,
     basis: Basis,
 }
 
@@ -60,36 +69,55 @@ impl<'a> Chain<'a> {
         head: &Parts,
     ) -> Result<Self, Denied> {
         if authority_is_ambiguous(head) {
-            let subject = Subject { flow: &permit.flow, head: Some(head), lenient_path: None };
+            let subject = Subject { head: Some(head), ..Subject::connection(&permit.flow) };
             return Err(Denied::new(subject, None, DenyReason::AmbiguousAuthority));
         }
-        let filters = http.http_filters.iter().enumerate();
-        Ok(Self { permit, snapshot, levels, filters, basis: Basis::default() })
+        let (filters, progress) = (http.http_filters.as_slice(), Progress::default());
+        Ok(Self { permit, snapshot, levels, filters, progress })
     }
 
-    /// Goes on. `head` is the request as the filters so far have left it.
+    /// Goes on where another chain of the same connection manager and snapshot was left: the
+    /// route is another one now.
+    #[must_use]
+    pub fn at(self, progress: Progress) -> Self {
+        Self { progress, ..self }
+    }
+
+    /// Where it is, for [`Chain::at`].
+    pub fn into_progress(self) -> Progress {
+        self.progress
+    }
+
+    /// Goes on. `head` is the request as the filters so far have left it, `metadata` what
+    /// they have noted.
     ///
     /// # Errors
     /// The first filter that denies, or that has no configuration; or policy looks at the
     /// path and that is not in normal form (see [`path`]). [`Denied::status`] is what to
     /// answer.
-    pub fn next(&mut self, head: &Parts) -> Result<Step<'a>, Denied> {
-        for (index, filter) in self.filters.by_ref() {
+    pub fn next(&mut self, head: &Parts, metadata: &DynamicMetadata) -> Result<Step<'a>, Denied> {
+        while let Some(filter) = self.filters.get(self.progress.filters) {
+            let index = self.progress.filters;
+            self.progress.filters += 1;
             if !self.levels.runs(filter) {
                 continue;
             }
-            let subject = Subject { flow: &self.permit.flow, head: Some(head), lenient_path: None };
+            let subject = Subject {
+                head: Some(head),
+                metadata: Some(metadata),
+                ..Subject::connection(&self.permit.flow)
+            };
             match resolve(filter, self.snapshot) {
                 None => return Err(Denied::without_config(subject, &filter.name)),
                 Some(HttpFilter::Rbac(own)) => {
                     if let Some(rbac) = self.levels.rbac(&filter.name, own.as_ref()) {
-                        judge(rbac, subject, head, &mut self.basis)?;
+                        judge(rbac, subject, head, &mut self.progress.basis)?;
                     }
                 }
                 Some(run) => return Ok(Step::Run(Place { name: &filter.name, index }, run)),
             }
         }
-        Ok(Step::Passed(RequestPermit { basis: std::mem::take(&mut self.basis) }))
+        Ok(Step::Passed(RequestPermit { basis: std::mem::take(&mut self.progress.basis) }))
     }
 }
 

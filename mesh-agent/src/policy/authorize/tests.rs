@@ -3,8 +3,12 @@ use crate::{
     model::{
         authz::{Permission, Principal, RbacAction::*, RbacPolicy},
         extension::{DiscoveredFilter, ExtensionConfig},
-        filter::{ChainFilter, HttpFilter, Levels, PerFilter, RouteFilter, RouteFilterConfig},
+        filter::{
+            ChainFilter, HeaderMutationFilter, HttpFilter, Levels, PerFilter, RouteFilter,
+            RouteFilterConfig,
+        },
         listener::{Direction, FilterChain, FilterChainMatch, HttpConnectionManager},
+        metadata::{DynamicMetadata, MetadataMatcher, ValueMatcher},
         workload::MtlsMode,
     },
     policy::fixtures::{
@@ -407,7 +411,7 @@ fn a_route_says_whether_a_filter_runs_and_by_which_rules() {
             let (host, route) = (level(&host, name), level(&route, name));
             let levels = Levels([None, Some(&route), Some(&host), None]);
             let mut chain = Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
-            matches!(chain.next(&head), Ok(Step::Passed(_)))
+            matches!(chain.next(&head, &DynamicMetadata::default()), Ok(Step::Passed(_)))
         };
         assert_eq!(walk("f"), expected, "{own:?} {disabled} {host:?} {route:?}");
         // What is said for a filter of another name is nothing to this one.
@@ -430,6 +434,66 @@ fn no_rules_of_a_route_step_around_the_path_guard() {
         let head = request("GET", uri, &[("host", "web")]);
         let levels = Levels([None, Some(&level), None, None]);
         let mut chain = Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
-        assert_eq!(chain.next(&head).unwrap_err().status().as_u16(), status, "{uri}");
+        assert_eq!(
+            chain.next(&head, &DynamicMetadata::default()).unwrap_err().status().as_u16(),
+            status,
+            "{uri}"
+        );
     }
+}
+
+#[test]
+fn rules_read_what_filters_before_them_have_noted() {
+    let permit = permit_for(None);
+    let snapshot = Snapshot::default();
+    let matcher = MetadataMatcher {
+        namespace: "ns".to_owned(),
+        path: vec!["admin".to_owned()],
+        value: ValueMatcher::Bool(true),
+        invert: false,
+    };
+    let policy = RbacPolicy {
+        name: "p".into(),
+        permissions: vec![Permission::Any],
+        principals: vec![Principal::Metadata(matcher)],
+    };
+    let mut http = manager(vec![]);
+    http.http_filters.push(chain_filter(rbac(Allow, vec![policy])));
+    let head = request("GET", "/", &[("host", "web")]);
+    let allowed = |admin: serde_json::Value| {
+        let mut metadata = DynamicMetadata::default();
+        metadata.merge("ns", [("admin".to_owned(), admin)].into_iter().collect());
+        let mut chain = Chain::new(&permit, &http, &snapshot, Levels::default(), &head).unwrap();
+        chain.next(&head, &metadata).is_ok()
+    };
+    assert!(allowed(true.into()));
+    assert!(!allowed(false.into()));
+    assert!(!allowed("true".into()));
+}
+
+#[test]
+fn a_chain_goes_on_by_another_routes_levels() {
+    let permit = permit_for(None);
+    let snapshot = Snapshot::default();
+    let mut http = manager(vec![]);
+    for name in ["a", "b"] {
+        let filter = HttpFilter::HeaderMutation(Arc::new(HeaderMutationFilter {
+            mutations: Arc::default(),
+            most_specific_wins: false,
+        }));
+        http.http_filters.push(ChainFilter { name: name.into(), disabled: false, filter });
+    }
+    http.http_filters.push(chain_filter(rbac(Deny, vec![])));
+    let head = request("GET", "/", &[("host", "web")]);
+    let none = DynamicMetadata::default();
+    let chain = |levels| Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
+    let mut first = chain(Levels::default());
+    let Ok(Step::Run(Place { index: 0, name: "a" }, _)) = first.next(&head, &none) else {
+        panic!("`a` comes first");
+    };
+    // The other route has no use for `b`, and `a` is not run again.
+    let level = PerFilter(vec![("b".into(), RouteFilter::Disabled)]);
+    let levels = Levels([None, Some(&level), None, None]);
+    let mut second = chain(levels).at(first.into_progress());
+    assert!(matches!(second.next(&head, &none), Ok(Step::Passed(_))));
 }

@@ -229,9 +229,9 @@ impl Attempting<'_> {
         log.record.upstream_identity = key.destination_identity.clone();
         self.connection.observer.routed(&log.record);
         let to = (destination, tls.as_ref());
-        let (connection, limits) = (self.connection, self.limits());
+        let (services, limits) = (&self.connection.services, self.limits());
         let response =
-            exchange(connection, self.permit, to, &key, request, breaker.as_ref(), limits).await?;
+            exchange(services, self.permit, to, &key, request, breaker.as_ref(), limits).await?;
         Ok((response, admitted))
     }
 

@@ -17,7 +17,7 @@ use http::{
 use http_body::Body;
 
 use super::{
-    ConnectFailure, HttpConnection, RequestBody,
+    ConnectFailure, HttpConnection, HttpServices, RequestBody,
     attempts::{self, Attempting, Progress},
     breakers::Breaker,
     headers::{self, Rewrites},
@@ -189,7 +189,7 @@ pub(super) enum Failure {
 
 /// Sends a request to `destination`. `limits` bounds it from when there is a connection.
 pub(super) async fn exchange(
-    connection: &HttpConnection,
+    services: &HttpServices,
     permit: &Permit,
     (destination, tls): (&Destination, Option<&Origination>),
     key: &HttpKey,
@@ -197,7 +197,6 @@ pub(super) async fn exchange(
     breaker: Option<&Arc<Breaker>>,
     limits: (Option<Duration>, Option<Duration>),
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
-    let services = &connection.services;
     let connect = || async move {
         // Until it is there.
         let _pending = match breaker {
@@ -296,6 +295,20 @@ enum ConnectError {
     Timeout(String),
     #[error("overflow")]
     Overflow,
+}
+
+impl std::fmt::Display for Failure {
+    /// For the log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connect(ConnectFailure { message, .. })
+            | Self::ConnectTimeout(message)
+            | Self::Handshake(message) => f.write_str(message),
+            Self::Overflow => f.write_str("a circuit breaker is open"),
+            Self::Send(error, _) => f.write_str(&story(error)),
+            Self::Attempt(details) => f.write_str(details),
+        }
+    }
 }
 
 impl Failure {

@@ -330,8 +330,19 @@ impl Values for RequestValues<'_> {
                 let (_, headers) = self.response?;
                 headers.get(name).map(HeaderValue::as_bytes)
             }),
-            // Neither is there when headers are written.
-            Operator::Trailer(_) | Operator::DynamicMetadata { .. } => None,
+            Operator::DynamicMetadata { namespace, path } => {
+                return match self.log.record.metadata.get(namespace, path) {
+                    None => false,
+                    Some(serde_json::Value::String(text)) => {
+                        out.extend_from_slice(text.as_bytes());
+                        true
+                    }
+                    // Writing to a Vec does not fail.
+                    Some(value) => write!(out, "{value}").is_ok(),
+                };
+            }
+            // Not there when headers are written.
+            Operator::Trailer(_) => None,
         };
         if let Some(value) = value {
             out.extend_from_slice(value);

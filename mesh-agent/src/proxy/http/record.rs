@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     codec::guard::GuardShared,
-    model::{cluster::ClusterName, http_options::HttpOptions, identity::Identity},
+    model::{
+        cluster::ClusterName, http_options::HttpOptions, identity::Identity,
+        metadata::DynamicMetadata,
+    },
     observe::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
@@ -57,6 +60,8 @@ pub struct RequestRecord {
     pub dropped: Option<Arc<str>>,
     /// The policy that allowed or denied.
     pub policy: Option<Arc<str>>,
+    /// What filters have noted.
+    pub metadata: DynamicMetadata,
     /// `None` where downstream went away before there was one.
     pub response_code: Option<StatusCode>,
     pub flags: ResponseFlags,
@@ -84,6 +89,7 @@ impl RequestRecord {
             upstream_identity: None,
             dropped: None,
             policy: None,
+            metadata: DynamicMetadata::default(),
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,

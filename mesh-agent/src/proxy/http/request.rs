@@ -187,7 +187,7 @@ async fn answer(
         let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
             .map_err(|why| denied(why, log))?;
         let request_permit = loop {
-            match chain.next(head).map_err(|why| denied(why, log))? {
+            match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
                 Step::Run(place, HttpFilter::HeaderMutation(filter)) => {
                     let mutations = filter::header_mutations(filter, place.name, filter_levels);

@@ -352,7 +352,15 @@ fn authorization_rules() {
         ("any: false", ".any: can only be true"),
         ("", ": has no rule"),
         ("and_rules: {}", ".and_rules.rules: is empty; say `any: true` for everything"),
-        ("metadata: {filter: x}", ".metadata: is not supported"),
+        (
+            "metadata: {filter: x, path: [{key: a}], value: {list_match: {one_of: {}}}}",
+            ".metadata.value.list_match.one_of: has no pattern",
+        ),
+        (
+            "sourced_metadata: {metadata_source: ROUTE, metadata_matcher: \
+             {filter: x, path: [{key: a}], value: {bool_match: true}}}",
+            ".sourced_metadata.metadata_source: only DYNAMIC is supported",
+        ),
         ("requested_server_name: {exact: x}", ".requested_server_name: is not supported"),
         ("matcher: {name: x}", ".matcher: is not supported"),
         ("uri_template: {name: x}", ".uri_template: is not supported"),
@@ -387,7 +395,7 @@ fn authorization_rules() {
         one(http_rbac(&policy), &format!("{at}.permissions[0]"), expected);
     }
     for (principal, expected) in [
-        ("metadata: {filter: x}", ".metadata: is not supported"),
+        ("metadata: {filter: x, path: [{key: a}]}", ".metadata.value: is missing"),
         ("filter_state: {key: x}", ".filter_state: is not supported"),
         ("authenticated: {principal_name: {}}", ".authenticated.principal_name: has no pattern"),
         (
@@ -405,6 +413,14 @@ fn authorization_rules() {
         at,
         ".rules.policies[p].permissions[0].url_path: is not supported in envoy.filters.network.rbac, \
          where it never matches; use envoy.filters.http.rbac",
+    );
+    let policy = "rules: {policies: {p: {permissions: [{any: true}], principals: \
+                  [{metadata: {filter: x, path: [{key: a}], value: {bool_match: true}}}]}}}";
+    one(
+        network(policy),
+        at,
+        ".rules.policies[p].principals[0].metadata: is not supported in \
+         envoy.filters.network.rbac, where it never matches; use envoy.filters.http.rbac",
     );
     one(network("shadow_rules: {}"), at, ".shadow_rules: is not supported");
     one(network("matcher: {}"), at, ".matcher: is not supported");
