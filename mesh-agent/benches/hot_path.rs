@@ -15,6 +15,7 @@ use mesh_agent::{
         captured::{CapturedOutbound, Pod},
         cluster::ClusterName,
         listener::{HttpConnectionManager, RouteSource, TerminalFilter},
+        metadata::DynamicMetadata,
         route::RouteConfiguration,
         socket::PodSockets,
         workload::{MtlsMode, Workload, WorkloadUid},
@@ -158,7 +159,7 @@ impl World {
     fn judge(&self) -> RequestPermit {
         let levels = Default::default();
         let chain = Chain::new(&self.permit, &self.http, &self.snapshot, levels, &self.head);
-        match chain.expect("one host").next(&self.head) {
+        match chain.expect("one host").next(&self.head, &DynamicMetadata::default()) {
             Ok(Step::Passed(permit)) => permit,
             other => panic!("{other:?}"),
         }
