@@ -22,7 +22,7 @@ use envoy_types::pb::{
 
 use super::{
     super::{
-        balancing, circuit_breakers, common, filters, matchers,
+        balancing, circuit_breakers, common, filters, matchers, rate_limits,
         reject::{Decoder, unsupported},
     },
     clusters::{authority, weighted_clusters},
@@ -79,12 +79,13 @@ pub(super) fn forward(
     unsupported!(
         d;
         path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        rate_limits, include_vh_rate_limits, upgrade_configs, internal_redirect_policy,
+        upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let metadata_match = balancing::metadata_match(metadata_match);
     let hash_policy = hash_policy::policies(d, hash_policy);
     let cors = filters::cors(d, cors);
+    let rate_limits = rate_limits::of_route(d, rate_limits, include_vh_rate_limits);
     let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
@@ -173,6 +174,7 @@ pub(super) fn forward(
         hash_policy: hash_policy?,
         metadata_match,
         cors: cors?.into_iter().collect(),
+        rate_limits: rate_limits?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
