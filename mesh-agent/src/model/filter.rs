@@ -16,12 +16,32 @@ pub use self::{
 };
 use super::{
     authz::{Rbac, StringMatcher},
+    cluster::ClusterName,
     extension::DiscoveredFilter,
     header_mutation::HeaderMutation,
+    jwt_authn::{JwtAuthn, JwtPerRoute},
     listener::OnDemand,
     route::OnDemandRoute,
     runtime::RuntimeFraction,
 };
+
+impl HttpFilter {
+    /// Whether it may deny a request, by its own rules or by what somebody says whom it asks.
+    pub fn judges(&self) -> bool {
+        match self {
+            Self::Rbac(_) | Self::JwtAuthn(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The clusters that it asks.
+    pub fn clusters(&self) -> Vec<&ClusterName> {
+        match self {
+            Self::JwtAuthn(jwt) => jwt.clusters().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
 
 /// A filter's place in its chain.
 #[derive(Debug, Clone, Serialize)]
@@ -47,6 +67,8 @@ pub enum HttpFilter {
     Cors,
     /// `envoy.extensions.filters.http.fault.v3.HTTPFault`
     Fault(Arc<Fault>),
+    /// `envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`
+    JwtAuthn(Arc<JwtAuthn>),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -106,6 +128,8 @@ pub enum RouteFilterConfig {
     Cors(Arc<CorsPolicy>),
     /// Replaces the chain's.
     Fault(Arc<Fault>),
+    /// Replaces the chain's rules.
+    JwtAuthn(Arc<JwtPerRoute>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }

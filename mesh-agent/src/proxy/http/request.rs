@@ -12,8 +12,9 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
+    call::Caller,
     filter::{
-        self,
+        self, Next,
         fault::{Ended, Injector},
     },
     forward::{Forward, expired_reply, forward},
@@ -35,7 +36,7 @@ use crate::{
         route::{ForwardAction, Route, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Chain, Denied, Permit, Step},
+    policy::{Chain, Denied, Permit, Progress, Step},
     proxy::rejudge::{self, Standing},
     route::{
         Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
@@ -107,6 +108,15 @@ impl Answer {
     }
 }
 
+/// How a request goes to its filters.
+enum Begin {
+    First,
+    /// To the first one again, by the configuration that is in force now.
+    Anew,
+    /// On, by a route that is matched anew.
+    At(Progress),
+}
+
 async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
@@ -134,11 +144,14 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
-    let mut again = false;
+    let mut begin = Begin::First;
     'request: loop {
+        let mut progress = None;
         // One version of the configuration for the whole request, unless it waited for one.
-        if std::mem::replace(&mut again, true) {
-            (snapshot, judged) = in_force()?;
+        match std::mem::replace(&mut begin, Begin::First) {
+            Begin::First => {}
+            Begin::Anew => (snapshot, judged) = in_force()?,
+            Begin::At(reached) => progress = Some(reached),
         }
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
@@ -177,7 +190,10 @@ async fn answer(
         };
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
+        // What filters wanted that have been passed stays.
+        let wanted = progress.as_ref().and_then(|_| log.mutations.take());
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
+        ResponseMutations::keep(&mut log.mutations, wanted);
 
         let denied = |denied: Denied, log: &mut RequestLog| {
             log.record.policy = denied.policy_name();
@@ -186,6 +202,9 @@ async fn answer(
         };
         let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
             .map_err(|why| denied(why, log))?;
+        if let Some(progress) = progress {
+            chain = chain.at(progress);
+        }
         let request_permit = loop {
             match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
@@ -225,6 +244,27 @@ async fn answer(
                         Ended::Expired(expired) => expired_reply(expired, log),
                     })?;
                 }
+                Step::Run(place, HttpFilter::JwtAuthn(filter)) => {
+                    let services = &connection.services;
+                    let caller = Caller { services, permit, snapshot: &snapshot };
+                    let metadata = &mut log.record.metadata;
+                    match filter::jwt_authn::run(
+                        filter,
+                        place,
+                        filter_levels,
+                        caller,
+                        head,
+                        metadata,
+                    )
+                    .await?
+                    {
+                        Next::Continue => {}
+                        Next::Reroute => {
+                            begin = Begin::At(chain.into_progress());
+                            continue 'request;
+                        }
+                    }
+                }
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
                     let lacks = match &matched {
@@ -257,6 +297,7 @@ async fn answer(
                         return Err(not_obtained(why, reply));
                     }
                     // As Envoy: the filters begin anew, with the request as it is now.
+                    begin = Begin::Anew;
                     continue 'request;
                 }
                 // Policy's chain has judged, and found what was to be discovered.

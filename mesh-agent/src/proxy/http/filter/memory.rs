@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::fault;
-use crate::model::workload::WorkloadUid;
+use super::{fault, jwks::Fetched};
+use crate::model::{cluster::ClusterName, jwt_authn::HttpUri, workload::WorkloadUid};
 
 /// All pods'.
 #[derive(Debug, Default)]
@@ -20,6 +20,8 @@ pub struct FilterMemory {
 struct OfPod {
     /// By the connection manager's `stat_prefix`, as Envoy counts them.
     faults: HashMap<Arc<str>, fault::Active>,
+    /// By cluster, host and path.
+    jwks: HashMap<(ClusterName, String, String), Arc<Fetched>>,
 }
 
 impl FilterMemory {
@@ -35,12 +37,25 @@ impl FilterMemory {
         Arc::clone(faults.entry(prefix.into()).or_default())
     }
 
+    /// The keys that `pod` has fetched from there.
+    pub(super) fn jwks(&self, pod: &WorkloadUid, uri: &HttpUri) -> Arc<Fetched> {
+        let key = (uri.cluster.clone(), uri.authority.clone(), uri.path.clone());
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = pods.get(pod).and_then(|of_pod| of_pod.jwks.get(&key)) {
+            return Arc::clone(known);
+        }
+        drop(pods);
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(pods.entry(pod.clone()).or_default().jwks.entry(key).or_default())
+    }
+
     /// Forgets what nobody uses. Call it with every new snapshot.
     pub fn forget_idle(&self) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, of_pod| {
             of_pod.faults.retain(|_, active| Arc::strong_count(active) > 1);
-            !of_pod.faults.is_empty()
+            of_pod.jwks.retain(|_, jwks| Arc::strong_count(jwks) > 1 || !jwks.is_stale());
+            !of_pod.faults.is_empty() || !of_pod.jwks.is_empty()
         });
     }
 }
