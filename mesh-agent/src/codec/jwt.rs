@@ -67,12 +67,7 @@ pub enum JwtError {
     UnknownIssuer,
     #[error("Audiences in Jwt are not allowed")]
     AudienceNotAllowed,
-    #[error("Jwt subject is not allowed")]
-    SubjectNotAllowed,
-    #[error("Jwt has no expiration")]
-    NoExpiration,
-    #[error("Jwt lifetime exceeds the maximum")]
-    LifetimeExceeded,
+    /// By none of the keys; or it is not of a subject or a lifetime that its provider takes.
     #[error("Jwt verification fails")]
     VerificationFails,
     #[error("Jwks doesn't have key to match kid or alg from Jwt")]

@@ -260,7 +260,7 @@ impl<'a> Judge<'a> {
         if let Some(subjects) = &provider.subjects
             && !subjects.matches(jwt.subject.as_bytes())
         {
-            return Err(JwtError::SubjectNotAllowed);
+            return Err(JwtError::VerificationFails);
         }
         match &provider.jwks {
             JwksSource::Local(jwks) => jwt.verify(jwks)?,
@@ -335,10 +335,10 @@ fn in_time(jwt: &Jwt<'_>, provider: &JwtProvider, now: Duration) -> Result<(), J
         return Err(JwtError::Expired);
     }
     match (provider.max_lifetime, expires) {
-        (Some(_), None) => Err(JwtError::NoExpiration),
-        (None, None) if provider.require_expiration => Err(JwtError::NoExpiration),
+        (Some(_), None) => Err(JwtError::VerificationFails),
+        (None, None) if provider.require_expiration => Err(JwtError::VerificationFails),
         (Some(max), Some(until)) if until - now > max.as_secs_f64() => {
-            Err(JwtError::LifetimeExceeded)
+            Err(JwtError::VerificationFails)
         }
         _ => Ok(()),
     }
