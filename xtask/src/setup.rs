@@ -97,6 +97,12 @@ pub(crate) fn for_bench() -> Result<()> {
     packages(CONTENDERS)
 }
 
+/// As [`run`], and what `cargo xtask instructions` counts with.
+pub(crate) fn for_counting() -> Result<()> {
+    run()?;
+    packages(&["valgrind"])
+}
+
 fn check_kernel() -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the release")?;
     let release = release.trim();

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::{
     identity::Identity,
+    runtime::RuntimeDouble,
     socket_match::{SocketLabels, TransportSocketMatch},
     tls::UpstreamTls,
     workload::WorkloadUid,
@@ -90,6 +91,8 @@ pub enum LbPolicy {
     LeastRequest {
         choice_count: u32,
     },
+    /// The least loaded of all.
+    LeastRequestFullScan,
     /// Any endpoint, whatever its weight.
     Random,
     /// By the request's hash, on a ring of as many points as the sizes allow.
@@ -117,12 +120,17 @@ impl LbPolicy {
     pub fn is_by_hash(self) -> bool {
         matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
     }
+
+    /// Whether what is in flight to an endpoint says so.
+    pub fn is_by_load(self) -> bool {
+        matches!(self, Self::LeastRequest { .. } | Self::LeastRequestFullScan)
+    }
 }
 
 /// Which endpoints a cluster's policy chooses from.
 ///
 /// Spec: `envoy.config.cluster.v3.Cluster.CommonLbConfig`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Balancing {
     /// Of a priority's endpoints, in percent: with fewer of them available, all take
     /// traffic. 0: never.
@@ -133,6 +141,35 @@ pub struct Balancing {
     pub locality_weighted: bool,
     /// Endpoints whose health is not checked yet don't count for panic and priorities.
     pub ignore_new_hosts: bool,
+    /// Round robin and least request.
+    pub slow_start: Option<SlowStart>,
+    /// Least request, where weights differ: how much what is in flight counts.
+    pub active_request_bias: Option<RuntimeDouble>,
+}
+
+/// Endpoints that are new, or well again, take less at first.
+///
+/// Spec: `envoy.config.cluster.v3.Cluster.SlowStartConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SlowStart {
+    pub window: Duration,
+    /// 1: their share grows evenly; more: faster at first.
+    pub aggression: RuntimeDouble,
+    /// Of its weight, an endpoint has at least as much; at most 1.
+    pub min_weight: f64,
+}
+
+impl SlowStart {
+    /// What is left of the weight of an endpoint that has been well for this long.
+    pub fn factor(&self, well_for: Duration, aggression: f64) -> f64 {
+        if well_for >= self.window {
+            return 1.0;
+        }
+        let well_for = well_for.max(Duration::from_millis(1));
+        let part = well_for.as_secs_f64() / self.window.as_secs_f64();
+        let grown = if aggression > 0.0 { part.powf(1.0 / aggression) } else { part };
+        grown.max(self.min_weight)
+    }
 }
 
 impl Default for Balancing {
@@ -143,6 +180,8 @@ impl Default for Balancing {
             fail_traffic_on_panic: false,
             locality_weighted: false,
             ignore_new_hosts: false,
+            slow_start: None,
+            active_request_bias: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod cors;
 mod fault;
+mod local_rate_limit;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 pub use self::{
     cors::CorsPolicy,
     fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
+    local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
 };
 use super::{
     authz::{Rbac, StringMatcher},
@@ -69,6 +71,8 @@ pub enum HttpFilter {
     Fault(Arc<Fault>),
     /// `envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`
     JwtAuthn(Arc<JwtAuthn>),
+    /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -130,6 +134,8 @@ pub enum RouteFilterConfig {
     Fault(Arc<Fault>),
     /// Replaces the chain's rules.
     JwtAuthn(Arc<JwtPerRoute>),
+    /// Replaces the chain's, and has buckets of its own.
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }
@@ -190,6 +196,19 @@ impl<'a> Levels<'a> {
             _ => None,
         };
         self.configs(name).find_map(fault).unwrap_or(own)
+    }
+
+    /// The limit in force where the chain has `own`.
+    pub fn local_rate_limit(
+        self,
+        name: &str,
+        own: &'a Arc<LocalRateLimit>,
+    ) -> &'a Arc<LocalRateLimit> {
+        let limit = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::LocalRateLimit(limit) => Some(limit),
+            _ => None,
+        };
+        self.configs(name).find_map(limit).unwrap_or(own)
     }
 
     /// The policy in force where the chain has `own`.

@@ -21,6 +21,7 @@ pub mod jwt_authn;
 pub mod kernel_path;
 pub mod listener;
 pub mod metadata;
+pub mod rate_limit;
 pub mod redirect;
 mod references;
 pub mod regex;

@@ -16,6 +16,7 @@ mod attempts;
 mod body;
 mod breakers;
 mod call;
+mod descriptors;
 mod filter;
 mod forward;
 mod forwarding;
@@ -40,7 +41,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -62,6 +63,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::filter::local_rate_limit::Limiter;
 pub(super) use self::mutations::mutate_literally;
 pub use self::{
     body::RequestBody,
@@ -74,7 +76,10 @@ use crate::{
         detect::{Detected, HTTP2_PREFACE, detect},
         guard::{GuardLimits, GuardShared, HeadGuard},
     },
-    model::listener::{CodecType, HttpConnectionManager},
+    model::{
+        filter::LocalRateLimit,
+        listener::{CodecType, HttpConnectionManager},
+    },
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
@@ -175,6 +180,8 @@ pub struct HttpConnection {
     requests: AtomicU64,
     /// HTTP/2: requests that have not ended.
     active: AtomicU64,
+    /// Its own buckets, of the first local limit that asked for some, as in Envoy.
+    limiter: OnceLock<Arc<Limiter>>,
 }
 
 /// A permit, and the version of the snapshot it was made of.
@@ -204,7 +211,12 @@ impl HttpConnection {
         let judged = ArcSwap::from_pointee(Judged { version, permit, routes });
         let retiring = CancellationToken::new();
         let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { services, http, judged, observer, drain, retiring, requests, active }
+        let limiter = OnceLock::new();
+        Self { services, http, judged, observer, drain, retiring, requests, active, limiter }
+    }
+
+    fn limiter(&self, config: &LocalRateLimit, now: std::time::Instant) -> Arc<Limiter> {
+        Arc::clone(self.limiter.get_or_init(|| Arc::new(Limiter::new(config, now))))
     }
 
     fn head_max_bytes(&self) -> usize {

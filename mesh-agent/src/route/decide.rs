@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::lb::{self, Balancers, Choice, LoadGuard, Reporter};
+use super::lb::{self, At, Balancers, Choice, LoadGuard, Reporter};
 use crate::{
     model::{
         cluster::{
@@ -295,7 +295,8 @@ fn decide(
                     unconditional: drop.is_unconditional(),
                 });
             }
-            let picked = assignment.and_then(|a| balancers.pick(cluster, &a, choice, random));
+            let at = At { now, runtime: &snapshot.runtime };
+            let picked = assignment.and_then(|a| balancers.pick(cluster, &a, choice, at, random));
             let none = || NoDestination::NoHealthyEndpoint { cluster: name.clone() };
             let (endpoint, load) = picked.ok_or_else(none)?;
             (reach(endpoint), load)

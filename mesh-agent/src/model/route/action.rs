@@ -12,6 +12,7 @@ use crate::model::{
     filter::{CorsPolicy, PerFilter},
     hash_policy::HashPolicy,
     header_mutation::HeaderMutations,
+    rate_limit::RouteRateLimits,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
 };
@@ -48,6 +49,7 @@ pub struct ForwardAction {
     /// Where nothing is said for the filter by its name: the route's policy, then the virtual
     /// host's.
     pub cors: Vec<Arc<CorsPolicy>>,
+    pub rate_limits: RouteRateLimits,
 }
 
 impl ForwardAction {
@@ -66,6 +68,7 @@ impl ForwardAction {
             high_priority: false,
             hash_policy: Vec::new(),
             cors: Vec::new(),
+            rate_limits: RouteRateLimits::default(),
         }
     }
 }

@@ -8,7 +8,9 @@ pub(super) mod csrf;
 pub(super) mod fault;
 mod jwks;
 pub(super) mod jwt_authn;
+pub(super) mod local_rate_limit;
 pub(super) mod memory;
+pub(super) mod run;
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -41,6 +41,7 @@ impl ClusterBalancer {
         &self,
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
+        now: Instant,
     ) -> Arc<Candidates> {
         let old = self.candidates.load_full();
         // Before anybody's health is looked at: what changes meanwhile is seen next time.
@@ -56,6 +57,7 @@ impl ClusterBalancer {
             &mut hosts,
             old.as_deref(),
             self.start,
+            now,
         );
         drop(hosts);
         let new = Arc::new(new);
@@ -70,7 +72,7 @@ impl ClusterBalancer {
         assignment: &Arc<LoadAssignment>,
         now: Instant,
     ) {
-        let candidates = self.candidates(cluster, assignment);
+        let candidates = self.candidates(cluster, assignment, now);
         let detection = cluster.monitoring.outlier_detection.as_ref();
         if self.detector.configure(detection, candidates.all(), now) {
             self.health_changed();
@@ -123,7 +125,11 @@ impl ClusterBalancer {
         if !host.checked.is_on() {
             return None;
         }
+        let failed = host.checked.has_failed();
         let transition = host.checked.note(result, check);
+        if failed && !host.checked.has_failed() {
+            host.recovered(now);
+        }
         let passed = matches!(result, CheckResult::Passed { .. });
         let well = passed && !host.checked.has_failed();
         let unejected = well && self.detector.passed(&host, now);

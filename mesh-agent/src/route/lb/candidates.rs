@@ -1,6 +1,10 @@
 //! Who may be picked, made once per assignment.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{
     hashing::Table,
@@ -8,8 +12,19 @@ use super::{
     layout::{Kind, layout},
     random_below,
     round_robin::Rotation,
+    schedule::Schedule,
 };
-use crate::model::cluster::{Balancing, Cluster, Endpoint, LbPolicy, LoadAssignment, Place};
+use crate::model::{
+    cluster::{Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Place},
+    runtime::Runtime,
+};
+
+/// When and by which values something is picked.
+#[derive(Clone, Copy)]
+pub(in crate::route) struct At<'a> {
+    pub(in crate::route) now: Instant,
+    pub(in crate::route) runtime: &'a Runtime,
+}
 
 /// The endpoints of one load assignment that take traffic.
 #[derive(Debug)]
@@ -43,13 +58,20 @@ struct Part {
 pub(super) struct HostSet {
     place: Option<Place>,
     pub(super) hosts: Vec<Host>,
-    /// The hosts' weights summed up to and including each.
-    pub(super) cumulative_weights: Vec<u64>,
     pub(super) rotation: Arc<Rotation>,
+    /// Where weights change with time or load.
+    schedule: Option<Arc<Schedule>>,
+    by_load: bool,
+    /// Whether that goes by load, all the time.
+    uneven: bool,
+    /// When its last host is as good as any other.
+    slow_until: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct Host {
+    /// Of one that is well.
+    pub(super) well_since: Option<Instant>,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) state: Arc<HostState>,
 }
@@ -62,8 +84,9 @@ impl Candidates {
         hosts: &mut Hosts,
         old: Option<&Self>,
         start: u32,
+        now: Instant,
     ) -> Self {
-        let balancing = cluster.balancing;
+        let balancing = &cluster.balancing;
         let checks = cluster.monitoring.health_check.is_some();
         let all: Vec<_> = assignment
             .endpoints()
@@ -92,11 +115,14 @@ impl Candidates {
                 .map(|set| (set.place.as_ref(), set))
                 .collect();
             let sets = part.groups.into_iter().map(|group| {
-                let hosts = group.endpoints.into_iter().map(|endpoint| Host {
-                    endpoint: Arc::clone(endpoint),
-                    state: hosts.get(&endpoint.address).map(Arc::clone).unwrap_or_default(),
+                let hosts = group.endpoints.into_iter().map(|endpoint| {
+                    let state = hosts.get(&endpoint.address).map(Arc::clone).unwrap_or_default();
+                    let well = standing(endpoint).health == Health::Healthy;
+                    let well_since = well.then(|| state.well_since(now));
+                    Host { well_since, endpoint: Arc::clone(endpoint), state }
                 });
-                HostSet::new(group.place, hosts.collect(), known.remove(&group.place), start)
+                let old = known.remove(&group.place);
+                HostSet::new(group.place, hosts.collect(), old, start, cluster)
             });
             let sets: Vec<_> = sets.collect();
             let rotation = match before {
@@ -109,6 +135,7 @@ impl Candidates {
         });
         let parts = parts.collect();
         let (assignment, policy) = (Arc::clone(assignment), cluster.lb_policy);
+        let balancing = balancing.clone();
         Self { assignment, balancing, policy, health_version, all, parts }
     }
 
@@ -162,20 +189,72 @@ impl Candidates {
 }
 
 impl HostSet {
-    fn new(place: Option<&Place>, hosts: Vec<Host>, old: Option<&Self>, start: u32) -> Self {
+    fn new(
+        place: Option<&Place>,
+        hosts: Vec<Host>,
+        old: Option<&Self>,
+        start: u32,
+        cluster: &Cluster,
+    ) -> Self {
         let key = |host: &Host| (host.endpoint.address, host.endpoint.weight);
+        // A new snapshot in which nothing changed here goes on where it was.
+        let old = old.filter(|old| old.hosts.iter().map(key).eq(hosts.iter().map(key)));
         let rotation = match old {
-            // A new snapshot in which nothing changed here goes on where it was.
-            Some(old) if old.hosts.iter().map(key).eq(hosts.iter().map(key)) => {
-                Arc::clone(&old.rotation)
-            }
-            _ => Arc::new(Rotation::new(hosts.iter().map(|host| host.endpoint.weight), start)),
+            Some(old) => Arc::clone(&old.rotation),
+            None => Arc::new(Rotation::new(hosts.iter().map(|host| host.endpoint.weight), start)),
         };
-        let sum = |sum: &mut u64, host: &Host| {
-            *sum += u64::from(host.endpoint.weight.max(1));
-            Some(*sum)
+        let by_load = cluster.lb_policy.is_by_load();
+        let slow_start = match cluster.lb_policy {
+            LbPolicy::RoundRobin => cluster.balancing.slow_start.as_ref(),
+            _ if by_load => cluster.balancing.slow_start.as_ref(),
+            _ => None,
         };
-        let cumulative_weights = hosts.iter().scan(0, sum).collect();
-        Self { place: place.cloned(), hosts, cumulative_weights, rotation }
+        let even = hosts.windows(2).all(|w| w[0].endpoint.weight == w[1].endpoint.weight);
+        let uneven = by_load && !even;
+        let schedule = (uneven || slow_start.is_some()).then(|| {
+            let known = old.and_then(|old| old.schedule.as_ref());
+            known.map(Arc::clone).unwrap_or_else(|| {
+                let weights: Vec<_> =
+                    hosts.iter().map(|host| f64::from(host.endpoint.weight)).collect();
+                Arc::new(Schedule::new(&weights, start))
+            })
+        });
+        let last = hosts.iter().filter_map(|host| host.well_since).max();
+        let slow_until =
+            slow_start.and_then(|slow| last.and_then(|last| last.checked_add(slow.window)));
+        let place = place.cloned();
+        Self { place, hosts, rotation, schedule, by_load, uneven, slow_until }
     }
+
+    /// Whose turn it is, where that goes by weights that change.
+    pub(super) fn scheduled(&self, balancing: &Balancing, at: At<'_>) -> Option<usize> {
+        let slow = self.slow_until.is_some_and(|until| at.now <= until);
+        if !self.uneven && !slow {
+            return None;
+        }
+        let slow_start = balancing.slow_start.as_ref().filter(|_| slow);
+        self.schedule.as_ref()?.next(|index| {
+            let Some(host) = self.hosts.get(index) else { return 1.0 };
+            let mut weight = f64::from(host.endpoint.weight);
+            if let Some(bias) = self.by_load.then(|| bias(balancing, at.runtime)) {
+                let active = host.state.active.load(Ordering::Relaxed);
+                weight /= (f64::from(active) + 1.0).powf(bias);
+            }
+            match (slow_start, host.well_since) {
+                (Some(slow_start), Some(since)) => {
+                    let well_for = at.now.saturating_duration_since(since);
+                    let aggression = at.runtime.double(&slow_start.aggression);
+                    weight * slow_start.factor(well_for, aggression)
+                }
+                _ => weight,
+            }
+        })
+    }
+}
+
+/// How much what is in flight counts.
+fn bias(balancing: &Balancing, runtime: &Runtime) -> f64 {
+    let bias = balancing.active_request_bias.as_ref().map_or(1.0, |bias| runtime.double(bias));
+    // As Envoy.
+    if bias >= 0.0 { bias } else { 1.0 }
 }

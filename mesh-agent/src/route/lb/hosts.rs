@@ -3,7 +3,8 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU32},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
+    time::Instant,
 };
 
 use super::{health::Checked, outlier};
@@ -19,6 +20,8 @@ pub(super) struct HostState {
     pub(super) active: AtomicU32,
     pub(super) outlier: outlier::Monitor,
     pub(super) checked: Checked,
+    /// Since when it is well, if it was ever.
+    well_since: Mutex<Option<Instant>>,
 }
 
 /// How an endpoint is.
@@ -37,6 +40,20 @@ impl Standing {
 }
 
 impl HostState {
+    /// Since when it is well: from now on, unless that is known.
+    pub(super) fn well_since(&self, now: Instant) -> Instant {
+        *self.lock_since().get_or_insert(now)
+    }
+
+    /// It is well again.
+    pub(super) fn recovered(&self, now: Instant) {
+        *self.lock_since() = Some(now);
+    }
+
+    fn lock_since(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.well_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// By configuration, and by what was seen since.
     pub(super) fn standing(&self, endpoint: &Endpoint, ignore_new: bool) -> Standing {
         let ill = self.outlier.is_ejected() || self.checked.has_failed();

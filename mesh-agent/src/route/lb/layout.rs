@@ -53,7 +53,7 @@ type StandingOf<'h> = &'h dyn Fn(&Endpoint) -> Standing;
 /// Who takes which share, the highest priority first.
 pub(super) fn layout<'a>(
     assignment: &'a LoadAssignment,
-    balancing: Balancing,
+    balancing: &Balancing,
     standing: StandingOf<'_>,
 ) -> Vec<Part<'a>> {
     let mut priorities: BTreeMap<u32, Vec<&Locality>> = BTreeMap::new();
@@ -175,12 +175,13 @@ fn effective(
 pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc<Endpoint>, u32)>> {
     if cluster.lb_policy.is_by_hash()
         || cluster.monitoring.is_on()
+        || cluster.balancing.slow_start.is_some()
         || !assignment.drop_overloads.is_empty()
         || assignment.stale_at.is_some()
     {
         return None;
     }
-    let parts = layout(assignment, cluster.balancing, &Standing::configured);
+    let parts = layout(assignment, &cluster.balancing, &Standing::configured);
     let weight = |endpoint: &Endpoint| match cluster.lb_policy {
         LbPolicy::Random => 1,
         _ => endpoint.weight.max(1),

@@ -18,6 +18,7 @@ mod least_request;
 mod outlier;
 mod priority;
 mod round_robin;
+mod schedule;
 
 use std::{
     collections::HashMap,
@@ -28,6 +29,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
+pub(super) use self::candidates::At;
 use self::{
     balancer::ClusterBalancer,
     candidates::{Candidates, Host},
@@ -74,11 +76,12 @@ impl Balancers {
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
         choice: Choice<'_>,
+        at: At<'_>,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<(Arc<Endpoint>, LoadGuard)> {
         let balancer = self.balancer(&cluster.name, random);
         balancer.used();
-        let candidates = balancer.candidates(cluster, assignment);
+        let candidates = balancer.candidates(cluster, assignment, at.now);
         let mut picked = None;
         // As Envoy: if all choices are to be avoided, the last one stands.
         let by_hash = cluster.lb_policy.is_by_hash();
@@ -86,7 +89,7 @@ impl Balancers {
         for attempt in 0..=choice.reselections {
             let host = match hash {
                 Some(hash) => candidates.by_hash(hash, attempt)?,
-                None => Self::pick_once(cluster, &candidates, random)?,
+                None => Self::pick_once(cluster, &candidates, at, random)?,
             };
             let avoided = choice.avoid.contains(&host.endpoint.address);
             picked = Some(host);
@@ -102,11 +105,16 @@ impl Balancers {
     fn pick_once<'a>(
         cluster: &Cluster,
         candidates: &'a Candidates,
+        at: At<'_>,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<&'a Host> {
         let set = candidates.host_set(random)?;
+        if let Some(index) = set.scheduled(&cluster.balancing, at) {
+            return set.hosts.get(index);
+        }
         let index = match cluster.lb_policy {
             LbPolicy::RoundRobin => set.rotation.next(),
+            LbPolicy::LeastRequestFullScan => least_request::scan(set, random),
             LbPolicy::LeastRequest { choice_count } => {
                 least_request::pick(set, choice_count, random)
             }
@@ -132,7 +140,7 @@ impl Balancers {
             let cluster = snapshot.cluster(name);
             match cluster.and_then(|cluster| Some((cluster, snapshot.assignment(cluster)?))) {
                 Some((cluster, assignment)) => {
-                    balancer.candidates(cluster, &assignment);
+                    balancer.candidates(cluster, &assignment, Instant::now());
                     balancer.forget_idle();
                     true
                 }

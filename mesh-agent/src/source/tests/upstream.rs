@@ -6,9 +6,12 @@ use super::{
     refused::{cluster, one},
     *,
 };
-use crate::model::cluster::{
-    Cluster, Consecutive, EndpointCheck, FailurePercentage, HealthCheck, OutlierDetection, Probe,
-    SuccessRate,
+use crate::model::{
+    cluster::{
+        Balancing, Cluster, Consecutive, EndpointCheck, FailurePercentage, HealthCheck,
+        OutlierDetection, Probe, SuccessRate,
+    },
+    runtime::RuntimeDouble,
 };
 
 #[track_caller]
@@ -273,5 +276,68 @@ fn an_endpoint_says_where_it_is_checked() {
     assert_eq!(
         (named.hostname.as_deref(), named.disabled, named.address),
         (Some("h.test"), true, None)
+    );
+}
+
+fn typed(kind: &str, fields: &str) -> String {
+    let policies = "t/envoy.extensions.load_balancing_policies";
+    let policy = format!(
+        "{{typed_extension_config: {{name: x, typed_config: {{'@type': {policies}.{kind}, {fields}}}}}}}"
+    );
+    cluster(&format!("load_balancing_policy: {{policies: [{policy}]}}"))
+}
+
+#[test]
+fn slow_start_and_the_options_of_least_request_are_read_in_both_forms() {
+    let slow = "slow_start_config: {slow_start_window: 10s, aggression: {default_value: 2.0, \
+                runtime_key: a}, min_weight_percent: {value: 20}}";
+    let bias = "active_request_bias: {default_value: 0.5, runtime_key: b}";
+    let round_robin = "round_robin.v3.RoundRobin";
+    let least = "least_request.v3.LeastRequest";
+    let least_request = LbPolicy::LeastRequest { choice_count: 2 };
+    for (yaml, policy) in [
+        (cluster(&format!("round_robin_lb_config: {{{slow}}}")), LbPolicy::RoundRobin),
+        (typed(round_robin, slow), LbPolicy::RoundRobin),
+        (
+            cluster(&format!(
+                "lb_policy: LEAST_REQUEST\nleast_request_lb_config: {{{slow}, {bias}}}"
+            )),
+            least_request,
+        ),
+        (typed(least, &format!("{slow}, {bias}")), least_request),
+        (
+            typed(least, &format!("{slow}, {bias}, selection_method: FULL_SCAN")),
+            LbPolicy::LeastRequestFullScan,
+        ),
+        (
+            typed(least, &format!("{slow}, {bias}, enable_full_scan: true")),
+            LbPolicy::LeastRequestFullScan,
+        ),
+    ] {
+        let decoded = accepted(&yaml).clusters.into_iter().next().unwrap();
+        assert_eq!(decoded.lb_policy, policy, "{yaml}");
+        let Balancing { slow_start, active_request_bias, .. } = decoded.balancing;
+        let slow_start = slow_start.unwrap();
+        assert_eq!((slow_start.window, slow_start.min_weight), (Duration::from_secs(10), 0.2));
+        assert_eq!(slow_start.aggression, RuntimeDouble { key: "a".to_owned(), default: 2.0 });
+        let expected = RuntimeDouble { key: "b".to_owned(), default: 0.5 };
+        assert_eq!(active_request_bias, policy.is_by_load().then_some(expected));
+    }
+    let none = the_cluster("round_robin_lb_config: {slow_start_config: {}}");
+    assert_eq!(none.balancing.slow_start, None);
+    for (fields, expected) in [
+        ("aggression: {default_value: 0.0}", ".aggression: must be more than zero"),
+        ("min_weight_percent: {value: 101}", ".min_weight_percent: 101 is not a percentage"),
+        ("slow_start_window: -1s", ".slow_start_window: is negative or beyond ten thousand years"),
+    ] {
+        let yaml = cluster(&format!("round_robin_lb_config: {{slow_start_config: {{{fields}}}}}"));
+        one(yaml, "clusters[c].round_robin_lb_config.slow_start_config", expected);
+    }
+    one(
+        cluster(
+            "lb_policy: LEAST_REQUEST\nleast_request_lb_config: {active_request_bias: {default_value: -1.0}}",
+        ),
+        "clusters[c].least_request_lb_config.active_request_bias",
+        ": must not be negative",
     );
 }

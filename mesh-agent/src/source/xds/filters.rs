@@ -8,6 +8,7 @@ mod csrf;
 mod fault;
 mod header_mutation;
 mod jwt_authn;
+mod local_rate_limit;
 mod on_demand;
 mod rbac;
 mod router;
@@ -24,6 +25,7 @@ use envoy_types::pb::{
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
+                local_ratelimit::v3::LocalRateLimit,
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
                 router::v3::Router,
@@ -52,7 +54,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -93,6 +95,13 @@ const KINDS: [Kind; 7] = [
         decode: jwt_authn::filter,
         route_config: JwtPerRouteConfig::full_name,
         decode_route: jwt_authn::route,
+        discoverable: true,
+    },
+    Kind {
+        config: LocalRateLimit::full_name,
+        decode: local_rate_limit::filter,
+        route_config: LocalRateLimit::full_name,
+        decode_route: local_rate_limit::route,
         discoverable: true,
     },
     Kind {

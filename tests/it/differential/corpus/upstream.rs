@@ -62,6 +62,20 @@ fn by_http(name: &'static str, how: &Value, check: Value) -> Case {
     checked(name, "one", json!({ "http_health_check": http }), json!({}))
 }
 
+/// Everything goes to a cluster of this name that balances so.
+fn policy(name: &'static str, fields: Value) -> Case {
+    case(name, super::to(name)).cluster(name, "one", fields).asks(get("/")).asks(get("/").http2())
+}
+
+fn policy_of(kind: &str, config: Value) -> Value {
+    let config = super::typed(&format!("extensions.load_balancing_policies.{kind}"), config);
+    json!({ "typed_extension_config": { "name": "policy", "typed_config": config } })
+}
+
+fn typed_policy(name: &'static str, kind: &str, config: Value) -> Case {
+    policy(name, json!({ "load_balancing_policy": { "policies": [policy_of(kind, config)] } }))
+}
+
 fn answers(status: u16) -> Ask {
     get("/").answered(&json!({ "status": status })).is(status)
 }
@@ -118,6 +132,13 @@ pub(super) fn cases() -> Vec<Case> {
             panic.clusters[0]["common_lb_config"] = json!({});
             panic.asks(answers(500)).asks(wait(300)).asks(get("/"))
         },
+        policy("policy-slow-start", json!({ "round_robin_lb_config": { "slow_start_config": { "slow_start_window": "60s", "aggression": { "default_value": 1.5, "runtime_key": "aggression" } } } })),
+        policy("policy-least-request", json!({ "lb_policy": "LEAST_REQUEST", "least_request_lb_config": { "choice_count": 3, "active_request_bias": { "default_value": 0.5, "runtime_key": "bias" } } })),
+        typed_policy("policy-full-scan", "least_request.v3.LeastRequest", json!({ "selection_method": "FULL_SCAN" })),
+        typed_policy("policy-round-robin", "round_robin.v3.RoundRobin", json!({ "slow_start_config": { "slow_start_window": "60s", "min_weight_percent": { "value": 20 } } })),
+        typed_policy("policy-random", "random.v3.Random", json!({})),
+        typed_policy("policy-ring-hash", "ring_hash.v3.RingHash", json!({ "minimum_ring_size": 64 })),
+        typed_policy("policy-maglev", "maglev.v3.Maglev", json!({ "table_size": 101 })),
         by_http("check-well", &json!({}), json!({})).asks(get("/")),
         by_http("check-ill", &json!({ "status": 503 }), json!({})).asks(get("/").is(503)),
         by_http("check-http2", &json!({}), json!({ "codec_client_type": "HTTP2" })).asks(get("/")),

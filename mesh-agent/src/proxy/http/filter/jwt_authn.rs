@@ -266,7 +266,7 @@ impl<'a> Judge<'a> {
             JwksSource::Local(jwks) => jwt.verify(jwks)?,
             JwksSource::Remote(remote) => {
                 let Caller { services, permit, .. } = self.caller;
-                let pod = &permit.flow().pod().workload.uid;
+                let pod = permit.flow().pod();
                 let fetched = services.filters.jwks(pod, &remote.uri);
                 let jwks = fetched.get(remote, self.caller).await;
                 jwt.verify(&*jwks.ok_or(JwtError::FetchFailed)?)?;

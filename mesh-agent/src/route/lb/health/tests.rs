@@ -10,7 +10,10 @@ use crate::{
         Monitoring, OutlierDetection, Probe, TcpProbe,
     },
     policy::fixtures::{cluster, snapshot},
-    route::lb::{Balancers, Choice, Outcome, tests::assignment},
+    route::lb::{
+        Balancers, Choice, Outcome,
+        tests::{assignment, at},
+    },
     snapshot::Snapshot,
 };
 
@@ -76,7 +79,7 @@ impl Play {
         let assignment = self.snapshot.assignment(&self.cluster).unwrap();
         let picks = (0..20).filter_map(|i| {
             let choice = Choice::default();
-            self.balancers.pick(&self.cluster, &assignment, choice, &mut |bound| i % bound)
+            self.balancers.pick(&self.cluster, &assignment, choice, at(), &mut |bound| i % bound)
         });
         let mut taken: Vec<_> = picks.map(|(endpoint, _)| endpoint.address.to_string()).collect();
         taken.sort_unstable();
@@ -207,7 +210,8 @@ fn a_response_may_say_that_its_endpoint_is_not_well() {
     let play = Play::new(1, |_| ());
     play.checked(1, PASSED);
     let assignment = play.snapshot.assignment(&play.cluster).unwrap();
-    let picked = play.balancers.pick(&play.cluster, &assignment, Choice::default(), &mut |_| 0);
+    let picked =
+        play.balancers.pick(&play.cluster, &assignment, Choice::default(), at(), &mut |_| 0);
     picked.unwrap().1.reporter().fails_at_once();
     play.expect(&[]);
     for _ in 0..3 {
@@ -228,7 +232,8 @@ fn a_check_that_passes_ends_an_ejection_where_the_cluster_says_so() {
         });
         play.checked(1, PASSED);
         let assignment = play.snapshot.assignment(&play.cluster).unwrap();
-        let picked = play.balancers.pick(&play.cluster, &assignment, Choice::default(), &mut |_| 0);
+        let picked =
+            play.balancers.pick(&play.cluster, &assignment, Choice::default(), at(), &mut |_| 0);
         let reporter = picked.unwrap().1.reporter();
         for _ in 0..5 {
             reporter.report(Outcome::Status(500), Instant::now(), &mut |_| 0);

@@ -22,7 +22,7 @@ use envoy_types::pb::{
 
 use super::{
     super::{
-        circuit_breakers, common, filters, matchers,
+        circuit_breakers, common, filters, matchers, rate_limits,
         reject::{Decoder, unsupported},
     },
     clusters::{authority, weighted_clusters},
@@ -79,11 +79,12 @@ pub(super) fn forward(
     unsupported!(
         d;
         metadata_match, path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        rate_limits, include_vh_rate_limits, upgrade_configs, internal_redirect_policy,
+        upgrade_configs, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let hash_policy = hash_policy::policies(d, hash_policy);
     let cors = filters::cors(d, cors);
+    let rate_limits = rate_limits::of_route(d, rate_limits, include_vh_rate_limits);
     let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
@@ -167,6 +168,7 @@ pub(super) fn forward(
         high_priority: high_priority?,
         hash_policy: hash_policy?,
         cors: cors?.into_iter().collect(),
+        rate_limits: rate_limits?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
