@@ -30,10 +30,7 @@ use super::{
 impl HttpFilter {
     /// Whether it may deny a request, by its own rules or by what somebody says whom it asks.
     pub fn judges(&self) -> bool {
-        match self {
-            Self::Rbac(_) | Self::JwtAuthn(_) => true,
-            _ => false,
-        }
+        matches!(self, Self::Rbac(_) | Self::JwtAuthn(_))
     }
 
     /// The clusters that it asks.
