@@ -13,7 +13,8 @@
 //!
 //! - The clusters are there: `one` and `two` (HTTP/1, witnesses `web-a` and `web-b`), `both`
 //!   (the two of them), `h2` (`web-a` by HTTP/2), `dead` (nobody listens), `empty` (no
-//!   endpoint); `grpc-authority` and `http-authority` are for filters that ask somebody.
+//!   endpoint), `labelled` (`web-a` with the label `who: a`, `web-b` with `who: b`, for subsets);
+//!   `grpc-authority` and `http-authority` are for filters that ask somebody.
 //!   [`Case::cluster`] adds one.
 //! - [`Case::manager`], [`Case::listener`], [`Case::filter`] say more than routes.
 //! - A question ([`Ask`]) says the status that Envoy must answer with: 200 unless told. How
@@ -253,6 +254,16 @@ fn clusters(twins: &Twins, cases: &[Case]) -> Vec<Value> {
         cluster("grpc-authority", &[at(1, AUTHORITY_GRPC)], true),
         cluster("http-authority", &[at(1, AUTHORITY_HTTP)], false),
     ];
+    let mut labelled = cluster("labelled", &[a, b], false);
+    for (index, labels) in
+        [json!({ "who": "a", "stage": "s" }), json!({ "who": "b", "stage": "s" })]
+            .into_iter()
+            .enumerate()
+    {
+        labelled["load_assignment"]["endpoints"][0]["lb_endpoints"][index]["metadata"] =
+            json!({ "filter_metadata": { "envoy.lb": labels } });
+    }
+    clusters.push(labelled);
     for of in cases.iter().flat_map(|case| &case.clusters) {
         let like = clusters.iter().find(|c| c["name"] == of["like"]).expect("a cluster like it");
         let (mut new, mut fields) = (like.clone(), of.clone());

@@ -276,12 +276,16 @@ async fn answer(
             }
         };
         let client = permit.flow().source().ip();
+        let subset = match entry {
+            Some(entry) => entry.metadata_match.as_deref(),
+            None => action.metadata_match.as_deref(),
+        };
         let hash = request_hash(&action.hash_policy, head, client);
         let decided = decide_request(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
-            Choice { hash, ..Choice::default() },
+            Choice { hash, subset, ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -307,6 +311,7 @@ async fn answer(
                 snapshot: &snapshot,
                 destination,
                 hash,
+                subset,
                 rewrites,
                 authority,
                 deadline,
