@@ -12,7 +12,7 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
-    filter::{self, run::Filtering},
+    filter::{self, Next, run::Filtering},
     forward::{Forward, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
@@ -32,7 +32,7 @@ use crate::{
         route::{ForwardAction, Route, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Chain, Denied, Permit, Step},
+    policy::{Chain, Denied, Permit, Progress, Step},
     proxy::rejudge::{self, Standing},
     route::{
         Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
@@ -104,6 +104,15 @@ impl Answer {
     }
 }
 
+/// How a request goes to its filters.
+enum Begin {
+    First,
+    /// To the first one again, by the configuration that is in force now.
+    Anew,
+    /// On, by a route that is matched anew.
+    At(Progress),
+}
+
 async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
@@ -131,11 +140,14 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
-    let mut again = false;
+    let mut begin = Begin::First;
     'request: loop {
+        let mut progress = None;
         // One version of the configuration for the whole request, unless it waited for one.
-        if std::mem::replace(&mut again, true) {
-            (snapshot, judged) = in_force()?;
+        match std::mem::replace(&mut begin, Begin::First) {
+            Begin::First => {}
+            Begin::Anew => (snapshot, judged) = in_force()?,
+            Begin::At(reached) => progress = Some(reached),
         }
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
@@ -174,7 +186,10 @@ async fn answer(
         };
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
+        // What filters wanted that have been passed stays.
+        let wanted = progress.as_ref().and_then(|_| log.mutations.take());
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
+        ResponseMutations::keep(&mut log.mutations, wanted);
 
         let denied = |denied: Denied, log: &mut RequestLog| {
             log.record.policy = denied.policy_name();
@@ -194,6 +209,9 @@ async fn answer(
             authority: &authority,
             idle,
         };
+        if let Some(progress) = progress {
+            chain = chain.at(progress);
+        }
         let request_permit = loop {
             match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
@@ -229,9 +247,15 @@ async fn answer(
                         return Err(not_obtained(why, reply));
                     }
                     // As Envoy: the filters begin anew, with the request as it is now.
+                    begin = Begin::Anew;
                     continue 'request;
                 }
-                Step::Run(place, filter) => filtering.run(place, filter, log, head).await?,
+                Step::Run(place, filter) => {
+                    if filtering.run(place, filter, log, head).await? == Next::Reroute {
+                        begin = Begin::At(chain.into_progress());
+                        continue 'request;
+                    }
+                }
             }
         };
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
