@@ -33,6 +33,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod tunnel;
 
 use std::{
     fmt,
@@ -40,7 +41,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -58,11 +59,13 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    sync::oneshot,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::mutations::mutate_literally;
+use self::tunnel::Tunnel;
 pub use self::{
     body::RequestBody,
     breakers::Breakers,
@@ -175,6 +178,8 @@ pub struct HttpConnection {
     requests: AtomicU64,
     /// HTTP/2: requests that have not ended.
     active: AtomicU64,
+    /// HTTP/1: where it goes on when its protocol has changed.
+    tunnel: Mutex<Option<oneshot::Sender<Tunnel>>>,
 }
 
 /// A permit, and the version of the snapshot it was made of.
@@ -204,7 +209,23 @@ impl HttpConnection {
         let judged = ArcSwap::from_pointee(Judged { version, permit, routes });
         let retiring = CancellationToken::new();
         let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { services, http, judged, observer, drain, retiring, requests, active }
+        let tunnel = Mutex::new(None);
+        Self { services, http, judged, observer, drain, retiring, requests, active, tunnel }
+    }
+
+    /// Where the tunnel comes out that a request leaves behind.
+    fn tunnels(&self) -> oneshot::Receiver<Tunnel> {
+        let (sender, receiver) = oneshot::channel();
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// Goes on with `tunnel`, unless nobody serves the connection any more.
+    fn carry(&self, tunnel: Tunnel) {
+        let sender = self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            drop(sender.send(tunnel));
+        }
     }
 
     fn head_max_bytes(&self) -> usize {
@@ -340,14 +361,27 @@ where
         // The guard's work.
         .header_read_timeout(None)
         .max_buf_size(head_max_bytes.max(HTTP1_BUFFER_MIN_BYTES))
-        .serve_connection(TokioIo::new(guarded), service);
-    let mut served = std::pin::pin!(served);
-    tokio::select! {
-        served = served.as_mut() => return served,
-        () = connection.drain.cancelled() => {}
+        .serve_connection(TokioIo::new(guarded), service)
+        .with_upgrades();
+    let mut tunnel = connection.tunnels();
+    {
+        let mut served = std::pin::pin!(served);
+        let ended = tokio::select! {
+            served = served.as_mut() => Some(served),
+            () = connection.drain.cancelled() => None,
+        };
+        match ended {
+            Some(served) => served?,
+            None => {
+                served.as_mut().graceful_shutdown();
+                served.await?;
+            }
+        }
     }
-    served.as_mut().graceful_shutdown();
-    served.await
+    if let Ok(tunnel) = tunnel.try_recv() {
+        tunnel.run::<IO>().await;
+    }
+    Ok(())
 }
 
 async fn serve_http2<IO>(

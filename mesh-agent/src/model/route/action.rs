@@ -14,6 +14,7 @@ use crate::model::{
     header_mutation::HeaderMutations,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
+    upgrade::Upgrades,
 };
 
 #[derive(Debug, Clone, Serialize)]
@@ -48,6 +49,7 @@ pub struct ForwardAction {
     /// Where nothing is said for the filter by its name: the route's policy, then the virtual
     /// host's.
     pub cors: Vec<Arc<CorsPolicy>>,
+    pub upgrades: Upgrades,
 }
 
 impl ForwardAction {
@@ -66,6 +68,7 @@ impl ForwardAction {
             high_priority: false,
             hash_policy: Vec::new(),
             cors: Vec::new(),
+            upgrades: Upgrades::default(),
         }
     }
 }

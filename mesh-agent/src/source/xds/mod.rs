@@ -39,6 +39,7 @@ mod sds;
 mod session;
 mod tls;
 mod unknown;
+mod upgrades;
 mod upstream_tls;
 mod wishes;
 

@@ -24,6 +24,7 @@ use super::{
     super::{
         circuit_breakers, common, filters, matchers,
         reject::{Decoder, unsupported},
+        upgrades,
     },
     clusters::{authority, weighted_clusters},
     hash_policy, retry,
@@ -79,10 +80,11 @@ pub(super) fn forward(
     unsupported!(
         d;
         metadata_match, path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        rate_limits, include_vh_rate_limits, upgrade_configs, internal_redirect_policy,
+        rate_limits, include_vh_rate_limits, internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let hash_policy = hash_policy::policies(d, hash_policy);
+    let upgrades = upgrades::of_route(d, upgrade_configs);
     let cors = filters::cors(d, cors);
     let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
@@ -167,6 +169,7 @@ pub(super) fn forward(
         high_priority: high_priority?,
         hash_policy: hash_policy?,
         cors: cors?.into_iter().collect(),
+        upgrades: upgrades?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
