@@ -5,6 +5,7 @@
 
 mod cors;
 mod fault;
+mod local_rate_limit;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 pub use self::{
     cors::CorsPolicy,
     fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
+    local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
 };
 use super::{
     authz::{Rbac, StringMatcher},
@@ -47,6 +49,8 @@ pub enum HttpFilter {
     Cors,
     /// `envoy.extensions.filters.http.fault.v3.HTTPFault`
     Fault(Arc<Fault>),
+    /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -106,6 +110,8 @@ pub enum RouteFilterConfig {
     Cors(Arc<CorsPolicy>),
     /// Replaces the chain's.
     Fault(Arc<Fault>),
+    /// Replaces the chain's, and has buckets of its own.
+    LocalRateLimit(Arc<LocalRateLimit>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }
@@ -166,6 +172,19 @@ impl<'a> Levels<'a> {
             _ => None,
         };
         self.configs(name).find_map(fault).unwrap_or(own)
+    }
+
+    /// The limit in force where the chain has `own`.
+    pub fn local_rate_limit(
+        self,
+        name: &str,
+        own: &'a Arc<LocalRateLimit>,
+    ) -> &'a Arc<LocalRateLimit> {
+        let limit = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::LocalRateLimit(limit) => Some(limit),
+            _ => None,
+        };
+        self.configs(name).find_map(limit).unwrap_or(own)
     }
 
     /// The policy in force where the chain has `own`.

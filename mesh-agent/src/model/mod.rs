@@ -19,6 +19,7 @@ pub mod identity;
 pub mod kernel_path;
 pub mod listener;
 pub mod metadata;
+pub mod rate_limit;
 pub mod redirect;
 mod references;
 pub mod regex;

@@ -72,6 +72,8 @@ response_flags! {
     DelayInjected = 19, "DI";
     /// FI: the request was aborted by a fault.
     FaultInjected = 20, "FI";
+    /// RL: the request was over a limit.
+    RateLimited = 21, "RL";
 }
 
 impl fmt::Display for ResponseFlag {

@@ -16,6 +16,7 @@ mod attempts;
 mod body;
 mod breakers;
 mod call;
+mod descriptors;
 mod filter;
 mod forward;
 mod forwarding;
@@ -41,7 +42,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -64,6 +65,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::filter::local_rate_limit::Limiter;
 pub(super) use self::mutations::mutate_literally;
 use self::tunnel::Tunnel;
 pub use self::{
@@ -77,7 +79,10 @@ use crate::{
         detect::{Detected, HTTP2_PREFACE, detect},
         guard::{GuardLimits, GuardShared, HeadGuard},
     },
-    model::listener::{CodecType, HttpConnectionManager},
+    model::{
+        filter::LocalRateLimit,
+        listener::{CodecType, HttpConnectionManager},
+    },
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
@@ -180,6 +185,8 @@ pub struct HttpConnection {
     active: AtomicU64,
     /// HTTP/1: where it goes on when its protocol has changed.
     tunnel: Mutex<Option<oneshot::Sender<Tunnel>>>,
+    /// Its own buckets, of the first local limit that asked for some, as in Envoy.
+    limiter: OnceLock<Arc<Limiter>>,
 }
 
 /// A permit, and the version of the snapshot it was made of.
@@ -209,8 +216,19 @@ impl HttpConnection {
         let judged = ArcSwap::from_pointee(Judged { version, permit, routes });
         let retiring = CancellationToken::new();
         let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
-        let tunnel = Mutex::new(None);
-        Self { services, http, judged, observer, drain, retiring, requests, active, tunnel }
+        let (tunnel, limiter) = (Mutex::new(None), OnceLock::new());
+        Self {
+            services,
+            http,
+            judged,
+            observer,
+            drain,
+            retiring,
+            requests,
+            active,
+            tunnel,
+            limiter,
+        }
     }
 
     /// Where the tunnel comes out that a request leaves behind.
@@ -226,6 +244,10 @@ impl HttpConnection {
         if let Some(sender) = sender {
             drop(sender.send(tunnel));
         }
+    }
+
+    fn limiter(&self, config: &LocalRateLimit, now: std::time::Instant) -> Arc<Limiter> {
+        Arc::clone(self.limiter.get_or_init(|| Arc::new(Limiter::new(config, now))))
     }
 
     fn head_max_bytes(&self) -> usize {

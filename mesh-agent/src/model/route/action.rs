@@ -12,6 +12,7 @@ use crate::model::{
     filter::{CorsPolicy, PerFilter},
     hash_policy::HashPolicy,
     header_mutation::HeaderMutations,
+    rate_limit::RouteRateLimits,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
     upgrade::Upgrades,
@@ -50,6 +51,7 @@ pub struct ForwardAction {
     /// host's.
     pub cors: Vec<Arc<CorsPolicy>>,
     pub upgrades: Upgrades,
+    pub rate_limits: RouteRateLimits,
 }
 
 impl ForwardAction {
@@ -69,6 +71,7 @@ impl ForwardAction {
             hash_policy: Vec::new(),
             cors: Vec::new(),
             upgrades: Upgrades::default(),
+            rate_limits: RouteRateLimits::default(),
         }
     }
 }

@@ -6,7 +6,9 @@
 pub(super) mod cors;
 pub(super) mod csrf;
 pub(super) mod fault;
+pub(super) mod local_rate_limit;
 pub(super) mod memory;
+pub(super) mod run;
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -120,6 +120,8 @@ pub(super) enum OnTheWayOut {
     Mutate(Arc<HeaderMutation>),
     /// In place of what is there.
     Set(HeaderMap),
+    /// Beside what is there.
+    Append(HeaderMap),
 }
 
 /// The place of what routes want, before the last filter.
@@ -171,7 +173,7 @@ impl ResponseMutations {
     pub(super) fn keep_request(&mut self, head: &Parts) {
         let reads = |step: &OnTheWayOut| match step {
             OnTheWayOut::Mutate(mutation) => mutation.reads_request(),
-            OnTheWayOut::Set(_) => false,
+            OnTheWayOut::Set(_) | OnTheWayOut::Append(_) => false,
         };
         if self.steps.iter().any(|(_, step)| reads(step)) {
             self.request = Some(head.clone());
@@ -199,9 +201,32 @@ impl ResponseMutations {
                         headers.insert(name, value.clone());
                     }
                 }
+                OnTheWayOut::Append(more) => {
+                    for (name, value) in &more {
+                        headers.append(name, value.clone());
+                    }
+                }
             }
         }
     }
+}
+
+/// The headers that a mutation adds to an answer of the agent's own, which as in Envoy has no
+/// status yet.
+pub(super) fn of_own_answer(
+    mutation: &HeaderMutation,
+    log: &RequestLog,
+    flow: &Flow,
+    head: &Parts,
+) -> HeaderMap {
+    let (mut headers, mut value) = (HeaderMap::new(), Vec::new());
+    for addition in &mutation.add {
+        value.clear();
+        let values = RequestValues { log, flow, head: Some(head), response: None };
+        addition.value.append(&values, "", &mut value);
+        set(&mut headers, addition, &value);
+    }
+    headers
 }
 
 fn mutate_response(

@@ -13,15 +13,12 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
-    filter::{
-        self,
-        fault::{Ended, Injector},
-    },
-    forward::{Forward, Upgrade, expired_reply, forward},
+    filter::{self, run::Filtering},
+    forward::{Forward, Upgrade, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
-    mutations::{self, OnTheWayOut, ResponseMutations},
+    mutations::{self, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
     redirect,
@@ -210,45 +207,20 @@ async fn answer(
         };
         let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
             .map_err(|why| denied(why, log))?;
+        let filtering = Filtering {
+            connection,
+            judged: &judged,
+            http,
+            snapshot: &snapshot,
+            levels: filter_levels,
+            route: matched.as_ref().ok().map(|matched| matched.route),
+            cluster: chosen.as_ref().map(|chosen| &*chosen.cluster),
+            authority: &authority,
+            idle,
+        };
         let request_permit = loop {
             match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
-                Step::Run(place, HttpFilter::HeaderMutation(filter)) => {
-                    let mutations = filter::header_mutations(filter, place.name, filter_levels);
-                    for mutation in mutations.flat_map(|mutations| &mutations.request) {
-                        mutations::mutate_head(mutation, log, permit.flow(), head);
-                    }
-                }
-                Step::Run(place, HttpFilter::Csrf(own)) => {
-                    let policy = filter_levels.csrf(place.name, own);
-                    filter::csrf::check(policy, &snapshot.runtime, head, authority.as_str())?;
-                }
-                Step::Run(place, HttpFilter::Cors) => {
-                    let route = matched.as_ref().ok().map(|matched| matched.route);
-                    let policies = filter::cors::policies(place.name, filter_levels, route);
-                    let (headers, reply) = policies.check(&snapshot.runtime, head);
-                    if let Some(headers) = headers {
-                        log.on_the_way_out(place, OnTheWayOut::Set(headers), &judged);
-                    }
-                    if let Some(reply) = reply {
-                        return Err(reply);
-                    }
-                }
-                Step::Run(place, HttpFilter::Fault(own)) => {
-                    let injector = Injector {
-                        fault: filter_levels.fault(place.name, own),
-                        runtime: &snapshot.runtime,
-                        head,
-                        cluster: chosen.as_ref().map(|chosen| &*chosen.cluster),
-                    };
-                    let active = connection.services.filters.faults(pod, &http.stat_prefix);
-                    let deadline = Deadline::new(Arc::clone(&log.exchange), idle);
-                    let injected = injector.inject(&active, deadline, &mut log.record.flags).await;
-                    injected.map_err(|ended| match ended {
-                        Ended::Aborted(reply) => reply,
-                        Ended::Expired(expired) => expired_reply(expired, log),
-                    })?;
-                }
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
                     let lacks = match &matched {
@@ -283,8 +255,7 @@ async fn answer(
                     // As Envoy: the filters begin anew, with the request as it is now.
                     continue 'request;
                 }
-                // Policy's chain has judged, and found what was to be discovered.
-                Step::Run(_, HttpFilter::Rbac(_) | HttpFilter::Discovered(_)) => {}
+                Step::Run(place, filter) => filtering.run(place, filter, log, head).await?,
             }
         };
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());

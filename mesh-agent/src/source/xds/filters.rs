@@ -7,6 +7,7 @@ mod cors;
 mod csrf;
 mod fault;
 mod header_mutation;
+mod local_rate_limit;
 mod on_demand;
 mod rbac;
 mod router;
@@ -22,6 +23,7 @@ use envoy_types::pb::{
                 csrf::v3::CsrfPolicy as Csrf,
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+                local_ratelimit::v3::LocalRateLimit,
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
                 router::v3::Router,
@@ -50,7 +52,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -84,6 +86,13 @@ const KINDS: [Kind; 6] = [
         decode: fault::filter,
         route_config: HttpFault::full_name,
         decode_route: fault::route,
+        discoverable: true,
+    },
+    Kind {
+        config: LocalRateLimit::full_name,
+        decode: local_rate_limit::filter,
+        route_config: LocalRateLimit::full_name,
+        decode_route: local_rate_limit::route,
         discoverable: true,
     },
     Kind {

@@ -29,6 +29,7 @@ mod lds;
 mod matchers;
 mod options;
 mod outlier;
+mod rate_limits;
 mod rbac;
 mod rds;
 mod reject;

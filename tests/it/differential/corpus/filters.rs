@@ -8,6 +8,7 @@ use super::{Case, case, get, hosts, routes, to, typed};
 const CORS: &str = "extensions.filters.http.cors.v3.Cors";
 const CORS_POLICY: &str = "extensions.filters.http.cors.v3.CorsPolicy";
 const FAULT: &str = "extensions.filters.http.fault.v3.HTTPFault";
+const LIMIT: &str = "extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
 const MUTATION: &str = "extensions.filters.http.header_mutation.v3.HeaderMutation";
 const MUTATION_PER_ROUTE: &str =
     "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
@@ -256,6 +257,94 @@ fn fault_cases() -> Vec<Case> {
     ]
 }
 
+/// A limit of so many requests in a thousand seconds, with these fields.
+fn limit(tokens: u32, more: Value) -> Value {
+    let all = json!({ "default_value": { "numerator": 100 } });
+    let bucket = json!({ "max_tokens": tokens, "fill_interval": "1000s" });
+    let mut config = json!({
+        "stat_prefix": "l", "filter_enabled": all, "filter_enforced": all, "token_bucket": bucket,
+    });
+    super::merge(&mut config, more);
+    config
+}
+
+fn limited(name: &'static str, tokens: u32, more: Value) -> Case {
+    case(name, to("one")).filter("limit", LIMIT, limit(tokens, more))
+}
+
+#[rustfmt::skip]
+fn limit_cases() -> Vec<Case> {
+    let header = |key: &str, value: &str| json!({ "header": { "key": key, "value": value } });
+    let bucket = |tokens: u32| json!({ "max_tokens": tokens, "fill_interval": "1000s" });
+    let entry = |key: &str, value: &str| json!({ "key": key, "value": value });
+    let by_header = json!({ "request_headers": { "header_name": "x-a", "descriptor_key": "a" } });
+    let generic = |value: &str| json!({ "generic_key": { "descriptor_value": value } });
+    let counted = |name: &'static str, own: Value, host: Value, fields: Value, more: Value| {
+        let mut route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "one", "rate_limits": own } });
+        super::merge(&mut route, fields);
+        case(name, hosts(json!([{ "name": "all", "domains": ["*"], "routes": [route], "rate_limits": host }])))
+            .filter("limit", LIMIT, limit(100, more))
+    };
+    let grpc = |ask: Ask| ask.with("content-type", "application/grpc");
+    let told = json!({ "enable_x_ratelimit_headers": "DRAFT_VERSION_03" });
+    let of_both = json!({ "descriptors": [{ "entries": [entry("generic_key", "own")], "token_bucket": bucket(2) },
+        { "entries": [entry("generic_key", "host")], "token_bucket": bucket(1) }], "enable_x_ratelimit_headers": "DRAFT_VERSION_03" });
+    let vh = |option: &str| { let mut more = of_both.clone(); more["vh_rate_limits"] = option.into(); more };
+    let one = |value: &str| json!([{ "actions": [generic(value)] }]);
+    vec![
+        limited("limit-plain", 2, json!({})).asks(get("/")).asks(get("/").http2()).asks(get("/").is(429)).asks(get("/").http2().is(429)).asks(grpc(Ask::new("POST", "/"))),
+        limited("limit-none", 0, told.clone()).asks(get("/").is(429)),
+        limited("limit-status", 0, json!({ "status": { "code": "ServiceUnavailable" }, "response_headers_to_add": [header("x-l", "%RESPONSE_CODE% %REQ(:PATH)%"), header("x-l", "2")] }))
+            .asks(get("/p").is(503)).asks(grpc(Ask::new("POST", "/"))),
+        limited("limit-no-error", 0, json!({ "status": { "code": "OK" }, "rate_limited_as_resource_exhausted": true }))
+            .asks(get("/").is(429)).asks(grpc(Ask::new("POST", "/"))).asks(grpc(Ask::new("POST", "/")).http2()),
+        limited("limit-told", 2, told.clone()).asks(get("/")).asks(get("/").answered(&json!({ "headers": [["x-ratelimit-limit", "9"]] }))).asks(get("/").is(429)),
+        limited("limit-told-odd", 1, json!({ "enable_x_ratelimit_headers": "DRAFT_VERSION_03", "token_bucket": { "fill_interval": "100.9s" } })).asks(get("/")),
+        limited("limit-off", 0, json!({ "filter_enabled": { "default_value": { "numerator": 0 } } })).asks(get("/")),
+        limited("limit-lenient", 0, json!({ "filter_enforced": { "default_value": { "numerator": 0 } }, "request_headers_to_add_when_not_enforced": [header("x-over", "%REQ(:PATH)%")] }))
+            .asks(get("/p")),
+        limited("limit-connection", 1, json!({ "local_rate_limit_per_downstream_connection": true })).asks(get("/")).asks(get("/"))
+            .asks(Ask::bytes("GET / HTTP/1.1\r\nhost: test\r\nx-case: CASE\r\n\r\n").then("GET / HTTP/1.1\r\nhost: test\r\nx-case: CASE\r\nconnection: close\r\n\r\n")),
+        counted("limit-descriptors", json!([{ "actions": [by_header] }]), json!([]), json!({}), json!({
+                "descriptors": [{ "entries": [entry("a", "1")], "token_bucket": bucket(1) }, { "entries": [entry("a", "")], "token_bucket": bucket(2) }],
+                "enable_x_ratelimit_headers": "DRAFT_VERSION_03" }))
+            .asks(get("/")).asks(get("/").with("x-a", "1")).asks(get("/").with("x-a", "1").is(429)).asks(get("/").with("x-a", "2")).asks(get("/").with("x-a", "2"))
+            .asks(get("/").with("x-a", "2").is(429)).asks(get("/").with("x-a", "3")).asks(get("/").with("x-a", "1").with("x-a", "3").is(429)),
+        counted("limit-actions", json!([
+                { "actions": [generic("g"), { "destination_cluster": {} }, { "header_value_match": { "descriptor_value": "m", "headers": [{ "name": "x-m", "present_match": true }] } }] },
+                { "actions": [{ "header_value_match": { "descriptor_value": "n", "descriptor_key": "not", "expect_match": false, "headers": [{ "name": "x-m", "present_match": true }] } }, { "masked_remote_address": { "v4_prefix_mask_len": 8 } }] },
+                { "actions": [generic("h")], "hits_addend": { "number": 3 } }, { "stage": 1, "actions": [generic("i")] }, { "disable_key": "k", "actions": [generic("i")] },
+            ]), json!([]), json!({}), json!({ "descriptors": [
+                { "entries": [entry("generic_key", "g"), entry("destination_cluster", "one"), entry("header_match", "m")], "token_bucket": bucket(1) },
+                { "entries": [entry("not", "n"), entry("masked_remote_address", "10.0.0.0/8")], "token_bucket": bucket(2) },
+                { "entries": [entry("generic_key", "h")], "token_bucket": bucket(12) }, { "entries": [entry("generic_key", "i")], "token_bucket": bucket(0) } ] }))
+            .asks(get("/").with("x-m", "1")).asks(get("/").with("x-m", "1").is(429)).asks(get("/")).asks(get("/")).asks(get("/").is(429)),
+        counted("limit-host-override", one("own"), one("host"), json!({}), of_both.clone()).asks(get("/")).asks(get("/")).asks(get("/").is(429)),
+        counted("limit-host-override-none", json!([]), one("host"), json!({}), of_both.clone()).asks(get("/")).asks(get("/").is(429)),
+        counted("limit-host-include", one("own"), one("host"), json!({}), vh("INCLUDE")).asks(get("/")).asks(get("/").is(429)),
+        counted("limit-host-ignore", json!([]), one("host"), json!({}), vh("IGNORE")).asks(get("/")).asks(get("/")),
+        counted("limit-host-said", one("own"), one("host"), json!({ "route": { "include_vh_rate_limits": true } }), vh("IGNORE")).asks(get("/")).asks(get("/").is(429)),
+        limited("limit-own-actions", 100, json!({ "rate_limits": [{ "actions": [generic("own")] }],
+                "descriptors": [{ "entries": [entry("generic_key", "own")], "token_bucket": bucket(1) }] }))
+            .asks(get("/")).asks(get("/").is(429)),
+        limited("limit-default-spared", 1, json!({ "rate_limits": [{ "actions": [by_header] }], "always_consume_default_token_bucket": false,
+                "descriptors": [{ "entries": [entry("a", "1")], "token_bucket": bucket(2) }] }))
+            .asks(get("/").with("x-a", "1")).asks(get("/").with("x-a", "1")).asks(get("/").with("x-a", "1").is(429)).asks(get("/")).asks(get("/").is(429)),
+        case("limit-per-route", routes(json!([
+                { "match": { "prefix": "/own" }, "route": { "cluster": "one" }, "typed_per_filter_config": { "limit": typed(LIMIT, limit(1, json!({}))) } },
+                { "match": { "prefix": "/direct" }, "direct_response": { "status": 200 }, "typed_per_filter_config": { "limit": typed(LIMIT, limit(0, json!({}))) } },
+                { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
+            ]))).filter("limit", LIMIT, json!({ "stat_prefix": "l" }))
+            .asks(get("/")).asks(get("/own")).asks(get("/own").is(429)).asks(get("/")).asks(get("/direct").is(429)),
+        limited("limit-fast", 1, json!({ "token_bucket": { "fill_interval": "0.01s" } })).refused_by_both("token_bucket.fill_interval: is less than 50 ms", "must be >= 50ms"),
+        limited("limit-twice", 1, json!({ "descriptors": [{ "entries": [entry("a", "1")], "token_bucket": bucket(1) }, { "entries": [entry("a", "1")], "token_bucket": bucket(2) }] }))
+            .refused_by_both("descriptors[1]: is given twice", "duplicate descriptor"),
+        limited("limit-shared", 1, json!({ "local_cluster_rate_limit": {} })).refused_by_both("local_cluster_rate_limit: is not supported", "no local cluster name"),
+        counted("limit-query", json!([{ "actions": [{ "query_parameters": { "query_parameter_name": "q", "descriptor_key": "k" } }] }]), json!([]), json!({}), json!({}))
+            .refused("actions[0].query_parameters: is not supported"),
+    ]
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    [cors_cases(), fault_cases(), mutation_cases(), rbac_cases()].concat()
+    [limit_cases(), cors_cases(), fault_cases(), mutation_cases(), rbac_cases()].concat()
 }

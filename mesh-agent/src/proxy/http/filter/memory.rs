@@ -4,11 +4,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, Weak},
+    time::Instant,
 };
 
-use super::fault;
-use crate::model::workload::WorkloadUid;
+use super::{fault, local_rate_limit::Limiter};
+use crate::model::{captured::Pod, filter::LocalRateLimit, workload::WorkloadUid};
 
 /// All pods'.
 #[derive(Debug, Default)]
@@ -16,23 +17,62 @@ pub struct FilterMemory {
     pods: RwLock<HashMap<WorkloadUid, OfPod>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct OfPod {
+    pod: Weak<Pod>,
     /// By the connection manager's `stat_prefix`, as Envoy counts them.
     faults: HashMap<Arc<str>, fault::Active>,
+    /// By where the configuration is, which nothing else can be as long as it is known here:
+    /// two that say the same are two.
+    limiters: HashMap<usize, (Weak<LocalRateLimit>, Arc<Limiter>)>,
 }
 
 impl FilterMemory {
     /// The faults in hand of `pod`, of connection managers with that prefix.
-    pub(in crate::proxy::http) fn faults(&self, pod: &WorkloadUid, prefix: &str) -> fault::Active {
+    pub(in crate::proxy::http) fn faults(&self, pod: &Arc<Pod>, prefix: &str) -> fault::Active {
+        self.find(
+            pod,
+            |of_pod| of_pod.faults.get(prefix).map(Arc::clone),
+            |of_pod| Arc::clone(of_pod.faults.entry(prefix.into()).or_default()),
+        )
+    }
+
+    /// The buckets of `pod` for that configuration.
+    pub(in crate::proxy::http) fn limiter(
+        &self,
+        pod: &Arc<Pod>,
+        config: &Arc<LocalRateLimit>,
+        now: Instant,
+    ) -> Arc<Limiter> {
+        let key = Arc::as_ptr(config).addr();
+        let new = || (Arc::downgrade(config), Arc::new(Limiter::new(config, now)));
+        self.find(
+            pod,
+            |of_pod| of_pod.limiters.get(&key).map(|(_, limiter)| Arc::clone(limiter)),
+            |of_pod| Arc::clone(&of_pod.limiters.entry(key).or_insert_with(new).1),
+        )
+    }
+
+    fn find<T>(
+        &self,
+        pod: &Arc<Pod>,
+        known: impl FnOnce(&OfPod) -> Option<T>,
+        new: impl FnOnce(&mut OfPod) -> T,
+    ) -> T {
+        let uid = &pod.workload.uid;
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = pods.get(pod).and_then(|of_pod| of_pod.faults.get(prefix)) {
-            return Arc::clone(known);
+        if let Some(known) = pods.get(uid).and_then(known) {
+            return known;
         }
         drop(pods);
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        let faults = &mut pods.entry(pod.clone()).or_default().faults;
-        Arc::clone(faults.entry(prefix.into()).or_default())
+        let of_pod = pods.entry(uid.clone()).or_insert_with(|| OfPod {
+            pod: Weak::new(),
+            faults: HashMap::new(),
+            limiters: HashMap::new(),
+        });
+        of_pod.pod = Arc::downgrade(pod);
+        new(of_pod)
     }
 
     /// Forgets what nobody uses. Call it with every new snapshot.
@@ -40,7 +80,8 @@ impl FilterMemory {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, of_pod| {
             of_pod.faults.retain(|_, active| Arc::strong_count(active) > 1);
-            !of_pod.faults.is_empty()
+            of_pod.limiters.retain(|_, (config, _)| config.strong_count() > 0);
+            of_pod.pod.strong_count() > 0
         });
     }
 }

@@ -22,7 +22,7 @@ use envoy_types::pb::{
 
 use super::{
     super::{
-        circuit_breakers, common, filters, matchers,
+        circuit_breakers, common, filters, matchers, rate_limits,
         reject::{Decoder, unsupported},
         upgrades,
     },
@@ -80,12 +80,13 @@ pub(super) fn forward(
     unsupported!(
         d;
         metadata_match, path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        rate_limits, include_vh_rate_limits, internal_redirect_policy,
+        internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let hash_policy = hash_policy::policies(d, hash_policy);
     let upgrades = upgrades::of_route(d, upgrade_configs);
     let cors = filters::cors(d, cors);
+    let rate_limits = rate_limits::of_route(d, rate_limits, include_vh_rate_limits);
     let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
@@ -170,6 +171,7 @@ pub(super) fn forward(
         hash_policy: hash_policy?,
         cors: cors?.into_iter().collect(),
         upgrades: upgrades?,
+        rate_limits: rate_limits?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
