@@ -16,6 +16,8 @@ pub mod hash_policy;
 pub mod header_mutation;
 pub mod http_options;
 pub mod identity;
+pub mod jwks;
+pub mod jwt_authn;
 pub mod kernel_path;
 pub mod listener;
 pub mod metadata;

@@ -29,7 +29,7 @@ use super::{
     timing::{Deadline, Expired},
 };
 use crate::{
-    model::{cluster::UpstreamProtocol, listener::Direction},
+    model::{cluster::UpstreamProtocol, listener::Direction, socket_match::Labels},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
     proxy::{Origination, story},
@@ -57,6 +57,7 @@ pub(super) struct Forward<'a> {
     pub(super) destination: Destination,
     /// What it was chosen by.
     pub(super) hash: Option<u64>,
+    pub(super) subset: Option<&'a Labels>,
     pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
     pub(super) deadline: Deadline,
@@ -101,6 +102,7 @@ pub(super) async fn forward(
         protocol,
         host: hosts.host.clone(),
         hash: forward.hash,
+        subset: forward.subset,
         retries: attempts::retries(&action.attempts, head),
         grpc: headers::is_grpc(&head.headers),
     };

@@ -13,7 +13,7 @@ use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
-    filter::{self, run::Filtering},
+    filter::{self, Next, run::Filtering},
     forward::{Forward, Upgrade, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
@@ -34,7 +34,7 @@ use crate::{
         route::{ForwardAction, Route, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Chain, Denied, Permit, Step},
+    policy::{Chain, Denied, Permit, Progress, Step},
     proxy::rejudge::{self, Standing},
     route::{
         Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
@@ -112,6 +112,15 @@ impl Answer {
     }
 }
 
+/// How a request goes to its filters.
+enum Begin {
+    First,
+    /// To the first one again, by the configuration that is in force now.
+    Anew,
+    /// On, by a route that is matched anew.
+    At(Progress),
+}
+
 async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
@@ -139,13 +148,16 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
-    let mut again = false;
     // What the client's side becomes, if it wants another protocol.
     let mut downstream = head.extensions.remove::<OnUpgrade>();
+    let mut begin = Begin::First;
     'request: loop {
+        let mut progress = None;
         // One version of the configuration for the whole request, unless it waited for one.
-        if std::mem::replace(&mut again, true) {
-            (snapshot, judged) = in_force()?;
+        match std::mem::replace(&mut begin, Begin::First) {
+            Begin::First => {}
+            Begin::Anew => (snapshot, judged) = in_force()?,
+            Begin::At(reached) => progress = Some(reached),
         }
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
@@ -184,7 +196,10 @@ async fn answer(
         };
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
+        // What filters wanted that have been passed stays.
+        let wanted = progress.as_ref().and_then(|_| log.mutations.take());
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
+        ResponseMutations::keep(&mut log.mutations, wanted);
 
         let upgrade = headers::upgrade(head);
         if let Some(protocol) = &upgrade {
@@ -218,6 +233,9 @@ async fn answer(
             authority: &authority,
             idle,
         };
+        if let Some(progress) = progress {
+            chain = chain.at(progress);
+        }
         let request_permit = loop {
             match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
@@ -253,9 +271,15 @@ async fn answer(
                         return Err(not_obtained(why, reply));
                     }
                     // As Envoy: the filters begin anew, with the request as it is now.
+                    begin = Begin::Anew;
                     continue 'request;
                 }
-                Step::Run(place, filter) => filtering.run(place, filter, log, head).await?,
+                Step::Run(place, filter) => {
+                    if filtering.run(place, filter, log, head).await? == Next::Reroute {
+                        begin = Begin::At(chain.into_progress());
+                        continue 'request;
+                    }
+                }
             }
         };
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
@@ -276,12 +300,16 @@ async fn answer(
             }
         };
         let client = permit.flow().source().ip();
+        let subset = match entry {
+            Some(entry) => entry.metadata_match.as_deref(),
+            None => action.metadata_match.as_deref(),
+        };
         let hash = request_hash(&action.hash_policy, head, client);
         let decided = decide_request(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
-            Choice { hash, ..Choice::default() },
+            Choice { hash, subset, ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -307,6 +335,7 @@ async fn answer(
                 snapshot: &snapshot,
                 destination,
                 hash,
+                subset,
                 rewrites,
                 authority,
                 deadline,

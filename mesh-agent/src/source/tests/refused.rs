@@ -471,11 +471,6 @@ fn routes() {
             ".match.runtime_fraction.default_value: is missing",
         ),
         (
-            "match: {prefix: /}, route: {weighted_clusters: {runtime_key_prefix: a, clusters: \
-             [{name: c, weight: 1, metadata_match: {}}]}}",
-            ".route.weighted_clusters.clusters[0].metadata_match: is not supported",
-        ),
-        (
             "match: {prefix: /, query_parameters: [{}]}, route: {cluster: c}",
             ".match.query_parameters[0].name: is missing",
         ),

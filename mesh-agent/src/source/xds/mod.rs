@@ -37,6 +37,7 @@ mod resource;
 mod rtds;
 mod scopes;
 mod sds;
+mod services;
 mod session;
 mod tls;
 mod unknown;

@@ -10,6 +10,7 @@ use http::{StatusCode, request::Parts, uri::Authority};
 use super::{
     super::{
         HttpConnection, Judged,
+        call::Caller,
         descriptors::Counted,
         forward::expired_reply,
         mutations::{self, OnTheWayOut},
@@ -17,9 +18,9 @@ use super::{
         reply::{Reply, ToGrpc},
         timing::Deadline,
     },
-    cors, csrf,
+    Next, cors, csrf,
     fault::{Ended, Injector},
-    header_mutations,
+    header_mutations, jwt_authn,
 };
 use crate::{
     model::{
@@ -64,9 +65,9 @@ impl Filtering<'_> {
         filter: &HttpFilter,
         log: &mut RequestLog,
         head: &mut Parts,
-    ) -> Result<(), Reply> {
+    ) -> Result<Next, Reply> {
         let Self { levels, snapshot, .. } = *self;
-        match filter {
+        let done = match filter {
             HttpFilter::HeaderMutation(filter) => {
                 let mutations = header_mutations(filter, place.name, levels);
                 for mutation in mutations.flat_map(|mutations| &mutations.request) {
@@ -83,8 +84,18 @@ impl Filtering<'_> {
             HttpFilter::LocalRateLimit(own) => {
                 self.limit(place, levels.local_rate_limit(place.name, own), log, head)
             }
+            HttpFilter::JwtAuthn(filter) => {
+                let (caller, metadata) = (self.caller(), &mut log.record.metadata);
+                return jwt_authn::run(filter, place, levels, caller, head, metadata).await;
+            }
             HttpFilter::OnDemand(_) | HttpFilter::Rbac(_) | HttpFilter::Discovered(_) => Ok(()),
-        }
+        };
+        done.map(|()| Next::Continue)
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        let Self { connection, judged, snapshot, .. } = *self;
+        Caller { services: &connection.services, permit: &judged.permit, snapshot }
     }
 
     fn cors(&self, place: Place<'_>, log: &mut RequestLog, head: &Parts) -> Result<(), Reply> {
