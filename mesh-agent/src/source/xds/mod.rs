@@ -42,6 +42,7 @@ mod services;
 mod session;
 mod tls;
 mod unknown;
+mod upgrades;
 mod upstream_tls;
 mod wishes;
 
