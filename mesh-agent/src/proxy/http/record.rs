@@ -24,7 +24,7 @@ use crate::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
     },
-    policy::Place,
+    policy::{Place, Shadow},
 };
 
 /// Takes note of finished requests: metrics and access log of one connection.
@@ -62,6 +62,8 @@ pub struct RequestRecord {
     pub policy: Option<Arc<str>>,
     /// What filters have noted.
     pub metadata: DynamicMetadata,
+    /// What shadow rules have said.
+    pub shadow: Shadow,
     /// `None` where downstream went away before there was one.
     pub response_code: Option<StatusCode>,
     pub flags: ResponseFlags,
@@ -90,6 +92,7 @@ impl RequestRecord {
             dropped: None,
             policy: None,
             metadata: DynamicMetadata::default(),
+            shadow: Shadow::default(),
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,

@@ -108,7 +108,7 @@ async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
     head: &mut Parts,
-    body: RequestBody,
+    mut body: RequestBody,
 ) -> Result<Answer, Reply> {
     log.record.method = Some(head.method.clone());
     log.record.path = Some(path_and_query(head).to_owned());
@@ -195,7 +195,9 @@ async fn answer(
             idle,
         };
         let request_permit = loop {
-            match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
+            let step = chain.next(head, &mut log.record.metadata);
+            log.record.shadow = chain.shadow();
+            match step.map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
@@ -231,7 +233,9 @@ async fn answer(
                     // As Envoy: the filters begin anew, with the request as it is now.
                     continue 'request;
                 }
-                Step::Run(place, filter) => filtering.run(place, filter, log, head).await?,
+                Step::Run(place, filter) => {
+                    filtering.run(place, filter, log, head, &mut body).await?
+                }
             }
         };
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
