@@ -217,7 +217,7 @@ fn choose_an_endpoint(bencher: Bencher, policy: &str) {
     let mut hash = 0_u64;
     bencher.bench_local(|| {
         hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let choice = Choice { avoid: &[], reselections: 0, hash: Some(hash) };
+        let choice = Choice { hash: Some(hash), ..Choice::default() };
         route::decide_request(
             &request,
             &world.permit,

@@ -8,3 +8,4 @@ pub mod detect;
 pub mod grpc;
 pub mod guard;
 pub mod http;
+pub mod jwt;

@@ -21,10 +21,12 @@ use super::{
 
 mod health_check;
 mod outlier;
+mod subsets;
 
 pub use self::{
     health_check::{EndpointCheck, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe},
     outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate},
+    subsets::{FALLBACK_LIST, SelectorFallback, SubsetFallback, SubsetSelector, Subsets},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -145,6 +147,7 @@ pub struct Balancing {
     pub slow_start: Option<SlowStart>,
     /// Least request, where weights differ: how much what is in flight counts.
     pub active_request_bias: Option<RuntimeDouble>,
+    pub subsets: Option<Arc<Subsets>>,
 }
 
 /// Endpoints that are new, or well again, take less at first.
@@ -182,6 +185,7 @@ impl Default for Balancing {
             ignore_new_hosts: false,
             slow_start: None,
             active_request_bias: None,
+            subsets: None,
         }
     }
 }

@@ -20,12 +20,29 @@ pub use self::{
 };
 use super::{
     authz::{Rbac, StringMatcher},
+    cluster::ClusterName,
     extension::DiscoveredFilter,
     header_mutation::HeaderMutation,
+    jwt_authn::{JwtAuthn, JwtPerRoute},
     listener::OnDemand,
     route::OnDemandRoute,
     runtime::RuntimeFraction,
 };
+
+impl HttpFilter {
+    /// Whether it may deny a request, by its own rules or by what somebody says whom it asks.
+    pub fn judges(&self) -> bool {
+        matches!(self, Self::Rbac(_) | Self::JwtAuthn(_))
+    }
+
+    /// The clusters that it asks.
+    pub fn clusters(&self) -> Vec<&ClusterName> {
+        match self {
+            Self::JwtAuthn(jwt) => jwt.clusters().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
 
 /// A filter's place in its chain.
 #[derive(Debug, Clone, Serialize)]
@@ -50,6 +67,8 @@ pub enum HttpFilter {
     Cors,
     /// `envoy.extensions.filters.http.fault.v3.HTTPFault`
     Fault(Arc<Fault>),
+    /// `envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`
+    JwtAuthn(Arc<JwtAuthn>),
     /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.extensions.filters.http.set_metadata.v3.Config`, in order.
@@ -130,6 +149,8 @@ pub enum RouteFilterConfig {
     Cors(Arc<CorsPolicy>),
     /// Replaces the chain's.
     Fault(Arc<Fault>),
+    /// Replaces the chain's rules.
+    JwtAuthn(Arc<JwtPerRoute>),
     /// Replaces the chain's, and has buckets of its own.
     LocalRateLimit(Arc<LocalRateLimit>),
     /// Replaces the chain's limit; `None`: bodies are not read ahead.

@@ -59,6 +59,23 @@ fn update(known: &mut Map<String, Value>, more: &Map<String, Value>) {
     }
 }
 
+/// A value as it reads in metadata: a number without a fraction is an integer.
+pub fn from_json(value: Value) -> Value {
+    // Beyond, not every integer can be told from the next.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            Some(real) if real.fract() == 0.0 && real.abs() < EXACT => (real as i64).into(),
+            _ => Value::Number(number),
+        },
+        Value::Array(items) => items.into_iter().map(from_json).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (name, from_json(value))).collect()
+        }
+        other => other,
+    }
+}
+
 /// Spec: `envoy.type.matcher.v3.MetadataMatcher`.
 #[derive(Debug, Clone, Serialize)]
 pub struct MetadataMatcher {

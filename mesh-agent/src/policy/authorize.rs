@@ -316,6 +316,9 @@ impl Permit {
                         let reason = DenyReason::RequestsNotJudged;
                         Some(Denied::new(subject, rbac.rules.as_deref(), reason))
                     }
+                    Some(other) if other.judges() => {
+                        Some(Denied::new(subject, None, DenyReason::RequestsNotJudged))
+                    }
                     Some(_) => None,
                 });
             return judges.map_or(Ok(permit), |denied| Err(denied.into()));

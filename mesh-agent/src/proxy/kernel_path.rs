@@ -67,14 +67,13 @@ pub fn plan(
     KernelPlan { services, proven_for: HashMap::new() }
 }
 
-/// What services are worked out of.
-type Tables = (Arc<ListenerTable>, Arc<Table<ClusterName, Arc<Cluster>>>);
+type Clusters = Arc<Table<ClusterName, Arc<Cluster>>>;
 
 /// Which services lead to which endpoints. Worked out anew only where listeners or clusters
 /// have changed: endpoints change far more often, and most services have none on a node.
 #[derive(Debug, Default)]
 pub struct Services {
-    of: Option<Tables>,
+    of: Option<(Arc<ListenerTable>, Clusters)>,
     leading_to: HashMap<AssignmentOwner, Vec<Arc<Listener>>>,
 }
 

@@ -3,8 +3,6 @@
 //! They take the way of every other request: endpoint by the cluster's load balancing, its
 //! circuit breakers, TLS or HBONE with the pod's own identity, the pool.
 
-#![expect(dead_code, reason = "for filters that ask somebody else")]
-
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -114,6 +112,7 @@ impl Caller<'_> {
         self.within(limits, self.ask(&destination, protocol, question, limits)).await
     }
 
+    #[expect(dead_code, reason = "for filters that ask by gRPC")]
     /// Calls a unary gRPC method: `/package.Service/Method`. `headers` go with it.
     ///
     /// # Errors

@@ -169,6 +169,17 @@ impl ResponseMutations {
         steps.insert(place, (index, step));
     }
 
+    /// Takes over what filters wanted, from before the route was another one.
+    pub(super) fn keep(this: &mut Option<Box<Self>>, before: Option<Box<Self>>) {
+        let Some(before) = before else { return };
+        let Self { steps, judged, .. } = *before;
+        for (index, step) in steps {
+            if !matches!(step, OnTheWayOut::Mutate(_)) {
+                Self::insert(this, index, step, &judged);
+            }
+        }
+    }
+
     /// Keeps the request's head, as it goes upstream, if it will be asked for.
     pub(super) fn keep_request(&mut self, head: &Parts) {
         let reads = |step: &OnTheWayOut| match step {

@@ -13,6 +13,7 @@ use super::{
     HttpConnection, Judged, forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
     timing::Exchange,
+    tunnel::Tunnel,
 };
 use crate::{
     codec::guard::GuardShared,
@@ -147,6 +148,12 @@ impl RequestLog {
         judged: &Arc<Judged>,
     ) {
         ResponseMutations::insert(&mut self.mutations, place.index, step, judged);
+    }
+
+    /// The connection goes on with a tunnel, which has the log.
+    pub(super) fn carry(self, tunnel: impl FnOnce(Self) -> Tunnel) {
+        let connection = Arc::clone(&self.connection);
+        connection.carry(tunnel(self));
     }
 
     /// The response has been handed over to its end.

@@ -13,10 +13,12 @@ use super::{
     random_below,
     round_robin::Rotation,
     schedule::Schedule,
+    subsets::{Asked, SubsetTable},
 };
 use crate::model::{
     cluster::{Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Place},
     runtime::Runtime,
+    socket_match::Labels,
 };
 
 /// When and by which values something is picked.
@@ -36,6 +38,13 @@ pub(super) struct Candidates {
     health_version: u64,
     /// Of the assignment's endpoints, whether they take traffic or not.
     all: Vec<Arc<HostState>>,
+    whole: Pickable,
+    subsets: Option<SubsetTable>,
+}
+
+/// Endpoints that one is picked from: of the whole assignment, or of a subset.
+#[derive(Debug)]
+pub(super) struct Pickable {
     parts: Vec<Part>,
 }
 
@@ -98,12 +107,113 @@ impl Candidates {
                 Arc::clone(state)
             })
             .collect();
+        let hosts = &*hosts;
         let ignore_new = balancing.ignore_new_hosts;
         let standing = |endpoint: &Endpoint| match hosts.get(&endpoint.address) {
             Some(state) => state.standing(endpoint, ignore_new),
             None => Standing::configured(endpoint),
         };
-        let parts = layout(assignment, balancing, &standing).into_iter().map(|part| {
+        let mut shown = Shown { hosts, standing: &standing, cluster, start, now };
+        let mut make = |part: &LoadAssignment, old: Option<&Pickable>| shown.pickable(part, old);
+        let whole = make(assignment, old.map(|old| &old.whole));
+        let subsets = balancing.subsets.as_ref().map(|config| {
+            let old = old.and_then(|old| old.subsets.as_ref());
+            SubsetTable::new(config, assignment, old, make)
+        });
+        let (assignment, policy) = (Arc::clone(assignment), cluster.lb_policy);
+        let balancing = balancing.clone();
+        Self { assignment, balancing, policy, health_version, all, whole, subsets }
+    }
+
+    /// Has those asked, one after the other, who may take what asks for these labels, until
+    /// one does.
+    pub(super) fn asked<'a>(
+        &'a self,
+        cluster: &Cluster,
+        labels: Option<&Labels>,
+        ask: &mut impl FnMut(&'a Pickable) -> bool,
+    ) {
+        let (Some(subsets), Some(config)) = (&self.subsets, &cluster.balancing.subsets) else {
+            ask(&self.whole);
+            return;
+        };
+        let asked = subsets.asked(config, &self.whole, labels);
+        for pickable in asked.into_iter().flat_map(|Asked(asked)| asked).flatten() {
+            if ask(pickable) {
+                return;
+            }
+        }
+    }
+
+    /// The state of every endpoint of the assignment.
+    pub(super) fn all(&self) -> &[Arc<HostState>] {
+        &self.all
+    }
+
+    /// Whether they would be made the same again.
+    pub(super) fn are_of(
+        &self,
+        cluster: &Cluster,
+        assignment: &Arc<LoadAssignment>,
+        health_version: u64,
+    ) -> bool {
+        Arc::ptr_eq(&self.assignment, assignment)
+            && self.health_version == health_version
+            && self.balancing == cluster.balancing
+            && self.policy == cluster.lb_policy
+    }
+}
+
+impl Pickable {
+    /// Whose share of the traffic a number below 100 is in.
+    fn part(&self, mut drawn: u32) -> Option<&Part> {
+        self.parts.iter().find(|part| match drawn.checked_sub(part.percent) {
+            Some(rest) => {
+                drawn = rest;
+                false
+            }
+            None => true,
+        })
+    }
+
+    /// The host of a hash; at another `attempt`, another one.
+    pub(super) fn by_hash(&self, hash: u64, attempt: u32) -> Option<&Host> {
+        let part = self.part(u32::try_from(hash % 100).ok()?)?;
+        let (set, host) = part.table.as_ref()?.pick(hash, attempt)?;
+        part.sets.get(set)?.hosts.get(host)
+    }
+
+    /// By priority and health, then by locality.
+    pub(super) fn host_set(&self, random: &mut impl FnMut(u32) -> u32) -> Option<&HostSet> {
+        let part = match &self.parts[..] {
+            [only] => only,
+            _ => self.part(u32::try_from(random_below(100, random)?).ok()?)?,
+        };
+        match &part.sets[..] {
+            [only] => Some(only),
+            sets => sets.get(part.rotation.next()?),
+        }
+    }
+}
+
+/// What candidates are made of.
+struct Shown<'a> {
+    hosts: &'a Hosts,
+    standing: &'a dyn Fn(&Endpoint) -> Standing,
+    cluster: &'a Cluster,
+    start: u32,
+    now: Instant,
+}
+
+impl Shown<'_> {
+    /// Of some of the endpoints; what nothing changed in since `old` goes on where it was.
+    fn pickable(&mut self, assignment: &LoadAssignment, old: Option<&Pickable>) -> Pickable {
+        let Self { hosts, standing, cluster, start, now } = *self;
+        let mut balancing = cluster.balancing.clone();
+        if let Some(subsets) = &balancing.subsets {
+            balancing.locality_weighted &= subsets.locality_weight_aware;
+        }
+        let parts = layout(assignment, &balancing, standing).into_iter().map(|part| {
             let before = old.and_then(|old| {
                 let same = |old: &&Part| (old.priority, old.kind) == (part.priority, part.kind);
                 old.parts.iter().find(same)
@@ -133,58 +243,7 @@ impl Candidates {
             let table = Table::new(cluster.lb_policy, &sets, &weights);
             Part { priority, kind, percent, sets, weights, rotation, table }
         });
-        let parts = parts.collect();
-        let (assignment, policy) = (Arc::clone(assignment), cluster.lb_policy);
-        let balancing = balancing.clone();
-        Self { assignment, balancing, policy, health_version, all, parts }
-    }
-
-    /// The state of every endpoint of the assignment.
-    pub(super) fn all(&self) -> &[Arc<HostState>] {
-        &self.all
-    }
-
-    /// Whether they would be made the same again.
-    pub(super) fn are_of(
-        &self,
-        cluster: &Cluster,
-        assignment: &Arc<LoadAssignment>,
-        health_version: u64,
-    ) -> bool {
-        Arc::ptr_eq(&self.assignment, assignment)
-            && self.health_version == health_version
-            && self.balancing == cluster.balancing
-            && self.policy == cluster.lb_policy
-    }
-
-    /// Whose share of the traffic a number below 100 is in.
-    fn part(&self, mut drawn: u32) -> Option<&Part> {
-        self.parts.iter().find(|part| match drawn.checked_sub(part.percent) {
-            Some(rest) => {
-                drawn = rest;
-                false
-            }
-            None => true,
-        })
-    }
-
-    /// The host of a hash; at another `attempt`, another one.
-    pub(super) fn by_hash(&self, hash: u64, attempt: u32) -> Option<&Host> {
-        let part = self.part(u32::try_from(hash % 100).ok()?)?;
-        let (set, host) = part.table.as_ref()?.pick(hash, attempt)?;
-        part.sets.get(set)?.hosts.get(host)
-    }
-
-    /// By priority and health, then by locality.
-    pub(super) fn host_set(&self, random: &mut impl FnMut(u32) -> u32) -> Option<&HostSet> {
-        let part = match &self.parts[..] {
-            [only] => only,
-            _ => self.part(u32::try_from(random_below(100, random)?).ok()?)?,
-        };
-        match &part.sets[..] {
-            [only] => Some(only),
-            sets => sets.get(part.rotation.next()?),
-        }
+        Pickable { parts: parts.collect() }
     }
 }
 

@@ -176,6 +176,7 @@ pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc
     if cluster.lb_policy.is_by_hash()
         || cluster.monitoring.is_on()
         || cluster.balancing.slow_start.is_some()
+        || cluster.balancing.subsets.is_some()
         || !assignment.drop_overloads.is_empty()
         || assignment.stale_at.is_some()
     {

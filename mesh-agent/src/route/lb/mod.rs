@@ -19,6 +19,7 @@ mod outlier;
 mod priority;
 mod round_robin;
 mod schedule;
+mod subsets;
 
 use std::{
     collections::HashMap,
@@ -32,7 +33,7 @@ use arc_swap::ArcSwap;
 pub(super) use self::candidates::At;
 use self::{
     balancer::ClusterBalancer,
-    candidates::{Candidates, Host},
+    candidates::{Host, Pickable},
 };
 pub use self::{
     balancer::{LoadGuard, Reporter},
@@ -42,8 +43,11 @@ pub use self::{
     outlier::Outcome,
 };
 use crate::{
-    model::cluster::{
-        Cluster, ClusterName, DropOverload, Endpoint, HealthCheck, LbPolicy, LoadAssignment,
+    model::{
+        cluster::{
+            Cluster, ClusterName, DropOverload, Endpoint, HealthCheck, LbPolicy, LoadAssignment,
+        },
+        socket_match::Labels,
     },
     snapshot::Snapshot,
 };
@@ -57,6 +61,8 @@ pub struct Choice<'a> {
     pub reselections: u32,
     /// Who it goes to, where the policy goes by that; without it, at random.
     pub hash: Option<u64>,
+    /// The labels of those it may go to, where the cluster has subsets.
+    pub subset: Option<&'a Labels>,
 }
 
 /// The state of every cluster's load balancer. One per agent, shared by all.
@@ -82,14 +88,32 @@ impl Balancers {
         let balancer = self.balancer(&cluster.name, random);
         balancer.used();
         let candidates = balancer.candidates(cluster, assignment, at.now);
+        let mut chosen = None;
+        let mut ask = |pickable| {
+            chosen = Self::choose(cluster, pickable, choice, at, random);
+            chosen.is_some()
+        };
+        candidates.asked(cluster, choice.subset, &mut ask);
+        let host = chosen?;
+        let load = LoadGuard::new(&host.state, balancer, cluster);
+        Some((Arc::clone(&host.endpoint), load))
+    }
+
+    fn choose<'a>(
+        cluster: &Cluster,
+        pickable: &'a Pickable,
+        choice: Choice<'_>,
+        at: At<'_>,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<&'a Host> {
         let mut picked = None;
         // As Envoy: if all choices are to be avoided, the last one stands.
         let by_hash = cluster.lb_policy.is_by_hash();
         let hash = by_hash.then(|| choice.hash.unwrap_or_else(|| random_hash(random)));
         for attempt in 0..=choice.reselections {
             let host = match hash {
-                Some(hash) => candidates.by_hash(hash, attempt)?,
-                None => Self::pick_once(cluster, &candidates, at, random)?,
+                Some(hash) => pickable.by_hash(hash, attempt)?,
+                None => Self::pick_once(cluster, pickable, at, random)?,
             };
             let avoided = choice.avoid.contains(&host.endpoint.address);
             picked = Some(host);
@@ -97,18 +121,16 @@ impl Balancers {
                 break;
             }
         }
-        let host = picked?;
-        let load = LoadGuard::new(&host.state, balancer, cluster);
-        Some((Arc::clone(&host.endpoint), load))
+        picked
     }
 
     fn pick_once<'a>(
         cluster: &Cluster,
-        candidates: &'a Candidates,
+        pickable: &'a Pickable,
         at: At<'_>,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<&'a Host> {
-        let set = candidates.host_set(random)?;
+        let set = pickable.host_set(random)?;
         if let Some(index) = set.scheduled(&cluster.balancing, at) {
             return set.hosts.get(index);
         }

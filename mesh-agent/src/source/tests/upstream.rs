@@ -9,8 +9,9 @@ use super::{
 use crate::model::{
     cluster::{
         Balancing, Cluster, Consecutive, EndpointCheck, FailurePercentage, HealthCheck,
-        OutlierDetection, Probe, SuccessRate,
+        OutlierDetection, Probe, SelectorFallback, SubsetFallback, SuccessRate,
     },
+    route::Clusters,
     runtime::RuntimeDouble,
 };
 
@@ -340,4 +341,73 @@ fn slow_start_and_the_options_of_least_request_are_read_in_both_forms() {
         "clusters[c].least_request_lb_config.active_request_bias",
         ": must not be negative",
     );
+}
+
+#[test]
+fn subsets_are_read_whole_and_what_is_not_there_is_refused() {
+    let of =
+        |fields: &str| the_cluster(&format!("lb_subset_config: {{{fields}}}")).balancing.subsets;
+    assert!(of("fallback_policy: ANY_ENDPOINT").is_none(), "without selectors");
+    let subsets = of(
+        "fallback_policy: DEFAULT_SUBSET, default_subset: {a: 1}, locality_weight_aware: true, \
+         scale_locality_weight: true, panic_mode_any: true, metadata_fallback_policy: FALLBACK_LIST, \
+         subset_selectors: [{keys: [b, a]}, {keys: [a], fallback_policy: NO_FALLBACK}, \
+         {keys: [c, d], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [d]}]",
+    )
+    .unwrap();
+    assert_eq!(subsets.fallback, SubsetFallback::Default);
+    assert_eq!(subsets.default_subset["a"], 1.0);
+    assert!(subsets.locality_weight_aware && subsets.scale_locality_weight);
+    assert!(subsets.panic_mode_any && subsets.fallback_list);
+    let fallbacks: Vec<_> = subsets.selectors.iter().map(|s| s.fallback.clone()).collect();
+    let keys = std::iter::once("d".to_owned()).collect();
+    assert_eq!(
+        fallbacks,
+        [
+            None,
+            Some(SelectorFallback::To(SubsetFallback::Nobody)),
+            Some(SelectorFallback::Keys(keys))
+        ]
+    );
+    for (fields, expected) in [
+        ("list_as_any: true", ".list_as_any: is not supported"),
+        (
+            "subset_selectors: [{keys: [a], single_host_per_subset: true}]",
+            ".subset_selectors[0].single_host_per_subset: is not supported",
+        ),
+        ("subset_selectors: [{}]", ".subset_selectors[0].keys: is missing"),
+        (
+            "subset_selectors: [{keys: [a], fallback_keys_subset: [a]}]",
+            ".subset_selectors[0].fallback_keys_subset: is for KEYS_SUBSET",
+        ),
+        (
+            "subset_selectors: [{keys: [a], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}]",
+            ".subset_selectors[0].fallback_keys_subset: must be some of the selector's keys, and not all",
+        ),
+    ] {
+        one(
+            cluster(&format!("lb_subset_config: {{{fields}}}")),
+            "clusters[c].lb_subset_config",
+            expected,
+        );
+    }
+}
+
+#[test]
+fn what_a_route_asks_for_goes_for_each_of_its_clusters() {
+    let yaml = "'@type': t/envoy.config.route.v3.RouteConfiguration\nname: r\n\
+         virtual_hosts: [{name: h, domains: ['*'], routes: [{match: {prefix: /}, route: {\
+         metadata_match: {filter_metadata: {envoy.lb: {a: 1, b: 2}, other: {x: 1}}}, \
+         weighted_clusters: {clusters: [{name: a, weight: 1}, {name: b, weight: 1, \
+         metadata_match: {filter_metadata: {envoy.lb: {b: 3, c: 4}}}}]}}}]}]\n";
+    let routes = accepted(yaml).routes.into_iter().next().unwrap();
+    let RouteAction::Forward(action) = &routes.virtual_hosts[0].routes[0].action else { panic!() };
+    let Clusters::Weighted(weighted) = &action.clusters else { panic!() };
+    let shown: Vec<_> = weighted
+        .entries
+        .iter()
+        .map(|entry| serde_json::to_string(entry.metadata_match.as_deref().unwrap()).unwrap())
+        .collect();
+    assert_eq!(shown, [r#"{"a":1.0,"b":2.0}"#, r#"{"a":1.0,"b":3.0,"c":4.0}"#]);
+    assert_eq!(action.metadata_match.as_ref().unwrap().len(), 2);
 }

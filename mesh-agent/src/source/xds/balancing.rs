@@ -12,8 +12,8 @@ use envoy_types::pb::{
             cluster::v3::{
                 LoadBalancingPolicy,
                 cluster::{
-                    CommonLbConfig, LbConfig, LbPolicy as PbLbPolicy, LeastRequestLbConfig,
-                    MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
+                    CommonLbConfig, LbConfig, LbPolicy as PbLbPolicy, LbSubsetConfig,
+                    LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
                     SlowStartConfig as PbSlowStart,
                     common_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
                 },
@@ -42,6 +42,9 @@ use envoy_types::pb::{
 };
 
 mod hashing;
+mod subsets;
+
+pub(super) use self::subsets::{LB_METADATA, metadata_match};
 
 use super::{
     common,
@@ -69,6 +72,7 @@ pub(super) struct Fields {
     pub(super) lb_config: Option<LbConfig>,
     pub(super) common_lb_config: Option<CommonLbConfig>,
     pub(super) load_balancing_policy: Option<LoadBalancingPolicy>,
+    pub(super) lb_subset_config: Option<LbSubsetConfig>,
     /// The cluster is of type ORIGINAL_DST.
     pub(super) original_destination: bool,
 }
@@ -80,6 +84,7 @@ pub(super) fn decode(d: &mut Decoder, fields: Fields) -> Option<(LbPolicy, Balan
         lb_config,
         common_lb_config,
         load_balancing_policy,
+        lb_subset_config,
         original_destination,
     } = fields;
     let mut balancing = Some(Balancing::default());
@@ -87,6 +92,17 @@ pub(super) fn decode(d: &mut Decoder, fields: Fields) -> Option<(LbPolicy, Balan
         || lb_policy == PbLbPolicy::LoadBalancingPolicyConfig as i32;
     if let Some(value) = common_lb_config {
         balancing = d.field("common_lb_config", |d| common_config(d, value, by_extension));
+    }
+    if let Some(value) = lb_subset_config {
+        d.field("lb_subset_config", |d| {
+            if by_extension || original_destination {
+                d.refuse("goes with lb_policy, and endpoints");
+            }
+            match (&mut balancing, subsets::subsets(d, value)) {
+                (Some(balancing), Some(subsets)) => balancing.subsets = subsets,
+                _ => balancing = None,
+            }
+        });
     }
     if !by_extension {
         let whole = balancing.is_some();

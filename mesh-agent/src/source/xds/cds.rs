@@ -119,7 +119,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
         dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval,
-        upstream_bind_config, lb_subset_config, protocol_selection,
+        upstream_bind_config, protocol_selection,
         upstream_connection_options, close_connections_on_host_health_failure,
         filters, lrs_server,
         lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config,
@@ -143,6 +143,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         lb_config,
         common_lb_config,
         load_balancing_policy,
+        lb_subset_config,
         original_destination,
     };
     let balanced = match discovery {

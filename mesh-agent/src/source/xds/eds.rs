@@ -26,6 +26,7 @@ use envoy_types::pb::{
 };
 
 use super::{
+    balancing::LB_METADATA,
     common, health_check,
     options::json_of,
     reject::{Decoder, IsSet as _, unsupported},
@@ -219,8 +220,12 @@ fn lb_endpoint(
         Err(_) => d.field("health_status", |d| d.refused(format!("{health_status} is unknown"))),
     };
     let weight = weight(d, load_balancing_weight);
+    let mut lb = Labels::default();
     let reached = match metadata {
-        Some(metadata) => d.field("metadata", |d| reached(d, metadata)),
+        Some(mut metadata) => {
+            lb = metadata.filter_metadata.remove(LB_METADATA).map(json_of).unwrap_or_default();
+            d.field("metadata", |d| reached(d, metadata))
+        }
         None => Some((Tunnel::Direct, Labels::default())),
     };
     let host = match host_identifier {
@@ -238,8 +243,8 @@ fn lb_endpoint(
     };
     let (tunnel, own) = reached?;
     let (address, check) = host?;
-    let labels = (!own.is_empty() || !locality.is_empty())
-        .then(|| Arc::new(SocketLabels { own, locality: locality.clone() }));
+    let labels = (!own.is_empty() || !locality.is_empty() || !lb.is_empty())
+        .then(|| Arc::new(SocketLabels { own, locality: locality.clone(), lb }));
     Some(Endpoint { address, tunnel, weight: weight?, health: health?, labels, check })
 }
 

@@ -8,6 +8,7 @@ mod cors;
 mod csrf;
 mod fault;
 mod header_mutation;
+mod jwt_authn;
 mod local_rate_limit;
 mod on_demand;
 mod rbac;
@@ -26,6 +27,7 @@ use envoy_types::pb::{
                 csrf::v3::CsrfPolicy as Csrf,
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+                jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
                 local_ratelimit::v3::LocalRateLimit,
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
@@ -56,7 +58,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -90,6 +92,13 @@ const KINDS: [Kind; 9] = [
         decode: fault::filter,
         route_config: HttpFault::full_name,
         decode_route: fault::route,
+        discoverable: true,
+    },
+    Kind {
+        config: JwtAuthentication::full_name,
+        decode: jwt_authn::filter,
+        route_config: JwtPerRouteConfig::full_name,
+        decode_route: jwt_authn::route,
         discoverable: true,
     },
     Kind {

@@ -37,9 +37,11 @@ mod resource;
 mod rtds;
 mod scopes;
 mod sds;
+mod services;
 mod session;
 mod tls;
 mod unknown;
+mod upgrades;
 mod upstream_tls;
 mod wishes;
 

@@ -67,6 +67,16 @@ fn policy(name: &'static str, fields: Value) -> Case {
     case(name, super::to(name)).cluster(name, "one", fields).asks(get("/")).asks(get("/").http2())
 }
 
+/// Everything goes to the subset with these labels of a cluster of this name.
+fn subsets(name: &'static str, config: Value, labels: Value) -> Case {
+    let mut of = json!({ "subset_selectors": [{ "keys": ["who"] }] });
+    merge(&mut of, config);
+    let action =
+        json!({ "cluster": name, "metadata_match": { "filter_metadata": { "envoy.lb": labels } } });
+    let config = routes(json!([{ "match": { "prefix": "/" }, "route": action }]));
+    case(name, config).cluster(name, "labelled", json!({ "lb_subset_config": of }))
+}
+
 fn policy_of(kind: &str, config: Value) -> Value {
     let config = super::typed(&format!("extensions.load_balancing_policies.{kind}"), config);
     json!({ "typed_extension_config": { "name": "policy", "typed_config": config } })
@@ -139,6 +149,21 @@ pub(super) fn cases() -> Vec<Case> {
         typed_policy("policy-random", "random.v3.Random", json!({})),
         typed_policy("policy-ring-hash", "ring_hash.v3.RingHash", json!({ "minimum_ring_size": 64 })),
         typed_policy("policy-maglev", "maglev.v3.Maglev", json!({ "table_size": 101 })),
+        subsets("subset-of-route", json!({}), json!({ "who": "b" })).asks(get("/")).asks(get("/")).asks(get("/").http2()),
+        subsets("subset-none", json!({}), json!({ "who": "c" })).asks(get("/").is(503)),
+        subsets("subset-other-type", json!({}), json!({ "who": 1 })).asks(get("/").is(503)),
+        subsets("subset-two-keys", json!({ "subset_selectors": [{ "keys": ["stage", "who"] }] }), json!({ "stage": "s", "who": "b" })).asks(get("/")).asks(get("/")),
+        subsets("subset-too-many-keys", json!({}), json!({ "stage": "s", "who": "b" })).asks(get("/").is(503)),
+        subsets("subset-not-asked", json!({}), json!({})).asks(get("/").is(503)),
+        subsets("subset-default", json!({ "fallback_policy": "DEFAULT_SUBSET", "default_subset": { "who": "b" } }), json!({ "who": "c" })).asks(get("/")).asks(get("/")),
+        subsets("subset-default-nobody", json!({ "fallback_policy": "DEFAULT_SUBSET", "default_subset": { "who": "x" } }), json!({ "who": "c" })).asks(get("/").is(503)),
+        subsets("subset-selector-default", json!({ "default_subset": { "who": "a" }, "subset_selectors": [{ "keys": ["who"], "fallback_policy": "DEFAULT_SUBSET" }] }), json!({ "who": "c" })).asks(get("/")).asks(get("/")),
+        subsets("subset-fewer-keys", json!({ "subset_selectors": [{ "keys": ["who"] }, { "keys": ["stage", "who"], "fallback_policy": "KEYS_SUBSET", "fallback_keys_subset": ["who"] }] }), json!({ "stage": "x", "who": "b" })).asks(get("/")).asks(get("/")),
+        subsets("subset-alternatives", json!({ "metadata_fallback_policy": "FALLBACK_LIST" }), json!({ "fallback_list": [{ "who": "x" }, { "who": "b" }] })).asks(get("/")).asks(get("/")),
+        case("subset-of-cluster", routes(json!([{ "match": { "prefix": "/" }, "route": {
+            "metadata_match": { "filter_metadata": { "envoy.lb": { "who": "a" } } },
+            "weighted_clusters": { "clusters": [{ "name": "subset-of-cluster", "weight": 1, "metadata_match": { "filter_metadata": { "envoy.lb": { "who": "b" } } } }] },
+        } }]))).cluster("subset-of-cluster", "labelled", json!({ "lb_subset_config": { "subset_selectors": [{ "keys": ["who"] }] } })).asks(get("/")).asks(get("/")),
         by_http("check-well", &json!({}), json!({})).asks(get("/")),
         by_http("check-ill", &json!({ "status": 503 }), json!({})).asks(get("/").is(503)),
         by_http("check-http2", &json!({}), json!({ "codec_client_type": "HTTP2" })).asks(get("/")),

@@ -8,8 +8,11 @@ use std::{
     time::Instant,
 };
 
-use super::{fault, local_rate_limit::Limiter};
-use crate::model::{captured::Pod, filter::LocalRateLimit, workload::WorkloadUid};
+use super::{fault, jwks::Fetched, local_rate_limit::Limiter};
+use crate::model::{
+    captured::Pod, cluster::ClusterName, filter::LocalRateLimit, jwt_authn::HttpUri,
+    workload::WorkloadUid,
+};
 
 /// All pods'.
 #[derive(Debug, Default)]
@@ -22,6 +25,8 @@ struct OfPod {
     pod: Weak<Pod>,
     /// By the connection manager's `stat_prefix`, as Envoy counts them.
     faults: HashMap<Arc<str>, fault::Active>,
+    /// By cluster, host and path.
+    jwks: HashMap<(ClusterName, String, String), Arc<Fetched>>,
     /// By where the configuration is, which nothing else can be as long as it is known here:
     /// two that say the same are two.
     limiters: HashMap<usize, (Weak<LocalRateLimit>, Arc<Limiter>)>,
@@ -53,6 +58,16 @@ impl FilterMemory {
         )
     }
 
+    /// The keys that `pod` has fetched from there.
+    pub(super) fn jwks(&self, pod: &Arc<Pod>, uri: &HttpUri) -> Arc<Fetched> {
+        let key = (uri.cluster.clone(), uri.authority.clone(), uri.path.clone());
+        self.find(
+            pod,
+            |of_pod| of_pod.jwks.get(&key).map(Arc::clone),
+            |of_pod| Arc::clone(of_pod.jwks.entry(key.clone()).or_default()),
+        )
+    }
+
     fn find<T>(
         &self,
         pod: &Arc<Pod>,
@@ -69,6 +84,7 @@ impl FilterMemory {
         let of_pod = pods.entry(uid.clone()).or_insert_with(|| OfPod {
             pod: Weak::new(),
             faults: HashMap::new(),
+            jwks: HashMap::new(),
             limiters: HashMap::new(),
         });
         of_pod.pod = Arc::downgrade(pod);
@@ -80,6 +96,7 @@ impl FilterMemory {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, of_pod| {
             of_pod.faults.retain(|_, active| Arc::strong_count(active) > 1);
+            of_pod.jwks.retain(|_, jwks| Arc::strong_count(jwks) > 1 || !jwks.is_stale());
             of_pod.limiters.retain(|_, (config, _)| config.strong_count() > 0);
             of_pod.pod.strong_count() > 0
         });

@@ -16,6 +16,7 @@ use http_body::Body as _;
 use super::{
     super::{
         HttpConnection, Judged, RequestBody,
+        call::Caller,
         descriptors::Counted,
         forward::expired_reply,
         mutations::{self, OnTheWayOut},
@@ -23,9 +24,9 @@ use super::{
         reply::{Reply, ToGrpc},
         timing::Deadline,
     },
-    cors, csrf,
+    Next, cors, csrf,
     fault::{Ended, Injector},
-    header_mutations,
+    header_mutations, jwt_authn,
 };
 use crate::{
     model::{
@@ -72,9 +73,9 @@ impl Filtering<'_> {
         log: &mut RequestLog,
         head: &mut Parts,
         body: &mut RequestBody,
-    ) -> Result<(), Reply> {
+    ) -> Result<Next, Reply> {
         let Self { levels, snapshot, .. } = *self;
-        match filter {
+        let done = match filter {
             HttpFilter::HeaderMutation(filter) => {
                 let mutations = header_mutations(filter, place.name, levels);
                 for mutation in mutations.flat_map(|mutations| &mutations.request) {
@@ -99,8 +100,18 @@ impl Filtering<'_> {
                 Some(max) => self.buffer(max, log, head, body).await,
                 None => Ok(()),
             },
+            HttpFilter::JwtAuthn(filter) => {
+                let (caller, metadata) = (self.caller(), &mut log.record.metadata);
+                return jwt_authn::run(filter, place, levels, caller, head, metadata).await;
+            }
             HttpFilter::OnDemand(_) | HttpFilter::Rbac(_) | HttpFilter::Discovered(_) => Ok(()),
-        }
+        };
+        done.map(|()| Next::Continue)
+    }
+
+    fn caller(&self) -> Caller<'_> {
+        let Self { connection, judged, snapshot, .. } = *self;
+        Caller { services: &connection.services, permit: &judged.permit, snapshot }
     }
 
     fn cors(&self, place: Place<'_>, log: &mut RequestLog, head: &Parts) -> Result<(), Reply> {

@@ -10,7 +10,10 @@ use super::super::{
     common,
     reject::{Decoder, unsupported},
 };
-use crate::model::filter::{HttpFilter, RouteFilterConfig, SetMetadata};
+use crate::model::{
+    filter::{HttpFilter, RouteFilterConfig, SetMetadata},
+    metadata,
+};
 
 /// How deep a value may be.
 const DEPTH_MAX: usize = 100;
@@ -60,8 +63,8 @@ fn value(d: &mut Decoder, value: PbValue, depth: usize) -> Option<Value> {
         None | Some(Kind::NullValue(_)) => Some(Value::Null),
         Some(Kind::BoolValue(flag)) => Some(Value::Bool(flag)),
         Some(Kind::StringValue(text)) => Some(Value::String(text)),
-        Some(Kind::NumberValue(number)) => match self::number(number) {
-            Some(number) => Some(Value::Number(number)),
+        Some(Kind::NumberValue(number)) => match Number::from_f64(number) {
+            Some(number) => Some(metadata::from_json(Value::Number(number))),
             None => d.refused("is not a number"),
         },
         Some(Kind::StructValue(inner)) => fields(d, inner, below).map(Value::Object),
@@ -73,11 +76,4 @@ fn value(d: &mut Decoder, value: PbValue, depth: usize) -> Option<Value> {
             Some(Value::Array(all))
         }
     }
-}
-
-/// An integer where it is one, as metadata has it.
-fn number(number: f64) -> Option<Number> {
-    // Integers up to here are exact.
-    let is_whole = number.fract() == 0.0 && number.abs() < 2f64.powi(53);
-    if is_whole { Some((number as i64).into()) } else { Number::from_f64(number) }
 }
