@@ -1,8 +1,11 @@
 //! Recognising a protocol from its first bytes, and refusing HTTP/1 heads that
-//! two parsers could read differently.
+//! two parsers could read differently. And the messages that filters exchange with servers
+//! of their own (gRPC).
 
 #![forbid(unsafe_code)]
 
 pub mod detect;
+pub mod grpc;
 pub mod guard;
 pub mod http;
+pub mod jwt;

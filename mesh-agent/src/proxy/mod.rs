@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod failure;
+pub mod health;
 pub mod http;
 mod http_session;
 pub mod inbound;

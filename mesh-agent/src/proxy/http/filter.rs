@@ -5,6 +5,12 @@
 
 pub(super) mod cors;
 pub(super) mod csrf;
+pub(super) mod fault;
+mod jwks;
+pub(super) mod jwt_authn;
+pub(super) mod local_rate_limit;
+pub(super) mod memory;
+pub(super) mod run;
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -21,6 +27,15 @@ use crate::{
     route::Matched,
     snapshot::Snapshot,
 };
+
+/// What becomes of a request that a filter does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The next filter's turn.
+    Continue,
+    /// The same, by the route that is matched anew.
+    Reroute,
+}
 
 /// What the matched route says for filters, and the one of several clusters that was chosen.
 pub(super) fn levels<'a>(matched: &Matched<'a>, entry: Option<&'a RouteCluster>) -> Levels<'a> {

@@ -34,6 +34,8 @@ pub(super) struct Reply {
 pub(super) enum ToGrpc {
     /// The code that Envoy maps the status to.
     Mapped,
+    /// This code.
+    Code(u32),
     /// The same as others.
     Plain,
 }
@@ -88,7 +90,7 @@ impl Reply {
         }
         let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
         let (status, body) = if grpc && self.grpc != ToGrpc::Plain {
-            grpc_headers(self.status, &self.body, &mut headers);
+            grpc_headers(self.grpc, self.status, &self.body, &mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
             if !self.body.is_empty() {
@@ -118,13 +120,14 @@ impl Reply {
 /// A gRPC client reads no status code and no body: it is told in trailers-only form.
 ///
 /// Spec: gRPC over HTTP/2, "Responses"; codes as Envoy maps them.
-fn grpc_headers(status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
-    let code = match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 | 501 => 12,
-        408 | 429 | 502..=504 => 14,
+fn grpc_headers(told: ToGrpc, status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
+    let code = match (told, status.as_u16()) {
+        (ToGrpc::Code(code), _) => code,
+        (_, 400) => 13,
+        (_, 401) => 16,
+        (_, 403) => 7,
+        (_, 404 | 501) => 12,
+        (_, 408 | 429 | 502..=504) => 14,
         _ => 2,
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

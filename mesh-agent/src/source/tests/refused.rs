@@ -203,8 +203,16 @@ fn connection_managers() {
     assert_eq!(accepted(&http(&base)).listeners.len(), 1);
     for (fields, expected) in [
         (
-            "upgrade_configs: [{upgrade_type: websocket}]",
-            ".upgrade_configs[0]: websocket is not supported",
+            "upgrade_configs: [{upgrade_type: CONNECT}]",
+            ".upgrade_configs[0].upgrade_type: CONNECT is not supported",
+        ),
+        (
+            "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: WebSocket}]",
+            ".upgrade_configs[1].upgrade_type: `WebSocket` is given twice",
+        ),
+        (
+            "upgrade_configs: [{upgrade_type: websocket, filters: [{name: x}]}]",
+            ".upgrade_configs[0].filters: is not supported",
         ),
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
         ("tracing: {}", ".tracing: is not supported"),
@@ -352,7 +360,15 @@ fn authorization_rules() {
         ("any: false", ".any: can only be true"),
         ("", ": has no rule"),
         ("and_rules: {}", ".and_rules.rules: is empty; say `any: true` for everything"),
-        ("metadata: {filter: x}", ".metadata: is not supported"),
+        (
+            "metadata: {filter: x, path: [{key: a}], value: {list_match: {one_of: {}}}}",
+            ".metadata.value.list_match.one_of: has no pattern",
+        ),
+        (
+            "sourced_metadata: {metadata_source: ROUTE, metadata_matcher: \
+             {filter: x, path: [{key: a}], value: {bool_match: true}}}",
+            ".sourced_metadata.metadata_source: only DYNAMIC is supported",
+        ),
         ("requested_server_name: {exact: x}", ".requested_server_name: is not supported"),
         ("matcher: {name: x}", ".matcher: is not supported"),
         ("uri_template: {name: x}", ".uri_template: is not supported"),
@@ -387,7 +403,7 @@ fn authorization_rules() {
         one(http_rbac(&policy), &format!("{at}.permissions[0]"), expected);
     }
     for (principal, expected) in [
-        ("metadata: {filter: x}", ".metadata: is not supported"),
+        ("metadata: {filter: x, path: [{key: a}]}", ".metadata.value: is missing"),
         ("filter_state: {key: x}", ".filter_state: is not supported"),
         ("authenticated: {principal_name: {}}", ".authenticated.principal_name: has no pattern"),
         (
@@ -405,6 +421,14 @@ fn authorization_rules() {
         at,
         ".rules.policies[p].permissions[0].url_path: is not supported in envoy.filters.network.rbac, \
          where it never matches; use envoy.filters.http.rbac",
+    );
+    let policy = "rules: {policies: {p: {permissions: [{any: true}], principals: \
+                  [{metadata: {filter: x, path: [{key: a}], value: {bool_match: true}}}]}}}";
+    one(
+        network(policy),
+        at,
+        ".rules.policies[p].principals[0].metadata: is not supported in \
+         envoy.filters.network.rbac, where it never matches; use envoy.filters.http.rbac",
     );
     one(network("shadow_rules: {}"), at, ".shadow_rules: is not supported");
     one(network("matcher: {}"), at, ".matcher: is not supported");
@@ -445,11 +469,6 @@ fn routes() {
         (
             "match: {prefix: /, runtime_fraction: {runtime_key: a}}, route: {cluster: c}",
             ".match.runtime_fraction.default_value: is missing",
-        ),
-        (
-            "match: {prefix: /}, route: {weighted_clusters: {runtime_key_prefix: a, clusters: \
-             [{name: c, weight: 1, metadata_match: {}}]}}",
-            ".route.weighted_clusters.clusters[0].metadata_match: is not supported",
         ),
         (
             "match: {prefix: /, query_parameters: [{}]}, route: {cluster: c}",
@@ -506,6 +525,16 @@ fn routes() {
         (
             "match: {prefix: /}, route: {cluster: c, cors: {shadow_enabled: {default_value: {}}}}",
             ".route.cors.shadow_enabled: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, filter_metadata: {a: b}}}",
+            ".typed_per_filter_config[x].filter_metadata: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, delay: {fixed_delay: 0s}}}",
+            ".typed_per_filter_config[x].delay.fixed_delay: must be above zero",
         ),
         (
             "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
@@ -648,7 +677,7 @@ fn routes() {
 fn clusters() {
     assert_eq!(accepted(&cluster("")).clusters.len(), 1);
     for (fields, expected) in [
-        ("type: STRICT_DNS", ".type: STRICT_DNS is not supported"),
+        ("type: STRICT_DNS", ".load_assignment: is missing"),
         (
             "cluster_type: {name: envoy.clusters.aggregate}",
             ".cluster_type: envoy.clusters.aggregate is not supported",
@@ -685,7 +714,7 @@ fn clusters() {
             ".circuit_breakers.thresholds[0].retry_budget.budget_percent: 101 is not a percentage",
         ),
         ("upstream_bind_config: {}", ".upstream_bind_config: is not supported"),
-        ("health_checks: [{}]", ".health_checks: is not supported"),
+        ("track_timeout_budgets: true", ".track_timeout_budgets: is not supported"),
         (
             "http2_protocol_options: {}",
             ".http2_protocol_options: is not supported: use typed_extension_protocol_options\
@@ -777,7 +806,7 @@ fn all_rejections_are_said_at_once_and_none_twice() {
             "clusters[c].nonsense: unknown field",
             "clusters[c].upstream_bind_config: is not supported",
             "clusters[c].lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST",
-            "clusters[c].type: STRICT_DNS is not supported",
+            "clusters[c].load_assignment: is missing",
             "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",
             "routes[r].virtual_hosts[h].routes[0].routte: unknown field",
             "routes[r].virtual_hosts[h].routes[0].match.cookies[0].string_match: is missing",
