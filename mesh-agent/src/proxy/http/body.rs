@@ -78,7 +78,6 @@ impl RequestBody {
         Self { content: Content::Whole(body), exchange, http2: false, ahead: None }
     }
 
-    #[expect(dead_code, reason = "for filters that look at bodies")]
     /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
     /// it goes on with them all the same. Returns whether it has ended.
     ///
@@ -103,7 +102,6 @@ impl RequestBody {
         }
     }
 
-    #[expect(dead_code, reason = "for filters that look at bodies")]
     /// What [`RequestBody::read_ahead`] has read.
     pub(super) fn ahead(&self) -> &[u8] {
         self.ahead.as_ref().map_or(&[], |ahead| &ahead.data)

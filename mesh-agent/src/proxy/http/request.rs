@@ -117,7 +117,7 @@ async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
     head: &mut Parts,
-    body: RequestBody,
+    mut body: RequestBody,
 ) -> Result<Answer, Reply> {
     log.record.method = Some(head.method.clone());
     log.record.path = Some(path_and_query(head).to_owned());
@@ -251,7 +251,7 @@ async fn answer(
                     continue 'request;
                 }
                 Step::Run(place, filter) => {
-                    if filtering.run(place, filter, log, head).await? == Next::Reroute {
+                    if filtering.run(place, filter, log, head, &mut body).await? == Next::Reroute {
                         begin = Begin::At(chain.into_progress());
                         continue 'request;
                     }

@@ -5,6 +5,7 @@
 
 mod cors;
 mod csrf;
+mod ext_authz;
 mod fault;
 mod header_mutation;
 mod jwt_authn;
@@ -22,6 +23,7 @@ use envoy_types::pb::{
             http::{
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
+                ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
@@ -54,7 +56,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -88,6 +90,13 @@ const KINDS: [Kind; 8] = [
         decode: fault::filter,
         route_config: HttpFault::full_name,
         decode_route: fault::route,
+        discoverable: true,
+    },
+    Kind {
+        config: ExtAuthz::full_name,
+        decode: ext_authz::filter,
+        route_config: ExtAuthzPerRoute::full_name,
+        decode_route: ext_authz::route,
         discoverable: true,
     },
     Kind {
