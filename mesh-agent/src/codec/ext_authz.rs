@@ -41,7 +41,8 @@ pub struct Asked<'a> {
     pub protocol: &'a str,
     /// By lower-case name, pseudo-headers too.
     pub headers: BTreeMap<String, String>,
-    pub size: Option<u64>,
+    /// Of the body, as far as it has been read.
+    pub size: u64,
     pub body: Option<&'a [u8]>,
     pub body_as_bytes: bool,
     pub extensions: &'a BTreeMap<String, String>,
@@ -58,6 +59,8 @@ pub struct Said {
     pub body: Vec<u8>,
     /// For the request if it passes, else for the client.
     pub headers: Vec<SaidHeader>,
+    /// For a request that passes, beside those it has.
+    pub beside: Vec<SaidHeader>,
     pub remove: Vec<String>,
     /// For the client of a request that passes.
     pub for_client: Vec<SaidHeader>,
@@ -109,7 +112,7 @@ pub fn question(asked: &Asked<'_>) -> CheckRequest {
         scheme: asked.scheme.to_owned(),
         protocol: asked.protocol.to_owned(),
         headers: asked.headers.clone().into_iter().collect(),
-        size: asked.size.map_or(-1, |size| i64::try_from(size).unwrap_or(i64::MAX)),
+        size: i64::try_from(asked.size).unwrap_or(i64::MAX),
         ..attribute_context::HttpRequest::default()
     };
     match (asked.body, asked.body_as_bytes) {

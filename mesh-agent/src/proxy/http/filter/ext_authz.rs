@@ -49,6 +49,8 @@ use crate::{
 const PARTIAL_BODY: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
 const FAILURE_ALLOWED: HeaderName = HeaderName::from_static("x-envoy-auth-failure-mode-allowed");
 const TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
+/// Where what an answer notes is noted, whatever the filter is called in its chain.
+const NAMESPACE: &str = "envoy.filters.http.ext_authz";
 const METADATA_PREFIX: &str = "x-ext-metadata-";
 /// The largest answer by HTTP.
 const ANSWER_MAX_BYTES: usize = 4 << 20;
@@ -58,7 +60,6 @@ const FRAMING: [HeaderName; 6] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNE
 /// What is asked about one request.
 pub(super) struct Question<'a> {
     filter: &'a ExtAuthz,
-    name: &'a str,
     extensions: BTreeMap<String, String>,
     body: Option<AuthzBody>,
 }
@@ -96,7 +97,8 @@ impl AuthzBody {
             return Ok(());
         }
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        Err(Reply::new(status, "Payload Too Large", None, "request_payload_too_large"))
+        let details = "request_payload_too_large";
+        Err(Reply { close: !whole, ..Reply::new(status, "Payload Too Large", None, details) })
     }
 }
 
@@ -104,7 +106,7 @@ impl<'a> Question<'a> {
     /// `None`: the request passes unasked.
     pub(super) fn of(
         filter: &'a ExtAuthz,
-        place: Place<'a>,
+        place: Place<'_>,
         levels: Levels<'a>,
         snapshot: &Snapshot,
         log: &RequestLog,
@@ -132,7 +134,7 @@ impl<'a> Question<'a> {
         let enabled = enabled.is_none_or(|of| snapshot.runtime.includes(of, rand::random()));
         let metadata = filter.enabled_metadata.as_ref();
         let metadata = metadata.is_none_or(|matcher| matcher.matches(&log.record.metadata));
-        (enabled && metadata).then_some(Self { filter, name: place.name, extensions, body })
+        (enabled && metadata).then_some(Self { filter, extensions, body })
     }
 
     /// How the body has to be read first.
@@ -216,10 +218,7 @@ impl<'a> Question<'a> {
                 _ => "HTTP/1.1",
             },
             headers,
-            size: head
-                .headers
-                .get(CONTENT_LENGTH)
-                .and_then(|length| length.to_str().ok()?.parse().ok()),
+            size: log.exchange.request_bytes(),
             body: body.map(|(bytes, _)| bytes),
             body_as_bytes: body.is_some_and(|(_, settings)| settings.as_bytes),
             extensions: &self.extensions,
@@ -292,19 +291,28 @@ impl<'a> Question<'a> {
             Err(error) => return self.without_answer(&error, head),
         };
         if self.filter.takes_metadata && !said.metadata.is_empty() {
-            log.record.metadata.merge(self.name, said.metadata.clone());
+            log.record.metadata.merge(NAMESPACE, said.metadata.clone());
         }
         if !said.ok {
             return Err(self.denied(said));
         }
         let mut changed = !said.set_parameters.is_empty() || !said.remove_parameters.is_empty();
-        let names = said.headers.iter().chain(&said.for_client).map(|header| &header.name);
+        let names = said
+            .headers
+            .iter()
+            .chain(&said.beside)
+            .chain(&said.for_client)
+            .map(|header| &header.name);
         if names.into_iter().any(|name| FRAMING.contains(name)) {
             return Err(invalid());
         }
         for header in said.headers {
             changed = true;
             change(&mut head.headers, header);
+        }
+        for SaidHeader { name, value, .. } in said.beside {
+            changed = true;
+            head.headers.append(name, value);
         }
         for name in said.remove {
             match HeaderName::try_from(name) {
@@ -403,7 +411,7 @@ fn said_by_http(
                 said.headers.push(header(name, value, overwrite, false));
             }
             if any(&service.upstream_append, name) {
-                said.headers.push(header(name, value, AppendAction::AppendIfExistsOrAdd, true));
+                said.beside.push(header(name, value, AppendAction::AppendIfExistsOrAdd, true));
             }
             if any(&service.client_on_success, name) {
                 said.for_client.push(header(name, value, overwrite, false));
@@ -436,8 +444,10 @@ fn change(headers: &mut HeaderMap, header: SaidHeader) {
                 append_value(headers, name, &value, ",");
             }
         }
-        (_, AppendAction::AppendIfExistsOrAdd) => drop(headers.insert(name, value)),
-        (_, action) => set_value(headers, name, value, action),
+        (_, AppendAction::AddIfAbsent) => {
+            set_value(headers, name, value, AppendAction::AddIfAbsent);
+        }
+        _ => drop(headers.insert(name, value)),
     }
 }
 
@@ -502,7 +512,7 @@ mod tests {
         assert_eq!(say("there", AddIfAbsent, None).as_deref(), Some("1"));
         assert_eq!(say("there", AppendIfExistsOrAdd, Some(true)).as_deref(), Some("1,2"));
         assert_eq!(say("absent", AppendIfExistsOrAdd, Some(true)), None);
-        assert_eq!(say("absent", OverwriteIfExists, None), None);
+        assert_eq!(say("absent", OverwriteIfExists, None).as_deref(), Some("2"));
         assert_eq!(say("there", AppendIfExistsOrAdd, None).as_deref(), Some("2"));
     }
 }
