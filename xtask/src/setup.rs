@@ -40,6 +40,7 @@ const PACKAGES: &[&str] = &[
     "python3-pip",
     "python3-venv",
     "procps",
+    "python3-websockets",
     // Programs that go through the kernel path in the tests.
     "redis-server",
     "redis-tools",

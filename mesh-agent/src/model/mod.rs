@@ -36,4 +36,5 @@ pub mod socket;
 pub mod socket_match;
 pub mod splice;
 pub mod tls;
+pub mod upgrade;
 pub mod workload;

@@ -34,6 +34,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod tunnel;
 
 use std::{
     fmt,
@@ -41,7 +42,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -59,12 +60,14 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    sync::oneshot,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use self::filter::local_rate_limit::Limiter;
 pub(super) use self::mutations::mutate_literally;
+use self::tunnel::Tunnel;
 pub use self::{
     body::RequestBody,
     breakers::Breakers,
@@ -180,6 +183,8 @@ pub struct HttpConnection {
     requests: AtomicU64,
     /// HTTP/2: requests that have not ended.
     active: AtomicU64,
+    /// HTTP/1: where it goes on when its protocol has changed.
+    tunnel: Mutex<Option<oneshot::Sender<Tunnel>>>,
     /// Its own buckets, of the first local limit that asked for some, as in Envoy.
     limiter: OnceLock<Arc<Limiter>>,
 }
@@ -211,8 +216,34 @@ impl HttpConnection {
         let judged = ArcSwap::from_pointee(Judged { version, permit, routes });
         let retiring = CancellationToken::new();
         let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
-        let limiter = OnceLock::new();
-        Self { services, http, judged, observer, drain, retiring, requests, active, limiter }
+        let (tunnel, limiter) = (Mutex::new(None), OnceLock::new());
+        Self {
+            services,
+            http,
+            judged,
+            observer,
+            drain,
+            retiring,
+            requests,
+            active,
+            tunnel,
+            limiter,
+        }
+    }
+
+    /// Where the tunnel comes out that a request leaves behind.
+    fn tunnels(&self) -> oneshot::Receiver<Tunnel> {
+        let (sender, receiver) = oneshot::channel();
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// Goes on with `tunnel`, unless nobody serves the connection any more.
+    fn carry(&self, tunnel: Tunnel) {
+        let sender = self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            drop(sender.send(tunnel));
+        }
     }
 
     fn limiter(&self, config: &LocalRateLimit, now: std::time::Instant) -> Arc<Limiter> {
@@ -352,14 +383,27 @@ where
         // The guard's work.
         .header_read_timeout(None)
         .max_buf_size(head_max_bytes.max(HTTP1_BUFFER_MIN_BYTES))
-        .serve_connection(TokioIo::new(guarded), service);
-    let mut served = std::pin::pin!(served);
-    tokio::select! {
-        served = served.as_mut() => return served,
-        () = connection.drain.cancelled() => {}
+        .serve_connection(TokioIo::new(guarded), service)
+        .with_upgrades();
+    let mut tunnel = connection.tunnels();
+    {
+        let mut served = std::pin::pin!(served);
+        let ended = tokio::select! {
+            served = served.as_mut() => Some(served),
+            () = connection.drain.cancelled() => None,
+        };
+        match ended {
+            Some(served) => served?,
+            None => {
+                served.as_mut().graceful_shutdown();
+                served.await?;
+            }
+        }
     }
-    served.as_mut().graceful_shutdown();
-    served.await
+    if let Ok(tunnel) = tunnel.try_recv() {
+        tunnel.run::<IO>().await;
+    }
+    Ok(())
 }
 
 async fn serve_http2<IO>(

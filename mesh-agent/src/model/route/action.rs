@@ -16,6 +16,7 @@ use crate::model::{
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
     socket_match::Labels,
+    upgrade::Upgrades,
 };
 
 #[derive(Debug, Clone, Serialize)]
@@ -52,6 +53,7 @@ pub struct ForwardAction {
     /// Where nothing is said for the filter by its name: the route's policy, then the virtual
     /// host's.
     pub cors: Vec<Arc<CorsPolicy>>,
+    pub upgrades: Upgrades,
     pub rate_limits: RouteRateLimits,
 }
 
@@ -72,6 +74,7 @@ impl ForwardAction {
             hash_policy: Vec::new(),
             metadata_match: None,
             cors: Vec::new(),
+            upgrades: Upgrades::default(),
             rate_limits: RouteRateLimits::default(),
         }
     }

@@ -259,7 +259,8 @@ fn counted(frame: Frame<Bytes>) -> (Frame<Bytes>, usize) {
 /// A response's body, towards downstream. Dropping it ends the request's record.
 pub(super) struct ResponseBody {
     source: Source,
-    log: RequestLog,
+    /// `None`: the exchange goes on without it.
+    log: Option<RequestLog>,
 }
 
 enum Source {
@@ -288,7 +289,7 @@ impl ResponseBody {
         if body.is_empty() {
             log.end();
         }
-        Self { source: Source::Local(body), log }
+        Self { source: Source::Local(body), log: Some(log) }
     }
 
     pub(super) fn upstream(
@@ -300,13 +301,19 @@ impl ResponseBody {
         if body.is_end_stream() {
             log.end();
         }
-        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, held })), log }
+        let source = Source::Upstream(Box::new(Upstream { body, deadline, held }));
+        Self { source, log: Some(log) }
     }
 
     /// The response has no body whatever its headers say: HEAD.
     pub(super) fn bodiless(mut self) -> Self {
-        self.log.end();
+        self.log.iter_mut().for_each(RequestLog::end);
         self
+    }
+
+    /// The response ends with its head, and the exchange does not.
+    pub(super) fn switched() -> Self {
+        Self { source: Source::Local(Bytes::new()), log: None }
     }
 }
 
@@ -318,7 +325,7 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
-        let Self { source, log } = self.get_mut();
+        let Self { source, log: Some(log) } = self.get_mut() else { return Poll::Ready(None) };
         let upstream = match source {
             Source::Local(body) => {
                 log.end();

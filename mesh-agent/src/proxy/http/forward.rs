@@ -15,6 +15,7 @@ use http::{
     uri::Authority,
 };
 use http_body::Body;
+use hyper::upgrade::OnUpgrade;
 
 use super::{
     ConnectFailure, HttpConnection, HttpServices, RequestBody,
@@ -60,6 +61,15 @@ pub(super) struct Forward<'a> {
     pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
     pub(super) deadline: Deadline,
+    /// The client wants another protocol, and may.
+    pub(super) upgrade: Option<Upgrade>,
+}
+
+/// A change of the protocol that is to go through.
+pub(super) struct Upgrade {
+    pub(super) protocol: HeaderValue,
+    /// The client's side, once it was told.
+    pub(super) downstream: OnUpgrade,
 }
 
 pub(super) async fn forward(
@@ -76,6 +86,10 @@ pub(super) async fn forward(
         (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
         (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => HttpProtocol::Http1,
     };
+    if forward.upgrade.is_some() && protocol == HttpProtocol::Http2 {
+        let details = "another protocol is only asked of an HTTP/1.1 upstream";
+        return Err(reset_reply(ResponseFlag::UpstreamProtocolError, REMOTE_RESET, details, false));
+    }
     let hosts = rewrites.hosts(head, &authority)?;
     let head_request = head.method == Method::HEAD;
     let attempting = Attempting {
@@ -93,7 +107,9 @@ pub(super) async fn forward(
         grpc: headers::is_grpc(&head.headers),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
-    if protocol == HttpProtocol::Http1 && body.is_end_stream() {
+    if let Some(upgrade) = &forward.upgrade {
+        headers::switch(&mut head.headers, upgrade.protocol.clone());
+    } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
         headers::tell_no_body(head);
     }
     if let Some(mutations) = &mut log.mutations {
@@ -130,8 +146,19 @@ pub(super) async fn forward(
     if let Some(idle) = action.attempts.retry.as_ref().and_then(|r| r.per_try_idle_timeout) {
         deadline.limit_idle(idle);
     }
+    let mut response = response;
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let switched = match forward.upgrade {
+        Some(upgrade) if switching => {
+            deadline.set_route(None);
+            Some((upgrade.downstream, hyper::upgrade::on(&mut response)))
+        }
+        _ => None,
+    };
     let (mut parts, mut body) = response.into_parts();
-    if let Err(details) = headers::sanitize_response(parts.status, &mut parts.headers) {
+    let sanitized =
+        headers::sanitize_response(parts.status, &mut parts.headers, switched.is_some());
+    if let Err(details) = sanitized {
         let flag = ResponseFlag::UpstreamProtocolError;
         return Err(counted(reset_reply(flag, PROTOCOL_ERROR, details, count > 1), count));
     }
@@ -148,7 +175,7 @@ pub(super) async fn forward(
     })
     .await;
     let response = Response::from_parts(parts, body);
-    Ok(Answer { response, deadline, destination, admitted, head_request })
+    Ok(Answer { response, deadline, destination, admitted, head_request, switched })
 }
 
 /// Who may share the connection.

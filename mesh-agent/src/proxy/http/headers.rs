@@ -62,9 +62,6 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     if head.method == Method::CONNECT {
         return Err(unsupported("CONNECT is not supported"));
     }
-    if head.headers.get_all(UPGRADE).iter().any(is_unsupported_upgrade) {
-        return Err(unsupported("upgrade is not supported"));
-    }
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -91,11 +88,26 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     Ok(Checked { authority })
 }
 
-/// A server may ignore an offer of HTTP/2, and the client goes on in HTTP/1.1; any
-/// other protocol it would not speak at all.
-fn is_unsupported_upgrade(offers: &HeaderValue) -> bool {
-    let mut offers = offers.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-    !offers.all(|offer| offer.is_empty() || offer.eq_ignore_ascii_case(b"h2c"))
+/// The protocol that a client wants to go on in. An offer of HTTP/2 may be ignored: the
+/// client goes on in HTTP/1.1.
+pub(super) fn upgrade(head: &Parts) -> Option<HeaderValue> {
+    let mut asked = head.headers.get_all(CONNECTION).iter();
+    let is_asked = asked.any(|value| {
+        value
+            .as_bytes()
+            .split(|b| *b == b',')
+            .any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    let protocol = head.headers.get(UPGRADE).filter(|_| is_asked)?;
+    let mut offers = protocol.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    let ignored = offers.all(|offer| offer.is_empty() || offer.eq_ignore_ascii_case(b"h2c"));
+    (!ignored).then(|| protocol.clone())
+}
+
+/// Asks for another protocol, or agrees to it.
+pub(super) fn switch(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, protocol);
 }
 
 /// Turns a request's head into the one that goes upstream, to `host`.
@@ -312,9 +324,15 @@ fn misconfigured(details: &'static str) -> Reply {
 pub(super) fn sanitize_response(
     status: StatusCode,
     headers: &mut HeaderMap,
+    switching: bool,
 ) -> Result<(), &'static str> {
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err("upstream switched protocols without being asked");
+        let protocol = headers.get(UPGRADE).cloned().filter(|_| switching);
+        let protocol = protocol.ok_or("upstream switched protocols without being asked")?;
+        strip_hop_by_hop(headers);
+        headers.remove(CONTENT_LENGTH);
+        switch(headers, protocol);
+        return Ok(());
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {

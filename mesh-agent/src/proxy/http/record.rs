@@ -13,6 +13,7 @@ use super::{
     HttpConnection, Judged, forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
     timing::Exchange,
+    tunnel::Tunnel,
 };
 use crate::{
     codec::guard::GuardShared,
@@ -24,7 +25,7 @@ use crate::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
     },
-    policy::Place,
+    policy::{Place, Shadow},
 };
 
 /// Takes note of finished requests: metrics and access log of one connection.
@@ -62,6 +63,8 @@ pub struct RequestRecord {
     pub policy: Option<Arc<str>>,
     /// What filters have noted.
     pub metadata: DynamicMetadata,
+    /// What shadow rules have said.
+    pub shadow: Shadow,
     /// `None` where downstream went away before there was one.
     pub response_code: Option<StatusCode>,
     pub flags: ResponseFlags,
@@ -90,6 +93,7 @@ impl RequestRecord {
             dropped: None,
             policy: None,
             metadata: DynamicMetadata::default(),
+            shadow: Shadow::default(),
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,
@@ -144,6 +148,12 @@ impl RequestLog {
         judged: &Arc<Judged>,
     ) {
         ResponseMutations::insert(&mut self.mutations, place.index, step, judged);
+    }
+
+    /// The connection goes on with a tunnel, which has the log.
+    pub(super) fn carry(self, tunnel: impl FnOnce(Self) -> Tunnel) {
+        let connection = Arc::clone(&self.connection);
+        connection.carry(tunnel(self));
     }
 
     /// The response has been handed over to its end.

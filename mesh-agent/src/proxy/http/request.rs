@@ -6,14 +6,15 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, StatusCode, Version, header::USER_AGENT, request::Parts,
 };
-use hyper::body::Incoming;
+use http_body::Body as _;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
     filter::{self, Next, run::Filtering},
-    forward::{Forward, forward},
+    forward::{Forward, Upgrade, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
@@ -23,6 +24,7 @@ use super::{
     redirect,
     reply::Reply,
     timing::{Deadline, Exchange},
+    tunnel::Tunnel,
 };
 use crate::{
     codec::{guard::GuardShared, http::Refusal},
@@ -88,17 +90,23 @@ pub(super) struct Answer {
     pub(super) destination: Destination,
     pub(super) admitted: Admitted,
     pub(super) head_request: bool,
+    /// Both sides, where the protocol changes.
+    pub(super) switched: Option<(OnUpgrade, OnUpgrade)>,
 }
 
 impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
-        let Self { mut response, deadline, destination, admitted, head_request } = self;
+        let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
         log.record.response_code = Some(status);
         log.mutate(head, status, response.headers_mut());
+        let held = (destination.into_load(), admitted);
+        if let Some((downstream, upstream)) = switched {
+            log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
+            return response.map(|_| ResponseBody::switched());
+        }
         response.map(|body| {
-            let body =
-                ResponseBody::upstream(body, deadline, (destination.into_load(), admitted), log);
+            let body = ResponseBody::upstream(body, deadline, held, log);
             if head_request { body.bodiless() } else { body }
         })
     }
@@ -140,6 +148,8 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
+    // What the client's side becomes, if it wants another protocol.
+    let mut downstream = head.extensions.remove::<OnUpgrade>();
     let mut begin = Begin::First;
     'request: loop {
         let mut progress = None;
@@ -191,6 +201,20 @@ async fn answer(
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
         ResponseMutations::keep(&mut log.mutations, wanted);
 
+        let upgrade = headers::upgrade(head);
+        if let Some(protocol) = &upgrade {
+            let of_route = match matched.as_ref().map(|matched| &matched.route.action) {
+                Ok(RouteAction::Forward(action)) => Some(&action.upgrades),
+                _ => None,
+            };
+            let allowed = http.options.upgrades.allow(of_route, protocol.as_bytes());
+            if !allowed || downstream.is_none() || !body.is_end_stream() {
+                // What comes next may be no request.
+                let reply = Reply::new(StatusCode::FORBIDDEN, "", None, "upgrade_failed");
+                return Err(Reply { close: true, ..reply });
+            }
+        }
+
         let denied = |denied: Denied, log: &mut RequestLog| {
             log.record.policy = denied.policy_name();
             tracing::debug!(%denied, "request denied");
@@ -213,7 +237,9 @@ async fn answer(
             chain = chain.at(progress);
         }
         let request_permit = loop {
-            match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
+            let step = chain.next(head, &mut log.record.metadata);
+            log.record.shadow = chain.shadow();
+            match step.map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
@@ -315,6 +341,9 @@ async fn answer(
                 rewrites,
                 authority,
                 deadline,
+                upgrade: upgrade
+                    .zip(downstream.take())
+                    .map(|(protocol, downstream)| Upgrade { protocol, downstream }),
             },
             log,
             head,

@@ -203,8 +203,16 @@ fn connection_managers() {
     assert_eq!(accepted(&http(&base)).listeners.len(), 1);
     for (fields, expected) in [
         (
-            "upgrade_configs: [{upgrade_type: websocket}]",
-            ".upgrade_configs[0]: websocket is not supported",
+            "upgrade_configs: [{upgrade_type: CONNECT}]",
+            ".upgrade_configs[0].upgrade_type: CONNECT is not supported",
+        ),
+        (
+            "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: WebSocket}]",
+            ".upgrade_configs[1].upgrade_type: `WebSocket` is given twice",
+        ),
+        (
+            "upgrade_configs: [{upgrade_type: websocket, filters: [{name: x}]}]",
+            ".upgrade_configs[0].filters: is not supported",
         ),
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
         ("tracing: {}", ".tracing: is not supported"),

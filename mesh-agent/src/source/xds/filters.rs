@@ -3,6 +3,7 @@
 //! Spec: `HttpFilter` of `http_connection_manager/v3`, `envoy/extensions/filters/http/*/v3`,
 //! `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
+mod buffer;
 mod cors;
 mod csrf;
 mod ext_authz;
@@ -13,6 +14,7 @@ mod local_rate_limit;
 mod on_demand;
 mod rbac;
 mod router;
+mod set_metadata;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -21,6 +23,7 @@ use envoy_types::pb::{
         config::route::v3::FilterConfig,
         extensions::filters::{
             http::{
+                buffer::v3::{Buffer, BufferPerRoute},
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
                 ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
@@ -31,6 +34,7 @@ use envoy_types::pb::{
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
                 router::v3::Router,
+                set_metadata::v3::Config as SetMetadata,
             },
             network::http_connection_manager::v3::{HttpFilter as PbHttpFilter, http_filter},
         },
@@ -56,7 +60,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 11] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -111,6 +115,20 @@ const KINDS: [Kind; 9] = [
         decode: local_rate_limit::filter,
         route_config: LocalRateLimit::full_name,
         decode_route: local_rate_limit::route,
+        discoverable: true,
+    },
+    Kind {
+        config: SetMetadata::full_name,
+        decode: set_metadata::filter,
+        route_config: SetMetadata::full_name,
+        decode_route: set_metadata::route,
+        discoverable: true,
+    },
+    Kind {
+        config: Buffer::full_name,
+        decode: buffer::filter,
+        route_config: BufferPerRoute::full_name,
+        decode_route: buffer::route,
         discoverable: true,
     },
     Kind {

@@ -41,6 +41,7 @@ mod services;
 mod session;
 mod tls;
 mod unknown;
+mod upgrades;
 mod upstream_tls;
 mod wishes;
 

@@ -5,7 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{StatusCode, request::Parts, uri::Authority};
+use http::{
+    HeaderValue, StatusCode,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request::Parts,
+    uri::Authority,
+};
+use http_body::Body as _;
 
 use super::{
     super::{
@@ -26,8 +32,9 @@ use crate::{
     model::{
         cluster::ClusterName,
         ext_authz::ExtAuthz,
-        filter::{Fault, HttpFilter, Levels, LocalRateLimit},
+        filter::{Fault, HttpFilter, Levels, LocalRateLimit, SetMetadata},
         listener::HttpConnectionManager,
+        metadata::DynamicMetadata,
         route::{Route, RouteAction},
     },
     observe::flags::ResponseFlag,
@@ -86,6 +93,14 @@ impl Filtering<'_> {
             HttpFilter::LocalRateLimit(own) => {
                 self.limit(place, levels.local_rate_limit(place.name, own), log, head)
             }
+            HttpFilter::SetMetadata(all) => {
+                set_metadata(all, &mut log.record.metadata);
+                Ok(())
+            }
+            HttpFilter::Buffer(own) => match levels.buffer(place.name, *own) {
+                Some(max) => self.buffer(max, log, head, body).await,
+                None => Ok(()),
+            },
             HttpFilter::JwtAuthn(filter) => {
                 let (caller, metadata) = (self.caller(), &mut log.record.metadata);
                 return jwt_authn::run(filter, place, levels, caller, head, metadata).await;
@@ -154,6 +169,39 @@ impl Filtering<'_> {
         })
     }
 
+    /// Reads a whole body before it goes on.
+    async fn buffer(
+        &self,
+        max: u32,
+        log: &RequestLog,
+        head: &mut Parts,
+        body: &mut RequestBody,
+    ) -> Result<(), Reply> {
+        if body.is_end_stream() {
+            return Ok(());
+        }
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let mut deadline = Deadline::new(Arc::clone(&log.exchange), self.idle);
+        match deadline.run(body.read_ahead(max.saturating_add(1))).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                let flag = Some(ResponseFlag::DownstreamConnectionTermination);
+                let reply = Reply::new(StatusCode::BAD_REQUEST, "", flag, error.to_string());
+                return Err(Reply { close: true, ..reply });
+            }
+            Err(expired) => return Err(expired_reply(expired, log)),
+        }
+        let length = body.ahead().len();
+        if length > max {
+            let (status, details) = (StatusCode::PAYLOAD_TOO_LARGE, "request_payload_too_large");
+            let reply = Reply::new(status, "Payload Too Large", None, details);
+            return Err(Reply { close: true, ..reply });
+        }
+        head.headers.remove(TRANSFER_ENCODING);
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        Ok(())
+    }
+
     fn limit(
         &self,
         place: Place<'_>,
@@ -212,5 +260,13 @@ impl Filtering<'_> {
             false => ToGrpc::Mapped,
         };
         Err(Reply { headers: Some(Box::new(headers)), grpc, ..reply })
+    }
+}
+
+fn set_metadata(all: &[SetMetadata], metadata: &mut DynamicMetadata) {
+    for SetMetadata { namespace, allow_overwrite, fields } in all {
+        if *allow_overwrite || metadata.get::<&str>(namespace, &[]).is_none() {
+            metadata.update(namespace, fields);
+        }
     }
 }

@@ -24,6 +24,7 @@ use super::{
     super::{
         balancing, circuit_breakers, common, filters, matchers, rate_limits,
         reject::{Decoder, unsupported},
+        upgrades,
     },
     clusters::{authority, weighted_clusters},
     hash_policy, retry,
@@ -79,11 +80,12 @@ pub(super) fn forward(
     unsupported!(
         d;
         path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        upgrade_configs, internal_redirect_policy,
+        internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
     let metadata_match = balancing::metadata_match(metadata_match);
     let hash_policy = hash_policy::policies(d, hash_policy);
+    let upgrades = upgrades::of_route(d, upgrade_configs);
     let cors = filters::cors(d, cors);
     let rate_limits = rate_limits::of_route(d, rate_limits, include_vh_rate_limits);
     let high_priority = circuit_breakers::is_high(d, priority);
@@ -174,6 +176,7 @@ pub(super) fn forward(
         hash_policy: hash_policy?,
         metadata_match,
         cors: cors?.into_iter().collect(),
+        upgrades: upgrades?,
         rate_limits: rate_limits?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
