@@ -6,6 +6,7 @@
 mod buffer;
 mod cors;
 mod csrf;
+mod ext_authz;
 mod fault;
 mod header_mutation;
 mod jwt_authn;
@@ -25,6 +26,7 @@ use envoy_types::pb::{
                 buffer::v3::{Buffer, BufferPerRoute},
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
+                ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
@@ -58,7 +60,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -92,6 +94,13 @@ const KINDS: [Kind; 10] = [
         decode: fault::filter,
         route_config: HttpFault::full_name,
         decode_route: fault::route,
+        discoverable: true,
+    },
+    Kind {
+        config: ExtAuthz::full_name,
+        decode: ext_authz::filter,
+        route_config: ExtAuthzPerRoute::full_name,
+        decode_route: ext_authz::route,
         discoverable: true,
     },
     Kind {
