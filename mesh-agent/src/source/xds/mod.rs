@@ -17,6 +17,7 @@ mod circuit_breakers;
 mod client;
 mod common;
 mod config_source;
+mod dns;
 mod ecds;
 mod eds;
 mod filters;
