@@ -23,6 +23,7 @@ pub use self::{
 use super::{
     authz::{Rbac, StringMatcher},
     cluster::ClusterName,
+    ext_authz::{AuthzPerRoute, ExtAuthz},
     extension::DiscoveredFilter,
     header_mutation::HeaderMutation,
     jwt_authn::{JwtAuthn, JwtPerRoute},
@@ -34,13 +35,14 @@ use super::{
 impl HttpFilter {
     /// Whether it may deny a request, by its own rules or by what somebody says whom it asks.
     pub fn judges(&self) -> bool {
-        matches!(self, Self::Rbac(_) | Self::JwtAuthn(_))
+        matches!(self, Self::Rbac(_) | Self::JwtAuthn(_) | Self::ExtAuthz(_))
     }
 
     /// The clusters that it asks.
     pub fn clusters(&self) -> Vec<&ClusterName> {
         match self {
             Self::JwtAuthn(jwt) => jwt.clusters().collect(),
+            Self::ExtAuthz(authz) => vec![authz.cluster()],
             _ => Vec::new(),
         }
     }
@@ -69,6 +71,8 @@ pub enum HttpFilter {
     Cors,
     /// `envoy.extensions.filters.http.fault.v3.HTTPFault`
     Fault(Arc<Fault>),
+    /// `envoy.extensions.filters.http.ext_authz.v3.ExtAuthz`
+    ExtAuthz(Arc<ExtAuthz>),
     /// `envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`
     JwtAuthn(Arc<JwtAuthn>),
     /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
@@ -153,6 +157,8 @@ pub enum RouteFilterConfig {
     Cors(Arc<CorsPolicy>),
     /// Replaces the chain's.
     Fault(Arc<Fault>),
+    /// Comes beside the chain's.
+    ExtAuthz(Arc<AuthzPerRoute>),
     /// Replaces the chain's rules.
     JwtAuthn(Arc<JwtPerRoute>),
     /// Replaces the chain's, and has buckets of its own.

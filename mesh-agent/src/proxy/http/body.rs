@@ -225,20 +225,16 @@ impl Body for RequestBody {
         if self.is_end_stream() {
             return SizeHint::default();
         }
-        let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.data.len() as u64);
-        let rest = match &self.content {
-            _ if self.ahead.as_ref().is_some_and(|ahead| ahead.ended) => SizeHint::with_exact(0),
+        // What was read ahead has no other framing than it had.
+        if self.ahead.is_some() {
+            return SizeHint::default();
+        }
+        match &self.content {
             Content::Nothing => SizeHint::with_exact(0),
             Content::Whole(body) => SizeHint::with_exact(body.len() as u64),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
-        };
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower().saturating_add(ahead));
-        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(ahead)) {
-            hint.set_upper(upper);
         }
-        hint
     }
 }
 

@@ -6,6 +6,7 @@
 mod buffer;
 mod cors;
 mod csrf;
+mod ext_authz;
 mod fault;
 mod header_mutation;
 mod health_check;
@@ -26,6 +27,7 @@ use envoy_types::pb::{
                 buffer::v3::{Buffer, BufferPerRoute},
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
+                ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 health_check::v3::HealthCheck,
@@ -60,7 +62,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -94,6 +96,13 @@ const KINDS: [Kind; 11] = [
         decode: fault::filter,
         route_config: HttpFault::full_name,
         decode_route: fault::route,
+        discoverable: true,
+    },
+    Kind {
+        config: ExtAuthz::full_name,
+        decode: ext_authz::filter,
+        route_config: ExtAuthzPerRoute::full_name,
+        decode_route: ext_authz::route,
         discoverable: true,
     },
     Kind {

@@ -71,7 +71,7 @@ pub use options::{NodeInfo, Origin, XdsOptions};
 pub(super) use reject::{REJECTIONS_MAX, rejection};
 pub use resource::{Resource, ResourceType, TYPE_URLS};
 
-pub use session::{TypeStatus, Variant, Warming, hear};
+pub use session::{Refused, TypeStatus, Variant, Warming, hear};
 pub use tls::{Pem, TlsOptions};
 pub use wishes::Wishes;
 

@@ -24,13 +24,14 @@ use super::{
         reply::{Reply, ToGrpc},
         timing::Deadline,
     },
-    Next, cors, csrf,
+    Next, cors, csrf, ext_authz,
     fault::{Ended, Injector},
     header_mutations, jwt_authn,
 };
 use crate::{
     model::{
         cluster::ClusterName,
+        ext_authz::ExtAuthz,
         filter::{Fault, HealthCheck, HttpFilter, Levels, LocalRateLimit, SetMetadata},
         listener::HttpConnectionManager,
         metadata::DynamicMetadata,
@@ -108,12 +109,43 @@ impl Filtering<'_> {
                 let (caller, metadata) = (self.caller(), &mut log.record.metadata);
                 return jwt_authn::run(filter, place, levels, caller, head, metadata).await;
             }
+            HttpFilter::ExtAuthz(filter) => {
+                return self.authorize(place, filter, log, head, body).await;
+            }
             HttpFilter::OnDemand(_) | HttpFilter::Rbac(_) | HttpFilter::Discovered(_) => Ok(()),
         };
         done.map(|()| Next::Continue)
     }
 
-    fn caller(&self) -> Caller<'_> {
+    async fn authorize(
+        &self,
+        place: Place<'_>,
+        filter: &ExtAuthz,
+        log: &mut RequestLog,
+        head: &mut Parts,
+        body: &mut RequestBody,
+    ) -> Result<Next, Reply> {
+        let Some(question) =
+            ext_authz::Question::of(filter, place, self.levels, self.snapshot, log)
+        else {
+            return Ok(Next::Continue);
+        };
+        if let Some(settings) = question.reads_body(body) {
+            let mut deadline = Deadline::new(Arc::clone(&log.exchange), self.idle);
+            let read = deadline.run(body.read_ahead(settings.until())).await;
+            let read = read.map_err(|expired| expired_reply(expired, log))?;
+            let whole = read.map_err(|_| Reply::bad_request("malformed request body"))?;
+            settings.check(whole, body)?;
+        }
+        let answer = question.ask(self.caller(), log, head, body).await;
+        let passed = question.take(answer, head, log)?;
+        if !passed.for_client.is_empty() {
+            log.on_the_way_out(place, OnTheWayOut::Append(passed.for_client), self.judged);
+        }
+        Ok(passed.next)
+    }
+
+    pub(super) fn caller(&self) -> Caller<'_> {
         let Self { connection, judged, snapshot, .. } = *self;
         Caller { services: &connection.services, permit: &judged.permit, snapshot }
     }
