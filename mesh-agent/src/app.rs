@@ -23,6 +23,7 @@ use std::{
 };
 
 use anyhow::Context;
+use http::HeaderValue;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
@@ -34,7 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
     capture::{self, Capture, CaptureOptions, Exclusions, GuardMode},
-    config::{self, AgentConfig},
+    config::{self, AgentConfig, SourceConfig},
     identity::{IdentityManager, IdentityOptions},
     model::{redirect::RedirectMode, splice::SelfTest},
     observe::{
@@ -296,6 +297,15 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
     }
 }
 
+/// Empty where no control plane knows the node.
+fn node_cluster(source: &SourceConfig) -> HeaderValue {
+    let name = match source {
+        SourceConfig::ControlPlane(options) => options.node.cluster.as_str(),
+        SourceConfig::Directory(_) => "",
+    };
+    HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static(""))
+}
+
 fn dataplane(
     config: &AgentConfig,
     discovery: Option<Arc<dyn Discovery>>,
@@ -315,6 +325,7 @@ fn dataplane(
     let http = HttpServices {
         breakers: Arc::default(),
         filters: Arc::default(),
+        node_cluster: node_cluster(&config.source),
         snapshots: Arc::clone(&snapshot),
         balancers: Arc::clone(&balancers),
         outbound_policy,

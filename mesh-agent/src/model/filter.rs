@@ -5,6 +5,7 @@
 
 mod cors;
 mod fault;
+mod health_check;
 mod local_rate_limit;
 mod set_metadata;
 
@@ -15,6 +16,7 @@ use serde::Serialize;
 pub use self::{
     cors::CorsPolicy,
     fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
+    health_check::HealthCheck,
     local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
     set_metadata::SetMetadata,
 };
@@ -75,6 +77,8 @@ pub enum HttpFilter {
     JwtAuthn(Arc<JwtAuthn>),
     /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.extensions.filters.http.health_check.v3.HealthCheck`
+    HealthCheck(Arc<HealthCheck>),
     /// `envoy.extensions.filters.http.set_metadata.v3.Config`, in order.
     SetMetadata(Arc<[SetMetadata]>),
     /// `envoy.extensions.filters.http.buffer.v3.Buffer`: how many bytes a request's body may

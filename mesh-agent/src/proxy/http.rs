@@ -52,7 +52,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, header::CONNECTION, uri::Authority};
+use http::{HeaderMap, HeaderValue, header::CONNECTION, uri::Authority};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -157,6 +157,8 @@ pub struct HttpServices {
     pub snapshots: Arc<SnapshotCell>,
     pub breakers: Arc<Breakers>,
     pub filters: Arc<FilterMemory>,
+    /// What the node's cluster is called, which health checks are told.
+    pub node_cluster: HeaderValue,
     pub balancers: Arc<Balancers>,
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,

@@ -96,8 +96,8 @@ impl Reply {
             if !self.body.is_empty() {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }
-            // What a filter says by itself ends with its head, which HTTP/2 tells by a flag.
-            if self.grpc != ToGrpc::Plain || version < Version::HTTP_2 {
+            // HTTP/2 tells by a flag that there is none.
+            if !self.body.is_empty() || version < Version::HTTP_2 {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
             }
             (self.status, self.body)

@@ -528,6 +528,25 @@ fn routes() {
         ),
         (
             "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, response_rate_limit: {}}}",
+            ".typed_per_filter_config[x].response_rate_limit: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: l}}",
+            ".typed_per_filter_config[x].token_bucket: is missing: routes must have one",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c, rate_limits: [{actions: [{query_parameters: {}}]}]}",
+            ".route.rate_limits[0].actions[0].query_parameters: is not supported",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.set_metadata.v3.Config}}",
+            ".typed_per_filter_config[x]: routes can't tell set_metadata anything",
+        ),
+        (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
              {'@type': t/envoy.extensions.filters.http.fault.v3.HTTPFault, filter_metadata: {a: b}}}",
             ".typed_per_filter_config[x].filter_metadata: is not supported",
         ),

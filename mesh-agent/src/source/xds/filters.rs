@@ -9,6 +9,7 @@ mod csrf;
 mod ext_authz;
 mod fault;
 mod header_mutation;
+mod health_check;
 mod jwt_authn;
 mod local_rate_limit;
 mod on_demand;
@@ -29,6 +30,7 @@ use envoy_types::pb::{
                 ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+                health_check::v3::HealthCheck,
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
                 local_ratelimit::v3::LocalRateLimit,
                 on_demand::v3::{OnDemand, PerRouteConfig},
@@ -60,7 +62,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -129,6 +131,13 @@ const KINDS: [Kind; 11] = [
         decode: buffer::filter,
         route_config: BufferPerRoute::full_name,
         decode_route: buffer::route,
+        discoverable: true,
+    },
+    Kind {
+        config: HealthCheck::full_name,
+        decode: health_check::filter,
+        route_config: HealthCheck::full_name,
+        decode_route: health_check::route,
         discoverable: true,
     },
     Kind {

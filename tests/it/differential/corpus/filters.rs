@@ -14,6 +14,7 @@ const MUTATION_PER_ROUTE: &str =
     "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
 const BUFFER: &str = "extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_PER_ROUTE: &str = "extensions.filters.http.buffer.v3.BufferPerRoute";
+const HEALTH: &str = "extensions.filters.http.health_check.v3.HealthCheck";
 const SET_METADATA: &str = "extensions.filters.http.set_metadata.v3.Config";
 const RBAC: &str = "extensions.filters.http.rbac.v3.RBAC";
 const RBAC_PER_ROUTE: &str = "extensions.filters.http.rbac.v3.RBACPerRoute";
@@ -87,7 +88,6 @@ fn cors_cases() -> Vec<Case> {
         cors("cors-off", json!({ "allow_origin_string_match": a, "filter_enabled": { "default_value": {} } }))
             .asks(from("http://a")).asks(preflight("http://a")),
         cors("cors-nobody", json!({ "allow_methods": "GET" })).asks(from("http://a")).asks(preflight("http://a")),
-        cors("cors-shadow", json!({ "shadow_enabled": { "default_value": {} } })).refused("shadow_enabled: is not supported"),
         case("cors-levels", json!({ "name": "routes",
             "typed_per_filter_config": { "cors": typed(CORS_POLICY, json!({ "max_age": "3", "allow_methods": "C", "allow_credentials": true })) },
             "virtual_hosts": [{ "name": "all", "domains": ["*"],
@@ -253,9 +253,6 @@ fn fault_cases() -> Vec<Case> {
                 { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
             ]))).filter("fault", FAULT, abort(503))
             .asks(get("/own").is(418)).asks(get("/never")).asks(get("/direct").is(419)).asks(get("/").is(503)),
-        fault("fault-rate", json!({ "response_rate_limit": { "fixed_limit": { "limit_kbps": 1 }, "percentage": all } }))
-            .refused("response_rate_limit: is not supported"),
-        fault("fault-nothing", json!({ "abort": { "percentage": all } })).refused_by_both("abort: has none of http_status", "FaultAbort"),
         fault("fault-bad-status", abort(199)).refused_by_both("http_status: 199 is not within", "FaultAbort"),
     ]
 }
@@ -343,8 +340,6 @@ fn limit_cases() -> Vec<Case> {
         limited("limit-twice", 1, json!({ "descriptors": [{ "entries": [entry("a", "1")], "token_bucket": bucket(1) }, { "entries": [entry("a", "1")], "token_bucket": bucket(2) }] }))
             .refused_by_both("descriptors[1]: is given twice", "duplicate descriptor"),
         limited("limit-shared", 1, json!({ "local_cluster_rate_limit": {} })).refused_by_both("local_cluster_rate_limit: is not supported", "no local cluster name"),
-        counted("limit-query", json!([{ "actions": [{ "query_parameters": { "query_parameter_name": "q", "descriptor_key": "k" } }] }]), json!([]), json!({}), json!({}))
-            .refused("actions[0].query_parameters: is not supported"),
     ]
 }
 
@@ -391,7 +386,6 @@ fn metadata_cases() -> Vec<Case> {
         allow(set("metadata-rbac-other", json!([{ "metadata_namespace": "ns", "value": abc }])), metadata("a", json!({ "string_match": { "exact": "y" } }))).asks(get("/").is(403)),
         allow(case("metadata-rbac-absent", to("one")), metadata("a", json!({ "string_match": { "exact": "x" } }))).asks(get("/").is(403)),
         allow(set("metadata-rbac-list", json!([{ "metadata_namespace": "ns", "value": abc }])), metadata("l", json!({ "list_match": { "one_of": { "string_match": { "exact": "q" } } } }))).asks(get("/")),
-        set("metadata-typed", json!([{ "metadata_namespace": "ns", "typed_value": typed("type.v3.Percent", json!({ "value": 1 })) }])).refused("typed_value: is not supported"),
         shadowed("shadow-only", only("ALLOW", "/yes")).asks(get("/yes")).asks(get("/no")),
         shadowed("shadow-deny", only("DENY", "/no")).asks(get("/yes")).asks(get("/no")),
         shadowed("shadow-log", only("LOG", "/no")).asks(get("/yes")).asks(get("/no")),
@@ -420,12 +414,27 @@ fn buffer_cases() -> Vec<Case> {
                 { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
             ]))).filter("buffer", BUFFER, json!({ "max_request_bytes": 10 }))
             .asks(Ask::new("POST", "/off").body("01234567890")).asks(Ask::new("POST", "/more").body("01234567890")).asks(post("01234567890").is(413)),
-        case("buffer-none", to("one")).filter("buffer", BUFFER, json!({})).refused_by_both("max_request_bytes: must be above zero", "MaxRequestBytes"),
+    ]
+}
+
+#[rustfmt::skip]
+fn health_cases() -> Vec<Case> {
+    let named = |ask: Ask| ask.differs("header x-envoy-upstream-healthchecked-cluster", "the two nodes are in clusters of other names");
+    let health = |name: &'static str, mut config: Value| {
+        config["headers"] = json!([{ "name": ":path", "string_match": { "exact": "/ready" } }]);
+        case(name, to("one")).filter("health", HEALTH, config)
+    };
+    vec![
+        health("health-here", json!({ "pass_through_mode": false })).asks(named(get("/ready"))).asks(named(get("/ready").http2())).asks(get("/ready?q")).asks(get("/"))
+            .asks(named(Ask::new("POST", "/ready").with("content-type", "application/grpc"))),
+        health("health-there", json!({ "pass_through_mode": true })).asks(named(get("/ready"))).asks(named(get("/ready").answered(&json!({ "status": 503 })).is(503))).asks(get("/")),
+        health("health-mode", json!({})).refused_by_both("pass_through_mode: is missing", "PassThroughMode"),
     ]
 }
 
 pub(super) fn cases() -> Vec<Case> {
     [
+        health_cases(),
         metadata_cases(),
         buffer_cases(),
         limit_cases(),

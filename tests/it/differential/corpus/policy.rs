@@ -81,9 +81,6 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(post(&["http://a.test", "http://b"]).is(403)).asks(post(&["http://a.test", "http://b"]).http2().is(403))
             .asks(post(&[]).with("referer", "http://a.test/p")).asks(post(&["http://b"]).with("referer", "http://a.test/p").is(403))
             .asks(post(&["http://a_b"]).host("a_b")).asks(post(&["https://a_b"]).host("a_b").is(403)),
-        case("csrf-shadow", to("one")).filter("csrf", "extensions.filters.http.csrf.v3.CsrfPolicy", json!({
-                "filter_enabled": { "default_value": {} }, "shadow_enabled": { "default_value": {} } }))
-            .refused("shadow_enabled: is not supported"),
         case("lua", to("one")).filter("lua", "extensions.filters.http.lua.v3.Lua", json!({}))
             .refused("extensions.filters.http.lua.v3.Lua) is not supported"),
         case("wasm", to("one")).filter("wasm", "extensions.filters.http.wasm.v3.Wasm", json!({}))

@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::{
-    HeaderValue, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
     request::Parts,
     uri::Authority,
@@ -32,15 +32,18 @@ use crate::{
     model::{
         cluster::ClusterName,
         ext_authz::ExtAuthz,
-        filter::{Fault, HttpFilter, Levels, LocalRateLimit, SetMetadata},
+        filter::{Fault, HealthCheck, HttpFilter, Levels, LocalRateLimit, SetMetadata},
         listener::HttpConnectionManager,
         metadata::DynamicMetadata,
         route::{Route, RouteAction},
     },
     observe::flags::ResponseFlag,
-    policy::Place,
+    policy::{Place, matcher::header_matches},
     snapshot::Snapshot,
 };
+
+const HEALTH_CHECKED_CLUSTER: HeaderName =
+    HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
 
 /// gRPC's `RESOURCE_EXHAUSTED`.
 const RESOURCE_EXHAUSTED: u32 = 8;
@@ -93,6 +96,7 @@ impl Filtering<'_> {
             HttpFilter::LocalRateLimit(own) => {
                 self.limit(place, levels.local_rate_limit(place.name, own), log, head)
             }
+            HttpFilter::HealthCheck(check) => self.health_check(place, check, log, head),
             HttpFilter::SetMetadata(all) => {
                 set_metadata(all, &mut log.record.metadata);
                 Ok(())
@@ -167,6 +171,25 @@ impl Filtering<'_> {
             Ended::Aborted(reply) => reply,
             Ended::Expired(expired) => expired_reply(expired, log),
         })
+    }
+
+    fn health_check(
+        &self,
+        place: Place<'_>,
+        check: &HealthCheck,
+        log: &mut RequestLog,
+        head: &Parts,
+    ) -> Result<(), Reply> {
+        if !check.headers.iter().all(|header| header_matches(header, head)) {
+            return Ok(());
+        }
+        let cluster = self.connection.services.node_cluster.clone();
+        let told = HeaderMap::from_iter([(HEALTH_CHECKED_CLUSTER, cluster)]);
+        log.on_the_way_out(place, OnTheWayOut::Set(told), self.judged);
+        match check.pass_through {
+            true => Ok(()),
+            false => Err(Reply::new(StatusCode::OK, "", None, "health_check_ok")),
+        }
     }
 
     /// Reads a whole body before it goes on.

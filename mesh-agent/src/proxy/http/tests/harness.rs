@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderName, Request, Response, uri::Authority};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, uri::Authority};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -378,6 +378,7 @@ impl Mesh {
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
             breakers: Arc::default(),
             filters: Arc::default(),
+            node_cluster: HeaderValue::from_static("mesh"),
             pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
         };
         let (records, drain) = (Arc::default(), CancellationToken::new());
