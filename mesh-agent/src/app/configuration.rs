@@ -13,6 +13,7 @@ use crate::{
     admin::{RejectedConfig, Timestamp},
     config::SourceConfig,
     model::runtime::LayeredRuntime,
+    observe::log_limit::LogLimit,
     proxy::on_demand::{Discovery, Sought},
     snapshot::{RejectedResource, Resources},
     source::{
@@ -24,6 +25,8 @@ use crate::{
 
 /// How long after a change unused connections and balancers are let go of.
 const TIDY_AFTER: Duration = Duration::from_secs(1);
+
+static APPLIED: LogLimit = LogLimit::new();
 
 /// The one source of configuration.
 pub(super) enum Source {
@@ -281,12 +284,16 @@ impl Agent {
         let snapshot = dataplane.snapshot.load();
         *self.restored() = None;
         dataplane.metrics.config_applied(version);
-        tracing::info!(
-            version,
-            label,
-            listeners = snapshot.listeners.len(),
-            "configuration applied"
-        );
+        // A control plane that flaps must not fill the disk.
+        if let Some(suppressed) = APPLIED.allows() {
+            tracing::info!(
+                version,
+                label,
+                listeners = snapshot.listeners.len(),
+                suppressed,
+                "configuration applied"
+            );
+        }
     }
 
     /// Lets go of what the configuration in force does not lead to any more.

@@ -211,7 +211,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/").answered(&json!({ "headers": [["x-envoy-immediate-health-check-fail", "true"]] }))).asks(wait(400)).asks(get("/").is(503)),
         checked("check-ends-ejection", "one", json!({ "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({})) } }),
             json!({ "outlier_detection": { "consecutive_5xx": 1, "max_ejection_percent": 100, "base_ejection_time": "60s" } }))
-            .asks(answers(500)).asks(wait(1000)).asks(get("/")),
+            .asks(answers(500)).asks(wait(3000)).asks(get("/")),
         checked("check-ends-no-ejection", "one", json!({ "http_health_check": { "path": "/", "request_headers_to_add": answered(&json!({})) } }),
             json!({ "outlier_detection": { "consecutive_5xx": 1, "max_ejection_percent": 100, "base_ejection_time": "60s", "successful_active_health_check_uneject_host": false } }))
             .asks(answers(500)).asks(wait(1000)).asks(get("/").is(503)),
