@@ -5,8 +5,6 @@ use tests::corpus::Ask;
 
 use super::{Case, case, get, hosts, routes, to};
 
-const FRAGMENT: &str = "to be mended: a fragment is cut off";
-const UNREAD: &str = "to be mended: a connection whose request was not read to its end is kept";
 const EMPTY: &str = "hyper tells the length of an empty body in HTTP/2 as well";
 
 fn answers(status: u16, body: &str) -> Value {
@@ -68,7 +66,7 @@ fn matches() -> Vec<Case> {
             .asks(get("/A/b").is(201)).asks(get("/b").is(202)),
         only("match-path", &json!({ "path": "/a" }))
             .asks(get("/a").is(201)).asks(get("/a/").is(202)).asks(get("/a?b=c").is(201))
-            .asks(get("/a#f").is(400).differs("status", FRAGMENT)).asks(get("/a;v=1").is(202)).asks(get("/A").is(202)),
+            .asks(get("/a#f").is(400)).asks(get("/a;v=1").is(202)).asks(get("/A").is(202)),
         only("match-path-any-case", &json!({ "path": "/a", "case_sensitive": false }))
             .asks(get("/A").is(201)).asks(get("/A?x").is(201)).asks(get("/Ab").is(202)),
         only("match-regex", &json!({ "safe_regex": { "regex": "/[a-c]+/\\d{2,3}" } }))
@@ -164,12 +162,12 @@ fn actions() -> Vec<Case> {
         ])))
             .asks(get("/empty").is(204)).asks(get("/teapot").is(418)).asks(get("/error").is(503))
             .asks(Ask::new("HEAD", "/teapot").is(418)).asks(get("/teapot").http2().is(418))
-            .asks(Ask::new("POST", "/teapot").body("unread").is(418).differs("end", UNREAD).differs("header connection", UNREAD))
+            .asks(Ask::new("POST", "/teapot").body("unread").is(418))
             .asks(Ask::new("POST", "/teapot").with("content-type", "application/grpc").body("").http2()),
         redirects("redirect-host", &json!({ "host_redirect": "other.test" }))
             .asks(get("/a?b=c").is(301)).asks(get("/a").host("test:8080").is(301)).asks(get("/a").http2().is(301).differs("header content-length", EMPTY)),
         redirects("redirect-path", &json!({ "path_redirect": "/new" }))
-            .asks(get("/a?b=c").is(301)).asks(Ask::new("POST", "/a").body("x").is(301).differs("end", UNREAD).differs("header connection", UNREAD)),
+            .asks(get("/a?b=c").is(301)).asks(Ask::new("POST", "/a").body("x").is(301)),
         redirects("redirect-path-with-query", &json!({ "path_redirect": "/new?x=1" })).asks(get("/a?b=c").is(301)),
         redirects("redirect-strip-query", &json!({ "path_redirect": "/new", "strip_query": true })).asks(get("/a?b=c").is(301)),
         redirects("redirect-prefix", &json!({ "prefix_rewrite": "/new" })).asks(get("/a?b=c").is(301)).asks(get("/").is(301)),
