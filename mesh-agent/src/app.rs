@@ -8,6 +8,7 @@
 mod certificates;
 mod configuration;
 mod control;
+mod dns;
 mod kernel_path;
 mod maps;
 mod memory;
@@ -56,6 +57,9 @@ use crate::{
 };
 
 use self::{certificates::Certificates, configuration::Source, pods::Pods};
+
+/// So many answers to names wait to be applied.
+const RESOLVED_MAX: usize = 64;
 
 /// For a peer's TLS handshake on the HBONE port.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -221,7 +225,9 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     let tls = Arc::clone(&agent.dataplane.connector.tls);
     tokio::spawn(tls.follow_files(stop.clone()));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
-    tokio::spawn(configuration::follow(Arc::clone(&agent), received));
+    let (found, resolved) = mpsc::channel(RESOLVED_MAX);
+    tokio::spawn(configuration::follow(Arc::clone(&agent), received, resolved));
+    tokio::spawn(dns::follow(Arc::clone(&agent), found));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));

@@ -48,7 +48,6 @@ def asked(request):
         "id": bool(http.id),
         "headers": {k: v for k, v in sorted(http.headers.items()) if k not in VOLATILE},
         "source": bool(source.address.socket_address.address),
-        "principal": source.principal,
         "destination": bool(destination.address.socket_address.port_value),
         "extensions": dict(sorted(request.attributes.context_extensions.items())),
         "metadata": sorted(request.attributes.metadata_context.filter_metadata),

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, memory};
+use super::{Agent, dns::Found, memory};
 use crate::{
     admin::{RejectedConfig, Timestamp},
     config::SourceConfig,
@@ -134,7 +134,11 @@ fn sought((kind, name): (ResourceType, Arc<str>)) -> Option<Sought> {
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// Applies what the source delivers, in order, until it delivers no more.
-pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
+pub(super) async fn follow(
+    agent: Arc<Agent>,
+    mut updates: mpsc::Receiver<Update>,
+    mut resolved: mpsc::Receiver<Found>,
+) {
     // What was restored from disk left memory behind too.
     let mut release_at = Some(Instant::now() + SETTLED);
     // When what nothing leads to any more is let go of: not for each of many small
@@ -147,6 +151,11 @@ pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update
                 let Some(update) = update else { return };
                 tidy_at = agent.take(update, tidy_at);
                 release_at = Some(Instant::now() + SETTLED);
+            }
+            Some(found) = resolved.recv() => {
+                if agent.take_found(found) {
+                    tidy_at = tidy_at.or(Some(Instant::now() + TIDY_AFTER));
+                }
             }
             () = until(tidy_at) => {
                 agent.tidy();

@@ -194,9 +194,9 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
     }
     text.push_str(&table.render());
     for of in &xds.types {
-        if let Some(at) = of.last_nack.filter(|_| of.refusing) {
-            for reason in &of.nack_reasons {
-                _ = writeln!(text, "  refused {} ago: {reason}", age(at));
+        for refused in &of.refused {
+            for reason in &refused.reasons {
+                _ = writeln!(text, "  refused {} ago: {reason}", age(refused.at));
             }
         }
         for warming in &of.warming {
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::admin::{
         CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, SpliceView,
-        XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
+        XdsRefusedView, XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
     };
     use crate::model::splice::{SelfCheck, SelfCheckKind, SelfTest};
 
@@ -264,6 +264,11 @@ mod tests {
                     last_nack: Some(at),
                     nack_reasons: vec!["clusters[a].lb_policy: no".into()],
                     refusing: true,
+                    refused: vec![XdsRefusedView {
+                        name: "a".into(),
+                        at,
+                        reasons: vec!["clusters[a].lb_policy: no".into()],
+                    }],
                     warming: vec![XdsWarmingView {
                         name: "b".into(),
                         waits_for: "endpoints[b]".into(),

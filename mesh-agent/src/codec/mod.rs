@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod detect;
+pub mod ext_authz;
 pub mod grpc;
 pub mod guard;
 pub mod http;

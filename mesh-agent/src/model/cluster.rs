@@ -19,11 +19,13 @@ use super::{
     workload::WorkloadUid,
 };
 
+mod dns;
 mod health_check;
 mod outlier;
 mod subsets;
 
 pub use self::{
+    dns::{Dns, DnsFamily, DnsName},
     health_check::{EndpointCheck, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe},
     outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate},
     subsets::{FALLBACK_LIST, SelectorFallback, SubsetFallback, SubsetSelector, Subsets},
@@ -80,6 +82,8 @@ pub enum Discovery {
     Static(Arc<LoadAssignment>),
     /// Endpoints arrive under this name (`service_name`, or the cluster's own).
     Eds { service_name: Arc<str> },
+    /// Endpoints are names, which the agent resolves.
+    Dns(Arc<Dns>),
     /// The connection's own original destination is the only endpoint: inbound, the
     /// application itself; outbound, whatever the application asked for, in the clear.
     OriginalDestination,

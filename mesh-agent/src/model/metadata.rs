@@ -29,12 +29,32 @@ impl DynamicMetadata {
         path.iter().try_fold(start, |value, key| value.as_object()?.get(key.as_ref()))
     }
 
+    /// Adds fields to a namespace, as Envoy's `StructUtil::update` does: structs are merged, lists
+    /// joined, everything else replaced.
+    pub fn update(&mut self, namespace: &str, fields: &Map<String, Value>) {
+        let all = self.0.get_or_insert_default();
+        let known = all.entry(namespace).or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(known) = known {
+            update(known, fields);
+        }
+    }
+
     /// Adds fields to a namespace, as Envoy does: of equal names the new one stays.
     pub fn merge(&mut self, namespace: &str, fields: Map<String, Value>) {
         let all = self.0.get_or_insert_default();
         match all.get_mut(namespace) {
             Some(Value::Object(known)) => known.extend(fields),
             _ => drop(all.insert(namespace.to_owned(), Value::Object(fields))),
+        }
+    }
+}
+
+fn update(known: &mut Map<String, Value>, more: &Map<String, Value>) {
+    for (name, more) in more {
+        match (known.get_mut(name), more) {
+            (Some(Value::Object(known)), Value::Object(more)) => update(known, more),
+            (Some(Value::Array(known)), Value::Array(more)) => known.extend(more.iter().cloned()),
+            _ => drop(known.insert(name.clone(), more.clone())),
         }
     }
 }

@@ -16,7 +16,7 @@ impl Cluster {
     pub fn assignment_name(&self) -> Option<&Arc<str>> {
         match &self.discovery {
             Discovery::Eds { service_name } => Some(service_name),
-            Discovery::Static(_) | Discovery::OriginalDestination => None,
+            Discovery::Static(_) | Discovery::Dns(_) | Discovery::OriginalDestination => None,
         }
     }
 

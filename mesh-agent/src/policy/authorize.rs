@@ -18,7 +18,7 @@ use super::{
 use crate::{
     model::{
         authz::{Rbac, RbacAction},
-        filter::HttpFilter,
+        filter::{HttpFilter, HttpRbac},
         identity::Identity,
         listener::{NetworkFilter, TerminalFilter},
     },
@@ -227,6 +227,20 @@ struct Basis {
     logged_by: Option<Arc<str>>,
 }
 
+/// How often shadow rules said so of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shadow {
+    pub allowed: u32,
+    pub denied: u32,
+}
+
+impl Shadow {
+    fn note(&mut self, denied: bool) {
+        let count = if denied { &mut self.denied } else { &mut self.allowed };
+        *count = count.saturating_add(1);
+    }
+}
+
 impl Basis {
     fn pass(&mut self, rbac: &Rbac, subject: Subject<'_>) -> Result<(), Denied> {
         let denied = |reason| Denied::new(subject, Some(rbac), reason);
@@ -293,10 +307,14 @@ impl Permit {
             let judges =
                 http.http_filters.iter().find_map(|filter| match resolve(filter, snapshot) {
                     None => Some(Denied::without_config(subject, &filter.name)),
-                    Some(HttpFilter::Rbac(Some(rbac))) if rbac.action == RbacAction::Log => None,
+                    Some(HttpFilter::Rbac(HttpRbac { rules: Some(rbac), .. }))
+                        if rbac.action == RbacAction::Log =>
+                    {
+                        None
+                    }
                     Some(HttpFilter::Rbac(rbac)) => {
                         let reason = DenyReason::RequestsNotJudged;
-                        Some(Denied::new(subject, rbac.as_deref(), reason))
+                        Some(Denied::new(subject, rbac.rules.as_deref(), reason))
                     }
                     Some(other) if other.judges() => {
                         Some(Denied::new(subject, None, DenyReason::RequestsNotJudged))

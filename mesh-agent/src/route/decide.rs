@@ -285,7 +285,7 @@ fn decide(
         Discovery::OriginalDestination => {
             (original_destination(permit, snapshot), LoadGuard::default())
         }
-        Discovery::Static(_) | Discovery::Eds { .. } => {
+        Discovery::Static(_) | Discovery::Eds { .. } | Discovery::Dns(_) => {
             let assignment = snapshot.assignment(cluster);
             let assignment = assignment.filter(|a| a.stale_at.is_none_or(|stale| now < stale));
             if let Some(drop) = assignment.as_deref().and_then(|a| lb::dropped(a, random)) {

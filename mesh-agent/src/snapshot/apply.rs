@@ -247,7 +247,7 @@ fn build_with(
 fn inline(cluster: &Arc<Cluster>) -> Option<Arc<LoadAssignment>> {
     match &cluster.discovery {
         Discovery::Static(assignment) => Some(Arc::clone(assignment)),
-        Discovery::Eds { .. } | Discovery::OriginalDestination => None,
+        Discovery::Eds { .. } | Discovery::Dns(_) | Discovery::OriginalDestination => None,
     }
 }
 

@@ -396,10 +396,8 @@ fn run(name: &str, cases: Vec<Case>) {
         }
         side.seen.push(seen);
     }
-    let of = |refused: &std::collections::BTreeMap<String, String>| {
-        refused.values().map(String::as_str).collect::<Vec<_>>().join("\n")
-    };
-    (sides.0.refused, sides.1.refused) = (of(&refused.envoy), of(&refused.agent));
+    sides.0.refused = refused.envoy.values().map(String::as_str).collect::<Vec<_>>().join("\n");
+    sides.1.refused = reasons(&twins);
     let (envoy, agent) = sides;
     let mut wrong = nowhere;
     for (index, case) in asked.iter().enumerate() {
@@ -461,4 +459,13 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
     cases.retain(|case| case.name.contains(&word));
     assert!(!cases.is_empty(), "no row's name has `{word}`");
     run("corpus", cases);
+}
+
+/// Every reason for which the agent has refused something: its answers to the control
+/// plane tell the first ones only.
+fn reasons(twins: &Twins) -> String {
+    let status = twins.agent.status();
+    let types = status["xds"]["types"].as_array().cloned().unwrap_or_default();
+    let reasons = types.iter().filter_map(|of| of["nack_reasons"].as_array()).flatten();
+    reasons.filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
 }

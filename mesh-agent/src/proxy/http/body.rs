@@ -78,7 +78,6 @@ impl RequestBody {
         Self { content: Content::Whole(body), exchange, http2: false, ahead: None }
     }
 
-    #[expect(dead_code, reason = "for filters that look at bodies")]
     /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
     /// it goes on with them all the same. Returns whether it has ended.
     ///
@@ -103,7 +102,6 @@ impl RequestBody {
         }
     }
 
-    #[expect(dead_code, reason = "for filters that look at bodies")]
     /// What [`RequestBody::read_ahead`] has read.
     pub(super) fn ahead(&self) -> &[u8] {
         self.ahead.as_ref().map_or(&[], |ahead| &ahead.data)
@@ -227,20 +225,16 @@ impl Body for RequestBody {
         if self.is_end_stream() {
             return SizeHint::default();
         }
-        let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.data.len() as u64);
-        let rest = match &self.content {
-            _ if self.ahead.as_ref().is_some_and(|ahead| ahead.ended) => SizeHint::with_exact(0),
+        // What was read ahead has no other framing than it had.
+        if self.ahead.is_some() {
+            return SizeHint::default();
+        }
+        match &self.content {
             Content::Nothing => SizeHint::with_exact(0),
             Content::Whole(body) => SizeHint::with_exact(body.len() as u64),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
-        };
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower().saturating_add(ahead));
-        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(ahead)) {
-            hint.set_upper(upper);
         }
-        hint
     }
 }
 

@@ -112,7 +112,6 @@ impl Caller<'_> {
         self.within(limits, self.ask(&destination, protocol, question, limits)).await
     }
 
-    #[expect(dead_code, reason = "for filters that ask by gRPC")]
     /// Calls a unary gRPC method: `/package.Service/Method`. `headers` go with it.
     ///
     /// # Errors

@@ -95,9 +95,18 @@ fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     }
     // What fills a place came as a header's value or is an address or a name.
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
-    let name = addition.name.clone();
+    set_value(headers, addition.name.clone(), value, addition.action);
+}
+
+/// Sets a header as `action` says.
+pub(super) fn set_value(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    value: HeaderValue,
+    action: AppendAction,
+) {
     let there = headers.contains_key(&name);
-    match addition.action {
+    match action {
         AppendAction::AppendIfExistsOrAdd if SINGLE.contains(&name) => {
             let separator = if name == COOKIE { "; " } else { "," };
             append_value(headers, name, &value, separator);

@@ -25,7 +25,7 @@ use crate::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
     },
-    policy::Place,
+    policy::{Place, Shadow},
 };
 
 /// Takes note of finished requests: metrics and access log of one connection.
@@ -63,6 +63,8 @@ pub struct RequestRecord {
     pub policy: Option<Arc<str>>,
     /// What filters have noted.
     pub metadata: DynamicMetadata,
+    /// What shadow rules have said.
+    pub shadow: Shadow,
     /// `None` where downstream went away before there was one.
     pub response_code: Option<StatusCode>,
     pub flags: ResponseFlags,
@@ -91,6 +93,7 @@ impl RequestRecord {
             dropped: None,
             policy: None,
             metadata: DynamicMetadata::default(),
+            shadow: Shadow::default(),
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,

@@ -125,7 +125,7 @@ async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
     head: &mut Parts,
-    body: RequestBody,
+    mut body: RequestBody,
 ) -> Result<Answer, Reply> {
     log.record.method = Some(head.method.clone());
     log.record.path = Some(path_and_query(head).to_owned());
@@ -237,7 +237,9 @@ async fn answer(
             chain = chain.at(progress);
         }
         let request_permit = loop {
-            match chain.next(head, &log.record.metadata).map_err(|why| denied(why, log))? {
+            let step = chain.next(head, &mut log.record.metadata);
+            log.record.shadow = chain.shadow();
+            match step.map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
@@ -275,7 +277,7 @@ async fn answer(
                     continue 'request;
                 }
                 Step::Run(place, filter) => {
-                    if filtering.run(place, filter, log, head).await? == Next::Reroute {
+                    if filtering.run(place, filter, log, head, &mut body).await? == Next::Reroute {
                         begin = Begin::At(chain.into_progress());
                         continue 'request;
                     }

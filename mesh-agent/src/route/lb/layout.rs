@@ -7,7 +7,7 @@ use super::{
     priority::{Count, Level, Share, distribute},
 };
 use crate::model::cluster::{
-    Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Locality, Place,
+    Balancing, Cluster, Discovery, Endpoint, Health, LbPolicy, LoadAssignment, Locality, Place,
 };
 
 /// Locality weights are compared as whole numbers up to this.
@@ -175,6 +175,7 @@ fn effective(
 pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc<Endpoint>, u32)>> {
     if cluster.lb_policy.is_by_hash()
         || cluster.monitoring.is_on()
+        || matches!(cluster.discovery, Discovery::Dns(_))
         || cluster.balancing.slow_start.is_some()
         || cluster.balancing.subsets.is_some()
         || !assignment.drop_overloads.is_empty()

@@ -677,7 +677,7 @@ fn routes() {
 fn clusters() {
     assert_eq!(accepted(&cluster("")).clusters.len(), 1);
     for (fields, expected) in [
-        ("type: STRICT_DNS", ".type: STRICT_DNS is not supported"),
+        ("type: STRICT_DNS", ".load_assignment: is missing"),
         (
             "cluster_type: {name: envoy.clusters.aggregate}",
             ".cluster_type: envoy.clusters.aggregate is not supported",
@@ -806,7 +806,7 @@ fn all_rejections_are_said_at_once_and_none_twice() {
             "clusters[c].nonsense: unknown field",
             "clusters[c].upstream_bind_config: is not supported",
             "clusters[c].lb_policy: CLUSTER_PROVIDED is for ORIGINAL_DST",
-            "clusters[c].type: STRICT_DNS is not supported",
+            "clusters[c].load_assignment: is missing",
             "routes[r].virtual_hosts[h].routes[0].match.prefixx: unknown field",
             "routes[r].virtual_hosts[h].routes[0].routte: unknown field",
             "routes[r].virtual_hosts[h].routes[0].match.cookies[0].string_match: is missing",

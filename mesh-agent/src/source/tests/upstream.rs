@@ -8,7 +8,7 @@ use super::{
 };
 use crate::model::{
     cluster::{
-        Balancing, Cluster, Consecutive, EndpointCheck, FailurePercentage, HealthCheck,
+        Balancing, Cluster, Consecutive, DnsFamily, EndpointCheck, FailurePercentage, HealthCheck,
         OutlierDetection, Probe, SelectorFallback, SubsetFallback, SuccessRate,
     },
     route::Clusters,
@@ -410,4 +410,54 @@ fn what_a_route_asks_for_goes_for_each_of_its_clusters() {
         .collect();
     assert_eq!(shown, [r#"{"a":1.0,"b":2.0}"#, r#"{"a":1.0,"b":3.0,"c":4.0}"#]);
     assert_eq!(action.metadata_match.as_ref().unwrap().len(), 2);
+}
+
+fn named(kind: &str, host: &str, fields: &str) -> String {
+    let endpoint = format!(
+        "{{endpoint: {{address: {{socket_address: {{address: {host}, port_value: 81}}}}}}}}"
+    );
+    cluster(&format!(
+        "type: {kind}\nload_assignment: {{endpoints: [{{lb_endpoints: [{endpoint}]}}]}}\n{fields}"
+    ))
+}
+
+#[test]
+fn endpoints_may_be_names() {
+    let of = |yaml: &str| {
+        let cluster = accepted(yaml).clusters.into_iter().next().unwrap();
+        let Discovery::Dns(dns) = cluster.discovery else { panic!("{cluster:?}") };
+        dns
+    };
+    let seconds = Duration::from_secs;
+    let plain = of(&named("STRICT_DNS", "web.test", ""));
+    assert_eq!((plain.logical, plain.family, plain.refresh), (false, DnsFamily::Auto, seconds(5)));
+    assert_eq!((plain.failure_refresh, plain.jitter), ((seconds(5), seconds(5)), Duration::ZERO));
+    let names: Vec<_> = plain.names.values().map(|name| (&*name.host, name.port)).collect();
+    assert_eq!(names, [("web.test", 81)]);
+    let addresses = [("web.test".into(), vec!["10.0.0.7".parse().unwrap()])].into();
+    let resolved = plain.resolved(&addresses);
+    let resolved: Vec<_> = resolved.endpoints().map(|e| e.address.to_string()).collect();
+    assert_eq!(resolved, ["10.0.0.7:81"]);
+    let all = of(&named(
+        "LOGICAL_DNS",
+        "web.test",
+        "dns_refresh_rate: 7s\ndns_jitter: 1s\ndns_lookup_family: V4_PREFERRED\n\
+         dns_failure_refresh_rate: {base_interval: 2s}",
+    ));
+    assert_eq!((all.logical, all.family, all.refresh), (true, DnsFamily::V4Preferred, seconds(7)));
+    assert_eq!((all.failure_refresh, all.jitter), ((seconds(2), seconds(20)), seconds(1)));
+    let at = ".load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address";
+    for (yaml, expected) in [
+        (named("STRICT_DNS", "'a b'", ""), format!("{at}.address: `a b` is not a host")),
+        (named("STRICT_DNS", "a", "respect_dns_ttl: true"), ".respect_dns_ttl: is not supported: the node's resolver tells no TTL; use dns_refresh_rate".to_owned()),
+        (named("STRICT_DNS", "a", "dns_refresh_rate: 0s"), ".dns_refresh_rate: must be more than zero".to_owned()),
+        (named("STRICT_DNS", "a", "dns_failure_refresh_rate: {}"), ".dns_failure_refresh_rate.base_interval: is missing".to_owned()),
+        (named("STRICT_DNS", "a", "dns_failure_refresh_rate: {base_interval: 2s, max_interval: 1s}"), ".dns_failure_refresh_rate.max_interval: is less than base_interval".to_owned()),
+        (named("STRICT_DNS", "a", "use_tcp_for_dns_lookups: true"), ".use_tcp_for_dns_lookups: is not supported".to_owned()),
+        (cluster("type: STRICT_DNS"), ".load_assignment: is missing".to_owned()),
+        (cluster("type: LOGICAL_DNS\nload_assignment: {endpoints: []}"), ".load_assignment.endpoints: LOGICAL_DNS has one endpoint of one locality".to_owned()),
+        (cluster("dns_lookup_family: V4_ONLY"), ".dns_lookup_family: is for STRICT_DNS and LOGICAL_DNS".to_owned()),
+    ] {
+        one(yaml, "clusters[c]", &expected);
+    }
 }

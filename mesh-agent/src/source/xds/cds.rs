@@ -16,7 +16,6 @@ use envoy_types::pb::{
                 },
             },
             core::v3::HealthCheck as PbHealthCheck,
-            endpoint::v3::ClusterLoadAssignment,
         },
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
@@ -30,7 +29,7 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, balancing, circuit_breakers, common, config_source, eds, health_check,
+    ResourceType, balancing, circuit_breakers, common, config_source, dns, eds, health_check,
     http_options,
     options::json_of,
     outlier,
@@ -116,8 +115,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
         max_requests_per_connection,
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
-        dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
-        dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
+        dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval,
         upstream_bind_config, protocol_selection,
         upstream_connection_options, close_connections_on_host_health_failure,
@@ -135,8 +133,15 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         d.refuse_field("name", "is missing");
     }
 
-    let discovery =
-        discovery(d, &name, cluster_discovery_type, eds_cluster_config, load_assignment);
+    let of_names = dns::Fields {
+        load_assignment,
+        dns_refresh_rate,
+        dns_failure_refresh_rate,
+        dns_jitter,
+        dns_lookup_family,
+        respect_dns_ttl,
+    };
+    let discovery = discovery(d, &name, cluster_discovery_type, eds_cluster_config, of_names);
     let original_destination = matches!(discovery, Some(Discovery::OriginalDestination));
     let fields = balancing::Fields {
         lb_policy,
@@ -228,14 +233,18 @@ fn health_check(
     }
     let Some(check) = checks.into_iter().next() else { return Some(None) };
     d.item("health_checks", 0, |d| {
-        match discovery {
-            Some(Discovery::OriginalDestination) => d.refuse("there is nobody to ask"),
-            Some(Discovery::Static(assignment))
-                if assignment.endpoints().any(|endpoint| endpoint.tunnel != Tunnel::Direct) =>
-            {
-                d.refuse("has endpoints that are reached by HBONE: checks have no identity");
+        let own = match discovery {
+            Some(Discovery::Static(assignment)) => Some(&**assignment),
+            Some(Discovery::Dns(dns)) => Some(&dns.template),
+            Some(Discovery::OriginalDestination) => {
+                d.refuse("there is nobody to ask");
+                None
             }
-            _ => {}
+            Some(Discovery::Eds { .. }) | None => None,
+        };
+        let mut own = own.into_iter().flat_map(LoadAssignment::endpoints);
+        if own.any(|endpoint| endpoint.tunnel != Tunnel::Direct) {
+            d.refuse("has endpoints that are reached by HBONE: checks have no identity");
         }
         health_check::health_check(d, check, cluster).map(|check| Some(Arc::new(check)))
     })
@@ -246,7 +255,7 @@ fn discovery(
     name: &str,
     kind: Option<ClusterDiscoveryType>,
     eds_cluster_config: Option<EdsClusterConfig>,
-    load_assignment: Option<ClusterLoadAssignment>,
+    mut of_names: dns::Fields,
 ) -> Option<Discovery> {
     let kind = match kind {
         None => DiscoveryType::Static,
@@ -264,6 +273,13 @@ fn discovery(
     if kind != DiscoveryType::Eds && eds_cluster_config.is_some() {
         d.refuse_field("eds_cluster_config", format!("is for EDS, not {}", kind.as_str_name()));
     }
+    let by_name = matches!(kind, DiscoveryType::StrictDns | DiscoveryType::LogicalDns);
+    if by_name {
+        let logical = kind == DiscoveryType::LogicalDns;
+        return dns::dns(d, name, of_names, logical).map(|dns| Discovery::Dns(Arc::new(dns)));
+    }
+    of_names.refuse(d);
+    let load_assignment = of_names.load_assignment.take();
     if kind != DiscoveryType::Static && load_assignment.is_some() {
         d.refuse_field("load_assignment", format!("is for STATIC, not {}", kind.as_str_name()));
     }
@@ -293,9 +309,7 @@ fn discovery(
             Some(Discovery::Eds { service_name: service_name.into() })
         }
         DiscoveryType::OriginalDst => Some(Discovery::OriginalDestination),
-        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
-            d.field("type", |d| d.refused(format!("{} is not supported", kind.as_str_name())))
-        }
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => None,
     }
 }
 

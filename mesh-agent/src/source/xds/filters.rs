@@ -3,8 +3,10 @@
 //! Spec: `HttpFilter` of `http_connection_manager/v3`, `envoy/extensions/filters/http/*/v3`,
 //! `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
+mod buffer;
 mod cors;
 mod csrf;
+mod ext_authz;
 mod fault;
 mod header_mutation;
 mod jwt_authn;
@@ -12,6 +14,7 @@ mod local_rate_limit;
 mod on_demand;
 mod rbac;
 mod router;
+mod set_metadata;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -20,8 +23,10 @@ use envoy_types::pb::{
         config::route::v3::FilterConfig,
         extensions::filters::{
             http::{
+                buffer::v3::{Buffer, BufferPerRoute},
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
+                ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
@@ -29,6 +34,7 @@ use envoy_types::pb::{
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
                 router::v3::Router,
+                set_metadata::v3::Config as SetMetadata,
             },
             network::http_connection_manager::v3::{HttpFilter as PbHttpFilter, http_filter},
         },
@@ -54,7 +60,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 11] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -91,6 +97,13 @@ const KINDS: [Kind; 8] = [
         discoverable: true,
     },
     Kind {
+        config: ExtAuthz::full_name,
+        decode: ext_authz::filter,
+        route_config: ExtAuthzPerRoute::full_name,
+        decode_route: ext_authz::route,
+        discoverable: true,
+    },
+    Kind {
         config: JwtAuthentication::full_name,
         decode: jwt_authn::filter,
         route_config: JwtPerRouteConfig::full_name,
@@ -102,6 +115,20 @@ const KINDS: [Kind; 8] = [
         decode: local_rate_limit::filter,
         route_config: LocalRateLimit::full_name,
         decode_route: local_rate_limit::route,
+        discoverable: true,
+    },
+    Kind {
+        config: SetMetadata::full_name,
+        decode: set_metadata::filter,
+        route_config: SetMetadata::full_name,
+        decode_route: set_metadata::route,
+        discoverable: true,
+    },
+    Kind {
+        config: Buffer::full_name,
+        decode: buffer::filter,
+        route_config: BufferPerRoute::full_name,
+        decode_route: buffer::route,
         discoverable: true,
     },
     Kind {

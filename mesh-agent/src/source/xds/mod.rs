@@ -17,6 +17,7 @@ mod circuit_breakers;
 mod client;
 mod common;
 mod config_source;
+mod dns;
 mod ecds;
 mod eds;
 mod filters;
@@ -70,7 +71,7 @@ pub use options::{NodeInfo, Origin, XdsOptions};
 pub(super) use reject::{REJECTIONS_MAX, rejection};
 pub use resource::{Resource, ResourceType, TYPE_URLS};
 
-pub use session::{TypeStatus, Variant, Warming, hear};
+pub use session::{Refused, TypeStatus, Variant, Warming, hear};
 pub use tls::{Pem, TlsOptions};
 pub use wishes::Wishes;
 

@@ -8,12 +8,14 @@ use tests::corpus::Ask;
 use super::{Case, case, get, routes, to, typed};
 pub(super) use tokens::JWKS;
 
+const AUTHZ: &str = "extensions.filters.http.ext_authz.v3.ExtAuthz";
+const AUTHZ_PER_ROUTE: &str = "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
 const JWT: &str = "extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 const JWT_PER_ROUTE: &str = "extensions.filters.http.jwt_authn.v3.PerRouteConfig";
 const RBAC: &str = "extensions.filters.http.rbac.v3.RBAC";
 
 pub(super) fn cases() -> Vec<Case> {
-    [jwt_cases(), jwt_key_cases()].concat()
+    [jwt_cases(), jwt_key_cases(), authz_grpc_cases(), authz_http_cases()].concat()
 }
 
 fn jwks() -> Value {
@@ -175,5 +177,101 @@ fn jwt_key_cases() -> Vec<Case> {
         rules("jwt: keys of no cluster", remote("nowhere", "/jwks"), p()).asks(bearing(EC).is(401)),
         rules("jwt: keys that are too large", remote("http-authority", "/jwks-huge"), p())
             .asks(bearing(EC).differs("status", "a JWKS of more than a MiB is not read").is(200)),
+    ]
+}
+
+/// Every request is asked about by gRPC.
+fn by_grpc(name: &'static str, routes: Value, fields: Value) -> Case {
+    by_grpc_of(name, "grpc-authority", routes, fields)
+}
+
+fn by_grpc_of(name: &'static str, cluster: &str, routes: Value, fields: Value) -> Case {
+    let service = json!({ "envoy_grpc": { "cluster_name": cluster }, "timeout": "1s" });
+    let mut config = json!({ "transport_api_version": "V3", "grpc_service": service });
+    super::merge(&mut config, fields);
+    case(name, routes).filter("authz", AUTHZ, config)
+}
+
+fn says(how: &str) -> Ask {
+    get("/a?b=c").with("x-authority", how)
+}
+
+#[rustfmt::skip]
+fn authz_grpc_cases() -> Vec<Case> {
+    let per_route = |prefix: &str, config: Value| json!({
+        "match": { "prefix": prefix }, "route": { "cluster": "one" }, "typed_per_filter_config": { "authz": typed(AUTHZ_PER_ROUTE, config) },
+    });
+    let rest = json!({ "match": { "prefix": "/" }, "route": { "cluster": "one" } });
+    let post = |body: &str| Ask::new("POST", "/a").body(body);
+    vec![
+        by_grpc("authz: by gRPC", to("one"), json!({}))
+            .asks(get("/a?b=c").with("x-a", "1").with("x-a", "2")).asks(get("/").http2()).asks(post("body"))
+            .asks(says("deny").is(401)).asks(says("deny-plain").is(403)).asks(says("deny").http2().with("content-type", "application/grpc").is(200))
+            .asks(says("error").is(403)).asks(says("slow").is(403)).asks(says("huge").differs("status", "an answer of more than 4 MiB is no answer: a denial").is(500))
+            .asks(says("change").with("x-set", "old").with("x-add", "old").with("x-if-there", "old").with("x-gone", "1"))
+            .asks(says("change")),
+        by_grpc("authz: failures are let pass", to("one"), json!({ "failure_mode_allow": true, "failure_mode_allow_header_add": true }))
+            .asks(says("error")).asks(says("slow")).asks(says("deny").is(401)),
+        by_grpc("authz: status of failures", to("one"), json!({ "status_on_error": { "code": "ServiceUnavailable" } })).asks(says("error").is(503)).asks(get("/")),
+        by_grpc_of("authz: nobody there", "dead", to("one"), json!({})).asks(get("/").is(403)),
+        by_grpc_of("authz: no cluster", "nowhere", to("one"), json!({})).asks(get("/").is(403)),
+        by_grpc("authz: headers that are told", to("one"), json!({
+            "allowed_headers": { "patterns": [{ "prefix": "x-" }] }, "disallowed_headers": { "patterns": [{ "exact": "x-secret" }] },
+        })).asks(get("/").with("x-secret", "1").with("x-a", "1").with("authorization", "2")),
+        by_grpc("authz: bodies", to("one"), json!({ "with_request_body": { "max_request_bytes": 8 } }))
+            .asks(get("/")).asks(post("1234567")).asks(post("123456789").is(413)).asks(post("1234567").http2()),
+        by_grpc("authz: parts of bodies", to("one"), json!({ "with_request_body": { "max_request_bytes": 8, "allow_partial_message": true, "pack_as_bytes": true } }))
+            .asks(post("1234567")).asks(post("1234567890123")),
+        by_grpc("authz: routes", routes(json!([
+            per_route("/off", json!({ "disabled": true })),
+            per_route("/more", json!({ "check_settings": { "context_extensions": { "a": "b" } } })),
+            per_route("/none", json!({ "check_settings": { "disable_request_body_buffering": true } })),
+            rest,
+        ])), json!({ "with_request_body": { "max_request_bytes": 8 } }))
+            .asks(get("/off").with("x-authority", "deny")).asks(get("/more")).asks(get("/more").with("x-authority", "deny").is(401))
+            .asks(Ask::new("POST", "/none").body("123456789")),
+        by_grpc("authz: another route", routes(json!([
+            { "match": { "prefix": "/", "headers": [{ "name": "x-to", "string_match": { "exact": "two" } }] }, "route": { "cluster": "two" } }, rest,
+        ])), json!({ "clear_route_cache": true })).asks(says("route")).asks(says("")),
+        by_grpc("authz: metadata of the answer", routes(json!([
+            { "match": { "prefix": "/" }, "route": { "cluster": "one" }, "request_headers_to_add": [
+                { "header": { "key": "x-user", "value": "%DYNAMIC_METADATA(authz:user)%" } },
+                { "header": { "key": "x-level", "value": "%DYNAMIC_METADATA(authz:level)%" } },
+                { "header": { "key": "x-default", "value": "%DYNAMIC_METADATA(envoy.filters.http.ext_authz:user)%" } },
+            ] },
+        ])), json!({})).asks(says("change")),
+        by_grpc("authz: refused", to("one"), json!({ "include_peer_certificate": true })).refused(".include_peer_certificate: is not supported"),
+        by_grpc("authz: another version", to("one"), json!({ "transport_api_version": "V2" })).refused(".transport_api_version: only V3 is supported"),
+    ]
+}
+
+#[rustfmt::skip]
+fn authz_http_cases() -> Vec<Case> {
+    let exact = |names: &[&str]| {
+        let patterns: Vec<Value> = names.iter().map(|name| json!({ "exact": name })).collect();
+        json!({ "patterns": patterns })
+    };
+    let http = |name: &'static str, service: Value, fields: Value| {
+        let uri = json!({ "uri": "http://authority", "cluster": "http-authority", "timeout": "1s" });
+        let mut config = json!({ "transport_api_version": "V3", "http_service": { "server_uri": uri }, "allowed_headers": exact(&["x-authority", "x-a"]) });
+        super::merge(&mut config["http_service"], service);
+        super::merge(&mut config, fields);
+        case(name, to("one")).filter("authz", AUTHZ, config)
+    };
+    vec![
+        http("authz: by HTTP", json!({
+            "path_prefix": "/check", "authorization_request": { "headers_to_add": [{ "key": "x-added", "value": "yes" }] },
+            "authorization_response": {
+                "allowed_upstream_headers": exact(&["x-asked", "x-set"]), "allowed_upstream_headers_to_append": exact(&["x-add"]),
+                "allowed_client_headers": exact(&["x-why"]), "allowed_client_headers_on_success": exact(&["x-for-client"]),
+            },
+        }), json!({}))
+            .asks(get("/a?b=c").with("authorization", "x").with("x-a", "1").with("x-b", "2").with("x-set", "old").with("x-add", "old"))
+            .asks(Ask::new("POST", "/a").body("body")).asks(get("/").http2())
+            .asks(says("deny").is(403)).asks(says("error").is(403)).asks(says("slow").is(403)),
+        http("authz: by HTTP, all headers", json!({}), json!({})).asks(get("/a"))
+            .asks(says("deny").differs("header x-envoy-upstream-service-time", "the time of a call is no part of its answer").is(403)),
+        http("authz: by HTTP, bodies", json!({ "authorization_response": { "allowed_upstream_headers": exact(&["x-asked"]) } }), json!({ "with_request_body": { "max_request_bytes": 8 } }))
+            .asks(Ask::new("POST", "/a").body("1234567")).asks(Ask::new("POST", "/a").body("123456789").is(413)),
     ]
 }

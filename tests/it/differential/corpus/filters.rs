@@ -12,6 +12,9 @@ const LIMIT: &str = "extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
 const MUTATION: &str = "extensions.filters.http.header_mutation.v3.HeaderMutation";
 const MUTATION_PER_ROUTE: &str =
     "extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute";
+const BUFFER: &str = "extensions.filters.http.buffer.v3.Buffer";
+const BUFFER_PER_ROUTE: &str = "extensions.filters.http.buffer.v3.BufferPerRoute";
+const SET_METADATA: &str = "extensions.filters.http.set_metadata.v3.Config";
 const RBAC: &str = "extensions.filters.http.rbac.v3.RBAC";
 const RBAC_PER_ROUTE: &str = "extensions.filters.http.rbac.v3.RBACPerRoute";
 const FILTER_CONFIG: &str = "config.route.v3.FilterConfig";
@@ -345,6 +348,91 @@ fn limit_cases() -> Vec<Case> {
     ]
 }
 
+/// Tells what is noted in that namespace, on both ways.
+fn told(case: Case, namespace: &str, keys: &[&str]) -> Case {
+    let additions: Vec<Value> = keys
+        .iter()
+        .map(|key| {
+            let value = format!("[%DYNAMIC_METADATA({namespace}:{key})%]");
+            append(&format!("x-{}", key.replace([':', '_'], "-")), &value, "ADD_IF_ABSENT")
+        })
+        .collect();
+    let mutations = json!({ "request_mutations": additions, "response_mutations": additions });
+    case.filter("told", MUTATION, json!({ "mutations": mutations }))
+}
+
+/// Judged by rules in force as well.
+fn enforced(ask: Ask) -> Ask {
+    let reason = "what rules in force have said is in the access log, not in metadata";
+    let upstream = "upstream header x-enforced-engine-result";
+    let ask = ask.differs("header x-enforced-engine-result", reason);
+    if ask.expected == 200 { ask.differs(upstream, reason) } else { ask }
+}
+
+#[rustfmt::skip]
+fn metadata_cases() -> Vec<Case> {
+    let set = |name: &'static str, entries: Value| case(name, to("one")).filter("set", SET_METADATA, json!({ "metadata": entries }));
+    let metadata = |path: &str, value: Value| json!({ "metadata": { "filter": "ns", "path": [{ "key": path }], "value": value } });
+    let allow = |case: Case, principal: Value| case.filter("rbac", RBAC, json!({ "rules": { "action": "ALLOW", "policies": { "p": {
+        "permissions": [{ "any": true }], "principals": [principal] } } } }));
+    let abc = json!({ "a": "x", "n": 7, "f": 1.5, "t": true, "s": { "in": "deep", "l": [1] }, "l": ["p", "q"] });
+    let shadowed = |name: &'static str, shadow: Value| told(case(name, to("one")).filter("rbac", RBAC, shadow), "envoy.filters.http.rbac",
+        &["shadow_engine_result", "shadow_effective_policy_id", "s_shadow_engine_result", "enforced_engine_result"]);
+    let mut both = rbac("DENY", "/no");
+    both["shadow_rules"] = rbac("ALLOW", "/yes")["rules"].clone();
+    both["shadow_rules_stat_prefix"] = "s_".into();
+    let only = |action: &str, path: &str| json!({ "shadow_rules": rbac(action, path)["rules"] });
+    vec![
+        told(set("metadata-set", json!([{ "metadata_namespace": "ns", "value": abc }])), "ns", &["a", "n", "f", "t", "s:in", "s", "l", "none"]).asks(get("/")),
+        told(set("metadata-kept", json!([{ "metadata_namespace": "ns", "value": { "a": "first" } }, { "metadata_namespace": "ns", "value": { "a": "second", "b": "new" } }])), "ns", &["a", "b"]).asks(get("/")),
+        told(set("metadata-merged", json!([{ "metadata_namespace": "ns", "value": abc }, { "metadata_namespace": "ns", "allow_overwrite": true,
+            "value": { "a": "second", "n": "text", "s": { "l": [2], "more": 1 }, "l": ["r"] } }])), "ns", &["a", "n", "s:in", "s:more", "s:l", "l"]).asks(get("/")),
+        allow(set("metadata-rbac", json!([{ "metadata_namespace": "ns", "value": abc }])), metadata("a", json!({ "string_match": { "exact": "x" } }))).asks(get("/")),
+        allow(set("metadata-rbac-other", json!([{ "metadata_namespace": "ns", "value": abc }])), metadata("a", json!({ "string_match": { "exact": "y" } }))).asks(get("/").is(403)),
+        allow(case("metadata-rbac-absent", to("one")), metadata("a", json!({ "string_match": { "exact": "x" } }))).asks(get("/").is(403)),
+        allow(set("metadata-rbac-list", json!([{ "metadata_namespace": "ns", "value": abc }])), metadata("l", json!({ "list_match": { "one_of": { "string_match": { "exact": "q" } } } }))).asks(get("/")),
+        set("metadata-typed", json!([{ "metadata_namespace": "ns", "typed_value": typed("type.v3.Percent", json!({ "value": 1 })) }])).refused("typed_value: is not supported"),
+        shadowed("shadow-only", only("ALLOW", "/yes")).asks(get("/yes")).asks(get("/no")),
+        shadowed("shadow-deny", only("DENY", "/no")).asks(get("/yes")).asks(get("/no")),
+        shadowed("shadow-log", only("LOG", "/no")).asks(get("/yes")).asks(get("/no")),
+        shadowed("shadow-both", both).asks(enforced(get("/yes"))).asks(enforced(get("/no").is(403))).asks(enforced(get("/other"))),
+        case("shadow-per-route", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "one" },
+                "typed_per_filter_config": { "rbac": typed(RBAC_PER_ROUTE, json!({ "rbac": only("DENY", "/") })) } }])))
+            .filter("rbac", RBAC, rbac("DENY", "/")).asks(get("/")),
+    ]
+}
+
+#[rustfmt::skip]
+fn buffer_cases() -> Vec<Case> {
+    let per = |config: Value| json!({ "buffer": typed(BUFFER_PER_ROUTE, config) });
+    let post = |body: &str| Ask::new("POST", "/").body(body);
+    let chunked = |body: &str| post(body).with("transfer-encoding", "chunked");
+    vec![
+        case("buffer", to("one")).filter("b", BUFFER, json!({ "max_request_bytes": 10 }))
+            .asks(get("/")).asks(post("0123456789")).asks(chunked("0123456789")).asks(post("0123456789").http2()).asks(post("").with("transfer-encoding", "chunked"))
+            .asks(post("01234567890").is(413)).asks(chunked("01234567890").is(413)).asks(post("01234567890").http2().differs("status", "Envoy lets on what comes in one frame, whatever its length"))
+            .asks(post("t").trailer("x-trailer", "1").http2()),
+        case("buffer-h2", to("h2")).filter("b", BUFFER, json!({ "max_request_bytes": 10 }))
+            .asks(chunked("0123456789")).asks(post("0123456789").http2()).asks(post("t").trailer("x-trailer", "1").http2()),
+        case("buffer-per-route", routes(json!([
+                { "match": { "prefix": "/off" }, "route": { "cluster": "one" }, "typed_per_filter_config": per(json!({ "disabled": true })) },
+                { "match": { "prefix": "/more" }, "route": { "cluster": "one" }, "typed_per_filter_config": per(json!({ "buffer": { "max_request_bytes": 20 } })) },
+                { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
+            ]))).filter("buffer", BUFFER, json!({ "max_request_bytes": 10 }))
+            .asks(Ask::new("POST", "/off").body("01234567890")).asks(Ask::new("POST", "/more").body("01234567890")).asks(post("01234567890").is(413)),
+        case("buffer-none", to("one")).filter("buffer", BUFFER, json!({})).refused_by_both("max_request_bytes: must be above zero", "MaxRequestBytes"),
+    ]
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    [limit_cases(), cors_cases(), fault_cases(), mutation_cases(), rbac_cases()].concat()
+    [
+        metadata_cases(),
+        buffer_cases(),
+        limit_cases(),
+        cors_cases(),
+        fault_cases(),
+        mutation_cases(),
+        rbac_cases(),
+    ]
+    .concat()
 }

@@ -67,6 +67,15 @@ fn policy(name: &'static str, fields: Value) -> Case {
     case(name, super::to(name)).cluster(name, "one", fields).asks(get("/")).asks(get("/").http2())
 }
 
+/// A cluster of this name whose endpoint is asked of a resolver, if only for an address.
+fn named(name: &'static str, fields: Value) -> Case {
+    let config = routes(json!([
+        { "match": { "prefix": "/wait" }, "route": { "cluster": "two" } },
+        { "match": { "prefix": "/" }, "route": { "cluster": name } },
+    ]));
+    case(name, config).cluster(name, "one", fields).asks(wait(300))
+}
+
 /// Everything goes to the subset with these labels of a cluster of this name.
 fn subsets(name: &'static str, config: Value, labels: Value) -> Case {
     let mut of = json!({ "subset_selectors": [{ "keys": ["who"] }] });
@@ -164,6 +173,8 @@ pub(super) fn cases() -> Vec<Case> {
             "metadata_match": { "filter_metadata": { "envoy.lb": { "who": "a" } } },
             "weighted_clusters": { "clusters": [{ "name": "subset-of-cluster", "weight": 1, "metadata_match": { "filter_metadata": { "envoy.lb": { "who": "b" } } } }] },
         } }]))).cluster("subset-of-cluster", "labelled", json!({ "lb_subset_config": { "subset_selectors": [{ "keys": ["who"] }] } })).asks(get("/")).asks(get("/")),
+        named("dns-strict", json!({ "type": "STRICT_DNS" })).asks(get("/")).asks(get("/").http2()),
+        named("dns-logical", json!({ "type": "LOGICAL_DNS", "dns_lookup_family": "V4_ONLY", "dns_refresh_rate": "1s" })).asks(get("/")).asks(wait(1200)).asks(get("/")),
         by_http("check-well", &json!({}), json!({})).asks(get("/")),
         by_http("check-ill", &json!({ "status": 503 }), json!({})).asks(get("/").is(503)),
         by_http("check-http2", &json!({}), json!({ "codec_client_type": "HTTP2" })).asks(get("/")),

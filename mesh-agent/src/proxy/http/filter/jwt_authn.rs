@@ -12,7 +12,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, Uri,
+    HeaderMap, HeaderValue, Method, StatusCode,
     header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderName, ORIGIN, WWW_AUTHENTICATE},
     request::Parts,
 };
@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 use super::{
     super::{call::Caller, reply::Reply},
-    Next,
+    Next, decoded, set_query,
 };
 use crate::{
     codec::jwt::{Jwt, JwtError},
@@ -399,27 +399,6 @@ fn tokens<'p>(providers: &'p [Arc<JwtProvider>], head: &Parts) -> Vec<Token<'p>>
     tokens
 }
 
-/// Percent-decoded; what is no escape stays.
-fn decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
-        let digits = after.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-        match (first, digits.and_then(hex)) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                rest = &after[2..];
-            }
-            _ => {
-                out.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
 fn remove(head: &mut Parts, location: &JwtLocation) {
     match location {
         JwtLocation::Header { name, .. } => drop(head.headers.remove(name)),
@@ -427,17 +406,8 @@ fn remove(head: &mut Parts, location: &JwtLocation) {
             let Some(query) = head.uri.query() else { return };
             let key = |pair: &str| decoded(pair.split_once('=').map_or(pair, |(key, _)| key));
             let kept: Vec<&str> = query.split('&').filter(|pair| key(pair) != *name).collect();
-            let path = head.uri.path();
-            let path = match kept.is_empty() {
-                true => path.to_owned(),
-                false => format!("{path}?{}", kept.join("&")),
-            };
-            let mut parts = head.uri.clone().into_parts();
-            // Parts of a valid one.
-            parts.path_and_query = path.try_into().ok().or(parts.path_and_query);
-            if let Ok(uri) = Uri::from_parts(parts) {
-                head.uri = uri;
-            }
+            let kept: Vec<String> = kept.into_iter().map(str::to_owned).collect();
+            set_query(head, &kept);
         }
         // As Envoy.
         JwtLocation::Cookie(_) => {}

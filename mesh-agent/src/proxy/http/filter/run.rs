@@ -5,11 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{StatusCode, request::Parts, uri::Authority};
+use http::{
+    HeaderValue, StatusCode,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request::Parts,
+    uri::Authority,
+};
+use http_body::Body as _;
 
 use super::{
     super::{
-        HttpConnection, Judged,
+        HttpConnection, Judged, RequestBody,
         call::Caller,
         descriptors::Counted,
         forward::expired_reply,
@@ -18,15 +24,17 @@ use super::{
         reply::{Reply, ToGrpc},
         timing::Deadline,
     },
-    Next, cors, csrf,
+    Next, cors, csrf, ext_authz,
     fault::{Ended, Injector},
     header_mutations, jwt_authn,
 };
 use crate::{
     model::{
         cluster::ClusterName,
-        filter::{Fault, HttpFilter, Levels, LocalRateLimit},
+        ext_authz::ExtAuthz,
+        filter::{Fault, HttpFilter, Levels, LocalRateLimit, SetMetadata},
         listener::HttpConnectionManager,
+        metadata::DynamicMetadata,
         route::{Route, RouteAction},
     },
     observe::flags::ResponseFlag,
@@ -65,6 +73,7 @@ impl Filtering<'_> {
         filter: &HttpFilter,
         log: &mut RequestLog,
         head: &mut Parts,
+        body: &mut RequestBody,
     ) -> Result<Next, Reply> {
         let Self { levels, snapshot, .. } = *self;
         let done = match filter {
@@ -84,16 +93,55 @@ impl Filtering<'_> {
             HttpFilter::LocalRateLimit(own) => {
                 self.limit(place, levels.local_rate_limit(place.name, own), log, head)
             }
+            HttpFilter::SetMetadata(all) => {
+                set_metadata(all, &mut log.record.metadata);
+                Ok(())
+            }
+            HttpFilter::Buffer(own) => match levels.buffer(place.name, *own) {
+                Some(max) => self.buffer(max, log, head, body).await,
+                None => Ok(()),
+            },
             HttpFilter::JwtAuthn(filter) => {
                 let (caller, metadata) = (self.caller(), &mut log.record.metadata);
                 return jwt_authn::run(filter, place, levels, caller, head, metadata).await;
+            }
+            HttpFilter::ExtAuthz(filter) => {
+                return self.authorize(place, filter, log, head, body).await;
             }
             HttpFilter::OnDemand(_) | HttpFilter::Rbac(_) | HttpFilter::Discovered(_) => Ok(()),
         };
         done.map(|()| Next::Continue)
     }
 
-    fn caller(&self) -> Caller<'_> {
+    async fn authorize(
+        &self,
+        place: Place<'_>,
+        filter: &ExtAuthz,
+        log: &mut RequestLog,
+        head: &mut Parts,
+        body: &mut RequestBody,
+    ) -> Result<Next, Reply> {
+        let Some(question) =
+            ext_authz::Question::of(filter, place, self.levels, self.snapshot, log)
+        else {
+            return Ok(Next::Continue);
+        };
+        if let Some(settings) = question.reads_body(body) {
+            let mut deadline = Deadline::new(Arc::clone(&log.exchange), self.idle);
+            let read = deadline.run(body.read_ahead(settings.until())).await;
+            let read = read.map_err(|expired| expired_reply(expired, log))?;
+            let whole = read.map_err(|_| Reply::bad_request("malformed request body"))?;
+            settings.check(whole, body)?;
+        }
+        let answer = question.ask(self.caller(), log, head, body).await;
+        let passed = question.take(answer, head, log)?;
+        if !passed.for_client.is_empty() {
+            log.on_the_way_out(place, OnTheWayOut::Append(passed.for_client), self.judged);
+        }
+        Ok(passed.next)
+    }
+
+    pub(super) fn caller(&self) -> Caller<'_> {
         let Self { connection, judged, snapshot, .. } = *self;
         Caller { services: &connection.services, permit: &judged.permit, snapshot }
     }
@@ -119,6 +167,39 @@ impl Filtering<'_> {
             Ended::Aborted(reply) => reply,
             Ended::Expired(expired) => expired_reply(expired, log),
         })
+    }
+
+    /// Reads a whole body before it goes on.
+    async fn buffer(
+        &self,
+        max: u32,
+        log: &RequestLog,
+        head: &mut Parts,
+        body: &mut RequestBody,
+    ) -> Result<(), Reply> {
+        if body.is_end_stream() {
+            return Ok(());
+        }
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let mut deadline = Deadline::new(Arc::clone(&log.exchange), self.idle);
+        match deadline.run(body.read_ahead(max.saturating_add(1))).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                let flag = Some(ResponseFlag::DownstreamConnectionTermination);
+                let reply = Reply::new(StatusCode::BAD_REQUEST, "", flag, error.to_string());
+                return Err(Reply { close: true, ..reply });
+            }
+            Err(expired) => return Err(expired_reply(expired, log)),
+        }
+        let length = body.ahead().len();
+        if length > max {
+            let (status, details) = (StatusCode::PAYLOAD_TOO_LARGE, "request_payload_too_large");
+            let reply = Reply::new(status, "Payload Too Large", None, details);
+            return Err(Reply { close: true, ..reply });
+        }
+        head.headers.remove(TRANSFER_ENCODING);
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        Ok(())
     }
 
     fn limit(
@@ -179,5 +260,13 @@ impl Filtering<'_> {
             false => ToGrpc::Mapped,
         };
         Err(Reply { headers: Some(Box::new(headers)), grpc, ..reply })
+    }
+}
+
+fn set_metadata(all: &[SetMetadata], metadata: &mut DynamicMetadata) {
+    for SetMetadata { namespace, allow_overwrite, fields } in all {
+        if *allow_overwrite || metadata.get::<&str>(namespace, &[]).is_none() {
+            metadata.update(namespace, fields);
+        }
     }
 }

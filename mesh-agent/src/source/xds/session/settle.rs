@@ -293,6 +293,7 @@ impl Session {
             table.timeouts.remove(&name);
             table.waiting.clear(&name);
             table.absent.remove(&name);
+            table.refused.clear(&name);
             table.forget(&name);
             table.remove(&name);
         }
