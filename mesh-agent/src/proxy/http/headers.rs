@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{
@@ -146,7 +147,8 @@ fn check_http1(head: &Parts) -> Result<(), Reply> {
             || name.first() == Some(&b':')
             || kept.iter().any(|kept| name.eq_ignore_ascii_case(kept.as_str().as_bytes()))
         {
-            return Err(Reply::bad_request("invalid nominated header in connection"));
+            let reply = Reply::bad_request("invalid nominated header in connection");
+            return Err(Reply { body: Bytes::new(), ..reply });
         }
     }
     Ok(())
