@@ -106,7 +106,9 @@ impl Reply {
             headers.insert(LOCATION, location);
         }
         log.mutate(head, status, &mut headers);
-        if self.close && version < Version::HTTP_2 {
+        // As Envoy: what is left of the request is not waited for.
+        let unread = !log.exchange.is_request_complete();
+        if (self.close || unread) && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         log.record.response_code = Some(status);

@@ -143,9 +143,9 @@ pub(super) fn cases() -> Vec<Case> {
         outliers("outlier-comes-back", "one", json!({ "consecutive_5xx": 1, "interval": "0.3s", "base_ejection_time": "0.3s", "max_ejection_time": "0.3s" }))
             .asks(answers(500)).asks(wait(1500)).asks(get("/")),
         outliers("outlier-percentage", "one", json!({
-            "consecutive_5xx": 0, "interval": "1s", "failure_percentage_minimum_hosts": 1, "failure_percentage_request_volume": 2,
+            "consecutive_5xx": 0, "interval": "8s", "failure_percentage_minimum_hosts": 1, "failure_percentage_request_volume": 2,
             "failure_percentage_threshold": 60, "enforcing_failure_percentage": 100,
-        })).asks(wait(200)).asks(answers(500)).asks(answers(500)).asks(answers(500)).asks(answers(500)).asks(wait(2500)).asks(get("/").is(503)),
+        })).asks(wait(200)).asks(answers(500)).asks(answers(500)).asks(answers(500)).asks(answers(500)).asks(wait(4800)).asks(wait(4800)).asks(get("/").is(503)),
         {
             let mut panic = outliers("outlier-panic", "one", json!({ "consecutive_5xx": 1 }));
             panic.clusters[0]["common_lb_config"] = json!({});
