@@ -10,7 +10,7 @@ use std::{
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 use tests::{
-    Agent, Inbound, MeshConfig, Process, Service, Testbed,
+    Agent, Inbound, Mesh, MeshConfig, Process, Service, Testbed,
     control_plane::ControlPlane,
     eventually, eventually_within, mesh,
     pki::{Pki, Validity},
@@ -49,6 +49,24 @@ fn flood(directory: &Path, header: &str, first: usize, requests: usize) -> Comma
     curl
 }
 
+fn held(agent: &Agent) -> f64 {
+    agent.metrics().sum("mesh_on_demand_held", &[])
+}
+
+/// Two of them from the mesh's client, of 600 requests each, as many of which wait as may.
+fn floods(mesh: &Mesh, header: &str) -> [Process; 2] {
+    let directory = mesh.bed.node(1).directory();
+    let floods = [0, 1].map(|n| {
+        let flood = flood(&directory, header, n * 1000, 600);
+        mesh.client.starts(&format!("flood-{n}"), flood)
+    });
+    eventually("the flood is held", || {
+        let held = held(mesh.near());
+        if held >= 200.0 { Ok(()) } else { Err(held) }
+    });
+    floods
+}
+
 /// The status codes that [`flood`] has written.
 fn codes(flood: &Process) -> Vec<String> {
     flood.wait();
@@ -82,19 +100,10 @@ fn a_flood_of_hosts_that_nobody_has_takes_neither_memory_nor_the_neighbours_turn
 
     // The server hears, and does not answer.
     control_plane.behaves("mute", true.into());
-    let directory = mesh.bed.node(1).directory().to_owned();
-    let floods: Vec<_> = [0, 1]
-        .map(|n| {
-            mesh.client.starts(&format!("flood-{n}"), flood(&directory, "Host", n * 1000, 600))
-        })
-        .into();
-    eventually("the flood is held", || {
-        let held = agent.metrics().sum("mesh_on_demand_held", &[]);
-        if held >= 200.0 { Ok(()) } else { Err(held) }
-    });
+    let floods = floods(&mesh, "Host");
     for _ in 0..10 {
         own().expect_status(200);
-        assert!(agent.metrics().sum("mesh_on_demand_held", &[]) <= 256.0);
+        assert!(held(agent) <= 256.0);
     }
     // It answers again: the neighbour finds what there is, in the middle of it.
     control_plane.behaves("mute", false.into());
@@ -134,20 +143,10 @@ fn a_flood_of_clusters_that_a_late_server_answers_leaves_nothing_behind() {
 
     // Each answer comes when those who asked have gone.
     control_plane.behaves("delay", json!(2.5));
-    let directory = mesh.bed.node(1).directory().to_owned();
-    let floods: Vec<_> = [0, 1]
-        .map(|n| {
-            let flood = flood(&directory, "x-cluster", n * 1000, 600);
-            mesh.client.starts(&format!("flood-{n}"), flood)
-        })
-        .into();
-    eventually("the flood is held", || {
-        let held = agent.metrics().sum("mesh_on_demand_held", &[]);
-        if held >= 200.0 { Ok(()) } else { Err(held) }
-    });
+    let floods = floods(&mesh, "x-cluster");
     for _ in 0..10 {
         own().expect_status(200);
-        assert!(agent.metrics().sum("mesh_on_demand_held", &[]) <= 256.0);
+        assert!(held(agent) <= 256.0);
     }
     for codes in floods.iter().map(codes) {
         assert_eq!(codes.len(), 600, "{codes:?}");

@@ -1,4 +1,4 @@
-"""Servers that filters ask: authorisation and rate limits by gRPC, authorisation and keys by HTTP.
+"""Servers that filters ask: authorisation by gRPC, authorisation and keys by HTTP.
 
 usage: authority.py GRPC_PORT HTTP_PORT JWKS
 
@@ -19,8 +19,6 @@ from google.rpc import code_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.service.auth.v3 import external_auth_pb2 as auth
 from envoy.service.auth.v3 import external_auth_pb2_grpc as auth_grpc
-from envoy.service.ratelimit.v3 import rls_pb2 as rls
-from envoy.service.ratelimit.v3 import rls_pb2_grpc as rls_grpc
 
 # Not the same for two proxies, or a matter of the wire.
 VOLATILE = {"x-request-id", "x-forwarded-for", "content-length", "x-case", "x-answer", "host"}
@@ -92,37 +90,6 @@ class Authorization(auth_grpc.AuthorizationServicer):
         return answer
 
 
-class Limits(rls_grpc.RateLimitServiceServicer):
-    def ShouldRateLimit(self, request, context):
-        descriptors = [
-            [[entry.key, entry.value] for entry in descriptor.entries]
-            for descriptor in request.descriptors
-        ]
-        flat = {key: value for entries in descriptors for key, value in entries}
-        how = flat.get("how", "")
-        answer = rls.RateLimitResponse(overall_code=rls.RateLimitResponse.OK)
-        if how == "slow":
-            time.sleep(3)
-        if how == "error":
-            context.abort(grpc.StatusCode.INTERNAL, "told to")
-        if how.startswith("over"):
-            answer.overall_code = rls.RateLimitResponse.OVER_LIMIT
-            answer.response_headers_to_add.add(key="x-over", value="yes")
-            if how == "over-body":
-                answer.raw_body = b"slow down"
-        for descriptor in request.descriptors:
-            status = answer.statuses.add(code=answer.overall_code, limit_remaining=4)
-            status.current_limit.requests_per_unit = 10
-            status.current_limit.unit = rls.RateLimitResponse.RateLimit.MINUTE
-            status.duration_until_reset.seconds = 30
-        told = json.dumps({
-            "domain": request.domain, "descriptors": descriptors, "hits": request.hits_addend,
-        }, sort_keys=True)
-        answer.request_headers_to_add.add(key="x-asked", value=told)
-        answer.response_headers_to_add.add(key="x-limited-by", value="authority")
-        return answer
-
-
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     jwks = b""
@@ -182,7 +149,6 @@ def main():
     Handler.jwks = jwks.encode()
     server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.max_send_message_length", -1)])
     auth_grpc.add_AuthorizationServicer_to_server(Authorization(), server)
-    rls_grpc.add_RateLimitServiceServicer_to_server(Limits(), server)
     server.add_insecure_port(f"0.0.0.0:{grpc_port}")
     server.start()
     http = ThreadingHTTPServer(("0.0.0.0", int(http_port)), Handler)

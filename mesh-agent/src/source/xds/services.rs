@@ -72,20 +72,9 @@ pub(super) fn grpc_service(d: &mut Decoder, value: PbGrpcService) -> Option<Grpc
     let initial_metadata = d.all("initial_metadata", initial_metadata, literal_header);
     let (cluster, authority, answer_max_bytes) = match target_specifier {
         Some(TargetSpecifier::EnvoyGrpc(value)) => d.field("envoy_grpc", |d| {
-            let EnvoyGrpc {
-                cluster_name,
-                authority,
-                retry_policy,
-                max_receive_message_length,
-                // Headers that the agent does not set.
-                skip_envoy_headers: _,
-            } = value;
-            unsupported!(d; retry_policy);
-            if cluster_name.is_empty() {
-                d.refuse_field("cluster_name", "is missing");
-            }
+            let (cluster_name, authority, max) = envoy_grpc(d, value);
             let authority = if authority.is_empty() { cluster_name.clone() } else { authority };
-            let max = max_receive_message_length.and_then(|max| usize::try_from(max.value).ok());
+            let max = max.and_then(|max| usize::try_from(max).ok());
             let max = max.filter(|max| *max > 0).unwrap_or(ANSWER_MAX_BYTES).min(ANSWER_MAX_BYTES);
             Some((ClusterName(cluster_name.into()), authority, max))
         })?,
@@ -99,6 +88,23 @@ pub(super) fn grpc_service(d: &mut Decoder, value: PbGrpcService) -> Option<Grpc
         initial_metadata: initial_metadata?,
         answer_max_bytes,
     })
+}
+
+/// The cluster's name, the authority, and how large a message may be.
+pub(super) fn envoy_grpc(d: &mut Decoder, value: EnvoyGrpc) -> (String, String, Option<u32>) {
+    let EnvoyGrpc {
+        cluster_name,
+        authority,
+        retry_policy,
+        max_receive_message_length,
+        // Headers that the agent does not set.
+        skip_envoy_headers: _,
+    } = value;
+    unsupported!(d; retry_policy);
+    if cluster_name.is_empty() {
+        d.refuse_field("cluster_name", "is missing");
+    }
+    (cluster_name, authority, max_receive_message_length.map(|most| most.value))
 }
 
 /// A header whose value is as it is written.

@@ -4,9 +4,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Instant,
 };
+
+use arc_swap::ArcSwap;
 
 use super::{fault, jwks::Fetched, local_rate_limit::Limiter};
 use crate::model::{
@@ -14,19 +16,23 @@ use crate::model::{
     workload::WorkloadUid,
 };
 
-/// All pods'.
+type Pods = HashMap<WorkloadUid, Arc<OfPod>>;
+
+/// All pods'. Requests read the table without a lock.
 #[derive(Debug, Default)]
 pub struct FilterMemory {
-    pods: RwLock<HashMap<WorkloadUid, OfPod>>,
+    pods: ArcSwap<Pods>,
+    /// Who changes the table.
+    writing: Mutex<()>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 struct OfPod {
     pod: Weak<Pod>,
     /// By the connection manager's `stat_prefix`, as Envoy counts them.
     faults: HashMap<Arc<str>, fault::Active>,
-    /// By cluster, host and path.
-    jwks: HashMap<(ClusterName, String, String), Arc<Fetched>>,
+    /// By cluster, host and path; there are few.
+    jwks: Vec<(ClusterName, String, String, Arc<Fetched>)>,
     /// By where the configuration is, which nothing else can be as long as it is known here:
     /// two that say the same are two.
     limiters: HashMap<usize, (Weak<LocalRateLimit>, Arc<Limiter>)>,
@@ -60,45 +66,105 @@ impl FilterMemory {
 
     /// The keys that `pod` has fetched from there.
     pub(super) fn jwks(&self, pod: &Arc<Pod>, uri: &HttpUri) -> Arc<Fetched> {
-        let key = (uri.cluster.clone(), uri.authority.clone(), uri.path.clone());
+        let HttpUri { cluster, authority, path, timeout: _ } = uri;
         self.find(
             pod,
-            |of_pod| of_pod.jwks.get(&key).map(Arc::clone),
-            |of_pod| Arc::clone(of_pod.jwks.entry(key.clone()).or_default()),
+            |of_pod| {
+                let mut all = of_pod.jwks.iter();
+                let own = all.find(|(c, a, p, _)| (c, a, p) == (cluster, authority, path));
+                own.map(|(.., fetched)| Arc::clone(fetched))
+            },
+            |of_pod| {
+                let new = Arc::<Fetched>::default();
+                let (cluster, authority) = (cluster.clone(), authority.clone());
+                of_pod.jwks.push((cluster, authority, path.clone(), Arc::clone(&new)));
+                new
+            },
         )
     }
 
     fn find<T>(
         &self,
         pod: &Arc<Pod>,
-        known: impl FnOnce(&OfPod) -> Option<T>,
+        known: impl Fn(&OfPod) -> Option<T>,
         new: impl FnOnce(&mut OfPod) -> T,
     ) -> T {
         let uid = &pod.workload.uid;
-        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = pods.get(uid).and_then(known) {
+        if let Some(known) = self.pods.load().get(uid).and_then(|of_pod| known(of_pod)) {
             return known;
         }
-        drop(pods);
-        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        let of_pod = pods.entry(uid.clone()).or_insert_with(|| OfPod {
-            pod: Weak::new(),
-            faults: HashMap::new(),
-            jwks: HashMap::new(),
-            limiters: HashMap::new(),
-        });
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.pods.load_full();
+        if let Some(known) = before.get(uid).and_then(|of_pod| known(of_pod)) {
+            return known;
+        }
+        let mut of_pod = before.get(uid).map(|known| OfPod::clone(known)).unwrap_or_default();
         of_pod.pod = Arc::downgrade(pod);
-        new(of_pod)
+        let new = new(&mut of_pod);
+        let mut pods = Pods::clone(&before);
+        pods.insert(uid.clone(), Arc::new(of_pod));
+        self.pods.store(Arc::new(pods));
+        drop(writing);
+        new
     }
 
     /// Forgets what nobody uses. Call it with every new snapshot.
     pub fn forget_idle(&self) {
-        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        pods.retain(|_, of_pod| {
-            of_pod.faults.retain(|_, active| Arc::strong_count(active) > 1);
-            of_pod.jwks.retain(|_, jwks| Arc::strong_count(jwks) > 1 || !jwks.is_stale());
-            of_pod.limiters.retain(|_, (config, _)| config.strong_count() > 0);
-            of_pod.pod.strong_count() > 0
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.pods.load_full();
+        let living = before.iter().filter(|(_, of_pod)| of_pod.pod.strong_count() > 0);
+        let pods = living.map(|(uid, of_pod)| {
+            let OfPod { pod, faults, jwks, limiters } = &**of_pod;
+            // Told apart before anything is copied: a copy counts as a use.
+            let faults = faults.iter().filter(|(_, active)| Arc::strong_count(active) > 1);
+            let jwks =
+                jwks.iter().filter(|(.., jwks)| Arc::strong_count(jwks) > 1 || !jwks.is_stale());
+            let limiters = limiters.iter().filter(|(_, (config, _))| config.strong_count() > 0);
+            let kept = OfPod {
+                pod: Weak::clone(pod),
+                faults: faults
+                    .map(|(prefix, active)| (Arc::clone(prefix), Arc::clone(active)))
+                    .collect(),
+                jwks: jwks.cloned().collect(),
+                limiters: limiters.map(|(key, kept)| (*key, kept.clone())).collect(),
+            };
+            (uid.clone(), Arc::new(kept))
         });
+        self.pods.store(Arc::new(pods.collect()));
+        drop(writing);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::workload::MtlsMode, policy::fixtures::pod};
+
+    #[test]
+    fn what_is_in_use_is_kept_and_the_rest_goes() {
+        let (memory, pod) = (FilterMemory::default(), pod(MtlsMode::Strict));
+        let used = memory.faults(&pod, "used");
+        drop(memory.faults(&pod, "idle"));
+        assert!(Arc::ptr_eq(&used, &memory.faults(&pod, "used")));
+        memory.forget_idle();
+        let left = || {
+            let pods = memory.pods.load();
+            pods.get(&pod.workload.uid).map(|of_pod| of_pod.faults.len())
+        };
+        assert_eq!(left(), Some(1));
+        assert!(Arc::ptr_eq(&used, &memory.faults(&pod, "used")));
+        let uri = |path: &str| HttpUri {
+            cluster: ClusterName("keys".into()),
+            authority: "keys.test".to_owned(),
+            path: path.to_owned(),
+            timeout: std::time::Duration::from_secs(1),
+        };
+        let one = memory.jwks(&pod, &uri("/one"));
+        assert!(Arc::ptr_eq(&one, &memory.jwks(&pod, &uri("/one"))));
+        assert!(!Arc::ptr_eq(&one, &memory.jwks(&pod, &uri("/two"))));
+        let uid = pod.workload.uid.clone();
+        drop(pod);
+        memory.forget_idle();
+        assert!(memory.pods.load().get(&uid).is_none(), "its pod is gone");
     }
 }
