@@ -56,7 +56,8 @@ fn configuration() -> String {
                  string_match: {{exact: GET}}}}}}, {{url_path: {{path: {{prefix: /exact/{j}}}}}}}\
                  ]}}}}], principals: [{{authenticated: {{principal_name: {{exact: \
                  'spiffe://cluster.local/ns/shop/sa/client'}}}}}}, {{any: true}}]}}, ",
-                j = POLICIES + 77 - i
+                // The last one by name, `p9`, is for the request's path.
+                j = 88 + i
             )
         })
         .collect();
@@ -203,8 +204,32 @@ fn judge_by_rbac(bencher: Bencher) {
     bencher.bench(|| black_box(world.judge()));
 }
 
+#[divan::bench]
+fn choose_by_round_robin(bencher: Bencher) {
+    choose_an_endpoint(bencher, "ROUND_ROBIN");
+}
+
+#[divan::bench]
+fn choose_by_least_request(bencher: Bencher) {
+    choose_an_endpoint(bencher, "LEAST_REQUEST");
+}
+
+#[divan::bench]
+fn choose_at_random(bencher: Bencher) {
+    choose_an_endpoint(bencher, "RANDOM");
+}
+
+#[divan::bench]
+fn choose_by_ring_hash(bencher: Bencher) {
+    choose_an_endpoint(bencher, "RING_HASH");
+}
+
+#[divan::bench]
+fn choose_by_maglev(bencher: Bencher) {
+    choose_an_endpoint(bencher, "MAGLEV");
+}
+
 /// One of a hundred endpoints, up to what is dialled.
-#[divan::bench(args = BALANCED)]
 fn choose_an_endpoint(bencher: Bencher, policy: &str) {
     let world = World::new();
     let (request, cluster) = (world.judge(), ClusterName(policy.into()));

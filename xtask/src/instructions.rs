@@ -47,16 +47,16 @@ fn build() -> Result<String> {
     Ok(path.with_context(|| format!("cargo names no executable:\n{told}"))?.to_owned())
 }
 
-/// The benchmark's cases, by the names that it takes as filters.
+/// The benchmark's cases, which it shows as a tree.
 fn cases(program: &str) -> Result<Vec<String>> {
     let output = Command::new(program)
-        .args(["--list", "--format", "terse"])
+        .arg("--list")
         .current_dir(workspace())
         .output()
         .with_context(|| format!("{program} did not start"))?;
     let names = String::from_utf8_lossy(&output.stdout);
-    let names = names.lines().filter_map(|line| line.strip_suffix(": benchmark"));
-    let names: Vec<String> = names.map(str::to_owned).collect();
+    let names = names.lines().filter_map(|line| line.split("─ ").nth(1));
+    let names: Vec<String> = names.map(|name| name.trim().to_owned()).collect();
     ensure!(!names.is_empty(), "{program} has no cases");
     Ok(names)
 }
@@ -65,7 +65,7 @@ fn cases(program: &str) -> Result<Vec<String>> {
 fn count(program: &str, case: &str, calls: u64) -> Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", program, "--bench"])
-        .args(["--exact", case, "--sample-count", "1", "--sample-size", &calls.to_string()])
+        .args([case, "--sample-count", "1", "--sample-size", &calls.to_string()])
         .current_dir(workspace())
         .output()
         .context("valgrind did not start")?;
