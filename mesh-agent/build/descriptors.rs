@@ -19,12 +19,18 @@ const ROOTS: &[&str] = &[
     "envoy/config/endpoint/v3/endpoint.proto",
     "envoy/config/listener/v3/listener.proto",
     "envoy/config/route/v3/route.proto",
+    "envoy/extensions/filters/http/buffer/v3/buffer.proto",
     "envoy/extensions/filters/http/cors/v3/cors.proto",
     "envoy/extensions/filters/http/csrf/v3/csrf.proto",
+    "envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto",
+    "envoy/extensions/filters/http/health_check/v3/health_check.proto",
     "envoy/extensions/filters/http/header_mutation/v3/header_mutation.proto",
+    "envoy/extensions/filters/http/jwt_authn/v3/config.proto",
+    "envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto",
     "envoy/extensions/filters/http/on_demand/v3/on_demand.proto",
     "envoy/extensions/filters/http/rbac/v3/rbac.proto",
     "envoy/extensions/filters/http/router/v3/router.proto",
+    "envoy/extensions/filters/http/set_metadata/v3/set_metadata.proto",
     "envoy/extensions/filters/listener/proxy_protocol/v3/proxy_protocol.proto",
     "envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto",
     "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
@@ -48,6 +54,10 @@ const ROOTS: &[&str] = &[
     "envoy/service/runtime/v3/rtds.proto",
 ];
 
+/// Roots that others must not be compiled beside: with the package `envoy.extensions.filters.common`
+/// in the same pool, the compiler finds their `common.ratelimit.v3` there and gives up.
+const APART: &[&str] = &["envoy/extensions/filters/http/fault/v3/fault.proto"];
+
 /// The folders of the crate's `proto/` that imports are looked up in.
 const INCLUDES: [&str; 8] = [
     "data-plane-api",
@@ -63,7 +73,8 @@ const INCLUDES: [&str; 8] = [
 /// Names a directory with the protos, for builds that cargo can't be asked about.
 const OVERRIDE: &str = "MESH_ENVOY_PROTO_DIR";
 
-/// Writes `envoy.fds`, an encoded `FileDescriptorSet`, to `OUT_DIR`.
+/// Writes `envoy.fds` and `apart.fds`, each an encoded `FileDescriptorSet` with all that it
+/// imports, to `OUT_DIR`.
 pub(crate) fn compile() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build/descriptors.rs");
     println!("cargo:rerun-if-changed=Cargo.toml");
@@ -71,14 +82,16 @@ pub(crate) fn compile() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed={OVERRIDE}");
 
     let protos = locate()?;
-    let includes = INCLUDES.iter().map(|folder| protos.join(folder)).filter(|path| path.is_dir());
-    let mut compiler = protox::Compiler::new(includes)?;
-    compiler.include_imports(true).include_source_info(false);
-    for root in ROOTS {
-        compiler.open_file(root).map_err(|error| format!("{root}: {error:?}"))?;
-    }
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    fs::write(out.join("envoy.fds"), compiler.encode_file_descriptor_set())?;
+    for (file, roots) in [("envoy.fds", ROOTS), ("apart.fds", APART)] {
+        let includes = INCLUDES.iter().map(|folder| protos.join(folder));
+        let mut compiler = protox::Compiler::new(includes.filter(|path| path.is_dir()))?;
+        compiler.include_imports(true).include_source_info(false);
+        for root in roots {
+            compiler.open_file(root).map_err(|error| format!("{root}: {error:?}"))?;
+        }
+        fs::write(out.join(file), compiler.encode_file_descriptor_set())?;
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 mod certificates;
 mod configuration;
 mod control;
+mod dns;
 mod gateway;
 mod kernel_path;
 mod maps;
@@ -25,6 +26,7 @@ use std::{
 };
 
 use anyhow::Context;
+use http::HeaderValue;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
@@ -36,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
     capture::{self, Capture, CaptureOptions, Exclusions, GuardMode},
-    config::{self, AgentConfig},
+    config::{self, AgentConfig, SourceConfig},
     identity::{IdentityManager, IdentityOptions},
     model::{redirect::RedirectMode, splice::SelfTest},
     observe::{
@@ -59,6 +61,9 @@ use crate::{
 };
 
 use self::{certificates::Certificates, configuration::Source, pods::Pods};
+
+/// So many answers to names wait to be applied.
+const RESOLVED_MAX: usize = 64;
 
 /// For a peer's TLS handshake on the HBONE port.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -234,7 +239,9 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(tls.follow_files(stop.clone()));
     tokio::spawn(gateway::follow(Arc::clone(&agent)));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
-    tokio::spawn(configuration::follow(Arc::clone(&agent), received));
+    let (found, resolved) = mpsc::channel(RESOLVED_MAX);
+    tokio::spawn(configuration::follow(Arc::clone(&agent), received, resolved));
+    tokio::spawn(dns::follow(Arc::clone(&agent), found));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
@@ -303,6 +310,15 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
     }
 }
 
+/// Empty where no control plane knows the node.
+fn node_cluster(source: &SourceConfig) -> HeaderValue {
+    let name = match source {
+        SourceConfig::ControlPlane(options) => options.node.cluster.as_str(),
+        SourceConfig::Directory(_) => "",
+    };
+    HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static(""))
+}
+
 fn dataplane(
     config: &AgentConfig,
     discovery: Option<Arc<dyn Discovery>>,
@@ -321,6 +337,8 @@ fn dataplane(
     });
     let http = HttpServices {
         breakers: Arc::default(),
+        filters: Arc::default(),
+        node_cluster: node_cluster(&config.source),
         snapshots: Arc::clone(&snapshot),
         balancers: Arc::clone(&balancers),
         outbound_policy,

@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// In the BPF object, in a section of its own: which version it was built with.
 pub const ABI_TAG: [u8; 16] = {
@@ -105,8 +105,8 @@ pub mod map {
     pub const POD_ADDRESSES: &str = "POD_ADDRESSES";
     /// `HashMap<TupleKey, Probe>`: the live connections of probers.
     pub const PROBES: &str = "PROBES";
-    /// `HashMap<Address, Redirect>`: pods that packets may be handed into.
-    pub const REDIRECTS: &str = "REDIRECTS";
+    /// `HashMap<Address, Outside>`: where packets of the kernel path must go, by pod's address.
+    pub const OUTSIDES: &str = "OUTSIDES";
 
     /// Every map that outlives the agent by a pin.
     pub const PINNED: [&str; 22] = [
@@ -129,7 +129,7 @@ pub mod map {
         PROBERS,
         POD_ADDRESSES,
         PROBES,
-        REDIRECTS,
+        OUTSIDES,
         SPLICED,
         SPLICE,
     ];

@@ -6,7 +6,7 @@
 //! neither data nor a SYN passes: alone, it moves nothing and opens nothing, and lets
 //! connections that are not wanted end in order.
 
-use crate::{abi::stamp, address::Address, decide::Tables, verdict::Verdict};
+use crate::{abi::stamp, address::Address, decide::Tables, value::Outside, verdict::Verdict};
 
 /// A frame as it is on the interface, from its Ethernet header on.
 pub trait Frame {
@@ -430,8 +430,17 @@ pub fn judge(
 pub enum Onward {
     Pass,
     Drop(Verdict),
-    /// Into its destination pod, if that may be.
-    Redirect,
+    /// It is in the clear and must not leave the node: straight into its destination pod, if
+    /// that may be, or by where it [`arrives`].
+    KernelPath,
+}
+
+/// Where the node's routes lead a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    pub interface: u32,
+    /// The hardware address of who is next, if that is known.
+    pub next: Option<[u8; 6]>,
 }
 
 /// Judges, outside the pod, what the guard inside has let out and marked with `stamp`.
@@ -445,7 +454,7 @@ pub fn onward(
     tables: &impl Tables,
 ) -> Onward {
     if stamped == stamp::KERNEL_PATH {
-        return Onward::Redirect;
+        return Onward::KernelPath;
     }
     match look(packet, Way::Egress, netns_cookie, drop_non_tcp, tables) {
         Look::Drop(verdict) => Onward::Drop(verdict),
@@ -454,6 +463,39 @@ pub fn onward(
         }
         Look::Socket | Look::Pass => Onward::Pass,
     }
+}
+
+/// Whether a packet of the kernel path is on its way to the pod that it is for, and not to
+/// whoever has the pod's address by now. `hardware`: who its frame is addressed to; `to`: the
+/// node's end of the pod's interface, if the pod is known; `route` asks the kernel.
+#[inline(always)]
+pub fn arrives(
+    packet: &Packet,
+    hardware: [u8; 6],
+    to: Option<&Outside>,
+    route: impl FnOnce() -> Option<Route>,
+) -> bool {
+    let Some(to) = to else { return false };
+    if to.is_bridged() && same(hardware, to.hardware) {
+        return true;
+    }
+    match route() {
+        Some(route) if route.interface == to.route => match route.next {
+            _ if !to.is_bridged() => true,
+            Some(next) => same(next, to.hardware),
+            // It makes the kernel ask.
+            None => !packet.payload,
+        },
+        _ => false,
+    }
+}
+
+/// As `==`, which is a call of memcmp in the kernel.
+#[inline(always)]
+const fn same(one: [u8; 6], other: [u8; 6]) -> bool {
+    let [a, b, c, d, e, f] = one;
+    let [u, v, w, x, y, z] = other;
+    a == u && b == v && c == w && d == x && e == y && f == z
 }
 
 #[cfg(test)]

@@ -30,16 +30,37 @@ pub struct PodEntry {
     pub strict: u32,
     /// Not zero: its packets of the kernel path may be handed straight to their pod.
     pub redirect: u32,
+    /// The interface in the pod that packets of the kernel path leave by, for the guard
+    /// outside watches it; 0: none.
+    pub road: u32,
+    pub _zero: u32,
 }
 
-/// Where packets for a pod are handed in.
+/// The node's end of a pod's interface: packets of the kernel path reach the pod by it, or
+/// nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct Redirect {
+pub struct Outside {
     pub netns_cookie: u64,
     /// The interface that the pod's own is the peer of, in the node's namespace.
     pub interface: u32,
-    pub _zero: u32,
+    /// What a route to the pod leads to: the same, or the bridge that it is a port of.
+    pub route: u32,
+    /// The pod's own interface, in its namespace.
+    pub inside: u32,
+    /// Not zero: packets may be handed straight in.
+    pub redirect: u32,
+    /// The hardware address of the pod's own interface.
+    pub hardware: [u8; 6],
+    pub _zero: u16,
+}
+
+impl Outside {
+    /// Whether frames for the pod cross a bridge.
+    #[inline(always)]
+    pub const fn is_bridged(&self) -> bool {
+        self.route != self.interface
+    }
 }
 
 /// Whose address it is, as [`crate::decide::Tables::owner`] tells it. Stable numbers.
@@ -253,7 +274,7 @@ pub struct OriginalDestination {
 }
 
 const _: () = assert!(size_of::<Config>() == 16);
-const _: () = assert!(size_of::<PodEntry>() == 16);
+const _: () = assert!(size_of::<PodEntry>() == 24);
 const _: () = assert!(size_of::<Asked>() == 64);
 const _: () = assert!(size_of::<OriginalDestination>() == 40);
 const _: () = assert!(size_of::<Backend>() == 40);
@@ -262,13 +283,13 @@ const _: () = assert!(size_of::<Authorized>() == 96);
 const _: () = assert!(size_of::<Event>() == 184);
 const _: () = assert!(size_of::<Splice>() == 80);
 const _: () = assert!(size_of::<Probe>() == 8);
-const _: () = assert!(size_of::<Redirect>() == 16);
+const _: () = assert!(size_of::<Outside>() == 32);
 const _: () = assert!(size_of::<Passed>() == 24);
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Authorized, Config, OriginalDestination, PodEntry, Probe, Redirect, Service, Splice,
+        Authorized, Config, OriginalDestination, Outside, PodEntry, Probe, Service, Splice,
     };
 
     // SAFETY: repr(C) of plain integers without implicit padding (sizes asserted above).
@@ -286,5 +307,5 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for Probe {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Redirect {}
+    unsafe impl aya::Pod for Outside {}
 }

@@ -111,11 +111,14 @@ pub enum Verdict {
     SpliceBegun = 51,
     /// sk_msg: one direction stays on TCP, for the peer was not there at its first byte.
     SpliceLeft = 52,
+    /// guard outside: dropped, of the kernel path, and on its way to somewhere else than its
+    /// pod on this node.
+    GuardAstray = 53,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 53] = [
+    pub const ALL: [Self; 54] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -169,6 +172,7 @@ impl Verdict {
         Self::SpliceRefused,
         Self::SpliceBegun,
         Self::SpliceLeft,
+        Self::GuardAstray,
     ];
 
     /// Room for later verdicts without a new map.
@@ -230,6 +234,7 @@ impl Verdict {
             Self::SpliceRefused => "splice_refused",
             Self::SpliceBegun => "splice_begun",
             Self::SpliceLeft => "splice_left",
+            Self::GuardAstray => "guard_astray",
         }
     }
 }

@@ -8,12 +8,14 @@ use core::mem;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple,
+        __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, bpf_fib_lookup,
+        bpf_sock, bpf_sock_tuple,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{
         bpf_redirect_peer, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes, bpf_skc_lookup_tcp,
-        generated::bpf_sk_storage_get,
+        generated::{bpf_fib_lookup, bpf_sk_storage_get},
     },
     macros::classifier,
     programs::TcContext,
@@ -21,21 +23,26 @@ use aya_ebpf::{
 use mesh_common::{
     abi::stamp,
     address::Address,
-    guard::{Frame, Holder, Kind, Look, Onward, Packet, Way, classify, judge, look, onward},
+    guard::{
+        Frame, Holder, Kind, Look, Onward, Packet, Route, Way, arrives, classify, judge, look,
+        onward,
+    },
     key::TupleKey,
     value::{Asked, Passed, PodEntry, path},
     verdict::Verdict,
 };
 
 use crate::{
-    ctx::{IPPROTO_TCP, read},
+    ctx::{AF_INET6, IPPROTO_TCP, read},
     lookup::pod,
     maps::{
-        ASKED, AUTHORIZED, KernelTables, PASSED, PROBES, REDIRECTS, VOUCHED, count, drops_non_tcp,
+        ASKED, AUTHORIZED, KernelTables, OUTSIDES, PASSED, PROBES, VOUCHED, count, drops_non_tcp,
         pod_entry,
     },
 };
 
+/// `AF_INET` on Linux.
+const AF_INET: u8 = 2;
 /// `SOCK_STREAM`: raw sockets may say `IPPROTO_TCP` too.
 const SOCK_STREAM: u32 = 1;
 /// `BPF_F_CURRENT_NETNS`.
@@ -79,8 +86,10 @@ fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Re
         (Look::Socket, Way::Egress) => {
             let holder = sender(&frame, &packet, netns_cookie);
             judge(&packet, way, holder, netns_cookie, strict, &KernelTables)?;
-            let redirect = entry.redirect != 0 && matches!(holder, Holder::KernelPath);
-            frame.stamp(if redirect { stamp::KERNEL_PATH } else { stamp::SEEN });
+            if matches!(holder, Holder::KernelPath) {
+                return frame.let_out(entry);
+            }
+            frame.stamp(stamp::SEEN);
             Ok(())
         }
         // An acknowledgement must not be overtaken by the data behind it.
@@ -89,8 +98,7 @@ fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Re
                 && matches!(packet.kind, Kind::Tcp)
                 && matches!(sender(&frame, &packet, netns_cookie), Holder::KernelPath) =>
         {
-            frame.stamp(stamp::KERNEL_PATH);
-            Ok(())
+            frame.let_out(entry)
         }
         (Look::Pass, _) => Ok(()),
     }
@@ -100,16 +108,17 @@ fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Re
 #[classifier]
 pub fn mesh_guard_host(ctx: TcContext) -> i32 {
     let netns_cookie = pod();
-    if pod_entry(netns_cookie).is_none() {
-        return TCX_NEXT;
-    }
+    let Some(entry) = pod_entry(netns_cookie) else { return TCX_NEXT };
     let frame = Skb(ctx.skb.skb);
     let verdict = match classify(&frame) {
         Ok(packet) => {
             let stamped = read!((*frame.0).tc_index);
             match onward(&packet, stamped, netns_cookie, drops_non_tcp(), &KernelTables) {
                 Onward::Pass => return TCX_NEXT,
-                Onward::Redirect => return redirect(&packet),
+                Onward::KernelPath => match stays(&frame, &packet, entry) {
+                    Ok(action) => return action,
+                    Err(verdict) => verdict,
+                },
                 Onward::Drop(verdict) => verdict,
             }
         }
@@ -119,17 +128,26 @@ pub fn mesh_guard_host(ctx: TcContext) -> i32 {
     TCX_DROP
 }
 
-/// The pod's own guard sees what is handed in.
+/// Handed straight in, which the pod's own guard sees, or by the node's routes; never to
+/// somebody else, who may have the address by now.
 #[inline(always)]
-fn redirect(packet: &Packet) -> i32 {
-    // SAFETY: read at once; entries are only replaced whole.
-    match unsafe { REDIRECTS.get(&packet.destination) } {
-        Some(to) => {
-            count(Verdict::Redirected);
-            // SAFETY: takes numbers.
-            unsafe { bpf_redirect_peer(to.interface, 0) as i32 }
-        }
-        None => TCX_NEXT,
+fn stays(frame: &Skb, packet: &Packet, entry: &PodEntry) -> Result<i32, Verdict> {
+    // SAFETY: entries are only replaced whole; the kernel keeps what was looked up until
+    // the program ends.
+    let to = unsafe { OUTSIDES.get(&packet.destination) };
+    if let Some(to) = to
+        && to.redirect != 0
+        && entry.redirect != 0
+    {
+        count(Verdict::Redirected);
+        // SAFETY: takes numbers. Where the interface is gone, the packet is dropped.
+        return Ok(unsafe { bpf_redirect_peer(to.interface, 0) as i32 });
+    }
+    let hardware = frame.load::<6>(0).ok_or(Verdict::GuardMalformed)?;
+    if arrives(packet, hardware, to, || frame.route(packet)) {
+        Ok(TCX_NEXT)
+    } else {
+        Err(Verdict::GuardAstray)
     }
 }
 
@@ -141,6 +159,47 @@ impl Skb {
     fn stamp(&self, stamp: u32) {
         // SAFETY: the program's own context, in which a classifier may write this field.
         unsafe { core::ptr::write_volatile(core::ptr::addr_of_mut!((*self.0).tc_index), stamp) }
+    }
+
+    /// Out of the pod, by the interface that has a guard outside.
+    #[inline(always)]
+    fn let_out(&self, entry: &PodEntry) -> Result<(), Verdict> {
+        if read!((*self.0).ifindex) != entry.road {
+            return Err(Verdict::GuardAstray);
+        }
+        self.stamp(stamp::KERNEL_PATH);
+        Ok(())
+    }
+
+    /// Where the routes of the namespace that the packet is in lead it.
+    #[inline(always)]
+    fn route(&self, packet: &Packet) -> Option<Route> {
+        // SAFETY: plain integers.
+        let mut asked: bpf_fib_lookup = unsafe { mem::zeroed() };
+        asked.l4_protocol = IPPROTO_TCP as u8;
+        asked.ifindex = read!((*self.0).ifindex);
+        if packet.source.is_v4() {
+            asked.family = AF_INET;
+            asked.__bindgen_anon_3.ipv4_src = packet.source.0[3];
+            asked.__bindgen_anon_4.ipv4_dst = packet.destination.0[3];
+        } else {
+            asked.family = AF_INET6 as u8;
+            asked.__bindgen_anon_3.ipv6_src = packet.source.0;
+            asked.__bindgen_anon_4.ipv6_dst = packet.destination.0;
+        }
+        let size = mem::size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: the program's own context, and a request of the size that is told.
+        let found = unsafe { bpf_fib_lookup(self.0.cast(), &raw mut asked, size, 0) };
+        match found as u32 {
+            BPF_FIB_LKUP_RET_SUCCESS => {
+                Some(Route { interface: asked.ifindex, next: Some(asked.dmac) })
+            }
+            // Since Linux 5.12 the interface is told all the same.
+            BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+                Some(Route { interface: asked.ifindex, next: None })
+            }
+            _ => None,
+        }
     }
 }
 

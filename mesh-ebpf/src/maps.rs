@@ -16,7 +16,7 @@ use mesh_common::{
     decide::Tables,
     key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, SpliceKey, TupleKey},
     value::{
-        Asked, Authorized, Config, OriginalDestination, Owner, Passed, PodEntry, Probe, Redirect,
+        Asked, Authorized, Config, OriginalDestination, Outside, Owner, Passed, PodEntry, Probe,
         Service, Splice,
     },
     verdict::Verdict,
@@ -77,7 +77,7 @@ pub static POD_ADDRESSES: HashMap<Address, u64> =
 pub static PROBES: HashMap<TupleKey, Probe> =
     HashMap::with_max_entries(capacity::PROBES, NO_PREALLOC);
 #[map]
-pub static REDIRECTS: HashMap<Address, Redirect> =
+pub static OUTSIDES: HashMap<Address, Outside> =
     HashMap::with_max_entries(capacity::ADDRESSES, NO_PREALLOC);
 
 /// Socket storage that accepted connections take over from their listener. Laid out as

@@ -12,8 +12,8 @@ resource may be {"raw": {"url", "name", "as", "base64"}}: those bytes under that
 served where "as" is asked for; or {"ttl": SECONDS, "resource": ...}, which lives that
 long, and is confirmed for as long as {"heartbeats": true}.
 
-{"many": {"clusters": N, "endpoints": M}} adds N clusters by EDS with M endpoints each,
-made once.
+{"many": {"clusters": N, "endpoints": M, "listeners": BOOL}} adds N clusters by EDS with M
+endpoints each, made once; with "listeners" each has an opaque outbound listener.
 
 Besides ADS there is each type's own service. LISTEN is a JSON list of further ports:
 {"address": "IP:PORT", "cert": FILE, "key": FILE, "ca": FILE}; with "cert" it speaks TLS,
@@ -126,9 +126,15 @@ def digest(data):
 
 
 @functools.lru_cache(maxsize=1)
-def many(clusters, endpoints):
-    """That many clusters and assignments, as they are served."""
-    served = ({}, {})
+def many(clusters, endpoints, listeners=False):
+    """That many clusters, assignments and listeners, as they are served."""
+    served = ({}, {}, {})
+
+    def serve(table, name, message):
+        packed = any_pb2.Any()
+        packed.Pack(message)
+        table[name] = (digest(packed.value), packed)
+
     for i in range(clusters):
         name = f"cluster-{i}"
         cluster = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
@@ -141,10 +147,17 @@ def many(clusters, endpoints):
             address = locality.lb_endpoints.add().endpoint.address.socket_address
             address.address = f"10.{i >> 8 & 255}.{i & 255}.{j + 1}"
             address.port_value = 8080
-        for table, message in zip(served, (cluster, assignment)):
-            packed = any_pb2.Any()
-            packed.Pack(message)
-            table[name] = (digest(packed.value), packed)
+        serve(served[0], name, cluster)
+        serve(served[1], name, assignment)
+        if not listeners:
+            continue
+        listener = listener_pb2.Listener(name=name, traffic_direction="OUTBOUND")
+        address = listener.address.socket_address
+        address.address = f"10.97.{i >> 8 & 255}.{i & 255}"
+        address.port_value = 80
+        proxy = listener.filter_chains.add().filters.add(name="envoy.filters.network.tcp_proxy")
+        proxy.typed_config.Pack(tcp_proxy_pb2.TcpProxy(stat_prefix=name, cluster=name))
+        serve(served[2], name, listener)
     return served
 
 
@@ -165,7 +178,8 @@ class State:
         self.types = {type_url: {} for type_url in TYPES}
         self.ttls = {type_url: {} for type_url in TYPES}
         if "many" in document:
-            clusters, assignments = many(**document["many"])
+            clusters, assignments, listeners = many(**document["many"])
+            self.types[LDS].update(listeners)
             self.types[CDS].update(clusters)
             self.types[EDS].update(assignments)
         self.on_demand = set(document.get("on_demand", []))

@@ -7,5 +7,6 @@ mod orders;
 mod scopes;
 mod script;
 mod secrets;
+mod upgrades;
 mod walk;
 mod world;

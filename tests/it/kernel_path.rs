@@ -1,6 +1,6 @@
 //! Pods of one node: opaque TCP goes from socket to socket, and policy holds.
 
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
 use tests::{
     Agent, Allow, Inbound, MeshConfig, Pod, PodBuilder, Process, Service, Testbed,
@@ -453,9 +453,137 @@ fn a_syn_that_leaves_late_is_judged_when_it_leaves() {
     moved.says("words for a pod that is gone\n").expect_cut_off();
     wire.expect_no_trace_of("words for a pod");
 
+    let veth = it.server.veth();
+    it.bed.node(1).netns().ip(&[&format!("route replace {}/32 dev {veth}", it.server.ip())]);
     it.agent.enroll(&it.server);
     it.wait_for_services(2);
     let mut orphan = dials();
     it.agent.kill_9();
     orphan.says("to an orphan\n").expect_cut_off();
+}
+
+/// Without an agent, a pod goes and its address leads to another node.
+fn vanishes_without_an_agent(name: &str, redirect: &str) {
+    let mut it = Neighbours::start_with(name, "echo", &["--redirect-peer", redirect]);
+    it.wait_for_services(2);
+    let (mut talk, mut talk6) = (it.talk(), it.client.connects(SERVER6.parse().unwrap()));
+    talk.echoes("before");
+    talk6.echoes("before, by IPv6");
+    it.agent.kill_9();
+    talk.echoes("without an agent");
+    talk6.echoes("without an agent, by IPv6");
+    let wire = it.bed.wire().capture();
+    let (there, there6) = it.bed.node(2).wire_addresses();
+    // Its processes have no time to say goodbye.
+    it.server.netns().ip(&["link del eth0"]);
+    it.program.kill_9();
+    let near = it.bed.node(1).netns();
+    near.ip(&[&format!("route replace {}/32 via {there}", it.server.ip())]);
+    near.ip(&[&format!("-6 route replace {}/128 via {there6}", it.server.ip6())]);
+    talk.says("words for a pod that is gone\n");
+    talk6.says("words for a pod that is gone, by IPv6\n");
+    // The control: it is where such packets go.
+    let outsider = it.bed.node(1).pod("outsider").start();
+    for (to, from) in [(it.server.at(9), "0.0.0.0:0"), (it.server.at6(9), "[::]:0")] {
+        let words = format!("an outsider to {to}");
+        let sent = outsider.netns().enter(|| UdpSocket::bind(from)?.send_to(words.as_bytes(), to));
+        sent.unwrap();
+        wire.expect_plaintext(&words);
+    }
+    // They are sent again and again.
+    std::thread::sleep(Duration::from_secs(2));
+    wire.expect_no_trace_of("words for a pod");
+    it.agent.restart_unready();
+    if redirect == "off" {
+        eventually("it is dropped and counted", || match it.verdict("guard_astray") {
+            4.. => Ok(()),
+            few => Err(few),
+        });
+    }
+    wire.expect_no_trace_of("words for a pod");
+}
+
+#[test]
+fn without_an_agent_nothing_is_sent_in_the_clear_to_who_has_a_pods_address_next() {
+    vanishes_without_an_agent("kernel-vanish", "off");
+}
+
+#[test]
+fn without_an_agent_nothing_is_handed_to_who_has_a_pods_address_next() {
+    vanishes_without_an_agent("kernel-vanish-peer", "on");
+}
+
+#[test]
+fn by_the_nodes_routes_too_connections_outlive_the_agent() {
+    let mut it = Neighbours::start_with("kernel-routed", "echo", &["--redirect-peer", "off"]);
+    it.wait_for_services(2);
+    let (mut talk, mut talk6) = (it.talk(), it.client.connects(SERVER6.parse().unwrap()));
+    for round in 0..3 {
+        talk.echoes(&format!("round {round}"));
+        talk6.echoes(&format!("round {round} by IPv6"));
+        it.agent.kill_9();
+        talk.echoes(&"without an agent ".repeat(9000));
+        talk6.echoes(&"without an agent, by IPv6 ".repeat(9000));
+        it.agent.restart();
+        it.wait_for_services(2);
+    }
+    it.talk().echoes("new");
+    assert_eq!((it.verdict("redirected"), it.verdict("guard_astray")), (0, 0));
+}
+
+#[test]
+fn pods_on_a_bridge_take_the_kernel_path_and_keep_to_it() {
+    let mut it = Neighbours::start_with("kernel-bridge", "echo", &["--redirect-peer", "off"]);
+    it.wait_for_services(2);
+    // As a bridge CNI does it: pods are ports, and each other's neighbours.
+    let (near, gateway) = (it.bed.node(1).netns(), it.bed.node(1).gateway());
+    near.ip(&["link add cni0 type bridge", "link set cni0 up"]);
+    for (pod, other) in [(&it.client, &it.server), (&it.server, &it.client)] {
+        near.ip(&[
+            &format!("link set {} master cni0", pod.veth()),
+            &format!("route replace {}/32 dev cni0", pod.ip()),
+        ]);
+        pod.netns().ip(&[&format!("route add {}/32 dev eth0", other.ip())]);
+    }
+    near.ip(&[&format!("addr add {gateway}/32 dev cni0")]);
+    it.agent.restart();
+    it.wait_for_services(1);
+    let mut talk = it.talk();
+    talk.echoes("over the bridge");
+    assert_eq!(it.counts(), (1, 0));
+    let wire = it.bed.wire().capture();
+    it.agent.kill_9();
+    talk.echoes("without an agent");
+    // Somebody on the bridge answers for the pod, and passes on what he gets.
+    let (there, _) = it.bed.node(2).wire_addresses();
+    // Its processes have no time to say goodbye.
+    it.server.netns().ip(&["link del eth0"]);
+    it.program.kill_9();
+    near.ip(&[&format!("route replace {}/32 via {there}", it.server.ip())]);
+    it.client.netns().ip(&[&format!("route replace {}/32 via {gateway} dev eth0", it.server.ip())]);
+    talk.says("words for a pod that is gone\n");
+    std::thread::sleep(Duration::from_secs(2));
+    wire.expect_no_trace_of("words for a pod");
+    it.agent.restart_unready();
+    eventually("it is dropped and counted", || match it.verdict("guard_astray") {
+        2.. => Ok(()),
+        few => Err(few),
+    });
+}
+
+#[test]
+fn a_pod_that_the_nodes_routes_do_not_lead_to_is_the_agents() {
+    let mut it = Neighbours::start_with("kernel-no-road", "echo", &[]);
+    it.wait_for_services(2);
+    let near = it.bed.node(1).netns();
+    near.ip(&["link add far0 type veth peer name far1", "link set far0 up"]);
+    near.ip(&[&format!("route replace {}/32 dev far0", it.server.ip())]);
+    near.ip(&[&format!("-6 route replace {}/128 dev far0", it.server.ip6())]);
+    it.agent.restart();
+    eventually("the agent knows", || {
+        let status = it.agent.status();
+        let why = status["off_kernel_path"].to_string();
+        if why.contains("do not lead to") { Ok(()) } else { Err(status) }
+    });
+    it.wait_for_services(0);
 }

@@ -29,6 +29,7 @@ mod sds;
 mod splice;
 mod survival;
 mod tcp;
+mod upgrades;
 mod xds;
 mod xds_attacks;
 mod xds_endpoints;

@@ -10,7 +10,7 @@ use std::{
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 use tests::{
-    Inbound, MeshConfig, Service, Testbed,
+    Agent, Inbound, Mesh, MeshConfig, Process, Service, Testbed,
     control_plane::ControlPlane,
     eventually, eventually_within, mesh,
     pki::{Pki, Validity},
@@ -28,13 +28,14 @@ fn resident_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// One curl that asks for so many hosts that nobody has, from `first` on, many at a time.
-fn flood(directory: &Path, first: usize, hosts: usize) -> Command {
-    let lines: String = (first..first + hosts)
+/// One curl that asks for so many things that nobody has, each named in a header, from
+/// `first` on, many at a time.
+fn flood(directory: &Path, header: &str, first: usize, requests: usize) -> Command {
+    let lines: String = (first..first + requests)
         .map(|i| {
             let next = if i == first { "" } else { "next\n" };
             format!(
-                "{next}url = \"{}\"\nheader = \"Host: flood-{i}.test\"\noutput = \"/dev/null\"\n\
+                "{next}url = \"{}\"\nheader = \"{header}: flood-{i}.test\"\noutput = \"/dev/null\"\n\
                  max-time = 40\nwrite-out = \"%{{http_code}}\\n\"\n",
                 mesh::WEB
             )
@@ -46,6 +47,40 @@ fn flood(directory: &Path, first: usize, hosts: usize) -> Command {
     curl.args(["-s", "--parallel", "--parallel-max", "300", "--parallel-immediate", "-K"]);
     curl.arg(file);
     curl
+}
+
+fn held(agent: &Agent) -> f64 {
+    agent.metrics().sum("mesh_on_demand_held", &[])
+}
+
+/// Two of them from the mesh's client, of 600 requests each, as many of which wait as may.
+fn floods(mesh: &Mesh, header: &str) -> [Process; 2] {
+    let directory = mesh.bed.node(1).directory();
+    let floods = [0, 1].map(|n| {
+        let flood = flood(&directory, header, n * 1000, 600);
+        mesh.client.starts(&format!("flood-{n}"), flood)
+    });
+    eventually("the flood is held", || {
+        let held = held(mesh.near());
+        if held >= 200.0 { Ok(()) } else { Err(held) }
+    });
+    floods
+}
+
+/// The status codes that [`flood`] has written.
+fn codes(flood: &Process) -> Vec<String> {
+    flood.wait();
+    // Curl shows its progress as well.
+    let is_code = |line: &&str| line.len() == 3 && line.bytes().all(|b| b.is_ascii_digit());
+    flood.log().lines().map(str::trim).filter(is_code).map(str::to_owned).collect()
+}
+
+fn all_is_forgotten(agent: &Agent) {
+    eventually("all is forgotten", || {
+        let metrics = agent.metrics();
+        let left = ["mesh_on_demand_held", "mesh_on_demand_names"].map(|m| metrics.sum(m, &[]));
+        if left[0] == 0.0 && left[1] <= 1.0 { Ok(()) } else { Err(left) }
+    });
 }
 
 #[test]
@@ -65,17 +100,10 @@ fn a_flood_of_hosts_that_nobody_has_takes_neither_memory_nor_the_neighbours_turn
 
     // The server hears, and does not answer.
     control_plane.behaves("mute", true.into());
-    let directory = mesh.bed.node(1).directory().to_owned();
-    let floods: Vec<_> = [0, 1]
-        .map(|n| mesh.client.starts(&format!("flood-{n}"), flood(&directory, n * 1000, 600)))
-        .into();
-    eventually("the flood is held", || {
-        let held = agent.metrics().sum("mesh_on_demand_held", &[]);
-        if held >= 200.0 { Ok(()) } else { Err(held) }
-    });
+    let floods = floods(&mesh, "Host");
     for _ in 0..10 {
         own().expect_status(200);
-        assert!(agent.metrics().sum("mesh_on_demand_held", &[]) <= 256.0);
+        assert!(held(agent) <= 256.0);
     }
     // It answers again: the neighbour finds what there is, in the middle of it.
     control_plane.behaves("mute", false.into());
@@ -84,25 +112,68 @@ fn a_flood_of_hosts_that_nobody_has_takes_neither_memory_nor_the_neighbours_turn
         let response = neighbour.curl(mesh::WEB).header("Host: shop.test").send();
         if response.status() == Some(200) { Ok(()) } else { Err(format!("{response:?}")) }
     });
-    for flood in &floods {
-        flood.wait();
-        let log = flood.log();
-        // Curl shows its progress as well.
-        let is_code = |line: &&str| line.len() == 3 && line.bytes().all(|b| b.is_ascii_digit());
-        let codes: Vec<_> = log.lines().map(str::trim).filter(is_code).collect();
-        assert_eq!(codes.len(), 600, "{log}");
-        assert!(codes.iter().all(|code| ["404", "503"].contains(code)), "{codes:?}");
+    for codes in floods.iter().map(codes) {
+        assert_eq!(codes.len(), 600, "{codes:?}");
+        assert!(codes.iter().all(|code| ["404", "503"].contains(&code.as_str())), "{codes:?}");
     }
     assert!(lookups(agent, "virtual_hosts", "overflow") > 0.0);
-    eventually("all is forgotten", || {
-        let metrics = agent.metrics();
-        let left = ["mesh_on_demand_held", "mesh_on_demand_names"].map(|m| metrics.sum(m, &[]));
-        if left[0] == 0.0 && left[1] <= 1.0 { Ok(()) } else { Err(left) }
-    });
+    all_is_forgotten(agent);
     let grown = resident_kib(agent.process().pid()).saturating_sub(before);
     println!("{grown} KiB more after 1200 hosts");
-    assert!(grown < 64 << 10, "{grown} KiB");
+    assert!(grown < 128 << 10, "{grown} KiB");
     own().expect_status(200);
+    control_plane.expect_no_violations();
+}
+
+#[test]
+fn a_flood_of_clusters_that_a_late_server_answers_leaves_nothing_behind() {
+    let odcds = json!({ "source": ads(), "timeout": "1s" });
+    let Driven { mut control_plane, mesh } = driven("attack-clusters", |all| {
+        named(all, "RouteConfiguration", "web")["virtual_hosts"][0]["routes"] = json!([
+            { "match": { "prefix": "/own" }, "route": { "cluster": "web" } },
+            { "match": { "prefix": "/" }, "route": { "cluster_header": "x-cluster" } },
+        ]);
+        with_filter(all, "web", json!({ "odcds": odcds }));
+    });
+    let neighbour = mesh.enrolled_pod("neighbour");
+    let agent = mesh.near();
+    let own = || neighbour.curl(&format!("{}own", mesh::WEB));
+    own().expect_status(200);
+    let before = resident_kib(agent.process().pid());
+
+    // Each answer comes when those who asked have gone.
+    control_plane.behaves("delay", json!(2.5));
+    let floods = floods(&mesh, "x-cluster");
+    for _ in 0..10 {
+        own().expect_status(200);
+        assert!(held(agent) <= 256.0);
+    }
+    for codes in floods.iter().map(codes) {
+        assert_eq!(codes.len(), 600, "{codes:?}");
+        assert!(codes.iter().all(|code| code == "503"), "{codes:?}");
+    }
+    assert!(lookups(agent, "clusters", "overflow") > 0.0);
+    assert!(lookups(agent, "clusters", "timeout") > 0.0);
+    control_plane.behaves("delay", 0.into());
+    eventually_within(Duration::from_secs(60), "what is there is found", || {
+        let response = neighbour.curl(mesh::WEB).header("x-cluster: later").send();
+        if response.status() == Some(200) { Ok(()) } else { Err(format!("{response:?}")) }
+    });
+    all_is_forgotten(agent);
+    // What a new stream asks for is all that is wanted.
+    control_plane.drops_streams();
+    eventually("a new stream asks for all and for one", || {
+        let requests = control_plane.requests();
+        let of_clusters = requests.iter().filter(|request| request["names"][0] == "*");
+        let mut last = of_clusters.filter(|request| request["nonce"] == "").map(|r| &r["names"]);
+        match last.next_back() {
+            Some(names) if *names == json!(["*", "later"]) => Ok(()),
+            names => Err(names.cloned()),
+        }
+    });
+    let grown = resident_kib(agent.process().pid()).saturating_sub(before);
+    println!("{grown} KiB more after 1200 clusters");
+    assert!(grown < 128 << 10, "{grown} KiB");
     control_plane.expect_no_violations();
 }
 

@@ -204,12 +204,21 @@ impl Agent {
 
     /// As [`Agent::restart`] with further flags.
     pub fn restart_with(&mut self, flags: &[&str]) {
+        self.builder = self.builder.clone().flags(flags);
+        self.restart_unready();
+        self.wait_ready();
+    }
+
+    /// As [`Agent::restart`], for one that has no hope of being ready: it answers at the end.
+    pub fn restart_unready(&mut self) {
         if self.process.ended().is_none() {
             self.kill_9();
         }
-        self.builder = self.builder.clone().flags(flags);
         self.process = spawn(&self.builder, &self.pods_file);
-        self.wait_ready();
+        let label = format!("{} answers", self.process.label());
+        eventually_within(START_PATIENCE, &label, || {
+            http::get(&self.node().socket(), "/readyz").map(drop).map_err(|e| e.to_string())
+        });
     }
 
     /// As [`Agent::restart_with`], but the flags are for this life only.

@@ -13,7 +13,7 @@ use crate::{MeshConfig, Node, Process, config, eventually_within};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/control_plane/server.py");
 /// The interpreter with the packages; `cargo xtask setup` makes it.
-const PYTHON: &str =
+pub const PYTHON: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/control-plane/bin/python");
 
 /// What a control plane is told to serve, and what it was asked.

@@ -1,11 +1,12 @@
-//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | bench | vm |
-//! tidy | ci | deny`.
+//! The project's commands: `cargo xtask setup | ebpf | demo | down | test | bench |
+//! instructions | vm | tidy | ci | deny`.
 //!
 //! This crate must build on a machine that has nothing but a compiler: it depends on
 //! nothing that `setup` has yet to install.
 
 mod build;
 mod ebpf;
+mod instructions;
 mod setup;
 mod tidy;
 mod vm;
@@ -51,6 +52,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Count the instructions of the hot path by callgrind, and keep them beside the
+    /// benchmark (`cargo bench -p mesh-agent` tells times).
+    Instructions,
     /// Boot stock Debian kernels under QEMU, and show what works on each.
     Vm {
         /// 5.10, 6.1, 6.12, 6.18, 7.3 or all; several with commas.
@@ -87,6 +91,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo { keep, .. } => build::demo(keep),
         Command::Test { filter } => build::test(filter.as_deref()),
         Command::Bench { arguments } => build::bench(&arguments),
+        Command::Instructions => instructions::run(),
         Command::Vm { kernel } => vm::run(&kernel),
         Command::Tidy => tidy::run(&build::workspace()),
         Command::Ci => build::ci(),

@@ -226,6 +226,9 @@ pub struct StatusView {
     /// Pods whose packets of the kernel path are not handed straight in.
     #[serde(default)]
     pub not_redirected: Vec<MissingView>,
+    /// Pods none of whose connections take the kernel path, for no guard could be outside them.
+    #[serde(default)]
+    pub off_kernel_path: Vec<MissingView>,
     /// What the kernel was found to do; `None` until it was tried.
     #[serde(default)]
     pub self_test: Option<SelfTest>,

@@ -121,6 +121,7 @@ impl From<&Snapshot> for SnapshotView {
     fn from(snapshot: &Snapshot) -> Self {
         let in_clusters = snapshot.clusters.values().map(|cluster| match &cluster.discovery {
             Discovery::Static(assignment) => assignment.endpoints().count(),
+            Discovery::Dns(dns) => dns.template.endpoints().count(),
             Discovery::Eds { .. } | Discovery::OriginalDestination => 0,
         });
         let by_eds = snapshot.assignments.values().map(|assignment| assignment.endpoints().count());

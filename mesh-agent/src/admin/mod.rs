@@ -33,7 +33,7 @@ pub use config_dump::ConfigDump;
 pub use enroll::{EnrollRequest, InvalidEnrollment, NetnsRef, PodsFile, PodsFileError};
 pub use server::{bind_tcp, serve_tcp, serve_unix};
 pub use socket::{ControlSocket, bind_unix};
-pub use xds::{XdsSourceView, XdsTypeView, XdsView, XdsWarmingView};
+pub use xds::{XdsRefusedView, XdsSourceView, XdsTypeView, XdsView, XdsWarmingView};
 
 /// What the admin server asks of the agent. Views are taken at once and copied;
 /// only what changes the agent is async.

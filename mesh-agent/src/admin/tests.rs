@@ -87,6 +87,7 @@ impl AgentControl for Fake {
             kernel_path: KernelPathView::default(),
             unguarded: Vec::new(),
             not_redirected: Vec::new(),
+            off_kernel_path: Vec::new(),
             maps: Vec::new(),
             self_test: None,
             bpf: Vec::new(),

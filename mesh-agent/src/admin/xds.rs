@@ -57,9 +57,23 @@ pub struct XdsTypeView {
     pub last_nack: Option<Timestamp>,
     /// Why the last refused response was.
     pub nack_reasons: Vec<String>,
-    /// Whether what was refused last has not been made good.
+    /// Whether something that was refused has not been made good.
     pub refusing: bool,
+    /// What that is, up to fifty; the last good versions of these are in force.
+    #[serde(default)]
+    pub refused: Vec<XdsRefusedView>,
     pub warming: Vec<XdsWarmingView>,
+}
+
+/// A resource of which the server's version is not the one in force, if one is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdsRefusedView {
+    /// Empty: it has no name that could be read, or there are too many.
+    pub name: String,
+    /// When it was refused last.
+    pub at: Timestamp,
+    /// By full path; the first ten.
+    pub reasons: Vec<String>,
 }
 
 /// A resource that is accepted and not in force yet.
@@ -114,6 +128,11 @@ impl From<&StreamStatus> for XdsSourceView {
 impl From<&TypeStatus> for XdsTypeView {
     fn from(status: &TypeStatus) -> Self {
         let (last_nack, nack_reasons) = status.last_nack.clone().unzip();
+        let refused = status.refused.iter().map(|refused| XdsRefusedView {
+            name: refused.name.to_string(),
+            at: refused.at.into(),
+            reasons: refused.reasons.clone(),
+        });
         let warming = status.warming.iter().map(|warming| XdsWarmingView {
             name: warming.name.to_string(),
             waits_for: warming.waits_for.clone(),
@@ -129,6 +148,7 @@ impl From<&TypeStatus> for XdsTypeView {
             last_nack: last_nack.map(Into::into),
             nack_reasons: nack_reasons.unwrap_or_default(),
             refusing: status.refusing,
+            refused: refused.collect(),
             warming: warming.collect(),
         }
     }

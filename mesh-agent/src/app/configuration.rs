@@ -8,11 +8,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, memory};
+use super::{Agent, dns::Found, memory};
 use crate::{
     admin::{RejectedConfig, Timestamp},
     config::SourceConfig,
     model::runtime::LayeredRuntime,
+    observe::log_limit::LogLimit,
     proxy::on_demand::{Discovery, Sought},
     snapshot::{RejectedResource, Resources},
     source::{
@@ -24,6 +25,8 @@ use crate::{
 
 /// How long after a change unused connections and balancers are let go of.
 const TIDY_AFTER: Duration = Duration::from_secs(1);
+
+static APPLIED: LogLimit = LogLimit::new();
 
 /// The one source of configuration.
 pub(super) enum Source {
@@ -134,7 +137,11 @@ fn sought((kind, name): (ResourceType, Arc<str>)) -> Option<Sought> {
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// Applies what the source delivers, in order, until it delivers no more.
-pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update>) {
+pub(super) async fn follow(
+    agent: Arc<Agent>,
+    mut updates: mpsc::Receiver<Update>,
+    mut resolved: mpsc::Receiver<Found>,
+) {
     // What was restored from disk left memory behind too.
     let mut release_at = Some(Instant::now() + SETTLED);
     // When what nothing leads to any more is let go of: not for each of many small
@@ -147,6 +154,11 @@ pub(super) async fn follow(agent: Arc<Agent>, mut updates: mpsc::Receiver<Update
                 let Some(update) = update else { return };
                 tidy_at = agent.take(update, tidy_at);
                 release_at = Some(Instant::now() + SETTLED);
+            }
+            Some(found) = resolved.recv() => {
+                if agent.take_found(found) {
+                    tidy_at = tidy_at.or(Some(Instant::now() + TIDY_AFTER));
+                }
             }
             () = until(tidy_at) => {
                 agent.tidy();
@@ -272,12 +284,16 @@ impl Agent {
         let snapshot = dataplane.snapshot.load();
         *self.restored() = None;
         dataplane.metrics.config_applied(version);
-        tracing::info!(
-            version,
-            label,
-            listeners = snapshot.listeners.len(),
-            "configuration applied"
-        );
+        // A control plane that flaps must not fill the disk.
+        if let Some(suppressed) = APPLIED.allows() {
+            tracing::info!(
+                version,
+                label,
+                listeners = snapshot.listeners.len(),
+                suppressed,
+                "configuration applied"
+            );
+        }
     }
 
     /// Lets go of what the configuration in force does not lead to any more.
@@ -286,6 +302,7 @@ impl Agent {
         let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
         dataplane.http.breakers.forget_idle();
+        dataplane.http.filters.forget_idle();
         let workloads = &snapshot.workloads;
         dataplane.connector.hbone.retain(|key| {
             key.tunnel.port() == HBONE_PORT && workloads.has_tunnel(key.tunnel.ip(), &key.identity)

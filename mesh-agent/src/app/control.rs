@@ -87,6 +87,7 @@ impl AgentControl for Control {
             },
             unguarded: missing(agent.capture.unguarded()),
             not_redirected: missing(agent.capture.not_redirected()),
+            off_kernel_path: missing(agent.capture.off_kernel_path()),
             self_test: agent.self_test.get().cloned(),
             maps: agent.maps(),
             bpf: agent

@@ -51,9 +51,7 @@ pub(super) async fn follow(agent: Arc<Agent>) {
             }
             stays
         });
-        let mut failures = agent.gateway_failures();
-        failures.retain(|address, _| wanted.contains_key(address));
-        drop(failures);
+        agent.gateway_failures().retain(|address, _| wanted.contains_key(address));
         for (address, options) in wanted {
             if bound.contains_key(&address) {
                 continue;

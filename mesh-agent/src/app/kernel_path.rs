@@ -20,7 +20,7 @@ use crate::{
         kernel_path::{KernelConnection, KernelEvent, KernelPlan},
         workload::WorkloadUid,
     },
-    proxy::kernel_path::{Judgement, KernelSessions, plan},
+    proxy::kernel_path::{Judgement, KernelSessions, Services, plan},
 };
 
 /// After a change, connections are judged again at once, and twice more for those that
@@ -49,6 +49,7 @@ pub(super) async fn follow(agent: Arc<Agent>) {
     let mut work = Work {
         agent: Arc::clone(&agent),
         sessions: KernelSessions::default(),
+        services: Services::default(),
         left_out: 0,
         proven_until: None,
     };
@@ -85,7 +86,8 @@ pub(super) async fn follow(agent: Arc<Agent>) {
             }
         };
         if changed {
-            work.plan();
+            // Other tasks of this thread need not wait for it.
+            tokio::task::block_in_place(|| work.plan());
             work.judge_all();
             rescans = AFTER_CHANGE.map(|after| Instant::now() + after).to_vec();
         }
@@ -102,6 +104,7 @@ async fn until(at: Option<Instant>) {
 struct Work {
     agent: Arc<Agent>,
     sessions: KernelSessions,
+    services: Services,
     left_out: usize,
     /// When the first of the identities that are in the plan can't be proven any more.
     proven_until: Option<Timestamp>,
@@ -123,7 +126,8 @@ impl Work {
                 let proven = self.proven(&pods);
                 let identities = proven.keys().cloned().collect();
                 let policy = dataplane.options.outbound_policy;
-                let plan = plan(&dataplane.snapshot.load(), &pods, &identities, policy);
+                let snapshot = dataplane.snapshot.load();
+                let plan = plan(&mut self.services, &snapshot, &pods, &identities, policy);
                 let now = dataplane.identities.now();
                 let left = |pod: &Arc<Pod>| {
                     let until = proven.get(&pod.workload.identity)?;

@@ -199,7 +199,9 @@ impl Agent {
             }
             self.cut(&uid);
         }
-        self.capture.look_at_all_interfaces().await;
+        if self.capture.look_at_all_interfaces().await {
+            self.pods.changed.notify_one();
+        }
     }
 }
 
@@ -287,7 +289,9 @@ async fn watch_links(
                 "the pod's interfaces can't be watched any more: they are looked at now and then"
             );
         }
-        agent.capture.look_at_interfaces(&uid).await;
+        if agent.capture.look_at_interfaces(&uid).await {
+            agent.pods.changed.notify_one();
+        }
         time::sleep(NEWS_PAUSE).await;
     }
 }

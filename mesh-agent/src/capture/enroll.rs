@@ -6,6 +6,7 @@ use std::{
     fmt,
     fs::File,
     io,
+    net::IpAddr,
     num::NonZeroU32,
     os::unix::fs::MetadataExt,
     path::PathBuf,
@@ -113,6 +114,9 @@ pub(super) struct Slot {
     pub(super) unguarded: Option<String>,
     /// Why its packets of the kernel path take the long way.
     pub(super) not_redirected: Option<String>,
+    /// Its addresses that packets of the kernel path may go to, or why there is no such
+    /// connection.
+    pub(super) road: Result<Vec<IpAddr>, String>,
 }
 
 /// A slot that is freed again unless it is filled.
@@ -337,6 +341,7 @@ impl Capture {
             interfaces: Vec::new(),
             unguarded: None,
             not_redirected: None,
+            road: Err("the pod is being enrolled".to_owned()),
         };
         state.pods.insert(uid.clone(), slot);
         Ok(Reservation { capture: self, uid: uid.clone() })
@@ -537,8 +542,7 @@ impl Capture {
         self.undo_kernel(netns.cookie());
         match netns.interfaces().await {
             Ok(interfaces) => {
-                let guard = self.pins.detach_guard(netns.cookie(), Some((netns, &interfaces)));
-                if let Err(error) = guard {
+                if let Err(error) = self.detach_guards(netns, &interfaces).await {
                     tracing::warn!(netns = %netns.path().display(), %error, "cannot remove the guard");
                 }
             }
@@ -559,6 +563,7 @@ impl Capture {
             self.pins.detach_guard(cookie, None),
             state.maps.remove_listeners(cookie),
             state.maps.remove_facts(cookie),
+            state.maps.set_outside(cookie, &[], None),
         ];
         for error in steps.into_iter().filter_map(Result::err) {
             tracing::warn!(cookie, %error, "cannot clean up after a pod");
@@ -689,6 +694,7 @@ fn forget_dead(pins: &Pins, maps: &mut Maps) -> Result<Vec<u64>, CaptureError> {
         maps.remove_pod(cookie)?;
         maps.remove_listeners(cookie)?;
         maps.remove_facts(cookie)?;
+        maps.set_outside(cookie, &[], None)?;
         pins.detach_pod(cookie)?;
         pins.detach_guard(cookie, None)?;
     }
@@ -712,6 +718,7 @@ fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<()
         } else {
             maps.remove_pod(cookie)?;
             maps.remove_facts(cookie)?;
+            maps.set_outside(cookie, &[], None)?;
         }
     }
     Ok(())

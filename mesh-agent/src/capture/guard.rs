@@ -55,7 +55,7 @@ pub(super) const GUARD_PROGRAMS: [(&str, TcAttachType); 2] =
     [("mesh_guard_in", TcAttachType::Ingress), ("mesh_guard_out", TcAttachType::Egress)];
 
 /// The one for outside the pod, on the peer of its interface, where that is a veth.
-pub(super) const HOST_PROGRAM: &str = "mesh_guard_host";
+pub(super) const HOST_PROGRAM: (&str, TcAttachType) = ("mesh_guard_host", TcAttachType::Ingress);
 
 /// Before what others may have there. The numbers tell our filters from theirs.
 const PRIORITY: u16 = 1;
@@ -75,79 +75,58 @@ impl Pins {
         interfaces: &[Interface],
         attachment: GuardAttachment,
     ) -> Result<(), CaptureError> {
-        let directory = self.guards(netns.cookie());
-        bpffs::create(&directory)?;
         for interface in interfaces {
             if !interface.ethernet {
                 return Err(CaptureError::Interface(interface.name.clone()));
             }
-            for (name, side) in GUARD_PROGRAMS {
-                let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
-                let refused =
-                    |source| CaptureError::Program { program: name, source: Box::new(source) };
-                load(program).map_err(refused)?;
-                let pin = directory.join(format!("{}-{name}", interface.index));
-                if adopt(&pin, program, LinkTarget::Interface(interface.index))? {
-                    continue;
-                }
-                let program: &mut SchedClassifier =
-                    program.try_into().map_err(|error: ProgramError| refused(error))?;
-                let entered = netns.run(|| attach(program, &interface.name, side, attachment));
-                let link = entered
-                    .unwrap_or_else(|error| Err(ProgramError::IOError(error)))
-                    .map_err(refused)?;
-                match link {
-                    Some(link) => self.holds.replace(link, &pin)?,
-                    None => self.holds.remove(&pin)?,
-                }
+            for guard in GUARD_PROGRAMS {
+                self.attach_one(ebpf, netns.cookie(), netns, interface, guard, attachment)?;
             }
         }
         Ok(())
     }
 
-    /// Attaches the guard outside a pod, by a link or not at all: filters could be a CNI's.
-    pub(super) fn attach_host_guard(
+    /// Attaches one of a pod's guards to an `interface` that is in the namespace `place`.
+    pub(super) fn attach_one(
         &self,
         ebpf: &mut Ebpf,
         cookie: u64,
-        outside: &Interface,
+        place: &PodNetns,
+        interface: &Interface,
+        (name, side): (&'static str, TcAttachType),
+        attachment: GuardAttachment,
     ) -> Result<(), CaptureError> {
-        let program = ebpf.program_mut(HOST_PROGRAM).ok_or(CaptureError::Missing(HOST_PROGRAM))?;
-        let refused =
-            |source| CaptureError::Program { program: HOST_PROGRAM, source: Box::new(source) };
+        let directory = self.guards(cookie);
+        bpffs::create(&directory)?;
+        let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
+        let refused = |source| CaptureError::Program { program: name, source: Box::new(source) };
         load(program).map_err(refused)?;
-        let pin = self.guards(cookie).join(format!("{}-{HOST_PROGRAM}", outside.index));
-        if adopt(&pin, program, LinkTarget::Interface(outside.index))? {
+        let pin = directory.join(format!("{}-{name}", interface.index));
+        if adopt(&pin, program, LinkTarget::Interface(interface.index))? {
             return Ok(());
         }
-        let program: &mut SchedClassifier = program.try_into().map_err(refused)?;
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let link = program
-            .attach_with_options(&outside.name, TcAttachType::Ingress, order)
-            .and_then(|id| program.take_link(id)?.try_into().map_err(not_a_link))
-            .map_err(refused)?;
-        self.holds.replace(link, &pin)
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|error: ProgramError| refused(error))?;
+        let entered = place.run(|| attach(program, &interface.name, side, attachment));
+        let link =
+            entered.unwrap_or_else(|error| Err(ProgramError::IOError(error))).map_err(refused)?;
+        match link {
+            Some(link) => self.holds.replace(link, &pin),
+            None => self.holds.remove(&pin),
+        }
     }
 
-    /// Takes the guard off a pod. `netns`: where the pod still is.
+    /// Takes the guard off a pod. `inside`: where the pod still is.
     pub(super) fn detach_guard(
         &self,
         cookie: u64,
-        netns: Option<(&PodNetns, &[Interface])>,
+        inside: Option<(&PodNetns, &[Interface])>,
     ) -> Result<(), CaptureError> {
         self.holds.remove_tree(&self.guards(cookie))?;
-        let Some((netns, interfaces)) = netns else { return Ok(()) };
+        let Some((netns, interfaces)) = inside else { return Ok(()) };
         for interface in interfaces {
-            for (name, side) in GUARD_PROGRAMS {
-                let filter = |name: &str| {
-                    SchedClassifierLink::attached(name, side, PRIORITY, HANDLE, None)
-                        .map_err(ProgramError::IOError)
-                        .and_then(Link::detach)
-                };
-                if let Ok(Err(error)) = netns.run(|| filter(&interface.name)) {
-                    // The usual case: it was attached by links.
-                    tracing::debug!(interface = interface.name, name, %error, "no filter");
-                }
+            for guard in GUARD_PROGRAMS {
+                detach_filter(netns, interface, guard);
             }
         }
         Ok(())
@@ -164,36 +143,55 @@ impl Capture {
         interfaces: &[Interface],
     ) -> Result<(), CaptureError> {
         let mut programs = self.pins.attach_pod(netns)?;
-        let unguarded = self.guard(&request.uid, netns, interfaces, &mut programs)?;
+        let unguarded = self.guard(&request.uid, netns, interfaces, &mut programs).await?;
         let mode = request.redirect_peer.unwrap_or(self.redirect_peer);
-        let redirect =
-            self.attach_outside(netns, interfaces, &mut programs, unguarded.is_none(), mode).await;
+        let road = match &unguarded {
+            None => self.attach_outside(netns, interfaces, &mut programs, addresses).await,
+            Some(_) => Err("the pod has no guard".to_owned()),
+        };
+        let redirect = match &road {
+            Ok(road) => self.may_redirect(road, interfaces, mode).await,
+            Err(why) => Err(why.clone()),
+        };
         let mut state = self.state();
+        let (outside, reachable) = match &road {
+            Ok(road) => (Some(road.entry(netns.cookie(), redirect.is_ok())), &road.reachable[..]),
+            Err(_) => (None, &[][..]),
+        };
+        state.maps.set_outside(netns.cookie(), reachable, outside)?;
+        let closed = road.is_err() && self.guard != GuardMode::Off;
         if let Some(slot) = state.pods.get_mut(&request.uid) {
             slot.interfaces = interfaces.iter().map(|interface| interface.index).collect();
             slot.unguarded = unguarded;
-            slot.not_redirected = redirect.as_ref().err().cloned();
+            slot.not_redirected = redirect.err();
+            slot.road = road.map(|road| road.reachable);
         }
-        state.maps.set_redirect(netns.cookie(), addresses, redirect.ok())?;
         if state.maps.is_captured(netns.cookie()) {
             state.maps.add_pod(netns.cookie(), request.mtls)?;
+        }
+        if closed {
+            state.kernel.forget_pod(netns.cookie())?;
+            drop(state);
+            self.cut_kernel_connections_of(netns.cookie());
         }
         Ok(())
     }
 
     /// To be called now and then, in case that news was lost: [`Capture::look_at_interfaces`]
-    /// for every pod.
-    pub async fn look_at_all_interfaces(&self) {
+    /// for every pod; says whether any wants it.
+    pub async fn look_at_all_interfaces(&self) -> bool {
         let enrolled: Vec<_> = self.state().pods.keys().cloned().collect();
+        let mut changed = false;
         for uid in enrolled {
-            self.look_at_interfaces(&uid).await;
+            changed |= self.look_at_interfaces(&uid).await;
         }
+        changed
     }
 
     /// To be called when interfaces of a pod have changed: guards those that are new. Where
     /// one is gone, the pod's address may be somebody else's by now: connections of the
-    /// kernel path are cut.
-    pub async fn look_at_interfaces(&self, uid: &WorkloadUid) {
+    /// kernel path are cut. Says whether the plan of the kernel path wants to be made anew.
+    pub async fn look_at_interfaces(&self, uid: &WorkloadUid) -> bool {
         let _alone = self.attaching.lock().await;
         let slot = {
             let state = self.state();
@@ -202,11 +200,14 @@ impl Capture {
                 Some((request, Arc::clone(&slot.netns), slot.interfaces.clone()))
             })
         };
-        let Some((request, netns, known)) = slot else { return };
-        if let Err(error) = self.follow_interfaces(&request, &netns, &known).await {
-            tracing::error!(
-                pod = %uid, error = chain(&error), "the pod's interfaces can't be looked after"
-            );
+        let Some((request, netns, known)) = slot else { return false };
+        match self.follow_interfaces(&request, &netns, &known).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(pod = %uid, error, "the pod's interfaces can't be looked after");
+                false
+            }
         }
     }
 
@@ -215,36 +216,39 @@ impl Capture {
         request: &EnrollPod,
         netns: &PodNetns,
         known: &[u32],
-    ) -> Result<(), EnrollError> {
+    ) -> Result<bool, EnrollError> {
         let uid = &request.uid;
         let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
         let all = netns.links().await.map_err(in_netns)?;
-        if let Some(gone) = known.iter().find(|index| all.iter().all(|link| link.index != **index))
-        {
+        let gone = known.iter().find(|index| all.iter().all(|link| link.index != **index));
+        if let Some(gone) = gone {
             tracing::warn!(
                 pod = %uid, interface = gone,
                 "an interface is gone: the pod's connections of the kernel path are cut"
             );
-            if let Some(slot) = self.state().pods.get_mut(uid) {
-                slot.interfaces.retain(|index| all.iter().any(|link| link.index == *index));
-            }
             self.cut_kernel_connections_of(netns.cookie());
         }
         let interfaces: Vec<_> = all.into_iter().filter(|link| link.up).collect();
-        let mut new = interfaces.iter().filter(|interface| !known.contains(&interface.index));
-        let Some(first) = new.next() else { return Ok(()) };
-        tracing::warn!(
-            pod = %uid, interface = first.name,
-            "an interface is new: guarded; plaintext that the pod takes may need it enrolled again"
-        );
+        let new = interfaces.iter().find(|interface| !known.contains(&interface.index));
+        if let Some(new) = new {
+            tracing::warn!(
+                pod = %uid, interface = new.name,
+                "an interface is new: guarded; plaintext that the pod takes may need it enrolled \
+                 again"
+            );
+        }
+        if gone.is_none() && new.is_none() {
+            return Ok(false);
+        }
         let addresses = netns.addresses().await.map_err(in_netns)?;
         self.attach_programs(request, netns, &addresses, &interfaces)
             .await
-            .map_err(|source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) })
+            .map_err(|source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) })?;
+        Ok(true)
     }
 
     /// Attaches the guard as the operator wants it; why there is none, if so.
-    pub(super) fn guard(
+    pub(super) async fn guard(
         &self,
         uid: &WorkloadUid,
         netns: &PodNetns,
@@ -252,7 +256,7 @@ impl Capture {
         programs: &mut Ebpf,
     ) -> Result<Option<String>, CaptureError> {
         if self.guard == GuardMode::Off {
-            self.pins.detach_guard(netns.cookie(), Some((netns, interfaces)))?;
+            self.detach_guards(netns, interfaces).await?;
             return Ok(Some("switched off".to_owned()));
         }
         match self.pins.attach_guard(programs, netns, interfaces, self.guard_attachment) {
@@ -266,6 +270,19 @@ impl Capture {
         }
     }
 
+    /// Pods none of whose connections take the kernel path, and why.
+    #[must_use]
+    pub fn off_kernel_path(&self) -> Vec<(WorkloadUid, String)> {
+        if self.guard == GuardMode::Off {
+            return Vec::new();
+        }
+        let state = self.state();
+        let slots = state.pods.iter().filter_map(|(uid, slot)| {
+            slot.road.as_ref().err().map(|why| (uid.clone(), why.clone()))
+        });
+        slots.collect()
+    }
+
     /// Pods without a guard, and why.
     #[must_use]
     pub fn unguarded(&self) -> Vec<(WorkloadUid, String)> {
@@ -274,6 +291,23 @@ impl Capture {
             slot.unguarded.as_ref().map(|why| (uid.clone(), why.clone()))
         });
         unguarded.collect()
+    }
+}
+
+/// Takes a guard off that was attached by a filter.
+pub(super) fn detach_filter(
+    place: &PodNetns,
+    interface: &Interface,
+    (name, side): (&'static str, TcAttachType),
+) {
+    let filter = || {
+        SchedClassifierLink::attached(&interface.name, side, PRIORITY, HANDLE, None)
+            .map_err(ProgramError::IOError)
+            .and_then(Link::detach)
+    };
+    if let Ok(Err(error)) = place.run(filter) {
+        // The usual case: it was attached by links.
+        tracing::debug!(interface = interface.name, name, %error, "no filter");
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 use super::{
     enroll::{Capture, State},
     error::CaptureError,
+    guard::GuardMode,
     maps::{is_absent, monotonic_ns},
     netns::PodNetns,
     sock_diag,
@@ -397,7 +398,7 @@ impl Capture {
     ) -> Result<PlanApplied, CaptureError> {
         let attached = self.splice.is_ok();
         let mut state = self.state();
-        let members: StdHashMap<&WorkloadUid, Member> = state
+        let members: StdHashMap<&WorkloadUid, Member<'_>> = state
             .pods
             .iter()
             .filter_map(|(uid, slot)| {
@@ -407,12 +408,19 @@ impl Capture {
                 let keeps = pod.agent_down.unwrap_or(self.agent_down) == AgentDown::Keep;
                 let proven_for = plan.proven_for.get(uid).copied().unwrap_or_default();
                 let keep_for = if keeps { proven_for } else { Duration::ZERO };
-                Some((uid, Member { cookie: slot.cookie, splice, keep_for }))
+                let reachable = match (&slot.road, self.guard) {
+                    // The operator wants nobody to watch.
+                    (_, GuardMode::Off) => None,
+                    (Ok(addresses), _) => Some(&addresses[..]),
+                    (Err(_), _) => return None,
+                };
+                Some((uid, Member { cookie: slot.cookie, splice, keep_for, reachable }))
             })
             .collect();
         let wanted: StdHashMap<_, _> =
             plan.services.iter().filter_map(|service| compile(service, &members)).collect();
-        let served: HashSet<u64> = members.values().map(|member| member.cookie).collect();
+        let served = state.pods.values().filter(|slot| slot.record.is_some());
+        let served: HashSet<u64> = served.map(|slot| slot.cookie).collect();
         let State { maps, kernel, .. } = &mut *state;
         let waiting = |cookie| !served.contains(&cookie) && maps.is_captured(cookie);
         kernel.reconcile(&wanted, waiting)
@@ -521,8 +529,10 @@ impl Capture {
 
 /// An enrolled pod, as a plan is compiled for it.
 #[derive(Clone, Copy)]
-struct Member {
+struct Member<'a> {
     cookie: u64,
+    /// The addresses that it can be reached at; all of them without.
+    reachable: Option<&'a [IpAddr]>,
     /// Its connections may be spliced.
     splice: bool,
     /// For how long new ones may be opened without the agent.
@@ -533,7 +543,7 @@ struct Member {
 /// enrolled, or has a backend that is not.
 fn compile(
     service: &KernelService,
-    members: &StdHashMap<&WorkloadUid, Member>,
+    members: &StdHashMap<&WorkloadUid, Member<'_>>,
 ) -> Option<(ServiceKey, Service)> {
     let source = members.get(&service.source)?;
     let none = Backend {
@@ -553,6 +563,9 @@ fn compile(
     for (slot, backend) in backends.iter_mut().zip(&service.backends) {
         total_weight = total_weight.checked_add(backend.weight)?;
         let member = members.get(&backend.workload)?;
+        if member.reachable.is_some_and(|known| !known.contains(&backend.address.ip())) {
+            return None;
+        }
         keep_for = keep_for.min(member.keep_for);
         *slot = Backend {
             netns_cookie: member.cookie,

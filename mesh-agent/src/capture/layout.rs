@@ -9,7 +9,7 @@ use mesh_common::{
     address::Address,
     key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, SpliceKey, TupleKey},
     value::{
-        Asked, Authorized, Config, OriginalDestination, Passed, PodEntry, Probe, Redirect, Service,
+        Asked, Authorized, Config, OriginalDestination, Outside, Passed, PodEntry, Probe, Service,
         Splice,
     },
 };
@@ -75,7 +75,7 @@ fn sizes(name: &str) -> (u32, u32) {
         map::PROBERS => (U64, U32),
         map::POD_ADDRESSES => (size_of::<Address>(), U64),
         map::PROBES => (size_of::<TupleKey>(), size_of::<Probe>()),
-        map::REDIRECTS => (size_of::<Address>(), size_of::<Redirect>()),
+        map::OUTSIDES => (size_of::<Address>(), size_of::<Outside>()),
         map::SPLICE => (U32, size_of::<Splice>()),
         // A ring of bytes.
         _ => (0, 0),

@@ -288,7 +288,7 @@ pub(super) fn try_load() -> Result<Vec<Loaded>, CaptureError> {
         .into_iter()
         .chain([POD_PROGRAM])
         .chain(GUARD_PROGRAMS.map(|(name, _)| name))
-        .chain([HOST_PROGRAM, SPLICE_PROGRAM])
+        .chain([HOST_PROGRAM.0, SPLICE_PROGRAM])
         .map(|name| {
             let program = ebpf.program_mut(name).ok_or(CaptureError::Missing(name))?;
             Ok((name, load(program)))

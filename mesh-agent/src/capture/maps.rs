@@ -19,7 +19,7 @@ use mesh_common::{
     abi::{ABI_VERSION, capacity, map},
     address::Address,
     key::{AddressKey, ConnectionKey, ListenerKey, ListenerKind, PortKey},
-    value::{Config, OriginalDestination, Owner, PodEntry, Redirect},
+    value::{Config, OriginalDestination, Outside, Owner, PodEntry},
     verdict::Verdict,
 };
 
@@ -106,7 +106,7 @@ impl MapCapacities {
             (map::PROBES, self.probes),
             (map::LISTENERS, self.pods.saturating_mul(4)),
             (map::POD_ADDRESSES, self.addresses),
-            (map::REDIRECTS, self.addresses),
+            (map::OUTSIDES, self.addresses),
         ]
     }
 }
@@ -123,7 +123,7 @@ pub(super) struct Maps {
     listeners: SockHash<MapData, ListenerKey>,
     probers: HashMap<MapData, u64, u32>,
     pod_addresses: HashMap<MapData, Address, u64>,
-    redirects: HashMap<MapData, Address, Redirect>,
+    outsides: HashMap<MapData, Address, Outside>,
     verdicts: PerCpuArray<MapData, u64>,
     /// As the kernel has them: pinned maps keep their size whatever the options say.
     capacities: BTreeMap<&'static str, u32>,
@@ -165,7 +165,7 @@ impl Maps {
             listeners: one(ebpf, map::LISTENERS)?,
             probers: one(ebpf, map::PROBERS)?,
             pod_addresses: one(ebpf, map::POD_ADDRESSES)?,
-            redirects: one(ebpf, map::REDIRECTS)?,
+            outsides: one(ebpf, map::OUTSIDES)?,
             verdicts: one(ebpf, map::VERDICTS)?,
         })
     }
@@ -203,9 +203,14 @@ impl Maps {
     /// Turns capture on for a pod.
     pub(super) fn add_pod(&mut self, cookie: u64, mtls: MtlsMode) -> Result<(), CaptureError> {
         let strict = (mtls == MtlsMode::Strict).into();
-        let redirects = self.redirects.iter().filter_map(Result::ok);
-        let redirect = redirects.into_iter().any(|(_, to)| to.netns_cookie == cookie).into();
-        let entry = PodEntry { enrolled_ns: monotonic_ns(), strict, redirect };
+        let outside = self.outsides_of(cookie).next().map(|(_, outside)| outside);
+        let entry = PodEntry {
+            enrolled_ns: monotonic_ns(),
+            strict,
+            redirect: outside.map_or(0, |outside| outside.redirect),
+            road: outside.map_or(0, |outside| outside.inside),
+            _zero: 0,
+        };
         self.pods.insert(cookie, entry, 0).map_err(refused(&self.capacities, map::PODS))
     }
 
@@ -290,7 +295,6 @@ impl Maps {
             absent_is_fine(self.pod_addresses.remove(&address))
                 .map_err(refused(&self.capacities, map::POD_ADDRESSES))?;
         }
-        self.set_redirect(cookie, &[], None)?;
         let keys: Vec<_> = mine(self.outbound_ports.keys(), |key| key.netns_cookie == cookie);
         for key in keys {
             absent_is_fine(self.outbound_ports.remove(&key))
@@ -311,27 +315,49 @@ impl Maps {
         Ok(())
     }
 
-    /// Lets packets of the kernel path be handed into and out of a pod by `interface`, or
-    /// not at all. To be followed by [`Maps::add_pod`] where the pod is captured.
-    pub(super) fn set_redirect(
+    fn outsides_of(&self, cookie: u64) -> impl Iterator<Item = (Address, Outside)> {
+        let all = self.outsides.iter().filter_map(Result::ok);
+        all.filter(move |(_, outside)| outside.netns_cookie == cookie)
+    }
+
+    /// Tells the guard outside pods where packets for this one go: by `addresses` to
+    /// `outside`, or nowhere. To be followed by [`Maps::add_pod`] where the pod is captured.
+    pub(super) fn set_outside(
         &mut self,
         cookie: u64,
         addresses: &[IpAddr],
-        interface: Option<u32>,
+        outside: Option<Outside>,
     ) -> Result<(), CaptureError> {
-        let all = self.redirects.iter().filter_map(Result::ok);
-        let mine: Vec<_> =
-            all.filter(|(_, to)| to.netns_cookie == cookie).map(|(address, _)| address).collect();
-        for address in mine {
-            absent_is_fine(self.redirects.remove(&address))
-                .map_err(refused(&self.capacities, map::REDIRECTS))?;
+        let wanted: Vec<Address> = match outside {
+            Some(_) => addresses.iter().copied().map(Address::from).collect(),
+            None => Vec::new(),
+        };
+        let stale: Vec<_> = self
+            .outsides_of(cookie)
+            .map(|(address, _)| address)
+            .filter(|address| !wanted.contains(address))
+            .collect();
+        for address in stale {
+            absent_is_fine(self.outsides.remove(&address))
+                .map_err(refused(&self.capacities, map::OUTSIDES))?;
         }
-        let Some(interface) = interface else { return Ok(()) };
-        let to = Redirect { netns_cookie: cookie, interface, _zero: 0 };
-        for ip in addresses {
-            self.redirects
-                .insert(Address::from(*ip), to, 0)
-                .map_err(refused(&self.capacities, map::REDIRECTS))?;
+        let Some(outside) = outside else { return Ok(()) };
+        for address in wanted {
+            self.outsides
+                .insert(address, outside, 0)
+                .map_err(refused(&self.capacities, map::OUTSIDES))?;
+        }
+        Ok(())
+    }
+
+    /// From now on the node's routes lead packets into a pod, and out of it.
+    pub(super) fn stop_redirect(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        let all: Vec<_> = self.outsides_of(cookie).collect();
+        for (address, outside) in all {
+            let outside = Outside { redirect: 0, ..outside };
+            self.outsides
+                .insert(address, outside, 0)
+                .map_err(refused(&self.capacities, map::OUTSIDES))?;
         }
         Ok(())
     }

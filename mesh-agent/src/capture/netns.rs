@@ -3,22 +3,27 @@
 use std::{
     fs::File,
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    pin::pin,
 };
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::{
-    AddressFamily,
-    address::AddressAttribute,
-    link::{
-        InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-        XdpAttached,
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        address::AddressAttribute,
+        link::{
+            InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+            XdpAttached,
+        },
+        route::RouteAttribute,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -72,8 +77,10 @@ pub(super) struct Interface {
     pub(super) peer: Option<u32>,
     /// What this namespace calls the peer's.
     pub(super) peer_netns: Option<i32>,
-    /// Whether it is a port of a bridge or the like.
-    pub(super) has_controller: bool,
+    /// The bridge or the like that it is a port of.
+    pub(super) controller: Option<u32>,
+    pub(super) bridge: bool,
+    pub(super) hardware: Option<[u8; 6]>,
     pub(super) has_xdp: bool,
     pub(super) up: bool,
 }
@@ -87,7 +94,9 @@ impl Interface {
             veth: false,
             peer: None,
             peer_netns: None,
-            has_controller: false,
+            controller: None,
+            bridge: false,
+            hardware: None,
             has_xdp: false,
             up: message.header.flags.contains(LinkFlags::Up),
         };
@@ -96,9 +105,13 @@ impl Interface {
                 LinkAttribute::IfName(name) => this.name = name,
                 LinkAttribute::Link(index) => this.peer = Some(index),
                 LinkAttribute::LinkNetNsId(id) => this.peer_netns = Some(id),
-                LinkAttribute::Controller(index) => this.has_controller = index != 0,
+                LinkAttribute::Controller(index) => {
+                    this.controller = Some(index).filter(|index| *index != 0);
+                }
+                LinkAttribute::Address(bytes) => this.hardware = bytes.try_into().ok(),
                 LinkAttribute::LinkInfo(infos) => {
                     this.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                    this.bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                 }
                 LinkAttribute::Xdp(xdp) => {
                     let attached = |xdp: &LinkXdp| matches!(xdp, LinkXdp::Attached(mode) if *mode != XdpAttached::None);
@@ -213,6 +226,28 @@ impl PodNetns {
             }
         }
         Ok(links)
+    }
+
+    /// The interface that the namespace's routes lead to for `address`, if any.
+    pub(super) async fn route_to(&self, address: IpAddr) -> Result<Option<u32>, NetnsError> {
+        let netlink = self
+            .netlink()
+            .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
+        let asked = match address {
+            IpAddr::V4(v4) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build()
+            }
+            IpAddr::V6(v6) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build()
+            }
+        };
+        let mut answers = pin!(netlink.handle.route().get(asked).execute());
+        // An error is a route that forbids, or none.
+        let Ok(Some(route)) = answers.try_next().await else { return Ok(None) };
+        Ok(route.attributes.into_iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(index),
+            _ => None,
+        }))
     }
 
     /// Addresses that peers may dial (not loopback, not link-local), in the kernel's order.

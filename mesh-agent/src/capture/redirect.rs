@@ -2,58 +2,155 @@
 //! whether packets may be handed straight from pod to pod (`bpf_redirect_peer`).
 #![forbid(unsafe_code)]
 
-use std::{fs, os::fd::AsFd};
+use std::{fs, net::IpAddr, os::fd::AsFd};
 
 use aya::{
     Ebpf,
     programs::{SchedClassifier, TcAttachType},
 };
 use futures_util::TryStreamExt;
+use mesh_common::value::Outside;
 use rtnetlink::packet_route::tc::TcAttribute;
 
 use super::{
     enroll::{Capture, State},
-    error::{brief, chain},
-    guard::{GuardAttachment, HOST_PROGRAM},
+    error::{CaptureError, brief, chain},
+    guard::{GuardAttachment, HOST_PROGRAM, detach_filter},
     netlink,
-    netns::{Interface, PodNetns},
+    netns::{Interface, NetnsError, PodNetns},
 };
 use crate::model::{redirect::RedirectMode, workload::WorkloadUid};
 
+/// The one way into a pod for packets of the kernel path, and out of it.
+pub(super) struct Road {
+    inside: Interface,
+    outside: Interface,
+    /// What the node's routes lead to: `outside`, or the bridge that it is a port of.
+    route: u32,
+    /// The pod's addresses that they lead there for.
+    pub(super) reachable: Vec<IpAddr>,
+}
+
+impl Road {
+    /// As the programs read it.
+    pub(super) fn entry(&self, netns_cookie: u64, redirect: bool) -> Outside {
+        Outside {
+            netns_cookie,
+            interface: self.outside.index,
+            route: self.route,
+            inside: self.inside.index,
+            redirect: redirect.into(),
+            hardware: self.inside.hardware.unwrap_or_default(),
+            _zero: 0,
+        }
+    }
+}
+
 impl Capture {
-    /// Attaches the guard outside the pod, where there is such a place. Returns the
-    /// interface there if packets of the kernel path may be handed in by it, or why not.
+    /// Attaches the guard outside the pod, where there is such a place. Without it the pod's
+    /// connections stay off the kernel path: nobody would see that they leave the node.
     pub(super) async fn attach_outside(
         &self,
         netns: &PodNetns,
         interfaces: &[Interface],
         programs: &mut Ebpf,
-        guarded: bool,
-        mode: RedirectMode,
-    ) -> Result<u32, String> {
-        if !guarded {
-            return Err("the pod has no guard".to_owned());
-        }
-        let [inside] = interfaces else {
-            return Err("the pod has several interfaces".to_owned());
-        };
-        let Some(outside) = outside(&self.own, netns, inside).await else {
-            return Err(format!("{} is no veth into the node's namespace", inside.name));
-        };
-        if self.guard_attachment == GuardAttachment::Filters {
-            return Err("the guard is attached by filters".to_owned());
-        }
+        addresses: &[IpAddr],
+    ) -> Result<Road, String> {
+        let road = self.road(netns, interfaces, addresses).await?;
+        let cookie = netns.cookie();
         self.pins
-            .attach_host_guard(programs, netns.cookie(), &outside)
+            .attach_one(
+                programs,
+                cookie,
+                &self.own,
+                &road.outside,
+                HOST_PROGRAM,
+                self.guard_attachment,
+            )
             .map_err(|error| brief(&chain(&error)))?;
+        Ok(road)
+    }
+
+    async fn road(
+        &self,
+        netns: &PodNetns,
+        interfaces: &[Interface],
+        addresses: &[IpAddr],
+    ) -> Result<Road, String> {
+        let mut pairs = Vec::new();
+        for inside in interfaces {
+            if let Some(outside) = outside(&self.own, netns, inside).await {
+                pairs.push((inside.clone(), outside));
+            }
+        }
+        let (inside, outside) = match (pairs.pop(), pairs.len()) {
+            (Some(pair), 0) => pair,
+            (None, _) => return Err("no interface is a veth into the node's namespace".to_owned()),
+            _ => return Err("several interfaces lead into the node's namespace".to_owned()),
+        };
+        let route = match outside.controller {
+            None => outside.index,
+            Some(controller) => {
+                let failed = |error: NetnsError| brief(&chain(&error));
+                let all = self.own.links().await.map_err(failed)?;
+                if !all.iter().any(|link| link.index == controller && link.bridge) {
+                    return Err(format!("{} is a port of what is no bridge", outside.name));
+                }
+                controller
+            }
+        };
+        let mut reachable = Vec::new();
+        for address in addresses {
+            if self.own.route_to(*address).await.is_ok_and(|found| found == Some(route)) {
+                reachable.push(*address);
+            }
+        }
+        if reachable.is_empty() {
+            return Err(format!("the node's routes to the pod do not lead to {}", outside.name));
+        }
+        Ok(Road { inside, outside, route, reachable })
+    }
+
+    /// Whether packets of the kernel path may be handed straight into the pod, and why not.
+    pub(super) async fn may_redirect(
+        &self,
+        road: &Road,
+        interfaces: &[Interface],
+        mode: RedirectMode,
+    ) -> Result<(), String> {
+        if interfaces.len() > 1 {
+            return Err("the pod has several interfaces".to_owned());
+        }
         match mode {
             RedirectMode::Off => Err("switched off".to_owned()),
-            RedirectMode::On => Ok(outside.index),
-            RedirectMode::Auto => match occupant(&self.own, &outside).await {
+            _ if !self.has_links(road) => Err("the guard is attached by filters".to_owned()),
+            RedirectMode::On => Ok(()),
+            RedirectMode::Auto => match occupant(&self.own, &road.outside).await {
                 Some(why) => Err(why),
-                None => Ok(outside.index),
+                None => Ok(()),
             },
         }
+    }
+
+    /// Whether the guard outside is attached by a link, as from Linux 6.6 on.
+    fn has_links(&self, road: &Road) -> bool {
+        let listed =
+            || SchedClassifier::query_tcx(&road.outside.name, TcAttachType::Ingress).is_ok();
+        self.guard_attachment == GuardAttachment::Best && self.own.run(listed).unwrap_or_default()
+    }
+
+    /// Takes all guards off a pod that is there.
+    pub(super) async fn detach_guards(
+        &self,
+        netns: &PodNetns,
+        interfaces: &[Interface],
+    ) -> Result<(), CaptureError> {
+        for inside in interfaces {
+            if let Some(outside) = outside(&self.own, netns, inside).await {
+                detach_filter(&self.own, &outside, HOST_PROGRAM);
+            }
+        }
+        self.pins.detach_guard(netns.cookie(), Some((netns, interfaces)))
     }
 
     /// Rules that came since a pod was enrolled may be about it.
@@ -65,7 +162,7 @@ impl Capture {
             if mode != RedirectMode::Auto || slot.not_redirected.is_some() {
                 continue;
             }
-            match state.maps.set_redirect(slot.cookie, &[], None) {
+            match state.maps.stop_redirect(slot.cookie) {
                 Ok(()) => slot.not_redirected = Some(why.clone()),
                 Err(error) => tracing::warn!(pod = %uid, %error, "packets still go straight"),
             }
@@ -106,7 +203,7 @@ pub(super) async fn outside(
 /// `None` where nothing does.
 pub(super) async fn occupant(own: &PodNetns, interface: &Interface) -> Option<String> {
     let name = &interface.name;
-    if interface.has_controller {
+    if interface.controller.is_some() {
         return Some(format!("{name} is a port of a bridge"));
     }
     if interface.has_xdp {
@@ -121,7 +218,7 @@ pub(super) async fn occupant(own: &PodNetns, interface: &Interface) -> Option<St
         };
         let mut names = programs.iter().map(|program| program.name_as_str().unwrap_or_default());
         // The kernel keeps 15 bytes of a name: all of ours.
-        if let Some(other) = names.find(|name| *name != HOST_PROGRAM) {
+        if let Some(other) = names.find(|name| *name != HOST_PROGRAM.0) {
             return Some(format!("program {other} is on {name}"));
         }
     }

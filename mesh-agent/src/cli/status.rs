@@ -73,6 +73,10 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
+    if let [first, rest @ ..] = &status.off_kernel_path[..] {
+        let left_out = format!("not for {} pods: {}: {}", rest.len() + 1, first.pod, first.why);
+        head.row([String::new(), left_out]);
+    }
     head.row(["  guard".into(), missing(&status.unguarded)]);
     head.row(["  redirect".into(), missing(&status.not_redirected)]);
     let splice = match &status.kernel_path.splice.off {
@@ -194,9 +198,9 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
     }
     text.push_str(&table.render());
     for of in &xds.types {
-        if let Some(at) = of.last_nack.filter(|_| of.refusing) {
-            for reason in &of.nack_reasons {
-                _ = writeln!(text, "  refused {} ago: {reason}", age(at));
+        for refused in &of.refused {
+            for reason in &refused.reasons {
+                _ = writeln!(text, "  refused {} ago: {reason}", age(refused.at));
             }
         }
         for warming in &of.warming {
@@ -210,7 +214,7 @@ mod tests {
     use super::*;
     use crate::admin::{
         CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, SpliceView,
-        XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
+        XdsRefusedView, XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
     };
     use crate::model::splice::{SelfCheck, SelfCheckKind, SelfTest};
 
@@ -264,6 +268,11 @@ mod tests {
                     last_nack: Some(at),
                     nack_reasons: vec!["clusters[a].lb_policy: no".into()],
                     refusing: true,
+                    refused: vec![XdsRefusedView {
+                        name: "a".into(),
+                        at,
+                        reasons: vec!["clusters[a].lb_policy: no".into()],
+                    }],
                     warming: vec![XdsWarmingView {
                         name: "b".into(),
                         waits_for: "endpoints[b]".into(),
@@ -300,6 +309,7 @@ mod tests {
             }),
             unguarded: vec![MissingView { pod: "p".into(), why: "no tc".into() }],
             not_redirected: Vec::new(),
+            off_kernel_path: Vec::new(),
             maps: vec![
                 MapView { map: "SERVICES".into(), entries: 8, capacity: 9, wanted: 90 },
                 MapView { map: "PODS".into(), entries: 8, capacity: 90, wanted: 90 },

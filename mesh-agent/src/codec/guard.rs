@@ -34,6 +34,8 @@ pub const REFUSED_HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection:
 /// the response is not lost to a RST.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_MAX_BYTES: usize = 1 << 20;
+/// What a client may say before its offer to change the protocol is answered.
+const EARLY_MAX_BYTES: usize = 64 << 10;
 
 /// Bounds on what a client may make a connection wait for.
 #[derive(Debug, Clone, Copy)]
@@ -77,12 +79,15 @@ pub struct HeadGuard<IO> {
     limits: GuardLimits,
     shared: Arc<GuardShared>,
     heads: u64,
-    /// The beginning of a head that is not complete yet.
+    /// The beginning of a head that is not complete yet, or whatever comes after an offer.
     held: BytesMut,
     /// Scanned, and not yet taken.
     passed: BytesMut,
     input: Input,
     waiting: Waiting,
+    /// The last request offers to change the protocol and is not answered yet: nothing of
+    /// what follows is looked at.
+    offered: bool,
     timer: Option<Pin<Box<Sleep>>>,
     linger: Option<Linger>,
 }
@@ -130,6 +135,7 @@ impl<IO> HeadGuard<IO> {
             passed: BytesMut::new(),
             input: Input::Open,
             waiting: Waiting::Nothing,
+            offered: false,
             timer: None,
             linger: None,
         };
@@ -155,6 +161,10 @@ impl<IO> HeadGuard<IO> {
                     }
                     if scanned != Scanned::HeadPart {
                         passes = at;
+                    }
+                    if scanned == Scanned::HeadEnd && self.scanner.offers_upgrade() {
+                        self.offered = true;
+                        return passes;
                     }
                 }
                 // Its head is still here: nobody has seen the request.
@@ -195,6 +205,14 @@ impl<IO> HeadGuard<IO> {
         self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
         // Set once: nothing is scanned after a refusal.
         let _ = self.shared.refusal.set((self.heads, refusal));
+    }
+
+    /// The connection itself, when its protocol has changed, and what was read of it and not
+    /// taken.
+    pub fn into_raw(self) -> (IO, BytesMut) {
+        let mut unread = self.passed;
+        unread.unsplit(self.held);
+        (self.io, unread)
     }
 
     /// Called when nothing can be read: what the connection waits for, and whether it
@@ -253,7 +271,15 @@ impl<IO: AsyncRead + Unpin> HeadGuard<IO> {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refusal)));
                 }
             }
-            if self.held.is_empty() {
+            if self.offered {
+                if self.shared.outstanding.load(Ordering::Relaxed) > 0 {
+                    ready!(self.poll_early(cx))?;
+                } else {
+                    // The answer was no.
+                    self.offered = false;
+                    self.scan_held(0);
+                }
+            } else if self.held.is_empty() {
                 ready!(self.poll_in_place(cx, buf))?;
                 if buf.filled().len() > before {
                     return Poll::Ready(Ok(()));
@@ -286,6 +312,23 @@ impl<IO: AsyncRead + Unpin> HeadGuard<IO> {
             Input::Ended | Input::Broken(_) => {}
         }
         buf.set_filled(before + passes);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what comes before an offer is answered, to see whether the client goes away.
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [0; 4096];
+        let left = EARLY_MAX_BYTES.saturating_sub(self.held.len()).min(space.len());
+        if left == 0 {
+            // Whoever answers polls again.
+            return Poll::Pending;
+        }
+        let mut more = ReadBuf::new(&mut space[..left]);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut more))?;
+        if more.filled().is_empty() {
+            self.input = Input::Ended;
+        }
+        self.held.extend_from_slice(more.filled());
         Poll::Ready(Ok(()))
     }
 

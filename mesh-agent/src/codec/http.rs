@@ -92,6 +92,7 @@ pub struct RequestScanner {
     state: State,
     head: Head,
     head_max_bytes: usize,
+    upgrade: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +146,7 @@ struct Head {
     content_length: Option<u64>,
     chunked: bool,
     line_bytes: usize,
+    upgrade: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +187,7 @@ impl<const N: usize> Short<N> {
 impl RequestScanner {
     /// A scanner at the beginning of a connection that allows heads of `head_max_bytes`.
     pub fn new(head_max_bytes: usize) -> Self {
-        Self { state: State::Start, head: Head::default(), head_max_bytes }
+        Self { state: State::Start, head: Head::default(), head_max_bytes, upgrade: false }
     }
 
     /// Whether the next byte would begin a request.
@@ -199,6 +201,12 @@ impl RequestScanner {
             self.state,
             State::Start | State::Sized(_) | State::Chunked(_) | State::Refused(_)
         )
+    }
+
+    /// Whether the head that ended last offers to change the protocol, and has no body. What
+    /// follows is a request only if the offer is not taken.
+    pub fn offers_upgrade(&self) -> bool {
+        self.upgrade && self.at_start()
     }
 
     /// Scans a prefix of `bytes` (not empty): returns its length and what it is. Call
@@ -298,6 +306,10 @@ impl RequestScanner {
                 head.field = match head.name.as_bytes() {
                     Some(b"content-length") => Field::ContentLength,
                     Some(b"transfer-encoding") => Field::TransferEncoding,
+                    Some(b"upgrade") => {
+                        head.upgrade = true;
+                        Field::Other
+                    }
                     _ => Field::Other,
                 };
                 head.value = Short::default();
@@ -327,6 +339,7 @@ impl RequestScanner {
 
     fn end_of_head(&mut self) -> Result<State, Refusal> {
         let head = std::mem::take(&mut self.head);
+        self.upgrade = head.upgrade;
         match (head.chunked, head.content_length) {
             (true, Some(_)) => Err(Refusal::FramedTwice),
             (true, None) if head.http_10 => Err(Refusal::TransferEncoding),

@@ -1,10 +1,14 @@
 //! Recognising a protocol from its first bytes, and refusing HTTP/1 heads that
-//! two parsers could read differently.
+//! two parsers could read differently. And the messages that filters exchange with servers
+//! of their own (gRPC).
 
 #![forbid(unsafe_code)]
 
 pub mod client_hello;
 pub mod detect;
+pub mod ext_authz;
+pub mod grpc;
 pub mod guard;
 pub mod http;
+pub mod jwt;
 pub mod proxy_protocol;

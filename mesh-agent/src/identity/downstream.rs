@@ -268,17 +268,17 @@ fn no_secret(termination: &TlsTermination, secret: &Arc<str>) -> DownstreamTlsEr
     DownstreamTlsError::NoSecret { listener, secret: Arc::clone(secret) }
 }
 
-fn materials<'a>(
-    termination: &'a TlsTermination,
-) -> Result<Vec<&'a CertificateMaterial>, DownstreamTlsError> {
+fn materials(
+    termination: &TlsTermination,
+) -> Result<Vec<&CertificateMaterial>, DownstreamTlsError> {
     let sources = termination.settings.certificates.iter().zip(&termination.certificates);
-    let material =
-        |(source, secret): (_, &'a Option<Arc<CertificateMaterial>>)| match (source, secret) {
+    sources
+        .map(|(source, secret)| match (source, secret) {
             (CertificateSource::Given(material), _) => Ok(material),
             (CertificateSource::Secret(_), Some(material)) => Ok(&**material),
             (CertificateSource::Secret(name), None) => Err(no_secret(termination, name)),
-        };
-    sources.map(material).collect()
+        })
+        .collect()
 }
 
 fn validation(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{regex::WholeRegex, route::HeaderMatcher};
+use super::{metadata::MetadataMatcher, regex::WholeRegex, route::HeaderMatcher};
 
 /// Spec: `envoy.config.rbac.v3.RBAC`.
 #[derive(Debug, Clone, Serialize)]
@@ -58,6 +58,8 @@ pub enum Permission {
         start: u32,
         end: u32,
     },
+    /// HTTP only: what filters before this one have noted.
+    Metadata(MetadataMatcher),
 }
 
 /// Who asks.
@@ -78,6 +80,8 @@ pub enum Principal {
     Header(HeaderMatcher),
     /// HTTP only.
     UrlPath(StringMatcher),
+    /// HTTP only: what filters before this one have noted.
+    Metadata(MetadataMatcher),
 }
 
 /// Spec: `envoy.type.matcher.v3.StringMatcher`.

@@ -13,14 +13,23 @@ use serde::Serialize;
 
 use super::{
     identity::Identity,
+    runtime::RuntimeDouble,
     socket_match::{SocketLabels, TransportSocketMatch},
     tls::UpstreamTls,
     workload::WorkloadUid,
 };
 
+mod dns;
+mod health_check;
 mod outlier;
+mod subsets;
 
-pub use self::outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
+pub use self::{
+    dns::{Dns, DnsFamily, DnsName},
+    health_check::{EndpointCheck, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe},
+    outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate},
+    subsets::{FALLBACK_LIST, SelectorFallback, SubsetFallback, SubsetSelector, Subsets},
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -51,16 +60,18 @@ pub struct Cluster {
 }
 
 /// How the agent tells by itself which endpoints are well.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Monitoring {
     /// By what comes of connections and requests.
     pub outlier_detection: Option<Arc<OutlierDetection>>,
+    /// By asking them.
+    pub health_check: Option<Arc<HealthCheck>>,
 }
 
 impl Monitoring {
     /// Whether it finds out anything: only who is asked each time can heed it.
     pub fn is_on(&self) -> bool {
-        self.outlier_detection.is_some()
+        self.outlier_detection.is_some() || self.health_check.is_some()
     }
 }
 
@@ -71,6 +82,8 @@ pub enum Discovery {
     Static(Arc<LoadAssignment>),
     /// Endpoints arrive under this name (`service_name`, or the cluster's own).
     Eds { service_name: Arc<str> },
+    /// Endpoints are names, which the agent resolves.
+    Dns(Arc<Dns>),
     /// The connection's own original destination is the only endpoint: inbound, the
     /// application itself; outbound, whatever the application asked for, in the clear.
     OriginalDestination,
@@ -84,6 +97,8 @@ pub enum LbPolicy {
     LeastRequest {
         choice_count: u32,
     },
+    /// The least loaded of all.
+    LeastRequestFullScan,
     /// Any endpoint, whatever its weight.
     Random,
     /// By the request's hash, on a ring of as many points as the sizes allow.
@@ -111,12 +126,17 @@ impl LbPolicy {
     pub fn is_by_hash(self) -> bool {
         matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
     }
+
+    /// Whether what is in flight to an endpoint says so.
+    pub fn is_by_load(self) -> bool {
+        matches!(self, Self::LeastRequest { .. } | Self::LeastRequestFullScan)
+    }
 }
 
 /// Which endpoints a cluster's policy chooses from.
 ///
 /// Spec: `envoy.config.cluster.v3.Cluster.CommonLbConfig`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Balancing {
     /// Of a priority's endpoints, in percent: with fewer of them available, all take
     /// traffic. 0: never.
@@ -125,12 +145,52 @@ pub struct Balancing {
     pub fail_traffic_on_panic: bool,
     /// Localities share by their weights; else these mean nothing.
     pub locality_weighted: bool,
+    /// Endpoints whose health is not checked yet don't count for panic and priorities.
+    pub ignore_new_hosts: bool,
+    /// Round robin and least request.
+    pub slow_start: Option<SlowStart>,
+    /// Least request, where weights differ: how much what is in flight counts.
+    pub active_request_bias: Option<RuntimeDouble>,
+    pub subsets: Option<Arc<Subsets>>,
+}
+
+/// Endpoints that are new, or well again, take less at first.
+///
+/// Spec: `envoy.config.cluster.v3.Cluster.SlowStartConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SlowStart {
+    pub window: Duration,
+    /// 1: their share grows evenly; more: faster at first.
+    pub aggression: RuntimeDouble,
+    /// Of its weight, an endpoint has at least as much; at most 1.
+    pub min_weight: f64,
+}
+
+impl SlowStart {
+    /// What is left of the weight of an endpoint that has been well for this long.
+    pub fn factor(&self, well_for: Duration, aggression: f64) -> f64 {
+        if well_for >= self.window {
+            return 1.0;
+        }
+        let well_for = well_for.max(Duration::from_millis(1));
+        let part = well_for.as_secs_f64() / self.window.as_secs_f64();
+        let grown = if aggression > 0.0 { part.powf(1.0 / aggression) } else { part };
+        grown.max(self.min_weight)
+    }
 }
 
 impl Default for Balancing {
     /// Envoy's.
     fn default() -> Self {
-        Self { panic_threshold: 50, fail_traffic_on_panic: false, locality_weighted: false }
+        Self {
+            panic_threshold: 50,
+            fail_traffic_on_panic: false,
+            locality_weighted: false,
+            ignore_new_hosts: false,
+            slow_start: None,
+            active_request_bias: None,
+            subsets: None,
+        }
     }
 }
 
@@ -290,6 +350,9 @@ pub struct Endpoint {
     /// What clusters' `transport_socket_matches` look at; `None`: there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Arc<SocketLabels>>,
+    /// `None`: it is checked as its cluster says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<Arc<EndpointCheck>>,
 }
 
 /// How an endpoint is reached.

@@ -4,20 +4,49 @@
 //! `typed_per_filter_config` and `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
 mod cors;
+mod fault;
+mod health_check;
+mod local_rate_limit;
+mod set_metadata;
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-pub use self::cors::CorsPolicy;
+pub use self::{
+    cors::CorsPolicy,
+    fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
+    health_check::HealthCheck,
+    local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
+    set_metadata::SetMetadata,
+};
 use super::{
     authz::{Rbac, StringMatcher},
+    cluster::ClusterName,
+    ext_authz::{AuthzPerRoute, ExtAuthz},
     extension::DiscoveredFilter,
     header_mutation::HeaderMutation,
+    jwt_authn::{JwtAuthn, JwtPerRoute},
     listener::OnDemand,
     route::OnDemandRoute,
     runtime::RuntimeFraction,
 };
+
+impl HttpFilter {
+    /// Whether it may deny a request, by its own rules or by what somebody says whom it asks.
+    pub fn judges(&self) -> bool {
+        matches!(self, Self::Rbac(_) | Self::JwtAuthn(_) | Self::ExtAuthz(_))
+    }
+
+    /// The clusters that it asks.
+    pub fn clusters(&self) -> Vec<&ClusterName> {
+        match self {
+            Self::JwtAuthn(jwt) => jwt.clusters().collect(),
+            Self::ExtAuthz(authz) => vec![authz.cluster()],
+            _ => Vec::new(),
+        }
+    }
+}
 
 /// A filter's place in its chain.
 #[derive(Debug, Clone, Serialize)]
@@ -32,19 +61,47 @@ pub struct ChainFilter {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HttpFilter {
-    /// `envoy.extensions.filters.http.rbac.v3.RBAC`; `None`: without rules it enforces
-    /// nothing, unless a route brings some.
-    Rbac(Option<Arc<Rbac>>),
+    /// `envoy.extensions.filters.http.rbac.v3.RBAC`
+    Rbac(HttpRbac),
     /// `envoy.extensions.filters.http.header_mutation.v3.HeaderMutation`
     HeaderMutation(Arc<HeaderMutationFilter>),
     /// `envoy.extensions.filters.http.csrf.v3.CsrfPolicy`
     Csrf(Arc<CsrfPolicy>),
     /// `envoy.extensions.filters.http.cors.v3.Cors`: routes say what it does.
     Cors,
+    /// `envoy.extensions.filters.http.fault.v3.HTTPFault`
+    Fault(Arc<Fault>),
+    /// `envoy.extensions.filters.http.ext_authz.v3.ExtAuthz`
+    ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`
+    JwtAuthn(Arc<JwtAuthn>),
+    /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.extensions.filters.http.health_check.v3.HealthCheck`
+    HealthCheck(Arc<HealthCheck>),
+    /// `envoy.extensions.filters.http.set_metadata.v3.Config`, in order.
+    SetMetadata(Arc<[SetMetadata]>),
+    /// `envoy.extensions.filters.http.buffer.v3.Buffer`: how many bytes a request's body may
+    /// have.
+    Buffer(u32),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
     Discovered(Arc<DiscoveredFilter>),
+}
+
+/// The rules of one `rbac` filter; without any it does nothing, unless a route brings some.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct HttpRbac {
+    pub rules: Option<Arc<Rbac>>,
+    /// Judged and told of, never enforced.
+    pub shadow: Option<Arc<Rbac>>,
+}
+
+impl From<Option<Arc<Rbac>>> for HttpRbac {
+    fn from(rules: Option<Arc<Rbac>>) -> Self {
+        Self { rules, shadow: None }
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -90,14 +147,24 @@ pub enum RouteFilter {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RouteFilterConfig {
-    /// Replaces the chain's rules; `None`: there are none.
-    Rbac(Option<Arc<Rbac>>),
+    /// Replaces the chain's rules, all of them.
+    Rbac(HttpRbac),
     /// Comes after the chain's.
     HeaderMutation(Arc<FilterMutations>),
     /// Replaces the chain's policy.
     Csrf(Arc<CsrfPolicy>),
     /// Leaves the rest to less specific levels.
     Cors(Arc<CorsPolicy>),
+    /// Replaces the chain's.
+    Fault(Arc<Fault>),
+    /// Comes beside the chain's.
+    ExtAuthz(Arc<AuthzPerRoute>),
+    /// Replaces the chain's rules.
+    JwtAuthn(Arc<JwtPerRoute>),
+    /// Replaces the chain's, and has buckets of its own.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// Replaces the chain's limit; `None`: bodies are not read ahead.
+    Buffer(Option<u32>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }
@@ -143,12 +210,43 @@ impl<'a> Levels<'a> {
     }
 
     /// The rules in force where the chain has `own`.
-    pub fn rbac(self, name: &str, own: Option<&'a Arc<Rbac>>) -> Option<&'a Arc<Rbac>> {
+    pub fn rbac(self, name: &str, own: &'a HttpRbac) -> &'a HttpRbac {
         let rbac = |config: &'a RouteFilterConfig| match config {
-            RouteFilterConfig::Rbac(rbac) => Some(rbac.as_ref()),
+            RouteFilterConfig::Rbac(rbac) => Some(rbac),
             _ => None,
         };
         self.configs(name).find_map(rbac).unwrap_or(own)
+    }
+
+    /// The fault in force where the chain has `own`.
+    pub fn fault(self, name: &str, own: &'a Fault) -> &'a Fault {
+        let fault = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::Fault(fault) => Some(&**fault),
+            _ => None,
+        };
+        self.configs(name).find_map(fault).unwrap_or(own)
+    }
+
+    /// The limit in force where the chain has `own`.
+    pub fn local_rate_limit(
+        self,
+        name: &str,
+        own: &'a Arc<LocalRateLimit>,
+    ) -> &'a Arc<LocalRateLimit> {
+        let limit = |config: &'a RouteFilterConfig| match config {
+            RouteFilterConfig::LocalRateLimit(limit) => Some(limit),
+            _ => None,
+        };
+        self.configs(name).find_map(limit).unwrap_or(own)
+    }
+
+    /// How many bytes a body may have where the chain says `own`; `None`: it is not read ahead.
+    pub fn buffer(self, name: &str, own: u32) -> Option<u32> {
+        let buffer = |config: &RouteFilterConfig| match config {
+            RouteFilterConfig::Buffer(max) => Some(*max),
+            _ => None,
+        };
+        self.configs(name).find_map(buffer).unwrap_or(Some(own))
     }
 
     /// The policy in force where the chain has `own`.

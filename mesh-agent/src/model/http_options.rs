@@ -5,6 +5,8 @@
 use http::HeaderValue;
 use serde::{Serialize, Serializer};
 
+use super::upgrade::Upgrades;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HttpOptions {
     /// Whether paths are brought into normal form (RFC 3986 §6).
@@ -29,6 +31,7 @@ pub struct HttpOptions {
     #[serde(serialize_with = "shown_one")]
     pub server_name: HeaderValue,
     pub server_header: ServerHeader,
+    pub upgrades: Upgrades,
 }
 
 impl Default for HttpOptions {
@@ -48,6 +51,7 @@ impl Default for HttpOptions {
             via: None,
             server_name: HeaderValue::from_static("envoy"),
             server_header: ServerHeader::Overwrite,
+            upgrades: Upgrades::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ impl Cluster {
     pub fn assignment_name(&self) -> Option<&Arc<str>> {
         match &self.discovery {
             Discovery::Eds { service_name } => Some(service_name),
-            Discovery::Static(_) | Discovery::OriginalDestination => None,
+            Discovery::Static(_) | Discovery::Dns(_) | Discovery::OriginalDestination => None,
         }
     }
 
@@ -175,6 +175,7 @@ impl Listener {
                     }
                     let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
                     names.extend(scopes.flat_map(|scope| scope.cluster_names()));
+                    names.extend(http.http_filters.iter().flat_map(|f| f.filter.clusters()));
                 }
             }
         }

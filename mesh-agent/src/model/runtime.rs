@@ -53,6 +53,16 @@ pub struct RuntimeFraction {
     pub default: Fraction,
 }
 
+/// A number that the runtime may change.
+///
+/// Spec: `envoy.config.core.v3.RuntimeDouble`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RuntimeDouble {
+    /// Empty: it is always the default.
+    pub key: String,
+    pub default: f64,
+}
+
 /// What one source says, keys flattened: `routing.traffic_shift.a`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(transparent)]
@@ -72,6 +82,14 @@ impl Runtime {
     pub fn value(&self, key: &str) -> Option<(&Arc<str>, &RuntimeValue)> {
         let newest_first = self.layers.iter().rev();
         newest_first.filter_map(|(name, layer)| Some((name, layer.values.get(key)?))).next()
+    }
+
+    /// The number in force.
+    pub fn double(&self, of: &RuntimeDouble) -> f64 {
+        match self.value(&of.key) {
+            Some((_, RuntimeValue::Number(number))) => *number,
+            _ => of.default,
+        }
     }
 
     /// A fraction; a plain number counts percents, as in Envoy.

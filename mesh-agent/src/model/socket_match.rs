@@ -29,6 +29,8 @@ pub struct SocketLabels {
     pub own: Labels,
     /// Those of its locality: looked at where nothing matches its own.
     pub locality: Labels,
+    /// What subsets go by: its own under `envoy.lb`.
+    pub lb: Labels,
 }
 
 /// TLS of one of a cluster's transport sockets.

@@ -68,6 +68,12 @@ response_flags! {
     DropOverload = 17, "DO";
     /// UDO: the control plane has all of the cluster's traffic dropped.
     UnconditionalDropOverload = 18, "UDO";
+    /// DI: the request was delayed by a fault.
+    DelayInjected = 19, "DI";
+    /// FI: the request was aborted by a fault.
+    FaultInjected = 20, "FI";
+    /// RL: the request was over a limit.
+    RateLimited = 21, "RL";
 }
 
 impl fmt::Display for ResponseFlag {

@@ -9,7 +9,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use http::{Method, StatusCode, request::Parts};
 
-pub use self::chain::{Chain, Place, Step, resolve};
+pub use self::chain::{Chain, Place, Progress, Step, resolve};
 use super::{
     flow::{Flow, FlowError, OutboundPolicy},
     matcher::url_path,
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     model::{
         authz::{Rbac, RbacAction},
-        filter::HttpFilter,
+        filter::{HttpFilter, HttpRbac},
         identity::Identity,
         listener::{NetworkFilter, TerminalFilter},
     },
@@ -227,6 +227,20 @@ struct Basis {
     logged_by: Option<Arc<str>>,
 }
 
+/// How often shadow rules said so of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shadow {
+    pub allowed: u32,
+    pub denied: u32,
+}
+
+impl Shadow {
+    fn note(&mut self, denied: bool) {
+        let count = if denied { &mut self.denied } else { &mut self.allowed };
+        *count = count.saturating_add(1);
+    }
+}
+
 impl Basis {
     fn pass(&mut self, rbac: &Rbac, subject: Subject<'_>) -> Result<(), Denied> {
         let denied = |reason| Denied::new(subject, Some(rbac), reason);
@@ -288,15 +302,22 @@ impl Permit {
         let permit = authorize(self.flow.again(snapshot, outbound_policy)?)?;
         let opaque = !matches!(self.flow.terminal(), Some(TerminalFilter::Http(_)));
         if opaque && let Some(TerminalFilter::Http(http)) = permit.flow.terminal() {
-            let subject = Subject { flow: &permit.flow, head: None, lenient_path: None };
+            let subject = Subject::connection(&permit.flow);
             // Routes may bring rules wherever there is such a filter.
             let judges =
                 http.http_filters.iter().find_map(|filter| match resolve(filter, snapshot) {
                     None => Some(Denied::without_config(subject, &filter.name)),
-                    Some(HttpFilter::Rbac(Some(rbac))) if rbac.action == RbacAction::Log => None,
+                    Some(HttpFilter::Rbac(HttpRbac { rules: Some(rbac), .. }))
+                        if rbac.action == RbacAction::Log =>
+                    {
+                        None
+                    }
                     Some(HttpFilter::Rbac(rbac)) => {
                         let reason = DenyReason::RequestsNotJudged;
-                        Some(Denied::new(subject, rbac.as_deref(), reason))
+                        Some(Denied::new(subject, rbac.rules.as_deref(), reason))
+                    }
+                    Some(other) if other.judges() => {
+                        Some(Denied::new(subject, None, DenyReason::RequestsNotJudged))
                     }
                     Some(_) => None,
                 });
@@ -315,7 +336,7 @@ pub fn authorize(flow: Flow) -> Result<Permit, Denied> {
     let mut basis = Basis::default();
     for filter in flow.chain().map_or(&[][..], |chain| &chain.filters) {
         let NetworkFilter::Rbac(rbac) = filter;
-        basis.pass(rbac, Subject { flow: &flow, head: None, lenient_path: None })?;
+        basis.pass(rbac, Subject::connection(&flow))?;
     }
     Ok(Permit { flow, basis })
 }

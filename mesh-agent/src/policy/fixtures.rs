@@ -24,6 +24,7 @@ use crate::{
             NetworkFilter, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
             WeightedCluster,
         },
+        metadata::DynamicMetadata,
         route::{HeaderMatchKind, HeaderMatcher, RouteConfiguration},
         socket::PodSockets,
         workload::{MtlsMode, Workload, WorkloadUid},
@@ -241,7 +242,7 @@ pub(crate) fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Part
 
 /// A filter with these rules in its place.
 pub(crate) fn chain_filter(rbac: Rbac) -> ChainFilter {
-    let filter = HttpFilter::Rbac(Some(Arc::new(rbac)));
+    let filter = HttpFilter::Rbac(Some(Arc::new(rbac)).into());
     ChainFilter { name: "envoy.filters.http.rbac".into(), disabled: false, filter }
 }
 
@@ -252,7 +253,8 @@ pub(crate) fn authorize_request(
     snapshot: &Snapshot,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
-    match Chain::new(permit, http, snapshot, Levels::default(), head)?.next(head)? {
+    let mut chain = Chain::new(permit, http, snapshot, Levels::default(), head)?;
+    match chain.next(head, &mut DynamicMetadata::default())? {
         Step::Passed(permit) => Ok(permit),
         Step::Run(place, _) => panic!("{} judges nothing", place.name),
     }

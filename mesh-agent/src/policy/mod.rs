@@ -22,6 +22,7 @@ pub mod path;
 pub mod rbac;
 
 pub use authorize::{
-    Chain, Denied, DenyReason, Permit, Place, RequestPermit, Revoked, Step, authorize, resolve,
+    Chain, Denied, DenyReason, Permit, Place, Progress, RequestPermit, Revoked, Shadow, Step,
+    authorize, resolve,
 };
 pub use flow::{Flow, FlowError, OutboundPolicy, gateway_chain};

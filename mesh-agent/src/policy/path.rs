@@ -38,7 +38,8 @@ fn permission_reads_path(permission: &Permission) -> bool {
         Permission::Not(inner) => permission_reads_path(inner),
         Permission::Header(HeaderMatcher { name, .. }) => name == ":path",
         Permission::UrlPath(_) => true,
-        Permission::Any
+        Permission::Metadata(_)
+        | Permission::Any
         | Permission::DestinationIp(_)
         | Permission::DestinationPort(_)
         | Permission::DestinationPortRange { .. } => false,
@@ -51,7 +52,8 @@ fn principal_reads_path(principal: &Principal) -> bool {
         Principal::Not(inner) => principal_reads_path(inner),
         Principal::Header(HeaderMatcher { name, .. }) => name == ":path",
         Principal::UrlPath(_) => true,
-        Principal::Any
+        Principal::Metadata(_)
+        | Principal::Any
         | Principal::Authenticated(_)
         | Principal::DirectRemoteIp(_)
         | Principal::RemoteIp(_) => false,

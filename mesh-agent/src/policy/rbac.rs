@@ -20,6 +20,7 @@ use super::{
 };
 use crate::model::{
     authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher},
+    metadata::{DynamicMetadata, MetadataMatcher},
     route::{HeaderMatchKind, HeaderMatcher},
 };
 
@@ -28,8 +29,16 @@ use crate::model::{
 pub(super) struct Subject<'a> {
     pub flow: &'a Flow,
     pub head: Option<&'a Parts>,
+    /// What filters have noted about a request; none about a connection.
+    pub metadata: Option<&'a DynamicMetadata>,
     /// Where it differs from the path as sent.
     pub lenient_path: Option<&'a LenientPath>,
+}
+
+impl<'a> Subject<'a> {
+    pub(super) fn connection(flow: &'a Flow) -> Self {
+        Self { flow, head: None, metadata: None, lenient_path: None }
+    }
 }
 
 /// What one filter says.
@@ -132,6 +141,7 @@ fn permission(rule: &Permission, subject: Subject<'_>) -> Truth {
         Permission::DestinationPortRange { start, end } => {
             (*start..*end).contains(&u32::from(destination.port())).into()
         }
+        Permission::Metadata(metadata) => of_metadata(metadata, subject),
     }
 }
 
@@ -154,7 +164,12 @@ fn principal(rule: &Principal, subject: Subject<'_>) -> Truth {
         Principal::RemoteIp(range) => range.contains(&subject.flow.source().ip()).into(),
         Principal::Header(header) => of_header(header, subject),
         Principal::UrlPath(path) => of_path(path, subject),
+        Principal::Metadata(metadata) => of_metadata(metadata, subject),
     }
+}
+
+fn of_metadata(matcher: &MetadataMatcher, subject: Subject<'_>) -> Truth {
+    subject.metadata.map_or(Truth::Unknown, |metadata| matcher.matches(metadata).into())
 }
 
 fn of_path(path: &StringMatcher, subject: Subject<'_>) -> Truth {

@@ -15,6 +15,8 @@
 mod attempts;
 mod body;
 mod breakers;
+mod call;
+mod descriptors;
 mod filter;
 mod forward;
 mod forwarding;
@@ -32,24 +34,23 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod timing;
+mod tunnel;
 
 use std::{
     fmt,
     future::Future,
     io,
-    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, header::CONNECTION, uri::Authority};
+use http::{HeaderMap, HeaderValue, header::CONNECTION, uri::Authority};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -57,13 +58,18 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    sync::oneshot,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::filter::local_rate_limit::Limiter;
+pub(super) use self::mutations::mutate_literally;
+use self::tunnel::Tunnel;
 pub use self::{
     body::RequestBody,
     breakers::Breakers,
+    filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
 };
 use crate::{
@@ -71,7 +77,10 @@ use crate::{
         detect::{Detected, HTTP2_PREFACE, detect},
         guard::{GuardLimits, GuardShared, HeadGuard},
     },
-    model::listener::{CodecType, HttpConnectionManager},
+    model::{
+        filter::LocalRateLimit,
+        listener::{CodecType, HttpConnectionManager},
+    },
     observe::{Protocol, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
@@ -148,6 +157,9 @@ pub type UpstreamPool = HttpPool<RequestBody>;
 pub struct HttpServices {
     pub snapshots: Arc<SnapshotCell>,
     pub breakers: Arc<Breakers>,
+    pub filters: Arc<FilterMemory>,
+    /// What the node's cluster is called, which health checks are told.
+    pub node_cluster: HeaderValue,
     pub balancers: Arc<Balancers>,
     pub outbound_policy: OutboundPolicy,
     pub upstreams: Arc<dyn Upstreams>,
@@ -174,6 +186,10 @@ pub struct HttpConnection {
     requests: AtomicU64,
     /// HTTP/2: requests that have not ended.
     active: AtomicU64,
+    /// HTTP/1: where it goes on when its protocol has changed.
+    tunnel: Mutex<Option<oneshot::Sender<Tunnel>>>,
+    /// Its own buckets, of the first local limit that asked for some, as in Envoy.
+    limiter: OnceLock<Arc<Limiter>>,
 }
 
 /// A permit, and the version of the snapshot it was made of.
@@ -203,7 +219,38 @@ impl HttpConnection {
         let judged = ArcSwap::from_pointee(Judged { version, permit, routes });
         let retiring = CancellationToken::new();
         let (requests, active) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { services, http, judged, observer, drain, retiring, requests, active }
+        let (tunnel, limiter) = (Mutex::new(None), OnceLock::new());
+        Self {
+            services,
+            http,
+            judged,
+            observer,
+            drain,
+            retiring,
+            requests,
+            active,
+            tunnel,
+            limiter,
+        }
+    }
+
+    /// Where the tunnel comes out that a request leaves behind.
+    fn tunnels(&self) -> oneshot::Receiver<Tunnel> {
+        let (sender, receiver) = oneshot::channel();
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// Goes on with `tunnel`, unless nobody serves the connection any more.
+    fn carry(&self, tunnel: Tunnel) {
+        let sender = self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            drop(sender.send(tunnel));
+        }
+    }
+
+    fn limiter(&self, config: &LocalRateLimit, now: std::time::Instant) -> Arc<Limiter> {
+        Arc::clone(self.limiter.get_or_init(|| Arc::new(Limiter::new(config, now))))
     }
 
     fn head_max_bytes(&self) -> usize {
@@ -339,14 +386,27 @@ where
         // The guard's work.
         .header_read_timeout(None)
         .max_buf_size(head_max_bytes.max(HTTP1_BUFFER_MIN_BYTES))
-        .serve_connection(TokioIo::new(guarded), service);
-    let mut served = std::pin::pin!(served);
-    tokio::select! {
-        served = served.as_mut() => return served,
-        () = connection.drain.cancelled() => {}
+        .serve_connection(TokioIo::new(guarded), service)
+        .with_upgrades();
+    let mut tunnel = connection.tunnels();
+    {
+        let mut served = std::pin::pin!(served);
+        let ended = tokio::select! {
+            served = served.as_mut() => Some(served),
+            () = connection.drain.cancelled() => None,
+        };
+        match ended {
+            Some(served) => served?,
+            None => {
+                served.as_mut().graceful_shutdown();
+                served.await?;
+            }
+        }
     }
-    served.as_mut().graceful_shutdown();
-    served.await
+    if let Ok(tunnel) = tunnel.try_recv() {
+        tunnel.run::<IO>().await;
+    }
+    Ok(())
 }
 
 async fn serve_http2<IO>(

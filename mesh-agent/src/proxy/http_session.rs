@@ -115,6 +115,7 @@ impl RequestObserver for Observer {
         if request.flags.contains(ResponseFlag::Denied) {
             self.metrics.denied(self.base.direction(), "http_rbac");
         }
+        self.metrics.shadow(self.base.direction(), request.shadow.allowed, request.shadow.denied);
         if let Some(category) = &request.dropped {
             self.metrics.drop_overload(category);
         }

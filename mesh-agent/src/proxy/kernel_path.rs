@@ -25,7 +25,7 @@ use super::{
 use crate::{
     model::{
         captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
-        cluster::{ClusterName, Discovery, Endpoint, Tunnel},
+        cluster::{Cluster, ClusterName, Discovery, Endpoint, Tunnel},
         identity::Identity,
         kernel_path::{
             KernelBackend, KernelConnection, KernelPeer, KernelPlan, KernelService, KernelTraffic,
@@ -36,7 +36,7 @@ use crate::{
     observe::flags::ResponseFlag,
     policy::{self, Flow, OutboundPolicy, Permit},
     route,
-    snapshot::Snapshot,
+    snapshot::{AssignmentOwner, ListenerTable, Snapshot, Table},
 };
 
 /// Idle timeouts shorter than this are the agent's to keep: the kernel's sockets are
@@ -47,26 +47,78 @@ const SHORTEST_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// `proven`: the identities that have a certificate to prove them by now; a handshake
 /// with any other would fail.
 pub fn plan(
+    services: &mut Services,
     snapshot: &Snapshot,
     pods: &[Arc<Pod>],
     proven: &HashSet<Identity>,
     policy: OutboundPolicy,
 ) -> KernelPlan {
     let planner = Planner { snapshot, pods, proven, policy };
-    let local: HashSet<IpAddr> =
-        pods.iter().flat_map(|pod| &pod.workload.addresses).copied().collect();
-    let outbound = snapshot.listeners.iter().filter(|listener| {
-        // One that is for every address may be hidden by another.
-        let is_service =
-            listener.direction == Direction::Outbound && !listener.address.ip().is_unspecified();
-        is_service && planner.has_endpoint_at(listener, &local)
-    });
-    let mut services: Vec<KernelService> = outbound
-        .flat_map(|listener| pods.iter().map(move |pod| (listener, pod)))
-        .filter_map(|(listener, pod)| planner.service(listener, pod))
+    let local = pods.iter().flat_map(|pod| &pod.workload.addresses).copied();
+    let mut services: Vec<KernelService> = services
+        .of(snapshot, local)
+        .into_iter()
+        .flat_map(|listener| {
+            let planner = &planner;
+            pods.iter().filter_map(move |pod| planner.service(&listener, pod))
+        })
         .collect();
     services.sort_by(|a, b| (&a.source, a.address).cmp(&(&b.source, b.address)));
     KernelPlan { services, proven_for: HashMap::new() }
+}
+
+type Clusters = Arc<Table<ClusterName, Arc<Cluster>>>;
+
+/// Which services lead to which endpoints. Worked out anew only where listeners or clusters
+/// have changed: endpoints change far more often, and most services have none on a node.
+#[derive(Debug, Default)]
+pub struct Services {
+    of: Option<(Arc<ListenerTable>, Clusters)>,
+    leading_to: HashMap<AssignmentOwner, Vec<Arc<Listener>>>,
+}
+
+impl Services {
+    /// The outbound listeners that lead, as they are, to an endpoint at one of these
+    /// addresses; each once.
+    fn of(
+        &mut self,
+        snapshot: &Snapshot,
+        local: impl Iterator<Item = IpAddr>,
+    ) -> Vec<Arc<Listener>> {
+        self.update(snapshot);
+        let owners: HashSet<_> = local.flat_map(|ip| snapshot.workloads.owners(ip)).collect();
+        let leading = owners.into_iter().filter_map(|owner| self.leading_to.get(owner)).flatten();
+        let by_name: HashMap<_, _> = leading.map(|listener| (&listener.name, listener)).collect();
+        by_name.into_values().cloned().collect()
+    }
+
+    fn update(&mut self, snapshot: &Snapshot) {
+        let (listeners, clusters) = (&snapshot.listeners, &snapshot.clusters);
+        let known = self.of.as_ref();
+        if known.is_some_and(|(l, c)| Arc::ptr_eq(l, listeners) && Arc::ptr_eq(c, clusters)) {
+            return;
+        }
+        self.leading_to.clear();
+        // One that is for every address may be hidden by another.
+        let is_service = |listener: &&Arc<Listener>| {
+            listener.direction == Direction::Outbound && !listener.address.ip().is_unspecified()
+        };
+        for listener in listeners.iter().filter(is_service) {
+            let chains = listener.chains().filter_map(|chain| match &chain.terminal {
+                TerminalFilter::TcpProxy(tcp) => Some(tcp),
+                TerminalFilter::Http(_) => None,
+            });
+            for entry in chains.flat_map(|tcp| &tcp.clusters) {
+                let Some(cluster) = clusters.get(&entry.cluster) else { continue };
+                let owner = match cluster.assignment_name() {
+                    Some(name) => AssignmentOwner::Assignment(Arc::clone(name)),
+                    None => AssignmentOwner::Cluster(cluster.name.clone()),
+                };
+                self.leading_to.entry(owner).or_default().push(Arc::clone(listener));
+            }
+        }
+        self.of = Some((Arc::clone(listeners), Arc::clone(clusters)));
+    }
 }
 
 struct Planner<'a> {
@@ -77,21 +129,6 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Whether the listener leads, as it is, to an endpoint at one of these addresses. Most
-    /// services have none on a node, and need not be asked about for each of its pods.
-    fn has_endpoint_at(&self, listener: &Listener, local: &HashSet<IpAddr>) -> bool {
-        listener.chains().any(|chain| {
-            let TerminalFilter::TcpProxy(tcp) = &chain.terminal else { return false };
-            tcp.clusters.iter().any(|entry| {
-                let cluster = self.snapshot.cluster(&entry.cluster);
-                let assignment = cluster.and_then(|cluster| self.snapshot.assignment(cluster));
-                assignment.is_some_and(|a| {
-                    a.endpoints().any(|e| local.contains(&e.address.ip().to_canonical()))
-                })
-            })
-        })
-    }
-
     /// A service as `source` may reach it, if every one of its endpoints may be
     /// reached so: who picks among them must see them all. Endpoints that share by
     /// anything but weight, or whose traffic is dropped in part, are the agent's.

@@ -9,6 +9,7 @@
 
 mod failure;
 pub mod gateway;
+pub mod health;
 pub mod http;
 mod http_session;
 pub mod inbound;

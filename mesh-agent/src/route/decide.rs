@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::lb::{self, Balancers, Choice, LoadGuard, Reporter};
+use super::lb::{self, At, Balancers, Choice, LoadGuard, Reporter};
 use crate::{
     model::{
         cluster::{
@@ -223,6 +223,52 @@ pub fn decide_request(
     decide(permit, cluster, choice, snapshot, balancers, random, now)
 }
 
+/// For a request of a filter's own, such as one that asks whether a request may pass. It goes
+/// out from the permit's pod, whichever way the connection goes that it is about, and never
+/// to that connection's original destination. `random` and `now` as for [`decide_tcp`].
+///
+/// # Errors
+/// No cluster, or no endpoint.
+pub fn decide_call(
+    permit: &Permit,
+    cluster: &ClusterName,
+    snapshot: &Snapshot,
+    balancers: &Balancers,
+    random: &mut impl FnMut(u32) -> u32,
+    now: Instant,
+) -> Result<Destination, NoDestination> {
+    let discovery = snapshot.cluster(cluster).map(|cluster| &cluster.discovery);
+    if let Some(Discovery::OriginalDestination) = discovery {
+        return Err(NoDestination::NoHealthyEndpoint { cluster: cluster.clone() });
+    }
+    decide(permit, Some(cluster), Choice::default(), snapshot, balancers, random, now)
+}
+
+/// For a health check of `endpoint`, which is for nobody's request: made by the agent, from
+/// its own network namespace, and without any workload's identity. `None`: an endpoint that
+/// is not reached without one, or that would be the node itself.
+pub fn decide_check(
+    snapshot: &Snapshot,
+    cluster: &ClusterName,
+    endpoint: &Arc<Endpoint>,
+) -> Option<Destination> {
+    let cluster = snapshot.cluster(cluster)?;
+    let own = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+    let elsewhere = endpoint.check.as_ref().and_then(|check| check.address);
+    if endpoint.tunnel != Tunnel::Direct || own(elsewhere.unwrap_or(endpoint.address)) {
+        return None;
+    }
+    Some(Destination {
+        target: Target::Direct { endpoint: Arc::clone(endpoint) },
+        cluster: Some(cluster.name.clone()),
+        connect_timeout: cluster.connect_timeout,
+        upstream_protocol: cluster.upstream_protocol,
+        circuit_breakers: None,
+        tls: originate(cluster, Some(endpoint), snapshot),
+        load: LoadGuard::default(),
+    })
+}
+
 fn decide(
     permit: &Permit,
     cluster: Option<&ClusterName>,
@@ -243,7 +289,7 @@ fn decide(
         Discovery::OriginalDestination => {
             (original_destination(permit, snapshot), LoadGuard::default())
         }
-        Discovery::Static(_) | Discovery::Eds { .. } => {
+        Discovery::Static(_) | Discovery::Eds { .. } | Discovery::Dns(_) => {
             let assignment = snapshot.assignment(cluster);
             let assignment = assignment.filter(|a| a.stale_at.is_none_or(|stale| now < stale));
             if let Some(drop) = assignment.as_deref().and_then(|a| lb::dropped(a, random)) {
@@ -253,7 +299,8 @@ fn decide(
                     unconditional: drop.is_unconditional(),
                 });
             }
-            let picked = assignment.and_then(|a| balancers.pick(cluster, &a, choice, random));
+            let at = At { now, runtime: &snapshot.runtime };
+            let picked = assignment.and_then(|a| balancers.pick(cluster, &a, choice, at, random));
             let none = || NoDestination::NoHealthyEndpoint { cluster: name.clone() };
             let (endpoint, load) = picked.ok_or_else(none)?;
             (reach(endpoint), load)

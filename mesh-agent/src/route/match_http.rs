@@ -80,21 +80,9 @@ pub fn match_route<'a>(
     {
         return Ok(Matched { configuration, virtual_host, route: &tls.redirect });
     }
-    let request = Request {
-        head,
-        path: url_path(head),
-        matched_path: match configuration.ignore_path_parameters {
-            true => url_path(head).split(';').next().unwrap_or_default(),
-            false => url_path(head),
-        },
-    };
+    let request = Request::new(head, configuration.ignore_path_parameters);
     let mut routes = virtual_host.routes.iter();
-    let is_for = |matches: &RouteMatch| {
-        let fraction = matches.runtime_fraction.as_ref();
-        fraction.is_none_or(|fraction| runtime.includes(fraction, random))
-            && request.matches(matches)
-    };
-    match routes.find(|route| is_for(&route.matches)) {
+    match routes.find(|route| request.is_for(&route.matches, runtime, random)) {
         Some(route) => Ok(Matched { configuration, virtual_host, route }),
         None => Err(NoRoute::Route {
             virtual_host: Arc::clone(&virtual_host.name),
@@ -102,6 +90,11 @@ pub fn match_route<'a>(
             path: quoted(request.path.as_bytes()),
         }),
     }
+}
+
+/// Whether a request is what a filter's rule is for. `random` as for [`match_route`].
+pub fn route_matches(matches: &RouteMatch, head: &Parts, runtime: &Runtime, random: u64) -> bool {
+    Request::new(head, false).is_for(matches, runtime, random)
 }
 
 /// As Envoy, which looks behind the last colon, and takes no part of an IPv6 address for
@@ -173,6 +166,22 @@ struct Request<'a> {
     path: &'a str,
     /// Of that what routes are compared with.
     matched_path: &'a str,
+}
+
+impl<'a> Request<'a> {
+    fn new(head: &'a Parts, ignore_path_parameters: bool) -> Self {
+        let path = url_path(head);
+        let matched_path = match ignore_path_parameters {
+            true => path.split(';').next().unwrap_or_default(),
+            false => path,
+        };
+        Self { head, path, matched_path }
+    }
+
+    fn is_for(&self, matches: &RouteMatch, runtime: &Runtime, random: u64) -> bool {
+        let fraction = matches.runtime_fraction.as_ref();
+        fraction.is_none_or(|fraction| runtime.includes(fraction, random)) && self.matches(matches)
+    }
 }
 
 impl Request<'_> {

@@ -16,10 +16,11 @@ pub mod scope;
 
 pub use clusters::{Chosen, choose};
 pub use decide::{
-    Destination, NoDestination, Target, decide_passthrough, decide_request, decide_tcp,
+    Destination, NoDestination, Target, decide_call, decide_check, decide_passthrough,
+    decide_request, decide_tcp,
 };
 pub use hash::request_hash;
-pub use lb::{Balancers, Choice, LoadGuard, Outcome, Reporter, shares};
-pub use match_http::{Matched, NoRoute, cookie, match_route};
+pub use lb::{Balancers, CheckResult, Choice, LoadGuard, Outcome, Reporter, below, shares};
+pub use match_http::{Matched, NoRoute, cookie, match_route, route_matches};
 pub use retry::{Reset, RetryState, Verdict};
 pub use scope::{NoScope, configuration_for};

@@ -8,7 +8,10 @@ use std::{
     time::SystemTime,
 };
 
-use super::tables::{HostGroup, Snapshot, Table};
+use super::{
+    tables::{HostGroup, Snapshot, Table},
+    workloads::AssignmentOwner,
+};
 use crate::model::{
     cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
     extension::ExtensionConfig,
@@ -213,10 +216,12 @@ fn build_with(
         let table = Arc::make_mut(&mut workloads);
         for name in &moved {
             let inline = |of: &Table<ClusterName, Arc<Cluster>>| inline(of.get(name)?);
-            table.replace(inline(&base.clusters).as_ref(), inline(&clusters).as_ref());
+            let owner = AssignmentOwner::Cluster(name.clone());
+            table.replace(&owner, inline(&base.clusters).as_ref(), inline(&clusters).as_ref());
         }
         for name in &restocked {
-            table.replace(base.assignments.get(name), assignments.get(name));
+            let owner = AssignmentOwner::Assignment(Arc::clone(name));
+            table.replace(&owner, base.assignments.get(name), assignments.get(name));
         }
     }
     Ok(Snapshot {
@@ -242,7 +247,7 @@ fn build_with(
 fn inline(cluster: &Arc<Cluster>) -> Option<Arc<LoadAssignment>> {
     match &cluster.discovery {
         Discovery::Static(assignment) => Some(Arc::clone(assignment)),
-        Discovery::Eds { .. } | Discovery::OriginalDestination => None,
+        Discovery::Eds { .. } | Discovery::Dns(_) | Discovery::OriginalDestination => None,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::model::runtime::LayeredRuntime;
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
 pub use scopes::RouteTable;
 pub use tables::{HostGroup, ListenerTable, Snapshot, Table};
-pub use workloads::WorkloadTable;
+pub use workloads::{AssignmentOwner, WorkloadTable};
 
 /// The one place where the snapshot in force lives.
 #[derive(Debug)]

@@ -92,6 +92,7 @@ impl Snapshot {
         match &cluster.discovery {
             Discovery::Static(assignment) => Some(Arc::clone(assignment)),
             Discovery::Eds { service_name } => self.assignments.get(service_name).map(Arc::clone),
+            Discovery::Dns(dns) => self.assignments.get(&dns.assignment).map(Arc::clone),
             Discovery::OriginalDestination => None,
         }
     }

@@ -144,7 +144,14 @@ fn two_listeners_can_not_have_one_address_but_can_swap_theirs() {
 
 fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
     let address = address.parse().unwrap();
-    Arc::new(Endpoint { address, tunnel, weight: 1, health: Health::Healthy, labels: None })
+    Arc::new(Endpoint {
+        address,
+        tunnel,
+        weight: 1,
+        health: Health::Healthy,
+        labels: None,
+        check: None,
+    })
 }
 
 #[test]

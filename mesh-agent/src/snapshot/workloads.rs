@@ -7,7 +7,7 @@ use std::{
 
 use super::tables::Table;
 use crate::model::{
-    cluster::{Endpoint, LoadAssignment, Tunnel},
+    cluster::{ClusterName, Endpoint, LoadAssignment, Tunnel},
     identity::Identity,
 };
 
@@ -15,20 +15,37 @@ use crate::model::{
 /// that ask for a workload and not for a service.
 #[derive(Debug, Default, Clone)]
 pub struct WorkloadTable {
-    by_ip: Table<IpAddr, Vec<Arc<Endpoint>>>,
+    by_ip: Table<IpAddr, Vec<Here>>,
+}
+
+/// Where an assignment is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum AssignmentOwner {
+    /// In a cluster.
+    Cluster(ClusterName),
+    /// By itself, under this name.
+    Assignment(Arc<str>),
+}
+
+#[derive(Debug, Clone)]
+struct Here {
+    endpoint: Arc<Endpoint>,
+    owner: AssignmentOwner,
 }
 
 impl WorkloadTable {
     /// Takes one version of an assignment out and the next in.
     pub(super) fn replace(
         &mut self,
+        owner: &AssignmentOwner,
         before: Option<&Arc<LoadAssignment>>,
         after: Option<&Arc<LoadAssignment>>,
     ) {
         for endpoint in before.iter().flat_map(|assignment| assignment.endpoints()) {
             let ip = endpoint.address.ip().to_canonical();
             let Some(there) = self.by_ip.get_mut(&ip) else { continue };
-            if let Some(at) = there.iter().position(|other| Arc::ptr_eq(other, endpoint)) {
+            if let Some(at) = there.iter().position(|other| Arc::ptr_eq(&other.endpoint, endpoint))
+            {
                 there.swap_remove(at);
             }
             if there.is_empty() {
@@ -37,11 +54,18 @@ impl WorkloadTable {
         }
         for endpoint in after.iter().flat_map(|assignment| assignment.endpoints()) {
             let ip = endpoint.address.ip().to_canonical();
+            let here = Here { endpoint: Arc::clone(endpoint), owner: owner.clone() };
             match self.by_ip.get_mut(&ip) {
-                Some(there) => there.push(Arc::clone(endpoint)),
-                None => self.by_ip.insert_mut(ip, vec![Arc::clone(endpoint)]),
+                Some(there) => there.push(here),
+                None => self.by_ip.insert_mut(ip, vec![here]),
             }
         }
+    }
+
+    /// The assignments with an endpoint at `ip`; one may come several times.
+    pub fn owners(&self, ip: IpAddr) -> impl Iterator<Item = &AssignmentOwner> {
+        let there = self.by_ip.get(&ip.to_canonical());
+        there.into_iter().flatten().map(|here| &here.owner)
     }
 
     /// The tunnel to the workload at `address`. An endpoint of exactly this address
@@ -50,18 +74,18 @@ impl WorkloadTable {
     /// port is reached in the clear.
     pub fn tunnel(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
         let is_tunnel = |endpoint: &&Arc<Endpoint>| endpoint.tunnel != Tunnel::Direct;
-        let endpoints = self.at(address.ip());
-        let mut exact = endpoints.iter().filter(|e| e.address.port() == address.port()).peekable();
+        let exact = self.at(address.ip()).filter(|e| e.address.port() == address.port());
+        let mut exact = exact.peekable();
         if exact.peek().is_some() {
             return exact.find(is_tunnel).map(Arc::clone);
         }
-        let other = endpoints.iter().find(is_tunnel)?;
+        let other = self.at(address.ip()).find(is_tunnel)?;
         Some(Arc::new(Endpoint { address, ..Endpoint::clone(other) }))
     }
 
     /// Whether there is an endpoint of exactly this address.
     pub fn has(&self, address: SocketAddr) -> bool {
-        self.at(address.ip()).iter().any(|endpoint| endpoint.address == address)
+        self.at(address.ip()).any(|endpoint| endpoint.address == address)
     }
 
     /// Whether a workload at `ip` is to be reached by HBONE as `identity`.
@@ -70,10 +94,11 @@ impl WorkloadTable {
             Tunnel::Hbone { identity: expected, .. } => expected == identity,
             Tunnel::Direct => false,
         };
-        self.at(ip).iter().any(is_it)
+        self.at(ip).any(is_it)
     }
 
-    fn at(&self, ip: IpAddr) -> &[Arc<Endpoint>] {
-        self.by_ip.get(&ip.to_canonical()).map_or(&[], Vec::as_slice)
+    fn at(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let there = self.by_ip.get(&ip.to_canonical());
+        there.into_iter().flatten().map(|here| &here.endpoint)
     }
 }

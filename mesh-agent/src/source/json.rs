@@ -36,7 +36,11 @@ fn descriptors() -> DescriptorPool {
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     pool.get_or_insert_with(|| {
         let descriptors: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.fds"));
-        DescriptorPool::decode(descriptors).expect("build.rs encoded this descriptor set")
+        let mut pool = DescriptorPool::decode(descriptors).expect("build.rs encoded this set");
+        // What both sets have is taken once.
+        let apart: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/apart.fds"));
+        pool.decode_file_descriptor_set(apart).expect("build.rs encoded this set, too");
+        pool
     })
     .clone()
 }

@@ -19,7 +19,7 @@ pub use file::{Delivery, SourceError, validate};
 pub use last_good::{LastGood, LastGoodError, Raw, Restored};
 pub use watch::{Delta, FileSource, Update};
 pub use xds::{
-    AdsSource, AdsStatus, Bootstrap, ConnectionOptions, NodeInfo, Origin, Pem, Resource,
+    AdsSource, AdsStatus, Bootstrap, ConnectionOptions, NodeInfo, Origin, Pem, Refused, Resource,
     ResourceType, Server, ServerAddress, StreamState, StreamStatus, TYPE_URLS, TlsOptions,
     TypeStatus, Variant, Warming, Wishes, XdsOptions, decode_any, hear, read_bootstrap,
 };

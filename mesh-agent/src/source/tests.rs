@@ -16,7 +16,7 @@ use crate::{
     model::{
         authz::{Permission, Principal, RbacAction, StringPattern},
         cluster::{Discovery, Health, LbPolicy, Tunnel, UpstreamProtocol},
-        filter::HttpFilter,
+        filter::{HttpFilter, HttpRbac},
         listener::{Direction, NetworkFilter, RouteSource, TerminalFilter},
         route::{Domain, HeaderMatchKind, PathMatch, PathRewrite, RouteAction},
     },
@@ -84,7 +84,13 @@ fn a_shop_is_decoded_and_applies() {
     let TerminalFilter::Http(http) = &chain.terminal else { panic!("not http") };
     // The second RBAC filter has no rules: nothing to enforce, unless a route brings some.
     let filters: Vec<_> = http.http_filters.iter().map(|place| &place.filter).collect();
-    let [HttpFilter::Rbac(Some(l7)), HttpFilter::Rbac(None)] = filters[..] else { panic!("l7") };
+    let [
+        HttpFilter::Rbac(HttpRbac { rules: Some(l7), .. }),
+        HttpFilter::Rbac(HttpRbac { rules: None, .. }),
+    ] = filters[..]
+    else {
+        panic!("l7")
+    };
     assert_eq!(l7.action, RbacAction::Allow);
     let names: Vec<_> = l7.policies.iter().map(|p| &*p.name).collect();
     assert_eq!(names, ["anybody-with-a-certificate-on-status", "readers"]);

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use socket2::{Socket, TcpKeepalive};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time,
@@ -75,6 +75,20 @@ pub async fn connect(
 ) -> Result<TcpStream, DialError> {
     let socket =
         sockets.tcp(destination).map_err(|source| DialError::Socket { destination, source })?;
+    finish(socket, destination, timeout).await
+}
+
+/// Connects to `destination` from the agent's own network namespace.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_from_here(
+    destination: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, DialError> {
+    let domain = Domain::for_address(destination);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))
+        .map_err(|source| DialError::Socket { destination, source })?;
     finish(socket, destination, timeout).await
 }
 

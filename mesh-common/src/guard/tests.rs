@@ -457,8 +457,8 @@ fn outside_the_pod_only_what_was_seen_inside_goes_on() {
     for (what, packet, stamped, expected) in [
         ("data", data, stamp::SEEN, Onward::Pass),
         ("a SYN", syn, stamp::SEEN, Onward::Pass),
-        ("data of the kernel path", data, stamp::KERNEL_PATH, Onward::Redirect),
-        ("an ACK of the kernel path", ack, stamp::KERNEL_PATH, Onward::Redirect),
+        ("data of the kernel path", data, stamp::KERNEL_PATH, Onward::KernelPath),
+        ("an ACK of the kernel path", ack, stamp::KERNEL_PATH, Onward::KernelPath),
         ("data past the guard", data, 0, bypassed),
         ("a SYN past the guard", syn, 0, bypassed),
         ("data with another's mark", data, 1, bypassed),
@@ -468,5 +468,40 @@ fn outside_the_pod_only_what_was_seen_inside_goes_on() {
         ("UDP", udp, 0, Onward::Drop(Verdict::GuardNonTcp)),
     ] {
         assert_eq!(onward(&packet, stamped, POD, true, &Excluding), expected, "{what}");
+    }
+}
+
+#[test]
+fn packets_of_the_kernel_path_go_to_their_pod_or_nowhere() {
+    const POD_HARDWARE: [u8; 6] = [2, 0, 0, 0, 0, 9];
+    const OTHER_HARDWARE: [u8; 6] = [2, 0, 0, 0, 0, 8];
+    let veth = Outside {
+        netns_cookie: POD,
+        interface: 5,
+        route: 5,
+        inside: 2,
+        redirect: 0,
+        hardware: POD_HARDWARE,
+        _zero: 0,
+    };
+    let port = Outside { route: 3, ..veth };
+    let data = packet(Kind::Tcp, 5000, ("10.9.9.9", 80), Way::Egress);
+    let syn = Packet { flags: SYN, payload: false, ..data };
+    let by = |interface, next| Some(Route { interface, next });
+    for (what, packet, hardware, to, route, expected) in [
+        ("to its veth", data, OTHER_HARDWARE, Some(veth), by(5, None), true),
+        ("elsewhere", data, OTHER_HARDWARE, Some(veth), by(7, Some(POD_HARDWARE)), false),
+        ("a SYN elsewhere", syn, OTHER_HARDWARE, Some(veth), by(7, None), false),
+        ("no route", data, OTHER_HARDWARE, Some(veth), None, false),
+        ("no such pod", data, OTHER_HARDWARE, None, by(5, None), false),
+        ("a veth is not told by its frame", data, POD_HARDWARE, Some(veth), by(7, None), false),
+        ("over the bridge", data, POD_HARDWARE, Some(port), None, true),
+        ("over the bridge to another", data, OTHER_HARDWARE, Some(port), by(7, None), false),
+        ("routed", data, OTHER_HARDWARE, Some(port), by(3, Some(POD_HARDWARE)), true),
+        ("routed to another", data, OTHER_HARDWARE, Some(port), by(3, Some(OTHER_HARDWARE)), false),
+        ("routed to whom it is not known", data, OTHER_HARDWARE, Some(port), by(3, None), false),
+        ("a SYN that asks for whom", syn, OTHER_HARDWARE, Some(port), by(3, None), true),
+    ] {
+        assert_eq!(arrives(&packet, hardware, to.as_ref(), || route), expected, "{what}");
     }
 }

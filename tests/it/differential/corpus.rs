@@ -13,7 +13,9 @@
 //!
 //! - The clusters are there: `one` and `two` (HTTP/1, witnesses `web-a` and `web-b`), `both`
 //!   (the two of them), `h2` (`web-a` by HTTP/2), `dead` (nobody listens), `empty` (no
-//!   endpoint). [`Case::cluster`] adds one.
+//!   endpoint), `labelled` (`web-a` with the label `who: a`, `web-b` with `who: b`, for subsets);
+//!   `grpc-authority` and `http-authority` are for filters that ask somebody.
+//!   [`Case::cluster`] adds one.
 //! - [`Case::manager`], [`Case::listener`], [`Case::filter`] say more than routes.
 //! - A question ([`Ask`]) says the status that Envoy must answer with: 200 unless told. How
 //!   the witness answers is [`Ask::answered`].
@@ -24,6 +26,7 @@
 //! `CORPUS=word` runs only rows whose name has the word. Parts are named as failures name
 //! them, without the number of a request or response: `upstream header x-a`.
 
+mod asking;
 mod changes;
 mod compare;
 mod filters;
@@ -38,7 +41,7 @@ use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
-    Process,
+    Pod, Process, control_plane,
     corpus::{Ask, Heard, Script, Seen},
     eventually, process,
     twins::{ADDRESSES, Twins},
@@ -49,8 +52,13 @@ use self::compare::{Parts, parts};
 const PREFIX: &str = "type.googleapis.com/envoy";
 /// Where witnesses are on each backend.
 const WITNESS: u16 = 9200;
+/// Where `authority.py` is on the second backend.
+const AUTHORITY_GRPC: u16 = 9400;
+const AUTHORITY_HTTP: u16 = 9401;
 /// Where nobody is.
 const NOBODY: u16 = 9300;
+/// What a witness says of a health check.
+const CHECKS: &str = r#""case":"check""#;
 /// The first listener's port.
 const FIRST: u16 = 20000;
 
@@ -243,7 +251,19 @@ fn clusters(twins: &Twins, cases: &[Case]) -> Vec<Value> {
         cluster("h2", &[a], true),
         cluster("dead", &[at(0, NOBODY)], false),
         cluster("empty", &[], false),
+        cluster("grpc-authority", &[at(1, AUTHORITY_GRPC)], true),
+        cluster("http-authority", &[at(1, AUTHORITY_HTTP)], false),
     ];
+    let mut labelled = cluster("labelled", &[a, b], false);
+    for (index, labels) in
+        [json!({ "who": "a", "stage": "s" }), json!({ "who": "b", "stage": "s" })]
+            .into_iter()
+            .enumerate()
+    {
+        labelled["load_assignment"]["endpoints"][0]["lb_endpoints"][index]["metadata"] =
+            json!({ "filter_metadata": { "envoy.lb": labels } });
+    }
+    clusters.push(labelled);
     for of in cases.iter().flat_map(|case| &case.clusters) {
         let like = clusters.iter().find(|c| c["name"] == of["like"]).expect("a cluster like it");
         let (mut new, mut fields) = (like.clone(), of.clone());
@@ -304,6 +324,14 @@ fn judge(case: &Case, script: usize, envoy: &Side, agent: &Side) -> Vec<String> 
     wrong
 }
 
+/// Whom filters ask: see `tests/programs/authority.py`.
+fn authority(pod: &Pod) -> Process {
+    let mut command = Command::new(control_plane::PYTHON);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/authority.py"));
+    command.args([&AUTHORITY_GRPC.to_string(), &AUTHORITY_HTTP.to_string(), asking::JWKS]);
+    pod.starts_listening("authority", command, &[AUTHORITY_GRPC, AUTHORITY_HTTP])
+}
+
 /// Serves `cases` to both, asks, and compares.
 fn run(name: &str, cases: Vec<Case>) {
     let mut twins = Twins::start(name, true);
@@ -315,6 +343,7 @@ fn run(name: &str, cases: Vec<Case>) {
             pod.starts_listening("witness", command, &[WITNESS])
         })
         .collect();
+    let _authority = authority(&twins.backends[1]);
     let ports = FIRST..;
     let scripts: Vec<Script> = cases
         .iter()
@@ -350,8 +379,10 @@ fn run(name: &str, cases: Vec<Case>) {
     let mut lines = 0;
     eventually("the witnesses have said all", || {
         let logs: String = witnesses.iter().map(Process::log).collect();
-        let more = logs.lines().count() != lines;
-        lines = logs.lines().count();
+        // Health checks never end.
+        let count = logs.lines().filter(|line| !line.contains(CHECKS)).count();
+        let more = count != lines;
+        lines = count;
         std::thread::sleep(Duration::from_millis(300));
         if more { Err("they still write") } else { Ok(()) }
     });
@@ -365,10 +396,8 @@ fn run(name: &str, cases: Vec<Case>) {
         }
         side.seen.push(seen);
     }
-    let of = |refused: &std::collections::BTreeMap<String, String>| {
-        refused.values().map(String::as_str).collect::<Vec<_>>().join("\n")
-    };
-    (sides.0.refused, sides.1.refused) = (of(&refused.envoy), of(&refused.agent));
+    sides.0.refused = refused.envoy.values().map(String::as_str).collect::<Vec<_>>().join("\n");
+    sides.1.refused = reasons(&twins);
     let (envoy, agent) = sides;
     let mut wrong = nowhere;
     for (index, case) in asked.iter().enumerate() {
@@ -423,10 +452,20 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         resilience::cases(),
         filters::cases(),
         upstream::cases(),
+        asking::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();
     cases.retain(|case| case.name.contains(&word));
     assert!(!cases.is_empty(), "no row's name has `{word}`");
     run("corpus", cases);
+}
+
+/// Every reason for which the agent has refused something: its answers to the control
+/// plane tell the first ones only.
+fn reasons(twins: &Twins) -> String {
+    let status = twins.agent.status();
+    let types = status["xds"]["types"].as_array().cloned().unwrap_or_default();
+    let reasons = types.iter().filter_map(|of| of["nack_reasons"].as_array()).flatten();
+    reasons.filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
 }

@@ -12,8 +12,11 @@ use crate::model::{
     filter::{CorsPolicy, PerFilter},
     hash_policy::HashPolicy,
     header_mutation::HeaderMutations,
+    rate_limit::RouteRateLimits,
     retry::Attempts,
     rewrite::{RegexRewrite, TemplateRewrite},
+    socket_match::Labels,
+    upgrade::Upgrades,
 };
 
 #[derive(Debug, Clone, Serialize)]
@@ -45,9 +48,13 @@ pub struct ForwardAction {
     pub high_priority: bool,
     /// What its cluster's policy goes by, if it goes by a hash.
     pub hash_policy: Vec<HashPolicy>,
+    /// Which subset of its cluster it is for.
+    pub metadata_match: Option<Arc<Labels>>,
     /// Where nothing is said for the filter by its name: the route's policy, then the virtual
     /// host's.
     pub cors: Vec<Arc<CorsPolicy>>,
+    pub upgrades: Upgrades,
+    pub rate_limits: RouteRateLimits,
 }
 
 impl ForwardAction {
@@ -65,7 +72,10 @@ impl ForwardAction {
             attempts: Attempts::default(),
             high_priority: false,
             hash_policy: Vec::new(),
+            metadata_match: None,
             cors: Vec::new(),
+            upgrades: Upgrades::default(),
+            rate_limits: RouteRateLimits::default(),
         }
     }
 }
@@ -130,6 +140,8 @@ pub struct RouteCluster {
     pub host_rewrite: Option<String>,
     pub headers: HeaderMutations,
     pub per_filter: PerFilter,
+    /// Those of the route, and its own.
+    pub metadata_match: Option<Arc<Labels>>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -138,6 +150,18 @@ pub enum RouteClusterName {
     Cluster(ClusterName),
     /// The request header that names it, in lower case.
     Header(String),
+}
+
+impl WeightedClusters {
+    /// Each asks for what the route does, unless it asks for something else itself.
+    pub fn ask_besides(&mut self, route: Option<&Labels>) {
+        let Some(route) = route else { return };
+        for entry in &mut self.entries {
+            let mut all = route.clone();
+            all.extend(entry.metadata_match.as_deref().cloned().unwrap_or_default());
+            entry.metadata_match = Some(Arc::new(all));
+        }
+    }
 }
 
 impl Clusters {

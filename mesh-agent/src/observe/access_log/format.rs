@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::AccessRecord;
-use crate::{model::listener::Direction, observe::ConnectionSecurity};
+use crate::observe::ConnectionSecurity;
 
 /// One field's value.
 enum Value<'a> {

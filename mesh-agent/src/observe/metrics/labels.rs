@@ -202,6 +202,20 @@ single_label!(ByDirection, "direction", &'static str);
 single_label!(ByType, "type", &'static str);
 single_label!(ByVersion, "version", &'static str);
 
+/// A direction and what rules said, of a fixed few.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ByShadow {
+    pub(super) direction: &'static str,
+    pub(super) result: &'static str,
+}
+
+impl EncodeLabelSet for ByShadow {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("direction", self.direction).encode(set.encode_label())?;
+        ("result", self.result).encode(set.encode_label())
+    }
+}
+
 /// A direction and a reason; reasons are the code's own words, never a peer's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ByReason {

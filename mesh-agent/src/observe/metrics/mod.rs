@@ -25,8 +25,8 @@ pub use self::{
 };
 use self::{
     labels::{
-        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByReason, ByResult, ByVerdict,
-        ByVersion,
+        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByReason, ByResult, ByShadow,
+        ByVerdict, ByVersion,
     },
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
@@ -50,6 +50,7 @@ struct Inner {
 struct Own {
     captured: Family<ByDirection, Counter>,
     denied: Family<ByReason, Counter>,
+    shadow: Family<ByShadow, Counter>,
     drop_overloads: Family<ByCategory, Counter>,
     handshake_failures: Family<ByReason, Counter>,
     open_connections: Family<ByDirection, Gauge>,
@@ -87,6 +88,11 @@ impl Own {
             "mesh_denied",
             "Connections and requests refused, by reason",
             self.denied.clone(),
+        );
+        r.register(
+            "mesh_rbac_shadow",
+            "What shadow rules said of requests, by result",
+            self.shadow.clone(),
         );
         r.register(
             "mesh_drop_overload",
@@ -233,6 +239,16 @@ impl Metrics {
     pub fn denied(&self, direction: Direction, reason: &'static str) {
         let series = ByReason { direction: direction.as_str(), reason };
         self.0.own.denied.get_or_create(&series).inc();
+    }
+
+    /// So often shadow rules would have allowed or denied a request.
+    pub fn shadow(&self, direction: Direction, allowed: u32, denied: u32) {
+        for (result, count) in [("allowed", allowed), ("denied", denied)] {
+            if count > 0 {
+                let series = ByShadow { direction: direction.as_str(), result };
+                self.0.own.shadow.get_or_create(&series).inc_by(count.into());
+            }
+        }
     }
 
     /// A connection or request was dropped as the control plane asked; `category` is its

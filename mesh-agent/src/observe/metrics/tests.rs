@@ -147,6 +147,7 @@ fn our_own_series_read_well() {
     let metrics = Metrics::new();
     metrics.captured(Direction::Inbound);
     metrics.denied(Direction::Inbound, "policy");
+    metrics.shadow(Direction::Inbound, 0, 2);
     metrics.handshake_failed(Direction::Outbound, "wrong_identity");
     metrics.config_applied(4);
     metrics.config_rejected();
@@ -166,6 +167,7 @@ fn our_own_series_read_well() {
     for line in [
         r#"mesh_captured_connections_total{direction="inbound"} 1"#,
         r#"mesh_denied_total{direction="inbound",reason="policy"} 1"#,
+        r#"mesh_rbac_shadow_total{direction="inbound",result="denied"} 2"#,
         r#"mesh_handshake_failures_total{direction="outbound",reason="wrong_identity"} 1"#,
         r#"mesh_config_updates_total{result="applied"} 1"#,
         r#"mesh_config_updates_total{result="rejected"} 1"#,

@@ -50,7 +50,7 @@ impl XdsFamilies {
         );
         r.register(
             "mesh_xds_refusing",
-            "1 while what was refused last has not been made good",
+            "1 while something that was refused has not been made good",
             self.refusing.clone(),
         );
         r.register(

@@ -3,8 +3,12 @@ use crate::{
     model::{
         authz::{Permission, Principal, RbacAction::*, RbacPolicy},
         extension::{DiscoveredFilter, ExtensionConfig},
-        filter::{ChainFilter, HttpFilter, Levels, PerFilter, RouteFilter, RouteFilterConfig},
+        filter::{
+            ChainFilter, HeaderMutationFilter, HttpFilter, Levels, PerFilter, RouteFilter,
+            RouteFilterConfig,
+        },
         listener::{Direction, FilterChain, FilterChainMatch, HttpConnectionManager},
+        metadata::{DynamicMetadata, MetadataMatcher, ValueMatcher},
         workload::MtlsMode,
     },
     policy::fixtures::{
@@ -296,7 +300,7 @@ fn with_configs(configs: Vec<ExtensionConfig>) -> Arc<Snapshot> {
 }
 
 fn config(type_name: &str, filter: Option<Rbac>) -> ExtensionConfig {
-    let filter = HttpFilter::Rbac(filter.map(Arc::new));
+    let filter = HttpFilter::Rbac(filter.map(Arc::new).into());
     ExtensionConfig { name: "f".into(), type_name: type_name.into(), filter }
 }
 
@@ -370,7 +374,8 @@ fn an_opaque_connection_does_not_outlive_a_filter_that_is_yet_to_be_configured()
 fn a_route_says_whether_a_filter_runs_and_by_which_rules() {
     let allow = || Some(Arc::new(rbac(Allow, vec![any("a")])));
     let deny = || Some(Arc::new(rbac(Deny, vec![any("d")])));
-    let rules = |rules| RouteFilter::Enabled(RouteFilterConfig::Rbac(rules));
+    let rules =
+        |rules: Option<Arc<Rbac>>| RouteFilter::Enabled(RouteFilterConfig::Rbac(rules.into()));
     let other = || {
         let mutations = RouteFilterConfig::HeaderMutation(Arc::default());
         RouteFilter::Enabled(mutations)
@@ -398,7 +403,7 @@ fn a_route_says_whether_a_filter_runs_and_by_which_rules() {
         (allow(), false, Some(rules(deny())), Some(other()), false),
     ] {
         let mut http = manager(vec![]);
-        let filter = HttpFilter::Rbac(own.clone());
+        let filter = HttpFilter::Rbac(own.clone().into());
         http.http_filters.push(ChainFilter { name: "f".into(), disabled, filter });
         let level = |said: &Option<RouteFilter>, name: &str| {
             PerFilter(said.iter().map(|said| (name.into(), said.clone())).collect())
@@ -407,7 +412,7 @@ fn a_route_says_whether_a_filter_runs_and_by_which_rules() {
             let (host, route) = (level(&host, name), level(&route, name));
             let levels = Levels([None, Some(&route), Some(&host), None]);
             let mut chain = Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
-            matches!(chain.next(&head), Ok(Step::Passed(_)))
+            matches!(chain.next(&head, &mut DynamicMetadata::default()), Ok(Step::Passed(_)))
         };
         assert_eq!(walk("f"), expected, "{own:?} {disabled} {host:?} {route:?}");
         // What is said for a filter of another name is nothing to this one.
@@ -422,14 +427,98 @@ fn no_rules_of_a_route_step_around_the_path_guard() {
     let snapshot = Snapshot::default();
     let deny = rbac(Deny, vec![path("p", prefix("/secret"))]);
     let mut http = manager(vec![]);
-    let filter = HttpFilter::Rbac(None);
+    let filter = HttpFilter::Rbac(None.into());
     http.http_filters.push(ChainFilter { name: "f".into(), disabled: true, filter });
-    let said = RouteFilter::Enabled(RouteFilterConfig::Rbac(Some(Arc::new(deny))));
+    let said = RouteFilter::Enabled(RouteFilterConfig::Rbac(Some(Arc::new(deny)).into()));
     let level = PerFilter(vec![("f".into(), said)]);
     for (uri, status) in [("/secret", 403), ("/a/../secret", 400), ("/%73ecret", 400)] {
         let head = request("GET", uri, &[("host", "web")]);
         let levels = Levels([None, Some(&level), None, None]);
         let mut chain = Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
-        assert_eq!(chain.next(&head).unwrap_err().status().as_u16(), status, "{uri}");
+        assert_eq!(
+            chain.next(&head, &mut DynamicMetadata::default()).unwrap_err().status().as_u16(),
+            status,
+            "{uri}"
+        );
+    }
+}
+
+#[test]
+fn rules_read_what_filters_before_them_have_noted() {
+    let permit = permit_for(None);
+    let snapshot = Snapshot::default();
+    let matcher = MetadataMatcher {
+        namespace: "ns".to_owned(),
+        path: vec!["admin".to_owned()],
+        value: ValueMatcher::Bool(true),
+        invert: false,
+    };
+    let policy = RbacPolicy {
+        name: "p".into(),
+        permissions: vec![Permission::Any],
+        principals: vec![Principal::Metadata(matcher)],
+    };
+    let mut http = manager(vec![]);
+    http.http_filters.push(chain_filter(rbac(Allow, vec![policy])));
+    let head = request("GET", "/", &[("host", "web")]);
+    let allowed = |admin: serde_json::Value| {
+        let mut metadata = DynamicMetadata::default();
+        metadata.merge("ns", [("admin".to_owned(), admin)].into_iter().collect());
+        let mut chain = Chain::new(&permit, &http, &snapshot, Levels::default(), &head).unwrap();
+        chain.next(&head, &mut metadata).is_ok()
+    };
+    assert!(allowed(true.into()));
+    assert!(!allowed(false.into()));
+    assert!(!allowed("true".into()));
+}
+
+#[test]
+fn a_chain_goes_on_by_another_routes_levels() {
+    let permit = permit_for(None);
+    let snapshot = Snapshot::default();
+    let mut http = manager(vec![]);
+    for name in ["a", "b"] {
+        let filter = HttpFilter::HeaderMutation(Arc::new(HeaderMutationFilter {
+            mutations: Arc::default(),
+            most_specific_wins: false,
+        }));
+        http.http_filters.push(ChainFilter { name: name.into(), disabled: false, filter });
+    }
+    http.http_filters.push(chain_filter(rbac(Deny, vec![])));
+    let head = request("GET", "/", &[("host", "web")]);
+    let mut none = DynamicMetadata::default();
+    let chain = |levels| Chain::new(&permit, &http, &snapshot, levels, &head).unwrap();
+    let mut first = chain(Levels::default());
+    let Ok(Step::Run(Place { index: 0, name: "a" }, _)) = first.next(&head, &mut none) else {
+        panic!("`a` comes first");
+    };
+    // The other route has no use for `b`, and `a` is not run again.
+    let level = PerFilter(vec![("b".into(), RouteFilter::Disabled)]);
+    let levels = Levels([None, Some(&level), None, None]);
+    let mut second = chain(levels).at(first.into_progress());
+    assert!(matches!(second.next(&head, &mut none), Ok(Step::Passed(_))));
+}
+
+#[test]
+fn shadow_rules_note_what_they_would_say_and_let_everything_on() {
+    let permit = permit_for(None);
+    let snapshot = Snapshot::default();
+    let shadow = Rbac { stat_prefix: "s_".into(), ..rbac(Deny, vec![path("p", prefix("/no"))]) };
+    let filter = HttpRbac { rules: None, shadow: Some(Arc::new(shadow)) };
+    let mut http = manager(vec![]);
+    let filter = HttpFilter::Rbac(filter);
+    http.http_filters.push(ChainFilter { name: "f".into(), disabled: false, filter });
+    for (uri, result, policy, shadow) in [
+        ("/no", "denied", Some("p"), Shadow { allowed: 0, denied: 1 }),
+        ("/yes", "allowed", None, Shadow { allowed: 1, denied: 0 }),
+    ] {
+        let head = request("GET", uri, &[("host", "web")]);
+        let mut chain = Chain::new(&permit, &http, &snapshot, Levels::default(), &head).unwrap();
+        let mut metadata = DynamicMetadata::default();
+        assert!(matches!(chain.next(&head, &mut metadata), Ok(Step::Passed(_))), "{uri}");
+        let said = |key: &str| metadata.get("envoy.filters.http.rbac", &[key]).cloned();
+        assert_eq!(said("s_shadow_engine_result"), Some(result.into()), "{uri}");
+        assert_eq!(said("s_shadow_effective_policy_id"), policy.map(Into::into), "{uri}");
+        assert_eq!(chain.shadow(), shadow, "{uri}");
     }
 }

@@ -15,7 +15,7 @@ fn flow(caller: Option<&str>) -> Flow {
 }
 
 fn tcp(flow: &Flow) -> Subject<'_> {
-    Subject { flow, head: None, lenient_path: None }
+    Subject::connection(flow)
 }
 
 fn not(rule: Permission) -> Permission {
@@ -28,7 +28,7 @@ fn a_repeated_header_decides_only_where_every_reading_of_it_agrees() {
     let head = request("GET", "/", &[("x-team", "blue"), ("x-team", "red")]);
     let judged = |kind| {
         let rule = Permission::Header(header("x-team", HeaderMatchKind::String(kind)));
-        let subject = Subject { flow: &flow, head: Some(&head), lenient_path: None };
+        let subject = Subject { head: Some(&head), ..Subject::connection(&flow) };
         permission(&rule, subject)
     };
     assert_eq!(judged(prefix("blue")), Truth::True);
@@ -203,7 +203,7 @@ fn what_is_known_of_an_escaped_path_holds_for_both_readings() {
         assert!(lenient_path.is_some());
         for rule in rules() {
             let of = |head, lenient_path| {
-                permission(&rule, Subject { flow: &flow, head: Some(head), lenient_path })
+                permission(&rule, Subject { head: Some(head), lenient_path, ..tcp(&flow) })
             };
             let known = of(&head, lenient_path.as_ref());
             for reading in [of(&head, None), of(&lenient, None)] {

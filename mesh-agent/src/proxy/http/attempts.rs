@@ -22,7 +22,7 @@ use super::{
     timing::Exchange,
 };
 use crate::{
-    model::{retry::Attempts, route::ForwardAction},
+    model::{retry::Attempts, route::ForwardAction, socket_match::Labels},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
     route::{Choice, Destination, Reporter, RetryState, Verdict, decide_request},
@@ -56,6 +56,7 @@ pub(super) struct Attempting<'a> {
     pub(super) retries: Option<RetryState<'a>>,
     /// What the endpoint is chosen by.
     pub(super) hash: Option<u64>,
+    pub(super) subset: Option<&'a Labels>,
     pub(super) grpc: bool,
 }
 
@@ -186,8 +187,9 @@ impl Attempting<'_> {
                             avoid: &avoid,
                             reselections: policy.host_selection_attempts,
                             hash: self.hash,
+                            subset: self.subset,
                         },
-                        _ => Choice { hash: self.hash, ..Choice::default() },
+                        _ => Choice { hash: self.hash, subset: self.subset, ..Choice::default() },
                     };
                     let decided = decide_request(
                         self.request_permit,
@@ -229,9 +231,9 @@ impl Attempting<'_> {
         log.record.upstream_identity = key.destination_identity.clone();
         self.connection.observer.routed(&log.record);
         let to = (destination, tls.as_ref());
-        let (connection, limits) = (self.connection, self.limits());
+        let (services, limits) = (&self.connection.services, self.limits());
         let response =
-            exchange(connection, self.permit, to, &key, request, breaker.as_ref(), limits).await?;
+            exchange(services, self.permit, to, &key, request, breaker.as_ref(), limits).await?;
         Ok((response, admitted))
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -30,14 +30,26 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request's body, from downstream to upstream.
 #[derive(Debug)]
 pub struct RequestBody {
+    /// What was read of it before it went on.
+    ahead: Option<Box<Ahead>>,
     content: Content,
     exchange: Arc<Exchange>,
     http2: bool,
 }
 
+#[derive(Debug, Default)]
+struct Ahead {
+    data: BytesMut,
+    trailers: Option<HeaderMap>,
+    /// There is nothing behind it.
+    ended: bool,
+}
+
 #[derive(Debug)]
 enum Content {
     Nothing,
+    /// One of the agent's own.
+    Whole(Bytes),
     Incoming(Incoming),
     Replayed(Attempt),
 }
@@ -47,17 +59,97 @@ impl RequestBody {
         if incoming.is_end_stream() {
             exchange.request_completed();
         }
-        Self { content: Content::Incoming(incoming), exchange, http2 }
+        Self { content: Content::Incoming(incoming), exchange, http2, ahead: None }
     }
 
     /// For a request that is sent again.
     pub(super) fn empty(exchange: Arc<Exchange>) -> Self {
-        Self { content: Content::Nothing, exchange, http2: false }
+        Self { content: Content::Nothing, exchange, http2: false, ahead: None }
     }
 
     /// For a request that may be sent again with its body.
     pub(super) fn replayed(attempt: Attempt, exchange: Arc<Exchange>) -> Self {
-        Self { content: Content::Replayed(attempt), exchange, http2: false }
+        Self { content: Content::Replayed(attempt), exchange, http2: false, ahead: None }
+    }
+
+    /// For a request of the agent's own.
+    pub(super) fn whole(body: Bytes, exchange: Arc<Exchange>) -> Self {
+        exchange.request_completed();
+        Self { content: Content::Whole(body), exchange, http2: false, ahead: None }
+    }
+
+    /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
+    /// it goes on with them all the same. Returns whether it has ended.
+    ///
+    /// # Errors
+    /// The client broke off.
+    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, hyper::Error> {
+        loop {
+            let ahead = self.ahead.get_or_insert_default();
+            if ahead.ended || ahead.data.len() >= bytes {
+                return Ok(ahead.ended);
+            }
+            let frame = std::future::poll_fn(|cx| self.poll_content(cx)).await.transpose()?;
+            let ahead = self.ahead.get_or_insert_default();
+            match frame.map(Frame::into_data) {
+                Some(Ok(data)) => ahead.data.extend_from_slice(&data),
+                Some(Err(frame)) => {
+                    ahead.trailers = frame.into_trailers().ok();
+                    ahead.ended = true;
+                }
+                None => ahead.ended = true,
+            }
+        }
+    }
+
+    /// What [`RequestBody::read_ahead`] has read.
+    pub(super) fn ahead(&self) -> &[u8] {
+        self.ahead.as_ref().map_or(&[], |ahead| &ahead.data)
+    }
+
+    fn poll_content(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Self { content, exchange, .. } = self;
+        let incoming = match content {
+            Content::Nothing => return Poll::Ready(None),
+            Content::Whole(body) => {
+                let body = std::mem::take(body);
+                return Poll::Ready((!body.is_empty()).then(|| Ok(Frame::data(body))));
+            }
+            Content::Incoming(incoming) => incoming,
+            // Counted where it comes from.
+            Content::Replayed(attempt) => return attempt.poll_frame(cx),
+        };
+        let polled = Pin::new(&mut *incoming).poll_frame(cx);
+        Poll::Ready(match ready!(polled) {
+            Some(Ok(frame)) => {
+                let (frame, bytes) = counted(frame);
+                exchange.request_moved(bytes);
+                if incoming.is_end_stream() {
+                    exchange.request_completed();
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                exchange.request_broke();
+                Some(Err(error))
+            }
+            None => {
+                exchange.request_completed();
+                None
+            }
+        })
+    }
+
+    fn content_has_ended(&self) -> bool {
+        match &self.content {
+            Content::Nothing => true,
+            Content::Whole(body) => body.is_empty(),
+            Content::Incoming(incoming) => incoming.is_end_stream(),
+            Content::Replayed(attempt) => attempt.is_end_stream(),
+        }
     }
 
     pub(super) fn exchange(&self) -> Arc<Exchange> {
@@ -106,39 +198,25 @@ impl Body for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { content, exchange, .. } = self.get_mut();
-        let incoming = match content {
-            Content::Nothing => return Poll::Ready(None),
-            Content::Incoming(incoming) => incoming,
-            // Counted where it comes from.
-            Content::Replayed(attempt) => return attempt.poll_frame(cx),
-        };
-        let polled = Pin::new(&mut *incoming).poll_frame(cx);
-        Poll::Ready(match ready!(polled) {
-            Some(Ok(frame)) => {
-                let (frame, bytes) = counted(frame);
-                exchange.request_moved(bytes);
-                if incoming.is_end_stream() {
-                    exchange.request_completed();
-                }
-                Some(Ok(frame))
+        let this = self.get_mut();
+        if let Some(ahead) = &mut this.ahead {
+            if !ahead.data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(
+                    std::mem::take(&mut ahead.data).freeze(),
+                ))));
             }
-            Some(Err(error)) => {
-                exchange.request_broke();
-                Some(Err(error))
+            if ahead.ended {
+                return Poll::Ready(ahead.trailers.take().map(|t| Ok(Frame::trailers(t))));
             }
-            None => {
-                exchange.request_completed();
-                None
-            }
-        })
+        }
+        this.poll_content(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Nothing => true,
-            Content::Incoming(incoming) => incoming.is_end_stream(),
-            Content::Replayed(attempt) => attempt.is_end_stream(),
+        match &self.ahead {
+            Some(ahead) if !ahead.data.is_empty() || ahead.trailers.is_some() => false,
+            Some(ahead) if ahead.ended => true,
+            _ => self.content_has_ended(),
         }
     }
 
@@ -147,8 +225,13 @@ impl Body for RequestBody {
         if self.is_end_stream() {
             return SizeHint::default();
         }
+        // What was read ahead has no other framing than it had.
+        if self.ahead.is_some() {
+            return SizeHint::default();
+        }
         match &self.content {
-            Content::Nothing => SizeHint::default(),
+            Content::Nothing => SizeHint::with_exact(0),
+            Content::Whole(body) => SizeHint::with_exact(body.len() as u64),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
         }
@@ -176,7 +259,8 @@ fn counted(frame: Frame<Bytes>) -> (Frame<Bytes>, usize) {
 /// A response's body, towards downstream. Dropping it ends the request's record.
 pub(super) struct ResponseBody {
     source: Source,
-    log: RequestLog,
+    /// `None`: the exchange goes on without it.
+    log: Option<RequestLog>,
 }
 
 enum Source {
@@ -205,7 +289,7 @@ impl ResponseBody {
         if body.is_empty() {
             log.end();
         }
-        Self { source: Source::Local(body), log }
+        Self { source: Source::Local(body), log: Some(log) }
     }
 
     pub(super) fn upstream(
@@ -217,13 +301,19 @@ impl ResponseBody {
         if body.is_end_stream() {
             log.end();
         }
-        Self { source: Source::Upstream(Box::new(Upstream { body, deadline, held })), log }
+        let source = Source::Upstream(Box::new(Upstream { body, deadline, held }));
+        Self { source, log: Some(log) }
     }
 
     /// The response has no body whatever its headers say: HEAD.
     pub(super) fn bodiless(mut self) -> Self {
-        self.log.end();
+        self.log.iter_mut().for_each(RequestLog::end);
         self
+    }
+
+    /// The response ends with its head, and the exchange does not.
+    pub(super) fn switched() -> Self {
+        Self { source: Source::Local(Bytes::new()), log: None }
     }
 }
 
@@ -235,7 +325,7 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
-        let Self { source, log } = self.get_mut();
+        let Self { source, log: Some(log) } = self.get_mut() else { return Poll::Ready(None) };
         let upstream = match source {
             Source::Local(body) => {
                 log.end();

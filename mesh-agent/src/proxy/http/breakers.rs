@@ -8,11 +8,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
 
+use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -26,10 +27,14 @@ use crate::{
 /// Those of one pod, by cluster and whether the priority is high.
 type OfPod = HashMap<ClusterName, [Option<Arc<Breaker>>; 2]>;
 
-/// All pods'.
+type Pods = HashMap<WorkloadUid, Arc<OfPod>>;
+
+/// All pods'. Requests read the table without a lock.
 #[derive(Debug, Default)]
 pub struct Breakers {
-    pods: RwLock<HashMap<WorkloadUid, OfPod>>,
+    pods: ArcSwap<Pods>,
+    /// Who changes the table.
+    writing: Mutex<()>,
 }
 
 /// What one pod has on its way to one cluster.
@@ -80,30 +85,50 @@ impl Breakers {
     ) -> Arc<Breaker> {
         let limits = if high { breakers.high } else { breakers.default };
         let place = usize::from(high);
-        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-        let known = pods.get(pod).and_then(|of_pod| of_pod.get(cluster)?.get(place)?.as_ref());
-        if let Some(known) = known.filter(|known| known.limits == limits) {
-            return Arc::clone(known);
+        let known = |pods: &Pods| {
+            let known = pods.get(pod)?.get(cluster)?.get(place)?.as_ref()?;
+            (known.limits == limits).then(|| Arc::clone(known))
+        };
+        if let Some(known) = known(&self.pods.load()) {
+            return known;
         }
-        drop(pods);
-        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        let of_pod = pods.entry(pod.clone()).or_default();
-        let slot = &mut of_pod.entry(cluster.clone()).or_default()[place];
-        match slot {
-            Some(known) if known.limits == limits => Arc::clone(known),
-            _ => Arc::clone(slot.insert(Arc::new(Breaker::new(limits)))),
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.pods.load_full();
+        if let Some(known) = known(&before) {
+            return known;
         }
+        let breaker = Arc::new(Breaker::new(limits));
+        let mut of_pod = before.get(pod).map(|known| OfPod::clone(known)).unwrap_or_default();
+        of_pod.entry(cluster.clone()).or_default()[place] = Some(Arc::clone(&breaker));
+        let mut pods = Pods::clone(&before);
+        pods.insert(pod.clone(), Arc::new(of_pod));
+        self.pods.store(Arc::new(pods));
+        drop(writing);
+        breaker
     }
 
-    /// Forgets those that nothing is on its way by. Call it with every new snapshot.
+    /// Forgets those that nothing is on its way by. Call it with every new snapshot. A
+    /// request that finds one just then counts by itself alone.
     pub fn forget_idle(&self) {
-        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
-        pods.retain(|_, of_pod| {
-            of_pod.retain(|_, breakers| {
-                breakers.iter().flatten().any(|breaker| Arc::strong_count(breaker) > 1)
-            });
-            !of_pod.is_empty()
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.pods.load_full();
+        let in_use = |breakers: &[Option<Arc<Breaker>>; 2]| {
+            breakers.iter().flatten().any(|breaker| Arc::strong_count(breaker) > 1)
+        };
+        let pods = before.iter().filter_map(|(pod, of_pod)| {
+            // Told apart before anything is copied: a copy counts as a use.
+            let kept: Vec<_> = of_pod.iter().filter(|(_, breakers)| in_use(breakers)).collect();
+            let kept = match kept.len() {
+                0 => return None,
+                all if all == of_pod.len() => Arc::clone(of_pod),
+                _ => Arc::new(
+                    kept.into_iter().map(|(name, of)| (name.clone(), of.clone())).collect(),
+                ),
+            };
+            Some((pod.clone(), kept))
         });
+        self.pods.store(Arc::new(pods.collect()));
+        drop(writing);
     }
 }
 
@@ -246,7 +271,7 @@ mod tests {
         assert_eq!(breaker(&breakers, "p", &limits).retry().unwrap_err(), Overflow);
         drop(held);
         breakers.forget_idle();
-        assert!(breakers.pods.read().unwrap().is_empty());
+        assert!(breakers.pods.load().is_empty());
     }
 
     #[tokio::test]

@@ -5,10 +5,17 @@
 
 pub(super) mod cors;
 pub(super) mod csrf;
+mod ext_authz;
+pub(super) mod fault;
+mod jwks;
+pub(super) mod jwt_authn;
+pub(super) mod local_rate_limit;
+pub(super) mod memory;
+pub(super) mod run;
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Uri, request::Parts};
 
 use crate::{
     model::{
@@ -21,6 +28,15 @@ use crate::{
     route::Matched,
     snapshot::Snapshot,
 };
+
+/// What becomes of a request that a filter does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The next filter's turn.
+    Continue,
+    /// The same, by the route that is matched anew.
+    Reroute,
+}
 
 /// What the matched route says for filters, and the one of several clusters that was chosen.
 pub(super) fn levels<'a>(matched: &Matched<'a>, entry: Option<&'a RouteCluster>) -> Levels<'a> {
@@ -81,5 +97,41 @@ fn joined<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Cow<'a, [u8]> {
             let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
             Cow::Owned(all.join(&b','))
         }
+    }
+}
+
+/// Percent-decoded; what is no escape stays.
+fn decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+        let digits = after.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        match (first, digits.and_then(hex)) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                out.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Gives a request this query, of pairs as they are sent; none at all for none.
+fn set_query(head: &mut Parts, pairs: &[String]) {
+    let path = head.uri.path();
+    let path = match pairs.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{}", pairs.join("&")),
+    };
+    let mut parts = head.uri.clone().into_parts();
+    // Parts of a valid one.
+    parts.path_and_query = path.try_into().ok().or(parts.path_and_query);
+    if let Ok(uri) = Uri::from_parts(parts) {
+        head.uri = uri;
     }
 }

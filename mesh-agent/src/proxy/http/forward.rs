@@ -15,9 +15,10 @@ use http::{
     uri::Authority,
 };
 use http_body::Body;
+use hyper::upgrade::OnUpgrade;
 
 use super::{
-    ConnectFailure, HttpConnection, RequestBody,
+    ConnectFailure, HttpConnection, HttpServices, RequestBody,
     attempts::{self, Attempting, Progress},
     breakers::Breaker,
     headers::{self, Rewrites},
@@ -28,7 +29,7 @@ use super::{
     timing::{Deadline, Expired},
 };
 use crate::{
-    model::{cluster::UpstreamProtocol, listener::Direction},
+    model::{cluster::UpstreamProtocol, listener::Direction, socket_match::Labels},
     observe::flags::ResponseFlag,
     policy::{Permit, RequestPermit},
     proxy::{Origination, story},
@@ -56,9 +57,19 @@ pub(super) struct Forward<'a> {
     pub(super) destination: Destination,
     /// What it was chosen by.
     pub(super) hash: Option<u64>,
+    pub(super) subset: Option<&'a Labels>,
     pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
     pub(super) deadline: Deadline,
+    /// The client wants another protocol, and may.
+    pub(super) upgrade: Option<Upgrade>,
+}
+
+/// A change of the protocol that is to go through.
+pub(super) struct Upgrade {
+    pub(super) protocol: HeaderValue,
+    /// The client's side, once it was told.
+    pub(super) downstream: OnUpgrade,
 }
 
 pub(super) async fn forward(
@@ -75,6 +86,10 @@ pub(super) async fn forward(
         (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
         (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => HttpProtocol::Http1,
     };
+    if forward.upgrade.is_some() && protocol == HttpProtocol::Http2 {
+        let details = "another protocol is only asked of an HTTP/1.1 upstream";
+        return Err(reset_reply(ResponseFlag::UpstreamProtocolError, REMOTE_RESET, details, false));
+    }
     let hosts = rewrites.hosts(head, &authority)?;
     let head_request = head.method == Method::HEAD;
     let attempting = Attempting {
@@ -87,11 +102,14 @@ pub(super) async fn forward(
         protocol,
         host: hosts.host.clone(),
         hash: forward.hash,
+        subset: forward.subset,
         retries: attempts::retries(&action.attempts, head),
         grpc: headers::is_grpc(&head.headers),
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
-    if protocol == HttpProtocol::Http1 && body.is_end_stream() {
+    if let Some(upgrade) = &forward.upgrade {
+        headers::switch(&mut head.headers, upgrade.protocol.clone());
+    } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
         headers::tell_no_body(head);
     }
     if let Some(mutations) = &mut log.mutations {
@@ -128,8 +146,19 @@ pub(super) async fn forward(
     if let Some(idle) = action.attempts.retry.as_ref().and_then(|r| r.per_try_idle_timeout) {
         deadline.limit_idle(idle);
     }
+    let mut response = response;
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let switched = match forward.upgrade {
+        Some(upgrade) if switching => {
+            deadline.set_route(None);
+            Some((upgrade.downstream, hyper::upgrade::on(&mut response)))
+        }
+        _ => None,
+    };
     let (mut parts, mut body) = response.into_parts();
-    if let Err(details) = headers::sanitize_response(parts.status, &mut parts.headers) {
+    let sanitized =
+        headers::sanitize_response(parts.status, &mut parts.headers, switched.is_some());
+    if let Err(details) = sanitized {
         let flag = ResponseFlag::UpstreamProtocolError;
         return Err(counted(reset_reply(flag, PROTOCOL_ERROR, details, count > 1), count));
     }
@@ -146,7 +175,7 @@ pub(super) async fn forward(
     })
     .await;
     let response = Response::from_parts(parts, body);
-    Ok(Answer { response, deadline, destination, admitted, head_request })
+    Ok(Answer { response, deadline, destination, admitted, head_request, switched })
 }
 
 /// Who may share the connection.
@@ -193,7 +222,7 @@ pub(super) enum Failure {
 
 /// Sends a request to `destination`. `limits` bounds it from when there is a connection.
 pub(super) async fn exchange(
-    connection: &HttpConnection,
+    services: &HttpServices,
     permit: &Permit,
     (destination, tls): (&Destination, Option<&Origination>),
     key: &HttpKey,
@@ -201,7 +230,6 @@ pub(super) async fn exchange(
     breaker: Option<&Arc<Breaker>>,
     limits: (Option<Duration>, Option<Duration>),
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
-    let services = &connection.services;
     let connect = || async move {
         // Until it is there.
         let _pending = match breaker {
@@ -300,6 +328,20 @@ enum ConnectError {
     Timeout(String),
     #[error("overflow")]
     Overflow,
+}
+
+impl std::fmt::Display for Failure {
+    /// For the log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connect(ConnectFailure { message, .. })
+            | Self::ConnectTimeout(message)
+            | Self::Handshake(message) => f.write_str(message),
+            Self::Overflow => f.write_str("a circuit breaker is open"),
+            Self::Send(error, _) => f.write_str(&story(error)),
+            Self::Attempt(details) => f.write_str(details),
+        }
+    }
 }
 
 impl Failure {
@@ -402,7 +444,7 @@ fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
     }
 }
 
-fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
+pub(super) fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
     match expired {
         Expired::Route => timeout_reply("response_timeout"),
         Expired::StreamIdle => {

@@ -10,6 +10,7 @@ use super::headers::is_grpc;
 use crate::model::route::ForwardAction;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub(super) const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// What the header's number holds at most: eight digits.
 const NUMBER_MAX: u128 = 99_999_999;
 

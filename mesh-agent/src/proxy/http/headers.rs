@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{
@@ -29,6 +30,7 @@ pub(super) const TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Envoy's "this is who the client proved to be".
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -36,6 +38,46 @@ const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-r
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// The methods that Envoy takes by HTTP/1, CONNECT aside.
+const METHODS: [&str; 34] = [
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "NOTIFY",
+    "OPTIONS",
+    "PATCH",
+    "POST",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+/// So many items in `connection` are refused, as in Envoy.
+const NOMINATED_MAX: usize = 10;
 
 /// What a request is sent to, once its head has been found sound.
 #[derive(Debug, Clone)]
@@ -62,8 +104,8 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     if head.method == Method::CONNECT {
         return Err(unsupported("CONNECT is not supported"));
     }
-    if head.headers.get_all(UPGRADE).iter().any(is_unsupported_upgrade) {
-        return Err(unsupported("upgrade is not supported"));
+    if head.version < Version::HTTP_2 {
+        check_http1(head)?;
     }
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -91,11 +133,47 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     Ok(Checked { authority })
 }
 
-/// A server may ignore an offer of HTTP/2, and the client goes on in HTTP/1.1; any
-/// other protocol it would not speak at all.
-fn is_unsupported_upgrade(offers: &HeaderValue) -> bool {
-    let mut offers = offers.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-    !offers.all(|offer| offer.is_empty() || offer.eq_ignore_ascii_case(b"h2c"))
+/// What Envoy refuses of HTTP/1 only.
+fn check_http1(head: &Parts) -> Result<(), Reply> {
+    if !METHODS.contains(&head.method.as_str()) {
+        return Err(Reply::bad_request("unknown method"));
+    }
+    let values = head.headers.get_all(CONNECTION).iter();
+    let nominated = values.flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    for (n, name) in nominated.map(<[u8]>::trim_ascii).enumerate() {
+        // Without these the request would be another one.
+        let kept = [HOST, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO];
+        if n + 1 >= NOMINATED_MAX
+            || name.first() == Some(&b':')
+            || kept.iter().any(|kept| name.eq_ignore_ascii_case(kept.as_str().as_bytes()))
+        {
+            let reply = Reply::bad_request("invalid nominated header in connection");
+            return Err(Reply { body: Bytes::new(), ..reply });
+        }
+    }
+    Ok(())
+}
+
+/// The protocol that a client wants to go on in. An offer of HTTP/2 may be ignored: the
+/// client goes on in HTTP/1.1.
+pub(super) fn upgrade(head: &Parts) -> Option<HeaderValue> {
+    let mut asked = head.headers.get_all(CONNECTION).iter();
+    let is_asked = asked.any(|value| {
+        value
+            .as_bytes()
+            .split(|b| *b == b',')
+            .any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    let protocol = head.headers.get(UPGRADE).filter(|_| is_asked)?;
+    let mut offers = protocol.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    let ignored = offers.all(|offer| offer.is_empty() || offer.eq_ignore_ascii_case(b"h2c"));
+    (!ignored).then(|| protocol.clone())
+}
+
+/// Asks for another protocol, or agrees to it.
+pub(super) fn switch(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, protocol);
 }
 
 /// Turns a request's head into the one that goes upstream, to `host`.
@@ -152,8 +230,9 @@ pub(super) fn forwarded(
             if trailers {
                 head.headers.insert(TE, HeaderValue::from_static("trailers"));
             }
+            let scheme = scheme(head);
             head.uri = Uri::builder()
-                .scheme(Scheme::HTTP)
+                .scheme(scheme)
                 .authority(host)
                 .path_and_query(path)
                 .build()
@@ -162,6 +241,15 @@ pub(super) fn forwarded(
     }
     join_cookies(&mut head.headers);
     Ok(())
+}
+
+/// What the client says it is; where its protocol does not, what a proxy before says.
+fn scheme(head: &Parts) -> Scheme {
+    match (head.uri.scheme(), head.headers.get(FORWARDED_PROTO)) {
+        (Some(own), _) => own.clone(),
+        (None, Some(told)) if told.as_bytes().eq_ignore_ascii_case(b"https") => Scheme::HTTPS,
+        (None, _) => Scheme::HTTP,
+    }
 }
 
 /// Tells the upstream what host it was before.
@@ -312,9 +400,15 @@ fn misconfigured(details: &'static str) -> Reply {
 pub(super) fn sanitize_response(
     status: StatusCode,
     headers: &mut HeaderMap,
+    switching: bool,
 ) -> Result<(), &'static str> {
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err("upstream switched protocols without being asked");
+        let protocol = headers.get(UPGRADE).cloned().filter(|_| switching);
+        let protocol = protocol.ok_or("upstream switched protocols without being asked")?;
+        strip_hop_by_hop(headers);
+        headers.remove(CONTENT_LENGTH);
+        switch(headers, protocol);
+        return Ok(());
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {

@@ -79,15 +79,34 @@ pub(super) fn mutate_head(
     }
 }
 
+/// For a request that nobody made: values are literal.
+pub(in crate::proxy) fn mutate_literally(mutation: &HeaderMutation, headers: &mut HeaderMap) {
+    for name in &mutation.remove {
+        headers.remove(name);
+    }
+    for addition in &mutation.add {
+        set(headers, addition, addition.value.literal().unwrap_or_default().as_bytes());
+    }
+}
+
 fn set(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     if value.is_empty() && !addition.keep_empty {
         return;
     }
     // What fills a place came as a header's value or is an address or a name.
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
-    let name = addition.name.clone();
+    set_value(headers, addition.name.clone(), value, addition.action);
+}
+
+/// Sets a header as `action` says.
+pub(super) fn set_value(
+    headers: &mut HeaderMap,
+    name: HeaderName,
+    value: HeaderValue,
+    action: AppendAction,
+) {
     let there = headers.contains_key(&name);
-    match addition.action {
+    match action {
         AppendAction::AppendIfExistsOrAdd if SINGLE.contains(&name) => {
             let separator = if name == COOKIE { "; " } else { "," };
             append_value(headers, name, &value, separator);
@@ -110,6 +129,8 @@ pub(super) enum OnTheWayOut {
     Mutate(Arc<HeaderMutation>),
     /// In place of what is there.
     Set(HeaderMap),
+    /// Beside what is there.
+    Append(HeaderMap),
 }
 
 /// The place of what routes want, before the last filter.
@@ -157,11 +178,22 @@ impl ResponseMutations {
         steps.insert(place, (index, step));
     }
 
+    /// Takes over what filters wanted, from before the route was another one.
+    pub(super) fn keep(this: &mut Option<Box<Self>>, before: Option<Box<Self>>) {
+        let Some(before) = before else { return };
+        let Self { steps, judged, .. } = *before;
+        for (index, step) in steps {
+            if !matches!(step, OnTheWayOut::Mutate(_)) {
+                Self::insert(this, index, step, &judged);
+            }
+        }
+    }
+
     /// Keeps the request's head, as it goes upstream, if it will be asked for.
     pub(super) fn keep_request(&mut self, head: &Parts) {
         let reads = |step: &OnTheWayOut| match step {
             OnTheWayOut::Mutate(mutation) => mutation.reads_request(),
-            OnTheWayOut::Set(_) => false,
+            OnTheWayOut::Set(_) | OnTheWayOut::Append(_) => false,
         };
         if self.steps.iter().any(|(_, step)| reads(step)) {
             self.request = Some(head.clone());
@@ -189,9 +221,32 @@ impl ResponseMutations {
                         headers.insert(name, value.clone());
                     }
                 }
+                OnTheWayOut::Append(more) => {
+                    for (name, value) in &more {
+                        headers.append(name, value.clone());
+                    }
+                }
             }
         }
     }
+}
+
+/// The headers that a mutation adds to an answer of the agent's own, which as in Envoy has no
+/// status yet.
+pub(super) fn of_own_answer(
+    mutation: &HeaderMutation,
+    log: &RequestLog,
+    flow: &Flow,
+    head: &Parts,
+) -> HeaderMap {
+    let (mut headers, mut value) = (HeaderMap::new(), Vec::new());
+    for addition in &mutation.add {
+        value.clear();
+        let values = RequestValues { log, flow, head: Some(head), response: None };
+        addition.value.append(&values, "", &mut value);
+        set(&mut headers, addition, &value);
+    }
+    headers
 }
 
 fn mutate_response(
@@ -321,8 +376,19 @@ impl Values for RequestValues<'_> {
                 let (_, headers) = self.response?;
                 headers.get(name).map(HeaderValue::as_bytes)
             }),
-            // Neither is there when headers are written.
-            Operator::Trailer(_) | Operator::DynamicMetadata { .. } => None,
+            Operator::DynamicMetadata { namespace, path } => {
+                return match self.log.record.metadata.get(namespace, path) {
+                    None => false,
+                    Some(serde_json::Value::String(text)) => {
+                        out.extend_from_slice(text.as_bytes());
+                        true
+                    }
+                    // Writing to a Vec does not fail.
+                    Some(value) => write!(out, "{value}").is_ok(),
+                };
+            }
+            // Not there when headers are written.
+            Operator::Trailer(_) => None,
         };
         if let Some(value) = value {
             out.extend_from_slice(value);

@@ -7,6 +7,8 @@ use http::{HeaderMap, HeaderName};
 use super::{attempts::Ended, forward::Failure};
 use crate::route::{Outcome, Reporter};
 
+/// Says that the endpoint is to take no more until it passes a health check.
+const IMMEDIATE_FAIL: &str = "x-envoy-immediate-health-check-fail";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// How an attempt ended.
@@ -16,6 +18,9 @@ pub(super) fn tell(reporter: &Reporter, grpc: bool, ended: &Ended) {
             report(reporter, Outcome::Connected);
             let status = if grpc { grpc_status(response.headers()) } else { None };
             report(reporter, Outcome::Status(status.unwrap_or(response.status().as_u16())));
+            if response.headers().contains_key(IMMEDIATE_FAIL) {
+                reporter.fails_at_once();
+            }
         }
         Err(Failure::Connect(_) | Failure::ConnectTimeout(_) | Failure::Handshake(_)) => {
             report(reporter, Outcome::Failed);

@@ -13,15 +13,19 @@ use super::{
     HttpConnection, Judged, forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
     timing::Exchange,
+    tunnel::Tunnel,
 };
 use crate::{
     codec::guard::GuardShared,
-    model::{cluster::ClusterName, http_options::HttpOptions, identity::Identity},
+    model::{
+        cluster::ClusterName, http_options::HttpOptions, identity::Identity,
+        metadata::DynamicMetadata,
+    },
     observe::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
     },
-    policy::Place,
+    policy::{Place, Shadow},
 };
 
 /// Takes note of finished requests: metrics and access log of one connection.
@@ -57,6 +61,10 @@ pub struct RequestRecord {
     pub dropped: Option<Arc<str>>,
     /// The policy that allowed or denied.
     pub policy: Option<Arc<str>>,
+    /// What filters have noted.
+    pub metadata: DynamicMetadata,
+    /// What shadow rules have said.
+    pub shadow: Shadow,
     /// `None` where downstream went away before there was one.
     pub response_code: Option<StatusCode>,
     pub flags: ResponseFlags,
@@ -84,6 +92,8 @@ impl RequestRecord {
             upstream_identity: None,
             dropped: None,
             policy: None,
+            metadata: DynamicMetadata::default(),
+            shadow: Shadow::default(),
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,
@@ -138,6 +148,12 @@ impl RequestLog {
         judged: &Arc<Judged>,
     ) {
         ResponseMutations::insert(&mut self.mutations, place.index, step, judged);
+    }
+
+    /// The connection goes on with a tunnel, which has the log.
+    pub(super) fn carry(self, tunnel: impl FnOnce(Self) -> Tunnel) {
+        let connection = Arc::clone(&self.connection);
+        connection.carry(tunnel(self));
     }
 
     /// The response has been handed over to its end.

@@ -34,6 +34,8 @@ pub(super) struct Reply {
 pub(super) enum ToGrpc {
     /// The code that Envoy maps the status to.
     Mapped,
+    /// This code.
+    Code(u32),
     /// The same as others.
     Plain,
 }
@@ -88,14 +90,14 @@ impl Reply {
         }
         let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
         let (status, body) = if grpc && self.grpc != ToGrpc::Plain {
-            grpc_headers(self.status, &self.body, &mut headers);
+            grpc_headers(self.grpc, self.status, &self.body, &mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
             if !self.body.is_empty() {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }
-            // What a filter says by itself ends with its head, which HTTP/2 tells by a flag.
-            if self.grpc != ToGrpc::Plain || version < Version::HTTP_2 {
+            // HTTP/2 tells by a flag that there is none.
+            if !self.body.is_empty() || version < Version::HTTP_2 {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
             }
             (self.status, self.body)
@@ -104,7 +106,9 @@ impl Reply {
             headers.insert(LOCATION, location);
         }
         log.mutate(head, status, &mut headers);
-        if self.close && version < Version::HTTP_2 {
+        // As Envoy: what is left of the request is not waited for.
+        let unread = !log.exchange.is_request_complete();
+        if (self.close || unread) && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         log.record.response_code = Some(status);
@@ -118,13 +122,14 @@ impl Reply {
 /// A gRPC client reads no status code and no body: it is told in trailers-only form.
 ///
 /// Spec: gRPC over HTTP/2, "Responses"; codes as Envoy maps them.
-fn grpc_headers(status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
-    let code = match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 | 501 => 12,
-        408 | 429 | 502..=504 => 14,
+fn grpc_headers(told: ToGrpc, status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
+    let code = match (told, status.as_u16()) {
+        (ToGrpc::Code(code), _) => code,
+        (_, 400) => 13,
+        (_, 401) => 16,
+        (_, 403) => 7,
+        (_, 404 | 501) => 12,
+        (_, 408 | 429 | 502..=504) => 14,
         _ => 2,
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -6,33 +6,35 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, StatusCode, Version, header::USER_AGENT, request::Parts,
 };
-use hyper::body::Incoming;
+use http_body::Body as _;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use super::{
     HttpConnection, Judged, RequestBody,
     body::ResponseBody,
     breakers::Admitted,
-    filter,
-    forward::{Forward, forward},
+    filter::{self, Next, run::Filtering},
+    forward::{Forward, Upgrade, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
-    mutations::{self, OnTheWayOut, ResponseMutations},
+    mutations::{self, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
     redirect,
     reply::Reply,
     timing::{Deadline, Exchange},
+    tunnel::Tunnel,
 };
 use crate::{
     codec::{guard::GuardShared, http::Refusal},
     model::{
         filter::HttpFilter,
         listener::{HttpConnectionManager, TerminalFilter},
-        route::{ForwardAction, RouteAction},
+        route::{ForwardAction, Route, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
-    policy::{Chain, Denied, Permit, Step},
+    policy::{Chain, Denied, Permit, Progress, Step},
     proxy::rejudge::{self, Standing},
     route::{
         Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
@@ -88,27 +90,42 @@ pub(super) struct Answer {
     pub(super) destination: Destination,
     pub(super) admitted: Admitted,
     pub(super) head_request: bool,
+    /// Both sides, where the protocol changes.
+    pub(super) switched: Option<(OnUpgrade, OnUpgrade)>,
 }
 
 impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
-        let Self { mut response, deadline, destination, admitted, head_request } = self;
+        let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
         log.record.response_code = Some(status);
         log.mutate(head, status, response.headers_mut());
+        let held = (destination.into_load(), admitted);
+        if let Some((downstream, upstream)) = switched {
+            log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
+            return response.map(|_| ResponseBody::switched());
+        }
         response.map(|body| {
-            let body =
-                ResponseBody::upstream(body, deadline, (destination.into_load(), admitted), log);
+            let body = ResponseBody::upstream(body, deadline, held, log);
             if head_request { body.bodiless() } else { body }
         })
     }
+}
+
+/// How a request goes to its filters.
+enum Begin {
+    First,
+    /// To the first one again, by the configuration that is in force now.
+    Anew,
+    /// On, by a route that is matched anew.
+    At(Progress),
 }
 
 async fn answer(
     connection: &HttpConnection,
     log: &mut RequestLog,
     head: &mut Parts,
-    body: RequestBody,
+    mut body: RequestBody,
 ) -> Result<Answer, Reply> {
     log.record.method = Some(head.method.clone());
     log.record.path = Some(path_and_query(head).to_owned());
@@ -132,11 +149,16 @@ async fn answer(
 
     let mut lookups = Lookups::default();
     let random = rand::random();
-    let mut again = false;
+    // What the client's side becomes, if it wants another protocol.
+    let mut downstream = head.extensions.remove::<OnUpgrade>();
+    let mut begin = Begin::First;
     'request: loop {
+        let mut progress = None;
         // One version of the configuration for the whole request, unless it waited for one.
-        if std::mem::replace(&mut again, true) {
-            (snapshot, judged) = in_force()?;
+        match std::mem::replace(&mut begin, Begin::First) {
+            Begin::First => {}
+            Begin::Anew => (snapshot, judged) = in_force()?,
+            Begin::At(reached) => progress = Some(reached),
         }
         let permit = &judged.permit;
         let pod = &permit.flow().pod().workload.uid;
@@ -167,9 +189,32 @@ async fn answer(
             ),
             Err(_) => Default::default(),
         };
+        let idle = match &matched {
+            Ok(Matched { route: Route { action: RouteAction::Forward(action), .. }, .. }) => {
+                action.idle_timeout.map_or(http.stream_idle_timeout, |own| own.limit())
+            }
+            _ => http.stream_idle_timeout,
+        };
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
+        // What filters wanted that have been passed stays.
+        let wanted = progress.as_ref().and_then(|_| log.mutations.take());
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
+        ResponseMutations::keep(&mut log.mutations, wanted);
+
+        let upgrade = headers::upgrade(head);
+        if let Some(protocol) = &upgrade {
+            let of_route = match matched.as_ref().map(|matched| &matched.route.action) {
+                Ok(RouteAction::Forward(action)) => Some(&action.upgrades),
+                _ => None,
+            };
+            let allowed = http.options.upgrades.allow(of_route, protocol.as_bytes());
+            if !allowed || downstream.is_none() || !body.is_end_stream() {
+                // What comes next may be no request.
+                let reply = Reply::new(StatusCode::FORBIDDEN, "", None, "upgrade_failed");
+                return Err(Reply { close: true, ..reply });
+            }
+        }
 
         let denied = |denied: Denied, log: &mut RequestLog| {
             log.record.policy = denied.policy_name();
@@ -178,30 +223,25 @@ async fn answer(
         };
         let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
             .map_err(|why| denied(why, log))?;
+        let filtering = Filtering {
+            connection,
+            judged: &judged,
+            http,
+            snapshot: &snapshot,
+            levels: filter_levels,
+            route: matched.as_ref().ok().map(|matched| matched.route),
+            cluster: chosen.as_ref().map(|chosen| &*chosen.cluster),
+            authority: &authority,
+            idle,
+        };
+        if let Some(progress) = progress {
+            chain = chain.at(progress);
+        }
         let request_permit = loop {
-            match chain.next(head).map_err(|why| denied(why, log))? {
+            let step = chain.next(head, &mut log.record.metadata);
+            log.record.shadow = chain.shadow();
+            match step.map_err(|why| denied(why, log))? {
                 Step::Passed(request_permit) => break request_permit,
-                Step::Run(place, HttpFilter::HeaderMutation(filter)) => {
-                    let mutations = filter::header_mutations(filter, place.name, filter_levels);
-                    for mutation in mutations.flat_map(|mutations| &mutations.request) {
-                        mutations::mutate_head(mutation, log, permit.flow(), head);
-                    }
-                }
-                Step::Run(place, HttpFilter::Csrf(own)) => {
-                    let policy = filter_levels.csrf(place.name, own);
-                    filter::csrf::check(policy, &snapshot.runtime, head, authority.as_str())?;
-                }
-                Step::Run(place, HttpFilter::Cors) => {
-                    let route = matched.as_ref().ok().map(|matched| matched.route);
-                    let policies = filter::cors::policies(place.name, filter_levels, route);
-                    let (headers, reply) = policies.check(&snapshot.runtime, head);
-                    if let Some(headers) = headers {
-                        log.on_the_way_out(place, OnTheWayOut::Set(headers), &judged);
-                    }
-                    if let Some(reply) = reply {
-                        return Err(reply);
-                    }
-                }
                 Step::Run(_, HttpFilter::OnDemand(own)) => {
                     let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
                     let lacks = match &matched {
@@ -234,10 +274,15 @@ async fn answer(
                         return Err(not_obtained(why, reply));
                     }
                     // As Envoy: the filters begin anew, with the request as it is now.
+                    begin = Begin::Anew;
                     continue 'request;
                 }
-                // Policy's chain has judged, and found what was to be discovered.
-                Step::Run(_, HttpFilter::Rbac(_) | HttpFilter::Discovered(_)) => {}
+                Step::Run(place, filter) => {
+                    if filtering.run(place, filter, log, head, &mut body).await? == Next::Reroute {
+                        begin = Begin::At(chain.into_progress());
+                        continue 'request;
+                    }
+                }
             }
         };
         log.record.policy = request_permit.policy_name().or_else(|| permit.policy_name());
@@ -258,12 +303,16 @@ async fn answer(
             }
         };
         let client = permit.flow().source().ip();
+        let subset = match entry {
+            Some(entry) => entry.metadata_match.as_deref(),
+            None => action.metadata_match.as_deref(),
+        };
         let hash = request_hash(&action.hash_policy, head, client);
         let decided = decide_request(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
-            Choice { hash, ..Choice::default() },
+            Choice { hash, subset, ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -276,7 +325,6 @@ async fn answer(
         log.record.cluster = destination.cluster().cloned();
         log.record.upstream = Some(destination.address());
 
-        let idle = action.idle_timeout.map_or(http.stream_idle_timeout, |own| own.limit());
         let timeout = grpc::timeout(action, &head.headers);
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), idle);
         deadline.set_route(timeout);
@@ -290,9 +338,13 @@ async fn answer(
                 snapshot: &snapshot,
                 destination,
                 hash,
+                subset,
                 rewrites,
                 authority,
                 deadline,
+                upgrade: upgrade
+                    .zip(downstream.take())
+                    .map(|(protocol, downstream)| Upgrade { protocol, downstream }),
             },
             log,
             head,

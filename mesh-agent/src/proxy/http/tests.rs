@@ -1,6 +1,7 @@
 //! The engine between real sockets: a client that writes bytes, the connection under
 //! test, and an upstream that is scripted.
 
+mod allocations;
 mod breakers;
 mod drain;
 mod filters;
@@ -11,3 +12,4 @@ mod http2;
 mod limits;
 mod retries;
 mod smuggling;
+mod upgrades;

@@ -13,6 +13,7 @@ use crate::{
         addr, chain, cluster, exact, http_terminal, identity, listener, snapshot, tcp_proxy,
         with_filters,
     },
+    snapshot::{Changes, Removed, Resources, SnapshotCell},
 };
 
 #[derive(Debug)]
@@ -54,6 +55,7 @@ fn endpoint(address: &str, expected: &Identity) -> Arc<Endpoint> {
         weight: 1,
         health: Health::Healthy,
         labels: None,
+        check: None,
     })
 }
 
@@ -106,7 +108,8 @@ fn planned_for(
     proven: &[&str],
 ) -> Vec<KernelService> {
     let proven = proven.iter().map(|name| identity(name)).collect();
-    plan(&snapshot(listeners, vec![cluster]), pods, &proven, OutboundPolicy::AllowAny).services
+    let (mut services, snapshot) = (Services::default(), snapshot(listeners, vec![cluster]));
+    plan(&mut services, &snapshot, pods, &proven, OutboundPolicy::AllowAny).services
 }
 
 #[test]
@@ -126,6 +129,36 @@ fn a_neighbour_that_may_be_reached_with_nothing_on_the_way_is_in_the_plan() {
         assert_eq!(backend.workload, WorkloadUid("server".into()));
         assert_eq!((backend.address, backend.weight), (addr("10.1.0.3:8080"), 1));
     }
+}
+
+#[test]
+fn endpoints_and_services_that_come_and_go_are_followed() {
+    let cell = SnapshotCell::default();
+    let eds = Discovery::Eds { service_name: "web".into() };
+    let web = |endpoints| ("web".into(), LoadAssignment::of(endpoints));
+    let near = || web(vec![endpoint("10.1.0.3:8080", &identity("server"))]);
+    let far = web(vec![endpoint("10.9.0.9:8080", &identity("server"))]);
+    let changed = |updated: Resources| Changes { updated, ..Changes::default() };
+    let assignments =
+        |assignment| Resources { assignments: vec![assignment], ..Resources::default() };
+    let mut services = Services::default();
+    let proven = ["client", "server"].map(identity).into();
+    let mut planned_after = |changes: Changes| {
+        cell.update(changes, "test".into()).unwrap();
+        plan(&mut services, &cell.load(), &pods(), &proven, OutboundPolicy::AllowAny).services.len()
+    };
+    let all = Resources {
+        listeners: vec![to_service(VIP)],
+        clusters: vec![cluster("service", LbPolicy::RoundRobin, eds)],
+        ..assignments(far.clone())
+    };
+    assert_eq!(planned_after(changed(all)), 0);
+    assert_eq!(planned_after(changed(assignments(near()))), 1, "its endpoint has come here");
+    assert_eq!(planned_after(changed(assignments(far))), 0, "and gone");
+    let fixed = Resources { clusters: vec![server()], ..Resources::default() };
+    assert_eq!(planned_after(changed(fixed)), 1, "its cluster has endpoints of its own");
+    let gone = Removed { listeners: vec![to_service(VIP).name], ..Removed::default() };
+    assert_eq!(planned_after(Changes { removed: gone, ..Changes::default() }), 0);
 }
 
 #[test]

@@ -13,7 +13,14 @@ use crate::{
 fn entry(name: &str, weight: u32) -> RouteCluster {
     let cluster = RouteClusterName::Cluster(cluster_name(name));
     let headers = HeaderMutations::default();
-    RouteCluster { cluster, weight, host_rewrite: None, headers, per_filter: PerFilter::default() }
+    RouteCluster {
+        cluster,
+        weight,
+        host_rewrite: None,
+        headers,
+        per_filter: PerFilter::default(),
+        metadata_match: None,
+    }
 }
 
 fn weighted(entries: Vec<RouteCluster>, prefix: Option<&str>, header: Option<&str>) -> Clusters {
@@ -72,6 +79,7 @@ fn a_header_may_stand_for_the_random_number_or_name_the_cluster() {
     }
     let header = || RouteClusterName::Header("x-cluster".to_owned());
     let one = RouteCluster {
+        metadata_match: None,
         cluster: header(),
         weight: 1,
         host_rewrite: None,

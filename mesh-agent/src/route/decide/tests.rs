@@ -22,6 +22,7 @@ fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
         weight: 1,
         health: Health::Healthy,
         labels: None,
+        check: None,
     })
 }
 

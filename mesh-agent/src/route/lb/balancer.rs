@@ -4,19 +4,20 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
 
 use super::{
     candidates::Candidates,
+    health::{self, CheckResult, Transition},
     hosts::{HostState, Hosts},
     outlier::{Detector, Outcome},
 };
-use crate::model::cluster::{Cluster, LoadAssignment, OutlierDetection};
+use crate::model::cluster::{Cluster, HealthCheck, LoadAssignment, OutlierDetection};
 
 #[derive(Debug, Default)]
 pub(super) struct ClusterBalancer {
@@ -27,6 +28,8 @@ pub(super) struct ClusterBalancer {
     /// Grows with each change of an endpoint's health.
     health_version: AtomicU64,
     detector: Detector,
+    /// Whether there ever was traffic.
+    used: AtomicBool,
 }
 
 impl ClusterBalancer {
@@ -38,6 +41,7 @@ impl ClusterBalancer {
         &self,
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
+        now: Instant,
     ) -> Arc<Candidates> {
         let old = self.candidates.load_full();
         // Before anybody's health is looked at: what changes meanwhile is seen next time.
@@ -53,6 +57,7 @@ impl ClusterBalancer {
             &mut hosts,
             old.as_deref(),
             self.start,
+            now,
         );
         drop(hosts);
         let new = Arc::new(new);
@@ -67,7 +72,7 @@ impl ClusterBalancer {
         assignment: &Arc<LoadAssignment>,
         now: Instant,
     ) {
-        let candidates = self.candidates(cluster, assignment);
+        let candidates = self.candidates(cluster, assignment, now);
         let detection = cluster.monitoring.outlier_detection.as_ref();
         if self.detector.configure(detection, candidates.all(), now) {
             self.health_changed();
@@ -106,6 +111,46 @@ impl ClusterBalancer {
         }
     }
 
+    /// Takes note of a health check, and says how long until the next one; `None`: the
+    /// endpoint is not checked any more.
+    pub(super) fn checked(
+        &self,
+        endpoint: SocketAddr,
+        check: &HealthCheck,
+        result: CheckResult,
+        now: Instant,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<Duration> {
+        let host = Arc::clone(self.hosts().get(&endpoint)?);
+        if !host.checked.is_on() {
+            return None;
+        }
+        let failed = host.checked.has_failed();
+        let transition = host.checked.note(result, check);
+        if failed && !host.checked.has_failed() {
+            host.recovered(now);
+        }
+        let passed = matches!(result, CheckResult::Passed { .. });
+        let well = passed && !host.checked.has_failed();
+        let unejected = well && self.detector.passed(&host, now);
+        if transition == Transition::Changed || unejected {
+            self.health_changed();
+        }
+        let used = self.used.load(Ordering::Relaxed);
+        Some(health::pause(check, passed, transition, used, random))
+    }
+
+    pub(super) fn has_failed(&self, endpoint: SocketAddr) -> bool {
+        self.hosts().get(&endpoint).is_some_and(|host| host.checked.has_failed())
+    }
+
+    /// There is traffic.
+    pub(super) fn used(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn active(&self, endpoint: SocketAddr) -> u32 {
         self.hosts().get(&endpoint).map_or(0, |host| host.active.load(Ordering::Relaxed))
     }
@@ -131,12 +176,20 @@ pub struct LoadGuard(Option<Held>);
 #[derive(Debug)]
 struct Held {
     host: Arc<HostState>,
-    detection: Option<(Arc<ClusterBalancer>, Arc<OutlierDetection>)>,
+    /// Where somebody wants to know how it went.
+    monitored: Option<(Arc<ClusterBalancer>, Option<Arc<OutlierDetection>>)>,
 }
 
 /// Where to tell how it went; outlives what is in flight.
 #[derive(Debug, Clone, Default)]
-pub struct Reporter(Option<(Arc<HostState>, Arc<ClusterBalancer>, Arc<OutlierDetection>)>);
+pub struct Reporter(Option<Monitored>);
+
+#[derive(Debug, Clone)]
+struct Monitored {
+    host: Arc<HostState>,
+    balancer: Arc<ClusterBalancer>,
+    detection: Option<Arc<OutlierDetection>>,
+}
 
 impl LoadGuard {
     pub(super) fn new(
@@ -145,17 +198,19 @@ impl LoadGuard {
         cluster: &Cluster,
     ) -> Self {
         host.active.fetch_add(1, Ordering::Relaxed);
-        let detection = cluster.monitoring.outlier_detection.as_ref();
-        let detection = detection.map(|config| (balancer, Arc::clone(config)));
-        Self(Some(Held { host: Arc::clone(host), detection }))
+        let monitoring = &cluster.monitoring;
+        let monitored =
+            monitoring.is_on().then(|| (balancer, monitoring.outlier_detection.clone()));
+        Self(Some(Held { host: Arc::clone(host), monitored }))
     }
 
     /// For what becomes of it.
     pub fn reporter(&self) -> Reporter {
         let held = self.0.as_ref();
-        Reporter(held.and_then(|Held { host, detection }| {
-            let (balancer, config) = detection.as_ref()?;
-            Some((Arc::clone(host), Arc::clone(balancer), Arc::clone(config)))
+        Reporter(held.and_then(|Held { host, monitored }| {
+            let (balancer, detection) = monitored.as_ref()?;
+            let (host, balancer) = (Arc::clone(host), Arc::clone(balancer));
+            Some(Monitored { host, balancer, detection: detection.clone() })
         }))
     }
 }
@@ -163,8 +218,17 @@ impl LoadGuard {
 impl Reporter {
     /// How it went at the endpoint.
     pub fn report(&self, outcome: Outcome, now: Instant, random: &mut impl FnMut(u32) -> u32) {
-        if let Some((host, balancer, config)) = &self.0 {
+        if let Some(Monitored { host, balancer, detection: Some(config) }) = &self.0 {
             balancer.report(config, host, outcome, now, random);
+        }
+    }
+
+    /// The endpoint said that it is to be taken for unhealthy until it passes a check.
+    pub fn fails_at_once(&self) {
+        if let Some(Monitored { host, balancer, .. }) = &self.0
+            && host.checked.fail_at_once()
+        {
+            balancer.health_changed();
         }
     }
 }

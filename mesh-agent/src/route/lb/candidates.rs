@@ -1,15 +1,32 @@
 //! Who may be picked, made once per assignment.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{
     hashing::Table,
-    hosts::{HostState, Hosts},
+    hosts::{HostState, Hosts, Standing},
     layout::{Kind, layout},
     random_below,
     round_robin::Rotation,
+    schedule::Schedule,
+    subsets::{Asked, SubsetTable},
 };
-use crate::model::cluster::{Balancing, Cluster, Endpoint, LbPolicy, LoadAssignment, Place};
+use crate::model::{
+    cluster::{Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Place},
+    runtime::Runtime,
+    socket_match::Labels,
+};
+
+/// When and by which values something is picked.
+#[derive(Clone, Copy)]
+pub(in crate::route) struct At<'a> {
+    pub(in crate::route) now: Instant,
+    pub(in crate::route) runtime: &'a Runtime,
+}
 
 /// The endpoints of one load assignment that take traffic.
 #[derive(Debug)]
@@ -21,6 +38,13 @@ pub(super) struct Candidates {
     health_version: u64,
     /// Of the assignment's endpoints, whether they take traffic or not.
     all: Vec<Arc<HostState>>,
+    whole: Pickable,
+    subsets: Option<SubsetTable>,
+}
+
+/// Endpoints that one is picked from: of the whole assignment, or of a subset.
+#[derive(Debug)]
+pub(super) struct Pickable {
     parts: Vec<Part>,
 }
 
@@ -43,13 +67,20 @@ struct Part {
 pub(super) struct HostSet {
     place: Option<Place>,
     pub(super) hosts: Vec<Host>,
-    /// The hosts' weights summed up to and including each.
-    pub(super) cumulative_weights: Vec<u64>,
     pub(super) rotation: Arc<Rotation>,
+    /// Where weights change with time or load.
+    schedule: Option<Arc<Schedule>>,
+    by_load: bool,
+    /// Whether that goes by load, all the time.
+    uneven: bool,
+    /// When its last host is as good as any other.
+    slow_until: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct Host {
+    /// Of one that is well.
+    pub(super) well_since: Option<Instant>,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) state: Arc<HostState>,
 }
@@ -62,46 +93,56 @@ impl Candidates {
         hosts: &mut Hosts,
         old: Option<&Self>,
         start: u32,
+        now: Instant,
     ) -> Self {
-        let balancing = cluster.balancing;
+        let balancing = &cluster.balancing;
+        let checks = cluster.monitoring.health_check.is_some();
         let all: Vec<_> = assignment
             .endpoints()
-            .map(|endpoint| Arc::clone(hosts.entry(endpoint.address).or_default()))
+            .map(|endpoint| {
+                let new = !hosts.contains_key(&endpoint.address);
+                let state = hosts.entry(endpoint.address).or_default();
+                let disabled = endpoint.check.as_ref().is_some_and(|check| check.disabled);
+                state.checked.set(checks && !disabled, new);
+                Arc::clone(state)
+            })
             .collect();
-        let health = |endpoint: &Endpoint| match hosts.get(&endpoint.address) {
-            Some(state) => state.health(endpoint),
-            None => endpoint.health,
+        let hosts = &*hosts;
+        let ignore_new = balancing.ignore_new_hosts;
+        let standing = |endpoint: &Endpoint| match hosts.get(&endpoint.address) {
+            Some(state) => state.standing(endpoint, ignore_new),
+            None => Standing::configured(endpoint),
         };
-        let parts = layout(assignment, balancing, &health).into_iter().map(|part| {
-            let before = old.and_then(|old| {
-                let same = |old: &&Part| (old.priority, old.kind) == (part.priority, part.kind);
-                old.parts.iter().find(same)
-            });
-            let weights: Vec<_> = part.groups.iter().map(|group| group.weight).collect();
-            let mut known: HashMap<_, _> = before
-                .into_iter()
-                .flat_map(|part| &part.sets)
-                .map(|set| (set.place.as_ref(), set))
-                .collect();
-            let sets = part.groups.into_iter().map(|group| {
-                let hosts = group.endpoints.into_iter().map(|endpoint| Host {
-                    endpoint: Arc::clone(endpoint),
-                    state: hosts.get(&endpoint.address).map(Arc::clone).unwrap_or_default(),
-                });
-                HostSet::new(group.place, hosts.collect(), known.remove(&group.place), start)
-            });
-            let sets: Vec<_> = sets.collect();
-            let rotation = match before {
-                Some(old) if old.weights == weights => Arc::clone(&old.rotation),
-                _ => Arc::new(Rotation::new(weights.iter().copied(), start)),
-            };
-            let (priority, kind, percent) = (part.priority, part.kind, part.percent);
-            let table = Table::new(cluster.lb_policy, &sets, &weights);
-            Part { priority, kind, percent, sets, weights, rotation, table }
+        let mut shown = Shown { hosts, standing: &standing, cluster, start, now };
+        let mut make = |part: &LoadAssignment, old: Option<&Pickable>| shown.pickable(part, old);
+        let whole = make(assignment, old.map(|old| &old.whole));
+        let subsets = balancing.subsets.as_ref().map(|config| {
+            let old = old.and_then(|old| old.subsets.as_ref());
+            SubsetTable::new(config, assignment, old, make)
         });
-        let parts = parts.collect();
         let (assignment, policy) = (Arc::clone(assignment), cluster.lb_policy);
-        Self { assignment, balancing, policy, health_version, all, parts }
+        let balancing = balancing.clone();
+        Self { assignment, balancing, policy, health_version, all, whole, subsets }
+    }
+
+    /// Has those asked, one after the other, who may take what asks for these labels, until
+    /// one does.
+    pub(super) fn asked<'a>(
+        &'a self,
+        cluster: &Cluster,
+        labels: Option<&Labels>,
+        ask: &mut impl FnMut(&'a Pickable) -> bool,
+    ) {
+        let (Some(subsets), Some(config)) = (&self.subsets, &cluster.balancing.subsets) else {
+            ask(&self.whole);
+            return;
+        };
+        let asked = subsets.asked(config, &self.whole, labels);
+        for pickable in asked.into_iter().flat_map(|Asked(asked)| asked).flatten() {
+            if ask(pickable) {
+                return;
+            }
+        }
     }
 
     /// The state of every endpoint of the assignment.
@@ -121,7 +162,9 @@ impl Candidates {
             && self.balancing == cluster.balancing
             && self.policy == cluster.lb_policy
     }
+}
 
+impl Pickable {
     /// Whose share of the traffic a number below 100 is in.
     fn part(&self, mut drawn: u32) -> Option<&Part> {
         self.parts.iter().find(|part| match drawn.checked_sub(part.percent) {
@@ -153,21 +196,124 @@ impl Candidates {
     }
 }
 
-impl HostSet {
-    fn new(place: Option<&Place>, hosts: Vec<Host>, old: Option<&Self>, start: u32) -> Self {
-        let key = |host: &Host| (host.endpoint.address, host.endpoint.weight);
-        let rotation = match old {
-            // A new snapshot in which nothing changed here goes on where it was.
-            Some(old) if old.hosts.iter().map(key).eq(hosts.iter().map(key)) => {
-                Arc::clone(&old.rotation)
-            }
-            _ => Arc::new(Rotation::new(hosts.iter().map(|host| host.endpoint.weight), start)),
-        };
-        let sum = |sum: &mut u64, host: &Host| {
-            *sum += u64::from(host.endpoint.weight.max(1));
-            Some(*sum)
-        };
-        let cumulative_weights = hosts.iter().scan(0, sum).collect();
-        Self { place: place.cloned(), hosts, cumulative_weights, rotation }
+/// What candidates are made of.
+struct Shown<'a> {
+    hosts: &'a Hosts,
+    standing: &'a dyn Fn(&Endpoint) -> Standing,
+    cluster: &'a Cluster,
+    start: u32,
+    now: Instant,
+}
+
+impl Shown<'_> {
+    /// Of some of the endpoints; what nothing changed in since `old` goes on where it was.
+    fn pickable(&mut self, assignment: &LoadAssignment, old: Option<&Pickable>) -> Pickable {
+        let Self { hosts, standing, cluster, start, now } = *self;
+        let mut balancing = cluster.balancing.clone();
+        if let Some(subsets) = &balancing.subsets {
+            balancing.locality_weighted &= subsets.locality_weight_aware;
+        }
+        let parts = layout(assignment, &balancing, standing).into_iter().map(|part| {
+            let before = old.and_then(|old| {
+                let same = |old: &&Part| (old.priority, old.kind) == (part.priority, part.kind);
+                old.parts.iter().find(same)
+            });
+            let weights: Vec<_> = part.groups.iter().map(|group| group.weight).collect();
+            let mut known: HashMap<_, _> = before
+                .into_iter()
+                .flat_map(|part| &part.sets)
+                .map(|set| (set.place.as_ref(), set))
+                .collect();
+            let sets = part.groups.into_iter().map(|group| {
+                let hosts = group.endpoints.into_iter().map(|endpoint| {
+                    let state = hosts.get(&endpoint.address).map(Arc::clone).unwrap_or_default();
+                    let well = standing(endpoint).health == Health::Healthy;
+                    let well_since = well.then(|| state.well_since(now));
+                    Host { well_since, endpoint: Arc::clone(endpoint), state }
+                });
+                let old = known.remove(&group.place);
+                HostSet::new(group.place, hosts.collect(), old, start, cluster)
+            });
+            let sets: Vec<_> = sets.collect();
+            let rotation = match before {
+                Some(old) if old.weights == weights => Arc::clone(&old.rotation),
+                _ => Arc::new(Rotation::new(weights.iter().copied(), start)),
+            };
+            let (priority, kind, percent) = (part.priority, part.kind, part.percent);
+            let table = Table::new(cluster.lb_policy, &sets, &weights);
+            Part { priority, kind, percent, sets, weights, rotation, table }
+        });
+        Pickable { parts: parts.collect() }
     }
+}
+
+impl HostSet {
+    fn new(
+        place: Option<&Place>,
+        hosts: Vec<Host>,
+        old: Option<&Self>,
+        start: u32,
+        cluster: &Cluster,
+    ) -> Self {
+        let key = |host: &Host| (host.endpoint.address, host.endpoint.weight);
+        // A new snapshot in which nothing changed here goes on where it was.
+        let old = old.filter(|old| old.hosts.iter().map(key).eq(hosts.iter().map(key)));
+        let rotation = match old {
+            Some(old) => Arc::clone(&old.rotation),
+            None => Arc::new(Rotation::new(hosts.iter().map(|host| host.endpoint.weight), start)),
+        };
+        let by_load = cluster.lb_policy.is_by_load();
+        let slow_start = match cluster.lb_policy {
+            LbPolicy::RoundRobin => cluster.balancing.slow_start.as_ref(),
+            _ if by_load => cluster.balancing.slow_start.as_ref(),
+            _ => None,
+        };
+        let even = hosts.windows(2).all(|w| w[0].endpoint.weight == w[1].endpoint.weight);
+        let uneven = by_load && !even;
+        let schedule = (uneven || slow_start.is_some()).then(|| {
+            let known = old.and_then(|old| old.schedule.as_ref());
+            known.map(Arc::clone).unwrap_or_else(|| {
+                let weights: Vec<_> =
+                    hosts.iter().map(|host| f64::from(host.endpoint.weight)).collect();
+                Arc::new(Schedule::new(&weights, start))
+            })
+        });
+        let last = hosts.iter().filter_map(|host| host.well_since).max();
+        let slow_until =
+            slow_start.and_then(|slow| last.and_then(|last| last.checked_add(slow.window)));
+        let place = place.cloned();
+        Self { place, hosts, rotation, schedule, by_load, uneven, slow_until }
+    }
+
+    /// Whose turn it is, where that goes by weights that change.
+    pub(super) fn scheduled(&self, balancing: &Balancing, at: At<'_>) -> Option<usize> {
+        let slow = self.slow_until.is_some_and(|until| at.now <= until);
+        if !self.uneven && !slow {
+            return None;
+        }
+        let slow_start = balancing.slow_start.as_ref().filter(|_| slow);
+        self.schedule.as_ref()?.next(|index| {
+            let Some(host) = self.hosts.get(index) else { return 1.0 };
+            let mut weight = f64::from(host.endpoint.weight);
+            if let Some(bias) = self.by_load.then(|| bias(balancing, at.runtime)) {
+                let active = host.state.active.load(Ordering::Relaxed);
+                weight /= (f64::from(active) + 1.0).powf(bias);
+            }
+            match (slow_start, host.well_since) {
+                (Some(slow_start), Some(since)) => {
+                    let well_for = at.now.saturating_duration_since(since);
+                    let aggression = at.runtime.double(&slow_start.aggression);
+                    weight * slow_start.factor(well_for, aggression)
+                }
+                _ => weight,
+            }
+        })
+    }
+}
+
+/// How much what is in flight counts.
+fn bias(balancing: &Balancing, runtime: &Runtime) -> f64 {
+    let bias = balancing.active_request_bias.as_ref().map_or(1.0, |bias| runtime.double(bias));
+    // As Envoy.
+    if bias >= 0.0 { bias } else { 1.0 }
 }

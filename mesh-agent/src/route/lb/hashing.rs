@@ -52,7 +52,10 @@ impl Table {
                 Kind::Ring(ring(&shares, min_size, max_size, function))
             }
             LbPolicy::Maglev { table_size } => Kind::Maglev(maglev(&shares, table_size)),
-            LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. } | LbPolicy::Random => return None,
+            LbPolicy::RoundRobin
+            | LbPolicy::LeastRequest { .. }
+            | LbPolicy::LeastRequestFullScan
+            | LbPolicy::Random => return None,
         };
         Some(Self { kind, hosts })
     }

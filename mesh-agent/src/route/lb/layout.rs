@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::priority::{Count, Level, Share, distribute};
+use super::{
+    hosts::Standing,
+    priority::{Count, Level, Share, distribute},
+};
 use crate::model::cluster::{
-    Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Locality, Place,
+    Balancing, Cluster, Discovery, Endpoint, Health, LbPolicy, LoadAssignment, Locality, Place,
 };
 
 /// Locality weights are compared as whole numbers up to this.
@@ -45,13 +48,13 @@ pub(super) struct Group<'a> {
 }
 
 /// Says how an endpoint is.
-type HealthOf<'h> = &'h dyn Fn(&Endpoint) -> Health;
+type StandingOf<'h> = &'h dyn Fn(&Endpoint) -> Standing;
 
 /// Who takes which share, the highest priority first.
 pub(super) fn layout<'a>(
     assignment: &'a LoadAssignment,
-    balancing: Balancing,
-    health: HealthOf<'_>,
+    balancing: &Balancing,
+    standing: StandingOf<'_>,
 ) -> Vec<Part<'a>> {
     let mut priorities: BTreeMap<u32, Vec<&Locality>> = BTreeMap::new();
     for locality in &assignment.localities {
@@ -59,7 +62,7 @@ pub(super) fn layout<'a>(
     }
     let weighted = assignment.weighted_priority_health;
     let levels: Vec<_> =
-        priorities.values().map(|localities| level(localities, weighted, health)).collect();
+        priorities.values().map(|localities| level(localities, weighted, standing)).collect();
     let factor = assignment.overprovisioning_factor;
     let shares = distribute(&levels, factor, balancing.panic_threshold);
     let mut parts = Vec::new();
@@ -75,7 +78,7 @@ pub(super) fn layout<'a>(
         for (kind, percent) in taken.into_iter().filter(|(_, percent)| *percent > 0) {
             let groups = match kind {
                 Kind::All if balancing.fail_traffic_on_panic => Vec::new(),
-                _ => groups(localities, kind, factor, balancing.locality_weighted, health),
+                _ => groups(localities, kind, factor, balancing.locality_weighted, standing),
             };
             parts.push(Part { priority: *priority, kind, percent, groups });
         }
@@ -83,12 +86,13 @@ pub(super) fn layout<'a>(
     parts
 }
 
-fn level(localities: &[&Locality], weighted: bool, health: HealthOf<'_>) -> Level {
+fn level(localities: &[&Locality], weighted: bool, standing: StandingOf<'_>) -> Level {
     let mut level = Level::default();
     for endpoint in localities.iter().flat_map(|locality| &locality.endpoints) {
+        let Standing { health, counts: true } = standing(endpoint) else { continue };
         let add = |count: &mut Count, by: u64| {
             count.total += by;
-            match health(endpoint) {
+            match health {
                 Health::Healthy => count.healthy += by,
                 Health::Degraded => count.degraded += by,
                 Health::Unhealthy => {}
@@ -113,17 +117,21 @@ fn groups<'a>(
     kind: Kind,
     factor: u32,
     by_weight: bool,
-    health: HealthOf<'_>,
+    standing: StandingOf<'_>,
 ) -> Vec<Group<'a>> {
     let of = |locality: &&'a Locality| -> Vec<&'a Arc<Endpoint>> {
-        locality.endpoints.iter().filter(|endpoint| is_of(kind, health(endpoint))).collect()
+        locality
+            .endpoints
+            .iter()
+            .filter(|endpoint| is_of(kind, standing(endpoint).health))
+            .collect()
     };
     if by_weight && kind != Kind::All {
         let mut groups: Vec<_> = localities
             .iter()
             .map(|locality| (locality, of(locality)))
             .map(|(locality, endpoints)| {
-                (locality, effective(locality, &endpoints, factor), endpoints)
+                (locality, effective(locality, &endpoints, factor, standing), endpoints)
             })
             .filter(|(_, weight, _)| *weight > 0)
             .collect();
@@ -150,8 +158,14 @@ fn groups<'a>(
 /// given more of.
 ///
 /// Spec: Envoy, "Locality weighted load balancing".
-fn effective(locality: &Locality, available: &[&Arc<Endpoint>], factor: u32) -> u128 {
-    let all = 100 * locality.endpoints.len() as u128;
+fn effective(
+    locality: &Locality,
+    available: &[&Arc<Endpoint>],
+    factor: u32,
+    standing: StandingOf<'_>,
+) -> u128 {
+    let counted = locality.endpoints.iter().filter(|endpoint| standing(endpoint).counts);
+    let all = 100 * counted.count() as u128;
     let borne = (u128::from(factor) * available.len() as u128).min(all);
     ((u128::from(locality.weight) * borne) << 32).checked_div(all).unwrap_or(0)
 }
@@ -161,12 +175,15 @@ fn effective(locality: &Locality, available: &[&Arc<Endpoint>], factor: u32) -> 
 pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc<Endpoint>, u32)>> {
     if cluster.lb_policy.is_by_hash()
         || cluster.monitoring.is_on()
+        || matches!(cluster.discovery, Discovery::Dns(_))
+        || cluster.balancing.slow_start.is_some()
+        || cluster.balancing.subsets.is_some()
         || !assignment.drop_overloads.is_empty()
         || assignment.stale_at.is_some()
     {
         return None;
     }
-    let parts = layout(assignment, cluster.balancing, &|endpoint| endpoint.health);
+    let parts = layout(assignment, &cluster.balancing, &Standing::configured);
     let weight = |endpoint: &Endpoint| match cluster.lb_policy {
         LbPolicy::Random => 1,
         _ => endpoint.weight.max(1),

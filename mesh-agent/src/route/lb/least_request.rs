@@ -1,9 +1,6 @@
-//! Least request: of a few random endpoints, the least loaded.
-//!
-//! Endpoints are drawn in proportion to their weight and compared by requests in
-//! flight per weight, so that idle endpoints share as their weights do. Envoy draws
-//! evenly where weights are the same, which is this; where they differ it schedules
-//! by weight over load instead.
+//! Least request: of a few random endpoints of the same weight, or of all, the least
+//! loaded. Where weights differ it is their schedule that says (`candidates`), as with
+//! Envoy.
 
 use std::sync::atomic::Ordering;
 
@@ -17,24 +14,40 @@ pub(super) fn pick(
     choice_count: u32,
     random: &mut impl FnMut(u32) -> u32,
 ) -> Option<usize> {
-    let weights = &set.cumulative_weights;
-    let total = *weights.last()?;
-    if set.hosts.len() == 1 {
-        return Some(0);
-    }
-    let mut best: Option<(usize, u64, u64)> = None;
+    let mut best: Option<(usize, u32)> = None;
     for _ in 0..choice_count.clamp(1, CHOICES_MAX) {
-        let drawn = random_below(total, random)?;
-        let index = weights.partition_point(|sum| *sum <= drawn);
-        let host = set.hosts.get(index)?;
-        let active = u64::from(host.state.active.load(Ordering::Relaxed));
-        let weight = u64::from(host.endpoint.weight.max(1));
-        // active / weight < best active / best weight; the first drawn wins a tie.
-        if best.is_none_or(|(_, a, w)| active * w < a * weight) {
-            best = Some((index, active, weight));
+        let drawn = random_below(set.hosts.len() as u64, random)?;
+        let index = usize::try_from(drawn).ok()?;
+        let active = set.hosts.get(index)?.state.active.load(Ordering::Relaxed);
+        // The first drawn wins a tie.
+        if best.is_none_or(|(_, least)| active < least) {
+            best = Some((index, active));
         }
     }
-    best.map(|(index, ..)| index)
+    best.map(|(index, _)| index)
+}
+
+/// Of all; of several that are, any.
+pub(super) fn scan(set: &HostSet, random: &mut impl FnMut(u32) -> u32) -> Option<usize> {
+    let mut best: Option<(usize, u32)> = None;
+    let mut tied = 0;
+    for (index, host) in set.hosts.iter().enumerate() {
+        let active = host.state.active.load(Ordering::Relaxed);
+        match best {
+            Some((_, least)) if active > least => {}
+            Some((_, least)) if active == least => {
+                tied += 1;
+                if random(tied) == 0 {
+                    best = Some((index, active));
+                }
+            }
+            _ => {
+                tied = 1;
+                best = Some((index, active));
+            }
+        }
+    }
+    best.map(|(index, _)| index)
 }
 
 #[cfg(test)]

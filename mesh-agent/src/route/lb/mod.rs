@@ -11,34 +11,44 @@
 mod balancer;
 mod candidates;
 mod hashing;
+mod health;
 mod hosts;
 mod layout;
 mod least_request;
 mod outlier;
 mod priority;
 mod round_robin;
+mod schedule;
+mod subsets;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 
+pub(super) use self::candidates::At;
 use self::{
     balancer::ClusterBalancer,
-    candidates::{Candidates, Host},
+    candidates::{Host, Pickable},
 };
 pub use self::{
     balancer::{LoadGuard, Reporter},
     hashing::xx_hash,
+    health::{CheckResult, below},
     layout::shares,
     outlier::Outcome,
 };
 use crate::{
-    model::cluster::{Cluster, ClusterName, DropOverload, Endpoint, LbPolicy, LoadAssignment},
+    model::{
+        cluster::{
+            Cluster, ClusterName, DropOverload, Endpoint, HealthCheck, LbPolicy, LoadAssignment,
+        },
+        socket_match::Labels,
+    },
     snapshot::Snapshot,
 };
 
@@ -51,6 +61,8 @@ pub struct Choice<'a> {
     pub reselections: u32,
     /// Who it goes to, where the policy goes by that; without it, at random.
     pub hash: Option<u64>,
+    /// The labels of those it may go to, where the cluster has subsets.
+    pub subset: Option<&'a Labels>,
 }
 
 /// The state of every cluster's load balancer. One per agent, shared by all.
@@ -70,18 +82,38 @@ impl Balancers {
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
         choice: Choice<'_>,
+        at: At<'_>,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<(Arc<Endpoint>, LoadGuard)> {
         let balancer = self.balancer(&cluster.name, random);
-        let candidates = balancer.candidates(cluster, assignment);
+        balancer.used();
+        let candidates = balancer.candidates(cluster, assignment, at.now);
+        let mut chosen = None;
+        let mut ask = |pickable| {
+            chosen = Self::choose(cluster, pickable, choice, at, random);
+            chosen.is_some()
+        };
+        candidates.asked(cluster, choice.subset, &mut ask);
+        let host = chosen?;
+        let load = LoadGuard::new(&host.state, balancer, cluster);
+        Some((Arc::clone(&host.endpoint), load))
+    }
+
+    fn choose<'a>(
+        cluster: &Cluster,
+        pickable: &'a Pickable,
+        choice: Choice<'_>,
+        at: At<'_>,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<&'a Host> {
         let mut picked = None;
         // As Envoy: if all choices are to be avoided, the last one stands.
         let by_hash = cluster.lb_policy.is_by_hash();
         let hash = by_hash.then(|| choice.hash.unwrap_or_else(|| random_hash(random)));
         for attempt in 0..=choice.reselections {
             let host = match hash {
-                Some(hash) => candidates.by_hash(hash, attempt)?,
-                None => Self::pick_once(cluster, &candidates, random)?,
+                Some(hash) => pickable.by_hash(hash, attempt)?,
+                None => Self::pick_once(cluster, pickable, at, random)?,
             };
             let avoided = choice.avoid.contains(&host.endpoint.address);
             picked = Some(host);
@@ -89,19 +121,22 @@ impl Balancers {
                 break;
             }
         }
-        let host = picked?;
-        let load = LoadGuard::new(&host.state, balancer, cluster);
-        Some((Arc::clone(&host.endpoint), load))
+        picked
     }
 
     fn pick_once<'a>(
         cluster: &Cluster,
-        candidates: &'a Candidates,
+        pickable: &'a Pickable,
+        at: At<'_>,
         random: &mut impl FnMut(u32) -> u32,
     ) -> Option<&'a Host> {
-        let set = candidates.host_set(random)?;
+        let set = pickable.host_set(random)?;
+        if let Some(index) = set.scheduled(&cluster.balancing, at) {
+            return set.hosts.get(index);
+        }
         let index = match cluster.lb_policy {
             LbPolicy::RoundRobin => set.rotation.next(),
+            LbPolicy::LeastRequestFullScan => least_request::scan(set, random),
             LbPolicy::LeastRequest { choice_count } => {
                 least_request::pick(set, choice_count, random)
             }
@@ -127,7 +162,7 @@ impl Balancers {
             let cluster = snapshot.cluster(name);
             match cluster.and_then(|cluster| Some((cluster, snapshot.assignment(cluster)?))) {
                 Some((cluster, assignment)) => {
-                    balancer.candidates(cluster, &assignment);
+                    balancer.candidates(cluster, &assignment, Instant::now());
                     balancer.forget_idle();
                     true
                 }
@@ -151,6 +186,25 @@ impl Balancers {
             };
             balancer.configure(cluster, &assignment, now);
         }
+    }
+
+    /// Takes note of how a health check went, and says how long until the next one; `None`:
+    /// there is no such endpoint to be checked any more.
+    pub fn checked(
+        &self,
+        (cluster, endpoint): (&ClusterName, SocketAddr),
+        check: &HealthCheck,
+        result: CheckResult,
+        now: Instant,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> Option<Duration> {
+        let balancer = Arc::clone(self.clusters.load().get(cluster)?);
+        balancer.checked(endpoint, check, result, now, random)
+    }
+
+    /// Whether an endpoint has failed its health checks.
+    pub fn has_failed(&self, cluster: &ClusterName, endpoint: SocketAddr) -> bool {
+        self.clusters.load().get(cluster).is_some_and(|balancer| balancer.has_failed(endpoint))
     }
 
     /// Does for every cluster what is due, and says when there is more to do.

@@ -248,6 +248,18 @@ impl Detector {
         changed
     }
 
+    /// An endpoint passed a health check: that ends its ejection, where the cluster wants
+    /// it so; whether it did.
+    pub(super) fn passed(&self, host: &HostState, now: Instant) -> bool {
+        let state = self.state();
+        let ends = state.config.as_ref().is_some_and(|config| config.health_check_unejects);
+        let ended = ends && host.outlier.is_ejected();
+        if ended {
+            host.outlier.unejected(now);
+        }
+        ended
+    }
+
     /// When the interval ends that runs now.
     pub(super) fn due(&self) -> Option<Instant> {
         self.state().due

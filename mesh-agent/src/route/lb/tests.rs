@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
-    model::cluster::{Balancing, Discovery, Health, Locality, Place, Tunnel},
+    model::cluster::{Balancing, Discovery, Health, Locality, Place, SlowStart, Tunnel},
+    model::runtime::{Runtime, RuntimeDouble},
     policy::fixtures::{addr, cluster, snapshot},
 };
 
@@ -25,9 +26,22 @@ impl Noise {
     }
 }
 
+/// Now, and by no runtime values.
+pub(super) fn at() -> At<'static> {
+    static RUNTIME: std::sync::OnceLock<Runtime> = std::sync::OnceLock::new();
+    At { now: Instant::now(), runtime: RUNTIME.get_or_init(Runtime::default) }
+}
+
 pub(super) fn endpoint(i: usize, weight: u32, health: Health) -> Arc<Endpoint> {
     let address = addr(&format!("10.3.0.{}:80", i + 1));
-    Arc::new(Endpoint { address, tunnel: Tunnel::Direct, weight, health, labels: None })
+    Arc::new(Endpoint {
+        address,
+        tunnel: Tunnel::Direct,
+        weight,
+        health,
+        labels: None,
+        check: None,
+    })
 }
 
 pub(super) fn assignment(weights: &[u32]) -> Arc<LoadAssignment> {
@@ -50,8 +64,9 @@ pub(super) fn counts(
     let mut noise = Noise::default();
     let mut counts = vec![0; assignment.endpoints().count()];
     for _ in 0..picks {
-        let (picked, _) =
-            balancers.pick(cluster, assignment, Choice::default(), &mut noise.draw()).unwrap();
+        let (picked, _) = balancers
+            .pick(cluster, assignment, Choice::default(), at(), &mut noise.draw())
+            .unwrap();
         let index = assignment.endpoints().position(|endpoint| *endpoint == picked);
         counts[index.unwrap()] += 1;
     }
@@ -67,7 +82,7 @@ fn round_robin_goes_on_across_snapshots_that_change_nothing() {
                 // A new assignment each time, as after each snapshot.
                 let assignment = assignment(weights);
                 balancers
-                    .pick(&cluster, &assignment, Choice::default(), &mut |_| 0)
+                    .pick(&cluster, &assignment, Choice::default(), at(), &mut |_| 0)
                     .unwrap()
                     .0
                     .address
@@ -89,15 +104,17 @@ fn a_changed_assignment_is_taken_at_once() {
     assert_eq!(counts(&balancers, &cluster, &assignment(&[1]), 10), [10]);
     assert_eq!(counts(&balancers, &cluster, &assignment(&[1, 1]), 10), [5, 5]);
     assert_eq!(counts(&balancers, &cluster, &assignment(&[1]), 10), [10]);
-    assert!(balancers.pick(&cluster, &assignment(&[]), Choice::default(), &mut |_| 0).is_none());
+    assert!(
+        balancers.pick(&cluster, &assignment(&[]), Choice::default(), at(), &mut |_| 0).is_none()
+    );
 }
 
 #[test]
 fn what_is_in_flight_is_known_across_assignments() {
     let (balancers, cluster) = balanced(LbPolicy::RoundRobin);
     let address = assignment(&[1]).localities[0].endpoints[0].address;
-    let held = balancers.pick(&cluster, &assignment(&[1]), Choice::default(), &mut |_| 0);
-    let _ = balancers.pick(&cluster, &assignment(&[1, 1]), Choice::default(), &mut |_| 0);
+    let held = balancers.pick(&cluster, &assignment(&[1]), Choice::default(), at(), &mut |_| 0);
+    let _ = balancers.pick(&cluster, &assignment(&[1, 1]), Choice::default(), at(), &mut |_| 0);
     assert_eq!(balancers.active(&cluster.name, address), 1);
     drop(held);
     assert_eq!(balancers.active(&cluster.name, address), 0);
@@ -111,7 +128,7 @@ fn what_a_snapshot_does_not_have_is_forgotten() {
     let balancers = Balancers::default();
     let pick = |name: &str, weights: &[u32]| {
         balancers
-            .pick(&with(name, weights), &assignment(weights), Choice::default(), &mut |_| 0)
+            .pick(&with(name, weights), &assignment(weights), Choice::default(), at(), &mut |_| 0)
             .unwrap()
     };
     let held = pick("kept", &[1, 1]);
@@ -151,7 +168,7 @@ fn expect_percents(assignment: LoadAssignment, balancing: Balancing, expected: &
         [LbPolicy::RoundRobin, LbPolicy::LeastRequest { choice_count: 2 }, LbPolicy::Random]
     {
         let (balancers, mut cluster) = balanced(lb_policy);
-        cluster.balancing = balancing;
+        cluster.balancing = balancing.clone();
         let counts = counts(&balancers, &cluster, &assignment, 20_000);
         for (count, expected) in counts.iter().zip(expected) {
             let percent = f64::from(*count) / 200.0;
@@ -219,9 +236,9 @@ fn in_panic_all_take_traffic_or_none_as_the_cluster_says() {
         Balancing { panic_threshold: 0, ..Balancing::default() },
     ] {
         // Also where the cluster alone has changed.
-        cluster.balancing = balancing;
+        cluster.balancing = balancing.clone();
         assert!(
-            balancers.pick(&cluster, &assignment, Choice::default(), &mut |_| 0).is_none(),
+            balancers.pick(&cluster, &assignment, Choice::default(), at(), &mut |_| 0).is_none(),
             "{balancing:?}"
         );
     }
@@ -272,10 +289,13 @@ fn a_guard_is_given_back_by_the_thread_that_drops_it() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for i in 0..500 {
-                    drop(
-                        balancers
-                            .pick(&cluster, &assignment, Choice::default(), &mut |bound| i % bound),
-                    );
+                    drop(balancers.pick(
+                        &cluster,
+                        &assignment,
+                        Choice::default(),
+                        at(),
+                        &mut |bound| i % bound,
+                    ));
                 }
             });
         }
@@ -283,4 +303,67 @@ fn a_guard_is_given_back_by_the_thread_that_drops_it() {
     for endpoint in assignment.endpoints() {
         assert_eq!(balancers.active(&cluster.name, endpoint.address), 0);
     }
+}
+
+/// How many of 1100 picks the first of two endpoints gets, which is well for `well_for`.
+fn slow(lb_policy: LbPolicy, slow_start: SlowStart, well_for: Duration) -> u32 {
+    let (balancers, mut cluster) = balanced(lb_policy);
+    cluster.balancing.slow_start = Some(slow_start);
+    let (old, both) = (assignment(&[1, 1]), assignment(&[1, 1]));
+    let mut alone = LoadAssignment::clone(&old);
+    alone.localities[0].endpoints.remove(0);
+    let begin = at();
+    let later = |by: Duration| At { now: begin.now + by, ..begin };
+    let long = Duration::from_secs(1000);
+    let pick = |assignment: &Arc<LoadAssignment>, by| {
+        balancers.pick(&cluster, assignment, Choice::default(), later(by), &mut |_| 0).unwrap().0
+    };
+    pick(&Arc::new(alone), Duration::ZERO);
+    pick(&both, long);
+    let first = &both.localities[0].endpoints[0];
+    (0..1100).filter(|_| pick(&both, long + well_for) == *first).count().try_into().unwrap()
+}
+
+#[test]
+fn who_is_new_gets_little_at_first() {
+    let of = |aggression, min_weight| SlowStart {
+        window: Duration::from_secs(10),
+        aggression: RuntimeDouble { key: String::new(), default: aggression },
+        min_weight,
+    };
+    let seconds = Duration::from_secs;
+    for policy in [
+        LbPolicy::RoundRobin,
+        LbPolicy::LeastRequest { choice_count: 2 },
+        LbPolicy::LeastRequestFullScan,
+    ] {
+        for (slow_start, well_for, expected) in [
+            // 10 % of what the other has.
+            (of(1.0, 0.1), Duration::ZERO, 100),
+            (of(1.0, 0.1), seconds(5), 366),
+            (of(2.0, 0.1), Duration::from_millis(2500), 366),
+            (of(1.0, 0.5), Duration::ZERO, 366),
+        ] {
+            let got = slow(policy, slow_start, well_for);
+            assert!(got.abs_diff(expected) <= 4, "{policy:?} {well_for:?}: {got}, not {expected}");
+        }
+    }
+    let after = slow(LbPolicy::RoundRobin, of(1.0, 0.1), seconds(11));
+    assert!(after.abs_diff(550) <= 1, "{after}");
+    let random = slow(LbPolicy::Random, of(1.0, 0.1), Duration::ZERO);
+    assert_eq!(random, 1100, "the dice say so");
+}
+
+#[test]
+fn a_full_scan_finds_the_least_loaded() {
+    let (balancers, cluster) = balanced(LbPolicy::LeastRequestFullScan);
+    let assignment = assignment(&[1; 9]);
+    let mut noise = Noise::default();
+    let held: Vec<_> = (0..90)
+        .map(|_| balancers.pick(&cluster, &assignment, Choice::default(), at(), &mut noise.draw()))
+        .collect();
+    for endpoint in assignment.endpoints() {
+        assert_eq!(balancers.active(&cluster.name, endpoint.address), 10);
+    }
+    drop(held);
 }

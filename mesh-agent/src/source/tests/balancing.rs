@@ -54,9 +54,13 @@ fn both_forms_say_the_same() {
         (
             cluster("common_lb_config: {locality_weighted_lb_config: {}}"),
             LbPolicy::RoundRobin,
-            weighted,
+            weighted.clone(),
         ),
-        (cluster(&format!("common_lb_config: {{{by_zone}}}")), LbPolicy::RoundRobin, failing),
+        (
+            cluster(&format!("common_lb_config: {{{by_zone}}}")),
+            LbPolicy::RoundRobin,
+            failing.clone(),
+        ),
         (
             cluster("common_lb_config: {healthy_panic_threshold: {value: 33.9}}"),
             LbPolicy::RoundRobin,
@@ -70,7 +74,7 @@ fn both_forms_say_the_same() {
         (
             extended(&[policy("random.v3.Random", &format!("locality_lb_config: {{{by_zone}}}"))]),
             LbPolicy::Random,
-            failing,
+            failing.clone(),
         ),
         (
             extended(&[policy(
@@ -78,7 +82,7 @@ fn both_forms_say_the_same() {
                 "locality_lb_config: {locality_weighted_lb_config: {}}",
             )]),
             LbPolicy::RoundRobin,
-            weighted,
+            weighted.clone(),
         ),
         (
             // The first that is supported counts.
@@ -90,7 +94,7 @@ fn both_forms_say_the_same() {
                 ),
             ]),
             LbPolicy::RoundRobin,
-            weighted,
+            weighted.clone(),
         ),
     ] {
         let got = the_cluster(&yaml);
@@ -120,16 +124,15 @@ fn policies_that_are_not_there_are_refused_by_path() {
             format!(": x ({}.pick_first.v3.PickFirst) is not supported", &POLICIES[2..]),
         ),
         (
-            policy("least_request.v3.LeastRequest", "active_request_bias: {default_value: 1}"),
-            format!("{config}.active_request_bias: is not supported"),
+            policy("least_request.v3.LeastRequest", "active_request_bias: {default_value: -1}"),
+            format!("{config}.active_request_bias: must not be negative"),
         ),
         (
-            policy("least_request.v3.LeastRequest", "selection_method: FULL_SCAN"),
-            format!("{config}.selection_method: only N_CHOICES is supported"),
-        ),
-        (
-            policy("round_robin.v3.RoundRobin", "slow_start_config: {}"),
-            format!("{config}.slow_start_config: is not supported"),
+            policy("round_robin.v3.RoundRobin", "slow_start_config: {slow_start_window: -1s}"),
+            format!(
+                "{config}.slow_start_config.slow_start_window: is negative or beyond ten thousand \
+                 years"
+            ),
         ),
         (
             policy(

@@ -4,24 +4,27 @@
 //! Spec: `envoy/config/cluster/v3/cluster.proto`,
 //! `envoy/extensions/load_balancing_policies/*/v3/*.proto`.
 
+use std::time::Duration;
+
 use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{
                 LoadBalancingPolicy,
                 cluster::{
-                    CommonLbConfig, LbConfig, LbPolicy as PbLbPolicy, LeastRequestLbConfig,
-                    MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
+                    CommonLbConfig, LbConfig, LbPolicy as PbLbPolicy, LbSubsetConfig,
+                    LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
+                    SlowStartConfig as PbSlowStart,
                     common_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
                 },
                 load_balancing_policy::Policy,
             },
-            core::v3::TypedExtensionConfig,
+            core::v3::{RuntimeDouble as PbRuntimeDouble, TypedExtensionConfig},
         },
         extensions::load_balancing_policies::{
             cluster_provided::v3::ClusterProvided,
             common::v3::{
-                LocalityLbConfig,
+                LocalityLbConfig, SlowStartConfig as TypedSlowStart,
                 locality_lb_config::{
                     LocalityConfigSpecifier as TypedLocality, ZoneAwareLbConfig as TypedZoneAware,
                 },
@@ -35,16 +38,25 @@ use envoy_types::pb::{
         },
         r#type::v3::Percent,
     },
-    google::protobuf::{Any, UInt32Value},
+    google::protobuf::{Any, Duration as PbDuration, UInt32Value},
 };
 
 mod hashing;
+mod subsets;
+
+pub(super) use self::subsets::{LB_METADATA, metadata_match};
 
 use super::{
     common,
     reject::{Decoder, unsupported},
 };
-use crate::model::cluster::{Balancing, LbPolicy};
+use crate::model::{
+    cluster::{Balancing, LbPolicy, SlowStart},
+    runtime::RuntimeDouble,
+};
+
+/// Envoy's `min_weight_percent`.
+const MIN_WEIGHT_DEFAULT: f64 = 0.1;
 
 /// Envoy's default and least `choice_count`.
 const CHOICE_COUNT_MIN: u32 = 2;
@@ -60,6 +72,7 @@ pub(super) struct Fields {
     pub(super) lb_config: Option<LbConfig>,
     pub(super) common_lb_config: Option<CommonLbConfig>,
     pub(super) load_balancing_policy: Option<LoadBalancingPolicy>,
+    pub(super) lb_subset_config: Option<LbSubsetConfig>,
     /// The cluster is of type ORIGINAL_DST.
     pub(super) original_destination: bool,
 }
@@ -71,6 +84,7 @@ pub(super) fn decode(d: &mut Decoder, fields: Fields) -> Option<(LbPolicy, Balan
         lb_config,
         common_lb_config,
         load_balancing_policy,
+        lb_subset_config,
         original_destination,
     } = fields;
     let mut balancing = Some(Balancing::default());
@@ -79,9 +93,22 @@ pub(super) fn decode(d: &mut Decoder, fields: Fields) -> Option<(LbPolicy, Balan
     if let Some(value) = common_lb_config {
         balancing = d.field("common_lb_config", |d| common_config(d, value, by_extension));
     }
+    if let Some(value) = lb_subset_config {
+        d.field("lb_subset_config", |d| {
+            if by_extension || original_destination {
+                d.refuse("goes with lb_policy, and endpoints");
+            }
+            match (&mut balancing, subsets::subsets(d, value)) {
+                (Some(balancing), Some(subsets)) => balancing.subsets = subsets,
+                _ => balancing = None,
+            }
+        });
+    }
     if !by_extension {
-        let policy = named(d, lb_policy, lb_config, original_destination);
-        return Some((policy?, balancing?));
+        let whole = balancing.is_some();
+        let mut balancing = balancing.unwrap_or_default();
+        let policy = named(d, lb_policy, lb_config, original_destination, &mut balancing);
+        return whole.then_some((policy?, balancing));
     }
     if lb_config.is_some() {
         let reason = "its configuration means nothing beside load_balancing_policy";
@@ -101,8 +128,7 @@ fn common_config(d: &mut Decoder, value: CommonLbConfig, by_extension: bool) -> 
         // A window in which Envoy gathers updates to save itself work; here each
         // is applied at once.
         update_merge_window: _,
-        // Says something of health checks only, which are refused.
-        ignore_new_hosts_until_first_hc: _,
+        ignore_new_hosts_until_first_hc,
         close_connections_on_host_set_change,
         consistent_hashing_lb_config,
         override_host_status,
@@ -111,7 +137,8 @@ fn common_config(d: &mut Decoder, value: CommonLbConfig, by_extension: bool) -> 
     unsupported!(
         d; close_connections_on_host_set_change, consistent_hashing_lb_config, override_host_status
     );
-    let mut balancing = Balancing::default();
+    let mut balancing =
+        Balancing { ignore_new_hosts: ignore_new_hosts_until_first_hc, ..Balancing::default() };
     if let Some(Percent { value }) = healthy_panic_threshold {
         match value {
             // Whole percents, as Envoy's.
@@ -226,14 +253,17 @@ fn extension(
     }
     let (policy, locality) = if common::is::<RoundRobin>(any) {
         let RoundRobin { slow_start_config, locality_lb_config } = common::unpack(d, any)?;
-        unsupported!(d; slow_start_config);
+        if let Some(value) = slow_start_config {
+            let TypedSlowStart { slow_start_window, aggression, min_weight_percent } = value;
+            slow_start(d, (slow_start_window, aggression, min_weight_percent), balancing);
+        }
         (Some(LbPolicy::RoundRobin), locality_lb_config)
     } else if common::is::<Random>(any) {
         let Random { locality_lb_config } = common::unpack(d, any)?;
         (Some(LbPolicy::Random), locality_lb_config)
     } else {
         let value = common::unpack(d, any)?;
-        typed_least_request(d, value)
+        typed_least_request(d, value, balancing)
     };
     if let Some(locality) = locality {
         d.field("locality_lb_config", |d| typed_locality(d, locality, balancing));
@@ -245,6 +275,7 @@ fn extension(
 fn typed_least_request(
     d: &mut Decoder,
     value: LeastRequest,
+    balancing: &mut Balancing,
 ) -> (Option<LbPolicy>, Option<LocalityLbConfig>) {
     let LeastRequest {
         choice_count,
@@ -254,14 +285,24 @@ fn typed_least_request(
         enable_full_scan,
         selection_method,
     } = value;
-    unsupported!(d; active_request_bias, slow_start_config);
-    if enable_full_scan.is_some_and(|enabled| enabled.value) {
-        d.refuse_field("enable_full_scan", "is not supported");
+    if let Some(value) = slow_start_config {
+        let TypedSlowStart { slow_start_window, aggression, min_weight_percent } = value;
+        slow_start(d, (slow_start_window, aggression, min_weight_percent), balancing);
     }
-    if selection_method != SelectionMethod::NChoices as i32 {
-        d.refuse_field("selection_method", "only N_CHOICES is supported");
-    }
-    (choices(d, choice_count), locality_lb_config)
+    request_bias(d, active_request_bias, balancing);
+    let choices = choices(d, choice_count);
+    let policy = match SelectionMethod::try_from(selection_method) {
+        Ok(SelectionMethod::FullScan) => Some(LbPolicy::LeastRequestFullScan),
+        // The field of before, which the newer one goes before.
+        Ok(_) if enable_full_scan.is_some_and(|enabled| enabled.value) => {
+            Some(LbPolicy::LeastRequestFullScan)
+        }
+        Ok(SelectionMethod::NChoices) => choices,
+        Err(_) => {
+            d.field("selection_method", |d| d.refused(format!("{selection_method} is unknown")))
+        }
+    };
+    (policy, locality_lb_config)
 }
 
 fn typed_locality(d: &mut Decoder, value: LocalityLbConfig, balancing: &mut Balancing) {
@@ -296,6 +337,7 @@ fn named(
     policy: i32,
     config: Option<LbConfig>,
     original_destination: bool,
+    balancing: &mut Balancing,
 ) -> Option<LbPolicy> {
     let policy = match PbLbPolicy::try_from(policy) {
         Ok(policy) => policy,
@@ -308,7 +350,7 @@ fn named(
         (PbLbPolicy::RoundRobin, None) => Some(LbPolicy::RoundRobin),
         (PbLbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
             let RoundRobinLbConfig { slow_start_config } = config;
-            d.field("round_robin_lb_config", |d| unsupported!(d; slow_start_config));
+            d.field("round_robin_lb_config", |d| named_slow_start(d, slow_start_config, balancing));
             Some(LbPolicy::RoundRobin)
         }
         (PbLbPolicy::RingHash, None) => hashing::ring(d, RingHashLbConfig::default()),
@@ -325,7 +367,7 @@ fn named(
             Some(LbPolicy::LeastRequest { choice_count: CHOICE_COUNT_MIN })
         }
         (PbLbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
-            d.field("least_request_lb_config", |d| least_request(d, config))
+            d.field("least_request_lb_config", |d| least_request(d, config, balancing))
         }
         // There is one endpoint to choose from: any policy chooses it.
         (PbLbPolicy::ClusterProvided, None) if original_destination => Some(LbPolicy::RoundRobin),
@@ -358,9 +400,14 @@ fn named(
     }
 }
 
-fn least_request(d: &mut Decoder, value: LeastRequestLbConfig) -> Option<LbPolicy> {
+fn least_request(
+    d: &mut Decoder,
+    value: LeastRequestLbConfig,
+    balancing: &mut Balancing,
+) -> Option<LbPolicy> {
     let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = value;
-    unsupported!(d; active_request_bias, slow_start_config);
+    named_slow_start(d, slow_start_config, balancing);
+    request_bias(d, active_request_bias, balancing);
     choices(d, choice_count)
 }
 
@@ -371,4 +418,61 @@ fn choices(d: &mut Decoder, choice_count: Option<UInt32Value>) -> Option<LbPolic
         return d.field("choice_count", |d| d.refused(reason));
     }
     Some(LbPolicy::LeastRequest { choice_count })
+}
+
+fn named_slow_start(d: &mut Decoder, value: Option<PbSlowStart>, balancing: &mut Balancing) {
+    if let Some(PbSlowStart { slow_start_window, aggression, min_weight_percent }) = value {
+        slow_start(d, (slow_start_window, aggression, min_weight_percent), balancing);
+    }
+}
+
+/// What both forms of a slow start say.
+type SlowStartFields = (Option<PbDuration>, Option<PbRuntimeDouble>, Option<Percent>);
+
+fn slow_start(
+    d: &mut Decoder,
+    (window, aggression, min_weight): SlowStartFields,
+    balancing: &mut Balancing,
+) {
+    d.field("slow_start_config", |d| {
+        let window = match window {
+            None => Some(Duration::ZERO),
+            Some(window) => common::duration(d, "slow_start_window", window),
+        };
+        let aggression = match aggression {
+            None => Some(RuntimeDouble { key: String::new(), default: 1.0 }),
+            Some(value) => d.field("aggression", |d| match value.default_value > 0.0 {
+                true => double(d, value),
+                false => d.refused("must be more than zero"),
+            }),
+        };
+        let min_weight = match min_weight {
+            None => Some(MIN_WEIGHT_DEFAULT),
+            Some(Percent { value: percent @ 0.0..=100.0 }) => Some(percent / 100.0),
+            Some(Percent { value }) => {
+                d.field("min_weight_percent", |d| d.refused(format!("{value} is not a percentage")))
+            }
+        };
+        if let (Some(window), Some(aggression), Some(min_weight)) = (window, aggression, min_weight)
+        {
+            balancing.slow_start =
+                (!window.is_zero()).then_some(SlowStart { window, aggression, min_weight });
+        }
+    });
+}
+
+fn request_bias(d: &mut Decoder, value: Option<PbRuntimeDouble>, balancing: &mut Balancing) {
+    let Some(value) = value else { return };
+    balancing.active_request_bias = d.field("active_request_bias", |d| match value.default_value {
+        0.0.. => double(d, value),
+        _ => d.refused("must not be negative"),
+    });
+}
+
+fn double(d: &mut Decoder, value: PbRuntimeDouble) -> Option<RuntimeDouble> {
+    let PbRuntimeDouble { default_value, runtime_key } = value;
+    if !default_value.is_finite() {
+        return d.refused(format!("{default_value} is no number to go by"));
+    }
+    Some(RuntimeDouble { key: runtime_key, default: default_value })
 }

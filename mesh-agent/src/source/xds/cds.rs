@@ -15,7 +15,7 @@ use envoy_types::pb::{
                     TransportSocketMatch as PbTransportSocketMatch,
                 },
             },
-            endpoint::v3::ClusterLoadAssignment,
+            core::v3::HealthCheck as PbHealthCheck,
         },
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
@@ -29,7 +29,8 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, balancing, circuit_breakers, common, config_source, eds, http_options,
+    ResourceType, balancing, circuit_breakers, common, config_source, dns, eds, health_check,
+    http_options,
     options::json_of,
     outlier,
     reject::{Decoder, unsupported},
@@ -37,8 +38,8 @@ use super::{
 };
 use crate::model::{
     cluster::{
-        CircuitBreakers, Cluster, ClusterName, Discovery, LoadAssignment, Monitoring,
-        UpstreamProtocol,
+        CircuitBreakers, Cluster, ClusterName, Discovery, HealthCheck, LoadAssignment, Monitoring,
+        Tunnel, UpstreamProtocol,
     },
     socket_match::TransportSocketMatch,
     tls::HostNames,
@@ -93,7 +94,8 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
-        ignore_health_on_host_removal,
+        // An endpoint that is removed takes nothing more, whatever its health.
+        ignore_health_on_host_removal: _,
         filters,
         load_balancing_policy,
         lrs_server,
@@ -111,14 +113,13 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         d;
         transport_socket_matcher, stats_matcher,
         per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
-        health_checks, max_requests_per_connection,
+        max_requests_per_connection,
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
-        dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
-        dns_lookup_family, dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
+        dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval,
-        upstream_bind_config, lb_subset_config, protocol_selection,
+        upstream_bind_config, protocol_selection,
         upstream_connection_options, close_connections_on_host_health_failure,
-        ignore_health_on_host_removal, filters, lrs_server,
+        filters, lrs_server,
         lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config,
         track_cluster_stats, preconnect_policy, connection_pool_per_downstream_connection,
         queuing_policies,
@@ -132,14 +133,22 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         d.refuse_field("name", "is missing");
     }
 
-    let discovery =
-        discovery(d, &name, cluster_discovery_type, eds_cluster_config, load_assignment);
+    let of_names = dns::Fields {
+        load_assignment,
+        dns_refresh_rate,
+        dns_failure_refresh_rate,
+        dns_jitter,
+        dns_lookup_family,
+        respect_dns_ttl,
+    };
+    let discovery = discovery(d, &name, cluster_discovery_type, eds_cluster_config, of_names);
     let original_destination = matches!(discovery, Some(Discovery::OriginalDestination));
     let fields = balancing::Fields {
         lb_policy,
         lb_config,
         common_lb_config,
         load_balancing_policy,
+        lb_subset_config,
         original_destination,
     };
     let balanced = match discovery {
@@ -154,6 +163,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     };
     let connect_timeout =
         common::period(d, "connect_timeout", connect_timeout, CONNECT_TIMEOUT_DEFAULT);
+    let health_check = health_check(d, health_checks, &name, discovery.as_ref());
     let outlier_detection = match outlier_detection {
         None => Some(None),
         Some(value) => d
@@ -186,7 +196,10 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         upstream_protocol: http?.0,
         circuit_breakers: Arc::new(breakers?),
         tls: tls?,
-        monitoring: Monitoring { outlier_detection: outlier_detection? },
+        monitoring: Monitoring {
+            outlier_detection: outlier_detection?,
+            health_check: health_check?,
+        },
         socket_matches: socket_matches?,
     })
 }
@@ -208,12 +221,41 @@ fn socket_match(
     Some(TransportSocketMatch { name: name.into(), labels, tls: tls? })
 }
 
+/// As Envoy, one at most.
+fn health_check(
+    d: &mut Decoder,
+    checks: Vec<PbHealthCheck>,
+    cluster: &str,
+    discovery: Option<&Discovery>,
+) -> Option<Option<Arc<HealthCheck>>> {
+    if checks.len() > 1 {
+        return d.field("health_checks", |d| d.refused("more than one is not supported"));
+    }
+    let Some(check) = checks.into_iter().next() else { return Some(None) };
+    d.item("health_checks", 0, |d| {
+        let own = match discovery {
+            Some(Discovery::Static(assignment)) => Some(&**assignment),
+            Some(Discovery::Dns(dns)) => Some(&dns.template),
+            Some(Discovery::OriginalDestination) => {
+                d.refuse("there is nobody to ask");
+                None
+            }
+            Some(Discovery::Eds { .. }) | None => None,
+        };
+        let mut own = own.into_iter().flat_map(LoadAssignment::endpoints);
+        if own.any(|endpoint| endpoint.tunnel != Tunnel::Direct) {
+            d.refuse("has endpoints that are reached by HBONE: checks have no identity");
+        }
+        health_check::health_check(d, check, cluster).map(|check| Some(Arc::new(check)))
+    })
+}
+
 fn discovery(
     d: &mut Decoder,
     name: &str,
     kind: Option<ClusterDiscoveryType>,
     eds_cluster_config: Option<EdsClusterConfig>,
-    load_assignment: Option<ClusterLoadAssignment>,
+    mut of_names: dns::Fields,
 ) -> Option<Discovery> {
     let kind = match kind {
         None => DiscoveryType::Static,
@@ -231,6 +273,13 @@ fn discovery(
     if kind != DiscoveryType::Eds && eds_cluster_config.is_some() {
         d.refuse_field("eds_cluster_config", format!("is for EDS, not {}", kind.as_str_name()));
     }
+    let by_name = matches!(kind, DiscoveryType::StrictDns | DiscoveryType::LogicalDns);
+    if by_name {
+        let logical = kind == DiscoveryType::LogicalDns;
+        return dns::dns(d, name, of_names, logical).map(|dns| Discovery::Dns(Arc::new(dns)));
+    }
+    of_names.refuse(d);
+    let load_assignment = of_names.load_assignment.take();
     if kind != DiscoveryType::Static && load_assignment.is_some() {
         d.refuse_field("load_assignment", format!("is for STATIC, not {}", kind.as_str_name()));
     }
@@ -260,9 +309,7 @@ fn discovery(
             Some(Discovery::Eds { service_name: service_name.into() })
         }
         DiscoveryType::OriginalDst => Some(Discovery::OriginalDestination),
-        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
-            d.field("type", |d| d.refused(format!("{} is not supported", kind.as_str_name())))
-        }
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => None,
     }
 }
 

@@ -128,7 +128,8 @@ pub(super) fn runtime_fraction(
     Some(RuntimeFraction { key: runtime_key, default: default? })
 }
 
-fn fraction(d: &mut Decoder, value: FractionalPercent) -> Option<Fraction> {
+/// A fraction of requests.
+pub(super) fn fraction(d: &mut Decoder, value: FractionalPercent) -> Option<Fraction> {
     let FractionalPercent { numerator, denominator } = value;
     let denominator = match DenominatorType::try_from(denominator) {
         Ok(DenominatorType::Hundred) => 100,

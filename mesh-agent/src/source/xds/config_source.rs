@@ -11,10 +11,8 @@ use std::{
 use envoy_types::pb::{
     envoy::config::core::v3::{
         ApiConfigSource, ConfigSource, GrpcService, PathConfigSource, RateLimitSettings,
-        SelfConfigSource, WatchedDirectory,
-        api_config_source::ApiType,
-        config_source::ConfigSourceSpecifier,
-        grpc_service::{EnvoyGrpc, TargetSpecifier},
+        SelfConfigSource, WatchedDirectory, api_config_source::ApiType,
+        config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
     },
     google::protobuf,
 };
@@ -23,6 +21,7 @@ use super::{
     ResourceType, common,
     options::{Origin, RateLimit, Service, WatchedFile},
     reject::{Decoder, unsupported},
+    services,
     session::Variant,
 };
 
@@ -164,19 +163,9 @@ fn grpc_service(d: &mut Decoder, value: GrpcService) -> Option<(String, Option<u
     }
     match target_specifier {
         Some(TargetSpecifier::EnvoyGrpc(envoy)) => d.field("envoy_grpc", |d| {
-            let EnvoyGrpc {
-                cluster_name,
-                authority,
-                retry_policy,
-                max_receive_message_length,
-                // There are none.
-                skip_envoy_headers: _,
-            } = envoy;
-            unsupported!(d; authority, retry_policy);
-            if cluster_name.is_empty() {
-                d.refuse_field("cluster_name", "is missing");
-            }
-            Some((cluster_name, max_receive_message_length.map(|most| most.value)))
+            let (cluster_name, authority, message_max) = services::envoy_grpc(d, envoy);
+            unsupported!(d; authority);
+            Some((cluster_name, message_max))
         }),
         Some(TargetSpecifier::GoogleGrpc(_)) => {
             d.refuse_field("google_grpc", "is not supported: use envoy_grpc");

@@ -49,6 +49,7 @@ pub(super) fn transport_socket(
     context.map(|context| Some(Arc::new(context)))
 }
 
+#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
 fn downstream(d: &mut Decoder, value: DownstreamTlsContext) -> Option<DownstreamTls> {
     let DownstreamTlsContext {
         common_tls_context,

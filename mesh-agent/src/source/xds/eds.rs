@@ -26,12 +26,15 @@ use envoy_types::pb::{
 };
 
 use super::{
-    common,
+    balancing::LB_METADATA,
+    common, health_check,
     options::json_of,
     reject::{Decoder, IsSet as _, unsupported},
 };
 use crate::model::{
-    cluster::{DropOverload, Endpoint, Health, LoadAssignment, Locality, Place, Tunnel},
+    cluster::{
+        DropOverload, Endpoint, EndpointCheck, Health, LoadAssignment, Locality, Place, Tunnel,
+    },
     socket_match::{Labels, SocketLabels},
     workload::WorkloadUid,
 };
@@ -217,14 +220,20 @@ fn lb_endpoint(
         Err(_) => d.field("health_status", |d| d.refused(format!("{health_status} is unknown"))),
     };
     let weight = weight(d, load_balancing_weight);
+    let mut lb = Labels::default();
     let reached = match metadata {
-        Some(metadata) => d.field("metadata", |d| reached(d, metadata)),
+        Some(mut metadata) => {
+            lb = metadata.filter_metadata.remove(LB_METADATA).map(json_of).unwrap_or_default();
+            d.field("metadata", |d| reached(d, metadata))
+        }
         None => Some((Tunnel::Direct, Labels::default())),
     };
-    let address = match host_identifier {
-        Some(HostIdentifier::Endpoint(endpoint)) => d.field("endpoint", |d| host(d, endpoint)),
+    let host = match host_identifier {
+        Some(HostIdentifier::Endpoint(endpoint)) => {
+            d.field("endpoint", |d| self::host(d, endpoint))
+        }
         Some(HostIdentifier::EndpointName(name)) => match named.get(&name) {
-            Some(endpoint) => d.field("endpoint_name", |d| host(d, endpoint.clone())),
+            Some(endpoint) => d.field("endpoint_name", |d| self::host(d, endpoint.clone())),
             None => {
                 let reason = format!("there is no `{name}` among named_endpoints");
                 d.field("endpoint_name", |d| d.refused(reason))
@@ -233,27 +242,35 @@ fn lb_endpoint(
         None => d.field("endpoint", |d| d.refused("is missing")),
     };
     let (tunnel, own) = reached?;
-    let labels = (!own.is_empty() || !locality.is_empty())
-        .then(|| Arc::new(SocketLabels { own, locality: locality.clone() }));
-    Some(Endpoint { address: address?, tunnel, weight: weight?, health: health?, labels })
+    let (address, check) = host?;
+    let labels = (!own.is_empty() || !locality.is_empty() || !lb.is_empty())
+        .then(|| Arc::new(SocketLabels { own, locality: locality.clone(), lb }));
+    Some(Endpoint { address, tunnel, weight: weight?, health: health?, labels, check })
 }
 
-fn host(d: &mut Decoder, value: PbEndpoint) -> Option<SocketAddr> {
+fn host(d: &mut Decoder, value: PbEndpoint) -> Option<(SocketAddr, Option<Arc<EndpointCheck>>)> {
     let PbEndpoint {
         address,
         health_check_config,
-        // Read by `auto_host_rewrite` and health checks alone: both are refused.
+        // Read by `auto_host_rewrite` alone, which is refused.
         hostname: _,
         additional_addresses,
         // A name in statistics.
         observability_name: _,
     } = value;
-    unsupported!(d; health_check_config, additional_addresses);
-    let address = common::socket_address(d, "address", address)?;
+    unsupported!(d; additional_addresses);
+    let address = common::socket_address(d, "address", address);
+    let check = match health_check_config {
+        None => Some(None),
+        Some(value) => d
+            .field("health_check_config", |d| health_check::endpoint_check(d, value, address))
+            .map(|check| Some(Arc::new(check))),
+    };
+    let address = address?;
     if address.ip().is_unspecified() || address.ip().is_multicast() {
         return d.field("address", |d| d.refused(format!("{} can't be dialled", address.ip())));
     }
-    Some(address)
+    Some((address, check?))
 }
 
 /// How an endpoint is reached, from its metadata, and its labels besides.

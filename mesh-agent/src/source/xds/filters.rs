@@ -3,12 +3,19 @@
 //! Spec: `HttpFilter` of `http_connection_manager/v3`, `envoy/extensions/filters/http/*/v3`,
 //! `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
+mod buffer;
 mod cors;
 mod csrf;
+mod ext_authz;
+mod fault;
 mod header_mutation;
+mod health_check;
+mod jwt_authn;
+mod local_rate_limit;
 mod on_demand;
 mod rbac;
 mod router;
+mod set_metadata;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,12 +24,19 @@ use envoy_types::pb::{
         config::route::v3::FilterConfig,
         extensions::filters::{
             http::{
+                buffer::v3::{Buffer, BufferPerRoute},
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
+                ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
+                fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+                health_check::v3::HealthCheck,
+                jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
+                local_ratelimit::v3::LocalRateLimit,
                 on_demand::v3::{OnDemand, PerRouteConfig},
                 rbac::v3::{Rbac, RbacPerRoute},
                 router::v3::Router,
+                set_metadata::v3::Config as SetMetadata,
             },
             network::http_connection_manager::v3::{HttpFilter as PbHttpFilter, http_filter},
         },
@@ -48,7 +62,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 12] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -75,6 +89,55 @@ const KINDS: [Kind; 5] = [
         decode: cors::filter,
         route_config: CorsPolicy::full_name,
         decode_route: cors::route,
+        discoverable: true,
+    },
+    Kind {
+        config: HttpFault::full_name,
+        decode: fault::filter,
+        route_config: HttpFault::full_name,
+        decode_route: fault::route,
+        discoverable: true,
+    },
+    Kind {
+        config: ExtAuthz::full_name,
+        decode: ext_authz::filter,
+        route_config: ExtAuthzPerRoute::full_name,
+        decode_route: ext_authz::route,
+        discoverable: true,
+    },
+    Kind {
+        config: JwtAuthentication::full_name,
+        decode: jwt_authn::filter,
+        route_config: JwtPerRouteConfig::full_name,
+        decode_route: jwt_authn::route,
+        discoverable: true,
+    },
+    Kind {
+        config: LocalRateLimit::full_name,
+        decode: local_rate_limit::filter,
+        route_config: LocalRateLimit::full_name,
+        decode_route: local_rate_limit::route,
+        discoverable: true,
+    },
+    Kind {
+        config: SetMetadata::full_name,
+        decode: set_metadata::filter,
+        route_config: SetMetadata::full_name,
+        decode_route: set_metadata::route,
+        discoverable: true,
+    },
+    Kind {
+        config: Buffer::full_name,
+        decode: buffer::filter,
+        route_config: BufferPerRoute::full_name,
+        decode_route: buffer::route,
+        discoverable: true,
+    },
+    Kind {
+        config: HealthCheck::full_name,
+        decode: health_check::filter,
+        route_config: HealthCheck::full_name,
+        decode_route: health_check::route,
         discoverable: true,
     },
     Kind {

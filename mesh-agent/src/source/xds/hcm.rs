@@ -17,9 +17,12 @@ use envoy_types::pb::{
 use super::{
     ResourceType, common, config_source, filters, http_options, rds,
     reject::{Decoder, unsupported},
-    scopes,
+    scopes, upgrades,
 };
-use crate::model::listener::{CodecType, HttpConnectionManager, RouteSource};
+use crate::model::{
+    http_options::HttpOptions,
+    listener::{CodecType, HttpConnectionManager, RouteSource},
+};
 
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 const STREAM_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
@@ -124,12 +127,9 @@ pub(super) fn connection_manager(
         server_name,
         server_header_transformation,
     };
+    let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);
     common::refuse_access_logs(d, &access_log);
-    for (i, upgrade) in upgrade_configs.iter().enumerate() {
-        let reason = format!("{} is not supported", upgrade.upgrade_type);
-        d.item("upgrade_configs", i, |d| d.refuse(reason));
-    }
     if let Some(options) = http_protocol_options {
         d.field("http_protocol_options", |d| http_options::http1(d, options));
     }
@@ -170,7 +170,7 @@ pub(super) fn connection_manager(
         codec: codec?,
         routes: routes?,
         http_filters: http_filters?,
-        options: Arc::new(options?),
+        options: Arc::new(HttpOptions { upgrades: upgrades?, ..options? }),
         idle_timeout: idle_timeout?,
         stream_idle_timeout: stream_idle_timeout?,
         request_headers_timeout: request_headers_timeout?,

@@ -127,7 +127,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         gateway::Fields { listener_filters, listener_filters_timeout, tcp_backlog_size, freebind };
     let gateway = match direction {
         Some(Direction::Gateway) => gateway::socket(d, socket).map(Some),
-        _ => gateway::refuse(d, &socket),
+        _ => gateway::refuse(d, socket),
     };
     let address = common::socket_address(d, "address", address);
 

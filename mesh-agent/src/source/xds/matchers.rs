@@ -9,18 +9,23 @@ use envoy_types::pb::envoy::{
     },
     r#type::{
         matcher::v3::{
-            PathMatcher, RegexMatchAndSubstitute, RegexMatcher, StringMatcher as PbStringMatcher,
+            MetadataMatcher as PbMetadataMatcher, PathMatcher, RegexMatchAndSubstitute,
+            RegexMatcher, StringMatcher as PbStringMatcher, ValueMatcher as PbValueMatcher,
+            double_matcher, list_matcher,
+            metadata_matcher::path_segment,
             path_matcher,
             regex_matcher::{EngineType, GoogleRe2},
             string_matcher::MatchPattern,
+            value_matcher,
         },
-        v3::Int64Range,
+        v3::{DoubleRange, Int64Range},
     },
 };
 
 use super::reject::{Decoder, unsupported};
 use crate::model::{
     authz::{StringMatcher, StringPattern},
+    metadata::{MetadataMatcher, ValueMatcher},
     regex::{REGEX_MAX_BYTES, RegexError, WholeRegex},
     rewrite::RegexRewrite,
     route::{HeaderMatchKind, HeaderMatcher},
@@ -97,6 +102,64 @@ pub(super) fn string(d: &mut Decoder, value: PbStringMatcher) -> Option<StringMa
         None => return d.refused("has no pattern"),
     };
     Some(StringMatcher { pattern, ignore_case })
+}
+
+/// Spec: `envoy.type.matcher.v3.MetadataMatcher`.
+pub(super) fn metadata(d: &mut Decoder, value: PbMetadataMatcher) -> Option<MetadataMatcher> {
+    let PbMetadataMatcher { filter, path, value, invert } = value;
+    if filter.is_empty() {
+        d.refuse_field("filter", "is missing");
+    }
+    if path.is_empty() {
+        d.refuse_field("path", "is empty");
+    }
+    let path = d.all("path", path, |d, segment| match segment.segment {
+        Some(path_segment::Segment::Key(key)) if !key.is_empty() => Some(key),
+        _ => d.refused("has no key"),
+    });
+    let value = d.field("value", |d| match value {
+        Some(value) => self::value(d, value),
+        None => d.refused("is missing"),
+    });
+    Some(MetadataMatcher { namespace: filter, path: path?, value: value?, invert })
+}
+
+/// Spec: `envoy.type.matcher.v3.ValueMatcher`.
+fn value(d: &mut Decoder, matcher: PbValueMatcher) -> Option<ValueMatcher> {
+    use value_matcher::MatchPattern as Pattern;
+    match matcher.match_pattern {
+        Some(Pattern::NullMatch(_)) => Some(ValueMatcher::Null),
+        Some(Pattern::DoubleMatch(double)) => {
+            d.field("double_match", |d| match double.match_pattern {
+                Some(double_matcher::MatchPattern::Exact(exactly)) => {
+                    Some(ValueMatcher::Exactly(exactly))
+                }
+                Some(double_matcher::MatchPattern::Range(DoubleRange { start, end })) => {
+                    Some(ValueMatcher::Range { start, end })
+                }
+                None => d.refused("has no pattern"),
+            })
+        }
+        Some(Pattern::StringMatch(string)) => {
+            d.field("string_match", |d| self::string(d, string)).map(ValueMatcher::String)
+        }
+        Some(Pattern::BoolMatch(wanted)) => Some(ValueMatcher::Bool(wanted)),
+        Some(Pattern::PresentMatch(present)) => Some(ValueMatcher::Present(present)),
+        Some(Pattern::ListMatch(list)) => d.field("list_match", |d| match list.match_pattern {
+            Some(list_matcher::MatchPattern::OneOf(one)) => {
+                let one = d.field("one_of", |d| value(d, *one))?;
+                Some(ValueMatcher::OneOf(Box::new(one)))
+            }
+            None => d.refused("has no pattern"),
+        }),
+        Some(Pattern::OrMatch(any)) => d.field("or_match", |d| {
+            if any.value_matchers.len() < 2 {
+                d.refuse_field("value_matchers", "has less than two");
+            }
+            d.all("value_matchers", any.value_matchers, value).map(ValueMatcher::Or)
+        }),
+        None => d.refused("has no pattern"),
+    }
 }
 
 /// Spec: `envoy.type.matcher.v3.PathMatcher`.

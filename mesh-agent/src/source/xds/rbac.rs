@@ -4,7 +4,8 @@
 
 use envoy_types::pb::envoy::{
     config::rbac::v3::{
-        Permission as PbPermission, Policy, Principal as PbPrincipal, Rbac as PbRbac,
+        MetadataSource, Permission as PbPermission, Policy, Principal as PbPrincipal,
+        Rbac as PbRbac, SourcedMetadata,
         permission::Rule,
         principal::{Authenticated, Identifier},
         rbac::Action,
@@ -16,7 +17,10 @@ use super::{
     common, matchers,
     reject::{Decoder, unsupported},
 };
-use crate::model::authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy};
+use crate::model::{
+    authz::{Permission, Principal, Rbac, RbacAction, RbacPolicy},
+    metadata::MetadataMatcher,
+};
 
 /// Which filter the rules stand in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +107,7 @@ fn http_only<T>(
 
 fn permission(d: &mut Decoder, place: Place, value: PbPermission) -> Option<Permission> {
     let Some(rule) = value.rule else { return d.refused("has no rule") };
-    #[expect(deprecated, reason = "a deprecated rule that is set is refused too")]
+    #[expect(deprecated, reason = "a deprecated rule that is set is read too")]
     match rule {
         Rule::Any(any) => is_true(d, any).map(|()| Permission::Any),
         Rule::AndRules(set) => d.field("and_rules", |d| {
@@ -130,12 +134,28 @@ fn permission(d: &mut Decoder, place: Place, value: PbPermission) -> Option<Perm
         Rule::DestinationPortRange(range) => {
             d.field("destination_port_range", |d| port_range(d, range))
         }
-        Rule::Metadata(_) => d.not_supported("metadata"),
-        Rule::SourcedMetadata(_) => d.not_supported("sourced_metadata"),
+        Rule::Metadata(m) => {
+            http_only(d, place, "metadata", |d| matchers::metadata(d, m)).map(Permission::Metadata)
+        }
+        Rule::SourcedMetadata(m) => {
+            http_only(d, place, "sourced_metadata", |d| dynamic(d, m)).map(Permission::Metadata)
+        }
         Rule::RequestedServerName(_) => d.not_supported("requested_server_name"),
         Rule::Matcher(_) => d.not_supported("matcher"),
         Rule::UriTemplate(_) => d.not_supported("uri_template"),
     }
+}
+
+/// Metadata that filters have noted, as opposed to a route's own.
+fn dynamic(d: &mut Decoder, value: SourcedMetadata) -> Option<MetadataMatcher> {
+    let SourcedMetadata { metadata_matcher, metadata_source } = value;
+    if metadata_source != MetadataSource::Dynamic as i32 {
+        d.refuse_field("metadata_source", "only DYNAMIC is supported");
+    }
+    d.field("metadata_matcher", |d| match metadata_matcher {
+        Some(matcher) => matchers::metadata(d, matcher),
+        None => d.refused("is missing"),
+    })
 }
 
 fn port_range(d: &mut Decoder, range: Int32Range) -> Option<Permission> {
@@ -150,7 +170,7 @@ fn port_range(d: &mut Decoder, range: Int32Range) -> Option<Permission> {
 
 fn principal(d: &mut Decoder, place: Place, value: PbPrincipal) -> Option<Principal> {
     let Some(identifier) = value.identifier else { return d.refused("has no identifier") };
-    #[expect(deprecated, reason = "source_ip is still sent; the others are refused")]
+    #[expect(deprecated, reason = "source_ip and metadata are still sent")]
     match identifier {
         Identifier::Any(any) => is_true(d, any).map(|()| Principal::Any),
         Identifier::AndIds(set) => d.field("and_ids", |d| {
@@ -185,8 +205,12 @@ fn principal(d: &mut Decoder, place: Place, value: PbPrincipal) -> Option<Princi
         Identifier::UrlPath(p) => {
             http_only(d, place, "url_path", |d| matchers::path(d, p)).map(Principal::UrlPath)
         }
-        Identifier::Metadata(_) => d.not_supported("metadata"),
-        Identifier::SourcedMetadata(_) => d.not_supported("sourced_metadata"),
+        Identifier::Metadata(m) => {
+            http_only(d, place, "metadata", |d| matchers::metadata(d, m)).map(Principal::Metadata)
+        }
+        Identifier::SourcedMetadata(m) => {
+            http_only(d, place, "sourced_metadata", |d| dynamic(d, m)).map(Principal::Metadata)
+        }
         Identifier::FilterState(_) => d.not_supported("filter_state"),
         Identifier::Custom(_) => d.not_supported("custom"),
     }

@@ -20,8 +20,9 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 
 pub(super) use self::clusters::{check_weights, named_weight, one_cluster};
+pub(super) use self::matches::matches as route_match;
 use super::{
-    ResourceType, config_source, filters, header_mutation,
+    ResourceType, config_source, filters, header_mutation, rate_limits,
     reject::{Decoder, unsupported},
 };
 use crate::model::{
@@ -173,7 +174,7 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, virtual_clusters, rate_limits, hedge_policy, request_mirror_policies,
+        matcher, virtual_clusters, hedge_policy, request_mirror_policies,
         route_specifiers,
     );
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
@@ -187,6 +188,7 @@ fn virtual_host(
     };
     let headers = header_mutation::mutations(d, headers);
     let cors = filters::cors(d, cors);
+    let rate_limits = rate_limits::all(d, rate_limits).map(Arc::new);
     let per_filter = filters::per_filter(d, typed_per_filter_config);
     let on_demand = per_filter.as_ref().and_then(PerFilter::on_demand);
     if name.is_empty() {
@@ -236,11 +238,11 @@ fn virtual_host(
     };
     let mut routes = routes?;
     retry::inherit(&mut routes, &attempts);
-    if let Some(cors) = cors? {
-        for route in &mut routes {
-            if let RouteAction::Forward(action) = &mut route.action {
-                action.cors.push(Arc::clone(&cors));
-            }
+    let (cors, rate_limits) = (cors?, rate_limits?);
+    for route in &mut routes {
+        if let RouteAction::Forward(action) = &mut route.action {
+            action.cors.extend(cors.clone());
+            action.rate_limits.host = Arc::clone(&rate_limits);
         }
     }
     Some(VirtualHost {

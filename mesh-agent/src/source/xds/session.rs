@@ -10,6 +10,7 @@
 //! streams: what was accepted on one counts on the next.
 
 mod judge;
+mod refused;
 mod requests;
 mod scopes;
 mod settle;
@@ -40,7 +41,10 @@ use crate::{
     source::{Delivery, Raw, Update, watch::Delta},
 };
 
-pub use self::status::{TypeStatus, Warming};
+pub use self::{
+    refused::Refused,
+    status::{TypeStatus, Warming},
+};
 
 type Key = (ResourceType, Arc<str>);
 
@@ -271,20 +275,35 @@ impl Session {
     /// Time has passed.
     pub(super) fn on_time(&mut self, now: Now) {
         for kind in ResourceType::ALL {
-            while let Some(name) = self.table_mut(kind).lives.due(now.at) {
-                tracing::warn!(kind = kind.table(), %name, "the resource's time to live is over");
-                self.expired(kind, name);
-            }
-            while let Some(name) = self.table_mut(kind).waiting.due(now.at) {
-                tracing::warn!(kind = kind.table(), %name, "was asked for and did not come in time");
-                self.make_up(kind, &name);
-            }
-            while let Some(name) = self.table_mut(kind).grace.due(now.at) {
-                tracing::warn!(kind = kind.table(), %name, "is gone although something leads to it");
-                self.take_out(kind, &name);
-            }
+            let due = std::iter::from_fn(|| self.table_mut(kind).lives.due(now.at));
+            let due: Vec<_> = due.collect();
+            self.tell(kind, &due, "the resource's time to live is over", now);
+            due.into_iter().for_each(|name| self.expired(kind, name));
+
+            let due = std::iter::from_fn(|| self.table_mut(kind).waiting.due(now.at));
+            let due: Vec<_> = due.collect();
+            self.tell(kind, &due, "was asked for and did not come in time", now);
+            due.iter().for_each(|name| self.make_up(kind, name));
+
+            let due = std::iter::from_fn(|| self.table_mut(kind).grace.due(now.at));
+            let due: Vec<_> = due.collect();
+            self.tell(kind, &due, "is gone although something leads to it", now);
+            due.iter().for_each(|name| self.take_out(kind, name));
         }
         self.settle(now.at);
+    }
+
+    /// Logs what has become of resources; a server that has many of them, again and again,
+    /// must not fill the disk.
+    fn tell(&mut self, kind: ResourceType, names: &[Arc<str>], what: &'static str, now: Now) {
+        let told = self.table_mut(kind).telling.take(names.len(), now.at);
+        for name in names.iter().take(told) {
+            tracing::warn!(kind = kind.table(), %name, "{what}");
+        }
+        if (1..names.len()).contains(&told) {
+            let more = names.len() - told;
+            tracing::warn!(kind = kind.table(), more, "{what}");
+        }
     }
 
     /// Goes on as if the server had an empty resource of that name, as Envoy does, or
@@ -348,7 +367,7 @@ impl Session {
         if !self.whole && !self.is_whole(now.at) {
             return None;
         }
-        let refused = self.tables.iter().any(|table| table.refusing);
+        let refused = self.tables.iter().any(|table| !table.refused.is_empty());
         // That nothing is refused any more is news, even if nothing has changed.
         let mended = std::mem::replace(&mut self.refused, refused) && !refused;
         if self.whole && self.unsent.is_empty() && !mended {
@@ -387,7 +406,8 @@ impl Session {
         let by = *self.whole_by.get_or_insert(now + self.initial_fetch_timeout);
         let quiet = self.tables.iter().all(|t| t.pending.is_empty() && t.waiting.next().is_none());
         // Nothing at all, and something refused: that is no configuration to begin with.
-        let refused = self.unsent.is_empty() && self.tables.iter().any(|table| table.refusing);
+        let refused =
+            self.unsent.is_empty() && self.tables.iter().any(|table| !table.refused.is_empty());
         (quiet || by <= now) && !refused
     }
 }

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -22,14 +22,15 @@ const BUFFER_MIN_BYTES: usize = 8192;
 /// Bounds what is buffered per connection, each way.
 const BUFFER_MAX_BYTES: usize = 64 * 1024;
 
-type Connection<B> = http1::Connection<TokioIo<BoxedIo>, Upload<B>>;
+/// hyper has no name for one that may change its protocol.
+type Connection = dyn Future<Output = Result<(), hyper::Error>> + Send;
 
 /// A connection between requests, or in one.
 pub(super) struct Http1<B: UpstreamBody> {
     sender: http1::SendRequest<Upload<B>>,
     /// Boxed: it moves between pool and requests. `None` once it has ended, or has a
     /// task of its own.
-    connection: Option<Pin<Box<Connection<B>>>>,
+    connection: Option<Pin<Box<Connection>>>,
 }
 
 impl<B: UpstreamBody> Http1<B> {
@@ -42,7 +43,7 @@ impl<B: UpstreamBody> Http1<B> {
             .max_buf_size(head_max_bytes.clamp(BUFFER_MIN_BYTES, BUFFER_MAX_BYTES))
             .handshake(TokioIo::new(io))
             .await?;
-        Ok(Self { sender, connection: Some(Box::pin(connection)) })
+        Ok(Self { sender, connection: Some(Box::pin(connection.with_upgrades())) })
     }
 
     /// Moves bytes; the connection is let go of when it has ended.
@@ -95,8 +96,11 @@ impl<B: UpstreamBody> Http1<B> {
             error: failed.into_error(),
         })?;
         let uploading = sent.is_some_and(|sent| !sent.load(Ordering::Acquire));
-        if uploading && let Some(connection) = self.connection.take() {
-            // The response overtook the request. From here on it is driven as it is
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if (uploading || switching)
+            && let Some(connection) = self.connection.take()
+        {
+            // What has changed its protocol is handed over by hyper. Or the response overtook the request. From here on it is driven as it is
             // read, and a client may not read before it has sent everything: the
             // upload must not wait for that.
             tokio::spawn(connection);

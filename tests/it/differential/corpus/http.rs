@@ -30,12 +30,6 @@ fn cookies() -> Ask {
     get("/").with("cookie", "a=1").with("cookie", "b=2").http2()
 }
 
-fn scheme(cluster: &str) -> Ask {
-    let why = "to be mended: the scheme is not the client's";
-    let ask = get("/").with("x-forwarded-proto", "https");
-    if cluster == "h2" { ask.differs("upstream header :scheme", why) } else { ask }
-}
-
 /// What is sent no second time: the agent asks again where a kept connection ends under a
 /// GET, as RFC 9112 §9.3.1 lets it, and Envoy does not.
 fn cut() -> Ask {
@@ -79,7 +73,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/").http2()).asks(Ask::new("HEAD", "/").differs("header transfer-encoding", "the agent does not tell how a body would be framed that is not there")).asks(Ask::new("HEAD", "/").http2())
             .asks(Ask::new("OPTIONS", "*").is(404))
             .asks(Ask::new("OPTIONS", "/")).asks(Ask::new("DELETE", "/x"))
-            .asks(Ask::new("PATCH", "/x").body("patched")).asks(Ask::new("BREW", "/pot").is(400).differs("status", "to be mended: methods of one's own are let through"))
+            .asks(Ask::new("PATCH", "/x").body("patched")).asks(Ask::new("BREW", "/pot").is(400))
             .asks(get("http://absolute.test/path?q").host("other.test").differs("status", "two hosts that are not the same are refused"))
             .asks(post("five!")).asks(post("")).asks(post(&big)).asks(post("five!").http2()).asks(post(&big).http2())
             .asks(post("chunks").with("transfer-encoding", "chunked")).asks(post("").with("transfer-encoding", "chunked"))
@@ -99,7 +93,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/").hostless().is(400).differs("body", WORDS).differs("header content-length", WORDS).differs("header content-type", WORDS)).asks(get("/").host("").is(if cluster == "one" { 200 } else { 502 }).differs("status", "an empty host is refused")).asks(get("/").host("bad host").is(400))
             .asks(get("/").host("user@host").differs("status", "a host with a user is refused (RFC 9110 §4.2.4)")).asks(get("/").host("[::1]:80")));
         cases.push(case(if cluster == "one" { "claims-to-http1" } else { "claims-to-http2" }, to(cluster))
-            .asks(get("/").with("x-forwarded-for", "192.0.2.1")).asks(scheme(cluster))
+            .asks(get("/").with("x-forwarded-for", "192.0.2.1")).asks(get("/").with("x-forwarded-proto", "https"))
             .asks(get("/").with("x-forwarded-host", "h.test")).asks(get("/").with("x-request-id", "mine"))
             .asks(get("/").with("x-request-id", "4bf92f35-77b3-4da6-a3ce-929d0e0e4736"))
             .asks(get("/").with("via", "1.1 before")).asks(get("/").with("x-envoy-internal", "true"))
@@ -152,8 +146,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(Ask::new("POST", "/slow").with("content-type", "application/grpc+proto").body("").http2().answered(&json!({ "delay_ms": 1200 })))
             .asks(Ask::new("POST", "/teapot").with("content-type", "application/grpc").body("").http2())
             .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc").body("").http2())
-            .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc-web").body("").http2().is(404)
-                .differs("header content-length", "hyper tells the length of an empty body in HTTP/2 as well"))
+            .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc-web").body("").http2().is(404))
             .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc").body("")),
         case("codec-http1", to("one")).manager(json!({ "codec_type": "HTTP1" })).asks(get("/")),
         case("codec-http2", to("one")).manager(json!({ "codec_type": "HTTP2" })).asks(get("/").http2()),

@@ -6,8 +6,6 @@ use tests::corpus::Ask;
 use super::{Case, case, get, hosts, routes, to};
 
 const FRAGMENT: &str = "to be mended: a fragment is cut off";
-const UNREAD: &str = "to be mended: a connection whose request was not read to its end is kept";
-const EMPTY: &str = "hyper tells the length of an empty body in HTTP/2 as well";
 
 fn answers(status: u16, body: &str) -> Value {
     json!({ "status": status, "body": { "inline_string": body } })
@@ -164,12 +162,12 @@ fn actions() -> Vec<Case> {
         ])))
             .asks(get("/empty").is(204)).asks(get("/teapot").is(418)).asks(get("/error").is(503))
             .asks(Ask::new("HEAD", "/teapot").is(418)).asks(get("/teapot").http2().is(418))
-            .asks(Ask::new("POST", "/teapot").body("unread").is(418).differs("end", UNREAD).differs("header connection", UNREAD))
+            .asks(Ask::new("POST", "/teapot").body("unread").is(418))
             .asks(Ask::new("POST", "/teapot").with("content-type", "application/grpc").body("").http2()),
         redirects("redirect-host", &json!({ "host_redirect": "other.test" }))
-            .asks(get("/a?b=c").is(301)).asks(get("/a").host("test:8080").is(301)).asks(get("/a").http2().is(301).differs("header content-length", EMPTY)),
+            .asks(get("/a?b=c").is(301)).asks(get("/a").host("test:8080").is(301)).asks(get("/a").http2().is(301)),
         redirects("redirect-path", &json!({ "path_redirect": "/new" }))
-            .asks(get("/a?b=c").is(301)).asks(Ask::new("POST", "/a").body("x").is(301).differs("end", UNREAD).differs("header connection", UNREAD)),
+            .asks(get("/a?b=c").is(301)).asks(Ask::new("POST", "/a").body("x").is(301)),
         redirects("redirect-path-with-query", &json!({ "path_redirect": "/new?x=1" })).asks(get("/a?b=c").is(301)),
         redirects("redirect-strip-query", &json!({ "path_redirect": "/new", "strip_query": true })).asks(get("/a?b=c").is(301)),
         redirects("redirect-prefix", &json!({ "prefix_rewrite": "/new" })).asks(get("/a?b=c").is(301)).asks(get("/").is(301)),

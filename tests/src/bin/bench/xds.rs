@@ -17,7 +17,7 @@ use tests::{
     Agent, MeshConfig, Pod, Service, Testbed, control_plane::ControlPlane, eventually_within, http,
 };
 
-/// Clusters, of ten endpoints each.
+/// Clusters, of ten endpoints each, each with an opaque outbound listener.
 const SIZES: [u64; 3] = [1_000, 3_000, 10_000];
 const ENDPOINTS: u64 = 10;
 const CHANGES: usize = 60;
@@ -28,7 +28,9 @@ const LONG: Duration = Duration::from_secs(180);
 
 /// Measures and prints.
 pub(crate) fn show() {
-    println!("── configuration by delta ADS: {ENDPOINTS} endpoints a cluster");
+    println!(
+        "── configuration by delta ADS: {ENDPOINTS} endpoints and an outbound listener a cluster"
+    );
     println!(
         "  {:>9}{:>14}{:>12}{:>14}{:>26}{:>26}",
         "clusters",
@@ -82,7 +84,7 @@ fn of(clusters: u64) -> (f64, f64, Vec<Change>) {
 
     // Python makes the resources first; then they are there at once.
     let mut journal = Journal::at(&control_plane.journal());
-    let many = json!({ "clusters": clusters, "endpoints": ENDPOINTS });
+    let many = json!({ "clusters": clusters, "endpoints": ENDPOINTS, "listeners": true });
     let mut loaded = 0.0;
     if clusters > 0 {
         control_plane.behaves("many", many);

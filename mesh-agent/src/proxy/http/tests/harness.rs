@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderName, Request, Response, uri::Authority};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, uri::Authority};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -40,6 +40,7 @@ use crate::{
         },
         filter::{ChainFilter, PerFilter},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
+        http_options::HttpOptions,
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
             RouteSource, TerminalFilter,
@@ -50,6 +51,7 @@ use crate::{
             Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
         },
         socket::PodSockets,
+        upgrade::Upgrades,
         workload::{MtlsMode, Workload, WorkloadUid},
     },
     observe::{flags::ResponseFlag, metrics::Metrics},
@@ -137,6 +139,7 @@ pub(super) struct Setup {
     /// Of the virtual host.
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
+    pub(super) upgrades: Upgrades,
 }
 
 impl Setup {
@@ -153,6 +156,7 @@ impl Setup {
             filters: Vec::new(),
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
+            upgrades: Upgrades::default(),
         }
     }
 
@@ -188,6 +192,7 @@ fn cluster(
             weight: 1,
             health: Health::Healthy,
             labels: None,
+            check: None,
         })
     };
     let endpoints = address.into_iter().map(endpoint).collect();
@@ -314,7 +319,10 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
-        options: Arc::default(),
+        options: Arc::new(HttpOptions {
+            upgrades: setup.upgrades.clone(),
+            ..HttpOptions::default()
+        }),
         idle_timeout: setup.idle_timeout,
         stream_idle_timeout: setup.stream_idle_timeout,
         request_headers_timeout: setup.request_headers_timeout,
@@ -371,6 +379,8 @@ impl Mesh {
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
             breakers: Arc::default(),
+            filters: Arc::default(),
+            node_cluster: HeaderValue::from_static("mesh"),
             pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
         };
         let (records, drain) = (Arc::default(), CancellationToken::new());

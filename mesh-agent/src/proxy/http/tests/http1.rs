@@ -80,9 +80,9 @@ async fn the_agent_answers_for_itself() {
         ),
         (
             "GET / HTTP/1.1\r\nhost: app.test\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
-            "501 Not Implemented",
-            "not supported by this proxy",
-            "DPE",
+            "403 Forbidden",
+            "",
+            "-",
         ),
     ] {
         let silent = raw_upstream(|stream, _| async move {

@@ -94,6 +94,12 @@ async fn malformed_requests_are_400() {
     for request in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         b"GET / HTTP/1.0\r\n\r\n",
+        b"get / HTTP/1.1\r\nhost: app.test\r\n\r\n",
+        b"BREW / HTTP/1.1\r\nhost: app.test\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: app.test\r\nconnection: close, Host\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: app.test\r\nconnection: x-forwarded-for\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: app.test\r\nconnection: :path\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: app.test\r\nconnection: a,b,c,d,e,f,g,h,i,j\r\n\r\n",
         b"GET / HTTP/1.1\nhost: app.test\n\n",
         b"GET  / HTTP/1.1\r\nhost: app.test\r\n\r\n",
         b"GET /  HTTP/1.1\r\nhost: app.test\r\n\r\n",

@@ -6,7 +6,11 @@ use crate::{
         cluster::{Endpoint, Health, LoadAssignment, Tunnel},
         hash_policy::{HashInput, HashPolicy},
     },
-    route::{Choice, lb::tests::balanced, request_hash},
+    route::{
+        Choice,
+        lb::tests::{at, balanced},
+        request_hash,
+    },
 };
 
 const RING: LbPolicy =
@@ -92,6 +96,7 @@ fn assignment(weights: &[(u16, u32)]) -> Arc<LoadAssignment> {
             weight: *weight,
             health: Health::Healthy,
             labels: None,
+            check: None,
         })
     };
     Arc::new(LoadAssignment::of(weights.iter().map(endpoint).collect()))
@@ -99,7 +104,7 @@ fn assignment(weights: &[(u16, u32)]) -> Arc<LoadAssignment> {
 
 fn port(policy: LbPolicy, assignment: &Arc<LoadAssignment>, choice: Choice<'_>) -> u16 {
     let (balancers, cluster) = balanced(policy);
-    let picked = balancers.pick(&cluster, assignment, choice, &mut |_| 0);
+    let picked = balancers.pick(&cluster, assignment, choice, at(), &mut |_| 0);
     picked.unwrap().0.address.port()
 }
 
@@ -163,7 +168,7 @@ fn without_a_hash_it_is_chance() {
     };
     let mut seen = [0; 3];
     for _ in 0..100 {
-        let picked = balancers.pick(&cluster, &assignment, Choice::default(), &mut random);
+        let picked = balancers.pick(&cluster, &assignment, Choice::default(), at(), &mut random);
         seen[usize::from(picked.unwrap().0.address.port())] += 1;
     }
     assert!(seen[1] > 10 && seen[2] > 10, "{seen:?}");

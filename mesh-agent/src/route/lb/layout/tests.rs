@@ -74,7 +74,7 @@ fn localities_share_as_envoys_table_says() {
         ];
         let assignment = LoadAssignment { localities, ..LoadAssignment::default() };
         let balancing = Balancing { locality_weighted: true, ..Balancing::default() };
-        let parts = layout(&assignment, balancing, &|e| e.health);
+        let parts = layout(&assignment, &balancing, &Standing::configured);
         let [part] = &parts[..] else { panic!("{parts:?}") };
         let weight = |zone: &str| {
             let group = part.groups.iter().find(|group| group.place.unwrap().zone == zone);
@@ -96,7 +96,7 @@ fn a_prioritys_health_may_go_by_weight() {
     ];
     let by_number = LoadAssignment { localities, ..LoadAssignment::default() };
     let percents = |assignment: &LoadAssignment| -> Vec<_> {
-        layout(assignment, Balancing::default(), &|e| e.health)
+        layout(assignment, &Balancing::default(), &Standing::configured)
             .iter()
             .map(|part| part.percent)
             .collect()

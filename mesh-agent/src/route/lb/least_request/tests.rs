@@ -2,7 +2,7 @@ use crate::{
     model::cluster::LbPolicy,
     route::{
         Choice,
-        lb::tests::{Noise, assignment, balanced, counts},
+        lb::tests::{Noise, assignment, at, balanced, counts},
     },
 };
 
@@ -18,7 +18,7 @@ fn the_less_loaded_of_the_drawn_is_picked() {
         // The draws beyond the two are the balancer's start.
         let mut random = |bound: u32| if bound == u32::MAX { 0 } else { draws.next().unwrap() };
         let (endpoint, guard) =
-            balancers.pick(&cluster, &assignment, Choice::default(), &mut random).unwrap();
+            balancers.pick(&cluster, &assignment, Choice::default(), at(), &mut random).unwrap();
         assert_eq!(endpoint, assignment.localities[0].endpoints[expected]);
         held.push(guard);
     }
@@ -49,13 +49,16 @@ fn requests_in_flight_spread_by_weight() {
     let mut held = Vec::new();
     for _ in 0..400 {
         held.push(
-            balancers.pick(&cluster, &assignment, Choice::default(), &mut noise.draw()).unwrap(),
+            balancers
+                .pick(&cluster, &assignment, Choice::default(), at(), &mut noise.draw())
+                .unwrap(),
         );
     }
     let active =
         |i: usize| balancers.active(&cluster.name, assignment.localities[0].endpoints[i].address);
     assert_eq!(active(0) + active(1), 400);
-    assert!(active(0).abs_diff(100) <= 10, "{}", active(0));
+    // As Envoy: whose weight is 3 has as much more in flight as the root of that.
+    assert!(active(0).abs_diff(146) <= 10, "{}", active(0));
 }
 
 #[test]
@@ -66,8 +69,9 @@ fn a_slow_endpoint_gets_little() {
     let mut stuck = Vec::new();
     let mut picks = 0;
     for _ in 0..3000 {
-        let (endpoint, guard) =
-            balancers.pick(&cluster, &assignment, Choice::default(), &mut noise.draw()).unwrap();
+        let (endpoint, guard) = balancers
+            .pick(&cluster, &assignment, Choice::default(), at(), &mut noise.draw())
+            .unwrap();
         if endpoint == assignment.localities[0].endpoints[0] {
             picks += 1;
             stuck.push(guard);
@@ -85,9 +89,9 @@ fn a_choice_count_of_any_size_is_answered() {
         assert!(counts(&balancers, &cluster, &assignment, 100).iter().sum::<u32>() == 100);
     }
     let (balancers, cluster) = balanced(TWO);
-    let none = balancers.pick(&cluster, &assignment(&[]), Choice::default(), &mut |_| 0);
+    let none = balancers.pick(&cluster, &assignment(&[]), Choice::default(), at(), &mut |_| 0);
     assert!(none.is_none());
     let broken =
-        balancers.pick(&cluster, &assignment(&[1, 2]), Choice::default(), &mut |_| u32::MAX);
+        balancers.pick(&cluster, &assignment(&[1, 2]), Choice::default(), at(), &mut |_| u32::MAX);
     assert!(broken.is_some());
 }

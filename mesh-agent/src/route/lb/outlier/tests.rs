@@ -6,7 +6,10 @@ use crate::{
         Balancing, Cluster, Discovery, FailurePercentage, LbPolicy, Monitoring, SuccessRate,
     },
     policy::fixtures::{cluster, snapshot},
-    route::lb::{Balancers, Choice, tests::assignment},
+    route::lb::{
+        Balancers, Choice,
+        tests::{assignment, at},
+    },
     snapshot::Snapshot,
 };
 
@@ -23,7 +26,8 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 
 impl Play {
     fn new(hosts: usize, config: OutlierDetection) -> Self {
-        let monitoring = Monitoring { outlier_detection: Some(Arc::new(config)) };
+        let monitoring =
+            Monitoring { outlier_detection: Some(Arc::new(config)), health_check: None };
         let balancing = Balancing { panic_threshold: 0, ..Balancing::default() };
         let discovery = Discovery::Static(assignment(&vec![1; hosts]));
         let cluster = cluster("c", LbPolicy::RoundRobin, discovery);
@@ -46,7 +50,7 @@ impl Play {
             .find_map(|_| {
                 let choice = Choice::default();
                 let (endpoint, load) =
-                    self.balancers.pick(&self.cluster, &assignment, choice, &mut |_| 0)?;
+                    self.balancers.pick(&self.cluster, &assignment, choice, at(), &mut |_| 0)?;
                 let is = endpoint.address.to_string() == format!("10.3.0.{host}:80");
                 is.then(|| load.reporter())
             })
@@ -67,7 +71,7 @@ impl Play {
         let mut taken: Vec<u8> = (0..50)
             .filter_map(|_| {
                 let choice = Choice::default();
-                self.balancers.pick(&self.cluster, &assignment, choice, &mut |_| 0)
+                self.balancers.pick(&self.cluster, &assignment, choice, at(), &mut |_| 0)
             })
             .map(|(endpoint, _)| match endpoint.address.ip() {
                 std::net::IpAddr::V4(ip) => ip.octets()[3],

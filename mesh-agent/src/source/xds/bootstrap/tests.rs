@@ -216,7 +216,7 @@ static_resources:
         (
             "    load_assignment:\n      endpoints:\n      - lb",
             "    health_checks: [{}]\n    load_assignment:\n      endpoints:\n      - lb",
-            "static_resources.clusters[traffic].health_checks: is not supported",
+            "static_resources.clusters[traffic].health_checks[0].timeout: is missing",
         ),
         ("{address: 10.0.0.1,", "{address: name.example,", "`name.example` is not an IP address"),
     ] {

@@ -46,7 +46,7 @@ pub(super) struct Fields {
 }
 
 /// Of a listener that is no gateway's.
-pub(super) fn refuse(d: &mut Decoder, fields: &Fields) -> Option<Option<Gateway>> {
+pub(super) fn refuse(d: &mut Decoder, fields: Fields) -> Option<Option<Gateway>> {
     let Fields { listener_filters, listener_filters_timeout, tcp_backlog_size, freebind } = fields;
     unsupported!(d; listener_filters_timeout, tcp_backlog_size, freebind);
     for (i, filter) in listener_filters.iter().enumerate() {

@@ -22,8 +22,9 @@ use envoy_types::pb::{
 
 use super::{
     super::{
-        circuit_breakers, common, filters, matchers,
+        balancing, circuit_breakers, common, filters, matchers, rate_limits,
         reject::{Decoder, unsupported},
+        upgrades,
     },
     clusters::{authority, weighted_clusters},
     hash_policy, retry,
@@ -78,12 +79,15 @@ pub(super) fn forward(
     } = value;
     unsupported!(
         d;
-        metadata_match, path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        rate_limits, include_vh_rate_limits, upgrade_configs, internal_redirect_policy,
+        path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
+        internal_redirect_policy,
         internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
+    let metadata_match = balancing::metadata_match(metadata_match);
     let hash_policy = hash_policy::policies(d, hash_policy);
+    let upgrades = upgrades::of_route(d, upgrade_configs);
     let cors = filters::cors(d, cors);
+    let rate_limits = rate_limits::of_route(d, rate_limits, include_vh_rate_limits);
     let high_priority = circuit_breakers::is_high(d, priority);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let clusters = match cluster_specifier {
@@ -92,7 +96,11 @@ pub(super) fn forward(
         }
         Some(ClusterSpecifier::Cluster(name)) => Some(Clusters::One(ClusterName(name.into()))),
         Some(ClusterSpecifier::WeightedClusters(value)) => {
-            d.field("weighted_clusters", |d| weighted_clusters(d, value)).map(Clusters::Weighted)
+            let weighted = d.field("weighted_clusters", |d| weighted_clusters(d, value));
+            weighted.map(|mut weighted| {
+                weighted.ask_besides(metadata_match.as_deref());
+                Clusters::Weighted(weighted)
+            })
         }
         Some(ClusterSpecifier::ClusterHeader(name)) => {
             d.field("cluster_header", |d| matchers::header_name(d, &name)).map(Clusters::Header)
@@ -166,7 +174,10 @@ pub(super) fn forward(
         append_x_forwarded_host,
         high_priority: high_priority?,
         hash_policy: hash_policy?,
+        metadata_match,
         cors: cors?.into_iter().collect(),
+        upgrades: upgrades?,
+        rate_limits: rate_limits?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }

@@ -7,10 +7,7 @@ use envoy_types::pb::envoy::config::route::v3::{
     weighted_cluster::{ClusterWeight, RandomValueSpecifier, cluster_weight::HostRewriteSpecifier},
 };
 
-use super::super::{
-    filters, header_mutation, matchers,
-    reject::{Decoder, unsupported},
-};
+use super::super::{balancing, filters, header_mutation, matchers, reject::Decoder};
 use crate::model::{
     cluster::ClusterName,
     listener::WeightedCluster,
@@ -66,7 +63,6 @@ fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster>
         typed_per_filter_config,
         host_rewrite_specifier,
     } = value;
-    unsupported!(d; metadata_match);
     let headers = header_mutation::Fields {
         request_headers_to_add,
         request_headers_to_remove,
@@ -99,6 +95,7 @@ fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster>
         host_rewrite: host_rewrite?,
         headers: headers?,
         per_filter: per_filter?,
+        metadata_match: balancing::metadata_match(metadata_match),
     })
 }
 

@@ -24,7 +24,7 @@ use crate::model::{
     route::{CookieMatcher, PathMatch, QueryParameterMatcher, RouteMatch},
 };
 
-pub(super) fn matches(d: &mut Decoder, value: PbRouteMatch) -> Option<RouteMatch> {
+pub(in crate::source::xds) fn matches(d: &mut Decoder, value: PbRouteMatch) -> Option<RouteMatch> {
     let PbRouteMatch {
         case_sensitive,
         runtime_fraction,

@@ -65,13 +65,17 @@ impl Session {
         let Some(kind) = self.of_url(stream, &type_url) else { return };
         let digest = digest_of(resources.iter().map(|any| any.value.as_slice()));
         let mut judgement = Judgement::default();
+        let table = self.table_mut(kind);
+        table.hear(table.is_wildcard());
         for (i, any) in resources.into_iter().enumerate() {
             let wrapped = if any.type_url.ends_with(&Wrapped::full_name()) {
                 match Wrapped::decode(any.value.as_slice()) {
                     Ok(wrapped) => wrapped,
                     Err(error) => {
                         let path = format!("{}: resources[{i}]", kind.table());
-                        judgement.rejected.push(rejection(&path, error.to_string()));
+                        let refused = rejection(&path, error.to_string());
+                        self.table_mut(kind).judged("", std::slice::from_ref(&refused), now.wall);
+                        judgement.rejected.push(refused);
                         continue;
                     }
                 }
@@ -117,6 +121,7 @@ impl Session {
         let mentioned = resources.iter().map(|wrapped| &wrapped.name).chain(&removed_resources);
         let keys = self.kept_keys(kind, &mentioned.map(String::as_str).collect());
         let mut judgement = Judgement { keys, ..Judgement::default() };
+        self.table_mut(kind).hear(false);
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
@@ -144,6 +149,7 @@ impl Session {
     /// The server has no such resource, or has it no longer.
     fn removed(&mut self, kind: ResourceType, name: Arc<str>) {
         let table = self.table_mut(kind);
+        table.refused.clear(&name);
         if table.fixed.contains(&name) {
             return;
         }
@@ -178,6 +184,7 @@ impl Session {
         };
         let (kind, told) = (table.kind, reasons.iter().map(ToString::to_string));
         let digest = digest_of(told.collect::<Vec<_>>().iter().map(String::as_bytes));
+        self.table_mut(kind).judged("", &reasons, now.wall);
         self.answer(kind, String::new(), digest, reasons, now);
     }
 
@@ -196,6 +203,28 @@ impl Session {
     }
 
     fn judge(
+        &mut self,
+        kind: ResourceType,
+        at: usize,
+        mut wrapped: Wrapped,
+        now: Now,
+        judgement: &mut Judgement,
+    ) {
+        let value = wrapped.resource.as_ref().map(|any| any.value.as_slice());
+        if wrapped.name.is_empty() {
+            wrapped.name = value.and_then(xds::name_of).unwrap_or_default();
+        }
+        let (name, is_heartbeat) = (wrapped.name.clone(), value.is_none());
+        let known = judgement.rejected.len();
+        self.judge_one(kind, at, wrapped, now, judgement);
+        let refused = judgement.rejected.get(known..).unwrap_or_default();
+        // What the server has, and confirms, is what was refused.
+        if !(is_heartbeat && refused.is_empty()) {
+            self.table_mut(kind).judged(&name, refused, now.wall);
+        }
+    }
+
+    fn judge_one(
         &mut self,
         kind: ResourceType,
         at: usize,
@@ -233,9 +262,7 @@ impl Session {
             }
             return;
         };
-        let given =
-            if name.is_empty() { xds::name_of(&any.value).unwrap_or_default() } else { name };
-        let name: Arc<str> = given.into();
+        let name: Arc<str> = name.into();
         let path = || format!("{}[{name}]", kind.table());
         let refused = if name.is_empty() {
             Some(rejection(&place(), "has no name that could be read"))
@@ -336,7 +363,10 @@ impl Session {
             });
             if let Some((owner, address)) = clash {
                 let reason = format!("{address} is the address of listener `{owner}`");
-                judgement.rejected.push(rejection(&format!("listeners[{name}].address"), reason));
+                let refused = rejection(&format!("listeners[{name}].address"), reason);
+                let table = self.table_mut(ResourceType::Listener);
+                table.judged(&name, std::slice::from_ref(&refused), now.wall);
+                judgement.rejected.push(refused);
                 continue;
             }
             self.table_mut(ResourceType::Listener).accept(Arc::clone(&name), held);
@@ -436,12 +466,10 @@ impl Session {
             table.refusals.clear();
             table.last_ack = Some(now.wall);
             table.acks += 1;
-            table.refusing = false;
             Reply { nonce, error: None, at: now.at }
         } else {
             let (new, pause) = table.refusals.note(digest);
             table.nacks += 1;
-            table.refusing = true;
             let told = if new { table.telling.take(rejected.len(), now.at) } else { 0 };
             let total = rejected.len();
             let reasons: Vec<_> =
@@ -513,8 +541,16 @@ pub(super) fn decode(
     version: &str,
     any: &Any,
 ) -> Result<(Held, Vec<Reference>), Vec<RejectedResource>> {
-    let (resource, references) = xds::decode_strict(&any.type_url, &any.value)?;
     let path = format!("{}[{name}]", kind.table());
+    let (resource, references) = xds::decode_strict(&any.type_url, &any.value).map_err(|all| {
+        // What can't be read does not say its name.
+        let nameless = format!("{}[]", kind.table());
+        let named = |RejectedResource { path: at, reason }| match at.strip_prefix(&nameless) {
+            Some(field) => rejection(&format!("{path}{field}"), reason),
+            None => RejectedResource { path: at, reason },
+        };
+        all.into_iter().map(named).collect::<Vec<_>>()
+    })?;
     let resource = match resource {
         // Its own name is not what it is asked for by.
         Resource::VirtualHost(_, host) => Resource::VirtualHost(Arc::clone(name), host),

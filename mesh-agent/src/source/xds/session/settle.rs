@@ -15,7 +15,7 @@ use std::{
 use super::{
     Key, Session, Variant,
     judge::decode_again,
-    table::{Body, Held, Needs, Table},
+    table::{Body, Needs, Table, namespace},
 };
 use crate::source::xds::ResourceType as Type;
 
@@ -272,6 +272,7 @@ impl Session {
             table.absent.retain(|name| !named.contains(name));
         }
         let dropped: Vec<_> = table.wanted.difference(&wanted).cloned().collect();
+        let changed: Vec<_> = table.wanted.symmetric_difference(&wanted).cloned().collect();
         table.optional = wanted.difference(&needed).cloned().collect();
         let mut nowhere = Vec::new();
         for name in &wanted {
@@ -293,27 +294,41 @@ impl Session {
             table.timeouts.remove(&name);
             table.waiting.clear(&name);
             table.absent.remove(&name);
+            table.refused.clear(&name);
             table.forget(&name);
             table.remove(&name);
         }
-        let heard = kind == Type::VirtualHost && self.place_hosts();
+        let heard = kind == Type::VirtualHost && self.place_hosts(&changed);
         nowhere.iter().for_each(|name| self.make_up(kind, name));
         self.remove_unneeded(kind);
         heard || !nowhere.is_empty()
     }
 
     /// Takes virtual hosts out of force whose route configuration is gone, and has those put
-    /// in whose is there (again). Whether there is more to settle.
-    fn place_hosts(&mut self) -> bool {
+    /// in whose is there (again). `changed`: the names that are wanted now and were not, and
+    /// the other way about. Whether there is more to settle.
+    fn place_hosts(&mut self, changed: &[Arc<str>]) -> bool {
         let table = self.table_mut(Type::VirtualHost);
-        let unplaced = table.in_force.keys().filter(|name| !table.has_place_for(name));
-        let unplaced: Vec<_> = unplaced.cloned().collect();
-        table.leaving.extend(unplaced);
-        let misplaced = |(name, _): &(&Arc<str>, &Held)| {
-            table.has_place_for(name) && !table.in_force.contains_key(*name)
+        // A host that a request asks for is no reason to look at all the others.
+        let all = changed.iter().any(|name| namespace(name).is_empty());
+        let unplaced =
+            |name: &&Arc<str>| table.in_force.contains_key(*name) && !table.has_place_for(name);
+        let misplaced = |name: &&Arc<str>| {
+            table.accepted.contains_key(*name)
+                && !table.in_force.contains_key(*name)
+                && table.has_place_for(name)
         };
-        let placed = table.accepted.iter().filter(misplaced);
-        let placed: Vec<_> = placed.map(|(name, _)| Arc::clone(name)).collect();
+        let (gone, placed): (Vec<_>, Vec<_>) = match all {
+            true => (
+                table.in_force.keys().filter(unplaced).cloned().collect(),
+                table.accepted.keys().filter(misplaced).cloned().collect(),
+            ),
+            false => (
+                changed.iter().filter(unplaced).cloned().collect(),
+                changed.iter().filter(misplaced).cloned().collect(),
+            ),
+        };
+        table.leaving.extend(gone);
         let mut changed = false;
         for name in placed {
             let Some(held) = table.accepted.get_mut(&name) else { continue };

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::Session;
+use super::{Session, refused::Refused};
 use crate::source::xds::ResourceType;
 
 /// One type of resources.
@@ -17,8 +17,10 @@ pub struct TypeStatus {
     pub last_ack: Option<SystemTime>,
     /// When and why something was refused last.
     pub last_nack: Option<(SystemTime, Vec<String>)>,
-    /// Whether what was refused last has not been made good.
+    /// Whether something that was refused has not been made good.
     pub refusing: bool,
+    /// What that is, by name, up to fifty.
+    pub refused: Vec<Refused>,
     pub acks: u64,
     pub nacks: u64,
     /// How many resources are accepted.
@@ -33,8 +35,8 @@ pub struct Warming {
     pub waits_for: String,
 }
 
-/// More than this many warming resources are not listed.
-const WARMING_MAX: usize = 50;
+/// More than this many warming or refused resources are not listed.
+const LISTED_MAX: usize = 50;
 
 impl Session {
     /// The types that a stream carries.
@@ -45,7 +47,7 @@ impl Session {
 
     fn type_status(&self, kind: ResourceType) -> TypeStatus {
         let table = self.table(kind);
-        let warming = table.pending.iter().take(WARMING_MAX).map(|name| {
+        let warming = table.pending.iter().take(LISTED_MAX).map(|name| {
             let needs = table.accepted.get(name).map(|held| &held.needs);
             let missing = needs.and_then(|needs| self.lacks(kind, name, needs));
             let waits_for = match missing {
@@ -63,7 +65,8 @@ impl Session {
             version: table.version.clone(),
             last_ack: table.last_ack,
             last_nack: table.last_nack.clone(),
-            refusing: table.refusing,
+            refusing: !table.refused.is_empty(),
+            refused: table.refused.iter().take(LISTED_MAX).cloned().collect(),
             acks: table.acks,
             nacks: table.nacks,
             accepted: table.accepted.len() - table.made_up.len(),

@@ -7,9 +7,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::timers::Timers;
+use super::{refused::RefusedByName, timers::Timers};
 use crate::{
     model::{cluster::ClusterName, listener::Direction, scope::ScopeKey},
+    snapshot::RejectedResource,
     source::xds::{Resource, ResourceType, scopes::ALL},
 };
 
@@ -297,14 +298,15 @@ pub(super) struct Table {
     pub(super) reworded: bool,
     /// Whether a response ever came.
     pub(super) received: bool,
+    /// Whether one came on this stream.
+    pub(super) heard: bool,
     pub(super) replies: VecDeque<Reply>,
     pub(super) refusals: Refusals,
     pub(super) telling: Telling,
 
     pub(super) last_ack: Option<SystemTime>,
     pub(super) last_nack: Option<(SystemTime, Vec<String>)>,
-    /// Whether what was refused last has not been made good.
-    pub(super) refusing: bool,
+    pub(super) refused: RefusedByName,
     pub(super) acks: u64,
     pub(super) nacks: u64,
 }
@@ -341,12 +343,13 @@ impl Table {
             passed_over: false,
             reworded: false,
             received: false,
+            heard: false,
             replies: VecDeque::new(),
             refusals: Refusals::default(),
             telling: Telling::default(),
             last_ack: None,
             last_nack: None,
-            refusing: false,
+            refused: RefusedByName::default(),
             acks: 0,
             nacks: 0,
         }
@@ -408,6 +411,7 @@ impl Table {
     pub(super) fn reset_stream(&mut self) {
         self.nonce.clear();
         self.opened = false;
+        self.heard = false;
         self.subscribed.clear();
         self.forgotten.clear();
         self.passed_over = false;
@@ -416,6 +420,25 @@ impl Table {
         self.waiting.clear_all();
         // Scopes that were no longer needed can be done without now.
         self.renamed |= self.kind == ResourceType::Scope;
+    }
+
+    /// A response comes, which says `all` there is or what is new. Everything that was
+    /// refused and is still there is said again by it, or by a new stream's first.
+    pub(super) fn hear(&mut self, all: bool) {
+        if !std::mem::replace(&mut self.heard, true) || all {
+            self.refused.clear_all();
+        }
+        self.refused.clear("");
+    }
+
+    /// Takes note of what a response had refused of the resource `name`, if anything.
+    pub(super) fn judged(&mut self, name: &str, refused: &[RejectedResource], at: SystemTime) {
+        match refused {
+            [] => self.refused.clear(name),
+            // Nobody would say of one that is not wanted that it is no more.
+            reasons if self.wants(name) => self.refused.note(name, reasons, at),
+            reasons => self.refused.note("", reasons, at),
+        }
     }
 
     pub(super) fn accept(&mut self, name: Arc<str>, held: Held) {

@@ -100,6 +100,68 @@ fn good_resources_apply_and_the_bad_one_is_refused_by_name() {
     bench.expect_in_force(&["cds/a", "cds/b", "eds/a:1", "eds/b:1", "lds/l"]);
 }
 
+/// What is refused of clusters, by name, with where the first reason is.
+fn refused(bench: &Bench) -> Vec<(String, String)> {
+    let types = bench.session.status();
+    let clusters = types.iter().find(|of| of.kind == "clusters").unwrap();
+    assert_eq!(clusters.refusing, !clusters.refused.is_empty());
+    let place = |reason: &String| reason.split(": ").next().unwrap_or_default().to_owned();
+    clusters.refused.iter().map(|r| (r.name.to_string(), place(&r.reasons[0]))).collect()
+}
+
+#[test]
+fn what_is_refused_stays_so_until_it_is_made_good_whatever_else_is_accepted() {
+    let of = |name: &str| (name.to_owned(), format!("clusters[{name}].lb_policy"));
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(CDS, "c2", &[("a", bad_cluster("a"))], &[]);
+    assert_eq!(refused(&bench), [of("a")]);
+    // Another one is accepted, and a third refused, and goes.
+    bench.tells(CDS, "c3", &[("b", cluster("b")), ("c", bad_cluster("c"))], &[]);
+    bench.tells(CDS, "c4", &[("b", cluster("b"))], &[]);
+    assert_eq!(refused(&bench), [of("a"), of("c")]);
+    bench.tells(CDS, "c5", &[], &["c"]);
+    assert_eq!(refused(&bench), [of("a")]);
+    // The server goes back to what is in force.
+    bench.tells(CDS, "c6", &[("a", cluster("a"))], &[]);
+    assert_eq!(refused(&bench), []);
+
+    // A new stream's server says again what it has.
+    bench.tells(CDS, "c7", &[("a", bad_cluster("a"))], &[]);
+    bench.reconnect();
+    assert_eq!(refused(&bench), [of("a")]);
+    bench.tells(CDS, "d1", &[("b", cluster("b"))], &[]);
+    assert_eq!(refused(&bench), []);
+}
+
+#[test]
+fn ever_new_names_that_are_refused_take_no_more_than_their_room() {
+    let mut bench = Bench::delta_with_one_service();
+    for i in 0..30 {
+        let names: Vec<_> = (0..50).map(|j| format!("b{i}-{j}")).collect();
+        let bad: Vec<_> = names.iter().map(|n| (n.as_str(), bad_cluster(n))).collect();
+        bench.tells(CDS, &format!("c{i}"), &bad, &[]);
+        while bench.session.poll_request(0, bench.now).is_some() {}
+    }
+    let clusters = bench.session.table(ResourceType::Cluster);
+    assert!((1000..=1001).contains(&clusters.refused.iter().count()));
+    assert_eq!(refused(&bench).len(), 50);
+    bench.tells(CDS, "d", &[(&*"n".repeat(1 << 20), bad_cluster(&"n".repeat(1 << 20)))], &[]);
+    let longest = bench.session.table(ResourceType::Cluster).refused.iter().map(|r| r.name.len());
+    assert!(longest.max() < Some(1 << 10));
+}
+
+#[test]
+fn what_can_not_be_read_is_refused_by_the_name_it_was_sent_by() {
+    let mut bench = Bench::delta_with_one_service();
+    // A listener's bytes, cut short.
+    let Any { mut value, .. } = tcp_listener("l", 80, "a");
+    value.truncate(value.len() - 1);
+    bench.tells(CDS, "c2", &[("a", Any { type_url: CDS.to_owned(), value })], &[]);
+    let error = bench.subscribes().error_detail.unwrap().message;
+    assert!(error.starts_with("clusters[a]: is not a valid envoy.config"), "{error}");
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+}
+
 #[test]
 fn a_change_of_endpoints_is_one_update_of_one_table() {
     let mut bench = Bench::delta_with_one_service();

@@ -1,5 +1,7 @@
 //! The state-of-the-world variant, request by request.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use envoy_types::pb::{
     envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource},
     google::protobuf,
@@ -284,6 +286,46 @@ fn a_time_to_live_is_honoured_and_a_heartbeat_prolongs_it() {
     bench.expect_in_force(&with_b);
     bench.after(Duration::from_secs(3));
     bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l", "rds/r"]);
+}
+
+#[test]
+fn many_ends_at_once_do_not_fill_the_log() {
+    /// Counts what is logged.
+    struct Lines(Arc<AtomicUsize>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+            self.0.fetch_add(lines, Ordering::Relaxed);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&lines);
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(move || Lines(Arc::clone(&counted))).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let mut bench = Bench::with_one_service();
+        for round in 0..3 {
+            let brief = |i: usize| {
+                let wrapped = Resource {
+                    name: format!("b{i}"),
+                    resource: Some(cluster(&format!("b{i}"))),
+                    ttl: Some(protobuf::Duration::default()),
+                    ..Resource::default()
+                };
+                Any { type_url: Resource::type_url(), value: wrapped.encode_to_vec() }
+            };
+            let all = (0..500).map(brief).chain([cluster("a")]).collect();
+            bench.says(CDS, &format!("v{round}"), &format!("c{round}"), all);
+            bench.after(Duration::ZERO);
+            assert_eq!(bench.session.table(ResourceType::Cluster).accepted.len(), 1);
+        }
+    });
+    let lines = lines.load(Ordering::Relaxed);
+    assert!((100..=110).contains(&lines), "{lines} lines");
 }
 
 #[test]

@@ -1,0 +1,74 @@
+//! Messages of a unary gRPC call: one each way.
+//!
+//! Spec: gRPC over HTTP/2, `Length-Prefixed-Message`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+
+/// A flag byte and a length.
+pub const PREFIX_BYTES: usize = 5;
+
+/// Why bytes are no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum GrpcMessageError {
+    #[error("the gRPC answer has no message")]
+    Missing,
+    #[error("the gRPC answer is compressed, which was not asked for")]
+    Compressed,
+    #[error("the gRPC answer has not the length that it says, or is several messages")]
+    Length,
+    #[error("the gRPC answer is not the message that it should be")]
+    Message(#[source] prost::DecodeError),
+}
+
+/// A message with its prefix.
+pub fn encode(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut out = BytesMut::with_capacity(PREFIX_BYTES + length);
+    out.put_u8(0);
+    // Larger messages are refused by who encodes them.
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    out.put(message.encode_to_vec().as_slice());
+    out.freeze()
+}
+
+/// The only message of an answer.
+///
+/// # Errors
+/// [`GrpcMessageError`]
+pub fn decode<M: Message + Default>(mut answer: &[u8]) -> Result<M, GrpcMessageError> {
+    let Some((prefix, rest)) = answer.split_first_chunk::<PREFIX_BYTES>() else {
+        return Err(GrpcMessageError::Missing);
+    };
+    answer = rest;
+    let [flag, length @ ..] = *prefix;
+    if flag != 0 {
+        return Err(GrpcMessageError::Compressed);
+    }
+    if usize::try_from(u32::from_be_bytes(length)) != Ok(answer.len()) {
+        return Err(GrpcMessageError::Length);
+    }
+    M::decode(answer).map_err(GrpcMessageError::Message)
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::google::protobuf::StringValue;
+
+    use super::*;
+
+    #[test]
+    fn a_message_comes_back_and_nothing_else_does() {
+        let message = StringValue { value: "x".repeat(300) };
+        let bytes = encode(&message);
+        assert_eq!(decode::<StringValue>(&bytes).unwrap(), message);
+        let check = |bytes: &[u8]| decode::<StringValue>(bytes).unwrap_err().to_string();
+        assert!(check(&bytes[..4]).contains("no message"));
+        assert!(check(&bytes[..bytes.len() - 1]).contains("length"));
+        assert!(check(&[&bytes[..], &bytes[..]].concat()).contains("length"));
+        let mut compressed = bytes.to_vec();
+        compressed[0] = 1;
+        assert!(check(&compressed).contains("compressed"));
+        assert!(check(&[0, 0, 0, 0, 1, 0xff]).contains("not the message"));
+    }
+}
