@@ -13,7 +13,7 @@ use super::{Agent, pods};
 use crate::{
     model::{captured::Pod, gateway::Gateway, listener::Direction},
     observe::log_limit::LogLimit,
-    proxy,
+    proxy::{self, gateway::HalfOpen},
 };
 
 /// How long to wait before what failed is tried again.
@@ -21,6 +21,9 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Somebody else may have the address for long.
 static FAILURES: LogLimit = LogLimit::new();
+
+/// How many clients of one listener may be without a finished handshake.
+const HALF_OPEN_MAX: usize = 4096;
 
 /// What a socket is opened by.
 type Wanted = HashMap<SocketAddr, (u32, bool)>;
@@ -115,12 +118,16 @@ fn open(
     };
     let accepting = CancellationToken::new();
     let (dataplane, pod) = (Arc::clone(&agent.dataplane), Arc::clone(pod));
+    let half_open = Arc::new(HalfOpen::new(HALF_OPEN_MAX));
     let uid = pod.workload.uid.clone();
     let served = pods::accept(uid, accepting.clone(), Arc::clone(&dataplane), async move || {
         let (stream, source) = listener.accept().await?;
         stream.set_nodelay(true)?;
         let (dataplane, pod) = (Arc::clone(&dataplane), Arc::clone(&pod));
-        Ok(proxy::gateway::serve(dataplane, pod, stream, source))
+        let half_open = Arc::clone(&half_open);
+        Ok(async move {
+            proxy::gateway::serve(dataplane, pod, &half_open, stream, source).await;
+        })
     });
     agent.data.spawn(served);
     Ok(accepting)

@@ -423,3 +423,6 @@ impl ClientCertVerifier for ExpectedClient {
         self.trust.algorithms().supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

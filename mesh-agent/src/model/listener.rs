@@ -80,6 +80,25 @@ pub struct FilterChainMatch {
     pub source_type: SourceType,
 }
 
+impl FilterChainMatch {
+    /// Whether there is something that both ask for with the same words, so that nothing
+    /// tells which of the two is meant.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        fn shared<T: PartialEq>(a: &[T], b: &[T]) -> bool {
+            a.is_empty() && b.is_empty() || a.iter().any(|one| b.contains(one))
+        }
+        self.destination_port == other.destination_port
+            && shared(&self.prefix_ranges, &other.prefix_ranges)
+            && shared(&self.server_names, &other.server_names)
+            && self.transport_protocol == other.transport_protocol
+            && shared(&self.application_protocols, &other.application_protocols)
+            && shared(&self.direct_source_prefix_ranges, &other.direct_source_prefix_ranges)
+            && self.source_type == other.source_type
+            && shared(&self.source_prefix_ranges, &other.source_prefix_ranges)
+            && shared(&self.source_ports, &other.source_ports)
+    }
+}
+
 /// Spec: `envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -461,10 +461,14 @@ fn exact<T: PartialEq>(wanted: &[T], is: &T) -> Option<u16> {
     if wanted.is_empty() { Some(0) } else { wanted.contains(is).then_some(1) }
 }
 
-/// As [`exact`], where the connection may be several things.
+/// As [`exact`], where the connection may be several things: what it would rather be is
+/// more specific.
 fn any_of(wanted: &[Arc<str>], is: &[Arc<str>]) -> Option<u16> {
-    let matches = is.iter().any(|one| wanted.contains(one));
-    if wanted.is_empty() { Some(0) } else { matches.then_some(1) }
+    if wanted.is_empty() {
+        return Some(0);
+    }
+    let preferred = is.iter().position(|one| wanted.contains(one))?;
+    u16::try_from(preferred).ok().map(|at| u16::MAX - at).filter(|value| *value > 0)
 }
 
 /// The length of the longest prefix; none at all is the same as `/0`.

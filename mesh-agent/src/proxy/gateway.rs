@@ -4,6 +4,8 @@
 //! Upstream the gateway is a workload of the mesh like any other, with an identity of its
 //! own; it dials from the agent's network namespace.
 
+mod half_open;
+
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
@@ -15,6 +17,8 @@ use tokio::{
     time,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+
+pub use half_open::HalfOpen;
 
 use super::{
     Dataplane, Failure, failure,
@@ -77,11 +81,12 @@ impl PodSockets for NodeSockets {
     }
 }
 
-/// Serves one accepted connection to its end.
+/// Serves one connection that a gateway's socket took, to its end.
 pub async fn serve(
     dataplane: Arc<Dataplane>,
     pod: Arc<Pod>,
-    mut stream: TcpStream,
+    half_open: &HalfOpen,
+    stream: TcpStream,
     source: SocketAddr,
 ) {
     let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
@@ -92,9 +97,9 @@ pub async fn serve(
     let listener = snapshot.listeners.select(Direction::Gateway, bound);
     let Some(gateway) = listener.and_then(|listener| listener.gateway.as_ref()) else {
         // It went while the connection waited to be accepted.
-        return stream.abort();
+        return abort(stream);
     };
-    let mut accepted = AcceptedByGateway {
+    let accepted = AcceptedByGateway {
         pod,
         bound,
         direct_source: source,
@@ -105,7 +110,46 @@ pub async fn serve(
         application_protocols: Vec::new(),
         peer: GatewayPeer::Plaintext,
     };
-    let filters = listener_filters(gateway, &mut stream, &mut accepted);
+    let (mut seen, crowded) = (accepted.clone(), half_open.enter());
+    let entered = tokio::select! {
+        entered = enter(&dataplane, &snapshot, gateway, &mut seen, stream) => entered,
+        () = crowded.cancelled() => Err(Refused {
+            reason: "crowded_out",
+            why: "others were on their way in, and it was for the longest".to_owned(),
+        }),
+    };
+    match entered {
+        Ok(Entered::Plain(stream)) => go_on(dataplane, snapshot, seen, stream).await,
+        Ok(Entered::Tls(stream)) => go_on(dataplane, snapshot, seen, stream).await,
+        Ok(Entered::Gone) => {}
+        Err(Refused { reason, why }) => refused(&dataplane, &accepted, reason, &why),
+    }
+}
+
+/// What a client is once its listener's filters and handshake are done.
+enum Entered {
+    Plain(Replayed<TcpStream>),
+    Tls(Box<TlsStream<Replayed<TcpStream>>>),
+    /// It closed the connection.
+    Gone,
+}
+
+/// Why a client is turned away; its connection is closed.
+struct Refused {
+    /// For metrics: one of a few, snake_case.
+    reason: &'static str,
+    why: String,
+}
+
+/// Listener filters, then the TLS of the chain they lead to. `accepted` learns of both.
+async fn enter(
+    dataplane: &Dataplane,
+    snapshot: &Snapshot,
+    gateway: &Gateway,
+    accepted: &mut AcceptedByGateway,
+    mut stream: TcpStream,
+) -> Result<Entered, Refused> {
+    let filters = listener_filters(gateway, &mut stream, accepted);
     let filtered = match gateway.filters_timeout {
         Some(limit) => time::timeout(limit, filters)
             .await
@@ -114,27 +158,27 @@ pub async fn serve(
     };
     let sniffed = match filtered {
         Ok(sniffed) => sniffed,
-        Err(None) => return,
+        Err(None) => return Ok(Entered::Gone),
         Err(Some(why)) => {
-            refused(&dataplane, &accepted, "listener_filter", why);
-            return stream.abort();
+            abort(stream);
+            return Err(Refused { reason: "listener_filter", why: why.to_owned() });
         }
     };
     let stream = Replayed { io: stream, sniffed };
-    let tls = policy::gateway_chain(&accepted, &snapshot);
+    let tls = policy::gateway_chain(accepted, snapshot);
     let tls = tls.ok().and_then(|(listener, chain)| Some((listener, chain.tls.clone()?)));
     let Some((listener, tls)) = tls else {
         // Also where no chain is for it, which the access log tells.
-        return go_on(dataplane, snapshot, accepted, stream).await;
+        return Ok(Entered::Plain(stream));
     };
-    let termination = termination(&listener.name, &tls, &snapshot);
-    match terminate(&dataplane, &termination, tls.timeout, stream).await {
-        Ok((peer, stream)) => {
-            accepted.peer = peer;
-            go_on(dataplane, snapshot, accepted, stream).await;
-        }
-        Err((reason, why)) => refused(&dataplane, &accepted, reason, &why),
-    }
+    let termination = termination(&listener.name, &tls, snapshot);
+    let (peer, stream) = terminate(dataplane, &termination, tls.timeout, stream).await?;
+    accepted.peer = peer;
+    Ok(Entered::Tls(Box::new(stream)))
+}
+
+fn abort(mut stream: TcpStream) {
+    stream.abort();
 }
 
 /// The connection is what it is: policy, then the chain's terminal filter.
@@ -241,13 +285,13 @@ async fn terminate(
     termination: &TlsTermination,
     timeout: Option<Duration>,
     stream: Replayed<TcpStream>,
-) -> Result<(GatewayPeer, TlsStream<Replayed<TcpStream>>), (&'static str, String)> {
+) -> Result<(GatewayPeer, TlsStream<Replayed<TcpStream>>), Refused> {
     let context = dataplane.downstream_tls.context(termination).map_err(|error| {
         let reason = match &error {
             DownstreamTlsError::NoSecret { .. } => "no_secret",
             _ => "no_tls",
         };
-        (reason, failure::story(&error))
+        Refused { reason, why: failure::story(&error) }
     })?;
     let handshake = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
@@ -257,12 +301,17 @@ async fn terminate(
     let timeout = timeout.unwrap_or(dataplane.options.tls_handshake_timeout);
     match time::timeout(timeout, handshake).await {
         Ok(Ok(stream)) => Ok((context.peer(stream.get_ref().1), stream)),
-        Ok(Err(error)) => Err(match (refused_server(&error), refused_by_peer(&error)) {
-            (Some(refused), _) => ("client_refused", refused.to_string()),
-            (None, Some(alert)) => ("refused_by_peer", alert.to_string()),
-            (None, None) => ("tls", failure::story(&error)),
-        }),
-        Err(_) => Err(("timeout", format!("no TLS handshake within {timeout:?}"))),
+        Ok(Err(error)) => {
+            let (reason, why) = match (refused_server(&error), refused_by_peer(&error)) {
+                (Some(refused), _) => ("client_refused", refused.to_string()),
+                (None, Some(alert)) => ("refused_by_peer", alert.to_string()),
+                (None, None) => ("tls", failure::story(&error)),
+            };
+            Err(Refused { reason, why })
+        }
+        Err(_) => {
+            Err(Refused { reason: "timeout", why: format!("no TLS handshake within {timeout:?}") })
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Replayed<IO> {
     pub sniffed: Bytes,
 }
 
-impl Abort for TlsStream<Replayed<TcpStream>> {
+impl Abort for Box<TlsStream<Replayed<TcpStream>>> {
     /// RST when the socket is closed, with no word of TLS before.
     fn abort(&mut self) {
         self.get_mut().0.abort();

@@ -140,10 +140,9 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         if seen.contains(&chain.matches) {
             return d.field("filter_chain_match", |d| d.refused("is the same as an earlier one's"));
         }
-        if gateway.as_ref().is_some_and(|gateway| {
-            gateway.as_ref().is_some_and(|gateway| gateway.tls_inspector.is_none())
-        }) {
-            gateway::refuse_uninspected(d, &chain.matches);
+        if let Some(i) = seen.iter().position(|earlier| earlier.overlaps(&chain.matches)) {
+            let reason = format!("takes some of the connections that filter_chains[{i}] takes");
+            return d.field("filter_chain_match", |d| d.refused(reason));
         }
         seen.push(chain.matches.clone());
         Some(Arc::new(chain))
@@ -157,12 +156,16 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
             filter_chain(d, value, direction).map(|chain| Some(Arc::new(chain)))
         }),
     };
+    let (mut gateway, filter_chains) = (gateway?, filter_chains?);
+    if let Some(gateway) = &mut gateway {
+        gateway::inspect(gateway, &seen);
+    }
     Some(Listener {
         name: name.into(),
         direction: direction?,
         address: address?,
-        gateway: gateway?,
-        filter_chains: filter_chains?,
+        gateway,
+        filter_chains,
         default_filter_chain: default_filter_chain?,
     })
 }

@@ -161,17 +161,16 @@ fn proxy_protocol(d: &mut Decoder, value: PbProxyProtocol) -> Option<ProxyProtoc
     Some(ProxyProtocol { optional: allow_requests_without_proxy_protocol, v1, v2 })
 }
 
-/// Without a tls_inspector nobody looks at a ClientHello before a chain is chosen: with
-/// Envoy such a chain is never taken.
-pub(super) fn refuse_uninspected(d: &mut Decoder, matches: &FilterChainMatch) {
-    let unseen = [
-        ("server_names", !matches.server_names.is_empty()),
-        ("application_protocols", !matches.application_protocols.is_empty()),
-        ("transport_protocol", matches.transport_protocol == Some(TransportProtocol::Tls)),
-    ];
-    for (field, _) in unseen.iter().filter(|(_, unseen)| *unseen) {
-        d.field("filter_chain_match", |d| {
-            d.refuse_field(field, "needs the listener filter envoy.filters.listener.tls_inspector");
+/// As Envoy, where chains ask for what only a tls_inspector tells there is one.
+pub(super) fn inspect(gateway: &mut Gateway, chains: &[FilterChainMatch]) {
+    let asks = |chain: &FilterChainMatch| match chain.transport_protocol {
+        Some(transport) => transport == TransportProtocol::Tls,
+        None => !chain.server_names.is_empty() || !chain.application_protocols.is_empty(),
+    };
+    if gateway.tls_inspector.is_none() && chains.iter().any(asks) {
+        gateway.tls_inspector = Some(TlsInspector {
+            max_client_hello_bytes: CLIENT_HELLO_MAX_BYTES as usize,
+            close_on_errors: false,
         });
     }
 }
