@@ -326,7 +326,7 @@ fn gateway_survives_a_flood_of_clients_that_say_nothing() {
         let open = |n: usize| {
             let mut stream = TcpStream::connect(gateway.at(8443)).unwrap();
             // Some begin a handshake, as large as they come.
-            if n % 2 == 0 {
+            if n.is_multiple_of(2) {
                 stream.write_all(&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3]).unwrap();
             }
             stream

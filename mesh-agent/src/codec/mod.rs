@@ -12,3 +12,5 @@ pub mod guard;
 pub mod http;
 pub mod jwt;
 pub mod proxy_protocol;
+pub mod rate_limit;
+mod structs;
