@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compression;
 pub mod detect;
 pub mod ext_authz;
 pub mod grpc;

@@ -9,6 +9,7 @@ pub mod agent_down;
 pub mod authz;
 pub mod captured;
 pub mod cluster;
+pub mod compression;
 pub mod ext_authz;
 pub mod extension;
 pub mod filter;
