@@ -15,6 +15,7 @@ mod memory;
 mod monitoring;
 mod pods;
 mod self_test;
+mod tables;
 
 use std::{
     num::NonZeroUsize,
@@ -27,7 +28,7 @@ use http::HeaderValue;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -48,7 +49,6 @@ use crate::{
         http::{HttpServices, Upstreams},
         on_demand::{Discovery, OnDemand},
     },
-    route::Balancers,
     snapshot::SnapshotCell,
     source::{AdsStatus, LastGood},
     transport::{
@@ -196,9 +196,10 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
             ..capture_options(config.capture.clone())
         })?
     };
+    let behind = Arc::default();
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
-        dataplane: dataplane(&config, source.discovery(), identities, metrics, access_log),
+        dataplane: dataplane(&config, source.discovery(), identities, metrics, access_log, &behind),
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
@@ -213,6 +214,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         stop: CancellationToken::new(),
         config,
     });
+    tables::before_each(&agent.dataplane);
     // Before anyone can ask whether the agent is ready.
     let wanted = pods::wanted(&agent);
     configuration::restore(&agent).await;
@@ -233,6 +235,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
+    tokio::spawn(tables::follow(Arc::clone(&agent), behind));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
     Ok((agent, log_writer))
 }
@@ -312,9 +315,10 @@ fn dataplane(
     identities: Arc<IdentityManager>,
     metrics: Metrics,
     access_log: AccessLog,
+    behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
     let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
-    let balancers = Arc::new(Balancers::default());
+    let balancers = Arc::new(tables::balancers(behind));
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
