@@ -184,9 +184,10 @@ impl Compress {
         {
             return;
         }
-        let compressible = is_of_type(response, headers)
+        let by_etag = self.config.disable_on_etag && headers.contains_key(ETAG);
+        let compressible = !by_etag
+            && is_of_type(response, headers)
             && !has_token(headers, &CACHE_CONTROL, "no-transform")
-            && !(self.config.disable_on_etag && headers.contains_key(ETAG))
             && !self.config.uncompressible_codes.contains(&status.as_u16())
             && !headers.contains_key(CONTENT_ENCODING);
         let chosen = has_body && self.is_chosen(headers, agreed);

@@ -1,7 +1,7 @@
 //! Compressed bodies on their way: at once, and within bounds. What heads say is for the
 //! differential corpus to show.
 
-use std::{io::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use http::HeaderName;
 use tokio::{
@@ -93,13 +93,13 @@ async fn each_piece_of_a_compressed_stream_arrives_when_it_was_sent() {
     let head = within(read_head(&mut client.stream)).await.unwrap().to_ascii_lowercase();
     assert!(head.contains("content-encoding: gzip") && head.contains("etag: w/\"x\""), "{head}");
     let mut decoder = Decoder::new(Coding::Gzip, 100).unwrap();
-    let mut plain = Vec::new();
+    let mut plain: Vec<u8> = Vec::new();
     for expected in ["first", "firstsecond"] {
         while plain.len() < expected.len() {
             let chunk = within(chunk(&mut client.stream)).await;
             decoder.push(chunk.into());
             while let Some(data) = decoder.pull().unwrap() {
-                plain.write_all(&data).unwrap();
+                plain.extend_from_slice(&data);
             }
         }
         // The next piece is sent only now.

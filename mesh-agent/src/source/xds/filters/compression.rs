@@ -240,7 +240,9 @@ fn gzip(d: &mut Decoder, any: &Any) -> Option<CompressorLibrary> {
         Ok(level @ 1..=9) => Some(level),
         _ => d.field("compression_level", |d| d.refused(format!("{compression_level} is unknown"))),
     };
-    (memory?, window?, chunk?);
+    memory?;
+    window?;
+    chunk?;
     Some(CompressorLibrary::Gzip { level: level? })
 }
 
@@ -338,7 +340,8 @@ pub(super) fn decompressor(d: &mut Decoder, any: &Any) -> Option<HttpFilter> {
                     common::unpack(d, &any)?;
                 let window = within(d, "window_bits", window_bits, 9..=15, 15);
                 let chunk = self::chunk_size(d, chunk_size);
-                (window?, chunk?);
+                window?;
+                chunk?;
                 (Coding::Gzip, ratio(d, max_inflate_ratio)?)
             }
             Some(any) if common::is::<Unbrotli>(&any) => {
