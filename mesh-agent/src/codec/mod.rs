@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client_hello;
+pub mod compression;
 pub mod detect;
 pub mod ext_authz;
 pub mod grpc;

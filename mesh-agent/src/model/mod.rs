@@ -10,6 +10,7 @@ pub mod authz;
 pub mod budget;
 pub mod captured;
 pub mod cluster;
+pub mod compression;
 pub mod ext_authz;
 pub mod extension;
 pub mod filter;

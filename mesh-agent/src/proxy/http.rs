@@ -31,6 +31,7 @@ mod redirect;
 mod replay;
 mod reply;
 mod request;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod timing;

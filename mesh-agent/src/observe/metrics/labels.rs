@@ -216,6 +216,22 @@ impl EncodeLabelSet for ByShadow {
     }
 }
 
+/// A direction, a filter, and what it said, of a fixed few.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ByOrigin {
+    pub(super) direction: &'static str,
+    pub(super) filter: &'static str,
+    pub(super) result: &'static str,
+}
+
+impl EncodeLabelSet for ByOrigin {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("direction", self.direction).encode(set.encode_label())?;
+        ("filter", self.filter).encode(set.encode_label())?;
+        ("result", self.result).encode(set.encode_label())
+    }
+}
+
 /// A direction and a reason; reasons are the code's own words, never a peer's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ByReason {

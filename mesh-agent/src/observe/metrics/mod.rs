@@ -25,8 +25,8 @@ pub use self::{
 };
 use self::{
     labels::{
-        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByReason, ByResult, ByShadow,
-        ByVerdict, ByVersion,
+        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByOrigin, ByReason, ByResult,
+        ByShadow, ByVerdict, ByVersion,
     },
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
@@ -51,6 +51,7 @@ struct Own {
     captured: Family<ByDirection, Counter>,
     denied: Family<ByReason, Counter>,
     shadow: Family<ByShadow, Counter>,
+    origin_shadow: Family<ByOrigin, Counter>,
     drop_overloads: Family<ByCategory, Counter>,
     handshake_failures: Family<ByReason, Counter>,
     open_connections: Family<ByDirection, Gauge>,
@@ -93,6 +94,11 @@ impl Own {
             "mesh_rbac_shadow",
             "What shadow rules said of requests, by result",
             self.shadow.clone(),
+        );
+        r.register(
+            "mesh_origin_shadow",
+            "What `csrf` and `cors` would have said of requests' origins, by result",
+            self.origin_shadow.clone(),
         );
         r.register(
             "mesh_drop_overload",
@@ -249,6 +255,13 @@ impl Metrics {
                 self.0.own.shadow.get_or_create(&series).inc_by(count.into());
             }
         }
+    }
+
+    /// `filter`, one of a fixed few, would have let a request's origin in, or not.
+    pub fn origin_shadow(&self, direction: Direction, filter: &'static str, allowed: bool) {
+        let result = if allowed { "allowed" } else { "denied" };
+        let series = ByOrigin { direction: labels::direction(direction), filter, result };
+        self.0.own.origin_shadow.get_or_create(&series).inc();
     }
 
     /// A connection or request was dropped as the control plane asked; `category` is its

@@ -16,7 +16,13 @@ use http::{
     request::Parts,
 };
 
-use super::{Judged, headers::append_value, record::RequestLog};
+use super::{
+    Judged,
+    filter::compression::{Agreed, Compress, ExpandResponse},
+    headers::append_value,
+    record::RequestLog,
+    stages::Stages,
+};
 use crate::{
     model::{
         format::{HeaderNames, Operator, PlainOperator, Values},
@@ -131,6 +137,8 @@ pub(super) enum OnTheWayOut {
     Set(HeaderMap),
     /// Beside what is there.
     Append(HeaderMap),
+    Compress(Box<Compress>),
+    Expand(ExpandResponse),
 }
 
 /// The place of what routes want, before the last filter.
@@ -193,7 +201,7 @@ impl ResponseMutations {
     pub(super) fn keep_request(&mut self, head: &Parts) {
         let reads = |step: &OnTheWayOut| match step {
             OnTheWayOut::Mutate(mutation) => mutation.reads_request(),
-            OnTheWayOut::Set(_) | OnTheWayOut::Append(_) => false,
+            _ => false,
         };
         if self.steps.iter().any(|(_, step)| reads(step)) {
             self.request = Some(head.clone());
@@ -205,9 +213,10 @@ impl ResponseMutations {
         self,
         log: &RequestLog,
         head: &Parts,
-        status: StatusCode,
+        (status, has_body): (StatusCode, bool),
         headers: &mut HeaderMap,
-    ) {
+    ) -> Stages {
+        let (mut agreed, mut stages) = (Agreed::default(), Stages::default());
         let Self { steps, judged, request } = self;
         let head = request.as_ref().unwrap_or(head);
         for (_, step) in steps {
@@ -226,8 +235,13 @@ impl ResponseMutations {
                         headers.append(name, value.clone());
                     }
                 }
+                OnTheWayOut::Compress(step) => {
+                    step.respond((status, has_body), headers, &mut agreed, &mut stages);
+                }
+                OnTheWayOut::Expand(step) => step.respond(has_body, headers, &mut stages),
             }
         }
+        stages
     }
 }
 
