@@ -14,4 +14,5 @@ pub mod http;
 pub mod jwt;
 pub mod proxy_protocol;
 pub mod rate_limit;
+pub mod session;
 mod structs;

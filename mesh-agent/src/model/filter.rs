@@ -9,6 +9,7 @@ mod global_rate_limit;
 mod health_check;
 mod local_rate_limit;
 mod set_metadata;
+mod stateful_session;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub use self::{
     health_check::HealthCheck,
     local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
     set_metadata::SetMetadata,
+    stateful_session::{SessionCookie, SessionPerRoute, SessionState, StatefulSession},
 };
 use super::{
     authz::{Rbac, StringMatcher},
@@ -95,6 +97,8 @@ pub enum HttpFilter {
     Compressor(Arc<Compressor>),
     /// `envoy.extensions.filters.http.decompressor.v3.Decompressor`
     Decompressor(Arc<Decompressor>),
+    /// `envoy.extensions.filters.http.stateful_session.v3.StatefulSession`
+    StatefulSession(Arc<StatefulSession>),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -182,6 +186,8 @@ pub enum RouteFilterConfig {
     Buffer(Option<u32>),
     /// Comes beside the chain's.
     Compressor(Arc<CompressorPerRoute>),
+    /// Replaces the chain's.
+    StatefulSession(Arc<SessionPerRoute>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }
@@ -269,6 +275,14 @@ impl<'a> Levels<'a> {
     pub fn compressor(self, name: &str) -> Option<&'a CompressorPerRoute> {
         self.configs(name).find_map(|config| match config {
             RouteFilterConfig::Compressor(said) => Some(&**said),
+            _ => None,
+        })
+    }
+
+    /// What is said of sessions.
+    pub fn stateful_session(self, name: &str) -> Option<&'a SessionPerRoute> {
+        self.configs(name).find_map(|config| match config {
+            RouteFilterConfig::StatefulSession(said) => Some(&**said),
             _ => None,
         })
     }

@@ -36,6 +36,7 @@ mod limits;
 mod policy;
 mod resilience;
 mod routing;
+mod sessions;
 mod smuggling;
 mod upstream;
 
@@ -457,6 +458,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         asking::cases(),
         limits::cases(),
         compression::cases(),
+        sessions::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();

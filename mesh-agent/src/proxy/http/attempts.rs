@@ -188,6 +188,8 @@ impl Attempting<'_> {
                             reselections: policy.host_selection_attempts,
                             hash: self.hash,
                             subset: self.subset,
+                            // As Envoy: the first attempt's.
+                            wanted: None,
                         },
                         _ => Choice { hash: self.hash, subset: self.subset, ..Choice::default() },
                     };

@@ -22,8 +22,10 @@ use super::{
     stages::{Stage, Stages},
     timing::{Deadline, Exchange, Expired},
 };
-use crate::codec::compression::CodingError;
-use crate::{observe::flags::ResponseFlag, route::LoadGuard, transport::http_pool::LeasedBody};
+use crate::{
+    codec::compression::CodingError, observe::flags::ResponseFlag, route::LoadGuard,
+    transport::http_pool::LeasedBody,
+};
 
 /// How much of a body that nobody wants is read, and for how long.
 const DISCARDED_MAX_BYTES: usize = 1 << 20;

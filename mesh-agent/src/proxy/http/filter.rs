@@ -14,6 +14,7 @@ pub(super) mod local_rate_limit;
 pub(super) mod memory;
 mod rate_limit;
 pub(super) mod run;
+pub(super) mod stateful_session;
 
 use std::{borrow::Cow, sync::Arc};
 

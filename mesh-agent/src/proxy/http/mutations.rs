@@ -18,7 +18,10 @@ use http::{
 
 use super::{
     Judged,
-    filter::compression::{Agreed, Compress, ExpandResponse},
+    filter::{
+        compression::{Agreed, Compress, ExpandResponse},
+        stateful_session::Session,
+    },
     headers::append_value,
     record::RequestLog,
     stages::Stages,
@@ -139,6 +142,7 @@ pub(super) enum OnTheWayOut {
     Append(HeaderMap),
     Compress(Box<Compress>),
     Expand(ExpandResponse),
+    Session(Box<Session>),
 }
 
 /// The place of what routes want, before the last filter.
@@ -238,6 +242,7 @@ impl ResponseMutations {
                 OnTheWayOut::Compress(step) => {
                     step.respond((status, has_body), headers, &mut agreed, &mut stages);
                 }
+                OnTheWayOut::Session(step) => step.respond(log.record.upstream, headers),
                 OnTheWayOut::Expand(step) => step.respond(has_body, headers, &mut stages),
             }
         }

@@ -27,6 +27,7 @@ use crate::{
         flags::{ResponseFlag, ResponseFlags},
     },
     policy::{Place, Shadow},
+    route::WantedHost,
 };
 
 /// Takes note of finished requests: metrics and access log of one connection.
@@ -125,6 +126,8 @@ pub(super) struct RequestLog {
     pub(super) options: Arc<HttpOptions>,
     /// What the route wants of the response's headers.
     pub(super) mutations: Option<Box<ResponseMutations>>,
+    /// Where the client wants to go again, and what it is told if that is not there.
+    pub(super) wanted: Option<(WantedHost, StatusCode)>,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -139,7 +142,16 @@ impl RequestLog {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
         let options = Arc::clone(&connection.http.options);
-        Self { connection, guard, exchange, record, options, mutations: None, ended: false }
+        Self {
+            connection,
+            guard,
+            exchange,
+            record,
+            options,
+            mutations: None,
+            wanted: None,
+            ended: false,
+        }
     }
 
     /// Changes a response's headers as route and listener want; `head` is the request's, where it

@@ -37,8 +37,8 @@ use crate::{
     policy::{Chain, Denied, Permit, Progress, Step},
     proxy::rejudge::{self, Standing},
     route::{
-        Choice, Destination, Matched, NoDestination, choose, configuration_for, decide_request,
-        match_route, request_hash,
+        Choice, Destination, Matched, NoDestination, WantedHost, choose, configuration_for,
+        decide_request, match_route, request_hash,
     },
     snapshot::Snapshot,
 };
@@ -313,7 +313,7 @@ async fn answer(
             &request_permit,
             permit,
             chosen.as_ref().map(|chosen| &*chosen.cluster),
-            Choice { hash, subset, ..Choice::default() },
+            Choice { hash, subset, wanted: log.wanted.map(|(host, _)| host), ..Choice::default() },
             &snapshot,
             &connection.services.balancers,
             &mut |below| rand::random_range(0..below),
@@ -321,7 +321,15 @@ async fn answer(
         );
         let destination = match decided {
             Ok(destination) => destination,
-            Err(error) => return Err(no_destination(&error, action, log)),
+            Err(error) => {
+                let reply = no_destination(&error, action, log);
+                return Err(match log.wanted {
+                    Some((wanted, status)) if is_gone(&error, wanted, &snapshot) => {
+                        Reply { status, ..reply }
+                    }
+                    _ => reply,
+                });
+            }
         };
         log.record.cluster = destination.cluster().cloned();
         log.record.upstream = Some(destination.address());
@@ -353,6 +361,15 @@ async fn answer(
         )
         .await;
     }
+}
+
+/// Whether the only endpoint that would do is not there at all.
+fn is_gone(error: &NoDestination, wanted: WantedHost, snapshot: &Snapshot) -> bool {
+    let NoDestination::NoHealthyEndpoint { cluster } = error else { return false };
+    let assignment = snapshot.cluster(cluster).and_then(|cluster| snapshot.assignment(cluster));
+    let is_wanted = |address| wanted.address == Some(address);
+    let there = assignment.is_some_and(|a| a.endpoints().any(|one| is_wanted(one.address)));
+    wanted.strict && !there
 }
 
 fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {

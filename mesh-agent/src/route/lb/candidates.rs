@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     iter,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -164,6 +165,14 @@ impl Candidates {
                 return;
             }
         }
+    }
+
+    /// The endpoint of that address, unless it is not well.
+    pub(super) fn at(&self, address: SocketAddr) -> Option<(&Arc<Endpoint>, &Arc<HostState>)> {
+        let mut all = self.assignment.endpoints().zip(&self.all);
+        let found = all.find(|(endpoint, _)| endpoint.address == address)?;
+        let (endpoint, state) = found;
+        (state.standing(endpoint, false).health != Health::Unhealthy).then_some(found)
     }
 
     /// The state of every endpoint of the assignment.

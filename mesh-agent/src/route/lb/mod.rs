@@ -63,6 +63,17 @@ pub struct Choice<'a> {
     pub hash: Option<u64>,
     /// The labels of those it may go to, where the cluster has subsets.
     pub subset: Option<&'a Labels>,
+    /// This one before all others, whatever policy and subsets say.
+    pub wanted: Option<WantedHost>,
+}
+
+/// An endpoint that is asked for by address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedHost {
+    /// `None`: no endpoint has it.
+    pub address: Option<SocketAddr>,
+    /// No other will do.
+    pub strict: bool,
 }
 
 /// The state of every cluster's load balancer. One per agent, shared by all.
@@ -141,6 +152,17 @@ impl Balancers {
         let balancer = self.balancer(&cluster.name, random);
         balancer.used();
         let candidates = balancer.candidates(cluster, assignment, at.now);
+        if let Some(wanted) = choice.wanted {
+            let found = wanted.address.and_then(|address| candidates.at(address));
+            match found {
+                Some((endpoint, state)) => {
+                    let load = LoadGuard::new(state, balancer, cluster);
+                    return Some((Arc::clone(endpoint), load));
+                }
+                None if wanted.strict => return None,
+                None => {}
+            }
+        }
         let mut chosen = None;
         let mut ask = |pickable| {
             chosen = Self::choose(cluster, pickable, choice, at, random);

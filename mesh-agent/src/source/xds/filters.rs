@@ -18,6 +18,7 @@ mod rate_limit;
 mod rbac;
 mod router;
 mod set_metadata;
+mod stateful_session;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -42,6 +43,7 @@ use envoy_types::pb::{
                 rbac::v3::{Rbac, RbacPerRoute},
                 router::v3::Router,
                 set_metadata::v3::Config as SetMetadata,
+                stateful_session::v3::{StatefulSession, StatefulSessionPerRoute},
             },
             network::http_connection_manager::v3::{HttpFilter as PbHttpFilter, http_filter},
         },
@@ -67,7 +69,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 16] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -157,6 +159,13 @@ const KINDS: [Kind; 15] = [
         decode: compression::decompressor,
         route_config: Decompressor::full_name,
         decode_route: compression::decompressor_route,
+        discoverable: true,
+    },
+    Kind {
+        config: StatefulSession::full_name,
+        decode: stateful_session::filter,
+        route_config: StatefulSessionPerRoute::full_name,
+        decode_route: stateful_session::route,
         discoverable: true,
     },
     Kind {

@@ -106,6 +106,10 @@ impl Filtering<'_> {
                 Some(max) => self.buffer(max, log, head, body).await,
                 None => Ok(()),
             },
+            HttpFilter::StatefulSession(own) => {
+                self.session(place, own, log, head);
+                Ok(())
+            }
             HttpFilter::Compressor(filter) => self.compress(place, filter, log, head, body),
             HttpFilter::Decompressor(filter) => self.expand(place, filter, log, head, body),
             HttpFilter::JwtAuthn(filter) => {

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::harness::{Mesh, Setup, mirror_upstream};
-use crate::model::{
-    filter::{
-        ChainFilter, CsrfPolicy, FilterMutations, HeaderMutationFilter, HttpFilter, PerFilter,
-        RouteFilter, RouteFilterConfig,
+use crate::{
+    codec::session,
+    model::{
+        filter::{
+            ChainFilter, CsrfPolicy, FilterMutations, HeaderMutationFilter, HttpFilter, PerFilter,
+            RouteFilter, RouteFilterConfig, SessionState, StatefulSession,
+        },
+        header_mutation::{AppendAction, HeaderAddition, HeaderMutation},
+        runtime::{Fraction, RuntimeFraction},
     },
-    header_mutation::{AppendAction, HeaderAddition, HeaderMutation},
-    runtime::{Fraction, RuntimeFraction},
 };
 
 /// Appends `value` to what is there, on both ways.
@@ -81,6 +84,36 @@ async fn own_replies_take_the_whole_way_out_whoever_makes_them() {
     let response = mesh.connect().await.ask("GET /x HTTP/1.1\r\nhost: other\r\n\r\n").await;
     assert!(response.starts_with("HTTP/1.1 404 "), "{response}");
     assert_eq!(values(&response, "r-way"), ["second", "gone", "first"]);
+}
+
+#[tokio::test]
+async fn a_session_goes_to_its_endpoint_or_nowhere_else() {
+    let upstream = mirror_upstream().await;
+    let mesh = |strict| {
+        let state = Some(SessionState::Header(HeaderName::from_static("x-session")));
+        let config = StatefulSession { state, strict, status_not_found: 410 };
+        let filter = HttpFilter::StatefulSession(Arc::new(config));
+        let filters = vec![ChainFilter { name: "session".into(), disabled: false, filter }];
+        Mesh::new(Setup { filters, ..Setup::new(upstream) })
+    };
+    let ask = |session: &str| {
+        format!("GET /x HTTP/1.1\r\nhost: app.test\r\nx-session: {session}\r\n\r\n")
+    };
+    let there = session::header(&upstream.to_string());
+    let gone = session::header("192.0.2.1:80");
+    for (strict, session, status, told) in [
+        (true, &there, 200, None),
+        (false, &there, 200, None),
+        (false, &gone, 200, Some(&there)),
+        (true, &gone, 410, None),
+        (true, &session::header("nobody"), 410, None),
+        (true, &"?".to_owned(), 200, Some(&there)),
+    ] {
+        let response = mesh(strict).connect().await.ask(&ask(session)).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{session}: {response}");
+        let (head, _) = response.split_once("\r\n\r\n").unwrap();
+        assert_eq!(values(head, "x-session").first().copied(), told.map(String::as_str), "{head}");
+    }
 }
 
 fn csrf(percent: u32) -> Arc<CsrfPolicy> {
