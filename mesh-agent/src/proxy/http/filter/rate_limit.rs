@@ -98,7 +98,9 @@ impl Filtering<'_> {
         if said.over && filter.x_envoy_ratelimited {
             told.insert(RATELIMITED, HeaderValue::from_static("true"));
         }
-        tell_what_is_left(filter.x_ratelimit, &descriptors, &said.statuses, &mut told);
+        if filter.x_ratelimit {
+            tell_what_is_left(&descriptors, &said.statuses, &mut told);
+        }
         let refused = said.over && self.includes(&filter.enforced);
         if refused
             && filter.retry_after
@@ -210,16 +212,11 @@ fn framing_is_nobodys(headers: &mut HeaderMap) {
     }
 }
 
-/// Of the limit that is closest to being reached.
-fn tell_what_is_left(
-    by_default: bool,
-    descriptors: &[Descriptor],
-    statuses: &[Status],
-    headers: &mut HeaderMap,
-) {
+/// Of the limit that is closest to being reached, among those that may be told.
+fn tell_what_is_left(descriptors: &[Descriptor], statuses: &[Status], headers: &mut HeaderMap) {
     let told = |index: usize| {
         let own = descriptors.get(index).and_then(|descriptor| descriptor.x_ratelimit);
-        own.unwrap_or(by_default)
+        own != Some(false)
     };
     let mut policies = String::new();
     let mut closest: Option<(&Status, u32)> = None;
@@ -258,7 +255,7 @@ mod tests {
         Status { over: false, limit: Some(limit), remaining, reset: 7 }
     }
 
-    fn told(by_default: bool, own: &[Option<bool>], statuses: &[Status]) -> Vec<String> {
+    fn told(own: &[Option<bool>], statuses: &[Status]) -> Vec<String> {
         let descriptor = |x_ratelimit: &Option<bool>| Descriptor {
             entries: Vec::new(),
             hits: None,
@@ -266,22 +263,20 @@ mod tests {
         };
         let descriptors: Vec<_> = own.iter().map(descriptor).collect();
         let mut headers = HeaderMap::new();
-        tell_what_is_left(by_default, &descriptors, statuses, &mut headers);
+        tell_what_is_left(&descriptors, statuses, &mut headers);
         headers.values().map(|value| value.to_str().unwrap().to_owned()).collect()
     }
 
     #[test]
     fn the_closest_limit_is_told_and_the_policies_of_all() {
         let statuses = [of(10, 60, "a", 5), of(4, 1, "", 2), of(9, 0, "x", 3)];
-        assert_eq!(told(true, &[None; 3], &statuses), ["4, 10;w=60;name=\"a\", 4;w=1", "2", "7"]);
-        assert!(told(false, &[None; 3], &statuses).is_empty());
-        assert_eq!(
-            told(false, &[Some(true), None, None], &statuses),
-            ["10, 10;w=60;name=\"a\"", "5", "7"]
-        );
+        assert_eq!(told(&[None; 3], &statuses), ["4, 10;w=60;name=\"a\", 4;w=1", "2", "7"]);
+        let some = [Some(true), Some(false), None];
+        assert_eq!(told(&some, &statuses), ["9, 10;w=60;name=\"a\"", "3", "7"]);
+        assert!(told(&[Some(false); 3], &statuses).is_empty());
         let without = Status { over: true, limit: None, remaining: 0, reset: 1 };
-        assert!(told(true, &[None], &[without]).is_empty());
+        assert!(told(&[None], &[without]).is_empty());
         // What can't be said is left out.
-        assert_eq!(told(true, &[None], &[of(1, 1, "a\nb", 1)]), ["1", "7"]);
+        assert_eq!(told(&[None], &[of(1, 1, "a\nb", 1)]), ["1", "7"]);
     }
 }
