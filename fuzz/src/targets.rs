@@ -2,7 +2,7 @@
 //! the same over the seeds as an ordinary test.
 
 use mesh_agent::{
-    codec::{detect, http},
+    codec::{compression, detect, grpc, http, jwt, session},
     model::identity::Identity,
     source,
     transport::hbone,
@@ -14,8 +14,12 @@ type Target = fn(&[u8]);
 /// Every target by the name of its seeds' directory.
 #[allow(dead_code, reason = "a fuzz target runs one, the test runs all")]
 pub(crate) const ALL: &[(&str, Target)] = &[
+    ("chunks", chunks),
+    ("expand", expand),
+    ("grpc", grpc),
     ("hbone_authority", hbone_authority),
     ("http1", http1),
+    ("jwt", jwt),
     ("sniff", sniff),
     ("spiffe_id", spiffe_id),
     ("xds_decode", xds_decode),
@@ -39,6 +43,36 @@ pub(crate) fn http1(data: &[u8]) {
     if let Some((split, bytes)) = data.split_first() {
         http::fuzz_scan(bytes, usize::from(*split));
     }
+}
+
+/// The chunks of one HTTP/1 request's body, and what comes behind it; the first byte says where
+/// they are split.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn chunks(data: &[u8]) {
+    const HEAD: &[u8] = b"POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    if let Some((split, body)) = data.split_first() {
+        http::fuzz_scan(&[HEAD, body].concat(), HEAD.len() + usize::from(*split));
+    }
+}
+
+/// Compressed content, of a client or an upstream.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn expand(data: &[u8]) {
+    compression::fuzz_expand(data);
+}
+
+/// The answer of a server that a filter asks.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn grpc(data: &[u8]) {
+    grpc::fuzz_answer(data);
+}
+
+/// A token of a client, keys of a server: the first byte says how many of the bytes are the
+/// token; and where a client wants to go again.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn jwt(data: &[u8]) {
+    jwt::fuzz_token(data);
+    let _ = session::of_cookie(data, std::time::UNIX_EPOCH);
 }
 
 /// The first bytes of a captured connection: more bytes never change a decision.

@@ -51,6 +51,22 @@ pub fn decode<M: Message + Default>(mut answer: &[u8]) -> Result<M, GrpcMessageE
     M::decode(answer).map_err(GrpcMessageError::Message)
 }
 
+/// Reads a peer's bytes as each answer that filters wait for, and says what it read again. For
+/// fuzzing.
+#[doc(hidden)]
+pub fn fuzz_answer(data: &[u8]) {
+    use envoy_types::pb::envoy::service::{
+        auth::v3::CheckResponse, ratelimit::v3::RateLimitResponse,
+    };
+    if let Ok(response) = decode::<CheckResponse>(data) {
+        let _: Result<_, _> = super::ext_authz::answer(response.clone());
+        assert_eq!(decode::<CheckResponse>(&encode(&response)).ok(), Some(response));
+    }
+    if let Ok(response) = decode::<RateLimitResponse>(data) {
+        let _: Result<_, _> = super::rate_limit::answer(response);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::google::protobuf::StringValue;

@@ -245,5 +245,20 @@ fn time(fields: &Map<String, Value>, name: &str, error: JwtError) -> Result<Opti
     number.transpose()
 }
 
+/// Reads a peer's bytes as a token and as the keys it is verified by, of which the first byte
+/// says how many, in 16s, are the token. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz_token(data: &[u8]) {
+    let Some((length, rest)) = data.split_first() else { return };
+    let (token, keys) = rest.split_at((usize::from(*length) * 16).min(rest.len()));
+    let jwks = Jwks::parse(keys);
+    if let Ok(text) = std::str::from_utf8(token)
+        && let Ok(token) = Jwt::parse(text.trim_end())
+        && let Ok(jwks) = &jwks
+    {
+        let _: Result<(), JwtError> = token.verify(jwks);
+    }
+}
+
 #[cfg(test)]
 mod tests;

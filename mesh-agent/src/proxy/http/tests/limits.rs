@@ -104,6 +104,28 @@ async fn a_silent_stream_is_ended() {
 }
 
 #[tokio::test]
+async fn slow_clients_are_ended_and_hold_nobody_up() {
+    let (upstream, _) = silent_upstream().await;
+    let timeouts = Setup { request_headers_timeout: SHORT, ..Setup::new(upstream) };
+    let mesh = Mesh::new(Setup { stream_idle_timeout: SHORT, ..timeouts });
+    let head = "GET /x HTTP/1.1\r\nhost: app.te";
+    let body = "POST /x HTTP/1.1\r\nhost: app.test\r\ncontent-length: 10\r\n\r\nhalf";
+    let chunk = "POST /x HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nha";
+    let mut slow = Vec::new();
+    for sent in [head, body, chunk].into_iter().cycle().take(150) {
+        let mut client = mesh.connect().await;
+        client.write(sent).await;
+        slow.push(client);
+    }
+    let ask = "GET /direct HTTP/1.1\r\nhost: app.test\r\n\r\n";
+    let response = mesh.connect().await.ask(ask).await;
+    assert!(response.starts_with("HTTP/1.1 418 "), "{response}");
+    for client in &slow {
+        eventually(|| client.served.is_finished().then_some(())).await;
+    }
+}
+
+#[tokio::test]
 async fn a_response_that_stalls_is_cut() {
     for (path, flag) in [("/stream", "SI"), ("/slow", "UT")] {
         let upstream = raw_upstream(|mut stream, _| async move {

@@ -1,0 +1,8 @@
+//! Compressed content.
+
+#![no_main]
+
+#[path = "../src/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::expand(data));
