@@ -11,6 +11,7 @@ pub mod hbone;
 pub mod http_pool;
 pub mod relay;
 pub mod tls;
+pub mod worker;
 
 #[cfg(test)]
 mod testing;
