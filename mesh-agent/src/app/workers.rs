@@ -163,11 +163,15 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::ErrorKind::UnexpectedEof,
         sync::{Arc, atomic::Ordering, mpsc},
         time::Duration,
     };
 
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpStream},
+    };
     use tokio_util::task::TaskTracker;
 
     use super::{Workers, worker};
@@ -187,10 +191,9 @@ mod tests {
                 let (stream, _) = listener.accept().await.unwrap();
                 let served_by = served_by.clone();
                 accepting
-                    .serve(&tasks, stream, async move |stream| {
+                    .serve(&tasks, stream, async move |mut stream| {
                         served_by.send(worker::current().unwrap()).unwrap();
-                        // To the client's end.
-                        stream.readable().await.unwrap();
+                        assert_eq!(stream.read_u8().await.unwrap_err().kind(), UnexpectedEof);
                     })
                     .unwrap();
             }
