@@ -15,6 +15,7 @@ mod memory;
 mod monitoring;
 mod pods;
 mod self_test;
+mod tables;
 mod workers;
 
 use std::{
@@ -28,7 +29,7 @@ use http::HeaderValue;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -49,7 +50,6 @@ use crate::{
         http::{HttpServices, Upstreams},
         on_demand::{Discovery, OnDemand},
     },
-    route::Balancers,
     snapshot::SnapshotCell,
     source::{AdsStatus, LastGood},
     transport::{
@@ -201,9 +201,10 @@ async fn start(
             ..capture_options(config.capture.clone())
         })?
     };
+    let behind = Arc::default();
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
-        dataplane: dataplane(&config, source.discovery(), identities, metrics, access_log),
+        dataplane: dataplane(&config, source.discovery(), identities, metrics, access_log, &behind),
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
@@ -218,6 +219,7 @@ async fn start(
         stop: CancellationToken::new(),
         config,
     });
+    tables::before_each(&agent.dataplane);
     // Before anyone can ask whether the agent is ready.
     let wanted = pods::wanted(&agent);
     configuration::restore(&agent).await;
@@ -238,6 +240,7 @@ async fn start(
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
+    tokio::spawn(tables::follow(Arc::clone(&agent), behind));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
     Ok((agent, log_writer))
 }
@@ -317,10 +320,11 @@ fn dataplane(
     identities: Arc<IdentityManager>,
     metrics: Metrics,
     access_log: AccessLog,
+    behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
     let workers = data_threads(config);
     let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
-    let balancers = Arc::new(Balancers::default());
+    let balancers = Arc::new(tables::balancers(behind));
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),

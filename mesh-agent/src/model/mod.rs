@@ -7,6 +7,7 @@
 
 pub mod agent_down;
 pub mod authz;
+pub mod budget;
 pub mod captured;
 pub mod cluster;
 pub mod ext_authz;

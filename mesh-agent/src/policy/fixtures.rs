@@ -205,6 +205,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
         discovery,
         lb_policy,
         balancing: Balancing::default(),
+        table_space: None,
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
         circuit_breakers: Arc::default(),

@@ -22,6 +22,7 @@ fn cluster(name: &str) -> Cluster {
         discovery: Discovery::Eds { service_name: name.into() },
         lb_policy: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
+        table_space: None,
         connect_timeout: Duration::from_secs(5),
         upstream_protocol: UpstreamProtocol::Http1,
         circuit_breakers: Arc::default(),

@@ -21,7 +21,7 @@ pub use self::{
     exposition::Exposition,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     traffic::{HttpMetrics, TcpMetrics},
-    xds::XdsType,
+    xds::{XdsStreams, XdsType},
 };
 use self::{
     labels::{

@@ -204,6 +204,7 @@ fn cluster(
         discovery: Discovery::Static(Arc::new(LoadAssignment::of(endpoints))),
         lb_policy: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
+        table_space: None,
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
         circuit_breakers: Arc::default(),
