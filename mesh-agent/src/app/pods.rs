@@ -208,7 +208,7 @@ impl Agent {
         }
         let agent = Arc::clone(self);
         // Listeners are opened, for a moment, by the runtime that would serve them.
-        let held = self.data.spawn(async move { agent.capture.hold(pod).await }).await;
+        let held = self.data.in_turn().spawn(async move { agent.capture.hold(pod).await }).await;
         held.map_err(failed)?.map_err(refused)
     }
 
