@@ -9,6 +9,7 @@ mod certificates;
 mod configuration;
 mod control;
 mod dns;
+mod gateway;
 mod kernel_path;
 mod maps;
 mod memory;
@@ -19,6 +20,8 @@ mod tables;
 mod workers;
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
@@ -153,6 +156,8 @@ struct Agent {
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// The connection to who speaks SDS, if that is somebody else.
     sds: Option<watch::Receiver<Arc<AdsStatus>>>,
+    /// Gateway listeners that could not be bound, and why.
+    gateway_failures: Mutex<BTreeMap<SocketAddr, String>>,
     /// Where connections are served.
     data: Arc<Workers>,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -162,6 +167,10 @@ struct Agent {
 impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gateway_failures(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, String>> {
+        self.gateway_failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
@@ -213,6 +222,7 @@ async fn start(
         self_test: OnceLock::new(),
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
+        gateway_failures: Mutex::default(),
         ads: source.ads_status(),
         sds: certificates.status(),
         data,
@@ -232,6 +242,9 @@ async fn start(
     tokio::spawn(certificates::retire(Arc::clone(&agent.dataplane), stop.clone()));
     let tls = Arc::clone(&agent.dataplane.connector.tls);
     tokio::spawn(tls.follow_files(stop.clone()));
+    let tls = Arc::clone(&agent.dataplane.downstream_tls);
+    tokio::spawn(tls.follow_files(stop.clone()));
+    tokio::spawn(gateway::follow(Arc::clone(&agent)));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     let (found, resolved) = mpsc::channel(RESOLVED_MAX);
     tokio::spawn(configuration::follow(Arc::clone(&agent), received, resolved));
@@ -346,6 +359,7 @@ fn dataplane(
     Arc::new(Dataplane {
         snapshot,
         identities,
+        downstream_tls: Arc::default(),
         balancers,
         connector,
         http,

@@ -2,33 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    future::Future,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    net::TcpStream,
-    sync::{Notify, Semaphore},
-    time,
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{sync::Notify, time};
+use tokio_util::sync::CancellationToken;
 
-use super::{Agent, PodsFile, Workers};
+use super::{Agent, PodsFile, workers::Accepting};
 use crate::{
     admin::{ControlError, EnrollRequest, NetnsRef},
     capture::{self, EnrollError, EnrollPod, EnrolledPod, Exclusions, Multicast},
     model::{captured::Pod, workload::WorkloadUid},
     proxy::{inbound, outbound, story},
 };
-
-/// Connections of one pod that the agent serves at once, of each kind; more wait in
-/// the listener's backlog, so that one pod can't take every descriptor.
-const MAX_CONNECTIONS_PER_POD: usize = 16_384;
-
-/// How long to wait after a failed accept: out of descriptors, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Between two looks at what has changed: the first is at once, and who makes changes all
 /// the time does not keep the agent.
@@ -370,12 +357,7 @@ pub(super) async fn watch_rules(agent: Arc<Agent>) {
 /// watched.
 fn serve(agent: &Agent, enrolled: EnrolledPod, accepting: &CancellationToken) -> Multicast {
     let EnrolledPod { pod, outbound, inbound, hbone, links } = enrolled;
-    let accepting = || Accepting {
-        uid: pod.workload.uid.clone(),
-        until: accepting.clone(),
-        workers: Arc::clone(&agent.data),
-        tasks: agent.dataplane.tasks.clone(),
-    };
+    let accepting = || Accepting::new(agent, &pod, accepting.clone());
     let dataplane = Arc::clone(&agent.dataplane);
     tokio::spawn(accepting().run(async move || {
         let (stream, captured) = outbound.accept().await?;
@@ -396,42 +378,6 @@ fn serve(agent: &Agent, enrolled: EnrolledPod, accepting: &CancellationToken) ->
         Ok((stream, move |stream| inbound::serve_hbone(dataplane, pod, stream, source)))
     }));
     links
-}
-
-/// What accepts connections of one kind.
-struct Accepting {
-    uid: WorkloadUid,
-    until: CancellationToken,
-    workers: Arc<Workers>,
-    tasks: TaskTracker,
-}
-
-impl Accepting {
-    async fn run<A, F, S>(self, next: A)
-    where
-        A: AsyncFn() -> io::Result<(TcpStream, F)>,
-        F: FnOnce(TcpStream) -> S + Send + 'static,
-        S: Future<Output = ()> + Send + 'static,
-    {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD));
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                () = self.until.cancelled() => return,
-                accepted = next() => accepted,
-            };
-            let served = accepted.and_then(|(stream, serve)| {
-                self.workers.serve(&self.tasks, stream, async move |stream| {
-                    serve(stream).await;
-                    drop(slot);
-                })
-            });
-            if let Err(error) = served {
-                tracing::warn!(pod = %self.uid, %error, "a connection was not accepted");
-                time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
 }
 
 fn failed(error: impl std::error::Error + 'static) -> ControlError {

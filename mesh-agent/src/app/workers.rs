@@ -20,10 +20,23 @@ use anyhow::Context;
 use tokio::{
     net::TcpStream,
     runtime::{Builder, Handle},
+    sync::Semaphore,
+    time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::transport::worker;
+use super::Agent;
+use crate::{
+    model::{captured::Pod, workload::WorkloadUid},
+    transport::worker,
+};
+
+/// Connections of one pod that the agent serves at once, of each kind; more wait in
+/// the listener's backlog, so that one pod can't take every descriptor.
+const MAX_CONNECTIONS_PER_POD: usize = 16_384;
+
+/// How long to wait after a failed accept: out of descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// All of them.
 #[derive(Debug)]
@@ -157,6 +170,48 @@ impl Worker {
         };
         let thread = std::thread::Builder::new().name(format!("mesh-data-{index}")).spawn(run)?;
         Ok((worker, thread))
+    }
+}
+
+/// What accepts connections of one kind.
+pub(super) struct Accepting {
+    uid: WorkloadUid,
+    until: CancellationToken,
+    workers: Arc<Workers>,
+    tasks: TaskTracker,
+}
+
+impl Accepting {
+    pub(super) fn new(agent: &Agent, pod: &Pod, until: CancellationToken) -> Self {
+        let (workers, tasks) = (Arc::clone(&agent.data), agent.dataplane.tasks.clone());
+        Self { uid: pod.workload.uid.clone(), until, workers, tasks }
+    }
+
+    /// Until it is told to stop. `next` gives a connection and what serves it.
+    pub(super) async fn run<A, F, S>(self, next: A)
+    where
+        A: AsyncFn() -> io::Result<(TcpStream, F)>,
+        F: FnOnce(TcpStream) -> S + Send + 'static,
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                () = self.until.cancelled() => return,
+                accepted = next() => accepted,
+            };
+            let served = accepted.and_then(|(stream, serve)| {
+                self.workers.serve(&self.tasks, stream, async move |stream| {
+                    serve(stream).await;
+                    drop(slot);
+                })
+            });
+            if let Err(error) = served {
+                tracing::warn!(pod = %self.uid, %error, "a connection was not accepted");
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 
