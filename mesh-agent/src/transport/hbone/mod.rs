@@ -55,6 +55,10 @@ pub const MAX_FRAME_BYTES: u32 = 64 << 10;
 /// Bytes of one stream that wait to be written to the connection: 256 KiB.
 pub const SEND_BUFFER_BYTES: usize = 256 << 10;
 
+/// What TLS holds of what the socket does not take: 256 KiB. rustls' own 64 KiB are just
+/// less than a full DATA frame encrypted, whose end then left as a packet of its own.
+const UNSENT_TLS_BYTES: usize = 256 << 10;
+
 /// The largest piece that one write takes: 64 KiB.
 pub(crate) const MAX_WRITE_BYTES: usize = 64 << 10;
 
