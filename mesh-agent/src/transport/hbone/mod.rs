@@ -7,7 +7,8 @@
 //! ## Memory
 //! What one peer can make us hold is bounded per connection: unread bytes by
 //! [`CONNECTION_WINDOW_BYTES`], unread small frames by [`DATA_FRAME_BUDGET_BYTES`],
-//! unsent bytes by [`SEND_BUFFER_BYTES`] for each stream (1,024 small writes).
+//! unsent bytes by [`SEND_BUFFER_BYTES`] for each stream (1,024 small writes),
+//! and twice 256 KiB for what TLS has encrypted or is about to decrypt.
 
 pub mod authority;
 mod batch;
