@@ -50,7 +50,7 @@ use crate::{
         on_demand::{Discovery, OnDemand},
     },
     snapshot::SnapshotCell,
-    source::{AdsStatus, LastGood},
+    source::{AdsStatus, LastGood, Versions},
     transport::{
         hbone::{HbonePool, HbonePoolOptions, HboneServerOptions},
         http_pool::{HttpPool, HttpPoolOptions},
@@ -145,6 +145,8 @@ struct Agent {
     /// What the kernel does, once that is known.
     self_test: OnceLock<SelfTest>,
     last_good: Arc<LastGood>,
+    /// Of the resources in force.
+    versions: Mutex<Versions>,
     /// When the configuration in force was saved, while it is the one from disk.
     restored: Mutex<Option<SystemTime>>,
     /// The connection to the control plane, if that is the source.
@@ -160,6 +162,10 @@ struct Agent {
 impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn versions(&self) -> MutexGuard<'_, Versions> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
@@ -207,6 +213,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         kernel_services: AtomicUsize::new(0),
         self_test: OnceLock::new(),
         last_good: Arc::new(last_good),
+        versions: Mutex::default(),
         restored: Mutex::default(),
         ads: source.ads_status(),
         sds: certificates.status(),
