@@ -9,6 +9,7 @@ mod certificates;
 mod configuration;
 mod control;
 mod dns;
+mod gateway;
 mod kernel_path;
 mod maps;
 mod memory;
@@ -18,6 +19,8 @@ mod self_test;
 mod tables;
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
@@ -153,6 +156,8 @@ struct Agent {
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// The connection to who speaks SDS, if that is somebody else.
     sds: Option<watch::Receiver<Arc<AdsStatus>>>,
+    /// Gateway listeners that could not be bound, and why.
+    gateway_failures: Mutex<BTreeMap<SocketAddr, String>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -166,6 +171,10 @@ impl Agent {
 
     fn versions(&self) -> MutexGuard<'_, Versions> {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gateway_failures(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, String>> {
+        self.gateway_failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
@@ -215,6 +224,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         last_good: Arc::new(last_good),
         versions: Mutex::default(),
         restored: Mutex::default(),
+        gateway_failures: Mutex::default(),
         ads: source.ads_status(),
         sds: certificates.status(),
         data,
@@ -234,6 +244,9 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(certificates::retire(Arc::clone(&agent.dataplane), stop.clone()));
     let tls = Arc::clone(&agent.dataplane.connector.tls);
     tokio::spawn(tls.follow_files(stop.clone()));
+    let tls = Arc::clone(&agent.dataplane.downstream_tls);
+    tokio::spawn(tls.follow_files(stop.clone()));
+    tokio::spawn(gateway::follow(Arc::clone(&agent)));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     let (found, resolved) = mpsc::channel(RESOLVED_MAX);
     tokio::spawn(configuration::follow(Arc::clone(&agent), received, resolved));
@@ -347,6 +360,7 @@ fn dataplane(
     Arc::new(Dataplane {
         snapshot,
         identities,
+        downstream_tls: Arc::default(),
         balancers,
         connector,
         http,

@@ -131,6 +131,9 @@ impl AgentControl for Control {
         for (uid, why) in self.0.pods.waiting().iter() {
             reasons.push(format!("pod {uid} is not served yet: {why}"));
         }
+        for (address, why) in self.0.gateway_failures().iter() {
+            reasons.push(format!("gateway listener {address} is not bound: {why}"));
+        }
         let notes = self.0.restored().map(|saved_at| {
             let age = saved_at.elapsed().unwrap_or_default().as_secs();
             format!(

@@ -402,7 +402,7 @@ fn serve(
     links
 }
 
-async fn accept<A, S>(
+pub(super) async fn accept<A, S>(
     uid: WorkloadUid,
     accepting: CancellationToken,
     dataplane: Arc<Dataplane>,

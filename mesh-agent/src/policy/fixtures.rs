@@ -165,7 +165,7 @@ pub(crate) fn tcp_proxy(clusters: &[(&str, u32)]) -> TcpProxy {
 
 pub(crate) fn chain(name: &str, matches: FilterChainMatch) -> FilterChain {
     let terminal = TerminalFilter::TcpProxy(Arc::new(tcp_proxy(&[("app", 1)])));
-    FilterChain { name: name.into(), matches, filters: Vec::new(), terminal }
+    FilterChain { name: name.into(), matches, tls: None, filters: Vec::new(), terminal }
 }
 
 pub(crate) fn for_transport(transport: TransportProtocol) -> FilterChainMatch {
@@ -187,6 +187,7 @@ pub(crate) fn listener(
         name: format!("{direction:?}-{address}").into(),
         direction,
         address: addr(address),
+        gateway: None,
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         default_filter_chain: default.map(Arc::new),
     }

@@ -35,6 +35,7 @@ fn listener(name: &str, port: u16, to: &str) -> Listener {
     let chain = FilterChain {
         name: "".into(),
         matches: FilterChainMatch::default(),
+        tls: None,
         filters: Vec::new(),
         terminal: TerminalFilter::TcpProxy(Arc::new(tcp)),
     };
@@ -42,6 +43,7 @@ fn listener(name: &str, port: u16, to: &str) -> Listener {
         name: name.into(),
         direction: Direction::Outbound,
         address: ([10, 0, 0, 1], port).into(),
+        gateway: None,
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
     }

@@ -29,6 +29,7 @@
 mod asking;
 mod changes;
 mod compare;
+mod compression;
 mod filters;
 mod http;
 mod limits;
@@ -455,6 +456,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         upstream::cases(),
         asking::cases(),
         limits::cases(),
+        compression::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();

@@ -19,8 +19,10 @@ use super::{
     outliers,
     record::RequestLog,
     replay::Attempt,
+    stages::{Stage, Stages},
     timing::{Deadline, Exchange, Expired},
 };
+use crate::codec::compression::CodingError;
 use crate::{observe::flags::ResponseFlag, route::LoadGuard, transport::http_pool::LeasedBody};
 
 /// How much of a body that nobody wants is read, and for how long.
@@ -52,6 +54,17 @@ enum Content {
     Whole(Bytes),
     Incoming(Incoming),
     Replayed(Attempt),
+    /// What filters make of another one.
+    Staged(Box<(RequestBody, Stages)>),
+}
+
+/// Why a request's body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestBodyError {
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    #[error(transparent)]
+    Coding(#[from] CodingError),
 }
 
 impl RequestBody {
@@ -78,12 +91,21 @@ impl RequestBody {
         Self { content: Content::Whole(body), exchange, http2: false, ahead: None }
     }
 
+    /// Has a filter change what comes from now on, what was read ahead too.
+    pub(super) fn through(&mut self, stage: Stage) {
+        let outer = Self::empty(self.exchange());
+        let inner = std::mem::replace(self, outer);
+        let mut stages = Stages::default();
+        stages.push(stage);
+        self.content = Content::Staged(Box::new((inner, stages)));
+    }
+
     /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
     /// it goes on with them all the same. Returns whether it has ended.
     ///
     /// # Errors
     /// The client broke off.
-    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, hyper::Error> {
+    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, RequestBodyError> {
         loop {
             let ahead = self.ahead.get_or_insert_default();
             if ahead.ended || ahead.data.len() >= bytes {
@@ -110,7 +132,7 @@ impl RequestBody {
     fn poll_content(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let Self { content, exchange, .. } = self;
         let incoming = match content {
             Content::Nothing => return Poll::Ready(None),
@@ -121,6 +143,14 @@ impl RequestBody {
             Content::Incoming(incoming) => incoming,
             // Counted where it comes from.
             Content::Replayed(attempt) => return attempt.poll_frame(cx),
+            Content::Staged(staged) => {
+                let (inner, stages) = &mut **staged;
+                let polled = stages.poll(cx, |cx| Pin::new(&mut *inner).poll_frame(cx));
+                if let Poll::Ready(Some(Err(_))) = &polled {
+                    exchange.request_broke();
+                }
+                return polled;
+            }
         };
         let polled = Pin::new(&mut *incoming).poll_frame(cx);
         Poll::Ready(match ready!(polled) {
@@ -134,7 +164,7 @@ impl RequestBody {
             }
             Some(Err(error)) => {
                 exchange.request_broke();
-                Some(Err(error))
+                Some(Err(error.into()))
             }
             None => {
                 exchange.request_completed();
@@ -149,6 +179,7 @@ impl RequestBody {
             Content::Whole(body) => body.is_empty(),
             Content::Incoming(incoming) => incoming.is_end_stream(),
             Content::Replayed(attempt) => attempt.is_end_stream(),
+            Content::Staged(staged) => staged.1.is_done(),
         }
     }
 
@@ -192,12 +223,12 @@ async fn discard(mut incoming: Incoming, exchange: Arc<Exchange>) {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = self.get_mut();
         if let Some(ahead) = &mut this.ahead {
             if !ahead.data.is_empty() {
@@ -234,6 +265,7 @@ impl Body for RequestBody {
             Content::Whole(body) => SizeHint::with_exact(body.len() as u64),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
+            Content::Staged(_) => SizeHint::default(),
         }
     }
 }
@@ -259,6 +291,8 @@ fn counted(frame: Frame<Bytes>) -> (Frame<Bytes>, usize) {
 /// A response's body, towards downstream. Dropping it ends the request's record.
 pub(super) struct ResponseBody {
     source: Source,
+    /// What filters make of it.
+    stages: Stages,
     /// `None`: the exchange goes on without it.
     log: Option<RequestLog>,
 }
@@ -282,6 +316,8 @@ pub(super) enum CutShort {
     Upstream(#[source] hyper::Error),
     #[error("the response took too long")]
     Expired(Expired),
+    #[error(transparent)]
+    Coding(#[from] CodingError),
 }
 
 impl ResponseBody {
@@ -289,7 +325,7 @@ impl ResponseBody {
         if body.is_empty() {
             log.end();
         }
-        Self { source: Source::Local(body), log: Some(log) }
+        Self { source: Source::Local(body), stages: Stages::default(), log: Some(log) }
     }
 
     pub(super) fn upstream(
@@ -302,7 +338,12 @@ impl ResponseBody {
             log.end();
         }
         let source = Source::Upstream(Box::new(Upstream { body, deadline, held }));
-        Self { source, log: Some(log) }
+        Self { source, stages: Stages::default(), log: Some(log) }
+    }
+
+    /// With what filters make of it, if anything.
+    pub(super) fn through(self, stages: Stages) -> Self {
+        Self { stages, ..self }
     }
 
     /// The response has no body whatever its headers say: HEAD.
@@ -313,45 +354,39 @@ impl ResponseBody {
 
     /// The response ends with its head, and the exchange does not.
     pub(super) fn switched() -> Self {
-        Self { source: Source::Local(Bytes::new()), log: None }
+        Self { source: Source::Local(Bytes::new()), stages: Stages::default(), log: None }
     }
 }
 
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = CutShort;
+impl Source {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Local(body) => body.is_empty(),
+            Self::Upstream(upstream) => upstream.body.is_end_stream(),
+        }
+    }
 
+    /// The next frame, as it comes; why there is none is noted.
     fn poll_frame(
-        self: Pin<&mut Self>,
+        &mut self,
+        log: &mut RequestLog,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
-        let Self { source, log: Some(log) } = self.get_mut() else { return Poll::Ready(None) };
-        let upstream = match source {
-            Source::Local(body) => {
-                log.end();
+        let upstream = match self {
+            Self::Local(body) => {
                 let body = std::mem::take(body);
-                log.exchange.response_moved(body.len());
                 return Poll::Ready((!body.is_empty()).then(|| Ok(Frame::data(body))));
             }
-            Source::Upstream(upstream) => upstream,
+            Self::Upstream(upstream) => upstream,
         };
         match Pin::new(&mut upstream.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let (frame, bytes) = counted(frame);
-                log.exchange.response_moved(bytes);
-                if upstream.body.is_end_stream() {
-                    log.end();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
             Poll::Ready(Some(Err(error))) => {
                 outliers::broke_off(&upstream.held.0.reporter());
                 log.cut(ResponseFlag::UpstreamConnectionTermination, error.to_string());
                 Poll::Ready(Some(Err(CutShort::Upstream(error))))
             }
-            Poll::Ready(None) => {
-                log.end();
-                Poll::Ready(None)
+            Poll::Ready(polled) => {
+                Poll::Ready(polled.map(|polled| polled.map_err(CutShort::Upstream)))
             }
             Poll::Pending => upstream.deadline.poll_expired(cx).map(|expired| {
                 match expired {
@@ -366,16 +401,56 @@ impl Body for ResponseBody {
             }),
         }
     }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = CutShort;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
+        let this = self.get_mut();
+        let Self { source, stages, log: Some(log) } = this else { return Poll::Ready(None) };
+        let polled = match stages.is_empty() {
+            true => source.poll_frame(log, cx),
+            false => stages.poll(cx, |cx| source.poll_frame(log, cx)),
+        };
+        match ready!(polled) {
+            Some(Ok(frame)) => {
+                let (frame, bytes) = counted(frame);
+                log.exchange.response_moved(bytes);
+                if this.is_end_stream()
+                    && let Some(log) = &mut this.log
+                {
+                    log.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let CutShort::Coding(error) = &error {
+                    log.cut(ResponseFlag::UpstreamProtocolError, error.to_string());
+                }
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                log.end();
+                Poll::Ready(None)
+            }
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Local(body) => body.is_empty(),
-            Source::Upstream(upstream) => upstream.body.is_end_stream(),
+        match self.stages.is_empty() {
+            true => self.source.is_end_stream(),
+            false => self.stages.is_done(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
+            _ if !self.stages.is_empty() => SizeHint::default(),
             Source::Local(body) => SizeHint::with_exact(body.len() as u64),
             Source::Upstream(upstream) => upstream.body.size_hint(),
         }

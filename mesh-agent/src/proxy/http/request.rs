@@ -99,14 +99,15 @@ impl Answer {
         let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
         log.record.response_code = Some(status);
-        log.mutate(head, status, response.headers_mut());
+        let has_body = !head_request && !response.body().is_end_stream();
+        let stages = log.mutate(head, (status, has_body), response.headers_mut());
         let held = (destination.into_load(), admitted);
         if let Some((downstream, upstream)) = switched {
             log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
             return response.map(|_| ResponseBody::switched());
         }
         response.map(|body| {
-            let body = ResponseBody::upstream(body, deadline, held, log);
+            let body = ResponseBody::upstream(body, deadline, held, log).through(stages);
             if head_request { body.bodiless() } else { body }
         })
     }
@@ -143,7 +144,8 @@ async fn answer(
     let flow = judged.permit.flow();
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
-    forwarding::of_request(&mut head.headers, &log.options, remote, local);
+    let secure = flow.is_secure();
+    forwarding::of_request(&mut head.headers, &log.options, (remote, local), secure);
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
 
     let mut lookups = Lookups::default();

@@ -3,6 +3,7 @@
 
 mod allocations;
 mod breakers;
+mod compression;
 mod drain;
 mod filters;
 mod harness;

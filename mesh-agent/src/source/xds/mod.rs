@@ -18,6 +18,7 @@ mod client;
 mod common;
 mod config_source;
 mod dns;
+mod downstream_tls;
 mod ecds;
 mod eds;
 mod filters;

@@ -332,6 +332,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     let chain = FilterChain {
         name: "http".into(),
         matches: FilterChainMatch::default(),
+        tls: None,
         filters: vec![],
         terminal: TerminalFilter::Http(Arc::new(http)),
     };
@@ -339,6 +340,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         name: "outbound".into(),
         direction: Direction::Outbound,
         address: "10.0.0.1:80".parse().unwrap(),
+        gateway: None,
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
     };
