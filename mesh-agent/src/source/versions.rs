@@ -82,8 +82,8 @@ mod tests {
         let shown = |versions: &Versions| {
             let mut all: Vec<_> = versions
                 .iter()
-                .flat_map(|(kind, of)| of.map(move |(name, v)| (kind, name.clone(), v.clone())))
-                .map(|(kind, name, v)| (kind, name.to_string(), v.name.to_string(), v.updated_at))
+                .flat_map(|(kind, of)| of.map(move |(name, v)| (kind, name.to_string(), v.clone())))
+                .map(|(kind, name, v)| (kind, name, v.name.to_string(), v.updated_at))
                 .collect();
             all.sort();
             all
