@@ -17,6 +17,7 @@ mod monitoring;
 mod pods;
 mod self_test;
 mod tables;
+mod workers;
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +30,7 @@ use std::{
 use anyhow::Context;
 use http::HeaderValue;
 use tokio::{
-    runtime::{Builder, Handle, Runtime},
+    runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
     time,
@@ -53,14 +54,14 @@ use crate::{
         on_demand::{Discovery, OnDemand},
     },
     snapshot::SnapshotCell,
-    source::{AdsStatus, LastGood},
+    source::{AdsStatus, LastGood, Versions},
     transport::{
         hbone::{HbonePool, HbonePoolOptions, HboneServerOptions},
         http_pool::{HttpPool, HttpPoolOptions},
     },
 };
 
-use self::{certificates::Certificates, configuration::Source, pods::Pods};
+use self::{certificates::Certificates, configuration::Source, pods::Pods, workers::Workers};
 
 /// So many answers to names wait to be applied.
 const RESOLVED_MAX: usize = 64;
@@ -96,26 +97,27 @@ pub enum ExitReason {
 pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     raise_file_limit();
     memory::share_arenas();
-    let data = runtime("mesh-data", data_threads(&config))?;
-    let control = runtime("mesh-control", 1)?;
-    let (agent, log_writer) = control.block_on(start(config, data.handle().clone()))?;
+    let (data, threads) = Workers::start(data_threads(&config), CUT_GRACE)?;
+    let control = control_runtime()?;
+    let (agent, log_writer) = control.block_on(start(config, data))?;
     let ended = control.block_on(serve(&agent));
     drop(agent);
     control.shutdown_timeout(CUT_GRACE);
-    data.shutdown_timeout(CUT_GRACE);
+    threads.end();
     if !log_writer.close(LOG_GRACE) {
         tracing::warn!("access log: the last lines were not written in time");
     }
     ended
 }
 
-fn runtime(name: &str, workers: usize) -> anyhow::Result<Runtime> {
+/// Where everything runs that serves no connection.
+fn control_runtime() -> anyhow::Result<Runtime> {
     Builder::new_multi_thread()
-        .worker_threads(workers)
-        .thread_name(name)
+        .worker_threads(1)
+        .thread_name("mesh-control")
         .enable_all()
         .build()
-        .with_context(|| format!("runtime {name}"))
+        .context("the control runtime")
 }
 
 fn data_threads(config: &AgentConfig) -> usize {
@@ -148,6 +150,8 @@ struct Agent {
     /// What the kernel does, once that is known.
     self_test: OnceLock<SelfTest>,
     last_good: Arc<LastGood>,
+    /// Of the resources in force.
+    versions: Mutex<Versions>,
     /// When the configuration in force was saved, while it is the one from disk.
     restored: Mutex<Option<SystemTime>>,
     /// The connection to the control plane, if that is the source.
@@ -157,7 +161,7 @@ struct Agent {
     /// Gateway listeners that could not be bound, and why.
     gateway_failures: Mutex<BTreeMap<SocketAddr, String>>,
     /// Where connections are served.
-    data: Handle,
+    data: Arc<Workers>,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
     stop: CancellationToken,
 }
@@ -165,6 +169,10 @@ struct Agent {
 impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn versions(&self) -> MutexGuard<'_, Versions> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gateway_failures(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, String>> {
@@ -176,7 +184,10 @@ impl Agent {
     }
 }
 
-async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
+async fn start(
+    config: AgentConfig,
+    data: Arc<Workers>,
+) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
     // What is the operator's to mend comes first, before anything is attached.
     let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
     let source = Source::open(&config.source, &last_good)?;
@@ -198,7 +209,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     }
     let capture = {
         // Its listeners belong to the runtime that serves connections.
-        let _guard = data.enter();
+        let _guard = data.in_turn().enter();
         Capture::start(CaptureOptions {
             state_dir: config.node.state_dir.clone(),
             kernel_path: kernel_path.is_ok(),
@@ -216,6 +227,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         kernel_services: AtomicUsize::new(0),
         self_test: OnceLock::new(),
         last_good: Arc::new(last_good),
+        versions: Mutex::default(),
         restored: Mutex::default(),
         gateway_failures: Mutex::default(),
         ads: source.ads_status(),
@@ -246,6 +258,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(dns::follow(Arc::clone(&agent), found));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
+    tokio::spawn(pods::watch_roads(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
     tokio::spawn(tables::follow(Arc::clone(&agent), behind));
@@ -330,13 +343,14 @@ fn dataplane(
     access_log: AccessLog,
     behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
+    let workers = data_threads(config);
     let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
     let balancers = Arc::new(tables::balancers(behind));
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
         tls: Arc::default(),
-        hbone: HbonePool::new(HbonePoolOptions::default()),
+        hbone: HbonePool::new(HbonePoolOptions { workers, ..HbonePoolOptions::default() }),
         metrics: metrics.clone(),
     });
     let http = HttpServices {
@@ -347,7 +361,7 @@ fn dataplane(
         balancers: Arc::clone(&balancers),
         outbound_policy,
         upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
-        pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
+        pool: Arc::new(HttpPool::new(HttpPoolOptions { workers, ..HttpPoolOptions::default() })),
         on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
     };
     Arc::new(Dataplane {

@@ -9,9 +9,11 @@
 pub mod dial;
 pub mod hbone;
 pub mod http_pool;
+mod read_ahead;
 pub mod relay;
 pub mod replayed;
 pub mod tls;
+pub mod worker;
 
 #[cfg(test)]
 mod testing;
