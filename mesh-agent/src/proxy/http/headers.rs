@@ -135,6 +135,10 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
 
 /// What Envoy refuses of HTTP/1 only.
 fn check_http1(head: &Parts) -> Result<(), Reply> {
+    if head.version < Version::HTTP_11 {
+        let reply = Reply::new(StatusCode::UPGRADE_REQUIRED, "", None, "low_version");
+        return Err(Reply { close: true, ..reply });
+    }
     if !METHODS.contains(&head.method.as_str()) {
         return Err(Reply::bad_request("unknown method"));
     }
