@@ -16,6 +16,7 @@ mod attempts;
 mod body;
 mod breakers;
 mod call;
+mod copy;
 mod descriptors;
 mod filter;
 mod forward;
@@ -23,6 +24,7 @@ mod forwarding;
 mod grpc;
 mod headers;
 mod lookups;
+mod mirror;
 mod mutations;
 mod normalize;
 mod outliers;
@@ -69,7 +71,7 @@ use self::filter::local_rate_limit::Limiter;
 pub(super) use self::mutations::mutate_literally;
 use self::tunnel::Tunnel;
 pub use self::{
-    body::RequestBody,
+    body::{BodyError, RequestBody},
     breakers::Breakers,
     filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
+use super::MirrorPolicy;
 use crate::model::{
     cluster::ClusterName,
     filter::{CorsPolicy, PerFilter},
@@ -55,6 +56,7 @@ pub struct ForwardAction {
     pub cors: Vec<Arc<CorsPolicy>>,
     pub upgrades: Upgrades,
     pub rate_limits: RouteRateLimits,
+    pub mirrors: Vec<MirrorPolicy>,
 }
 
 impl ForwardAction {
@@ -76,6 +78,7 @@ impl ForwardAction {
             cors: Vec::new(),
             upgrades: Upgrades::default(),
             rate_limits: RouteRateLimits::default(),
+            mirrors: Vec::new(),
         }
     }
 }

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 
 use super::{
     breakers::Admitted,
+    copy::{Copy, Tee},
     headers::strip_trailers,
     outliers,
     record::RequestLog,
@@ -35,6 +36,18 @@ pub struct RequestBody {
     content: Content,
     exchange: Arc<Exchange>,
     http2: bool,
+    /// Who gets a copy of what is read.
+    tee: Option<Tee>,
+}
+
+/// Why a request's body breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    /// It is a copy, and what it is copied from was not read to its end, or too fast.
+    #[error("there is no more of the copy")]
+    Copy,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +65,7 @@ enum Content {
     Whole(Bytes),
     Incoming(Incoming),
     Replayed(Attempt),
+    Copied(Copy),
 }
 
 impl RequestBody {
@@ -59,23 +73,34 @@ impl RequestBody {
         if incoming.is_end_stream() {
             exchange.request_completed();
         }
-        Self { content: Content::Incoming(incoming), exchange, http2, ahead: None }
+        Self { content: Content::Incoming(incoming), exchange, http2, ahead: None, tee: None }
     }
 
     /// For a request that is sent again.
     pub(super) fn empty(exchange: Arc<Exchange>) -> Self {
-        Self { content: Content::Nothing, exchange, http2: false, ahead: None }
+        Self { content: Content::Nothing, exchange, http2: false, ahead: None, tee: None }
     }
 
     /// For a request that may be sent again with its body.
     pub(super) fn replayed(attempt: Attempt, exchange: Arc<Exchange>) -> Self {
-        Self { content: Content::Replayed(attempt), exchange, http2: false, ahead: None }
+        Self { content: Content::Replayed(attempt), exchange, http2: false, ahead: None, tee: None }
     }
 
     /// For a request of the agent's own.
     pub(super) fn whole(body: Bytes, exchange: Arc<Exchange>) -> Self {
         exchange.request_completed();
-        Self { content: Content::Whole(body), exchange, http2: false, ahead: None }
+        Self { content: Content::Whole(body), exchange, http2: false, ahead: None, tee: None }
+    }
+
+    /// A copy of somebody else's.
+    pub(super) fn copied(copy: Copy, exchange: Arc<Exchange>) -> Self {
+        Self { content: Content::Copied(copy), exchange, http2: false, ahead: None, tee: None }
+    }
+
+    /// From here on, whatever is read is copied.
+    pub(super) fn with_tee(mut self, tee: Tee) -> Self {
+        self.tee = Some(tee);
+        self
     }
 
     /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
@@ -83,7 +108,7 @@ impl RequestBody {
     ///
     /// # Errors
     /// The client broke off.
-    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, hyper::Error> {
+    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, BodyError> {
         loop {
             let ahead = self.ahead.get_or_insert_default();
             if ahead.ended || ahead.data.len() >= bytes {
@@ -110,7 +135,7 @@ impl RequestBody {
     fn poll_content(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self { content, exchange, .. } = self;
         let incoming = match content {
             Content::Nothing => return Poll::Ready(None),
@@ -121,6 +146,16 @@ impl RequestBody {
             Content::Incoming(incoming) => incoming,
             // Counted where it comes from.
             Content::Replayed(attempt) => return attempt.poll_frame(cx),
+            Content::Copied(copy) => {
+                let frame = ready!(copy.poll_frame(cx));
+                if let Some(Ok(frame)) = &frame {
+                    exchange.request_moved(frame.data_ref().map_or(0, Bytes::len));
+                }
+                if copy.is_end_stream() {
+                    exchange.request_completed();
+                }
+                return Poll::Ready(frame);
+            }
         };
         let polled = Pin::new(&mut *incoming).poll_frame(cx);
         Poll::Ready(match ready!(polled) {
@@ -134,7 +169,7 @@ impl RequestBody {
             }
             Some(Err(error)) => {
                 exchange.request_broke();
-                Some(Err(error))
+                Some(Err(error.into()))
             }
             None => {
                 exchange.request_completed();
@@ -149,7 +184,21 @@ impl RequestBody {
             Content::Whole(body) => body.is_empty(),
             Content::Incoming(incoming) => incoming.is_end_stream(),
             Content::Replayed(attempt) => attempt.is_end_stream(),
+            Content::Copied(copy) => copy.is_end_stream(),
         }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(ahead) = &mut self.ahead {
+            if !ahead.data.is_empty() {
+                let data = std::mem::take(&mut ahead.data).freeze();
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            if ahead.ended {
+                return Poll::Ready(ahead.trailers.take().map(|t| Ok(Frame::trailers(t))));
+            }
+        }
+        self.poll_content(cx)
     }
 
     pub(super) fn exchange(&self) -> Arc<Exchange> {
@@ -192,24 +241,27 @@ async fn discard(mut incoming: Incoming, exchange: Arc<Exchange>) {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        if let Some(ahead) = &mut this.ahead {
-            if !ahead.data.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(
-                    std::mem::take(&mut ahead.data).freeze(),
-                ))));
-            }
-            if ahead.ended {
-                return Poll::Ready(ahead.trailers.take().map(|t| Ok(Frame::trailers(t))));
+        let polled = ready!(this.poll_next(cx));
+        let ended = this.is_end_stream();
+        if let Some(tee) = &mut this.tee {
+            match &polled {
+                Some(Ok(frame)) => tee.copy(frame),
+                Some(Err(_)) => this.tee = None,
+                None => tee.end(),
             }
         }
-        this.poll_content(cx)
+        // Who reads may not ask again.
+        if ended && let Some(tee) = &mut this.tee {
+            tee.end();
+        }
+        Poll::Ready(polled)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -234,6 +286,7 @@ impl Body for RequestBody {
             Content::Whole(body) => SizeHint::with_exact(body.len() as u64),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
+            Content::Copied(_) => SizeHint::default(),
         }
     }
 }

@@ -22,6 +22,7 @@ use super::{
     attempts::{self, Attempting, Progress},
     breakers::Breaker,
     headers::{self, Rewrites},
+    mirror::Mirroring,
     outliers,
     record::RequestLog,
     reply::Reply,
@@ -63,6 +64,7 @@ pub(super) struct Forward<'a> {
     pub(super) deadline: Deadline,
     /// The client wants another protocol, and may.
     pub(super) upgrade: Option<Upgrade>,
+    pub(super) mirroring: Option<Mirroring<'a>>,
 }
 
 /// A change of the protocol that is to go through.
@@ -105,6 +107,13 @@ pub(super) async fn forward(
         subset: forward.subset,
         retries: attempts::retries(&action.attempts, head),
         grpc: headers::is_grpc(&head.headers),
+    };
+    let body = match &forward.mirroring {
+        // As Envoy: what follows an upgrade is no request.
+        Some(mirroring) if forward.upgrade.is_none() => {
+            mirroring.begin(head, &hosts, rewrites, log, body)
+        }
+        _ => body,
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
     if let Some(upgrade) = &forward.upgrade {

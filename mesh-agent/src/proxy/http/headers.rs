@@ -294,7 +294,7 @@ pub(super) fn append_value(
 }
 
 /// The host that goes upstream, and the one that a route's rewrite took the place of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Hosts {
     pub(super) host: Authority,
     pub(super) original: Option<Authority>,

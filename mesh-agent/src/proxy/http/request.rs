@@ -18,6 +18,7 @@ use super::{
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
+    mirror::{self, Mirroring},
     mutations::{self, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
@@ -329,6 +330,14 @@ async fn answer(
         deadline.set_route(timeout);
         mutations::mutate_request(header_levels, log, permit.flow(), head);
         let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path, timeout };
+        let mirrors = mirror::policies(&matched, &action.mirrors);
+        let mirroring = (!mirrors.is_empty()).then_some(Mirroring {
+            policies: mirrors,
+            services: &connection.services,
+            judged: &judged,
+            snapshot: &snapshot,
+            random,
+        });
         return forward(
             Forward {
                 connection,
@@ -344,6 +353,7 @@ async fn answer(
                 upgrade: upgrade
                     .zip(downstream.take())
                     .map(|(protocol, downstream)| Upgrade { protocol, downstream }),
+                mirroring,
             },
             log,
             head,

@@ -10,6 +10,7 @@ mod headers;
 mod http1;
 mod http2;
 mod limits;
+mod mirrors;
 mod retries;
 mod smuggling;
 mod upgrades;

@@ -47,8 +47,8 @@ use crate::{
         },
         retry::Attempts,
         route::{
-            Clusters, DirectResponse, Domain, ForwardAction, HostRewrite, PathMatch, PathRewrite,
-            Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+            Clusters, DirectResponse, Domain, ForwardAction, HostRewrite, MirrorPolicy, PathMatch,
+            PathRewrite, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
         },
         socket::PodSockets,
         upgrade::Upgrades,
@@ -140,6 +140,10 @@ pub(super) struct Setup {
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
     pub(super) upgrades: Upgrades,
+    /// Of the virtual host.
+    pub(super) mirrors: Vec<MirrorPolicy>,
+    /// The cluster `shadow`'s endpoint.
+    pub(super) shadow: Option<SocketAddr>,
 }
 
 impl Setup {
@@ -157,6 +161,8 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            mirrors: Vec::new(),
+            shadow: None,
         }
     }
 
@@ -299,6 +305,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             require_tls: None,
             headers: HeaderMutations::default(),
             per_filter: setup.per_filter.clone(),
+            mirrors: setup.mirrors.clone(),
         })],
         ..RouteConfiguration::default()
     };
@@ -349,6 +356,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
                 ..cluster("app", Some(setup.upstream), setup.protocol)
             },
             cluster("empty", None, setup.protocol),
+            cluster("shadow", setup.shadow, setup.protocol),
             cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol),
         ],
         ..Resources::default()

@@ -27,7 +27,7 @@ use super::{
         upgrades,
     },
     clusters::{authority, weighted_clusters},
-    hash_policy, retry,
+    hash_policy, mirror, retry,
 };
 use crate::model::{
     cluster::ClusterName,
@@ -79,10 +79,9 @@ pub(super) fn forward(
     } = value;
     unsupported!(
         d;
-        path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        internal_redirect_policy,
-        internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
+        path_rewrite, flush_timeout, early_data_policy, internal_redirect_policy, internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
     );
+    let mirrors = mirror::policies(d, request_mirror_policies);
     let metadata_match = balancing::metadata_match(metadata_match);
     let hash_policy = hash_policy::policies(d, hash_policy);
     let upgrades = upgrades::of_route(d, upgrade_configs);
@@ -178,6 +177,7 @@ pub(super) fn forward(
         cors: cors?.into_iter().collect(),
         upgrades: upgrades?,
         rate_limits: rate_limits?,
+        mirrors: mirrors?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
