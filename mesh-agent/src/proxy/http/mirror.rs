@@ -133,6 +133,9 @@ impl Mirroring<'_> {
             MirrorHost::Literal(host) => hosts.host = Authority::try_from(host.as_str()).ok()?,
         }
         let host = hosts.host.clone();
+        if rewrites.action.attempts.count_in_request {
+            head.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
+        }
         headers::forwarded(&mut head, hosts, rewrites, protocol).ok()?;
         for mutation in &policy.headers {
             mutations::mutate_head(mutation, log, flow, &mut head);

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use tests::corpus::{Field, Heard, Seen};
+use tests::{
+    corpus::{Field, Heard, Seen},
+    twins::ADDRESSES,
+};
 
 /// By name: `status`, `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
 /// `more N` for later responses, `upstream` (how many requests it saw), and for each of
@@ -53,6 +56,8 @@ fn put(parts: &mut Parts, kind: &str, fields: &[Field], client: &str) {
             "date" => "a date".to_owned(),
             "x-envoy-upstream-service-time" if value.parse::<u64>().is_ok() => "time".to_owned(),
             "x-request-id" if value.len() == 36 => "an id".to_owned(),
+            // Envoy names itself by the first address of its pod, which is a service's.
+            "x-forwarded-for" => value.replace(client, "CLIENT").replace(ADDRESSES[0], "CLIENT"),
             _ => value.replace(client, "CLIENT"),
         };
         let part = parts.entry(format!("{kind} {name}"));

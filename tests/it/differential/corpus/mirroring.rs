@@ -58,7 +58,7 @@ pub(super) fn cases() -> Vec<Case> {
             of["request_mirror_policies"] = json!([{ "cluster": "two", "host_rewrite_literal": "all.test" }]);
             of
         }).asks(get("/own").host("own.test")).asks(get("/").host("own.test")).asks(get("/")),
-        mirrors("mirror-without-cluster", json!([{}])).refused(".request_mirror_policies[0].cluster: is missing"),
+        mirrors("mirror-without-cluster", json!([{}])).refused_by_both(".request_mirror_policies[0].cluster: is missing", "Exactly one of cluster"),
         mirrors("mirror-sampled", json!([{ "cluster": "two", "trace_sampled": true }])).refused(".request_mirror_policies[0].trace_sampled: is not supported"),
     ]
 }
