@@ -1,10 +1,10 @@
-"""Servers that filters ask: authorisation by gRPC, authorisation and keys by HTTP.
+"""Servers that filters ask: authorisation and rate limits by gRPC, authorisation and keys by HTTP.
 
 usage: authority.py GRPC_PORT HTTP_PORT JWKS
 
 What a request says in `x-authority` decides what is answered: `deny`, `slow` (after 3 s),
 `error`, and so on. What was asked comes back in a header for the upstream, `x-asked`, so that
-whoever compares two proxies sees it.
+whoever compares two proxies sees it. Of rate limits the value of a descriptor's `how` decides.
 """
 
 import json
@@ -19,6 +19,8 @@ from google.rpc import code_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.service.auth.v3 import external_auth_pb2 as auth
 from envoy.service.auth.v3 import external_auth_pb2_grpc as auth_grpc
+from envoy.service.ratelimit.v3 import rls_pb2 as rls
+from envoy.service.ratelimit.v3 import rls_pb2_grpc as rls_grpc
 
 # Not the same for two proxies, or a matter of the wire.
 VOLATILE = {"x-request-id", "x-forwarded-for", "content-length", "x-case", "x-answer", "host"}
@@ -90,6 +92,52 @@ class Authorization(auth_grpc.AuthorizationServicer):
         return answer
 
 
+class RateLimits(rls_grpc.RateLimitServiceServicer):
+    def ShouldRateLimit(self, request, context):
+        entries = [(e.key, e.value) for d in request.descriptors for e in d.entries]
+        how = dict(entries).get("how", "")
+        answer = rls.RateLimitResponse(overall_code=rls.RateLimitResponse.OK)
+        if how == "slow":
+            time.sleep(3)
+        if how == "error":
+            context.abort(grpc.StatusCode.INTERNAL, "told to")
+        if how == "unknown":
+            answer.overall_code = rls.RateLimitResponse.UNKNOWN
+        asked = json.dumps({
+            "domain": request.domain,
+            "hits": request.hits_addend,
+            "descriptors": [{
+                "entries": [[e.key, e.value] for e in d.entries],
+                "hits": d.hits_addend.value if d.HasField("hits_addend") else None,
+                "limit": [d.limit.requests_per_unit, d.limit.unit] if d.HasField("limit") else None,
+            } for d in request.descriptors],
+        }, sort_keys=True)
+        answer.request_headers_to_add.add(key="x-asked", value=asked)
+        answer.response_headers_to_add.add(key="x-for-client", value="yes")
+        answer.dynamic_metadata.update({"user": "me", "level": 3})
+        limit = rls.RateLimitResponse.RateLimit
+        for n, d in enumerate(request.descriptors):
+            status = answer.statuses.add(code=rls.RateLimitResponse.OK)
+            if how.startswith("over"):
+                status.code = rls.RateLimitResponse.OVER_LIMIT
+            if how.endswith("unlimited"):
+                continue
+            units = [limit.MINUTE, limit.SECOND, limit.WEEK, limit.MONTH, limit.YEAR, limit.UNKNOWN]
+            status.current_limit.requests_per_unit = 10 + n
+            status.current_limit.unit = units[n % len(units)]
+            status.current_limit.name = "" if n == 1 else f"limit-{n}"
+            status.limit_remaining = 5 - n
+            status.duration_until_reset.seconds = 30 + n
+        if how.startswith("over"):
+            answer.overall_code = rls.RateLimitResponse.OVER_LIMIT
+            answer.raw_body = b"" if how == "over-bare" else b"slow down"
+        if how == "over-typed":
+            answer.response_headers_to_add.add(key="content-type", value="text/html")
+        if how == "over-retry":
+            answer.response_headers_to_add.add(key="retry-after", value="99")
+        return answer
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     jwks = b""
@@ -149,6 +197,7 @@ def main():
     Handler.jwks = jwks.encode()
     server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.max_send_message_length", -1)])
     auth_grpc.add_AuthorizationServicer_to_server(Authorization(), server)
+    rls_grpc.add_RateLimitServiceServicer_to_server(RateLimits(), server)
     server.add_insecure_port(f"0.0.0.0:{grpc_port}")
     server.start()
     http = ThreadingHTTPServer(("0.0.0.0", int(http_port)), Handler)

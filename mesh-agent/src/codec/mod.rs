@@ -10,3 +10,5 @@ pub mod grpc;
 pub mod guard;
 pub mod http;
 pub mod jwt;
+pub mod rate_limit;
+mod structs;

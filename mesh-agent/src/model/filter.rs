@@ -5,6 +5,7 @@
 
 mod cors;
 mod fault;
+mod global_rate_limit;
 mod health_check;
 mod local_rate_limit;
 mod set_metadata;
@@ -16,6 +17,7 @@ use serde::Serialize;
 pub use self::{
     cors::CorsPolicy,
     fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
+    global_rate_limit::{GlobalRateLimit, RateLimitPerRoute, RequestType},
     health_check::HealthCheck,
     local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
     set_metadata::SetMetadata,
@@ -33,7 +35,8 @@ use super::{
 };
 
 impl HttpFilter {
-    /// Whether it may deny a request, by its own rules or by what somebody says whom it asks.
+    /// Whether it may deny a request for what it is, by its own rules or by what somebody says
+    /// whom it asks.
     pub fn judges(&self) -> bool {
         matches!(self, Self::Rbac(_) | Self::JwtAuthn(_) | Self::ExtAuthz(_))
     }
@@ -43,6 +46,7 @@ impl HttpFilter {
         match self {
             Self::JwtAuthn(jwt) => jwt.clusters().collect(),
             Self::ExtAuthz(authz) => vec![authz.cluster()],
+            Self::GlobalRateLimit(limit) => vec![&limit.service.cluster],
             _ => Vec::new(),
         }
     }
@@ -77,6 +81,8 @@ pub enum HttpFilter {
     JwtAuthn(Arc<JwtAuthn>),
     /// `envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit`
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.extensions.filters.http.ratelimit.v3.RateLimit`
+    GlobalRateLimit(Arc<GlobalRateLimit>),
     /// `envoy.extensions.filters.http.health_check.v3.HealthCheck`
     HealthCheck(Arc<HealthCheck>),
     /// `envoy.extensions.filters.http.set_metadata.v3.Config`, in order.
@@ -163,6 +169,8 @@ pub enum RouteFilterConfig {
     JwtAuthn(Arc<JwtPerRoute>),
     /// Replaces the chain's, and has buckets of its own.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// Comes beside the chain's.
+    GlobalRateLimit(Arc<RateLimitPerRoute>),
     /// Replaces the chain's limit; `None`: bodies are not read ahead.
     Buffer(Option<u32>),
     /// Replaces what the chain's says of clusters that are not there.
@@ -238,6 +246,14 @@ impl<'a> Levels<'a> {
             _ => None,
         };
         self.configs(name).find_map(limit).unwrap_or(own)
+    }
+
+    /// What is said of a global limit.
+    pub fn global_rate_limit(self, name: &str) -> Option<&'a RateLimitPerRoute> {
+        self.configs(name).find_map(|config| match config {
+            RouteFilterConfig::GlobalRateLimit(said) => Some(&**said),
+            _ => None,
+        })
     }
 
     /// How many bytes a body may have where the chain says `own`; `None`: it is not read ahead.

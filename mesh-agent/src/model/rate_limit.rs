@@ -17,8 +17,8 @@ pub struct RateLimit {
     pub disable_key: String,
     /// In order; never empty.
     pub actions: Vec<RateLimitAction>,
-    /// How much a request counts.
-    pub hits: u64,
+    /// How much a request counts; `None`: as who counts has it, which is one for local limits.
+    pub hits: Option<u64>,
     /// Whether responses tell what is left; `None`: as the filter has it.
     pub x_ratelimit: Option<bool>,
 }

@@ -74,6 +74,8 @@ response_flags! {
     FaultInjected = 20, "FI";
     /// RL: the request was over a limit.
     RateLimited = 21, "RL";
+    /// RLSE: the rate limit server had no answer, and requests do not pass without.
+    RateLimitServiceError = 22, "RLSE";
 }
 
 impl fmt::Display for ResponseFlag {

@@ -31,6 +31,7 @@ mod changes;
 mod compare;
 mod filters;
 mod http;
+mod limits;
 mod mirroring;
 mod policy;
 mod resilience;
@@ -455,6 +456,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         upstream::cases(),
         asking::cases(),
         mirroring::cases(),
+        limits::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();

@@ -20,7 +20,8 @@ use crate::{
 pub(super) struct Descriptor {
     /// Keys and values, in order.
     pub(super) entries: Vec<(String, String)>,
-    pub(super) hits: u64,
+    /// `None`: one, or as the server has it.
+    pub(super) hits: Option<u64>,
     /// Whether the response tells what is left; `None`: as the filter has it.
     pub(super) x_ratelimit: Option<bool>,
 }
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     fn limit(actions: Vec<RateLimitAction>) -> RateLimit {
-        RateLimit { stage: 0, disable_key: String::new(), actions, hits: 1, x_ratelimit: None }
+        RateLimit { stage: 0, disable_key: String::new(), actions, hits: None, x_ratelimit: None }
     }
 
     fn header(skip_if_absent: bool) -> RateLimitAction {

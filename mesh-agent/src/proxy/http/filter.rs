@@ -11,11 +11,16 @@ mod jwks;
 pub(super) mod jwt_authn;
 pub(super) mod local_rate_limit;
 pub(super) mod memory;
+mod rate_limit;
 pub(super) mod run;
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, HeaderName, Uri, request::Parts};
+use http::{
+    HeaderMap, HeaderName, Uri,
+    header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    request::Parts,
+};
 
 use crate::{
     model::{
@@ -28,6 +33,11 @@ use crate::{
     route::Matched,
     snapshot::Snapshot,
 };
+
+/// Headers that are not for a server that is asked to say.
+const FRAMING: [HeaderName; 6] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, UPGRADE, TE];
+/// gRPC's `RESOURCE_EXHAUSTED`.
+const RESOURCE_EXHAUSTED: u32 = 8;
 
 /// What becomes of a request that a filter does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -539,6 +539,11 @@ fn routes() {
             ".typed_per_filter_config[x].token_bucket: is missing: routes must have one",
         ),
         (
+            "match: {prefix: /}, route: {cluster: c}, typed_per_filter_config: {x: \
+             {'@type': t/envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute, override_option: IGNORE_POLICY}}",
+            ".typed_per_filter_config[x].override_option: is not supported",
+        ),
+        (
             "match: {prefix: /}, route: {cluster: c, rate_limits: [{actions: [{query_parameters: {}}]}]}",
             ".route.rate_limits[0].actions[0].query_parameters: is not supported",
         ),

@@ -13,6 +13,7 @@ mod health_check;
 mod jwt_authn;
 mod local_rate_limit;
 mod on_demand;
+mod rate_limit;
 mod rbac;
 mod router;
 mod set_metadata;
@@ -34,6 +35,7 @@ use envoy_types::pb::{
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
                 local_ratelimit::v3::LocalRateLimit,
                 on_demand::v3::{OnDemand, PerRouteConfig},
+                ratelimit::v3::{RateLimit, RateLimitPerRoute},
                 rbac::v3::{Rbac, RbacPerRoute},
                 router::v3::Router,
                 set_metadata::v3::Config as SetMetadata,
@@ -62,7 +64,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -117,6 +119,13 @@ const KINDS: [Kind; 12] = [
         decode: local_rate_limit::filter,
         route_config: LocalRateLimit::full_name,
         decode_route: local_rate_limit::route,
+        discoverable: true,
+    },
+    Kind {
+        config: RateLimit::full_name,
+        decode: rate_limit::filter,
+        route_config: RateLimitPerRoute::full_name,
+        decode_route: rate_limit::route,
         discoverable: true,
     },
     Kind {

@@ -46,6 +46,15 @@ pub(super) fn all(d: &mut Decoder, values: Vec<PbRateLimit>) -> Option<Vec<RateL
     d.all("rate_limits", values, rate_limit)
 }
 
+/// Those of a filter itself: they are of its stage, and nothing switches them off.
+pub(super) fn of_filter(d: &mut Decoder, values: Vec<PbRateLimit>) -> Option<Vec<RateLimit>> {
+    d.all("rate_limits", values, |d, value| {
+        d.unsupported("stage", &value.stage);
+        d.unsupported("disable_key", &value.disable_key);
+        rate_limit(d, value)
+    })
+}
+
 /// What a filter makes of those of virtual hosts.
 pub(super) fn host_option(d: &mut Decoder, value: i32) -> Option<HostRateLimits> {
     match VhRateLimitsOptions::try_from(value) {
@@ -80,7 +89,7 @@ fn rate_limit(d: &mut Decoder, value: PbRateLimit) -> Option<RateLimit> {
     }
     let actions = d.all("actions", actions, action);
     let hits = match hits_addend {
-        None => Some(1),
+        None => Some(None),
         Some(value) => d.field("hits_addend", |d| hits(d, value)),
     };
     let x_ratelimit = match XRateLimitOption::try_from(x_ratelimit_option) {
@@ -100,11 +109,11 @@ fn rate_limit(d: &mut Decoder, value: PbRateLimit) -> Option<RateLimit> {
     })
 }
 
-fn hits(d: &mut Decoder, value: HitsAddend) -> Option<u64> {
+fn hits(d: &mut Decoder, value: HitsAddend) -> Option<Option<u64>> {
     let HitsAddend { number, format, is_negative_hits } = value;
     unsupported!(d; format, is_negative_hits);
-    match number.map_or(1, |number| number.value) {
-        hits if hits > HITS_MAX => {
+    match number.map(|number| number.value) {
+        Some(hits) if hits > HITS_MAX => {
             d.field("number", |d| d.refused(format!("{hits} is more than {HITS_MAX}")))
         }
         hits => Some(hits),

@@ -11,10 +11,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{
-        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION,
-        PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
-    },
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION, PROXY_AUTHENTICATE, WWW_AUTHENTICATE},
     request::Parts,
     uri::{Authority, PathAndQuery},
 };
@@ -30,7 +27,7 @@ use super::{
         record::RequestLog,
         reply::Reply,
     },
-    Next, joined,
+    FRAMING, Next, joined,
 };
 use crate::{
     codec::ext_authz::{self as codec, Asked, InvalidAnswer, Said, SaidHeader},
@@ -54,8 +51,6 @@ const NAMESPACE: &str = "envoy.filters.http.ext_authz";
 const METADATA_PREFIX: &str = "x-ext-metadata-";
 /// The largest answer by HTTP.
 const ANSWER_MAX_BYTES: usize = 4 << 20;
-/// Nobody's to say.
-const FRAMING: [HeaderName; 6] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, UPGRADE, TE];
 
 /// What is asked about one request.
 pub(super) struct Question<'a> {

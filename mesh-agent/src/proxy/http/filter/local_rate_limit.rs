@@ -156,7 +156,7 @@ impl Limiter {
         // The strictest one first: what it refuses is not taken from the others.
         matched.sort_by(|(a, _), (b, _)| a.rate().total_cmp(&b.rate()));
         for (bucket, descriptor) in &matched {
-            if !bucket.consume(descriptor.hits, now) {
+            if !bucket.consume(descriptor.hits.unwrap_or(1), now) {
                 let told = Some((Arc::clone(bucket), descriptor.x_ratelimit));
                 return Judgement { allowed: false, told };
             }

@@ -24,7 +24,7 @@ use super::{
         reply::{Reply, ToGrpc},
         timing::Deadline,
     },
-    Next, cors, csrf, ext_authz,
+    Next, RESOURCE_EXHAUSTED, cors, csrf, ext_authz,
     fault::{Ended, Injector},
     header_mutations, jwt_authn,
 };
@@ -44,9 +44,6 @@ use crate::{
 
 const HEALTH_CHECKED_CLUSTER: HeaderName =
     HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
-
-/// gRPC's `RESOURCE_EXHAUSTED`.
-const RESOURCE_EXHAUSTED: u32 = 8;
 
 /// What filters know of a request beside its head.
 pub(in crate::proxy::http) struct Filtering<'a> {
@@ -95,6 +92,9 @@ impl Filtering<'_> {
             HttpFilter::Fault(own) => self.fault(levels.fault(place.name, own), log, head).await,
             HttpFilter::LocalRateLimit(own) => {
                 self.limit(place, levels.local_rate_limit(place.name, own), log, head)
+            }
+            HttpFilter::GlobalRateLimit(filter) => {
+                self.limit_globally(place, filter, log, head).await
             }
             HttpFilter::HealthCheck(check) => self.health_check(place, check, log, head),
             HttpFilter::SetMetadata(all) => {

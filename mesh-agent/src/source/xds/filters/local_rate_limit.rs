@@ -93,7 +93,7 @@ fn limit(d: &mut Decoder, any: &Any) -> Option<Arc<LocalRateLimit>> {
     });
     let stage = rate_limits::stage(d, stage);
     let host = rate_limits::host_option(d, vh_rate_limits);
-    let rate_limits = rate_limits::all(d, rate_limits);
+    let rate_limits = rate_limits::of_filter(d, rate_limits);
     let x_ratelimit = match XRateLimitHeadersRfcVersion::try_from(enable_x_ratelimit_headers) {
         Ok(version) => Some(version == XRateLimitHeadersRfcVersion::DraftVersion03),
         Err(_) => d.field("enable_x_ratelimit_headers", |d| {

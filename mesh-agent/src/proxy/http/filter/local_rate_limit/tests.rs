@@ -33,7 +33,7 @@ fn config(own: Option<u32>, descriptors: &[(&str, u32)], always_consume: bool) -
 
 fn of(value: &str) -> Descriptor {
     let entries = vec![("k".to_owned(), value.to_owned())];
-    Descriptor { entries, hits: 1, x_ratelimit: None }
+    Descriptor { entries, hits: None, x_ratelimit: None }
 }
 
 /// How many of ten requests pass.
