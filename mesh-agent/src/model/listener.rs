@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
+    access_log::AccessLog,
     authz::Rbac,
     cluster::ClusterName,
     filter::ChainFilter,
@@ -144,6 +145,8 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     /// In order, without the `router` that ends the chain.
     pub http_filters: Vec<ChainFilter>,
+    /// Beside the agent's own.
+    pub access_logs: Arc<[AccessLog]>,
     pub options: Arc<HttpOptions>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.
     pub idle_timeout: Option<Duration>,

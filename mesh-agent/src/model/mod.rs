@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access_log;
 pub mod agent_down;
 pub mod authz;
 pub mod captured;

@@ -133,6 +133,7 @@ pub(crate) fn rbac(action: RbacAction, policies: Vec<RbacPolicy>) -> Rbac {
 /// A connection manager with these filters and no routes.
 pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
     HttpConnectionManager {
+        access_logs: std::sync::Arc::default(),
         stat_prefix: "http".to_owned(),
         codec: CodecType::Auto,
         routes: RouteSource::Inline(Arc::new(RouteConfiguration {

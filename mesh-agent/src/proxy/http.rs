@@ -12,6 +12,7 @@
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
+mod access_log;
 mod attempts;
 mod body;
 mod breakers;
@@ -85,7 +86,7 @@ use crate::{
         filter::LocalRateLimit,
         listener::{CodecType, HttpConnectionManager},
     },
-    observe::{Protocol, flags::ResponseFlag},
+    observe::{Protocol, access_log::Lines, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
@@ -166,6 +167,8 @@ pub struct HttpServices {
     pub upstreams: Arc<dyn Upstreams>,
     pub pool: Arc<UpstreamPool>,
     pub on_demand: Arc<OnDemand>,
+    /// Where configured access logs are written.
+    pub lines: Lines,
 }
 
 impl fmt::Debug for HttpServices {

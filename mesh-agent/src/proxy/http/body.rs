@@ -392,6 +392,9 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Ok(frame))) => {
                 let (frame, bytes) = counted(frame);
                 log.exchange.response_moved(bytes);
+                if let Some(trailers) = frame.trailers_ref() {
+                    log.trailers(trailers);
+                }
                 if upstream.body.is_end_stream() {
                     log.end();
                 }

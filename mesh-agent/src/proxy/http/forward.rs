@@ -121,9 +121,7 @@ pub(super) async fn forward(
     } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
         headers::tell_no_body(head);
     }
-    if let Some(mutations) = &mut log.mutations {
-        mutations.keep_request(head);
-    }
+    log.forwarded(head);
     let mut request = Request::new(());
     *request.method_mut() = std::mem::take(&mut head.method);
     *request.uri_mut() = std::mem::take(&mut head.uri);
@@ -134,6 +132,9 @@ pub(super) async fn forward(
     let all = attempting.run(destination, request, body, log, &mut progress);
     let ended = deadline.run(all).await;
     let count = progress.count;
+    if let Some(logging) = &mut log.logging {
+        logging.attempts(count);
+    }
     let told = action.attempts.count_in_response;
     let counted = |mut reply: Reply, count: u32| {
         if told {

@@ -35,6 +35,18 @@ pub(super) fn timeout(action: &ForwardAction, headers: &HeaderMap) -> Option<Dur
     timeout.filter(|timeout| !timeout.is_zero())
 }
 
+/// The gRPC code that an HTTP status stands for, as Envoy maps them.
+pub(super) fn code_of(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 | 501 => 12,
+        408 | 429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
 /// In whole milliseconds, rounded up: what is asked for is never nought unless it is.
 fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, number) = value.split_last()?;

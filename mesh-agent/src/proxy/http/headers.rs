@@ -40,7 +40,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// The methods that Envoy takes by HTTP/1, CONNECT aside.
-const METHODS: [&str; 34] = [
+const METHODS: [&str; 33] = [
     "ACL",
     "BIND",
     "CHECKOUT",
@@ -50,7 +50,6 @@ const METHODS: [&str; 34] = [
     "HEAD",
     "LINK",
     "LOCK",
-    "M-SEARCH",
     "MERGE",
     "MKACTIVITY",
     "MKCALENDAR",
@@ -136,7 +135,8 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
 /// What Envoy refuses of HTTP/1 only.
 fn check_http1(head: &Parts) -> Result<(), Reply> {
     if head.version < Version::HTTP_11 {
-        let reply = Reply::new(StatusCode::UPGRADE_REQUIRED, "", None, "low_version");
+        let reply =
+            Reply::new(StatusCode::UPGRADE_REQUIRED, "Upgrade Required", None, "low_version");
         return Err(Reply { close: true, ..reply });
     }
     if !METHODS.contains(&head.method.as_str()) {
@@ -152,7 +152,11 @@ fn check_http1(head: &Parts) -> Result<(), Reply> {
             || kept.iter().any(|kept| name.eq_ignore_ascii_case(kept.as_str().as_bytes()))
         {
             let reply = Reply::bad_request("invalid nominated header in connection");
-            return Err(Reply { body: Bytes::new(), ..reply });
+            // Envoy's answer to this one is empty.
+            return Err(match name.eq_ignore_ascii_case(HOST.as_str().as_bytes()) {
+                true => Reply { body: Bytes::new(), ..reply },
+                false => reply,
+            });
         }
     }
     Ok(())

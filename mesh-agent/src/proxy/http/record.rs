@@ -10,7 +10,9 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
 use super::{
-    HttpConnection, Judged, forwarding,
+    HttpConnection, Judged,
+    access_log::Logging,
+    forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
     timing::Exchange,
     tunnel::Tunnel,
@@ -114,6 +116,7 @@ pub(super) struct RequestLog {
     pub(super) options: Arc<HttpOptions>,
     /// What the route wants of the response's headers.
     pub(super) mutations: Option<Box<ResponseMutations>>,
+    pub(super) logging: Option<Box<Logging>>,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -128,7 +131,38 @@ impl RequestLog {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
         let options = Arc::clone(&connection.http.options);
-        Self { connection, guard, exchange, record, options, mutations: None, ended: false }
+        let logging = Logging::of(&connection.http.access_logs, &connection.judged.load());
+        let mutations = None;
+        Self { connection, guard, exchange, record, options, mutations, logging, ended: false }
+    }
+
+    /// The request goes upstream like this.
+    pub(super) fn forwarded(&mut self, head: &Parts) {
+        if let Some(mutations) = &mut self.mutations {
+            mutations.keep_request(head);
+        }
+        if let Some(logging) = &mut self.logging {
+            logging.request(head);
+        }
+    }
+
+    /// The response's head is this; `head` is the request's, where it did not go upstream.
+    pub(super) fn answered(&mut self, head: &Parts, status: StatusCode, headers: &HeaderMap) {
+        self.record.response_code = Some(status);
+        if let Some(logging) = &mut self.logging {
+            // Of one that was refused unread nothing is known.
+            if self.record.method.is_some() {
+                logging.request(head);
+            }
+            logging.response(status, headers);
+        }
+    }
+
+    /// The response ends with these.
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(logging) = &mut self.logging {
+            logging.trailers(trailers);
+        }
     }
 
     /// Changes a response's headers as route and listener want; `head` is the request's, where it
@@ -175,12 +209,16 @@ impl Drop for RequestLog {
         if let Some(guard) = &self.guard {
             guard.finished();
         }
+        if !self.ended {
+            self.record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            self.record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
+        }
+        if let Some(logging) = self.logging.take() {
+            let services = &self.connection.services;
+            logging.write(self, &services.snapshots.load().runtime, &services.lines);
+        }
         let empty = RequestRecord::new(self.record.protocol);
         let mut record = std::mem::replace(&mut self.record, empty);
-        if !self.ended {
-            record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
-            record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
-        }
         record.request_bytes = self.exchange.request_bytes();
         record.response_bytes = self.exchange.response_bytes();
         record.duration = self.exchange.elapsed();

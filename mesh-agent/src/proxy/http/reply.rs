@@ -9,7 +9,7 @@ use http::{
     request::Parts,
 };
 
-use super::{body::ResponseBody, record::RequestLog};
+use super::{body::ResponseBody, grpc, record::RequestLog};
 use crate::observe::flags::ResponseFlag;
 
 /// A response of the agent's own.
@@ -111,7 +111,7 @@ impl Reply {
         if (self.close || unread) && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        log.record.response_code = Some(status);
+        log.answered(head, status, &headers);
         let mut response = Response::new(ResponseBody::local(body, log));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
@@ -123,14 +123,9 @@ impl Reply {
 ///
 /// Spec: gRPC over HTTP/2, "Responses"; codes as Envoy maps them.
 fn grpc_headers(told: ToGrpc, status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
-    let code = match (told, status.as_u16()) {
-        (ToGrpc::Code(code), _) => code,
-        (_, 400) => 13,
-        (_, 401) => 16,
-        (_, 403) => 7,
-        (_, 404 | 501) => 12,
-        (_, 408 | 429 | 502..=504) => 14,
-        _ => 2,
+    let code = match told {
+        ToGrpc::Code(code) => code,
+        ToGrpc::Mapped | ToGrpc::Plain => grpc::code_of(status.as_u16()),
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));

@@ -11,6 +11,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use super::{
     HttpConnection, Judged, RequestBody,
+    access_log::Logging,
     body::ResponseBody,
     breakers::Admitted,
     filter::{self, Next, run::Filtering},
@@ -77,6 +78,7 @@ fn refuse(refusal: Refusal) -> Reply {
         Refusal::TooLarge => "Request Header Fields Too Large",
         Refusal::Timeout => "Request Timeout",
         Refusal::TransferEncoding => "Not Implemented",
+        Refusal::Fragment => "",
         _ => "Bad Request",
     };
     let flag = (refusal != Refusal::Timeout).then_some(ResponseFlag::DownstreamProtocolError);
@@ -99,8 +101,8 @@ impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
         let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
-        log.record.response_code = Some(status);
         log.mutate(head, status, response.headers_mut());
+        log.answered(head, status, response.headers());
         let held = (destination.into_load(), admitted);
         if let Some((downstream, upstream)) = switched {
             log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
@@ -140,7 +142,9 @@ async fn answer(
         connection.judge(&snapshot).map(|judged| (snapshot, judged))
     };
     let (mut snapshot, mut judged) = in_force()?;
-    log.options = Arc::clone(&connection.manager(&judged.permit)?.options);
+    let http = connection.manager(&judged.permit)?;
+    log.options = Arc::clone(&http.options);
+    log.logging = Logging::of(&http.access_logs, &judged);
     let flow = judged.permit.flow();
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;

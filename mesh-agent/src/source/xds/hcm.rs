@@ -15,7 +15,7 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, common, config_source, filters, http_options, rds,
+    ResourceType, access_log, common, config_source, filters, http_options, rds,
     reject::{Decoder, unsupported},
     scopes, upgrades,
 };
@@ -129,7 +129,7 @@ pub(super) fn connection_manager(
     };
     let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);
-    common::refuse_access_logs(d, &access_log);
+    let access_logs = access_log::access_logs(d, access_log);
     if let Some(options) = http_protocol_options {
         d.field("http_protocol_options", |d| http_options::http1(d, options));
     }
@@ -170,6 +170,7 @@ pub(super) fn connection_manager(
         codec: codec?,
         routes: routes?,
         http_filters: http_filters?,
+        access_logs: access_logs?.into(),
         options: Arc::new(HttpOptions { upgrades: upgrades?, ..options? }),
         idle_timeout: idle_timeout?,
         stream_idle_timeout: stream_idle_timeout?,

@@ -9,6 +9,7 @@
 //! What a newer control plane sends in a field that these protos don't have yet, prost
 //! drops: [`unknown`] refuses it; in files such a field is refused by its name.
 
+mod access_log;
 mod address;
 mod balancing;
 mod bootstrap;

@@ -8,12 +8,20 @@ use tests::{
 };
 
 /// By name: `status`, `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
-/// `more N` for later responses, `upstream` (how many requests it saw), and for each of
+/// `more N` for later responses, `log N`, `upstream` (how many requests it saw), and for each of
 /// those `upstream N method` and so on.
 pub(super) type Parts = BTreeMap<String, String>;
 
-pub(super) fn parts(heard: &Heard, seen: &[&Seen], client: &str) -> Parts {
+pub(super) fn parts<'a>(
+    heard: &Heard,
+    seen: &[&Seen],
+    logged: impl Iterator<Item = &'a str>,
+    client: &str,
+) -> Parts {
     let mut parts = Parts::new();
+    for (index, line) in logged.enumerate() {
+        parts.insert(format!("log {index}"), line.replace(client, "CLIENT"));
+    }
     parts.insert("end".to_owned(), heard.end.clone());
     for (index, response) in heard.responses.iter().enumerate() {
         let of =

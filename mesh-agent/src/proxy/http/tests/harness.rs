@@ -30,6 +30,7 @@ use super::super::{
 };
 use crate::{
     model::{
+        access_log::AccessLog,
         authz::{
             Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
         },
@@ -54,7 +55,7 @@ use crate::{
         upgrade::Upgrades,
         workload::{MtlsMode, Workload, WorkloadUid},
     },
-    observe::{flags::ResponseFlag, metrics::Metrics},
+    observe::{access_log::Lines, flags::ResponseFlag, metrics::Metrics},
     policy::{Flow, OutboundPolicy, Permit, authorize, fixtures::chain_filter},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
@@ -142,6 +143,7 @@ pub(super) struct Setup {
     pub(super) upgrades: Upgrades,
     /// Of the virtual host.
     pub(super) mirrors: Vec<MirrorPolicy>,
+    pub(super) access_logs: Vec<AccessLog>,
     /// The cluster `shadow`'s endpoint.
     pub(super) shadow: Option<SocketAddr>,
 }
@@ -162,6 +164,7 @@ impl Setup {
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
             mirrors: Vec::new(),
+            access_logs: Vec::new(),
             shadow: None,
         }
     }
@@ -325,6 +328,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         stat_prefix: "test".into(),
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
+        access_logs: setup.access_logs.clone().into(),
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
             upgrades: setup.upgrades.clone(),
@@ -381,6 +385,7 @@ impl Mesh {
         let services = HttpServices {
             snapshots,
             on_demand: Arc::new(on_demand),
+            lines: Lines::off(),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
