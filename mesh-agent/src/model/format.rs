@@ -97,6 +97,7 @@ plain_operators! {
     RequestedServerName = "REQUESTED_SERVER_NAME";
     RouteName = "ROUTE_NAME";
     StreamId = "STREAM_ID";
+    LocalReplyBody = "LOCAL_REPLY_BODY";
 }
 
 impl PlainOperator {

@@ -22,6 +22,7 @@ pub mod jwks;
 pub mod jwt_authn;
 pub mod kernel_path;
 pub mod listener;
+pub mod local_reply;
 pub mod metadata;
 pub mod rate_limit;
 pub mod redirect;

@@ -10,8 +10,9 @@ use std::{sync::Arc, time::Duration};
 use serde::Serialize;
 
 pub use self::action::{
-    Clusters, DirectResponse, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, PathRewrite,
-    Redirect, RedirectPath, RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
+    Clusters, DirectResponse, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout,
+    MaxStreamDuration, PathRewrite, Redirect, RedirectPath, RouteAction, RouteCluster,
+    RouteClusterName, WeightedClusters,
 };
 pub use self::mirror::{MirrorHost, MirrorPolicy};
 use super::{

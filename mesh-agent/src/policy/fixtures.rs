@@ -134,6 +134,12 @@ pub(crate) fn rbac(action: RbacAction, policies: Vec<RbacPolicy>) -> Rbac {
 pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
     HttpConnectionManager {
         access_logs: std::sync::Arc::default(),
+        local_reply: None,
+        request_timeout: None,
+        max_stream_duration: None,
+        max_connection_duration: None,
+        max_requests_per_connection: None,
+        max_headers_count: 100,
         stat_prefix: "http".to_owned(),
         codec: CodecType::Auto,
         routes: RouteSource::Inline(Arc::new(RouteConfiguration {

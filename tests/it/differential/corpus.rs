@@ -33,11 +33,13 @@ mod compare;
 mod filters;
 mod http;
 mod limits;
+mod local_replies;
 mod mirroring;
 mod policy;
 mod resilience;
 mod routing;
 mod smuggling;
+mod timeouts;
 mod upstream;
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
@@ -480,6 +482,8 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         asking::cases(),
         access_logs::cases(),
         mirroring::cases(),
+        local_replies::cases(),
+        timeouts::cases(),
         limits::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();

@@ -37,6 +37,8 @@ pub struct ForwardAction {
     pub timeout: Option<Duration>,
     /// Takes the place of the timeout for gRPC requests.
     pub grpc_timeout: Option<GrpcTimeout>,
+    /// Bounds request and response together, from the request's head on.
+    pub max_stream_duration: MaxStreamDuration,
     /// Bounds a stream without activity; `None`: as the listener says.
     pub idle_timeout: Option<IdleTimeout>,
     pub path_rewrite: Option<PathRewrite>,
@@ -67,6 +69,7 @@ impl ForwardAction {
             cluster_not_found_status: 503,
             timeout: Some(Duration::from_secs(15)),
             grpc_timeout: None,
+            max_stream_duration: MaxStreamDuration::default(),
             idle_timeout: None,
             path_rewrite: None,
             host_rewrite: None,
@@ -92,6 +95,15 @@ pub struct GrpcTimeout {
     pub max: Option<Duration>,
     /// Taken off what is asked for, where that is more.
     pub offset: Duration,
+}
+
+/// Spec: `RouteAction.MaxStreamDuration`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct MaxStreamDuration {
+    /// `None`: as the listener says.
+    pub own: Option<IdleTimeout>,
+    /// By which a request's `grpc-timeout` takes the place of the others.
+    pub grpc: Option<GrpcTimeout>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

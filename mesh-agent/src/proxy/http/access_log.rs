@@ -1,17 +1,25 @@
-//! The lines that a connection manager's access logs have of a request.
+//! The lines that a connection manager's access logs have of a request, and how it words its
+//! own answers.
 //!
 //! What lines are made of is kept only where there are logs, and heads only where a log
 //! reads them.
 
 use std::sync::Arc;
 
-use http::{HeaderMap, StatusCode, request::Parts};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
 
-use super::{Judged, grpc, mutations::RequestValues, record::RequestLog};
+use super::{
+    Judged, grpc,
+    mutations::{self, RequestValues},
+    record::RequestLog,
+};
 use crate::{
     model::{
         access_log::{AccessLog, Comparison, LineFormat, LogFilter},
         format::Operator,
+        listener::HttpConnectionManager,
+        local_reply::{BodyFormat, LocalReply},
         runtime::Runtime,
     },
     observe::access_log::Lines,
@@ -21,6 +29,7 @@ use crate::{
 /// A request that will have lines.
 pub(super) struct Logging {
     logs: Arc<[AccessLog]>,
+    local_reply: Option<Arc<LocalReply>>,
     reads: Reads,
     judged: Arc<Judged>,
     /// As it went on, or came, where it did not.
@@ -74,12 +83,16 @@ impl Reads {
 }
 
 impl Logging {
-    /// `None` where there are no logs.
-    pub(super) fn of(logs: &Arc<[AccessLog]>, judged: &Arc<Judged>) -> Option<Box<Self>> {
-        (!logs.is_empty()).then(|| {
+    /// `None` where there is nothing to do.
+    pub(super) fn of(http: &HttpConnectionManager, judged: &Arc<Judged>) -> Option<Box<Self>> {
+        let HttpConnectionManager { access_logs: logs, local_reply, .. } = http;
+        (!logs.is_empty() || local_reply.is_some()).then(|| {
+            let mut reads = Reads::of(logs);
+            reads.request |= local_reply.is_some();
             Box::new(Self {
                 logs: Arc::clone(logs),
-                reads: Reads::of(logs),
+                local_reply: local_reply.clone(),
+                reads,
                 judged: Arc::clone(judged),
                 request: None,
                 response: None,
@@ -113,16 +126,9 @@ impl Logging {
 
     /// Hands the lines over.
     pub(super) fn write(&self, log: &RequestLog, runtime: &Runtime, lines: &Lines) {
-        let values = RequestValues {
-            log,
-            flow: self.judged.permit.flow(),
-            head: self.request.as_ref(),
-            response: self.response.as_ref().map(|(status, headers)| (*status, headers)),
-            trailers: self.trailers.as_ref(),
-            attempts: self.attempts,
-        };
+        let values = self.values(log);
         for of in &*self.logs {
-            if of.filter.as_ref().is_none_or(|filter| self.wants(filter, log, runtime)) {
+            if of.filter.as_ref().is_none_or(|filter| wants(filter, &values, runtime)) {
                 let mut line = Vec::with_capacity(256);
                 of.line.append(&values, &mut line);
                 lines.write(&of.sink, line);
@@ -130,49 +136,92 @@ impl Logging {
         }
     }
 
-    fn wants(&self, filter: &LogFilter, log: &RequestLog, runtime: &Runtime) -> bool {
-        let compare = |comparison: &Comparison, value: u64| {
-            let Comparison { op, value: with, runtime_key } = comparison;
-            let with = match runtime_key.as_str() {
-                "" => u64::from(*with),
-                key => runtime.integer(key, u64::from(*with)),
-            };
-            op.holds(value, with)
-        };
-        match filter {
-            LogFilter::Status(comparison) => {
-                let status = self.response.as_ref().map_or(0, |(status, _)| status.as_u16());
-                compare(comparison, status.into())
-            }
-            LogFilter::Duration(comparison) => {
-                let elapsed = log.exchange.elapsed().as_millis();
-                compare(comparison, u64::try_from(elapsed).unwrap_or(u64::MAX))
-            }
-            LogFilter::Header(matcher) => {
-                self.request.as_ref().is_some_and(|head| header_matches(matcher, head))
-            }
-            LogFilter::Flags(flags) => match flags.is_empty() {
-                true => !log.record.flags.is_empty(),
-                false => log
-                    .record
-                    .flags
-                    .iter()
-                    .any(|set| flags.iter().any(|flag| flag.as_str() == set.as_str())),
-            },
-            LogFilter::Grpc { statuses, exclude } => statuses.contains(&self.grpc()) != *exclude,
-            LogFilter::Runtime(fraction) => runtime.includes(fraction, rand::random()),
-            LogFilter::And(all) => all.iter().all(|filter| self.wants(filter, log, runtime)),
-            LogFilter::Or(all) => all.iter().any(|filter| self.wants(filter, log, runtime)),
+    fn values<'a>(&'a self, log: &'a RequestLog) -> RequestValues<'a> {
+        RequestValues {
+            log,
+            flow: self.judged.permit.flow(),
+            head: self.request.as_ref(),
+            response: self.response.as_ref().map(|(status, headers)| (*status, headers)),
+            trailers: self.trailers.as_ref(),
+            attempts: self.attempts,
         }
     }
 
-    /// What the upstream says, or what the response's status stands for.
-    fn grpc(&self) -> u32 {
-        let headers = self.response.as_ref().map(|(_, headers)| headers);
-        let told = [self.trailers.as_ref(), headers].into_iter().flatten();
-        let told =
-            told.filter_map(|headers| headers.get(grpc::STATUS)?.to_str().ok()?.parse().ok());
-        let status = self.response.as_ref().map_or(0, |(status, _)| status.as_u16());
-        told.into_iter().next().unwrap_or_else(|| grpc::code_of(status))
+    /// Words an answer as the connection manager wants it.
+    ///
+    /// Spec: Envoy's `LocalReply::rewrite`.
+    pub(super) fn word(&self, log: &mut RequestLog, runtime: &Runtime, reply: &mut Worded) {
+        let Some(local_reply) = &self.local_reply else { return };
+        let flow = self.judged.permit.flow();
+        let mut format = local_reply.format.as_ref();
+        for mapper in &local_reply.mappers {
+            let response = Some((reply.status, &reply.headers));
+            let values = RequestValues { response, ..self.values(log) };
+            if !wants(&mapper.filter, &values, runtime) {
+                continue;
+            }
+            if let Some(body) = &mapper.body {
+                reply.body = body.clone();
+            }
+            if let (Some(headers), Some(head)) = (&mapper.headers, &self.request) {
+                let to = (reply.status, &mut reply.headers);
+                mutations::mutate_response(headers, log, flow, head, to);
+            }
+            reply.status = mapper.status.unwrap_or(reply.status);
+            format = mapper.format.as_ref().or(format);
+            break;
+        }
+        let Some(BodyFormat { line, content_type }) = format else { return };
+        log.reply_body = Some(reply.body.clone());
+        let response = Some((reply.status, &reply.headers));
+        let mut body = Vec::new();
+        line.append(&RequestValues { response, ..self.values(log) }, &mut body);
+        log.reply_body = None;
+        reply.body = body.into();
+        reply.content_type = content_type.clone();
+    }
+}
+
+/// What is worded.
+pub(super) struct Worded {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+    /// Of the body, unless the headers say it.
+    pub(super) content_type: HeaderValue,
+    pub(super) headers: HeaderMap,
+}
+
+fn wants(filter: &LogFilter, values: &RequestValues<'_>, runtime: &Runtime) -> bool {
+    let compare = |comparison: &Comparison, value: u64| {
+        let Comparison { op, value: with, runtime_key } = comparison;
+        let with = match runtime_key.as_str() {
+            "" => u64::from(*with),
+            key => runtime.integer(key, u64::from(*with)),
+        };
+        op.holds(value, with)
+    };
+    let status = || values.response.map_or(0, |(status, _)| status.as_u16());
+    let set = values.log.record.flags;
+    match filter {
+        LogFilter::Status(comparison) => compare(comparison, status().into()),
+        LogFilter::Duration(comparison) => {
+            let elapsed = values.log.exchange.elapsed().as_millis();
+            compare(comparison, u64::try_from(elapsed).unwrap_or(u64::MAX))
+        }
+        LogFilter::Header(matcher) => values.head.is_some_and(|head| header_matches(matcher, head)),
+        LogFilter::Flags(flags) if flags.is_empty() => !set.is_empty(),
+        LogFilter::Flags(flags) => set.iter().any(|set| flags.iter().any(|f| f == set.as_str())),
+        LogFilter::Grpc { statuses, exclude } => {
+            // What the upstream says, or what the response's status stands for.
+            let headers = values.response.map(|(_, headers)| headers);
+            let told = [values.trailers, headers].into_iter().flatten();
+            let mut told =
+                told.filter_map(|from| from.get(grpc::STATUS)?.to_str().ok()?.parse().ok());
+            let code = told.next().unwrap_or_else(|| grpc::code_of(status()));
+            statuses.contains(&code) != *exclude
+        }
+        LogFilter::Runtime(fraction) => runtime.includes(fraction, rand::random()),
+        LogFilter::And(all) => all.iter().all(|filter| wants(filter, values, runtime)),
+        LogFilter::Or(all) => all.iter().any(|filter| wants(filter, values, runtime)),
     }
 }

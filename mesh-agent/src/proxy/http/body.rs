@@ -414,6 +414,12 @@ impl Body for ResponseBody {
                     Expired::Route => {
                         log.cut(ResponseFlag::UpstreamRequestTimeout, "route timeout");
                     }
+                    Expired::Request => {
+                        log.cut(ResponseFlag::StreamIdleTimeout, "request_overall_timeout");
+                    }
+                    Expired::Whole => {
+                        log.cut(ResponseFlag::DurationTimeout, "max_duration_timeout");
+                    }
                     Expired::StreamIdle => {
                         log.cut(ResponseFlag::StreamIdleTimeout, "stream idle timeout");
                     }

@@ -274,6 +274,8 @@ pub(super) async fn exchange(
                     Failure::Attempt(match expired {
                         Expired::Route => "upstream_per_try_timeout",
                         Expired::StreamIdle => "upstream_per_try_idle_timeout",
+                        // Not an attempt's.
+                        Expired::Request | Expired::Whole => "max_duration_timeout",
                     })
                 };
                 limits.run(sending).await.map_err(expired)?
@@ -453,6 +455,20 @@ fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
 pub(super) fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
     match expired {
         Expired::Route => timeout_reply("response_timeout"),
+        Expired::Request => {
+            let status = StatusCode::REQUEST_TIMEOUT;
+            let reply = Reply::new(status, "request timeout", None, "request_overall_timeout");
+            Reply { close: true, ..reply }
+        }
+        Expired::Whole => {
+            let complete = log.exchange.is_request_complete();
+            let status =
+                if complete { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+            let flag = Some(ResponseFlag::DurationTimeout);
+            let details = "max_duration_timeout";
+            let reply = Reply::new(status, "downstream duration timeout", flag, details);
+            Reply { close: !complete, ..reply }
+        }
         Expired::StreamIdle => {
             // Whose silence it was.
             let complete = log.exchange.is_request_complete();

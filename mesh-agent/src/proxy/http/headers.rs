@@ -17,7 +17,10 @@ use http::{
 
 use super::{grpc, reply::Reply};
 use crate::{
-    model::route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
+    model::{
+        http_options::Underscores,
+        route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
+    },
     observe::flags::ResponseFlag,
     policy::matcher::{first_value, url_path},
     transport::http_pool::HttpProtocol,
@@ -130,6 +133,30 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
         return Err(Reply::bad_request("invalid request target"));
     }
     Ok(Checked { authority })
+}
+
+/// Refuses or drops headers with `_` in their names, which some servers take for `-`.
+pub(super) fn check_names(headers: &mut HeaderMap, action: Underscores) -> Result<(), Reply> {
+    if action == Underscores::Allow || !headers.keys().any(|name| name.as_str().contains('_')) {
+        return Ok(());
+    }
+    if action == Underscores::Reject {
+        return Err(Reply::bad_request("header with underscores"));
+    }
+    let names: Vec<_> =
+        headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+    Ok(())
+}
+
+/// There are more headers than may be.
+pub(super) fn too_many() -> Reply {
+    let (status, flag) =
+        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ResponseFlag::DownstreamProtocolError);
+    let body = "Request Header Fields Too Large";
+    Reply { close: true, ..Reply::new(status, body, Some(flag), "too many headers") }
 }
 
 /// What Envoy refuses of HTTP/1 only.

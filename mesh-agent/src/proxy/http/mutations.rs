@@ -263,7 +263,7 @@ pub(super) fn of_own_answer(
     headers
 }
 
-fn mutate_response(
+pub(super) fn mutate_response(
     mutation: &HeaderMutation,
     log: &RequestLog,
     flow: &Flow,
@@ -369,6 +369,11 @@ impl RequestValues<'_> {
             // Captured connections begin in the clear, and tunnels name no server.
             P::RequestedServerName => false,
             P::RouteName => text(out, record.route.as_ref().map(|route| route.as_bytes())),
+            // Elsewhere it is empty.
+            P::LocalReplyBody => {
+                out.extend_from_slice(self.log.reply_body.as_deref().unwrap_or_default());
+                true
+            }
             P::StreamId => text(out, record.request_id.as_ref().map(HeaderValue::as_bytes)),
         }
     }

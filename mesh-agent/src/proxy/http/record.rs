@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
 use super::{
     HttpConnection, Judged,
-    access_log::Logging,
+    access_log::{Logging, Worded},
     forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
     timing::Exchange,
@@ -117,6 +118,8 @@ pub(super) struct RequestLog {
     /// What the route wants of the response's headers.
     pub(super) mutations: Option<Box<ResponseMutations>>,
     pub(super) logging: Option<Box<Logging>>,
+    /// The body of an answer of the agent's own, while that is worded.
+    pub(super) reply_body: Option<Bytes>,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -131,9 +134,19 @@ impl RequestLog {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
         let options = Arc::clone(&connection.http.options);
-        let logging = Logging::of(&connection.http.access_logs, &connection.judged.load());
+        let logging = Logging::of(&connection.http, &connection.judged.load());
         let mutations = None;
-        Self { connection, guard, exchange, record, options, mutations, logging, ended: false }
+        Self {
+            connection,
+            guard,
+            exchange,
+            record,
+            options,
+            mutations,
+            logging,
+            reply_body: None,
+            ended: false,
+        }
     }
 
     /// The request goes upstream like this.
@@ -144,6 +157,17 @@ impl RequestLog {
         if let Some(logging) = &mut self.logging {
             logging.request(head);
         }
+    }
+
+    /// Words an answer of the agent's own; `head` as for [`RequestLog::answered`].
+    pub(super) fn word(&mut self, head: &Parts, reply: &mut Worded) {
+        let Some(mut logging) = self.logging.take() else { return };
+        if self.record.method.is_some() {
+            logging.request(head);
+        }
+        let runtime = Arc::clone(&self.connection.services.snapshots.load().runtime);
+        logging.word(self, &runtime, reply);
+        self.logging = Some(logging);
     }
 
     /// The response's head is this; `head` is the request's, where it did not go upstream.

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
 };
 
-use super::{body::ResponseBody, grpc, record::RequestLog};
+use super::{access_log::Worded, body::ResponseBody, grpc, record::RequestLog};
 use crate::observe::flags::ResponseFlag;
 
 /// A response of the agent's own.
@@ -88,19 +88,26 @@ impl Reply {
         if let Some(flag) = self.flag {
             log.record.flags.insert(flag);
         }
-        let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
+        let mut worded = Worded {
+            status: self.status,
+            body: self.body,
+            content_type: HeaderValue::from_static("text/plain"),
+            headers: self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own),
+        };
+        log.word(head, &mut worded);
+        let Worded { status, body, content_type, mut headers } = worded;
         let (status, body) = if grpc && self.grpc != ToGrpc::Plain {
-            grpc_headers(self.grpc, self.status, &self.body, &mut headers);
+            grpc_headers(self.grpc, status, &body, &mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
-            if !self.body.is_empty() {
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            if !body.is_empty() {
+                headers.entry(CONTENT_TYPE).or_insert(content_type);
             }
             // HTTP/2 tells by a flag that there is none.
-            if !self.body.is_empty() || version < Version::HTTP_2 {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            if !body.is_empty() || version < Version::HTTP_2 {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             }
-            (self.status, self.body)
+            (status, body)
         };
         if let Some(location) = self.location {
             headers.insert(LOCATION, location);

@@ -33,7 +33,7 @@ use crate::{
     model::{
         filter::HttpFilter,
         listener::{HttpConnectionManager, TerminalFilter},
-        route::{ForwardAction, Route, RouteAction},
+        route::{ForwardAction, MaxStreamDuration, Route, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
     policy::{Chain, Denied, Permit, Progress, Step},
@@ -135,6 +135,11 @@ async fn answer(
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
     headers::sanitize(&mut head.headers);
+    headers::check_names(&mut head.headers, connection.http.options.underscores)?;
+    if head.headers.len() > usize::try_from(connection.http.max_headers_count).unwrap_or(usize::MAX)
+    {
+        return Err(headers::too_many());
+    }
     let Checked { mut authority } = headers::check(head)?;
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
     let in_force = || {
@@ -144,7 +149,7 @@ async fn answer(
     let (mut snapshot, mut judged) = in_force()?;
     let http = connection.manager(&judged.permit)?;
     log.options = Arc::clone(&http.options);
-    log.logging = Logging::of(&http.access_logs, &judged);
+    log.logging = Logging::of(http, &judged);
     let flow = judged.permit.flow();
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
@@ -199,6 +204,15 @@ async fn answer(
             }
             _ => http.stream_idle_timeout,
         };
+        let stream = match &matched {
+            Ok(Matched { route: Route { action: RouteAction::Forward(action), .. }, .. }) => {
+                action.max_stream_duration
+            }
+            _ => MaxStreamDuration::default(),
+        };
+        log.exchange.limit_request(http.request_timeout);
+        let stream = grpc::stream_duration(stream, http.max_stream_duration, &head.headers);
+        log.exchange.limit_whole(stream);
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
         // What filters wanted that have been passed stays.

@@ -12,7 +12,7 @@ use envoy_types::pb::{
                 access_log::ConfigType, access_log_filter::FilterSpecifier, comparison_filter::Op,
             },
             core::v3::{
-                DataSource, RuntimeUInt32, SubstitutionFormatString, data_source,
+                RuntimeUInt32, SubstitutionFormatString,
                 substitution_format_string::Format as PbFormat,
             },
         },
@@ -149,27 +149,13 @@ pub(super) fn format(d: &mut Decoder, value: SubstitutionFormatString) -> Option
         Some(PbFormat::JsonFormat(value)) => {
             d.field("json_format", |d| object(d, value, 0)).map(LineFormat::Json)
         }
-        Some(PbFormat::TextFormatSource(DataSource { specifier, watched_directory })) => {
-            d.field("text_format_source", |d| {
-                unsupported!(d; watched_directory);
-                match specifier {
-                    Some(data_source::Specifier::InlineString(text)) => {
-                        d.field("inline_string", |d| self::text(d, &text))
-                    }
-                    Some(data_source::Specifier::InlineBytes(bytes)) => {
-                        d.field("inline_bytes", |d| match std::str::from_utf8(&bytes) {
-                            Ok(text) => self::text(d, text),
-                            Err(_) => d.refused("is not UTF-8"),
-                        })
-                    }
-                    Some(data_source::Specifier::Filename(_)) => d.not_supported("filename"),
-                    Some(data_source::Specifier::EnvironmentVariable(_)) => {
-                        d.not_supported("environment_variable")
-                    }
-                    None => d.refused("is empty"),
-                }
-            })
-        }
+        Some(PbFormat::TextFormatSource(value)) => d.field("text_format_source", |d| {
+            let text = common::inline(d, value)?;
+            match std::str::from_utf8(&text) {
+                Ok(text) => self::text(d, text),
+                Err(_) => d.refused("is not UTF-8"),
+            }
+        }),
         None => d.refused("has no format"),
     };
     Some(line(format?, omit_empty_values))

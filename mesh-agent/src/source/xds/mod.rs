@@ -28,6 +28,7 @@ mod health_check;
 mod http_options;
 mod layered_runtime;
 mod lds;
+mod local_reply;
 mod matchers;
 mod options;
 mod outlier;

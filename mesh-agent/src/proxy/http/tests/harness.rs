@@ -329,6 +329,12 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
         access_logs: setup.access_logs.clone().into(),
+        local_reply: None,
+        request_timeout: None,
+        max_stream_duration: None,
+        max_connection_duration: None,
+        max_requests_per_connection: None,
+        max_headers_count: 100,
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
             upgrades: setup.upgrades.clone(),
