@@ -141,10 +141,13 @@ impl JsonFormat {
         use serde_json::Value;
         match self {
             Self::Literal(value) => value.clone(),
-            Self::List(items) => items.iter().map(|item| item.value(values, omit_empty)).collect(),
+            Self::List(items) => {
+                let items = items.iter().map(|item| item.value(values, omit_empty));
+                items.filter(|item| !(omit_empty && is_empty(item))).collect()
+            }
             Self::Object(fields) => {
                 let fields = fields.iter().map(|(name, of)| (name, of.value(values, omit_empty)));
-                let kept = fields.filter(|(_, value)| !(omit_empty && value.is_null()));
+                let kept = fields.filter(|(_, value)| !(omit_empty && is_empty(value)));
                 Value::Object(kept.map(|(name, value)| (name.clone(), value)).collect())
             }
             Self::Text(format) => {
@@ -177,6 +180,11 @@ impl JsonFormat {
             Self::List(items) => items.iter().for_each(|value| value.operators(of)),
         }
     }
+}
+
+/// What is left out where empty values are.
+fn is_empty(value: &serde_json::Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 #[cfg(test)]

@@ -389,10 +389,11 @@ where
     let (guarded, shared) = HeadGuard::new(io, sniffed, limits);
     let service = service_fn(|head| serve_request(connection, Some(&shared), head));
     let mut builder = http1::Builder::new();
-    // hyper's own bound takes no memory; beyond others the head's checks answer.
+    // hyper's own bound takes no memory; what is beyond another one the head's checks answer,
+    // unless it is far beyond.
     if connection.http.max_headers_count != HEADERS_COUNT {
         let max = usize::try_from(connection.http.max_headers_count).unwrap_or(usize::MAX);
-        builder.max_headers(max.saturating_add(1));
+        builder.max_headers(max.saturating_mul(2).saturating_add(64));
     }
     let served = builder
         // The guard's work.

@@ -37,8 +37,9 @@ pub struct ForwardAction {
     pub timeout: Option<Duration>,
     /// Takes the place of the timeout for gRPC requests.
     pub grpc_timeout: Option<GrpcTimeout>,
-    /// Bounds request and response together, from the request's head on.
-    pub max_stream_duration: MaxStreamDuration,
+    /// Bounds request and response together, from the request's head on, in place of the
+    /// timeout; `None`: as the listener says, beside it.
+    pub max_stream_duration: Option<MaxStreamDuration>,
     /// Bounds a stream without activity; `None`: as the listener says.
     pub idle_timeout: Option<IdleTimeout>,
     pub path_rewrite: Option<PathRewrite>,
@@ -69,7 +70,7 @@ impl ForwardAction {
             cluster_not_found_status: 503,
             timeout: Some(Duration::from_secs(15)),
             grpc_timeout: None,
-            max_stream_duration: MaxStreamDuration::default(),
+            max_stream_duration: None,
             idle_timeout: None,
             path_rewrite: None,
             host_rewrite: None,

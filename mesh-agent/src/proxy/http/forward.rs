@@ -25,7 +25,7 @@ use super::{
     mirror::Mirroring,
     outliers,
     record::RequestLog,
-    reply::Reply,
+    reply::{Reply, ToGrpc},
     request::Answer,
     timing::{Deadline, Expired},
 };
@@ -467,7 +467,8 @@ pub(super) fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
             let flag = Some(ResponseFlag::DurationTimeout);
             let details = "max_duration_timeout";
             let reply = Reply::new(status, "downstream duration timeout", flag, details);
-            Reply { close: !complete, ..reply }
+            // DEADLINE_EXCEEDED.
+            Reply { close: !complete, grpc: ToGrpc::Code(4), ..reply }
         }
         Expired::StreamIdle => {
             // Whose silence it was.

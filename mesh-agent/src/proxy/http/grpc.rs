@@ -18,6 +18,7 @@ const NUMBER_MAX: u128 = 99_999_999;
 /// route has bounds for that. `None`: none.
 pub(super) fn timeout(action: &ForwardAction, headers: &HeaderMap) -> Option<Duration> {
     let timeout = match action.grpc_timeout {
+        _ if action.max_stream_duration.is_some() => None,
         Some(bounds) if is_grpc(headers) => match (asked(bounds, headers), bounds.max) {
             (Some(asked), Some(max)) => Some(asked.min(max)),
             (asked, max) => asked.or(max),
@@ -28,18 +29,21 @@ pub(super) fn timeout(action: &ForwardAction, headers: &HeaderMap) -> Option<Dur
 }
 
 /// How long request and response may take together: what a gRPC request asks for where the
-/// route has bounds for that, or as route or listener have it. `None`: for ever.
+/// route has bounds for that, which the upstream is told, or as route or listener have it. `None`: for ever.
 pub(super) fn stream_duration(
-    of_route: MaxStreamDuration,
+    of_route: Option<MaxStreamDuration>,
     of_listener: Option<Duration>,
-    headers: &HeaderMap,
+    headers: &mut HeaderMap,
 ) -> Option<Duration> {
+    let of_route = of_route.unwrap_or_default();
     if let Some(bounds) = of_route.grpc
         && let Some(asked) = headers.get(GRPC_TIMEOUT).and_then(|value| parse(value.as_bytes()))
     {
         let bounded = bounds.max.map_or(asked, |max| asked.min(max));
         // What is over already is over at once.
-        return Some(bounded.saturating_sub(bounds.offset).max(Duration::from_micros(1)));
+        let left = bounded.saturating_sub(bounds.offset).max(Duration::from_millis(1));
+        set_timeout(headers, left);
+        return Some(left);
     }
     of_route.own.map_or(of_listener, |own| own.limit())
 }

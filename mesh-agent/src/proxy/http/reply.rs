@@ -137,7 +137,7 @@ fn grpc_headers(told: ToGrpc, status: StatusCode, message: &[u8], headers: &mut 
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));
     if !message.is_empty()
-        && let Ok(message) = HeaderValue::try_from(percent_encoded(message))
+        && let Ok(message) = HeaderValue::try_from(percent_encoded(message.trim_ascii_end()))
     {
         headers.insert("grpc-message", message);
     }

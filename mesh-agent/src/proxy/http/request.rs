@@ -33,7 +33,7 @@ use crate::{
     model::{
         filter::HttpFilter,
         listener::{HttpConnectionManager, TerminalFilter},
-        route::{ForwardAction, MaxStreamDuration, Route, RouteAction},
+        route::{ForwardAction, Route, RouteAction},
     },
     observe::{Protocol, flags::ResponseFlag},
     policy::{Chain, Denied, Permit, Progress, Step},
@@ -208,10 +208,11 @@ async fn answer(
             Ok(Matched { route: Route { action: RouteAction::Forward(action), .. }, .. }) => {
                 action.max_stream_duration
             }
-            _ => MaxStreamDuration::default(),
+            _ => None,
         };
         log.exchange.limit_request(http.request_timeout);
-        let stream = grpc::stream_duration(stream, http.max_stream_duration, &head.headers);
+        let of_listener = http.max_stream_duration;
+        let stream = grpc::stream_duration(stream, of_listener, &mut head.headers);
         log.exchange.limit_whole(stream);
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
@@ -432,8 +433,11 @@ pub(super) fn no_destination(
     };
     let mut reply = Reply::upstream_reset(flag, body, error.to_string());
     let no_endpoint = matches!(error, NoDestination::NoHealthyEndpoint { .. });
+    // Envoy began one, and found nobody.
+    if no_endpoint && let Some(logging) = &mut log.logging {
+        logging.attempts(1);
+    }
     if no_endpoint && action.attempts.count_in_response {
-        // Envoy began one, and found nobody.
         let headers = reply.headers.get_or_insert_default();
         headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
     }

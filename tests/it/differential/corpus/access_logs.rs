@@ -73,7 +73,7 @@ pub(super) fn cases() -> Vec<Case> {
         "code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%", "route": "%ROUTE_NAME%", "cluster": "%UPSTREAM_CLUSTER%",
         "sizes": ["%BYTES_RECEIVED%", "%BYTES_SENT%", 7, 1.5, true, null], "nested": { "x-a": "%REQ(X-A)%", "cut": "%REQ(USER-AGENT):4%" },
         "answer": "%RESP(X-A)%", "trailer": "%TRAILER(X-T)%", "xff": "%REQ(X-FORWARDED-FOR)%", "host": "%UPSTREAM_HOST%", "text": "100%%",
-        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "port": "%DOWNSTREAM_LOCAL_PORT%", "peer": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "port": "%DOWNSTREAM_LOCAL_PORT%",
         "virtual": "%VIRTUAL_CLUSTER_NAME%", "ended": "%CONNECTION_TERMINATION_DETAILS%", "bytes": "of %BYTES_SENT%", "none": "%REQ(X-NONE)%", "nones": "a %REQ(X-NONE)% b",
     });
     vec![

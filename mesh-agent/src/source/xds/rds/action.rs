@@ -167,8 +167,8 @@ pub(super) fn forward(
         [("max_grpc_timeout", max_grpc_timeout), ("grpc_timeout_offset", grpc_timeout_offset)];
     let grpc_timeout = grpc_timeout(d, grpc);
     let max_stream_duration = match max_stream_duration {
-        None => Some(MaxStreamDuration::default()),
-        Some(value) => d.field("max_stream_duration", |d| stream_duration(d, value)),
+        None => Some(None),
+        Some(value) => d.field("max_stream_duration", |d| stream_duration(d, value)).map(Some),
     };
     Some(ForwardAction {
         clusters: clusters?,
