@@ -9,14 +9,18 @@ mod certificates;
 mod configuration;
 mod control;
 mod dns;
+mod gateway;
 mod kernel_path;
 mod maps;
 mod memory;
 mod monitoring;
 mod pods;
 mod self_test;
+mod tables;
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::{Duration, SystemTime},
@@ -27,7 +31,7 @@ use http::HeaderValue;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -48,7 +52,6 @@ use crate::{
         http::{HttpServices, Upstreams},
         on_demand::{Discovery, OnDemand},
     },
-    route::Balancers,
     snapshot::SnapshotCell,
     source::{AdsStatus, LastGood},
     transport::{
@@ -153,6 +156,8 @@ struct Agent {
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// The connection to who speaks SDS, if that is somebody else.
     sds: Option<watch::Receiver<Arc<AdsStatus>>>,
+    /// Gateway listeners that could not be bound, and why.
+    gateway_failures: Mutex<BTreeMap<SocketAddr, String>>,
     /// Where connections are served.
     data: Handle,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -162,6 +167,10 @@ struct Agent {
 impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gateway_failures(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, String>> {
+        self.gateway_failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
@@ -202,9 +211,17 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
             ..capture_options(config.capture.clone())
         })?
     };
+    let behind = Arc::default();
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
-        dataplane: dataplane(&config, source.discovery(), identities, metrics, (access_log, lines)),
+        dataplane: dataplane(
+            &config,
+            source.discovery(),
+            identities,
+            metrics,
+            (access_log, lines),
+            &behind,
+        ),
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
@@ -213,12 +230,14 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
         self_test: OnceLock::new(),
         last_good: Arc::new(last_good),
         restored: Mutex::default(),
+        gateway_failures: Mutex::default(),
         ads: source.ads_status(),
         sds: certificates.status(),
         data,
         stop: CancellationToken::new(),
         config,
     });
+    tables::before_each(&agent.dataplane);
     // Before anyone can ask whether the agent is ready.
     let wanted = pods::wanted(&agent);
     configuration::restore(&agent).await;
@@ -231,6 +250,9 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(certificates::retire(Arc::clone(&agent.dataplane), stop.clone()));
     let tls = Arc::clone(&agent.dataplane.connector.tls);
     tokio::spawn(tls.follow_files(stop.clone()));
+    let tls = Arc::clone(&agent.dataplane.downstream_tls);
+    tokio::spawn(tls.follow_files(stop.clone()));
+    tokio::spawn(gateway::follow(Arc::clone(&agent)));
     tokio::spawn(Arc::clone(&agent.last_good).write(stop));
     let (found, resolved) = mpsc::channel(RESOLVED_MAX);
     tokio::spawn(configuration::follow(Arc::clone(&agent), received, resolved));
@@ -239,6 +261,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
+    tokio::spawn(tables::follow(Arc::clone(&agent), behind));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
     Ok((agent, (log_writer, lines_writer)))
 }
@@ -318,9 +341,10 @@ fn dataplane(
     identities: Arc<IdentityManager>,
     metrics: Metrics,
     (access_log, lines): (AccessLog, Lines),
+    behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
     let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
-    let balancers = Arc::new(Balancers::default());
+    let balancers = Arc::new(tables::balancers(behind));
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
@@ -343,6 +367,7 @@ fn dataplane(
     Arc::new(Dataplane {
         snapshot,
         identities,
+        downstream_tls: Arc::default(),
         balancers,
         connector,
         http,

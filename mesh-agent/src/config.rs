@@ -27,7 +27,10 @@ use crate::{
     capture::MapCapacities,
     identity::SecretNames,
     model::{
-        agent_down::AgentDown, identity::TrustDomain, runtime::LayeredRuntime, splice::SpliceMode,
+        agent_down::AgentDown,
+        identity::{Identity, TrustDomain},
+        runtime::LayeredRuntime,
+        splice::SpliceMode,
     },
     observe::access_log::{AccessLogFormat, AccessLogSink},
     policy::OutboundPolicy,
@@ -64,6 +67,8 @@ pub struct NodeConfig {
     /// Unique in the mesh.
     pub name: String,
     pub trust_domain: TrustDomain,
+    /// Who gateway listeners are, towards the mesh.
+    pub gateway: Identity,
     /// Survives restarts; private to this agent.
     pub state_dir: PathBuf,
     /// Pods to enrol at start.
@@ -331,11 +336,20 @@ fn node(layers: &mut Layers<'_>) -> Option<NodeConfig> {
     let name = layers.one_or("node_name", host_name, name);
     let trust_domain =
         layers.one("trust_domain", |s| s.parse::<TrustDomain>().map_err(|e| e.to_string()));
+    let gateway = layers.one("gateway_service_account", |s| {
+        let not = || format!("`{s}` is not NAMESPACE/NAME");
+        let (namespace, name) = s.split_once('/').ok_or_else(not)?;
+        // A trust domain that is wrong is said above.
+        let trust_domain = trust_domain.clone().or_else(|| "cluster.local".parse().ok());
+        let trust_domain = trust_domain.ok_or_else(not)?;
+        Identity::new(trust_domain, namespace, name).map_err(|_| not())
+    });
     let state_dir = layers.one("state_dir", absolute);
     let pods = layers.optional("pods", absolute);
     Some(NodeConfig {
         name: name?,
         trust_domain: trust_domain?,
+        gateway: gateway?,
         state_dir: state_dir?,
         pods: pods?,
     })

@@ -113,6 +113,21 @@ fn bad_configuration_is_refused_by_name_and_the_last_good_one_stays() {
         },
     });
     refused(&mesh, &listener(lua), &["filter_chains[0].filters[0]"]);
+    let ring = |i: u32| {
+        json!({
+            "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            "name": format!("ring-{i}"),
+            "lb_policy": "RING_HASH",
+            "ring_hash_lb_config": { "minimum_ring_size": 8 << 20 },
+        })
+    };
+    // Each by itself is what Envoy takes.
+    let rings = json!({ "resources": [ring(0), ring(1), ring(2)] });
+    refused(
+        &mesh,
+        &serde_yaml_ng::to_string(&rings).unwrap(),
+        &["clusters[ring-2].lb_policy", "100663296 bytes does not fit"],
+    );
     mesh.client.curl(mesh::WEB).expect_status(200);
 }
 

@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod differential;
 mod envoy;
+mod gateway;
 mod guard;
 mod hbone_client;
 mod hostile;

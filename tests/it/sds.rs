@@ -557,6 +557,6 @@ fn a_cluster_speaks_tls_by_files_and_by_its_requests_hosts() {
 
     // Nobody said whom to trust: refused, and what was in force stays.
     at.serves(&json!({ "sni": "x", "common_tls_context": {} }), &[]);
-    at.control_plane.is_refused("anybody would be believed to be the server");
+    at.control_plane.is_refused("anybody would be believed to be the peer");
     at.answers_to(HTTP, &["-H", &host("web.example.com")], 200, &asked("web.example.com"));
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tests::{
     Agent, Allow, Inbound, MeshConfig, Service, Testbed,
     bootstrap::{self, Bootstrap},
-    control_plane::ControlPlane,
+    control_plane::{ControlPlane, is_up},
     eventually, eventually_within, mesh,
 };
 
@@ -165,14 +165,14 @@ fn the_script(mode: &str) {
     control_plane.dies();
     eventually("the stream is gone", || {
         let status = mesh.near().status();
-        if status["xds"]["state"] == "connected" { Err(status) } else { Ok(()) }
+        if is_up(&status["xds"]) { Err(status) } else { Ok(()) }
     });
     get(200);
     reached(418);
     control_plane.run();
     eventually_within(Duration::from_secs(20), "the control plane is found again", || {
         let status = mesh.near().status();
-        if status["xds"]["state"] == "connected" { Ok(()) } else { Err(status) }
+        if is_up(&status["xds"]) { Ok(()) } else { Err(status) }
     });
 
     // Removed.
@@ -228,7 +228,7 @@ fn an_agent_starts_without_its_control_plane_from_the_last_good_configuration() 
     control_plane.run();
     eventually_within(Duration::from_secs(40), "the control plane is heard again", || {
         let status = mesh.near().status();
-        let fresh = status["readiness"]["notes"].is_null() && status["xds"]["state"] == "connected";
+        let fresh = status["readiness"]["notes"].is_null() && status["xds"]["state"] == "synced";
         if fresh { Ok(()) } else { Err(status) }
     });
     mesh.client.curl(mesh::WEB).expect_status(200);
@@ -243,4 +243,60 @@ fn an_agent_starts_without_its_control_plane_from_the_last_good_configuration() 
     mesh.agents[0].restart();
     mesh.near().logs(&["there is no last good configuration", "checksum"]);
     drop(config);
+}
+
+#[test]
+fn pods_are_captured_and_nothing_leaves_in_the_clear_before_the_first_configuration() {
+    let bed = Testbed::two_nodes("xds-first-start");
+    let (client, web) = (bed.node(1).pod("client").start(), bed.node(2).pod("web").start());
+    let _programs = [client.runs_nginx(mesh::WEB_PORT), web.runs_nginx(mesh::WEB_PORT)];
+    let outsider = bed.node(1).pod("outsider").start();
+    let config = mesh::web_config(&client, &web);
+    let mut control_plane = ControlPlane::prepare(bed.node(1), "late", &config, &[]);
+    let uri = control_plane.uri();
+    let flags = ["--xds-server", uri.as_str()];
+    let leaver = bed.node(1).pod("leaver").start();
+    let agent = bed.node(1).agent().with_pod(&client).with_pod(&leaver).flags(&flags);
+    let agent = agent.start_unready();
+    let reasons = eventually_within(Duration::from_secs(30), "the pod is captured", || {
+        let ran = agent.cli(&["status", "--output", "json"]);
+        if ran.code() != Some(0) {
+            return Err(ran.to_string());
+        }
+        let reasons = ran.json()["readiness"]["reasons"].clone();
+        let captured = reasons.to_string().matches("it is captured").count();
+        if captured == 2 { Ok(reasons.to_string()) } else { Err(reasons.to_string()) }
+    });
+    assert!(reasons.contains("no configuration has been applied yet: "), "{reasons}");
+    assert!(reasons.contains(&client.uid()), "{reasons}");
+
+    let wire = bed.wire().capture();
+    let at = |pod: &tests::Pod, what: &str| format!("http://{}/{what}", pod.at(mesh::WEB_PORT));
+    let v6 = format!("http://{}/secret-v6", web.at6(mesh::WEB_PORT));
+    client.curl(&at(&web, "secret-out")).expect_refused();
+    client.curl(&v6).expect_refused();
+    leaver.curl(&at(&web, "secret-leaver")).expect_refused();
+    let inbound = web.curl(&at(&client, "secret-in")).send();
+    assert_eq!(inbound.status(), None, "{}", inbound.ran());
+    // What is nobody's business still goes.
+    outsider.curl(&at(&web, "plain")).send();
+    wire.expect_plaintext("/plain");
+    for secret in ["secret-out", "secret-v6", "secret-in", "secret-leaver"] {
+        wire.expect_no_trace_of(secret);
+    }
+    // Un-enrolled while it waits, it is free, and stays so.
+    agent.unenroll(&leaver);
+    leaver.curl(&at(&web, "free")).send();
+    wire.expect_plaintext("/free");
+
+    control_plane.run();
+    agent.wait_ready();
+    let far = bed.node(2).agent().with_pod(&web).flags(&flags).start_unready();
+    far.wait_ready();
+    client.curl(mesh::WEB).expect_status(200);
+    client.curl(mesh::WEB).method("DELETE").expect_status(403);
+    let pods = agent.pods();
+    assert!(pods.to_string().contains(&client.identity()), "{pods}");
+    wire.expect_no_trace_of("DELETE");
+    assert!(!pods.to_string().contains("leaver"), "{pods}");
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tests::{
     Agent, MeshConfig, Node, Service, Testbed,
     bootstrap::Bootstrap,
-    control_plane::{ControlPlane, Port},
+    control_plane::{ControlPlane, Port, is_up},
     eventually_within,
     pki::{Pki, Validity},
 };
@@ -48,12 +48,20 @@ fn xds(agent: &Agent) -> Result<Value, String> {
     Ok(ran.json()["xds"].clone())
 }
 
-/// Waits until the stream's state is `state` with a server that ends in `server`.
-fn is(agent: &Agent, state: &str, server: &str) -> Value {
-    eventually_within(PATIENCE, &format!("{state} to {server}"), || {
+/// Waits until there is a stream to a server that ends in `server`.
+fn is_connected(agent: &Agent, server: &str) {
+    eventually_within(PATIENCE, &format!("connected to {server}"), || {
         let xds = xds(agent)?;
         let at = xds["server"].as_str().is_some_and(|at| at.ends_with(server));
-        if at && xds["state"] == state { Ok(xds) } else { Err(xds.to_string()) }
+        if at && is_up(&xds) { Ok(()) } else { Err(xds.to_string()) }
+    });
+}
+
+/// Waits until the stream's state is `state`.
+fn is(agent: &Agent, state: &str) -> Value {
+    eventually_within(PATIENCE, &format!("state {state}"), || {
+        let xds = xds(agent)?;
+        if xds["state"] == state { Ok(xds) } else { Err(xds.to_string()) }
     })
 }
 
@@ -162,11 +170,11 @@ fn servers_are_verified_and_shown_who_asks() {
     assert!(control_plane.requests().is_empty(), "{:?}", control_plane.requests());
 
     let agent = agent_of("tls", 18001, tls("cp.internal", &server.ca, None));
-    is(&agent, "connected", "https://127.0.0.1:18001");
+    is_connected(&agent, "https://127.0.0.1:18001");
     serves(&agent, 81);
     drop(agent);
     let agent = agent_of("mtls", 18002, tls("cp.internal", &server.ca, Some(&own)));
-    is(&agent, "connected", "https://127.0.0.1:18002");
+    is_connected(&agent, "https://127.0.0.1:18002");
     drop(agent);
     let requests = control_plane.requests();
     let said =
@@ -193,22 +201,22 @@ fn servers_are_tried_in_order_and_the_first_is_gone_back_to() {
         .server_with("first", "127.0.0.1:18001", tls("a.internal", &first_files.ca, None))
         .server_with("second", "127.0.0.1:18002", tls("b.internal", &second_files.ca, None));
     let agent = start(node, "agent", &bootstrap);
-    is(&agent, "connected", ":18002");
+    is_connected(&agent, ":18002");
     serves(&agent, 82);
     first.run();
-    is(&agent, "connected", ":18001");
+    is_connected(&agent, ":18001");
     serves(&agent, 81);
     agent.logs(&["a server that comes before it is back"]);
     first.dies();
-    is(&agent, "connected", ":18002");
+    is_connected(&agent, ":18002");
     serves(&agent, 82);
     // Nobody: what was said last stays, and status says since when.
     second.dies();
-    agent_leaves(&agent, "connected");
+    agent_is_alone(&agent);
     serves(&agent, 82);
     assert!(agent.metrics().text().contains("mesh_xds_connected 0"));
     first.run();
-    is(&agent, "connected", ":18001");
+    is_connected(&agent, ":18001");
     serves(&agent, 81);
     first.expect_no_violations();
     second.expect_no_violations();
@@ -298,7 +306,7 @@ fn what_is_no_control_plane_is_left_for_the_next_server() {
     }
     let agent = start(node, "agent", &bootstrap);
     serves(&agent, 82);
-    is(&agent, "connected", ":18009");
+    is_connected(&agent, ":18009");
     for peer in &peers {
         assert!(peer.taken() >= 1);
     }
@@ -383,15 +391,15 @@ fn a_cut_wire_is_noticed(name: &str, fields: Value) {
     control_plane.run();
     let bootstrap = Bootstrap::ads("GRPC", &["xds"]).server_with("xds", &address, fields);
     let agent = start(near, "agent", &bootstrap);
-    is(&agent, "connected", ":18001");
+    is_connected(&agent, ":18001");
     serves(&agent, 81);
     bed.wire().cut();
-    agent_leaves(&agent, "connected");
+    agent_is_alone(&agent);
     serves(&agent, 81);
     fails(&agent, "could not be reached within 2s");
     control_plane.serves(config(82).resources());
     bed.wire().mend();
-    is(&agent, "connected", ":18001");
+    is_connected(&agent, ":18001");
     serves(&agent, 82);
     control_plane.expect_no_violations();
 }
@@ -413,9 +421,53 @@ fn a_wire_that_is_cut_is_noticed_by_tcp() {
     a_cut_wire_is_noticed("xds-tcp-keepalive", options);
 }
 
-fn agent_leaves(agent: &Agent, state: &str) {
-    eventually_within(PATIENCE, &format!("not {state} any more"), || {
+fn agent_is_alone(agent: &Agent) {
+    eventually_within(PATIENCE, "not connected any more", || {
         let xds = xds(agent)?;
-        if xds["state"] == state { Err(xds.to_string()) } else { Ok(()) }
+        if is_up(&xds) { Err(xds.to_string()) } else { Ok(()) }
     });
+}
+
+#[test]
+fn a_server_that_answers_is_told_from_one_that_only_listens() {
+    let bed = Testbed::two_nodes("xds-unanswered");
+    let node = bed.node(1);
+    let ports = [Port::plain("127.0.0.1:18001")];
+    let mut control_plane = ControlPlane::prepare(node, "control-plane", &config(81), &ports);
+    control_plane.behaves("mute", json!(true));
+    let mut bootstrap = Bootstrap::ads("GRPC", &["xds"]).server("xds", "127.0.0.1:18001");
+    for config in ["lds_config", "cds_config"] {
+        let path = format!("/dynamic_resources/{config}");
+        bootstrap = bootstrap.with(&path, "initial_fetch_timeout", json!("0s"));
+    }
+    let agent = start(node, "agent", &bootstrap);
+    is(&agent, "backing_off");
+    let not_ready = || agent.status()["readiness"]["reasons"].to_string();
+    assert!(not_ready().contains("no control plane can be used"), "{}", not_ready());
+
+    control_plane.run();
+    let xds = is(&agent, "connected");
+    assert!(xds["sources"][0]["last_answer"].is_null(), "{xds}");
+    let text = agent.metrics();
+    assert!(text.text().contains("mesh_xds_connected 1"), "{}", text.text());
+    assert!(text.text().contains("mesh_xds_synced 0"), "{}", text.text());
+    assert!(not_ready().contains("is connected and has not answered"), "{}", not_ready());
+    agent.cli(&["status"]).expect_success().expect_output("connected without any answer");
+
+    control_plane.dies();
+    control_plane.behaves("mute", json!(false));
+    control_plane.run();
+    is(&agent, "synced");
+    serves(&agent, 81);
+    assert!(agent.metrics().text().contains("mesh_xds_synced 1"));
+
+    // One that was heard before, and is not any more.
+    control_plane.dies();
+    control_plane.behaves("mute", json!(true));
+    agent_is_alone(&agent);
+    control_plane.run();
+    let xds = is(&agent, "connected");
+    assert!(xds["sources"][0]["last_answer"].is_string(), "{xds}");
+    assert!(agent.metrics().text().contains("mesh_xds_synced 0"));
+    serves(&agent, 81);
 }

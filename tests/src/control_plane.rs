@@ -52,6 +52,11 @@ impl Port {
     }
 }
 
+/// Whether what `status` says of the control plane is that there is one to talk to.
+pub fn is_up(xds: &Value) -> bool {
+    xds["state"] == "connected" || xds["state"] == "synced"
+}
+
 impl ControlPlane {
     /// Starts one on `node`, serving `config`.
     pub fn start(node: &Node, config: &MeshConfig) -> Self {

@@ -148,7 +148,7 @@ impl Ask {
     }
 
     /// How a witness is to answer, any of: `status`, `headers` (`[[name, value]]`), `body`,
-    /// `times` (so often over), `trailers`, `delay_ms`, `interim` (statuses sent before), `close` (says so and does),
+    /// `times` (so often over), `coding` (compressed; says nothing of it), `trailers`, `delay_ms`, `interim` (statuses sent before), `close` (says so and does),
     /// `cut` (ends the connection unanswered), `bytes` (as they are, and closes), `attempts`
     /// (one of these for each request of the question; the last one stays).
     #[must_use]

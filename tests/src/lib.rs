@@ -20,6 +20,7 @@ pub mod agent;
 pub mod bed;
 pub mod bootstrap;
 pub mod cgroup;
+pub mod coding;
 pub mod config;
 pub mod control_plane;
 pub mod conversation;

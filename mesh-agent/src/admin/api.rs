@@ -15,7 +15,6 @@ use super::XdsView;
 use crate::{
     model::{
         identity::Identity,
-        listener::Direction,
         splice::{SelfTest, SpliceMode},
         workload::{MtlsMode, WorkloadUid},
     },
@@ -244,7 +243,7 @@ pub struct StatusView {
 pub struct ConnectionView {
     pub id: u64,
     pub started_at: Timestamp,
-    /// `inbound` or `outbound`.
+    /// `inbound`, `outbound` or `gateway`.
     pub direction: String,
     pub protocol: String,
     /// The pod of this node.
@@ -270,14 +269,10 @@ pub struct ConnectionView {
 impl From<ConnectionEntry> for ConnectionView {
     fn from(entry: ConnectionEntry) -> Self {
         let ConnectionEntry { id, started, info, progress, sent_bytes, received_bytes } = entry;
-        let direction = match info.direction {
-            Direction::Inbound => "inbound",
-            Direction::Outbound => "outbound",
-        };
         Self {
             id,
             started_at: started.into(),
-            direction: direction.to_owned(),
+            direction: info.direction.as_str().to_owned(),
             protocol: progress.protocol.to_string(),
             workload: info.workload,
             source: info.source,

@@ -8,11 +8,11 @@ use crate::source::{AdsStatus, StreamState, StreamStatus, TypeStatus, Variant};
 /// The streams, together and one by one, and each type of resources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdsView {
-    /// Of the first stream that has no server, or else of the first.
+    /// Of the first stream of those that are worst off.
     pub server: String,
     /// `sotw` or `delta`.
     pub mode: String,
-    /// `connecting`, `connected` or `backing_off`.
+    /// `backing_off`, `connecting`, `connected` (without an answer so far) or `synced`.
     pub state: String,
     pub since: Timestamp,
     /// Why its last connection ended.
@@ -32,9 +32,12 @@ pub struct XdsSourceView {
     pub server: String,
     /// `sotw` or `delta`.
     pub mode: String,
-    /// `connecting`, `connected` or `backing_off`.
+    /// `backing_off`, `connecting`, `connected` (without an answer so far) or `synced`.
     pub state: String,
     pub since: Timestamp,
+    /// When a server said something last, on whichever connection.
+    #[serde(default)]
+    pub last_answer: Option<Timestamp>,
     /// Why the last connection ended.
     pub last_error: Option<String>,
     /// How many connections were tried.
@@ -85,8 +88,7 @@ pub struct XdsWarmingView {
 
 impl From<&AdsStatus> for XdsView {
     fn from(status: &AdsStatus) -> Self {
-        let bad = status.streams.values().find(|stream| stream.state != StreamState::Connected);
-        let shown = bad.or(status.streams.values().next()).cloned().unwrap_or_default();
+        let shown = status.worst().cloned().unwrap_or_default();
         let XdsSourceView { server, mode, state, since, last_error, .. } = (&shown).into();
         let sources: Vec<_> = status.streams.values().map(XdsSourceView::from).collect();
         Self {
@@ -115,10 +117,12 @@ impl From<&StreamStatus> for XdsSourceView {
             state: match status.state {
                 StreamState::Connecting => "connecting",
                 StreamState::Connected => "connected",
+                StreamState::Synced => "synced",
                 StreamState::BackingOff => "backing_off",
             }
             .to_owned(),
             since: status.since.into(),
+            last_answer: status.last_answer.map(Into::into),
             last_error: status.last_error.clone(),
             streams: status.tries,
         }

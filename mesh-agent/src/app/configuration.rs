@@ -314,6 +314,11 @@ impl Agent {
             let tls = cluster.and_then(|cluster| cluster.tls_at(origination.place));
             tls.is_some_and(|tls| Arc::ptr_eq(tls.settings, &origination.settings))
         });
+        dataplane.downstream_tls.retain(|settings| {
+            let chains = snapshot.listeners.iter().flat_map(|listener| listener.chains());
+            let mut tls = chains.filter_map(|chain| chain.tls.as_ref());
+            tls.any(|tls| Arc::ptr_eq(&tls.settings, settings))
+        });
         let current = tls.current();
         dataplane.http.pool.retain(|key| {
             let reachable = key.client.is_some() || workloads.has(key.address);

@@ -15,8 +15,8 @@ use crate::{
     capture,
     identity::CertificateStatus,
     model::workload::WorkloadUid,
-    observe::metrics::XdsType,
-    source::AdsStatus,
+    observe::metrics::{XdsStreams, XdsType},
+    source::{AdsStatus, StreamState, StreamStatus},
 };
 
 /// The agent as `admin` sees it.
@@ -119,11 +119,19 @@ impl AgentControl for Control {
                 Some(rejected) => {
                     format!("no configuration was good so far: {}", rejected.reasons.join("; "))
                 }
-                None => "no configuration has been applied yet".to_owned(),
+                None => match self.0.streams() {
+                    None => "no configuration has been applied yet".to_owned(),
+                    Some(status) => {
+                        format!("no configuration has been applied yet: {}", waits_for(&status))
+                    }
+                },
             });
         }
         for (uid, why) in self.0.pods.waiting().iter() {
             reasons.push(format!("pod {uid} is not served yet: {why}"));
+        }
+        for (address, why) in self.0.gateway_failures().iter() {
+            reasons.push(format!("gateway listener {address} is not bound: {why}"));
         }
         let notes = self.0.restored().map(|saved_at| {
             let age = saved_at.elapsed().unwrap_or_default().as_secs();
@@ -157,10 +165,34 @@ impl AgentControl for Control {
                 refusing: of.refusing,
                 last_ack: of.last_ack,
             });
-            let tries = status.streams.values().map(|stream| stream.tries).sum();
-            metrics.xds(status.is_connected(), tries, types);
+            let streams = XdsStreams {
+                connected: status.is_connected(),
+                synced: status.is_synced(),
+                tries: status.streams.values().map(|stream| stream.tries).sum(),
+            };
+            metrics.xds(streams, types);
         }
         metrics.encode(&dataplane.connections)
+    }
+}
+
+/// What keeps the first configuration.
+fn waits_for(status: &AdsStatus) -> String {
+    if let Some(stream) = status.worst().filter(|stream| stream.state != StreamState::Synced) {
+        let StreamStatus { server, state, last_error, .. } = stream;
+        let why = last_error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        return match state {
+            StreamState::BackingOff => format!("no control plane can be used{why}"),
+            StreamState::Connecting => format!("connecting to {server}{why}"),
+            StreamState::Connected | StreamState::Synced => {
+                format!("{server} is connected and has not answered")
+            }
+        };
+    }
+    let warming = status.types.iter().find_map(|of| Some((of.kind, of.warming.first()?)));
+    match warming {
+        Some((kind, of)) => format!("{kind} {} waits for {}", of.name, of.waits_for),
+        None => "the control plane has not said all that is needed".to_owned(),
     }
 }
 

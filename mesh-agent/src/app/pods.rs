@@ -39,6 +39,10 @@ const RULES_PAUSE: Duration = Duration::from_secs(5);
 /// How long to wait before a pod that could not be restored is tried again.
 const RESTORE_PAUSE: Duration = Duration::from_secs(1);
 
+/// Why a pod is not served that is captured.
+const HELD: &str =
+    "it is captured, and its connections are refused, until there is a configuration";
+
 /// Pods that are to be enrolled.
 pub(super) type Wanted = BTreeMap<WorkloadUid, EnrollPod>;
 
@@ -161,6 +165,52 @@ impl Agent {
         Ok(())
     }
 
+    /// Captures pods until there is a configuration; `false`: there will be none.
+    async fn hold(self: &Arc<Self>, wanted: &Wanted) -> bool {
+        let mut changes = self.dataplane.snapshot.changes();
+        let mut free: Vec<_> = wanted.values().collect();
+        loop {
+            if *changes.borrow_and_update() > 0 {
+                return true;
+            }
+            let mut failed = Vec::new();
+            for pod in free {
+                let why = match self.hold_one(pod.clone()).await {
+                    Ok(()) => HELD.to_owned(),
+                    Err(error) => {
+                        failed.push(pod);
+                        format!("is not captured either: {error}")
+                    }
+                };
+                // Unless somebody un-enrolled it meanwhile.
+                if let Some(told) = self.pods.waiting().get_mut(&pod.uid)
+                    && *told != why
+                {
+                    tracing::warn!(pod = %pod.uid, "not served yet: {why}");
+                    *told = why;
+                }
+            }
+            free = failed;
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() {
+                    return false;
+                },
+                () = time::sleep(RESTORE_PAUSE), if !free.is_empty() => {}
+            }
+        }
+    }
+
+    async fn hold_one(self: &Arc<Self>, pod: EnrollPod) -> Result<(), ControlError> {
+        let _one_at_a_time = self.pods.changing.lock().await;
+        if !self.pods.waiting().contains_key(&pod.uid) {
+            return Ok(());
+        }
+        let agent = Arc::clone(self);
+        // Listeners are opened, for a moment, by the runtime that would serve them.
+        let held = self.data.spawn(async move { agent.capture.hold(pod).await }).await;
+        held.map_err(failed)?.map_err(refused)
+    }
+
     /// Plain networking again. Connections through the agent are cut: the
     /// application dials again, without it. Not cancel safe.
     pub(super) async fn unenroll(&self, uid: &WorkloadUid) -> Result<(), ControlError> {
@@ -236,16 +286,15 @@ pub(super) fn wanted(agent: &Agent) -> Wanted {
             Err(error) => skip(&error),
         }
     }
-    let why = "no configuration has been applied yet";
+    let why = "no configuration has been applied yet, nor is it captured";
     waiting.extend(wanted.keys().map(|uid| (uid.clone(), why.to_owned())));
     wanted
 }
 
-/// Enrols what is wanted as soon as there is a configuration to serve it by. Pods that
-/// were captured stay refused until then: nothing passes unjudged.
+/// Enrols what is wanted as soon as there is a configuration to serve it by. Pods are
+/// captured, and refused, until then: nothing passes unjudged, and nothing in the clear.
 pub(super) async fn restore(agent: Arc<Agent>, mut wanted: Wanted) {
-    let mut changes = agent.dataplane.snapshot.changes();
-    if changes.wait_for(|version| *version > 0).await.is_err() {
+    if !agent.hold(&wanted).await {
         return;
     }
     while !wanted.is_empty() && !agent.stop.is_cancelled() {
@@ -353,7 +402,7 @@ fn serve(
     links
 }
 
-async fn accept<A, S>(
+pub(super) async fn accept<A, S>(
     uid: WorkloadUid,
     accepting: CancellationToken,
     dataplane: Arc<Dataplane>,

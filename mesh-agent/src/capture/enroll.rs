@@ -108,6 +108,8 @@ pub(super) struct Slot {
     pub(super) netns: Arc<PodNetns>,
     /// `None` while it is being enrolled.
     pub(super) record: Option<Record>,
+    /// Captured, and served by nobody.
+    pub(super) held: bool,
     /// Indexes of those that were up when programs were attached.
     pub(super) interfaces: Vec<u32>,
     /// Why the pod has no guard.
@@ -246,8 +248,13 @@ impl Capture {
         if !is_name(&uid.0) {
             return Err(EnrollError::Uid(uid.0.chars().take(128).collect()));
         }
-        if self.state().pods.contains_key(&uid) {
-            return Err(EnrollError::AlreadyEnrolled(uid));
+        {
+            let mut state = self.state();
+            match state.pods.get(&uid) {
+                Some(slot) if slot.held => drop(state.pods.remove(&uid)),
+                Some(_) => return Err(EnrollError::AlreadyEnrolled(uid)),
+                None => {}
+            }
         }
         let kernel = kernel(&uid);
         let mut request = request;
@@ -338,6 +345,7 @@ impl Capture {
             cookie,
             netns: Arc::clone(netns),
             record: None,
+            held: false,
             interfaces: Vec::new(),
             unguarded: None,
             not_redirected: None,

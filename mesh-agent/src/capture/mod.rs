@@ -34,6 +34,7 @@ mod routing;
 mod selftest;
 mod sock_diag;
 mod sockets;
+mod unserved;
 
 pub use accept::{HboneListener, InboundListener, OutboundListener};
 pub use cgroup::cgroup2_root;

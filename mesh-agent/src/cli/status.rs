@@ -171,13 +171,21 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             ("all", 1) => String::new(),
             (carries, _) => format!(" for {carries}"),
         };
+        let state = match (source.state.as_str(), source.last_answer) {
+            // It may have nothing new to say, or nothing at all.
+            ("connected", None) => "connected without any answer".to_owned(),
+            ("connected", Some(at)) => {
+                format!("connected without a new answer (the last one {} ago)", age(at))
+            }
+            (state, _) => state.replace('_', " "),
+        };
         // Writing to a String does not fail.
         _ = writeln!(
             text,
             "Control plane {}{of} ({}), {} for {}, {} streams so far",
             source.server,
             source.mode,
-            source.state.replace('_', " "),
+            state,
             age(source.since),
             source.streams,
         );
@@ -254,6 +262,7 @@ mod tests {
                     mode: "delta".into(),
                     state: "connected".into(),
                     since: at,
+                    last_answer: None,
                     last_error: None,
                     streams: 2,
                 }],
@@ -328,7 +337,7 @@ mod tests {
             "off: this kernel fails a, b",
             "recv hung",
             "SERVICES 8 of 9 (made for 9, not 90)",
-            "http://cp:1 (delta), connected for 1h0m, 2 streams so far",
+            "http://cp:1 (delta), connected without any answer for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
             "b waits for endpoints[b]",
         ] {

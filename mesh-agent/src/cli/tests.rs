@@ -155,13 +155,16 @@ fn what_the_readme_shows_is_accepted() {
     let directory = tempfile::tempdir().unwrap();
     let (configuration, pods) = (readme_yaml("resources:"), readme_yaml("pods:"));
     let settings = readme_yaml("node_name:");
-    assert_eq!((configuration.len(), pods.len(), settings.len()), (1, 1, 1));
+    assert_eq!((configuration.len(), pods.len(), settings.len()), (2, 1, 1));
 
-    std::fs::write(directory.path().join("mesh.yaml"), configuration[0]).unwrap();
-    let line = format!("mesh-agent config validate {}", directory.path().display());
-    let output = dispatch(parse(&line).unwrap().command).unwrap();
-    assert_eq!(output.code, 0, "{}", output.text);
-    assert!(output.text.contains("2 listeners"), "{}", output.text);
+    // The gateway leads to what the other one, which stands below it, has.
+    for (i, (yaml, listeners)) in configuration.iter().rev().zip([2, 3]).enumerate() {
+        std::fs::write(directory.path().join(format!("{i}.yaml")), yaml).unwrap();
+        let line = format!("mesh-agent config validate {}", directory.path().display());
+        let output = dispatch(parse(&line).unwrap().command).unwrap();
+        assert_eq!(output.code, 0, "{}", output.text);
+        assert!(output.text.contains(&format!("{listeners} listener")), "{}", output.text);
+    }
 
     let file = directory.path().join("pods.list");
     std::fs::write(&file, pods[0]).unwrap();

@@ -4,11 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client_hello;
+pub mod compression;
 pub mod detect;
 pub mod ext_authz;
 pub mod grpc;
 pub mod guard;
 pub mod http;
 pub mod jwt;
+pub mod proxy_protocol;
 pub mod rate_limit;
 mod structs;

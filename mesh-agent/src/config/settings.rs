@@ -99,6 +99,13 @@ const SETTINGS: &[Setting] = &[
         Some(DEFAULT_TRUST_DOMAIN),
         "SPIFFE trust domain of the node's workloads",
     ),
+    value(
+        Group::Node,
+        "gateway_service_account",
+        "NAMESPACE/NAME",
+        Some("mesh-system/gateway"),
+        "Who this node's gateway listeners are towards the mesh: a SPIFFE ID is made of it",
+    ),
     path(
         Group::Node,
         "config_dir",

@@ -1,5 +1,7 @@
 //! Builders for this room's tests: simulated time, forged certificates, handshakes.
 
+pub(super) mod authority;
+
 use std::{
     io,
     sync::{

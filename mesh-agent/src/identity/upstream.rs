@@ -6,15 +6,13 @@
 //! who would get the same one. Where a new version is of no use (a file that is half
 //! written), the last good one stays.
 
-mod names;
+pub(super) mod names;
 mod verify;
 
 use std::{
     collections::HashSet,
-    fmt, fs, io,
-    io::Read as _,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    fmt,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -25,31 +23,31 @@ use std::{
 use arc_swap::ArcSwap;
 use rpds::HashTrieMapSync;
 use rustls::{
-    ClientConfig, SupportedProtocolVersion,
+    ClientConfig,
     client::Resumption,
-    crypto::{CryptoProvider, aws_lc_rs},
     pki_types::ServerName,
     sign::{CertifiedKey, SingleCertAndKey},
-    version::{TLS12, TLS13},
 };
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 pub use verify::{RefusedServer, refused_server};
 
-use self::verify::{Expected, Trust};
-use super::clock::{Clock, system_clock};
+use self::verify::Expected;
+pub(super) use self::verify::Trust;
+use super::{
+    clock::{Clock, system_clock},
+    material::{self, Stamp, Unusable},
+};
 use crate::model::{
     cluster::ClusterName,
     tls::{
-        CertificateFiles, CertificateMaterial, CertificateSource, Crls, MATERIAL_MAX_BYTES,
-        MaterialError, Roots, TlsCertificate, TlsOrigination, TlsVersion, UpstreamTls,
-        ValidationContext, ValidationSource, anchors_from_pem, crls_from_pem,
+        CertificateMaterial, CertificateSource, TlsOrigination, UpstreamTls, ValidationContext,
+        ValidationSource,
     },
 };
 
 /// How often files are looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why there is no TLS configuration for a cluster's endpoints: they are not dialled.
 #[derive(Debug, thiserror::Error)]
@@ -57,19 +55,11 @@ pub enum UpstreamTlsError {
     /// SDS has not delivered it, or no longer does.
     #[error("cluster `{cluster}`: there is no secret `{secret}`")]
     NoSecret { cluster: ClusterName, secret: Arc<str> },
-    #[error("cluster `{cluster}`: {}: {source}", path.display())]
-    Unreadable {
-        cluster: ClusterName,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("cluster `{cluster}`: {}: {source}", path.display())]
+    #[error("cluster `{cluster}`: {source}")]
     Material {
         cluster: ClusterName,
-        path: PathBuf,
         #[source]
-        source: MaterialError,
+        source: Unusable,
     },
     /// What SDS delivered leaves open whom to trust.
     #[error("cluster `{cluster}`: validation context: {flaw}")]
@@ -99,14 +89,6 @@ struct Kept {
     origination: TlsOrigination,
     context: Arc<UpstreamContext>,
     files: Vec<(PathBuf, Option<Stamp>)>,
-}
-
-/// Tells one content of a file from another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
 }
 
 /// TLS for one version of a cluster.
@@ -154,7 +136,7 @@ impl UpstreamContexts {
             return Ok(Arc::clone(&kept.context));
         }
         // The stamps come first: what changes while it is read is read again.
-        let files = stamped(origination);
+        let files = Stamp::all(files(origination));
         let context = Arc::new(self.make(origination)?);
         let made = Arc::new(Kept { origination: origination.clone(), context, files });
         // Who came first has made what all share.
@@ -191,7 +173,7 @@ impl UpstreamContexts {
             if old.files.iter().all(|(path, stamp)| Stamp::of(path) == *stamp) {
                 continue;
             }
-            let files = stamped(&old.origination);
+            let files = Stamp::all(files(&old.origination));
             let context = match self.make(&old.origination) {
                 Ok(context) => Arc::new(context),
                 Err(error) => {
@@ -239,11 +221,12 @@ impl UpstreamContexts {
         if let Some(flaw) = validation.flaw() {
             return Err(UpstreamTlsError::Unsafe { cluster: cluster.clone(), flaw });
         }
-        let provider = Arc::new(provider(settings));
-        let trust = Arc::new(trust(cluster, &validation, &provider)?);
+        let provider = Arc::new(material::provider(&settings.cipher_suites, &settings.curves));
+        let trust = Trust::new(&validation, &provider).map_err(|e| unusable(origination, e))?;
+        let trust = Arc::new(trust);
         let expected = Expected::new(Arc::clone(&trust), Vec::new());
         let builder = ClientConfig::builder_with_details(provider, Arc::clone(&self.clock))
-            .with_protocol_versions(versions(settings))
+            .with_protocol_versions(material::versions(settings.min_version, settings.max_version))
             .map_err(|source| UpstreamTlsError::Tls { cluster: cluster.clone(), source })?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(expected));
@@ -343,20 +326,12 @@ fn material(
 }
 
 fn presented(origination: &TlsOrigination) -> Result<Option<Arc<CertifiedKey>>, UpstreamTlsError> {
-    let cluster = &origination.cluster;
-    let certificate = match material(origination)? {
-        None => return Ok(None),
-        Some(CertificateMaterial::Inline(certificate)) => certificate.clone(),
-        Some(CertificateMaterial::Files(CertificateFiles { chain, key })) => {
-            let (pem, key_pem) = (read(cluster, chain)?, read(cluster, key)?);
-            TlsCertificate::from_pem(&pem, &key_pem).map_err(|source| {
-                let at_key = matches!(source, MaterialError::Key | MaterialError::KeyMismatch);
-                let path = if at_key { key } else { chain }.clone();
-                UpstreamTlsError::Material { cluster: cluster.clone(), path, source }
-            })?
-        }
-    };
-    Ok(Some(Arc::clone(certificate.certified())))
+    let certified = material(origination)?.map(material::certified).transpose();
+    certified.map_err(|source| unusable(origination, source))
+}
+
+fn unusable(origination: &TlsOrigination, source: Unusable) -> UpstreamTlsError {
+    UpstreamTlsError::Material { cluster: origination.cluster.clone(), source }
 }
 
 fn validation(origination: &TlsOrigination) -> Result<ValidationContext, UpstreamTlsError> {
@@ -368,138 +343,15 @@ fn validation(origination: &TlsOrigination) -> Result<ValidationContext, Upstrea
     })
 }
 
-/// With files read.
-fn trust(
-    cluster: &ClusterName,
-    context: &ValidationContext,
-    provider: &CryptoProvider,
-) -> Result<Trust, UpstreamTlsError> {
-    let bad = |path: &Path, source| UpstreamTlsError::Material {
-        cluster: cluster.clone(),
-        path: path.to_owned(),
-        source,
-    };
-    let anchors = |roots: &Roots| match roots {
-        Roots::Inline(anchors) => Ok(Arc::clone(anchors)),
-        Roots::File(path) => {
-            let anchors = anchors_from_pem(&read(cluster, path)?);
-            anchors.map(Arc::from).map_err(|error| bad(path, error))
-        }
-    };
-    let crls = match &context.crls {
-        None => None,
-        Some(Crls::Inline(lists)) => Some(Arc::clone(lists)),
-        Some(Crls::File(path)) => {
-            let lists = crls_from_pem(&read(cluster, path)?).map_err(|error| bad(path, error))?;
-            Some(Arc::from(lists))
-        }
-    };
-    let mut trust_domains = std::collections::BTreeMap::new();
-    for (domain, roots) in &context.trust_domains {
-        trust_domains.insert(domain.clone(), anchors(roots)?);
-    }
-    Ok(Trust {
-        roots: context.roots.as_ref().map(anchors).transpose()?,
-        trust_domains,
-        crls,
-        only_leaf_crl: context.only_leaf_crl,
-        certificate_hashes: context.certificate_hashes.clone(),
-        spki_hashes: context.spki_hashes.clone(),
-        sans: context.sans.clone(),
-        accept_untrusted: context.accept_untrusted,
-        algorithms: provider.signature_verification_algorithms,
-    })
-}
-
-/// Every file that is taken, as it is now.
-fn stamped(origination: &TlsOrigination) -> Vec<(PathBuf, Option<Stamp>)> {
-    let stamped = |path: PathBuf| {
-        let stamp = Stamp::of(&path);
-        (path, stamp)
-    };
-    files(origination).into_iter().map(stamped).collect()
-}
-
 fn files(origination: &TlsOrigination) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    if let Ok(Some(CertificateMaterial::Files(CertificateFiles { chain, key }))) =
-        material(origination)
-    {
-        files.extend([chain.clone(), key.clone()]);
+    if let Ok(Some(certificate)) = material(origination) {
+        files.extend(material::files_of_certificate(certificate));
     }
     if let Ok(context) = validation(origination) {
-        let roots = context.roots.iter().chain(context.trust_domains.values());
-        files.extend(roots.filter_map(|roots| match roots {
-            Roots::File(path) => Some(path.clone()),
-            Roots::Inline(_) => None,
-        }));
-        if let Some(Crls::File(path)) = context.crls {
-            files.push(path);
-        }
+        files.extend(material::files_of_validation(&context));
     }
     files
-}
-
-fn read(cluster: &ClusterName, path: &Path) -> Result<Zeroizing<Vec<u8>>, UpstreamTlsError> {
-    let whole = || {
-        // A pipe in its place must not hold a connection up for ever.
-        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("is not a regular file"));
-        }
-        if metadata.len() > MATERIAL_MAX_BYTES as u64 {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        // Large enough from the start: a buffer that grows leaves copies behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len() as usize + 1));
-        file.take(metadata.len()).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    whole().map_err(|source| UpstreamTlsError::Unreadable {
-        cluster: cluster.clone(),
-        path: path.to_owned(),
-        source,
-    })
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = fs::metadata(path).ok()?;
-        Some(Self {
-            inode: metadata.ino(),
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
-    }
-}
-
-fn versions(settings: &UpstreamTls) -> &'static [&'static SupportedProtocolVersion] {
-    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
-    match (settings.min_version, settings.max_version) {
-        (TlsVersion::V1_2, TlsVersion::V1_2) => &BOTH[1..],
-        (TlsVersion::V1_2, TlsVersion::V1_3) => &BOTH,
-        (TlsVersion::V1_3, _) => &BOTH[..1],
-    }
-}
-
-fn provider(settings: &UpstreamTls) -> CryptoProvider {
-    let mut provider = aws_lc_rs::default_provider();
-    if !settings.cipher_suites.is_empty() {
-        // The list is about TLS 1.2 alone.
-        let place = |suite| settings.cipher_suites.iter().position(|wanted| *wanted == suite);
-        provider
-            .cipher_suites
-            .retain(|suite| suite.tls13().is_some() || place(suite.suite()).is_some());
-        provider.cipher_suites.sort_by_key(|suite| place(suite.suite()));
-    }
-    if !settings.curves.is_empty() {
-        let place = |group| settings.curves.iter().position(|wanted| *wanted == group);
-        provider.kx_groups = aws_lc_rs::ALL_KX_GROUPS.to_vec();
-        provider.kx_groups.retain(|group| place(group.name()).is_some());
-        provider.kx_groups.sort_by_key(|group| place(group.name()));
-    }
-    provider
 }
 
 #[cfg(test)]

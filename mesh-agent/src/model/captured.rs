@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::{identity::Identity, socket::PodSockets, workload::Workload};
+use super::{
+    identity::Identity, listener::TransportProtocol, socket::PodSockets, workload::Workload,
+};
 
 /// An enrolled pod: who it is, and how to make sockets in its namespace.
 #[derive(Debug)]
@@ -52,4 +54,50 @@ pub struct CapturedInbound {
     /// The address and port the peer asked for: with HBONE the `:authority`.
     pub original_destination: SocketAddr,
     pub peer: InboundPeer,
+}
+
+/// A connection that a client made to a gateway listener of this node.
+#[derive(Debug, Clone)]
+pub struct AcceptedByGateway {
+    /// The gateway itself, as a workload of the mesh.
+    pub pod: Arc<Pod>,
+    /// The socket's own address, by which its listener is found.
+    pub bound: SocketAddr,
+    /// Who connected.
+    pub direct_source: SocketAddr,
+    /// Who connected, by the PROXY protocol where that is spoken.
+    pub source: SocketAddr,
+    /// What the client asked for, by the PROXY protocol where that is spoken.
+    pub original_destination: SocketAddr,
+    /// What the first bytes were, as far as anybody looked.
+    pub transport: TransportProtocol,
+    /// The SNI, in lower case; empty: none, or nobody looked.
+    pub server_name: Arc<str>,
+    /// The ALPN that the client offered.
+    pub application_protocols: Vec<Arc<str>>,
+    /// What became of the filter chain's TLS.
+    pub peer: GatewayPeer,
+}
+
+/// How a gateway's client is spoken to, and who it has proven to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum GatewayPeer {
+    #[default]
+    Plaintext,
+    Tls {
+        /// The names of a certificate that somebody trusted vouches for: URIs, then DNS
+        /// names, then the subject. Empty: none was presented.
+        names: Arc<[Arc<str>]>,
+        /// The first of them that is a workload's.
+        identity: Option<Identity>,
+        /// The SNI that was agreed on, in lower case.
+        server_name: Option<Arc<str>>,
+    },
+}
+
+impl GatewayPeer {
+    /// Whether TLS was terminated.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls { .. })
+    }
 }

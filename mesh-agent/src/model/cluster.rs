@@ -20,12 +20,14 @@ use super::{
 };
 
 mod dns;
+mod hash_table;
 mod health_check;
 mod outlier;
 mod subsets;
 
 pub use self::{
     dns::{Dns, DnsFamily, DnsName},
+    hash_table::{HASH_TABLES_MAX_BYTES, MAGLEV_PLACE_BYTES, RING_POINT_BYTES, TableSpace},
     health_check::{EndpointCheck, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe},
     outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate},
     subsets::{FALLBACK_LIST, SelectorFallback, SubsetFallback, SubsetSelector, Subsets},
@@ -47,6 +49,9 @@ pub struct Cluster {
     pub discovery: Discovery,
     pub lb_policy: LbPolicy,
     pub balancing: Balancing,
+    /// For its table, where the policy goes by hash.
+    #[serde(skip)]
+    pub table_space: Option<Arc<TableSpace>>,
     /// Envoy's default: 5 s.
     pub connect_timeout: Duration,
     pub upstream_protocol: UpstreamProtocol,

@@ -25,6 +25,7 @@ pub use self::{
 use super::{
     authz::{Rbac, StringMatcher},
     cluster::ClusterName,
+    compression::{Compressor, CompressorPerRoute, Decompressor},
     ext_authz::{AuthzPerRoute, ExtAuthz},
     extension::DiscoveredFilter,
     header_mutation::HeaderMutation,
@@ -90,6 +91,10 @@ pub enum HttpFilter {
     /// `envoy.extensions.filters.http.buffer.v3.Buffer`: how many bytes a request's body may
     /// have.
     Buffer(u32),
+    /// `envoy.extensions.filters.http.compressor.v3.Compressor`
+    Compressor(Arc<Compressor>),
+    /// `envoy.extensions.filters.http.decompressor.v3.Decompressor`
+    Decompressor(Arc<Decompressor>),
     /// `envoy.extensions.filters.http.on_demand.v3.OnDemand`
     OnDemand(OnDemand),
     /// One whose configuration is a resource of its own (`config_discovery`).
@@ -131,6 +136,8 @@ pub struct FilterMutations {
 pub struct CsrfPolicy {
     /// Of how many requests the origin is looked at.
     pub enabled: RuntimeFraction,
+    /// Of how many others it is looked at, and told what comes of it.
+    pub shadow: Option<RuntimeFraction>,
     /// Origins, as `host:port`, that may change things beside the target's own.
     pub additional_origins: Vec<StringMatcher>,
 }
@@ -173,6 +180,8 @@ pub enum RouteFilterConfig {
     GlobalRateLimit(Arc<RateLimitPerRoute>),
     /// Replaces the chain's limit; `None`: bodies are not read ahead.
     Buffer(Option<u32>),
+    /// Comes beside the chain's.
+    Compressor(Arc<CompressorPerRoute>),
     /// Replaces what the chain's says of clusters that are not there.
     OnDemand(OnDemandRoute),
 }
@@ -252,6 +261,14 @@ impl<'a> Levels<'a> {
     pub fn global_rate_limit(self, name: &str) -> Option<&'a RateLimitPerRoute> {
         self.configs(name).find_map(|config| match config {
             RouteFilterConfig::GlobalRateLimit(said) => Some(&**said),
+            _ => None,
+        })
+    }
+
+    /// What is said of compression.
+    pub fn compressor(self, name: &str) -> Option<&'a CompressorPerRoute> {
+        self.configs(name).find_map(|config| match config {
+            RouteFilterConfig::Compressor(said) => Some(&**said),
             _ => None,
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! Spec: `envoy/config/listener/v3/listener.proto`, `listener_components.proto`,
 //! read for a node agent as README's "Configuration" says: an outbound listener is
-//! chosen by original destination, an inbound one by the workload's address and port.
+//! chosen by original destination, an inbound one by the workload's address and port, and
+//! a gateway listener is the node's own.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,10 +15,12 @@ use super::{
     authz::Rbac,
     cluster::ClusterName,
     filter::ChainFilter,
+    gateway::Gateway,
     http_options::HttpOptions,
     local_reply::LocalReply,
     route::{OnDemandClusters, RouteConfiguration},
     scope::ScopedRoutes,
+    tls::DownstreamTls,
 };
 
 /// Spec: `envoy.config.core.v3.TrafficDirection`.
@@ -26,6 +29,19 @@ use super::{
 pub enum Direction {
     Inbound,
     Outbound,
+    /// Unspecified: from clients of a gateway, which may be anybody, to wherever it leads.
+    Gateway,
+}
+
+impl Direction {
+    /// In logs, metrics and the command line's output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+            Self::Gateway => "gateway",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -34,8 +50,11 @@ pub struct Listener {
     pub direction: Direction,
     /// Outbound: the original destination this listener is for, `0.0.0.0` or `::`
     /// for every address with that port. Inbound: the workload's address and port,
-    /// where an unspecified address means every enrolled workload.
+    /// where an unspecified address means every enrolled workload. Gateway: what is bound
+    /// in the agent's own network namespace.
     pub address: SocketAddr,
+    /// Of gateways only.
+    pub gateway: Option<Gateway>,
     /// Tried most specific first; see [`FilterChainMatch`].
     pub filter_chains: Vec<Arc<FilterChain>>,
     /// Taken where no chain matches; without it the connection is closed.
@@ -48,11 +67,48 @@ pub struct FilterChainMatch {
     pub destination_port: Option<u16>,
     /// Matched against the original destination.
     pub prefix_ranges: Vec<IpNet>,
+    /// Gateways only: lower case, `*.` before what more labels may precede.
+    pub server_names: Vec<Arc<str>>,
     pub source_prefix_ranges: Vec<IpNet>,
     pub source_ports: Vec<u16>,
-    /// Inbound only: the chain is for mTLS (`"tls"`) or for plaintext
-    /// (`"raw_buffer"`) alone.
+    /// Not of outbound listeners: the chain is for TLS (`"tls"`; inbound: HBONE's) or for
+    /// plaintext (`"raw_buffer"`) alone.
     pub transport_protocol: Option<TransportProtocol>,
+    /// Gateways only: of the client's ALPN.
+    pub application_protocols: Vec<Arc<str>>,
+    /// Gateways only: the peer itself, whatever the PROXY protocol says.
+    pub direct_source_prefix_ranges: Vec<IpNet>,
+    /// Gateways only.
+    pub source_type: SourceType,
+}
+
+impl FilterChainMatch {
+    /// Whether there is something that both ask for with the same words, so that nothing
+    /// tells which of the two is meant.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        fn shared<T: PartialEq>(a: &[T], b: &[T]) -> bool {
+            a.is_empty() && b.is_empty() || a.iter().any(|one| b.contains(one))
+        }
+        self.destination_port == other.destination_port
+            && shared(&self.prefix_ranges, &other.prefix_ranges)
+            && shared(&self.server_names, &other.server_names)
+            && self.transport_protocol == other.transport_protocol
+            && shared(&self.application_protocols, &other.application_protocols)
+            && shared(&self.direct_source_prefix_ranges, &other.direct_source_prefix_ranges)
+            && self.source_type == other.source_type
+            && shared(&self.source_prefix_ranges, &other.source_prefix_ranges)
+            && shared(&self.source_ports, &other.source_ports)
+    }
+}
+
+/// Spec: `envoy.config.listener.v3.FilterChainMatch.ConnectionSourceType`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceType {
+    #[default]
+    Any,
+    SameIpOrLoopback,
+    External,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,10 +123,19 @@ pub struct FilterChain {
     /// Empty where the configuration gives none.
     pub name: Arc<str>,
     pub matches: FilterChainMatch,
+    /// Of gateways only: what is terminated before the filters.
+    pub tls: Option<GatewayTls>,
     /// Run in order before the terminal filter; the first that denies closes the
     /// connection.
     pub filters: Vec<NetworkFilter>,
     pub terminal: TerminalFilter,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct GatewayTls {
+    pub settings: Arc<DownstreamTls>,
+    /// For the handshake; `None`: the agent's own limit.
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Serialize)]

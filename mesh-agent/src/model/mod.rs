@@ -8,12 +8,15 @@
 pub mod access_log;
 pub mod agent_down;
 pub mod authz;
+pub mod budget;
 pub mod captured;
 pub mod cluster;
+pub mod compression;
 pub mod ext_authz;
 pub mod extension;
 pub mod filter;
 pub mod format;
+pub mod gateway;
 pub mod hash_policy;
 pub mod header_mutation;
 pub mod http_options;

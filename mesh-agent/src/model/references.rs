@@ -109,6 +109,19 @@ impl Listener {
         self.filter_chains.iter().chain(&self.default_filter_chain).map(|chain| &**chain)
     }
 
+    /// Whether a private key is written in it.
+    pub fn holds_private_key(&self) -> bool {
+        self.chains()
+            .filter_map(|chain| chain.tls.as_ref())
+            .any(|tls| tls.settings.holds_private_key())
+    }
+
+    /// Every secret it takes.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        let tls = self.chains().filter_map(|chain| chain.tls.as_ref());
+        tls.flat_map(|tls| tls.settings.secret_names())
+    }
+
     fn managers(&self) -> impl Iterator<Item = &HttpConnectionManager> {
         self.chains().filter_map(|chain| match &chain.terminal {
             TerminalFilter::Http(http) => Some(&**http),

@@ -1,17 +1,12 @@
 //! Regular expressions of the configuration, and what they may take.
 
-use std::{
-    fmt,
-    str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use regex_automata::{meta, util::captures::Captures};
 use regex_syntax::hir::{Hir, Look};
 use serde::{Serialize, Serializer};
+
+use super::budget::{Budget, Charge};
 
 /// The longest pattern, in bytes, that is accepted.
 pub const REGEX_MAX_BYTES: usize = 16 * 1024;
@@ -66,33 +61,7 @@ pub enum RegexError {
     Refused(String),
 }
 
-/// What compiled programs take together.
-struct Budget {
-    used_bytes: AtomicUsize,
-    max_bytes: usize,
-}
-
-static BUDGET: Budget = Budget { used_bytes: AtomicUsize::new(0), max_bytes: REGEXES_MAX_BYTES };
-
-/// One program's part of a budget, given back with it.
-struct Charge {
-    budget: &'static Budget,
-    bytes: usize,
-}
-
-impl Budget {
-    fn take(&'static self, bytes: usize) -> Option<Charge> {
-        let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.max_bytes);
-        let taken = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        taken.ok().map(|_| Charge { budget: self, bytes })
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.budget.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
+static BUDGET: Budget = Budget::new(REGEXES_MAX_BYTES);
 
 impl Program {
     /// A pattern that matches wherever it does.
@@ -117,8 +86,7 @@ impl Program {
         }
         let parsed = regex_syntax::parse(pattern).map_err(Box::new)?;
         // What is left limits the compilation too: one that does not fit costs little.
-        let left = budget.max_bytes.saturating_sub(budget.used_bytes.load(Ordering::Relaxed));
-        let limit = REGEX_MAX_PROGRAM_BYTES.min(left);
+        let limit = REGEX_MAX_PROGRAM_BYTES.min(budget.left_bytes());
         // Anchored as parsed, not as text: `a)(?:b` closes no group of ours.
         let whole = match anchored {
             true => Hir::concat(vec![Hir::look(Look::Start), parsed, Hir::look(Look::End)]),
@@ -241,7 +209,7 @@ mod tests {
 
     #[test]
     fn all_patterns_together_have_a_limit_and_give_back_what_they_took() {
-        static BUDGET: Budget = Budget { used_bytes: AtomicUsize::new(0), max_bytes: 5 << 20 };
+        static BUDGET: Budget = Budget::new(5 << 20);
         let large = r"\w{30}";
         let mut kept = Vec::new();
         let error = loop {
@@ -252,14 +220,14 @@ mod tests {
         };
         assert!(matches!(error, RegexError::TooMany), "{error}");
         assert!((1..=4).contains(&kept.len()), "{} of them", kept.len());
-        assert!(BUDGET.used_bytes.load(Ordering::Relaxed) <= BUDGET.max_bytes);
+        assert!(BUDGET.used_bytes() <= 5 << 20);
         // A copy shares what is compiled, and keeps it.
         let copy = kept[0].clone();
         kept.clear();
-        assert!(BUDGET.used_bytes.load(Ordering::Relaxed) > 0);
+        assert!(BUDGET.used_bytes() > 0);
         assert!(copy.regex().is_match(&"w".repeat(30)));
         drop(copy);
-        assert_eq!(BUDGET.used_bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(BUDGET.used_bytes(), 0);
         assert!(Program::compile(large, true, &BUDGET).is_ok());
     }
 }

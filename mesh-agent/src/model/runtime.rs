@@ -53,6 +53,16 @@ pub struct RuntimeFraction {
     pub default: Fraction,
 }
 
+/// A switch that the runtime may change.
+///
+/// Spec: `envoy.config.core.v3.RuntimeFeatureFlag`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuntimeFlag {
+    /// Empty: it is always the default.
+    pub key: String,
+    pub default: bool,
+}
+
 /// A number that the runtime may change.
 ///
 /// Spec: `envoy.config.core.v3.RuntimeDouble`.
@@ -82,6 +92,11 @@ impl Runtime {
     pub fn value(&self, key: &str) -> Option<(&Arc<str>, &RuntimeValue)> {
         let newest_first = self.layers.iter().rev();
         newest_first.filter_map(|(name, layer)| Some((name, layer.values.get(key)?))).next()
+    }
+
+    /// Whether a switch is on.
+    pub fn is_on(&self, of: &RuntimeFlag) -> bool {
+        self.flag(&of.key, of.default)
     }
 
     /// The number in force.

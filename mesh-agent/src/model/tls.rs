@@ -3,6 +3,7 @@
 //!
 //! Spec: `envoy/extensions/transport_sockets/tls/v3/{tls,common,secret}.proto`.
 
+mod downstream;
 mod material;
 mod validation;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use rustls::{CipherSuite, NamedGroup};
 use serde::{Serialize, Serializer};
 
+pub use downstream::{DownstreamTls, TlsTermination};
 pub use material::{
     CertificateFiles, MATERIAL_MAX_BYTES, MaterialError, TlsCertificate, anchors_from_pem,
     crls_from_pem,
@@ -100,6 +102,26 @@ pub enum ValidationSource {
     },
 }
 
+impl CertificateSource {
+    /// The secret it is, if it is one.
+    pub fn secret_name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Secret(name) => Some(name),
+            Self::Given(_) => None,
+        }
+    }
+}
+
+impl ValidationSource {
+    /// The secret it takes, if it takes one.
+    pub fn secret_name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Secret(name) | Self::Combined { secret: name, .. } => Some(name),
+            Self::Inline(_) => None,
+        }
+    }
+}
+
 impl UpstreamTls {
     /// Whether a private key is written in it.
     pub fn holds_private_key(&self) -> bool {
@@ -109,17 +131,8 @@ impl UpstreamTls {
 
     /// The secrets it takes.
     pub fn secret_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        let certificate = match &self.certificate {
-            Some(CertificateSource::Secret(name)) => Some(name),
-            Some(CertificateSource::Given(_)) | None => None,
-        };
-        let validation = match &self.validation {
-            ValidationSource::Secret(name) | ValidationSource::Combined { secret: name, .. } => {
-                Some(name)
-            }
-            ValidationSource::Inline(_) => None,
-        };
-        certificate.into_iter().chain(validation)
+        let certificate = self.certificate.as_ref().and_then(CertificateSource::secret_name);
+        certificate.into_iter().chain(self.validation.secret_name())
     }
 }
 

@@ -173,12 +173,13 @@ impl Connections {
         }
     }
 
-    /// Live connections (inbound, outbound).
-    pub(super) fn by_direction(&self) -> (usize, usize) {
+    /// How many live ones there are of each direction.
+    pub(super) fn by_direction(&self) -> [(Direction, usize); 3] {
         let live = self.table.live();
-        let inbound =
-            live.iter().filter(|(_, live)| live.info.direction == Direction::Inbound).count();
-        (inbound, live.len() - inbound)
+        [Direction::Inbound, Direction::Outbound, Direction::Gateway].map(|direction| {
+            let of_it = live.iter().filter(|(_, live)| live.info.direction == direction);
+            (direction, of_it.count())
+        })
     }
 }
 

@@ -172,7 +172,7 @@ pub(crate) fn tcp_proxy(clusters: &[(&str, u32)]) -> TcpProxy {
 
 pub(crate) fn chain(name: &str, matches: FilterChainMatch) -> FilterChain {
     let terminal = TerminalFilter::TcpProxy(Arc::new(tcp_proxy(&[("app", 1)])));
-    FilterChain { name: name.into(), matches, filters: Vec::new(), terminal }
+    FilterChain { name: name.into(), matches, tls: None, filters: Vec::new(), terminal }
 }
 
 pub(crate) fn for_transport(transport: TransportProtocol) -> FilterChainMatch {
@@ -194,6 +194,7 @@ pub(crate) fn listener(
         name: format!("{direction:?}-{address}").into(),
         direction,
         address: addr(address),
+        gateway: None,
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         default_filter_chain: default.map(Arc::new),
     }
@@ -212,6 +213,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
         discovery,
         lb_policy,
         balancing: Balancing::default(),
+        table_space: None,
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
         circuit_breakers: Arc::default(),

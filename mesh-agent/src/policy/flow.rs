@@ -15,9 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{
-        captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
+        captured::{
+            AcceptedByGateway, CapturedInbound, CapturedOutbound, GatewayPeer, InboundPeer, Pod,
+        },
         identity::Identity,
-        listener::{Direction, FilterChain, Listener, TerminalFilter, TransportProtocol},
+        listener::{
+            Direction, FilterChain, Listener, SourceType, TerminalFilter, TransportProtocol,
+        },
         workload::{MtlsMode, WorkloadUid},
     },
     snapshot::Snapshot,
@@ -47,6 +51,9 @@ pub enum FlowError {
         "no outbound listener is for {destination}, which {identity} at {source_address} asked for, and the outbound policy is registry-only"
     )]
     NoListener { identity: Identity, source_address: SocketAddr, destination: SocketAddr },
+    /// The gateway listener that took it is gone.
+    #[error("the gateway listener that took {source_address} -> {destination} is gone")]
+    NoGateway { source_address: SocketAddr, destination: SocketAddr },
     /// The listener has neither a chain that matches nor a default one.
     #[error("no filter chain of listener `{listener}` matches {source_address} -> {destination}")]
     NoFilterChain { listener: Arc<str>, source_address: SocketAddr, destination: SocketAddr },
@@ -71,7 +78,7 @@ impl FlowError {
     /// Envoy's response flag.
     pub fn flag(&self) -> &'static str {
         match self {
-            Self::NoListener { .. } | Self::NoFilterChain { .. } => "NR",
+            Self::NoListener { .. } | Self::NoGateway { .. } | Self::NoFilterChain { .. } => "NR",
             Self::PlaintextRefused { .. }
             | Self::NotThisWorkload { .. }
             | Self::AgentPort { .. } => "UAEX",
@@ -81,7 +88,7 @@ impl FlowError {
     /// For a metric's label: lower case, stable.
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::NoListener { .. } => "no_listener",
+            Self::NoListener { .. } | Self::NoGateway { .. } => "no_listener",
             Self::NoFilterChain { .. } => "no_filter_chain",
             Self::PlaintextRefused { .. } => "plaintext_refused",
             Self::NotThisWorkload { .. } => "not_this_workload",
@@ -94,14 +101,15 @@ impl FlowError {
 enum Captured {
     Outbound(CapturedOutbound),
     Inbound(CapturedInbound),
+    Gateway(Arc<AcceptedByGateway>),
 }
 
 /// A captured connection and the filter chain that is to judge it.
 #[derive(Debug, Clone)]
 pub struct Flow {
     captured: Captured,
-    /// The source identity as a URI SAN, formatted once.
-    principal: Option<Arc<str>>,
+    /// The source's proven names, of an identity the URI SAN, formatted once.
+    principals: Arc<[Arc<str>]>,
     /// Both or none; none is passthrough.
     chosen: Option<(Arc<Listener>, Arc<FilterChain>)>,
 }
@@ -130,7 +138,7 @@ impl Flow {
         let chosen = match snapshot.listeners.select(Direction::Outbound, destination) {
             Some(listener) => {
                 let transport = TransportProtocol::RawBuffer;
-                Some(choose_chain(listener, source, destination, transport)?)
+                Some(choose_chain(listener, &Traits::new(source, destination, transport))?)
             }
             None if policy == OutboundPolicy::AllowAny => None,
             None => {
@@ -139,8 +147,8 @@ impl Flow {
                 return Err(FlowError::NoListener { identity, source_address, destination });
             }
         };
-        let principal = Some(workload.identity.to_string().into());
-        Ok(Self { captured: Captured::Outbound(captured), principal, chosen })
+        let principals = Arc::new([workload.identity.to_string().into()]);
+        Ok(Self { captured: Captured::Outbound(captured), principals, chosen })
     }
 
     /// A connection that arrived for a local pod.
@@ -174,7 +182,7 @@ impl Flow {
         let plaintext = transport == TransportProtocol::RawBuffer;
         let chosen = match snapshot.listeners.select(Direction::Inbound, destination) {
             Some(listener) => {
-                match choose_chain(listener, source_address, destination, transport) {
+                match choose_chain(listener, &Traits::new(source_address, destination, transport)) {
                     Ok(chosen) => Some(chosen),
                     // Strict mTLS says more than that there is no chain for plaintext.
                     Err(_) if plaintext && strict => return Err(refused()),
@@ -188,7 +196,34 @@ impl Flow {
             return Err(refused());
         }
         let principal = captured.peer.identity().map(|identity| identity.to_string().into());
-        Ok(Self { captured: Captured::Inbound(captured), principal, chosen })
+        let principals = principal.into_iter().collect();
+        Ok(Self { captured: Captured::Inbound(captured), principals, chosen })
+    }
+
+    /// A connection that a gateway listener took, its chain's TLS terminated: see
+    /// [`gateway_chain`].
+    ///
+    /// # Errors
+    /// There is no listener or filter chain for it, or one that wants TLS and there is
+    /// none, or the other way round.
+    pub fn gateway(
+        accepted: Arc<AcceptedByGateway>,
+        snapshot: &Snapshot,
+    ) -> Result<Self, FlowError> {
+        let (listener, chain) = gateway_chain(&accepted, snapshot)?;
+        if chain.tls.is_some() != accepted.peer.is_tls() {
+            return Err(FlowError::NoFilterChain {
+                listener: Arc::clone(&listener.name),
+                source_address: accepted.source,
+                destination: accepted.original_destination,
+            });
+        }
+        let principals = match &accepted.peer {
+            GatewayPeer::Plaintext => Arc::new([]),
+            GatewayPeer::Tls { names, .. } => Arc::clone(names),
+        };
+        let chosen = Some((listener, chain));
+        Ok(Self { captured: Captured::Gateway(accepted), principals, chosen })
     }
 
     /// The same connection against another snapshot.
@@ -200,6 +235,7 @@ impl Flow {
         match &self.captured {
             Captured::Outbound(captured) => Self::outbound(captured.clone(), snapshot, policy),
             Captured::Inbound(captured) => Self::inbound(captured.clone(), snapshot),
+            Captured::Gateway(accepted) => Self::gateway(Arc::clone(accepted), snapshot),
         }
     }
 
@@ -208,14 +244,17 @@ impl Flow {
         match self.captured {
             Captured::Outbound(_) => Direction::Outbound,
             Captured::Inbound(_) => Direction::Inbound,
+            Captured::Gateway(_) => Direction::Gateway,
         }
     }
 
-    /// The local pod: the source of an outbound flow, the destination of an inbound one.
+    /// The local pod: the source of an outbound flow, the destination of an inbound one,
+    /// the gateway itself.
     pub fn pod(&self) -> &Arc<Pod> {
         match &self.captured {
             Captured::Outbound(captured) => &captured.pod,
             Captured::Inbound(captured) => &captured.pod,
+            Captured::Gateway(accepted) => &accepted.pod,
         }
     }
 
@@ -224,6 +263,29 @@ impl Flow {
         match &self.captured {
             Captured::Outbound(captured) => captured.source,
             Captured::Inbound(captured) => captured.source,
+            Captured::Gateway(accepted) => accepted.source,
+        }
+    }
+
+    /// [`Flow::source`], whatever the PROXY protocol says.
+    pub fn direct_source(&self) -> SocketAddr {
+        match &self.captured {
+            Captured::Gateway(accepted) => accepted.direct_source,
+            Captured::Outbound(_) | Captured::Inbound(_) => self.source(),
+        }
+    }
+
+    /// Whether the client itself speaks TLS, which a gateway has terminated.
+    pub fn is_secure(&self) -> bool {
+        matches!(&self.captured, Captured::Gateway(accepted) if accepted.peer.is_tls())
+    }
+
+    /// The SNI; `None` where there is none or nobody looked.
+    pub fn requested_server_name(&self) -> Option<&str> {
+        let Captured::Gateway(accepted) = &self.captured else { return None };
+        match &accepted.peer {
+            GatewayPeer::Tls { server_name: Some(name), .. } => Some(name),
+            _ => Some(&*accepted.server_name).filter(|name| !name.is_empty()),
         }
     }
 
@@ -232,27 +294,39 @@ impl Flow {
         match &self.captured {
             Captured::Outbound(captured) => captured.original_destination,
             Captured::Inbound(captured) => captured.original_destination,
+            Captured::Gateway(accepted) => accepted.original_destination,
         }
     }
 
     /// Who opened the connection: the pod that dialled, or the identity that mTLS
-    /// proved; `None` for plaintext that arrived.
+    /// proved; `None` for plaintext that arrived, and for a gateway's client that is no
+    /// workload.
     pub fn source_identity(&self) -> Option<&Identity> {
         match &self.captured {
             Captured::Outbound(captured) => Some(&captured.pod.workload.identity),
             Captured::Inbound(captured) => captured.peer.identity(),
+            Captured::Gateway(accepted) => match &accepted.peer {
+                GatewayPeer::Tls { identity, .. } => identity.as_ref(),
+                GatewayPeer::Plaintext => None,
+            },
         }
     }
 
-    /// [`Flow::source_identity`] as its URI SAN.
+    /// [`Flow::source_identity`] as its URI SAN; of a gateway's client, the first name that
+    /// its certificate proves.
     pub fn source_principal(&self) -> Option<&str> {
-        self.principal.as_deref()
+        self.principals.first().map(|name| &**name)
     }
 
-    /// How an inbound connection arrived; `None` for an outbound one.
+    /// Every name that was proven.
+    pub(super) fn principals(&self) -> &[Arc<str>] {
+        &self.principals
+    }
+
+    /// How an inbound connection arrived; `None` for others.
     pub fn peer(&self) -> Option<&InboundPeer> {
         match &self.captured {
-            Captured::Outbound(_) => None,
+            Captured::Outbound(_) | Captured::Gateway(_) => None,
             Captured::Inbound(captured) => Some(&captured.peer),
         }
     }
@@ -285,6 +359,47 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// The listener and filter chain for what a gateway's socket took, as far as it is known
+/// before its TLS.
+///
+/// # Errors
+/// There is none.
+pub fn gateway_chain(
+    accepted: &AcceptedByGateway,
+    snapshot: &Snapshot,
+) -> Result<(Arc<Listener>, Arc<FilterChain>), FlowError> {
+    let AcceptedByGateway { bound, source, original_destination, .. } = accepted;
+    let Some(listener) = snapshot.listeners.select(Direction::Gateway, *bound) else {
+        let (source_address, destination) = (*source, *original_destination);
+        return Err(FlowError::NoGateway { source_address, destination });
+    };
+    let traits = Traits {
+        server_name: &accepted.server_name,
+        application_protocols: &accepted.application_protocols,
+        direct_source: accepted.direct_source.ip(),
+        ..Traits::new(*source, *original_destination, accepted.transport)
+    };
+    choose_chain(listener, &traits)
+}
+
+/// What a connection is, to choose a filter chain by.
+struct Traits<'a> {
+    source: SocketAddr,
+    direct_source: IpAddr,
+    destination: SocketAddr,
+    transport: TransportProtocol,
+    server_name: &'a str,
+    application_protocols: &'a [Arc<str>],
+}
+
+impl Traits<'_> {
+    fn new(source: SocketAddr, destination: SocketAddr, transport: TransportProtocol) -> Self {
+        let direct_source = source.ip();
+        let (server_name, application_protocols) = ("", &[][..]);
+        Self { source, direct_source, destination, transport, server_name, application_protocols }
+    }
+}
+
 /// Narrows the chains down criterion by criterion in Envoy's order, each time
 /// keeping those with the most specific value that matches. There is no way back:
 /// a chain for the port hides every chain without one, whatever comes after.
@@ -292,40 +407,39 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 /// Spec: `envoy.config.listener.v3.FilterChainMatch`, "The following order applies".
 fn choose_chain(
     listener: &Arc<Listener>,
-    source: SocketAddr,
-    destination: SocketAddr,
-    transport: TransportProtocol,
+    traits: &Traits<'_>,
 ) -> Result<(Arc<Listener>, Arc<FilterChain>), FlowError> {
-    let chain = narrow(&listener.filter_chains, source, destination, transport)
-        .or(listener.default_filter_chain.as_ref());
+    let chain = narrow(&listener.filter_chains, traits).or(listener.default_filter_chain.as_ref());
     match chain {
         Some(chain) => Ok((Arc::clone(listener), Arc::clone(chain))),
         None => Err(FlowError::NoFilterChain {
             listener: Arc::clone(&listener.name),
-            source_address: source,
-            destination,
+            source_address: traits.source,
+            destination: traits.destination,
         }),
     }
 }
 
+/// How many criteria there are.
+const CRITERIA: usize = 9;
+
 /// One criterion: how specifically a chain asks for what the connection is, or
 /// `None` where it asks for something else.
-type Criterion<'a> = &'a dyn Fn(&FilterChain) -> Option<u8>;
+type Criterion<'a> = &'a dyn Fn(&FilterChain) -> Option<u16>;
 
-fn narrow(
-    chains: &[Arc<FilterChain>],
-    source: SocketAddr,
-    destination: SocketAddr,
-    transport: TransportProtocol,
-) -> Option<&Arc<FilterChain>> {
-    let criteria: [Criterion<'_>; 5] = [
-        &|c| exact(c.matches.destination_port.as_slice(), destination.port()),
-        &|c| longest(&c.matches.prefix_ranges, destination.ip()),
-        &|c| exact(c.matches.transport_protocol.as_slice(), transport),
-        &|c| longest(&c.matches.source_prefix_ranges, source.ip()),
-        &|c| exact(&c.matches.source_ports, source.port()),
+fn narrow<'a>(chains: &'a [Arc<FilterChain>], is: &Traits<'_>) -> Option<&'a Arc<FilterChain>> {
+    let criteria: [Criterion<'_>; CRITERIA] = [
+        &|c| exact(c.matches.destination_port.as_slice(), &is.destination.port()),
+        &|c| longest(&c.matches.prefix_ranges, is.destination.ip()),
+        &|c| server_name(&c.matches.server_names, is.server_name),
+        &|c| exact(c.matches.transport_protocol.as_slice(), &is.transport),
+        &|c| any_of(&c.matches.application_protocols, is.application_protocols),
+        &|c| longest(&c.matches.direct_source_prefix_ranges, is.direct_source),
+        &|c| source_type(c.matches.source_type, is),
+        &|c| longest(&c.matches.source_prefix_ranges, is.source.ip()),
+        &|c| exact(&c.matches.source_ports, &is.source.port()),
     ];
-    let mut kept = [None; 5];
+    let mut kept = [None; CRITERIA];
     for (i, criterion) in criteria.iter().enumerate() {
         // The best value among the chains that every criterion so far has kept.
         let left = chains.iter().filter(|chain| is_kept(chain, &criteria[..i], &kept));
@@ -334,21 +448,62 @@ fn narrow(
     chains.iter().find(|chain| is_kept(chain, &criteria, &kept))
 }
 
-fn is_kept(chain: &FilterChain, criteria: &[Criterion<'_>], kept: &[Option<u8>; 5]) -> bool {
+fn is_kept(
+    chain: &FilterChain,
+    criteria: &[Criterion<'_>],
+    kept: &[Option<u16>; CRITERIA],
+) -> bool {
     criteria.iter().zip(kept).all(|(criterion, kept)| criterion(chain) == *kept)
 }
 
 /// 0 for "any", 1 for the value itself.
-fn exact<T: PartialEq>(wanted: &[T], is: T) -> Option<u8> {
-    if wanted.is_empty() { Some(0) } else { wanted.contains(&is).then_some(1) }
+fn exact<T: PartialEq>(wanted: &[T], is: &T) -> Option<u16> {
+    if wanted.is_empty() { Some(0) } else { wanted.contains(is).then_some(1) }
+}
+
+/// As [`exact`], where the connection may be several things: what it would rather be is
+/// more specific.
+fn any_of(wanted: &[Arc<str>], is: &[Arc<str>]) -> Option<u16> {
+    if wanted.is_empty() {
+        return Some(0);
+    }
+    let preferred = is.iter().position(|one| wanted.contains(one))?;
+    u16::try_from(preferred).ok().map(|at| u16::MAX - at).filter(|value| *value > 0)
 }
 
 /// The length of the longest prefix; none at all is the same as `/0`.
-fn longest(ranges: &[IpNet], ip: IpAddr) -> Option<u8> {
+fn longest(ranges: &[IpNet], ip: IpAddr) -> Option<u16> {
     if ranges.is_empty() {
         return Some(0);
     }
-    ranges.iter().filter(|range| range.contains(&ip)).map(IpNet::prefix_len).max()
+    let lengths = ranges.iter().filter(|range| range.contains(&ip)).map(IpNet::prefix_len);
+    lengths.max().map(u16::from)
+}
+
+/// The name itself first, then the longest suffix.
+fn server_name(wanted: &[Arc<str>], is: &str) -> Option<u16> {
+    if wanted.is_empty() {
+        return Some(0);
+    }
+    let specificity = |name: &Arc<str>| match name.strip_prefix('*') {
+        // `.example.com` of `*.example.com`: at least one more label.
+        Some(suffix) if is.len() > suffix.len() && is.ends_with(suffix) => {
+            u16::try_from(suffix.len()).ok()
+        }
+        Some(_) => None,
+        None => (**name == *is).then_some(u16::MAX),
+    };
+    wanted.iter().filter_map(specificity).max()
+}
+
+fn source_type(wanted: SourceType, is: &Traits<'_>) -> Option<u16> {
+    let source = is.source.ip();
+    let local = source.is_loopback() || source == is.destination.ip();
+    match (wanted, local) {
+        (SourceType::Any, _) => Some(0),
+        (SourceType::SameIpOrLoopback, true) | (SourceType::External, false) => Some(1),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

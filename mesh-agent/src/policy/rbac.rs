@@ -151,14 +151,17 @@ fn principal(rule: &Principal, subject: Subject<'_>) -> Truth {
         Principal::Or(any) => Truth::any(any.iter().map(|rule| principal(rule, subject))),
         Principal::Not(rule) => principal(rule, subject).not(),
         Principal::Any => Truth::True,
-        Principal::Authenticated(name) => match (subject.flow.source_principal(), name) {
-            (None, _) => Truth::False,
-            (Some(_), None) => Truth::True,
-            (Some(san), Some(name)) => name.matches(san.as_bytes()).into(),
-        },
-        Principal::DirectRemoteIp(range) | Principal::RemoteIp(range) => {
-            range.contains(&subject.flow.source().ip()).into()
+        Principal::Authenticated(name) => {
+            let names = subject.flow.principals();
+            match name {
+                None => (!names.is_empty()).into(),
+                Some(wanted) => names.iter().any(|name| wanted.matches(name.as_bytes())).into(),
+            }
         }
+        Principal::DirectRemoteIp(range) => {
+            range.contains(&subject.flow.direct_source().ip()).into()
+        }
+        Principal::RemoteIp(range) => range.contains(&subject.flow.source().ip()).into(),
         Principal::Header(header) => of_header(header, subject),
         Principal::UrlPath(path) => of_path(path, subject),
         Principal::Metadata(metadata) => of_metadata(metadata, subject),

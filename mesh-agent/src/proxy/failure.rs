@@ -112,7 +112,9 @@ pub fn story(error: &(dyn Error + 'static)) -> String {
 impl From<FlowError> for Failure {
     fn from(error: FlowError) -> Self {
         let (flag, reason) = match &error {
-            FlowError::NoListener { .. } => (ResponseFlag::NoRouteFound, "no_listener"),
+            FlowError::NoListener { .. } | FlowError::NoGateway { .. } => {
+                (ResponseFlag::NoRouteFound, "no_listener")
+            }
             FlowError::NoFilterChain { .. } => (ResponseFlag::NoRouteFound, "no_filter_chain"),
             FlowError::PlaintextRefused { .. } => (ResponseFlag::Denied, "plaintext_refused"),
             FlowError::NotThisWorkload { .. } => (ResponseFlag::NoRouteFound, "not_this_workload"),

@@ -34,6 +34,7 @@ mod redirect;
 mod replay;
 mod reply;
 mod request;
+mod stages;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -43,17 +44,15 @@ use std::{
     fmt,
     future::Future,
     io,
-    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, header::CONNECTION, uri::Authority};
 use hyper::{
@@ -62,7 +61,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
     sync::oneshot,
     time::Instant,
 };
@@ -72,7 +71,7 @@ use self::filter::local_rate_limit::Limiter;
 pub(super) use self::mutations::mutate_literally;
 use self::tunnel::Tunnel;
 pub use self::{
-    body::{BodyError, RequestBody},
+    body::{RequestBody, RequestBodyError},
     breakers::Breakers,
     filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
@@ -91,7 +90,10 @@ use crate::{
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
     snapshot::{RouteTable, SnapshotCell},
-    transport::http_pool::{BoxedIo, HttpPool, HttpProtocol},
+    transport::{
+        http_pool::{BoxedIo, HttpPool, HttpProtocol},
+        replayed::Replayed,
+    },
 };
 
 /// How long a request's head may take where the listener does not say.
@@ -515,57 +517,5 @@ fn serve_request(
             response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
         }
         Ok(response)
-    }
-}
-
-/// A connection whose first bytes have been read already.
-struct Replayed<IO> {
-    io: IO,
-    sniffed: Bytes,
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Replayed<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.sniffed.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
-        }
-        let n = self.sniffed.len().min(buf.remaining());
-        buf.put_slice(&self.sniffed[..n]);
-        self.sniffed.advance(n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Replayed<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }

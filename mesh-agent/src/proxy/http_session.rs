@@ -116,6 +116,11 @@ impl RequestObserver for Observer {
             self.metrics.denied(self.base.direction(), "http_rbac");
         }
         self.metrics.shadow(self.base.direction(), request.shadow.allowed, request.shadow.denied);
+        for (filter, said) in [("csrf", request.origins.csrf), ("cors", request.origins.cors)] {
+            if let Some(allowed) = said {
+                self.metrics.origin_shadow(self.base.direction(), filter, allowed);
+            }
+        }
         if let Some(category) = &request.dropped {
             self.metrics.drop_overload(category);
         }

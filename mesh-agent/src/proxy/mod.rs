@@ -1,4 +1,4 @@
-//! The two pipelines, one screen each: [`outbound`] and [`inbound`].
+//! The pipelines, one screen each: [`outbound`], [`inbound`] and [`gateway`].
 //!
 //! Both go `Captured → Flow → Permit → Destination → relay`; each arrow is another
 //! room's decision, and the private constructors of those types make it impossible
@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod failure;
+pub mod gateway;
 pub mod health;
 pub mod http;
 mod http_session;
@@ -32,7 +33,7 @@ pub use upstream::{Connector, Upstream};
 
 use self::session::Session;
 use crate::{
-    identity::IdentityManager,
+    identity::{IdentityManager, downstream::DownstreamContexts},
     model::listener::{TcpProxy, TerminalFilter},
     observe::{access_log::AccessLog, connections::Connections, metrics::Metrics},
     policy::{OutboundPolicy, Permit},
@@ -45,6 +46,8 @@ use crate::{
 pub struct Dataplane {
     pub snapshot: Arc<SnapshotCell>,
     pub identities: Arc<IdentityManager>,
+    /// Of gateways' clients.
+    pub downstream_tls: Arc<DownstreamContexts>,
     pub balancers: Arc<Balancers>,
     pub connector: Arc<Connector>,
     pub http: http::HttpServices,

@@ -39,9 +39,11 @@ pub(super) fn standing(
             (Some(began), Some(now)) if began.carries_over_to(now) => Standing::Holds(renewed),
             (Some(_), _) => Standing::Drains(Some(renewed)),
         },
-        Err(Revoked::Flow(FlowError::NoListener { .. } | FlowError::NoFilterChain { .. })) => {
-            Standing::Drains(None)
-        }
+        Err(Revoked::Flow(
+            FlowError::NoListener { .. }
+            | FlowError::NoGateway { .. }
+            | FlowError::NoFilterChain { .. },
+        )) => Standing::Drains(None),
         Err(revoked) => Standing::Denied(revoked),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use super::{Dataplane, Failure, http::RequestRecord};
 use crate::{
     model::{
-        captured::{CapturedInbound, CapturedOutbound, Pod},
+        captured::{AcceptedByGateway, CapturedInbound, CapturedOutbound, GatewayPeer, Pod},
         cluster::ClusterName,
         identity::Identity,
         kernel_path::KernelTraffic,
@@ -61,6 +61,21 @@ impl From<&CapturedInbound> for Facts {
     }
 }
 
+impl From<&AcceptedByGateway> for Facts {
+    fn from(accepted: &AcceptedByGateway) -> Self {
+        Self {
+            pod: Arc::clone(&accepted.pod),
+            direction: Direction::Gateway,
+            source: accepted.source,
+            original_destination: accepted.original_destination,
+            source_identity: match &accepted.peer {
+                GatewayPeer::Tls { identity, .. } => identity.clone(),
+                GatewayPeer::Plaintext => None,
+            },
+        }
+    }
+}
+
 impl Facts {
     fn security(&self) -> ConnectionSecurity {
         match (self.direction, &self.source_identity) {
@@ -73,7 +88,7 @@ impl Facts {
     fn destination_identity(&self) -> Option<Identity> {
         match self.direction {
             Direction::Inbound => Some(self.pod.workload.identity.clone()),
-            Direction::Outbound => None,
+            Direction::Outbound | Direction::Gateway => None,
         }
     }
 
@@ -85,7 +100,7 @@ impl Facts {
             None => PeerLabels::unknown(),
         };
         let (source, destination, service) = match self.direction {
-            Direction::Outbound => {
+            Direction::Outbound | Direction::Gateway => {
                 let cluster = record.upstream_cluster.clone();
                 let service = cluster.unwrap_or_else(|| "PassthroughCluster".into());
                 (local, peer(&record.destination_identity), service)
@@ -229,7 +244,7 @@ impl Session {
             AccessRecord::new(facts.direction, facts.source, facts.original_destination);
         let workload = Some(facts.pod.workload.name.as_str().into());
         match facts.direction {
-            Direction::Outbound => record.source_workload = workload,
+            Direction::Outbound | Direction::Gateway => record.source_workload = workload,
             Direction::Inbound => record.destination_workload = workload,
         }
         record.source_identity = facts.source_identity.clone();

@@ -282,6 +282,10 @@ fn decide(
     let unknown = || NoDestination::UnknownCluster { cluster: name.clone() };
     let cluster = snapshot.cluster(name).ok_or_else(unknown)?;
     let (target, load) = match &cluster.discovery {
+        // Its clients asked for the gateway itself, or for what a PROXY header says.
+        Discovery::OriginalDestination if permit.flow().direction() == Direction::Gateway => {
+            return Err(NoDestination::NoHealthyEndpoint { cluster: name.clone() });
+        }
         Discovery::OriginalDestination => {
             (original_destination(permit, snapshot), LoadGuard::default())
         }
@@ -343,7 +347,7 @@ fn originate(
 fn original_destination(permit: &Permit, snapshot: &Snapshot) -> Target {
     let address = permit.flow().original_destination();
     let workload = match permit.flow().direction() {
-        Direction::Outbound => snapshot.workloads.tunnel(address),
+        Direction::Outbound | Direction::Gateway => snapshot.workloads.tunnel(address),
         Direction::Inbound => None,
     };
     workload.map_or(Target::OriginalDestination { address }, reach)

@@ -20,7 +20,7 @@ pub use decide::{
     decide_request, decide_tcp,
 };
 pub use hash::request_hash;
-pub use lb::{Balancers, CheckResult, Choice, LoadGuard, Outcome, Reporter, below, shares};
+pub use lb::{Balancers, CheckResult, Choice, Due, LoadGuard, Outcome, Reporter, below, shares};
 pub use match_http::{Matched, NoRoute, cookie, match_route, route_matches};
 pub use retry::{Reset, RetryState, Verdict};
 pub use scope::{NoScope, configuration_for};

@@ -11,7 +11,12 @@ mod scopes;
 mod tables;
 mod workloads;
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -28,11 +33,25 @@ pub use workloads::{AssignmentOwner, WorkloadTable};
 pub struct SnapshotCell {
     current: ArcSwap<Snapshot>,
     version: watch::Sender<u64>,
+    ready: OnceLock<Ready>,
+}
+
+/// What is done with each snapshot before it is in force.
+struct Ready(Box<dyn Fn(&Snapshot) + Send + Sync>);
+
+impl fmt::Debug for Ready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ready")
+    }
 }
 
 impl Default for SnapshotCell {
     fn default() -> Self {
-        Self { current: ArcSwap::from_pointee(Snapshot::default()), version: watch::Sender::new(0) }
+        Self {
+            current: ArcSwap::from_pointee(Snapshot::default()),
+            version: watch::Sender::new(0),
+            ready: OnceLock::new(),
+        }
     }
 }
 
@@ -43,6 +62,12 @@ impl SnapshotCell {
         let layered_runtime = Arc::new(layers);
         let current = Snapshot { runtime, layered_runtime, ..Snapshot::default() };
         Self { current: ArcSwap::from_pointee(current), ..Self::default() }
+    }
+
+    /// Has `ready` called with each snapshot before it is in force; the last one serves
+    /// until it returns. The first call counts.
+    pub fn make_ready(&self, ready: impl Fn(&Snapshot) + Send + Sync + 'static) {
+        _ = self.ready.set(Ready(Box::new(ready)));
     }
 
     /// The snapshot in force now. Hold it for as long as one decision chain lasts.
@@ -93,6 +118,9 @@ impl SnapshotCell {
     ) -> Result<u64, Vec<RejectedResource>> {
         let snapshot = apply::build(base, changes, label, SystemTime::now())?;
         let version = snapshot.version;
+        if let Some(Ready(ready)) = self.ready.get() {
+            ready(&snapshot);
+        }
         self.current.store(Arc::new(snapshot));
         self.version.send_replace(version);
         Ok(version)

@@ -22,6 +22,7 @@ fn cluster(name: &str) -> Cluster {
         discovery: Discovery::Eds { service_name: name.into() },
         lb_policy: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
+        table_space: None,
         connect_timeout: Duration::from_secs(5),
         upstream_protocol: UpstreamProtocol::Http1,
         circuit_breakers: Arc::default(),
@@ -34,6 +35,7 @@ fn listener(name: &str, port: u16, to: &str) -> Listener {
     let chain = FilterChain {
         name: "".into(),
         matches: FilterChainMatch::default(),
+        tls: None,
         filters: Vec::new(),
         terminal: TerminalFilter::TcpProxy(Arc::new(tcp)),
     };
@@ -41,6 +43,7 @@ fn listener(name: &str, port: u16, to: &str) -> Listener {
         name: name.into(),
         direction: Direction::Outbound,
         address: ([10, 0, 0, 1], port).into(),
+        gateway: None,
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
     }

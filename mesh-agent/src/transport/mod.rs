@@ -10,6 +10,7 @@ pub mod dial;
 pub mod hbone;
 pub mod http_pool;
 pub mod relay;
+pub mod replayed;
 pub mod tls;
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ mod access_logs;
 mod asking;
 mod changes;
 mod compare;
+mod compression;
 mod filters;
 mod http;
 mod limits;
@@ -485,6 +486,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         local_replies::cases(),
         timeouts::cases(),
         limits::cases(),
+        compression::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();

@@ -16,7 +16,9 @@ use crate::model::{
 };
 
 /// The names of a certificate; none where they can't be read.
-pub(super) fn of<'a, 'b>(certificate: &'b X509Certificate<'a>) -> &'b [GeneralName<'a>] {
+pub(in crate::identity) fn of<'a, 'b>(
+    certificate: &'b X509Certificate<'a>,
+) -> &'b [GeneralName<'a>] {
     match certificate.subject_alternative_name() {
         Ok(Some(names)) => &names.value.general_names,
         Ok(None) | Err(_) => &[],

@@ -1,75 +1,21 @@
-use std::{sync::Arc, time::SystemTime};
+use std::{fs, io, sync::Arc};
 
-use rcgen::{BasicConstraints, CertificateParams, Issuer, KeyPair, SanType};
-use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use rcgen::KeyPair;
+use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
-use crate::model::{
-    authz::{StringMatcher, StringPattern},
-    tls::{HostNames, SanMatcher, SanType as Kind},
+use crate::{
+    identity::testing::authority::Authority,
+    model::{
+        authz::{StringMatcher, StringPattern},
+        tls::{
+            CertificateFiles, Crls, HostNames, Roots, SanMatcher, SanType as Kind, TlsVersion,
+            crls_from_pem,
+        },
+    },
 };
-
-/// An authority, and what it issues in PEM.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    fn issue(
-        &self,
-        names: &[&str],
-        change: impl FnOnce(&mut CertificateParams),
-    ) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::default();
-        let san = |name: &&str| match name.contains("://") {
-            true => SanType::URI((*name).try_into().unwrap()),
-            false => SanType::DnsName((*name).try_into().unwrap()),
-        };
-        params.subject_alt_names = names.iter().map(san).collect();
-        change(&mut params);
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-
-    fn revokes(&self, serial: u64) -> String {
-        let now = time::OffsetDateTime::from(SystemTime::now());
-        let params = rcgen::CertificateRevocationListParams {
-            this_update: now - time::Duration::hours(1),
-            next_update: now + time::Duration::hours(1),
-            crl_number: 1.into(),
-            issuing_distribution_point: None,
-            revoked_certs: vec![rcgen::RevokedCertParams {
-                serial_number: serial.into(),
-                revocation_time: now - time::Duration::minutes(1),
-                reason_code: None,
-                invalidity_date: None,
-            }],
-            key_identifier_method: rcgen::KeyIdMethod::Sha256,
-        };
-        params.signed_by(&self.issuer).unwrap().pem().unwrap()
-    }
-
-    fn roots(&self) -> Roots {
-        Roots::Inline(anchors_from_pem(self.pem.as_bytes()).unwrap().into())
-    }
-
-    fn trusted(&self) -> ValidationContext {
-        ValidationContext { roots: Some(self.roots()), ..ValidationContext::default() }
-    }
-}
 
 fn settings(validation: ValidationSource) -> UpstreamTls {
     UpstreamTls {

@@ -6,7 +6,9 @@ use aws_lc_rs::digest;
 use rustls::{
     CertificateError, DigitallySignedStruct, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    crypto::{
+        CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+    },
     pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime},
 };
 use webpki::{
@@ -17,8 +19,14 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 
 use super::names;
 use crate::{
-    identity::refusal::{find_tls_error, shown},
-    model::{identity::TrustDomain, tls::SanMatcher},
+    identity::{
+        material::{self, Unusable},
+        refusal::{find_tls_error, shown},
+    },
+    model::{
+        identity::TrustDomain,
+        tls::{SanMatcher, ValidationContext},
+    },
 };
 
 /// How many of a server's names are told.
@@ -28,16 +36,16 @@ const NAMES_TOLD: usize = 8;
 /// [`RefusedServer::OtherName`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedServer {
-    #[error("the server's certificate is malformed: {reason}")]
+    #[error("the peer's certificate is malformed: {reason}")]
     Malformed { reason: String },
     /// None of the trusted roots vouches for it, or not any more.
-    #[error("the server's certificate ({presented}) is not trusted: {reason}")]
+    #[error("the peer's certificate ({presented}) is not trusted: {reason}")]
     Untrusted { presented: String, reason: String },
-    #[error("the server's certificate ({presented}) is for none of the names expected")]
+    #[error("the peer's certificate ({presented}) is for none of the names expected")]
     OtherName { presented: String },
-    #[error("the server's certificate ({presented}) is not for `{host}`")]
+    #[error("the peer's certificate ({presented}) is not for `{host}`")]
     OtherHost { presented: String, host: String },
-    #[error("the server's certificate ({presented}) has none of the hashes expected")]
+    #[error("the peer's certificate ({presented}) has none of the hashes expected")]
     OtherHash { presented: String },
 }
 
@@ -58,7 +66,7 @@ pub fn refused_server(error: &io::Error) -> Option<RefusedServer> {
 }
 
 /// A validation context, ready to judge.
-pub(super) struct Trust {
+pub(in crate::identity) struct Trust {
     pub(super) roots: Option<Arc<[TrustAnchor<'static>]>>,
     pub(super) trust_domains: BTreeMap<TrustDomain, Arc<[TrustAnchor<'static>]>>,
     pub(super) crls: Option<Arc<[CertRevocationList<'static>]>>,
@@ -81,25 +89,60 @@ impl Expected {
     pub(super) fn new(trust: Arc<Trust>, hosts: Vec<String>) -> Self {
         Self { trust, hosts }
     }
+}
 
-    fn verify(
+impl Trust {
+    /// With files read.
+    pub(in crate::identity) fn new(
+        context: &ValidationContext,
+        provider: &CryptoProvider,
+    ) -> Result<Self, Unusable> {
+        let mut trust_domains = BTreeMap::new();
+        for (domain, roots) in &context.trust_domains {
+            trust_domains.insert(domain.clone(), material::anchors(roots)?);
+        }
+        Ok(Self {
+            roots: context.roots.as_ref().map(material::anchors).transpose()?,
+            trust_domains,
+            crls: context.crls.as_ref().map(material::revoked).transpose()?,
+            only_leaf_crl: context.only_leaf_crl,
+            certificate_hashes: context.certificate_hashes.clone(),
+            spki_hashes: context.spki_hashes.clone(),
+            sans: context.sans.clone(),
+            accept_untrusted: context.accept_untrusted,
+            algorithms: provider.signature_verification_algorithms,
+        })
+    }
+
+    /// The algorithms that signatures may be of.
+    pub(in crate::identity) fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.algorithms
+    }
+
+    /// Whether a peer has proven the names that its certificate claims.
+    pub(in crate::identity) fn proves_names(&self) -> bool {
+        !self.accept_untrusted
+    }
+
+    /// Whether the peer is who it should be; `hosts` must all be among its names.
+    pub(in crate::identity) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
+        (usage, now): (KeyUsage, UnixTime),
+        hosts: &[String],
     ) -> Result<(), RefusedServer> {
         let malformed = |reason: String| RefusedServer::Malformed { reason: shown(&reason) };
         let (_, parsed) =
             X509Certificate::from_der(leaf).map_err(|error| malformed(error.to_string()))?;
         let names = names::of(&parsed);
         let presented = || presented(&parsed, names);
-        let trust = &*self.trust;
-        if !trust.accept_untrusted
-            && let Some(roots) = trust.roots_for(names).transpose()
+        if !self.accept_untrusted
+            && let Some(roots) = self.roots_for(names).transpose()
         {
             let untrusted = |reason| RefusedServer::Untrusted { presented: presented(), reason };
             let roots = roots.map_err(untrusted)?;
-            trust.verify_chain(leaf, intermediates, roots, now).map_err(|error| {
+            self.verify_chain(leaf, intermediates, roots, (usage, now)).map_err(|error| {
                 let reason = match error {
                     // A root of that name, but another key: not the issuer.
                     webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
@@ -115,22 +158,19 @@ impl Expected {
                 untrusted(reason)
             })?;
         }
-        let sans = &trust.sans;
         let any = |matcher: &SanMatcher| names.iter().any(|name| names::matches(matcher, name));
-        if !sans.is_empty() && !sans.iter().any(any) {
+        if !self.sans.is_empty() && !self.sans.iter().any(any) {
             return Err(RefusedServer::OtherName { presented: presented() });
         }
-        for host in &self.hosts {
+        for host in hosts {
             if !names::is_for(names, host) {
                 let host = host.clone();
                 return Err(RefusedServer::OtherHost { presented: presented(), host });
             }
         }
-        trust.check_hashes(leaf, &parsed, presented)
+        self.check_hashes(leaf, &parsed, presented)
     }
-}
 
-impl Trust {
     /// The roots that may vouch for a server of these names; `None`: nobody has to.
     fn roots_for(
         &self,
@@ -159,7 +199,7 @@ impl Trust {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         roots: &[TrustAnchor<'static>],
-        now: UnixTime,
+        (usage, now): (KeyUsage, UnixTime),
     ) -> Result<(), webpki::Error> {
         let lists: Vec<&CertRevocationList<'_>> = self.crls.iter().flat_map(|l| l.iter()).collect();
         let depth = match self.only_leaf_crl {
@@ -180,7 +220,7 @@ impl Trust {
                 roots,
                 intermediates,
                 now,
-                KeyUsage::server_auth(),
+                usage,
                 revocation,
                 None,
             )
@@ -239,7 +279,8 @@ impl ServerCertVerifier for Expected {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now)?;
+        let usage = (KeyUsage::server_auth(), now);
+        self.trust.verify(end_entity, intermediates, usage, &self.hosts)?;
         Ok(ServerCertVerified::assertion())
     }
 

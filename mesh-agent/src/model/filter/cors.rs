@@ -11,6 +11,8 @@ use crate::model::{authz::StringMatcher, runtime::RuntimeFraction};
 pub struct CorsPolicy {
     /// For how many requests it is in force; `None`: all.
     pub enabled: Option<RuntimeFraction>,
+    /// Of how many others the origin is looked at, and told what comes of it.
+    pub shadow: Option<RuntimeFraction>,
     /// Empty: as the next level says.
     pub allow_origins: Vec<StringMatcher>,
     /// `*`: what was asked for.

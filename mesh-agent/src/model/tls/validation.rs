@@ -64,7 +64,7 @@ impl ValidationContext {
             None
         } else {
             Some(
-                "nothing says whom to trust, and anybody would be believed to be the server: \
+                "nothing says whom to trust, and anybody would be believed to be the peer: \
                  set trusted_ca, or trust_chain_verification: ACCEPT_UNTRUSTED if that is meant",
             )
         }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::AccessRecord;
-use crate::{model::listener::Direction, observe::ConnectionSecurity};
+use crate::observe::ConnectionSecurity;
 
 /// One field's value.
 enum Value<'a> {
@@ -40,11 +40,7 @@ fn each_field<E>(
     mut field: impl FnMut(&'static str, Value<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     field("start_time", Value::Shown(&StartTime(record.start_time)))?;
-    let direction = match record.direction {
-        Direction::Inbound => "inbound",
-        Direction::Outbound => "outbound",
-    };
-    field("direction", Value::Text(direction))?;
+    field("direction", Value::Text(record.direction.as_str()))?;
     field("protocol", Value::Shown(&record.protocol))?;
     field("source_address", Value::Shown(&record.source))?;
     field("source_workload", (&record.source_workload).into())?;

@@ -64,7 +64,7 @@ pub enum Reporter {
 impl From<Direction> for Reporter {
     fn from(direction: Direction) -> Self {
         match direction {
-            Direction::Outbound => Self::Source,
+            Direction::Outbound | Direction::Gateway => Self::Source,
             Direction::Inbound => Self::Destination,
         }
     }
@@ -216,6 +216,22 @@ impl EncodeLabelSet for ByShadow {
     }
 }
 
+/// A direction, a filter, and what it said, of a fixed few.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ByOrigin {
+    pub(super) direction: &'static str,
+    pub(super) filter: &'static str,
+    pub(super) result: &'static str,
+}
+
+impl EncodeLabelSet for ByOrigin {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("direction", self.direction).encode(set.encode_label())?;
+        ("filter", self.filter).encode(set.encode_label())?;
+        ("result", self.result).encode(set.encode_label())
+    }
+}
+
 /// A direction and a reason; reasons are the code's own words, never a peer's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ByReason {
@@ -253,12 +269,5 @@ impl EncodeLabelSet for ByTypeAndResult {
     fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
         ("type", self.kind).encode(set.encode_label())?;
         ("result", self.result).encode(set.encode_label())
-    }
-}
-
-pub(super) fn direction(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Inbound => "inbound",
-        Direction::Outbound => "outbound",
     }
 }

@@ -21,12 +21,12 @@ pub use self::{
     exposition::Exposition,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     traffic::{HttpMetrics, TcpMetrics},
-    xds::XdsType,
+    xds::{XdsStreams, XdsType},
 };
 use self::{
     labels::{
-        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByReason, ByResult, ByShadow,
-        ByVerdict, ByVersion,
+        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByOrigin, ByReason, ByResult,
+        ByShadow, ByVerdict, ByVersion,
     },
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
@@ -51,6 +51,7 @@ struct Own {
     captured: Family<ByDirection, Counter>,
     denied: Family<ByReason, Counter>,
     shadow: Family<ByShadow, Counter>,
+    origin_shadow: Family<ByOrigin, Counter>,
     drop_overloads: Family<ByCategory, Counter>,
     handshake_failures: Family<ByReason, Counter>,
     open_connections: Family<ByDirection, Gauge>,
@@ -93,6 +94,11 @@ impl Own {
             "mesh_rbac_shadow",
             "What shadow rules said of requests, by result",
             self.shadow.clone(),
+        );
+        r.register(
+            "mesh_origin_shadow",
+            "What `csrf` and `cors` would have said of requests' origins, by result",
+            self.origin_shadow.clone(),
         );
         r.register(
             "mesh_drop_overload",
@@ -232,12 +238,12 @@ impl Metrics {
 
     /// Capture handed over a connection.
     pub fn captured(&self, direction: Direction) {
-        self.0.own.captured.get_or_create(&ByDirection(labels::direction(direction))).inc();
+        self.0.own.captured.get_or_create(&ByDirection(direction.as_str())).inc();
     }
 
     /// A connection or request was refused; `reason` is one of a fixed few, snake_case.
     pub fn denied(&self, direction: Direction, reason: &'static str) {
-        let series = ByReason { direction: labels::direction(direction), reason };
+        let series = ByReason { direction: direction.as_str(), reason };
         self.0.own.denied.get_or_create(&series).inc();
     }
 
@@ -245,10 +251,17 @@ impl Metrics {
     pub fn shadow(&self, direction: Direction, allowed: u32, denied: u32) {
         for (result, count) in [("allowed", allowed), ("denied", denied)] {
             if count > 0 {
-                let series = ByShadow { direction: labels::direction(direction), result };
+                let series = ByShadow { direction: direction.as_str(), result };
                 self.0.own.shadow.get_or_create(&series).inc_by(count.into());
             }
         }
+    }
+
+    /// `filter`, one of a fixed few, would have let a request's origin in, or not.
+    pub fn origin_shadow(&self, direction: Direction, filter: &'static str, allowed: bool) {
+        let result = if allowed { "allowed" } else { "denied" };
+        let series = ByOrigin { direction: labels::direction(direction), filter, result };
+        self.0.own.origin_shadow.get_or_create(&series).inc();
     }
 
     /// A connection or request was dropped as the control plane asked; `category` is its
@@ -260,7 +273,7 @@ impl Metrics {
 
     /// A TLS handshake failed; `reason` is one of a fixed few, snake_case.
     pub fn handshake_failed(&self, direction: Direction, reason: &'static str) {
-        let series = ByReason { direction: labels::direction(direction), reason };
+        let series = ByReason { direction: direction.as_str(), reason };
         self.0.own.handshake_failures.get_or_create(&series).inc();
     }
 
@@ -361,9 +374,9 @@ impl Metrics {
     /// The exposition in OpenMetrics text, live connections' bytes included.
     pub fn encode(&self, connections: &Connections) -> String {
         connections.settle();
-        let (inbound, outbound) = connections.by_direction();
-        for (direction, open) in [("inbound", inbound), ("outbound", outbound)] {
-            let gauge = self.0.own.open_connections.get_or_create_owned(&ByDirection(direction));
+        for (direction, open) in connections.by_direction() {
+            let series = ByDirection(direction.as_str());
+            let gauge = self.0.own.open_connections.get_or_create_owned(&series);
             gauge.set(i64::try_from(open).unwrap_or(i64::MAX));
         }
         let mut text = String::with_capacity(16 * 1024);

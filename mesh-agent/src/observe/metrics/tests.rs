@@ -160,6 +160,7 @@ fn our_own_series_read_well() {
     metrics.bpf_verdicts([("redirected", 9_u64)]);
     metrics.bpf_verdicts([("redirected", 12_u64)]);
     metrics.hbone_pool(1, 16);
+    metrics.origin_shadow(Direction::Inbound, "csrf", false);
     metrics.access_log_dropped().inc();
     metrics.ready(true);
 
@@ -168,6 +169,7 @@ fn our_own_series_read_well() {
         r#"mesh_captured_connections_total{direction="inbound"} 1"#,
         r#"mesh_denied_total{direction="inbound",reason="policy"} 1"#,
         r#"mesh_rbac_shadow_total{direction="inbound",result="denied"} 2"#,
+        r#"mesh_origin_shadow_total{direction="inbound",filter="csrf",result="denied"} 1"#,
         r#"mesh_handshake_failures_total{direction="outbound",reason="wrong_identity"} 1"#,
         r#"mesh_config_updates_total{result="applied"} 1"#,
         r#"mesh_config_updates_total{result="rejected"} 1"#,

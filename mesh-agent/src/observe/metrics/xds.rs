@@ -18,6 +18,7 @@ use super::{
 #[derive(Default)]
 pub(super) struct XdsFamilies {
     connected: Gauge,
+    synced: Gauge,
     streams: Counter,
     responses: Family<ByTypeAndResult, Counter>,
     resources: Family<ByType, Gauge>,
@@ -33,8 +34,13 @@ impl XdsFamilies {
     pub(super) fn register(&self, r: &mut Registry) {
         r.register(
             "mesh_xds_connected",
-            "1 while the control plane answers",
+            "1 while every stream has a server it can talk to",
             self.connected.clone(),
+        );
+        r.register(
+            "mesh_xds_synced",
+            "1 while every stream's server has answered on the connection it has now",
+            self.synced.clone(),
         );
         r.register("mesh_xds_streams", "Streams to control planes tried", self.streams.clone());
         r.register(
@@ -76,6 +82,17 @@ impl XdsFamilies {
     }
 }
 
+/// All streams together.
+#[derive(Debug, Clone, Copy)]
+pub struct XdsStreams {
+    /// Every one has its server.
+    pub connected: bool,
+    /// Every one's server has answered.
+    pub synced: bool,
+    /// How many connections were tried.
+    pub tries: u64,
+}
+
 /// One type of resources, in numbers.
 #[derive(Debug, Clone)]
 pub struct XdsType {
@@ -106,10 +123,12 @@ impl Metrics {
     }
 
     /// The connection to the control plane, as it is now.
-    pub fn xds(&self, connected: bool, streams: u64, types: impl IntoIterator<Item = XdsType>) {
+    pub fn xds(&self, streams: XdsStreams, types: impl IntoIterator<Item = XdsType>) {
         let xds = &self.0.own.xds;
+        let XdsStreams { connected, synced, tries } = streams;
         xds.connected.set(i64::from(connected));
-        xds.streams.inner().store(streams, Ordering::Relaxed);
+        xds.synced.set(i64::from(synced));
+        xds.streams.inner().store(tries, Ordering::Relaxed);
         for XdsType { kind, acks, nacks, accepted, warming, refusing, last_ack } in types {
             for (result, total) in [("ack", acks), ("nack", nacks)] {
                 let series = ByTypeAndResult { kind, result };

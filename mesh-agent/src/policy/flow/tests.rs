@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    model::listener::FilterChainMatch,
+    model::{
+        listener::{FilterChainMatch, GatewayTls},
+        tls::{CertificateMaterial, CertificateSource, DownstreamTls, TlsCertificate, TlsVersion},
+    },
     policy::fixtures::{
         POD_V6, addr, chain, for_transport, identity, inbound, listener, outbound_to, snapshot,
     },
@@ -245,4 +248,117 @@ fn ipv6_goes_its_own_way() {
         "spiffe://cluster.local/ns/shop/sa/client at 10.2.0.7:50000 -> [fd00::2]:8080"
     );
     assert_eq!(flow.source(), addr("10.2.0.7:50000"));
+}
+
+/// A client of the gateway listener at 10.0.0.1:443 that says this in its ClientHello.
+fn client(server_name: &str, application_protocols: &[&str]) -> AcceptedByGateway {
+    AcceptedByGateway {
+        pod: outbound_to("10.0.0.1:443").pod,
+        bound: addr("10.0.0.1:443"),
+        direct_source: addr("192.0.2.1:1000"),
+        source: addr("192.0.2.1:1000"),
+        original_destination: addr("10.0.0.1:443"),
+        transport: TransportProtocol::Tls,
+        server_name: server_name.into(),
+        application_protocols: application_protocols.iter().map(|&name| name.into()).collect(),
+        peer: GatewayPeer::Plaintext,
+    }
+}
+
+#[test]
+fn a_gateways_chain_is_what_the_client_asks_for() {
+    let of = |names: &[&str], alpn: &[&str]| FilterChainMatch {
+        server_names: names.iter().map(|&name| name.into()).collect(),
+        application_protocols: alpn.iter().map(|&name| name.into()).collect(),
+        ..any()
+    };
+    let chains = vec![
+        chain("any", any()),
+        chain("exact", of(&["a.b.example"], &[])),
+        chain("near", of(&["*.b.example"], &[])),
+        chain("far", of(&["*.example"], &[])),
+        chain("http/1.1", of(&["alpn.test"], &["http/1.1"])),
+        chain("h2", of(&["alpn.test"], &["h2"])),
+        chain(
+            "direct",
+            FilterChainMatch {
+                server_names: vec!["proxied.test".into()],
+                direct_source_prefix_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+                ..any()
+            },
+        ),
+        chain(
+            "local",
+            FilterChainMatch {
+                server_names: vec!["type.test".into()],
+                source_type: SourceType::SameIpOrLoopback,
+                ..any()
+            },
+        ),
+        chain("raw", for_transport(TransportProtocol::RawBuffer)),
+    ];
+    let snapshot =
+        snapshot(vec![listener(Direction::Gateway, "0.0.0.0:443", chains, None)], vec![]);
+    let picked = |accepted: &AcceptedByGateway| {
+        gateway_chain(accepted, &snapshot).map(|(_, chain)| chain.name.to_string()).ok()
+    };
+    for (name, alpn, expected) in [
+        ("a.b.example", &[][..], Some("exact")),
+        ("c.b.example", &[], Some("near")),
+        ("d.c.b.example", &[], Some("near")),
+        ("b.example", &[], Some("far")),
+        ("example", &[], Some("any")),
+        ("", &[], Some("any")),
+        // The client's order, not that of the chains.
+        ("alpn.test", &["h2", "http/1.1"], Some("h2")),
+        ("alpn.test", &["http/1.1", "h2"], Some("http/1.1")),
+        // There is no way back to "any" from a name.
+        ("alpn.test", &["imap"], None),
+        ("proxied.test", &[], None),
+        ("type.test", &[], None),
+    ] {
+        assert_eq!(picked(&client(name, alpn)).as_deref(), expected, "{name} {alpn:?}");
+    }
+    let proxied =
+        AcceptedByGateway { direct_source: addr("10.1.1.1:1"), ..client("proxied.test", &[]) };
+    assert_eq!(picked(&proxied).as_deref(), Some("direct"));
+    let local = AcceptedByGateway { source: addr("10.0.0.1:5"), ..client("type.test", &[]) };
+    assert_eq!(picked(&local).as_deref(), Some("local"));
+    let plain = AcceptedByGateway { transport: TransportProtocol::RawBuffer, ..client("", &[]) };
+    assert_eq!(picked(&plain).as_deref(), Some("raw"));
+    let elsewhere = AcceptedByGateway { bound: addr("10.0.0.1:444"), ..client("", &[]) };
+    assert!(matches!(gateway_chain(&elsewhere, &snapshot), Err(FlowError::NoGateway { .. })));
+}
+
+#[test]
+fn who_spoke_no_tls_does_not_get_into_a_chain_for_it() {
+    let pair = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+    let certificate = TlsCertificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+    let settings = DownstreamTls {
+        min_version: TlsVersion::V1_2,
+        max_version: TlsVersion::V1_3,
+        cipher_suites: vec![],
+        curves: vec![],
+        alpn: vec![],
+        certificates: vec![CertificateSource::Given(CertificateMaterial::Inline(certificate))],
+        validation: None,
+        require_client_certificate: false,
+        require_sni: false,
+        prefer_client_ciphers: false,
+    };
+    let tls = GatewayTls { settings: Arc::new(settings), timeout: None };
+    let chain = FilterChain { tls: Some(tls), ..chain("tls", any()) };
+    let snapshot =
+        snapshot(vec![listener(Direction::Gateway, "10.0.0.1:443", vec![chain], None)], vec![]);
+    let flow =
+        |peer| Flow::gateway(Arc::new(AcceptedByGateway { peer, ..client("", &[]) }), &snapshot);
+    let error = flow(GatewayPeer::Plaintext).unwrap_err();
+    assert!(matches!(error, FlowError::NoFilterChain { .. }), "{error}");
+    let names = ["spiffe://other.org/x".into(), "client.example".into()];
+    let peer = GatewayPeer::Tls { names: names.into(), identity: None, server_name: None };
+    let proven = flow(peer).unwrap();
+    assert_eq!((proven.source_identity(), proven.is_secure()), (None, true));
+    assert_eq!(proven.source_principal(), Some("spiffe://other.org/x"));
+    assert_eq!(proven.principals().len(), 2);
 }

@@ -20,8 +20,10 @@ use super::{
     outliers,
     record::RequestLog,
     replay::Attempt,
+    stages::{Stage, Stages},
     timing::{Deadline, Exchange, Expired},
 };
+use crate::codec::compression::CodingError;
 use crate::{observe::flags::ResponseFlag, route::LoadGuard, transport::http_pool::LeasedBody};
 
 /// How much of a body that nobody wants is read, and for how long.
@@ -40,16 +42,6 @@ pub struct RequestBody {
     tee: Option<Tee>,
 }
 
-/// Why a request's body breaks off.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    #[error(transparent)]
-    Client(#[from] hyper::Error),
-    /// It is a copy, and what it is copied from was not read to its end, or too fast.
-    #[error("there is no more of the copy")]
-    Copy,
-}
-
 #[derive(Debug, Default)]
 struct Ahead {
     data: BytesMut,
@@ -66,6 +58,20 @@ enum Content {
     Incoming(Incoming),
     Replayed(Attempt),
     Copied(Copy),
+    /// What filters make of another one.
+    Staged(Box<(RequestBody, Stages)>),
+}
+
+/// Why a request's body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestBodyError {
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    #[error(transparent)]
+    Coding(#[from] CodingError),
+    /// It is a copy, and what it is copied from was not read to its end, or too fast.
+    #[error("there is no more of the copy")]
+    Copy,
 }
 
 impl RequestBody {
@@ -103,12 +109,21 @@ impl RequestBody {
         self
     }
 
+    /// Has a filter change what comes from now on, what was read ahead too.
+    pub(super) fn through(&mut self, stage: Stage) {
+        let outer = Self::empty(self.exchange());
+        let inner = std::mem::replace(self, outer);
+        let mut stages = Stages::default();
+        stages.push(stage);
+        self.content = Content::Staged(Box::new((inner, stages)));
+    }
+
     /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
     /// it goes on with them all the same. Returns whether it has ended.
     ///
     /// # Errors
     /// The client broke off.
-    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, BodyError> {
+    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, RequestBodyError> {
         loop {
             let ahead = self.ahead.get_or_insert_default();
             if ahead.ended || ahead.data.len() >= bytes {
@@ -135,7 +150,7 @@ impl RequestBody {
     fn poll_content(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let Self { content, exchange, .. } = self;
         let incoming = match content {
             Content::Nothing => return Poll::Ready(None),
@@ -155,6 +170,14 @@ impl RequestBody {
                     exchange.request_completed();
                 }
                 return Poll::Ready(frame);
+            }
+            Content::Staged(staged) => {
+                let (inner, stages) = &mut **staged;
+                let polled = stages.poll(cx, |cx| Pin::new(&mut *inner).poll_frame(cx));
+                if let Poll::Ready(Some(Err(_))) = &polled {
+                    exchange.request_broke();
+                }
+                return polled;
             }
         };
         let polled = Pin::new(&mut *incoming).poll_frame(cx);
@@ -185,10 +208,14 @@ impl RequestBody {
             Content::Incoming(incoming) => incoming.is_end_stream(),
             Content::Replayed(attempt) => attempt.is_end_stream(),
             Content::Copied(copy) => copy.is_end_stream(),
+            Content::Staged(staged) => staged.1.is_done(),
         }
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         if let Some(ahead) = &mut self.ahead {
             if !ahead.data.is_empty() {
                 let data = std::mem::take(&mut ahead.data).freeze();
@@ -241,12 +268,12 @@ async fn discard(mut incoming: Incoming, exchange: Arc<Exchange>) {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = self.get_mut();
         let polled = ready!(this.poll_next(cx));
         let ended = this.is_end_stream();
@@ -287,6 +314,7 @@ impl Body for RequestBody {
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
             Content::Copied(_) => SizeHint::default(),
+            Content::Staged(_) => SizeHint::default(),
         }
     }
 }
@@ -312,6 +340,8 @@ fn counted(frame: Frame<Bytes>) -> (Frame<Bytes>, usize) {
 /// A response's body, towards downstream. Dropping it ends the request's record.
 pub(super) struct ResponseBody {
     source: Source,
+    /// What filters make of it.
+    stages: Stages,
     /// `None`: the exchange goes on without it.
     log: Option<RequestLog>,
 }
@@ -335,6 +365,8 @@ pub(super) enum CutShort {
     Upstream(#[source] hyper::Error),
     #[error("the response took too long")]
     Expired(Expired),
+    #[error(transparent)]
+    Coding(#[from] CodingError),
 }
 
 impl ResponseBody {
@@ -342,7 +374,7 @@ impl ResponseBody {
         if body.is_empty() {
             log.end();
         }
-        Self { source: Source::Local(body), log: Some(log) }
+        Self { source: Source::Local(body), stages: Stages::default(), log: Some(log) }
     }
 
     pub(super) fn upstream(
@@ -355,7 +387,12 @@ impl ResponseBody {
             log.end();
         }
         let source = Source::Upstream(Box::new(Upstream { body, deadline, held }));
-        Self { source, log: Some(log) }
+        Self { source, stages: Stages::default(), log: Some(log) }
+    }
+
+    /// With what filters make of it, if anything.
+    pub(super) fn through(self, stages: Stages) -> Self {
+        Self { stages, ..self }
     }
 
     /// The response has no body whatever its headers say: HEAD.
@@ -366,48 +403,39 @@ impl ResponseBody {
 
     /// The response ends with its head, and the exchange does not.
     pub(super) fn switched() -> Self {
-        Self { source: Source::Local(Bytes::new()), log: None }
+        Self { source: Source::Local(Bytes::new()), stages: Stages::default(), log: None }
     }
 }
 
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = CutShort;
+impl Source {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Local(body) => body.is_empty(),
+            Self::Upstream(upstream) => upstream.body.is_end_stream(),
+        }
+    }
 
+    /// The next frame, as it comes; why there is none is noted.
     fn poll_frame(
-        self: Pin<&mut Self>,
+        &mut self,
+        log: &mut RequestLog,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
-        let Self { source, log: Some(log) } = self.get_mut() else { return Poll::Ready(None) };
-        let upstream = match source {
-            Source::Local(body) => {
-                log.end();
+        let upstream = match self {
+            Self::Local(body) => {
                 let body = std::mem::take(body);
-                log.exchange.response_moved(body.len());
                 return Poll::Ready((!body.is_empty()).then(|| Ok(Frame::data(body))));
             }
-            Source::Upstream(upstream) => upstream,
+            Self::Upstream(upstream) => upstream,
         };
         match Pin::new(&mut upstream.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let (frame, bytes) = counted(frame);
-                log.exchange.response_moved(bytes);
-                if let Some(trailers) = frame.trailers_ref() {
-                    log.trailers(trailers);
-                }
-                if upstream.body.is_end_stream() {
-                    log.end();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
             Poll::Ready(Some(Err(error))) => {
                 outliers::broke_off(&upstream.held.0.reporter());
                 log.cut(ResponseFlag::UpstreamConnectionTermination, error.to_string());
                 Poll::Ready(Some(Err(CutShort::Upstream(error))))
             }
-            Poll::Ready(None) => {
-                log.end();
-                Poll::Ready(None)
+            Poll::Ready(polled) => {
+                Poll::Ready(polled.map(|polled| polled.map_err(CutShort::Upstream)))
             }
             Poll::Pending => upstream.deadline.poll_expired(cx).map(|expired| {
                 match expired {
@@ -428,16 +456,59 @@ impl Body for ResponseBody {
             }),
         }
     }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = CutShort;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
+        let this = self.get_mut();
+        let Self { source, stages, log: Some(log) } = this else { return Poll::Ready(None) };
+        let polled = match stages.is_empty() {
+            true => source.poll_frame(log, cx),
+            false => stages.poll(cx, |cx| source.poll_frame(log, cx)),
+        };
+        match ready!(polled) {
+            Some(Ok(frame)) => {
+                let (frame, bytes) = counted(frame);
+                log.exchange.response_moved(bytes);
+                if let Some(trailers) = frame.trailers_ref() {
+                    log.trailers(trailers);
+                }
+                if this.is_end_stream()
+                    && let Some(log) = &mut this.log
+                {
+                    log.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let CutShort::Coding(error) = &error {
+                    log.cut(ResponseFlag::UpstreamProtocolError, error.to_string());
+                }
+                Poll::Ready(Some(Err(error)))
+            }
+            None => {
+                log.end();
+                Poll::Ready(None)
+            }
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Local(body) => body.is_empty(),
-            Source::Upstream(upstream) => upstream.body.is_end_stream(),
+        match self.stages.is_empty() {
+            true => self.source.is_end_stream(),
+            false => self.stages.is_done(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
+            _ if !self.stages.is_empty() => SizeHint::default(),
             Source::Local(body) => SizeHint::with_exact(body.len() as u64),
             Source::Upstream(upstream) => upstream.body.size_hint(),
         }

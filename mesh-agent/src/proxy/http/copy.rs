@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use super::body::BodyError;
+use super::body::RequestBodyError;
 
 /// What waits in one copy, at most: Envoy's default for a connection's buffer.
 const WAITING_MAX_BYTES: usize = 1 << 20;
@@ -124,7 +124,7 @@ impl Copy {
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let mut queue = lock(&self.0);
         match (queue.pieces.pop_front(), queue.state) {
             (Some(Piece::Data(data)), _) => {
@@ -135,7 +135,7 @@ impl Copy {
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
             (None, State::Ended) => Poll::Ready(None),
-            (None, State::Broken) => Poll::Ready(Some(Err(BodyError::Copy))),
+            (None, State::Broken) => Poll::Ready(Some(Err(RequestBodyError::Copy))),
             (None, State::Open) => {
                 queue.reader = Some(cx.waker().clone());
                 Poll::Pending

@@ -3,6 +3,7 @@
 //! Those that judge are asked by `policy`'s chain; the ways out are taken in reverse, and by
 //! the agent's own replies too, whichever filter they come from.
 
+pub(super) mod compression;
 pub(super) mod cors;
 pub(super) mod csrf;
 mod ext_authz;

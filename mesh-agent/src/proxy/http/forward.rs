@@ -206,7 +206,11 @@ pub(super) fn key(
         destination_identity,
         destination_workload,
         pod: flow.pod().workload.uid.clone(),
-        source_identity: flow.source_identity().cloned(),
+        source_identity: match flow.direction() {
+            Direction::Inbound | Direction::Outbound => flow.source_identity().cloned(),
+            // Its clients share its connections.
+            Direction::Gateway => Some(flow.pod().workload.identity.clone()),
+        },
         client: inbound.then(|| flow.source().ip()),
         tls: tls.map(Origination::key),
         protocol,

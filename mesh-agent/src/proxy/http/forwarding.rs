@@ -50,8 +50,8 @@ const EDGE: [&str; 5] = [
 pub(super) fn of_request(
     headers: &mut HeaderMap,
     options: &HttpOptions,
-    remote: SocketAddr,
-    local: SocketAddr,
+    (remote, local): (SocketAddr, SocketAddr),
+    secure: bool,
 ) {
     let edge = options.use_remote_address;
     // Next to nobody sends any: looking for each of them costs more than for one.
@@ -73,9 +73,11 @@ pub(super) fn of_request(
             headers.insert(EXTERNAL_ADDRESS, client);
         }
     }
-    // Captured connections begin in the clear.
     if edge && options.trusted_hops == 0 || !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(
+            FORWARDED_PROTO,
+            HeaderValue::from_static(if secure { "https" } else { "http" }),
+        );
     }
     if let Some(via) = &options.via {
         append_value(headers, VIA, via, ", ");

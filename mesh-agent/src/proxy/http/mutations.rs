@@ -16,7 +16,13 @@ use http::{
     request::Parts,
 };
 
-use super::{Judged, headers::append_value, record::RequestLog};
+use super::{
+    Judged,
+    filter::compression::{Agreed, Compress, ExpandResponse},
+    headers::append_value,
+    record::RequestLog,
+    stages::Stages,
+};
 use crate::{
     model::{
         format::{HeaderNames, Operator, PlainOperator, Values},
@@ -138,6 +144,8 @@ pub(super) enum OnTheWayOut {
     Set(HeaderMap),
     /// Beside what is there.
     Append(HeaderMap),
+    Compress(Box<Compress>),
+    Expand(ExpandResponse),
 }
 
 /// The place of what routes want, before the last filter.
@@ -200,7 +208,7 @@ impl ResponseMutations {
     pub(super) fn keep_request(&mut self, head: &Parts) {
         let reads = |step: &OnTheWayOut| match step {
             OnTheWayOut::Mutate(mutation) => mutation.reads_request(),
-            OnTheWayOut::Set(_) | OnTheWayOut::Append(_) => false,
+            _ => false,
         };
         if self.steps.iter().any(|(_, step)| reads(step)) {
             self.request = Some(head.clone());
@@ -212,9 +220,10 @@ impl ResponseMutations {
         self,
         log: &RequestLog,
         head: &Parts,
-        status: StatusCode,
+        (status, has_body): (StatusCode, bool),
         headers: &mut HeaderMap,
-    ) {
+    ) -> Stages {
+        let (mut agreed, mut stages) = (Agreed::default(), Stages::default());
         let Self { steps, judged, request } = self;
         let head = request.as_ref().unwrap_or(head);
         for (_, step) in steps {
@@ -233,8 +242,13 @@ impl ResponseMutations {
                         headers.append(name, value.clone());
                     }
                 }
+                OnTheWayOut::Compress(step) => {
+                    step.respond((status, has_body), headers, &mut agreed, &mut stages);
+                }
+                OnTheWayOut::Expand(step) => step.respond(has_body, headers, &mut stages),
             }
         }
+        stages
     }
 }
 
@@ -357,7 +371,7 @@ impl RequestValues<'_> {
             P::DownstreamLocalAddressWithoutPort => shown(out, &SocketAddr::ip(&local)),
             P::DownstreamLocalPort => shown(out, &local.port()),
             // Only a tunnel's handshake proves anything.
-            P::DownstreamPeerUriSan if self.flow.direction() == Direction::Inbound => {
+            P::DownstreamPeerUriSan if self.flow.direction() != Direction::Outbound => {
                 self.flow.source_identity().is_some_and(|identity| shown(out, identity))
             }
             P::DownstreamPeerUriSan => false,
@@ -366,8 +380,9 @@ impl RequestValues<'_> {
                     && self.flow.source_identity().is_some();
                 proven && shown(out, &self.flow.pod().workload.identity)
             }
-            // Captured connections begin in the clear, and tunnels name no server.
-            P::RequestedServerName => false,
+            P::RequestedServerName => {
+                text(out, self.flow.requested_server_name().map(str::as_bytes))
+            }
             P::RouteName => text(out, record.route.as_ref().map(|route| route.as_bytes())),
             // Elsewhere it is empty.
             P::LocalReplyBody => {

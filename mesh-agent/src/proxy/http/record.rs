@@ -15,6 +15,7 @@ use super::{
     access_log::{Logging, Worded},
     forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
+    stages::Stages,
     timing::Exchange,
     tunnel::Tunnel,
 };
@@ -68,6 +69,7 @@ pub struct RequestRecord {
     pub metadata: DynamicMetadata,
     /// What shadow rules have said.
     pub shadow: Shadow,
+    pub origins: Origins,
     /// `None` where downstream went away before there was one.
     pub response_code: Option<StatusCode>,
     pub flags: ResponseFlags,
@@ -78,6 +80,14 @@ pub struct RequestRecord {
     /// Body bytes sent to downstream.
     pub response_bytes: u64,
     pub duration: Duration,
+}
+
+/// Whether a request's origin would have been let in by filters that only look at it; `None`:
+/// it was not looked at, or was judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Origins {
+    pub csrf: Option<bool>,
+    pub cors: Option<bool>,
 }
 
 impl RequestRecord {
@@ -97,6 +107,7 @@ impl RequestRecord {
             policy: None,
             metadata: DynamicMetadata::default(),
             shadow: Shadow::default(),
+            origins: Origins::default(),
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,
@@ -190,12 +201,19 @@ impl RequestLog {
     }
 
     /// Changes a response's headers as route and listener want; `head` is the request's, where it
-    /// did not go upstream.
-    pub(super) fn mutate(&mut self, head: &Parts, status: StatusCode, headers: &mut HeaderMap) {
-        if let Some(mutations) = self.mutations.take() {
-            mutations.mutate(self, head, status, headers);
-        }
+    /// did not go upstream. Returns what is to be made of the body.
+    pub(super) fn mutate(
+        &mut self,
+        head: &Parts,
+        answer: (StatusCode, bool),
+        headers: &mut HeaderMap,
+    ) -> Stages {
+        let stages = match self.mutations.take() {
+            Some(mutations) => mutations.mutate(self, head, answer, headers),
+            None => Stages::default(),
+        };
         forwarding::of_response(headers, &self.options, self.record.request_id.as_ref());
+        stages
     }
 
     /// Notes what the filter at `place` does to the response.

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{RequestBody, body::BodyError};
+use super::{RequestBody, body::RequestBodyError};
 
 /// Sends what is kept in pieces of at most this.
 const PIECE_MAX_BYTES: usize = 64 * 1024;
@@ -94,7 +94,7 @@ impl Attempt {
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let mut shared = lock(&self.body);
         if shared.attempt != self.attempt {
             return Poll::Pending;

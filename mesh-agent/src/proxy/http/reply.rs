@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt::Write as _};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION},
     request::Parts,
 };
@@ -96,15 +96,15 @@ impl Reply {
         };
         log.word(head, &mut worded);
         let Worded { status, body, content_type, mut headers } = worded;
-        let (status, body) = if grpc && self.grpc != ToGrpc::Plain {
+        let is_grpc = grpc && self.grpc != ToGrpc::Plain;
+        let (status, body) = if is_grpc {
             grpc_headers(self.grpc, status, &body, &mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
             if !body.is_empty() {
                 headers.entry(CONTENT_TYPE).or_insert(content_type);
             }
-            // HTTP/2 tells by a flag that there is none.
-            if !body.is_empty() || version < Version::HTTP_2 {
+            if !body.is_empty() {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             }
             (status, body)
@@ -112,14 +112,19 @@ impl Reply {
         if let Some(location) = self.location {
             headers.insert(LOCATION, location);
         }
-        log.mutate(head, status, &mut headers);
+        let has_body = !body.is_empty() && head.method != Method::HEAD;
+        let stages = log.mutate(head, (status, has_body), &mut headers);
+        // As Envoy: that there is none is told last. HTTP/2 does so by a flag.
+        if body.is_empty() && version < Version::HTTP_2 && !is_grpc {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+        }
         // As Envoy: what is left of the request is not waited for.
         let unread = !log.exchange.is_request_complete();
         if (self.close || unread) && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         log.answered(head, status, &headers);
-        let mut response = Response::new(ResponseBody::local(body, log));
+        let mut response = Response::new(ResponseBody::local(body, log).through(stages));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response

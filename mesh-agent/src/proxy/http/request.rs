@@ -101,7 +101,8 @@ impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
         let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
-        log.mutate(head, status, response.headers_mut());
+        let has_body = !head_request && !response.body().is_end_stream();
+        let stages = log.mutate(head, (status, has_body), response.headers_mut());
         log.answered(head, status, response.headers());
         let held = (destination.into_load(), admitted);
         if let Some((downstream, upstream)) = switched {
@@ -109,7 +110,7 @@ impl Answer {
             return response.map(|_| ResponseBody::switched());
         }
         response.map(|body| {
-            let body = ResponseBody::upstream(body, deadline, held, log);
+            let body = ResponseBody::upstream(body, deadline, held, log).through(stages);
             if head_request { body.bodiless() } else { body }
         })
     }
@@ -153,7 +154,8 @@ async fn answer(
     let flow = judged.permit.flow();
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
-    forwarding::of_request(&mut head.headers, &log.options, remote, local);
+    let secure = flow.is_secure();
+    forwarding::of_request(&mut head.headers, &log.options, (remote, local), secure);
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
 
     let mut lookups = Lookups::default();

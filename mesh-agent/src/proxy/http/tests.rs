@@ -4,6 +4,7 @@
 mod access_logs;
 mod allocations;
 mod breakers;
+mod compression;
 mod drain;
 mod filters;
 mod harness;

@@ -60,6 +60,7 @@ fn deliver(snapshots: &SnapshotCell, name: &str) {
         monitoring: crate::model::cluster::Monitoring::default(),
         socket_matches: Vec::new(),
         balancing: Balancing::default(),
+        table_space: None,
     };
     let updated = Resources { clusters: vec![cluster], ..Resources::default() };
     snapshots.update(Changes { updated, ..Changes::default() }, String::new()).unwrap();

@@ -1,6 +1,7 @@
 //! The state of one cluster's load balancer.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,13 +18,21 @@ use super::{
     hosts::{HostState, Hosts},
     outlier::{Detector, Outcome},
 };
-use crate::model::cluster::{Cluster, HealthCheck, LoadAssignment, OutlierDetection};
+use crate::{
+    model::cluster::{Cluster, HealthCheck, LoadAssignment, OutlierDetection},
+    observe::log_limit::LogLimit,
+};
+
+static SHORT: LogLimit = LogLimit::new();
 
 #[derive(Debug, Default)]
 pub(super) struct ClusterBalancer {
     /// Where in its first rotation to begin.
     start: u32,
     candidates: ArcSwapOption<Candidates>,
+    /// Of a configuration that is about to be in force, where making them takes its time.
+    next: ArcSwapOption<Candidates>,
+    behind: Option<Behind>,
     hosts: Mutex<Hosts>,
     /// Grows with each change of an endpoint's health.
     health_version: AtomicU64,
@@ -32,9 +41,20 @@ pub(super) struct ClusterBalancer {
     used: AtomicBool,
 }
 
+/// Wakes who makes tables anew.
+#[derive(Clone)]
+pub(super) struct Behind(pub(super) Arc<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Behind")
+    }
+}
+
 impl ClusterBalancer {
-    pub(super) fn new(start: u32) -> Self {
-        Self { start, ..Self::default() }
+    /// Without `behind` tables are made by who first asks for them.
+    pub(super) fn new(start: u32, behind: Option<Behind>) -> Self {
+        Self { start, behind, ..Self::default() }
     }
 
     pub(super) fn candidates(
@@ -51,18 +71,97 @@ impl ClusterBalancer {
         {
             return Arc::clone(old);
         }
-        let mut hosts = self.hosts();
-        let new = Candidates::new(
-            (cluster, assignment, health_version),
-            &mut hosts,
-            old.as_deref(),
-            self.start,
-            now,
-        );
-        drop(hosts);
-        let new = Arc::new(new);
+        if cluster.lb_policy.is_by_hash()
+            && let Some(serving) = self.meanwhile(cluster, assignment, old.as_ref())
+        {
+            return serving;
+        }
+        let new = Arc::new(self.make(cluster, assignment, old.as_deref(), now));
         self.candidates.store(Some(Arc::clone(&new)));
         new
+    }
+
+    /// Those that serve until tables are made anew by somebody else.
+    fn meanwhile(
+        &self,
+        cluster: &Cluster,
+        assignment: &Arc<LoadAssignment>,
+        old: Option<&Arc<Candidates>>,
+    ) -> Option<Arc<Candidates>> {
+        let Behind(wake) = self.behind.as_ref()?;
+        let next = self.next.load_full().filter(|next| next.are_for(cluster, assignment));
+        if let Some(next) = next {
+            self.put(&next);
+            wake();
+            return Some(next);
+        }
+        let old = old.filter(|old| old.are_by_hash())?;
+        wake();
+        Some(Arc::clone(old))
+    }
+
+    /// What was next is in force.
+    fn put(&self, next: &Arc<Candidates>) {
+        self.candidates.store(Some(Arc::clone(next)));
+        self.next.compare_and_swap(next, None);
+    }
+
+    /// Takes no lock while tables are made.
+    fn make(
+        &self,
+        cluster: &Cluster,
+        assignment: &Arc<LoadAssignment>,
+        old: Option<&Candidates>,
+        now: Instant,
+    ) -> Candidates {
+        let health_version = self.health_version.load(Ordering::Acquire);
+        let mut hosts = self.hosts();
+        let key = (cluster, assignment, health_version);
+        let mut new = Candidates::new(key, &mut hosts, old, self.start, now);
+        drop(hosts);
+        if !new.make_tables(cluster)
+            && let Some(suppressed) = SHORT.allows()
+        {
+            tracing::warn!(
+                cluster = %cluster.name,
+                suppressed,
+                "no room for all of a cluster's hash tables, as large as weights, priorities \
+                 and subsets ask for: requests go by smaller ones, or by none"
+            );
+        }
+        new
+    }
+
+    /// Whether there is something to make for this configuration, or to put in force.
+    pub(super) fn is_behind(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> bool {
+        let health_version = self.health_version.load(Ordering::Acquire);
+        let candidates = self.candidates.load();
+        !candidates.as_ref().is_some_and(|now| now.are_of(cluster, assignment, health_version))
+    }
+
+    /// Makes candidates of a configuration that is about to be in force.
+    pub(super) fn prepare(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) {
+        let next = self.next.load();
+        if next.as_ref().is_some_and(|next| next.are_for(cluster, assignment)) {
+            return;
+        }
+        let old = self.candidates.load_full();
+        let next = self.make(cluster, assignment, old.as_deref(), Instant::now());
+        self.next.store(Some(Arc::new(next)));
+    }
+
+    /// Puts candidates in force that are of the configuration in force, and as healthy as
+    /// their endpoints are now.
+    pub(super) fn refresh(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) {
+        let next = self.next.load_full().filter(|next| next.are_for(cluster, assignment));
+        if let Some(next) = next {
+            self.put(&next);
+        }
+        if self.is_behind(cluster, assignment) {
+            let old = self.candidates.load_full();
+            let new = self.make(cluster, assignment, old.as_deref(), Instant::now());
+            self.candidates.store(Some(Arc::new(new)));
+        }
     }
 
     /// The cluster and its endpoints are these from now on.
@@ -162,6 +261,9 @@ impl ClusterBalancer {
 
     fn health_changed(&self) {
         self.health_version.fetch_add(1, Ordering::Release);
+        if let Some(Behind(wake)) = &self.behind {
+            wake();
+        }
     }
 
     pub(super) fn hosts(&self) -> MutexGuard<'_, Hosts> {

@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
+    iter,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
 use super::{
-    hashing::Table,
+    hashing::{self, Room, Table},
     hosts::{HostState, Hosts, Standing},
     layout::{Kind, layout},
     random_below,
@@ -58,8 +59,8 @@ struct Part {
     /// Of the sets.
     weights: Vec<u32>,
     rotation: Arc<Rotation>,
-    /// Where the policy goes by hash.
-    table: Option<Table>,
+    /// Where the policy goes by hash, and there was room.
+    table: Option<Arc<Table>>,
 }
 
 /// Endpoints among which the cluster's policy chooses.
@@ -87,7 +88,8 @@ pub(super) struct Host {
 
 impl Candidates {
     /// Of `assignment`; what nothing changed in since `old` goes on where it was, the
-    /// rest begins at `start`.
+    /// rest begins at `start`. Tables that there are not yet are made by
+    /// [`Candidates::make_tables`].
     pub(super) fn new(
         (cluster, assignment, health_version): (&Cluster, &Arc<LoadAssignment>, u64),
         hosts: &mut Hosts,
@@ -113,7 +115,8 @@ impl Candidates {
             Some(state) => state.standing(endpoint, ignore_new),
             None => Standing::configured(endpoint),
         };
-        let mut shown = Shown { hosts, standing: &standing, cluster, start, now };
+        let same_policy = old.is_some_and(|old| old.policy == cluster.lb_policy);
+        let mut shown = Shown { hosts, standing: &standing, cluster, start, now, same_policy };
         let mut make = |part: &LoadAssignment, old: Option<&Pickable>| shown.pickable(part, old);
         let whole = make(assignment, old.map(|old| &old.whole));
         let subsets = balancing.subsets.as_ref().map(|config| {
@@ -123,6 +126,24 @@ impl Candidates {
         let (assignment, policy) = (Arc::clone(assignment), cluster.lb_policy);
         let balancing = balancing.clone();
         Self { assignment, balancing, policy, health_version, all, whole, subsets }
+    }
+
+    /// Makes what is missing of tables, which may take seconds; says whether there was room
+    /// for all that is asked for.
+    pub(super) fn make_tables(&mut self, cluster: &Cluster) -> bool {
+        if !cluster.lb_policy.is_by_hash() {
+            return true;
+        }
+        let mut room = Room::new(cluster.table_space.as_deref());
+        let subsets = self.subsets.iter_mut().flat_map(SubsetTable::pickables);
+        let mut parts: Vec<_> =
+            iter::once(&mut self.whole).chain(subsets).flat_map(|of| &mut of.parts).collect();
+        parts.iter().filter_map(|part| part.table.as_ref()).for_each(|table| room.keep(table));
+        for part in parts.iter_mut().filter(|part| part.table.is_none()) {
+            let table = Table::new(cluster.lb_policy, &part.sets, &part.weights, &mut room);
+            part.table = table.map(Arc::new);
+        }
+        !room.short
     }
 
     /// Has those asked, one after the other, who may take what asks for these labels, until
@@ -157,10 +178,19 @@ impl Candidates {
         assignment: &Arc<LoadAssignment>,
         health_version: u64,
     ) -> bool {
+        self.health_version == health_version && self.are_for(cluster, assignment)
+    }
+
+    /// Whether they are of this configuration, whatever has become of anybody's health.
+    pub(super) fn are_for(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> bool {
         Arc::ptr_eq(&self.assignment, assignment)
-            && self.health_version == health_version
             && self.balancing == cluster.balancing
             && self.policy == cluster.lb_policy
+    }
+
+    /// Whether they go by hash.
+    pub(super) fn are_by_hash(&self) -> bool {
+        self.policy.is_by_hash()
     }
 }
 
@@ -179,7 +209,10 @@ impl Pickable {
     /// The host of a hash; at another `attempt`, another one.
     pub(super) fn by_hash(&self, hash: u64, attempt: u32) -> Option<&Host> {
         let part = self.part(u32::try_from(hash % 100).ok()?)?;
-        let (set, host) = part.table.as_ref()?.pick(hash, attempt)?;
+        let (set, host) = match &part.table {
+            Some(table) => table.pick(hash, attempt)?,
+            None => hashing::pick_without_table(&part.sets, &part.weights, hash, attempt)?,
+        };
         part.sets.get(set)?.hosts.get(host)
     }
 
@@ -203,12 +236,14 @@ struct Shown<'a> {
     cluster: &'a Cluster,
     start: u32,
     now: Instant,
+    /// As before.
+    same_policy: bool,
 }
 
 impl Shown<'_> {
     /// Of some of the endpoints; what nothing changed in since `old` goes on where it was.
     fn pickable(&mut self, assignment: &LoadAssignment, old: Option<&Pickable>) -> Pickable {
-        let Self { hosts, standing, cluster, start, now } = *self;
+        let Self { hosts, standing, cluster, start, now, same_policy } = *self;
         let mut balancing = cluster.balancing.clone();
         if let Some(subsets) = &balancing.subsets {
             balancing.locality_weighted &= subsets.locality_weight_aware;
@@ -240,7 +275,15 @@ impl Shown<'_> {
                 _ => Arc::new(Rotation::new(weights.iter().copied(), start)),
             };
             let (priority, kind, percent) = (part.priority, part.kind, part.percent);
-            let table = Table::new(cluster.lb_policy, &sets, &weights);
+            // The same hosts, weights and policy make the same table.
+            let table = before.filter(|old| {
+                let of_sets = old.sets.iter().map(|set| &set.rotation);
+                same_policy
+                    && Arc::ptr_eq(&old.rotation, &rotation)
+                    && old.sets.len() == sets.len()
+                    && of_sets.zip(&sets).all(|(old, set)| Arc::ptr_eq(old, &set.rotation))
+            });
+            let table = table.and_then(|old| old.table.clone());
             Part { priority, kind, percent, sets, weights, rotation, table }
         });
         Pickable { parts: parts.collect() }

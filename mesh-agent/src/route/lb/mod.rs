@@ -32,7 +32,7 @@ use arc_swap::ArcSwap;
 
 pub(super) use self::candidates::At;
 use self::{
-    balancer::ClusterBalancer,
+    balancer::{Behind, ClusterBalancer},
     candidates::{Host, Pickable},
 };
 pub use self::{
@@ -71,11 +71,64 @@ pub struct Balancers {
     clusters: ArcSwap<Table>,
     /// Who changes the table.
     writing: Mutex<()>,
+    /// Who makes tables of hashes: one at a time, so that there is never more than one that
+    /// is not in force yet beside one that is. No request waits for it.
+    making: Mutex<()>,
+    behind: Option<Behind>,
 }
+
+/// A cluster whose tables of hashes are to be made.
+pub type Due = (Arc<Cluster>, Arc<LoadAssignment>);
 
 type Table = HashMap<ClusterName, Arc<ClusterBalancer>>;
 
 impl Balancers {
+    /// `behind` is called when tables of hashes are to be made anew, by
+    /// [`Balancers::refresh`]: those of before serve until then.
+    pub fn new(behind: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { behind: Some(Behind(Arc::new(behind))), ..Self::default() }
+    }
+
+    /// The clusters whose tables of hashes are not as `snapshot` wants them.
+    pub fn due(&self, snapshot: &Snapshot) -> Vec<Due> {
+        let known = self.clusters.load();
+        let by_hash = snapshot.clusters.values().filter(|cluster| cluster.lb_policy.is_by_hash());
+        let due = by_hash.filter_map(|cluster| {
+            let assignment = snapshot.assignment(cluster)?;
+            let is_known = known.get(&cluster.name);
+            let behind = is_known.is_none_or(|of| of.is_behind(cluster, &assignment));
+            behind.then(|| (Arc::clone(cluster), assignment))
+        });
+        due.collect()
+    }
+
+    /// Makes the tables of what is about to be in force. May take seconds.
+    pub fn prepare(&self, due: &[Due], random: &mut impl FnMut(u32) -> u32) {
+        self.each_due(due, random, ClusterBalancer::prepare);
+    }
+
+    /// Makes the tables of what is in force, and has requests go by them. May take seconds.
+    pub fn refresh(&self, due: &[Due], random: &mut impl FnMut(u32) -> u32) {
+        self.each_due(due, random, ClusterBalancer::refresh);
+    }
+
+    fn each_due(
+        &self,
+        due: &[Due],
+        random: &mut impl FnMut(u32) -> u32,
+        make: fn(&ClusterBalancer, &Cluster, &Arc<LoadAssignment>),
+    ) {
+        let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enter(due.iter().map(|(cluster, _)| &cluster.name), random);
+        let known = self.clusters.load_full();
+        for (cluster, assignment) in due {
+            if let Some(balancer) = known.get(&cluster.name) {
+                make(balancer, cluster, assignment);
+            }
+        }
+        drop(making);
+    }
+
     /// An endpoint of `cluster`, and the guard that counts it as busy.
     pub(super) fn pick(
         &self,
@@ -221,19 +274,31 @@ impl Balancers {
         if let Some(balancer) = self.clusters.load().get(name) {
             return Arc::clone(balancer);
         }
-        // Agents that start together must not all begin with the same endpoint.
-        let start = random(u32::MAX);
-        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enter([name], random);
+        // Unless it was forgotten at once.
         let known = self.clusters.load();
-        if let Some(balancer) = known.get(name) {
-            return Arc::clone(balancer);
+        known.get(name).map(Arc::clone).unwrap_or_default()
+    }
+
+    /// Makes balancers of those that have none.
+    fn enter<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a ClusterName>,
+        random: &mut impl FnMut(u32) -> u32,
+    ) {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.clusters.load_full();
+        let mut names = names.into_iter().filter(|name| !known.contains_key(*name)).peekable();
+        if names.peek().is_some() {
+            let mut clusters = Table::clone(&known);
+            for name in names {
+                // Agents that start together must not all begin with the same endpoint.
+                let balancer = ClusterBalancer::new(random(u32::MAX), self.behind.clone());
+                clusters.insert(name.clone(), Arc::new(balancer));
+            }
+            self.clusters.store(Arc::new(clusters));
         }
-        let balancer = Arc::new(ClusterBalancer::new(start));
-        let mut clusters = Table::clone(&known);
-        clusters.insert(name.clone(), Arc::clone(&balancer));
-        self.clusters.store(Arc::new(clusters));
         drop(writing);
-        balancer
     }
 }
 

@@ -70,6 +70,11 @@ impl SubsetTable {
         Self { subsets, default }
     }
 
+    /// All that is picked from.
+    pub(super) fn pickables(&mut self) -> impl Iterator<Item = &mut Pickable> {
+        self.subsets.values_mut().chain(&mut self.default)
+    }
+
     /// Whom a request goes to that asks for these labels.
     pub(super) fn asked<'a>(
         &'a self,

@@ -1,6 +1,8 @@
 use super::*;
 use crate::{
-    model::cluster::{Balancing, Discovery, Health, Locality, Place, SlowStart, Tunnel},
+    model::cluster::{
+        Balancing, Discovery, Health, Locality, Place, SlowStart, TableSpace, Tunnel,
+    },
     model::runtime::{Runtime, RuntimeDouble},
     policy::fixtures::{addr, cluster, snapshot},
 };
@@ -51,7 +53,9 @@ pub(super) fn assignment(weights: &[u32]) -> Arc<LoadAssignment> {
 }
 
 pub(super) fn balanced(lb_policy: LbPolicy) -> (Balancers, Cluster) {
-    (Balancers::default(), cluster("c", lb_policy, Discovery::Static(Arc::default())))
+    let table_space = TableSpace::alone(lb_policy, 1 << 20);
+    let cluster = cluster("c", lb_policy, Discovery::Static(Arc::default()));
+    (Balancers::default(), Cluster { table_space, ..cluster })
 }
 
 /// How often each endpoint is picked when nothing stays in flight.

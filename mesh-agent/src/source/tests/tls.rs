@@ -16,7 +16,7 @@ fn cluster(context: &str) -> String {
 }
 
 /// A certificate and its key in PEM, as one line of YAML.
-fn pair() -> [String; 2] {
+pub(super) fn pair() -> [String; 2] {
     let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
     [made.cert.pem(), made.signing_key.serialize_pem()].map(|pem| format!("{pem:?}"))
 }
@@ -59,7 +59,7 @@ fn what_is_not_honoured_is_refused_by_its_path() {
     };
     let is_inline = |pem: &str| format!("{{inline_string: {pem}}}");
     let nobody = ".common_tls_context.validation_context: nothing says whom to trust, and anybody \
-                  would be believed to be the server: set trusted_ca, or \
+                  would be believed to be the peer: set trusted_ca, or \
                   trust_chain_verification: ACCEPT_UNTRUSTED if that is meant";
     for (context, expected) in [
         ("sni: x", nobody),

@@ -4,7 +4,7 @@
 //! Spec: `envoy/config/cluster/v3/cluster.proto`,
 //! `envoy/extensions/load_balancing_policies/*/v3/*.proto`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -51,7 +51,7 @@ use super::{
     reject::{Decoder, unsupported},
 };
 use crate::model::{
-    cluster::{Balancing, LbPolicy, SlowStart},
+    cluster::{Balancing, HASH_TABLES_MAX_BYTES, LbPolicy, SlowStart, TableSpace},
     runtime::RuntimeDouble,
 };
 
@@ -77,8 +77,39 @@ pub(super) struct Fields {
     pub(super) original_destination: bool,
 }
 
-/// The policy, and which endpoints it chooses from.
-pub(super) fn decode(d: &mut Decoder, fields: Fields) -> Option<(LbPolicy, Balancing)> {
+/// What of a cluster says how it balances.
+pub(super) struct Decoded {
+    pub(super) policy: LbPolicy,
+    pub(super) balancing: Balancing,
+    /// For a policy that goes by hash.
+    pub(super) table_space: Option<Arc<TableSpace>>,
+}
+
+/// The policy, which endpoints it chooses from, and room for the table it needs.
+pub(super) fn decode(d: &mut Decoder, fields: Fields) -> Option<Decoded> {
+    let field = match &fields.load_balancing_policy {
+        Some(_) => "load_balancing_policy",
+        None => "lb_policy",
+    };
+    let (policy, balancing) = policy_of(d, fields)?;
+    let table_space = match policy.is_by_hash() {
+        true => match TableSpace::reserve(policy) {
+            Some(space) => Some(space),
+            None => {
+                let reason = format!(
+                    "its table of {} bytes does not fit: those of all clusters that go by hash \
+                     may take {HASH_TABLES_MAX_BYTES}",
+                    policy.table_bytes()
+                );
+                return d.field(field, |d| d.refused(reason));
+            }
+        },
+        false => None,
+    };
+    Some(Decoded { policy, balancing, table_space })
+}
+
+fn policy_of(d: &mut Decoder, fields: Fields) -> Option<(LbPolicy, Balancing)> {
     let Fields {
         lb_policy,
         lb_config,

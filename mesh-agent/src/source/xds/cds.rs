@@ -170,7 +170,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
             .field("outlier_detection", |d| outlier::outlier_detection(d, value))
             .map(|decoded| Some(Arc::new(decoded))),
     };
-    let (lb_policy, balancing) = balanced?;
+    let balancing::Decoded { policy: lb_policy, balancing, table_space } = balanced?;
     let http = protocol(d, typed_extension_protocol_options);
     let tls = match (transport_socket, &http) {
         (None, _) => Some(None),
@@ -192,6 +192,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         discovery: discovery?,
         lb_policy,
         balancing,
+        table_space,
         connect_timeout: connect_timeout?,
         upstream_protocol: http?.0,
         circuit_breakers: Arc::new(breakers?),

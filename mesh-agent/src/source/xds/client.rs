@@ -291,12 +291,7 @@ impl AdsSource {
                 session.connected(at, Now::read());
                 update(&|status| status.connecting(server.clone()));
             }
-            Event::Open => {
-                // A server that we have everything of says nothing.
-                if session.is_told(at) {
-                    update(&StreamStatus::answered);
-                }
-            }
+            Event::Open => update(&StreamStatus::opened),
             Event::Said(response) => {
                 take(session, at, response);
                 update(&StreamStatus::answered);

@@ -4,6 +4,7 @@
 //! `FilterConfig` of `envoy/config/route/v3/route_components.proto`.
 
 mod buffer;
+mod compression;
 mod cors;
 mod csrf;
 mod ext_authz;
@@ -26,8 +27,10 @@ use envoy_types::pb::{
         extensions::filters::{
             http::{
                 buffer::v3::{Buffer, BufferPerRoute},
+                compressor::v3::{Compressor, CompressorPerRoute},
                 cors::v3::{Cors, CorsPolicy},
                 csrf::v3::CsrfPolicy as Csrf,
+                decompressor::v3::Decompressor,
                 ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
@@ -64,7 +67,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -140,6 +143,20 @@ const KINDS: [Kind; 13] = [
         decode: buffer::filter,
         route_config: BufferPerRoute::full_name,
         decode_route: buffer::route,
+        discoverable: true,
+    },
+    Kind {
+        config: Compressor::full_name,
+        decode: compression::compressor,
+        route_config: CompressorPerRoute::full_name,
+        decode_route: compression::compressor_route,
+        discoverable: true,
+    },
+    Kind {
+        config: Decompressor::full_name,
+        decode: compression::decompressor,
+        route_config: Decompressor::full_name,
+        decode_route: compression::decompressor_route,
         discoverable: true,
     },
     Kind {

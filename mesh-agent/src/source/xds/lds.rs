@@ -3,6 +3,8 @@
 //! Spec: `envoy/config/listener/v3/{listener,listener_components}.proto`,
 //! `envoy/extensions/filters/network/{rbac,tcp_proxy}/v3/*.proto`.
 
+mod gateway;
+
 use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
@@ -27,14 +29,14 @@ use envoy_types::pb::{
 };
 
 use super::{
-    common, hcm,
+    common, downstream_tls, hcm,
     rbac::{self, Place},
     rds,
     reject::{Decoder, unsupported},
 };
 use crate::model::listener::{
-    Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TerminalFilter,
-    TransportProtocol,
+    Direction, FilterChain, FilterChainMatch, GatewayTls, Listener, NetworkFilter, TcpProxy,
+    TerminalFilter, TransportProtocol,
 };
 
 const TCP_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
@@ -87,22 +89,15 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         additional_addresses, stats_matcher, fcds_config, filter_chain_matcher,
         use_original_dst, per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type,
-        listener_filters_timeout, continue_on_listener_filters_timeout, transparent, freebind,
+        continue_on_listener_filters_timeout, transparent,
         socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener,
-        connection_balance_config, reuse_port, enable_reuse_port, tcp_backlog_size,
+        connection_balance_config, reuse_port, enable_reuse_port,
         max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
         bypass_overload_manager, tcp_keepalive,
     );
-    for (i, filter) in listener_filters.iter().enumerate() {
-        d.item("listener_filters", i, |d| common::refuse_extension(d, &filter.name, ""));
-    }
     common::refuse_access_logs(d, &access_log);
     if listener_specifier.is_some() {
         d.refuse_field("internal_listener", "is not supported");
-    }
-    // Listeners of captured traffic bind no socket, which `false` says too.
-    if bind_to_port.is_some_and(|bind| bind.value) {
-        d.refuse_field("bind_to_port", "is not supported: traffic is captured, not bound to");
     }
     if name.is_empty() {
         d.refuse_field("name", "is missing");
@@ -110,9 +105,29 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
     let direction = match TrafficDirection::try_from(traffic_direction) {
         Ok(TrafficDirection::Inbound) => Some(Direction::Inbound),
         Ok(TrafficDirection::Outbound) => Some(Direction::Outbound),
-        Ok(TrafficDirection::Unspecified) | Err(_) => d.field("traffic_direction", |d| {
-            d.refused("must be INBOUND or OUTBOUND; gateway listeners are not supported")
-        }),
+        Ok(TrafficDirection::Unspecified) => Some(Direction::Gateway),
+        Err(_) => d.field("traffic_direction", |d| d.refused("is unknown")),
+    };
+    let bind_to_port = bind_to_port.map(|bind| bind.value);
+    match (direction, bind_to_port) {
+        (Some(Direction::Gateway), Some(false)) => d.refuse_field(
+            "bind_to_port",
+            "nothing would ever reach it: a listener of captured traffic says its \
+             traffic_direction",
+        ),
+        // Listeners of captured traffic bind no socket, which `false` says too.
+        (Some(Direction::Inbound | Direction::Outbound), Some(true)) => d.refuse_field(
+            "bind_to_port",
+            "is not supported: traffic is captured, not bound to; a gateway listener has no \
+             traffic_direction",
+        ),
+        _ => {}
+    }
+    let socket =
+        gateway::Fields { listener_filters, listener_filters_timeout, tcp_backlog_size, freebind };
+    let gateway = match direction {
+        Some(Direction::Gateway) => gateway::socket(d, socket).map(Some),
+        _ => gateway::refuse(d, socket),
     };
     let address = common::socket_address(d, "address", address);
 
@@ -124,6 +139,10 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         let chain = filter_chain(d, value, direction)?;
         if seen.contains(&chain.matches) {
             return d.field("filter_chain_match", |d| d.refused("is the same as an earlier one's"));
+        }
+        if let Some(i) = seen.iter().position(|earlier| earlier.overlaps(&chain.matches)) {
+            let reason = format!("takes some of the connections that filter_chains[{i}] takes");
+            return d.field("filter_chain_match", |d| d.refused(reason));
         }
         seen.push(chain.matches.clone());
         Some(Arc::new(chain))
@@ -137,11 +156,16 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
             filter_chain(d, value, direction).map(|chain| Some(Arc::new(chain)))
         }),
     };
+    let (mut gateway, filter_chains) = (gateway?, filter_chains?);
+    if let Some(gateway) = &mut gateway {
+        gateway::inspect(gateway, &seen);
+    }
     Some(Listener {
         name: name.into(),
         direction: direction?,
         address: address?,
-        filter_chains: filter_chains?,
+        gateway,
+        filter_chains,
         default_filter_chain: default_filter_chain?,
     })
 }
@@ -162,23 +186,42 @@ fn filter_chain(
         transport_socket_connect_timeout,
         name,
     } = value;
-    unsupported!(d; use_proxy_proto, transport_socket_connect_timeout);
-    if let Some(socket) = transport_socket {
-        d.field("transport_socket", |d| {
-            common::refuse_transport_socket(
-                d,
-                &socket,
-                "mTLS of captured traffic is the agent's own, with the workload's identity",
-            );
-        });
+    unsupported!(d; use_proxy_proto);
+    let is_gateway = direction == Some(Direction::Gateway);
+    if !is_gateway {
+        unsupported!(d; transport_socket_connect_timeout);
     }
+    let tls = match transport_socket {
+        Some(socket) if is_gateway => {
+            d.field("transport_socket", |d| downstream_tls::transport_socket(d, socket))
+        }
+        Some(socket) => {
+            d.field("transport_socket", |d| {
+                common::refuse_transport_socket(
+                    d,
+                    &socket,
+                    "mTLS of captured traffic is the agent's own, with the workload's identity",
+                );
+            });
+            None
+        }
+        None => Some(None),
+    };
+    let timeout = common::timeout(
+        d,
+        "transport_socket_connect_timeout",
+        transport_socket_connect_timeout,
+        None,
+    );
     let matches = match filter_chain_match {
         Some(value) => d.field("filter_chain_match", |d| chain_match(d, value, direction)),
         None => Some(FilterChainMatch::default()),
     };
     let chain = filters_of(d, filters);
     let (filters, terminal) = chain?;
-    Some(FilterChain { name: name.into(), matches: matches?, filters, terminal })
+    let timeout = timeout?;
+    let tls = tls?.map(|settings| GatewayTls { settings, timeout });
+    Some(FilterChain { name: name.into(), matches: matches?, tls, filters, terminal })
 }
 
 fn chain_match(
@@ -199,11 +242,12 @@ fn chain_match(
         transport_protocol,
         application_protocols,
     } = value;
-    unsupported!(
-        d;
-        address_suffix, suffix_len, direct_source_prefix_ranges, source_type, server_names,
-        application_protocols,
-    );
+    unsupported!(d; address_suffix, suffix_len);
+    if direction != Some(Direction::Gateway) {
+        unsupported!(
+            d; direct_source_prefix_ranges, source_type, server_names, application_protocols,
+        );
+    }
     let destination_port = match destination_port {
         None => Some(None),
         Some(port) => d.field("destination_port", |d| common::port(d, port.value)).map(Some),
@@ -220,7 +264,15 @@ fn chain_match(
         "raw_buffer" => Some(Some(TransportProtocol::RawBuffer)),
         other => d.refused(format!("`{other}` is not supported, only tls and raw_buffer")),
     });
+    let direct_source_prefix_ranges =
+        d.all("direct_source_prefix_ranges", direct_source_prefix_ranges, common::cidr);
+    let source_type = d.field("source_type", |d| gateway::source_type(d, source_type));
+    let server_names = d.all("server_names", server_names, gateway::server_name);
     Some(FilterChainMatch {
+        server_names: server_names?,
+        application_protocols: application_protocols.into_iter().map(Into::into).collect(),
+        direct_source_prefix_ranges: direct_source_prefix_ranges?,
+        source_type: source_type?,
         destination_port: destination_port?,
         prefix_ranges: prefix_ranges?,
         source_prefix_ranges: source_prefix_ranges?,

@@ -19,6 +19,7 @@ mod client;
 mod common;
 mod config_source;
 mod dns;
+mod downstream_tls;
 mod ecds;
 mod eds;
 mod filters;

@@ -29,7 +29,7 @@ use crate::{
         secret::Secret,
     },
     snapshot::{Removed, Resources},
-    source::xds::upstream_tls,
+    source::xds::{downstream_tls, upstream_tls},
 };
 
 /// The type URLs [`decode_any`](super::decode_any) knows: LDS, RDS, CDS, EDS, SDS, RTDS,
@@ -130,6 +130,9 @@ impl Resource {
             Self::Secret(secret) if secret.holds_private_key() => None,
             Self::Cluster(cluster) if cluster.holds_private_key() => {
                 upstream_tls::without_key(&bytes)
+            }
+            Self::Listener(listener) if listener.holds_private_key() => {
+                downstream_tls::without_keys(&bytes)
             }
             _ => Some(bytes),
         }

@@ -115,10 +115,7 @@ fn upstream(d: &mut Decoder, value: UpstreamTlsContext, by_host: HostNames) -> O
         );
         let params = d.field("tls_params", |d| parameters(d, tls_params.unwrap_or_default()));
         let certificate = presented(d, tls_certificates, tls_certificate_sds_secret_configs);
-        let alpn = d.all("alpn_protocols", alpn_protocols, |d, name| match name.len() {
-            1..=255 => Some(name.into()),
-            _ => d.refused("is not 1 to 255 bytes long"),
-        });
+        let alpn = alpn(d, alpn_protocols);
         let validation = validation(d, validation_context_type);
         let Parameters { min_version, max_version, cipher_suites, curves } = params?;
         Some(UpstreamTls {
@@ -133,6 +130,13 @@ fn upstream(d: &mut Decoder, value: UpstreamTlsContext, by_host: HostNames) -> O
             certificate: certificate?,
             validation: validation?,
         })
+    })
+}
+
+pub(super) fn alpn(d: &mut Decoder, names: Vec<String>) -> Option<Vec<Arc<str>>> {
+    d.all("alpn_protocols", names, |d, name| match name.len() {
+        1..=255 => Some(name.into()),
+        _ => d.refused("is not 1 to 255 bytes long"),
     })
 }
 
@@ -154,14 +158,14 @@ pub(super) fn without_key(bytes: &[u8]) -> Option<Arc<[u8]>> {
     Some(cluster.encode_to_vec().into())
 }
 
-struct Parameters {
-    min_version: TlsVersion,
-    max_version: TlsVersion,
-    cipher_suites: Vec<CipherSuite>,
-    curves: Vec<NamedGroup>,
+pub(super) struct Parameters {
+    pub(super) min_version: TlsVersion,
+    pub(super) max_version: TlsVersion,
+    pub(super) cipher_suites: Vec<CipherSuite>,
+    pub(super) curves: Vec<NamedGroup>,
 }
 
-fn parameters(d: &mut Decoder, value: TlsParameters) -> Option<Parameters> {
+pub(super) fn parameters(d: &mut Decoder, value: TlsParameters) -> Option<Parameters> {
     let TlsParameters {
         tls_minimum_protocol_version,
         tls_maximum_protocol_version,
@@ -235,7 +239,7 @@ fn presented(
 }
 
 /// The name that SDS is asked for.
-fn secret_name(d: &mut Decoder, value: SdsSecretConfig) -> Option<Arc<str>> {
+pub(super) fn secret_name(d: &mut Decoder, value: SdsSecretConfig) -> Option<Arc<str>> {
     let SdsSecretConfig { name, sds_config } = value;
     if name.is_empty() {
         return d.field("name", |d| d.refused("is missing"));
@@ -246,7 +250,10 @@ fn secret_name(d: &mut Decoder, value: SdsSecretConfig) -> Option<Arc<str>> {
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-fn validation(d: &mut Decoder, value: Option<ValidationContextType>) -> Option<ValidationSource> {
+pub(super) fn validation(
+    d: &mut Decoder,
+    value: Option<ValidationContextType>,
+) -> Option<ValidationSource> {
     use ValidationContextType as Type;
     match value {
         None | Some(Type::ValidationContext(_)) => d.field("validation_context", |d| {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use tests::{
-    corpus::{Field, Heard, Seen},
+    coding::decoded,
+    corpus::{Field, Heard, Seen, of_bytes, to_bytes},
     twins::ADDRESSES,
 };
 
@@ -27,7 +28,7 @@ pub(super) fn parts<'a>(
         let of =
             |part: &str| if index == 0 { part.to_owned() } else { format!("more {index} {part}") };
         parts.insert(of("status"), response.status.to_string());
-        parts.insert(of("body"), response.body.clone());
+        parts.insert(of("body"), plain(&response.headers, &response.body));
         if !response.interim.is_empty() {
             parts.insert(of("interim"), format!("{:?}", response.interim));
         }
@@ -42,7 +43,7 @@ pub(super) fn parts<'a>(
             ("version", &seen.version),
             ("method", &seen.method),
             ("target", &seen.target),
-            ("body", &seen.body),
+            ("body", &plain(&seen.headers, &seen.body)),
             ("whole", &seen.whole.to_string()),
         ] {
             parts.insert(of(part), value.clone());
@@ -56,6 +57,16 @@ pub(super) fn parts<'a>(
         }
     }
     parts
+}
+
+/// Of compressed content what is in it: two compressors never agree.
+fn plain(headers: &[Field], body: &str) -> String {
+    let coding = headers.iter().find(|(name, _)| name == "content-encoding");
+    let plain = coding.and_then(|(_, coding)| {
+        let content = decoded(coding.split(',').next()?.trim(), &to_bytes(body))?;
+        Some(format!("{coding} of {}", of_bytes(&content)))
+    });
+    plain.unwrap_or_else(|| body.to_owned())
 }
 
 fn put(parts: &mut Parts, kind: &str, fields: &[Field], client: &str) {

@@ -87,6 +87,8 @@ fn cors_cases() -> Vec<Case> {
             .asks(preflight("http://b")).asks(preflight("http://a")).asks(from("http://b")),
         cors("cors-off", json!({ "allow_origin_string_match": a, "filter_enabled": { "default_value": {} } }))
             .asks(from("http://a")).asks(preflight("http://a")),
+        cors("cors-shadow", json!({ "allow_origin_string_match": a, "filter_enabled": { "default_value": {} }, "shadow_enabled": { "default_value": { "numerator": 100 } } }))
+            .asks(from("http://a")).asks(preflight("http://a")).asks(preflight("http://b")),
         cors("cors-nobody", json!({ "allow_methods": "GET" })).asks(from("http://a")).asks(preflight("http://a")),
         case("cors-levels", json!({ "name": "routes",
             "typed_per_filter_config": { "cors": typed(CORS_POLICY, json!({ "max_age": "3", "allow_methods": "C", "allow_credentials": true })) },

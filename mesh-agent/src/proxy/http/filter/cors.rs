@@ -78,6 +78,11 @@ impl<'a> Policies<'a> {
         })
     }
 
+    fn is_shadowed(self, runtime: &Runtime) -> bool {
+        let shadow = self.0[0].and_then(|policy| policy.shadow.as_ref());
+        shadow.is_some_and(|shadow| runtime.includes(shadow, rand::random()))
+    }
+
     fn allows(self, origin: &[u8]) -> bool {
         let origins = self
             .first(|policy| (!policy.allow_origins.is_empty()).then_some(&policy.allow_origins));
@@ -91,13 +96,19 @@ impl<'a> Policies<'a> {
     }
 
     /// Which headers the response has to have, if any, and the answer to what only asks whether
-    /// another request would be allowed.
+    /// another request would be allowed. `shadow` is told whether an origin would be allowed
+    /// that is looked at only.
     pub(in crate::proxy::http) fn check(
         self,
         runtime: &Runtime,
         head: &Parts,
+        shadow: &mut Option<bool>,
     ) -> (Option<HeaderMap>, Option<Reply>) {
-        if self.0[0].is_none() || !head.headers.contains_key(ORIGIN) || !self.is_enabled(runtime) {
+        if self.0[0].is_none() || !head.headers.contains_key(ORIGIN) {
+            return (None, None);
+        }
+        let enforced = self.is_enabled(runtime);
+        if !enforced && !self.is_shadowed(runtime) {
             return (None, None);
         }
         let origin = joined(&head.headers, &ORIGIN);
@@ -105,6 +116,10 @@ impl<'a> Policies<'a> {
             return (None, None);
         }
         let allowed = self.allows(&origin);
+        if !enforced {
+            *shadow = Some(allowed);
+            return (None, None);
+        }
         // The parts are values of headers, and a comma.
         let origin = HeaderValue::from_bytes(&origin).ok().filter(|_| allowed);
         let credentials = self.first(|policy| policy.allow_credentials) == Some(true);
@@ -184,7 +199,7 @@ mod tests {
 
     fn check(policies: &[CorsPolicy], head: &Parts) -> (Option<HeaderMap>, Option<Reply>) {
         let policies: Vec<_> = policies.iter().cloned().map(Arc::new).collect();
-        collect(policies.iter()).check(&Runtime::default(), head)
+        collect(policies.iter()).check(&Runtime::default(), head, &mut None)
     }
 
     fn of(origin: &str) -> CorsPolicy {
@@ -201,6 +216,20 @@ mod tests {
         assert!(check(&[], &ask).0.is_none());
         let twice = head("GET", &[("origin", "http://a"), ("origin", "http://b")]);
         assert!(check(&[of("http://a")], &twice).0.is_none());
+    }
+
+    #[test]
+    fn what_is_only_looked_at_is_told_and_changes_nothing() {
+        let fraction =
+            |percent| RuntimeFraction { key: String::new(), default: Fraction::percent(percent) };
+        let (ask, mut said) = (head("GET", &[("origin", "http://a")]), None);
+        for (origin, allowed) in [("http://a", true), ("http://b", false)] {
+            let (enabled, shadow) = (Some(fraction(0)), Some(fraction(100)));
+            let policy = [Arc::new(CorsPolicy { enabled, shadow, ..of(origin) })];
+            let done = collect(policy.iter()).check(&Runtime::default(), &ask, &mut said);
+            assert!(done.0.is_none() && done.1.is_none());
+            assert_eq!(said, Some(allowed));
+        }
     }
 
     #[test]

@@ -11,22 +11,33 @@ use http::{
 };
 
 use super::{super::reply::Reply, joined};
-use crate::model::{filter::CsrfPolicy, runtime::Runtime};
+use crate::model::{
+    filter::CsrfPolicy,
+    runtime::{Runtime, RuntimeFraction},
+};
 
-/// Judges where a request comes from that goes to `authority`.
+/// Judges where a request comes from that goes to `authority`; `shadow` is told what would have
+/// become of one that is looked at only.
 pub(in crate::proxy::http) fn check(
     policy: &CsrfPolicy,
     runtime: &Runtime,
     head: &Parts,
     authority: &str,
+    shadow: &mut Option<bool>,
 ) -> Result<(), Reply> {
     let changes =
         matches!(head.method, Method::POST | Method::PUT | Method::DELETE | Method::PATCH);
-    if !changes || !runtime.includes(&policy.enabled, rand::random()) {
+    let enforced = changes && runtime.includes(&policy.enabled, rand::random());
+    let looked_at = |of: &RuntimeFraction| runtime.includes(of, rand::random());
+    if !changes || (!enforced && !policy.shadow.as_ref().is_some_and(looked_at)) {
         return Ok(());
     }
     let scheme = head.uri.scheme_str().unwrap_or("http");
-    if comes_from_there(policy, &head.headers, scheme, authority) {
+    let valid = comes_from_there(policy, &head.headers, scheme, authority);
+    if !enforced {
+        *shadow = Some(valid);
+    }
+    if valid || !enforced {
         return Ok(());
     }
     Err(Reply::new(StatusCode::FORBIDDEN, "Invalid origin", None, "csrf_origin_mismatch"))
@@ -119,6 +130,7 @@ mod tests {
     fn policy(percent: u32, additional: &[&str]) -> CsrfPolicy {
         CsrfPolicy {
             enabled: RuntimeFraction { key: String::new(), default: Fraction::percent(percent) },
+            shadow: None,
             additional_origins: additional.iter().map(|origin| exact(origin)).collect(),
         }
     }
@@ -129,13 +141,32 @@ mod tests {
             request = request.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         let (head, ()) = request.body(()).unwrap().into_parts();
-        match check(policy, &Runtime::default(), &head, host) {
+        match check(policy, &Runtime::default(), &head, host, &mut None) {
             Ok(()) => true,
             Err(reply) => {
                 assert_eq!((reply.status.as_u16(), &*reply.body), (403, &b"Invalid origin"[..]));
                 false
             }
         }
+    }
+
+    #[test]
+    fn what_is_only_looked_at_passes_and_is_told() {
+        let fraction =
+            |percent| RuntimeFraction { key: String::new(), default: Fraction::percent(percent) };
+        let look = |enabled, shadow, method: &str, origin: &str| {
+            let policy = CsrfPolicy { shadow: Some(fraction(shadow)), ..policy(enabled, &[]) };
+            let request = Request::builder().method(method).uri("/").header("origin", origin);
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            let mut said = None;
+            let passes = check(&policy, &Runtime::default(), &head, "b", &mut said).is_ok();
+            (passes, said)
+        };
+        assert_eq!(look(0, 100, "POST", "http://c"), (true, Some(false)));
+        assert_eq!(look(0, 100, "POST", "http://b"), (true, Some(true)));
+        assert_eq!(look(0, 100, "GET", "http://c"), (true, None));
+        assert_eq!(look(0, 0, "POST", "http://c"), (true, None));
+        assert_eq!(look(100, 100, "POST", "http://c"), (false, None));
     }
 
     /// Each answer is Envoy 1.40's.

@@ -86,7 +86,8 @@ impl Filtering<'_> {
             }
             HttpFilter::Csrf(own) => {
                 let policy = levels.csrf(place.name, own);
-                csrf::check(policy, &snapshot.runtime, head, self.authority.as_str())
+                let shadow = &mut log.record.origins.csrf;
+                csrf::check(policy, &snapshot.runtime, head, self.authority.as_str(), shadow)
             }
             HttpFilter::Cors => self.cors(place, log, head),
             HttpFilter::Fault(own) => self.fault(levels.fault(place.name, own), log, head).await,
@@ -105,6 +106,8 @@ impl Filtering<'_> {
                 Some(max) => self.buffer(max, log, head, body).await,
                 None => Ok(()),
             },
+            HttpFilter::Compressor(filter) => self.compress(place, filter, log, head, body),
+            HttpFilter::Decompressor(filter) => self.expand(place, filter, log, head, body),
             HttpFilter::JwtAuthn(filter) => {
                 let (caller, metadata) = (self.caller(), &mut log.record.metadata);
                 return jwt_authn::run(filter, place, levels, caller, head, metadata).await;
@@ -152,7 +155,8 @@ impl Filtering<'_> {
 
     fn cors(&self, place: Place<'_>, log: &mut RequestLog, head: &Parts) -> Result<(), Reply> {
         let policies = cors::policies(place.name, self.levels, self.route);
-        let (headers, reply) = policies.check(&self.snapshot.runtime, head);
+        let (headers, reply) =
+            policies.check(&self.snapshot.runtime, head, &mut log.record.origins.cors);
         if let Some(headers) = headers {
             log.on_the_way_out(place, OnTheWayOut::Set(headers), self.judged);
         }

@@ -8,7 +8,7 @@ fn request(pairs: &[(&'static str, &'static str)], options: &HttpOptions) -> Hea
         headers.append(*name, HeaderValue::from_static(value));
     }
     let (remote, local) = ("192.0.2.7:999".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
-    of_request(&mut headers, options, remote, local);
+    of_request(&mut headers, options, (remote, local), false);
     headers
 }
 

@@ -85,7 +85,7 @@ async fn own_replies_take_the_whole_way_out_whoever_makes_them() {
 
 fn csrf(percent: u32) -> Arc<CsrfPolicy> {
     let enabled = RuntimeFraction { key: String::new(), default: Fraction::percent(percent) };
-    Arc::new(CsrfPolicy { enabled, additional_origins: Vec::new() })
+    Arc::new(CsrfPolicy { enabled, shadow: None, additional_origins: Vec::new() })
 }
 
 #[tokio::test]

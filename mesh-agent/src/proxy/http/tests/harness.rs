@@ -213,6 +213,7 @@ fn cluster(
         discovery: Discovery::Static(Arc::new(LoadAssignment::of(endpoints))),
         lb_policy: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
+        table_space: None,
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
         circuit_breakers: Arc::default(),
@@ -348,6 +349,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     let chain = FilterChain {
         name: "http".into(),
         matches: FilterChainMatch::default(),
+        tls: None,
         filters: vec![],
         terminal: TerminalFilter::Http(Arc::new(http)),
     };
@@ -355,6 +357,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         name: "outbound".into(),
         direction: Direction::Outbound,
         address: "10.0.0.1:80".parse().unwrap(),
+        gateway: None,
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
     };

@@ -1,13 +1,17 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use super::*;
 use crate::{
     model::{
-        cluster::{Endpoint, Health, LoadAssignment, Tunnel},
+        cluster::{Cluster, Discovery, Endpoint, Health, LoadAssignment, Tunnel},
         hash_policy::{HashInput, HashPolicy},
     },
+    policy::fixtures::{cluster, snapshot},
     route::{
-        Choice,
+        Balancers, Choice,
         lb::tests::{at, balanced},
         request_hash,
     },
@@ -187,4 +191,120 @@ fn several_policies_add_up_as_in_envoy() {
         let hash = request_hash(&policies, &head, "127.0.0.1".parse().unwrap());
         assert_eq!(port(RING, &assignment, Choice { hash, ..Choice::default() }), expected, "{k}");
     }
+}
+
+fn without_space(policy: LbPolicy) -> Cluster {
+    let (_, cluster) = balanced(policy);
+    Cluster { table_space: None, ..cluster }
+}
+
+fn with_space(policy: LbPolicy, max_bytes: usize) -> Cluster {
+    let (_, cluster) = balanced(policy);
+    Cluster { table_space: TableSpace::alone(policy, max_bytes), ..cluster }
+}
+
+fn ports(balancers: &Balancers, cluster: &Cluster, of: &Arc<LoadAssignment>) -> Vec<u16> {
+    let port = |i: u32| {
+        let picked = balancers.pick(cluster, of, by(&i.to_string()), at(), &mut |_| 0);
+        picked.unwrap().0.address.port()
+    };
+    (0..400).map(port).collect()
+}
+
+#[test]
+fn without_room_for_a_table_a_hash_still_has_its_endpoint() {
+    let cluster = without_space(MAGLEV);
+    let all = assignment(&[(1, 1), (2, 1), (3, 2)]);
+    let balancers = Balancers::default();
+    let before = ports(&balancers, &cluster, &all);
+    let share = |port| before.iter().filter(|seen| **seen == port).count();
+    assert!((60..140).contains(&share(1)), "{}", share(1));
+    assert!((60..140).contains(&share(2)), "{}", share(2));
+    assert!((160..240).contains(&share(3)), "{}", share(3));
+    let fewer = assignment(&[(1, 1), (3, 2)]);
+    for (before, after) in before.iter().zip(ports(&balancers, &cluster, &fewer)) {
+        assert!(*before == after || *before == 2, "{before} became {after}");
+        assert_ne!(after, 2);
+    }
+    // The next one in line, and no other, where one is to be avoided.
+    let avoid = [([127, 0, 0, 1], 2).into()];
+    let again = Choice { avoid: &avoid, reselections: 3, ..by("5") };
+    let (picked, _) = balancers.pick(&cluster, &all, again, at(), &mut |_| 0).unwrap();
+    assert_ne!(picked.address.port(), 2);
+}
+
+#[test]
+fn a_ring_is_as_large_as_weights_ask_for_where_there_is_room() {
+    let uneven = assignment(&[(1, 1), (2, 10_000)]);
+    let light = |max_bytes| {
+        let cluster = with_space(RING, max_bytes);
+        let space = cluster.table_space.clone().unwrap();
+        let balancers = Balancers::default();
+        assert!(ports(&balancers, &cluster, &uneven).contains(&2));
+        let left = (0..max_bytes).rev().step_by(RING_POINT_BYTES);
+        left.filter(|bytes| space.more(*bytes).is_some()).count() * RING_POINT_BYTES
+    };
+    // 10 001 points, of which 1024 were promised.
+    assert_eq!(light(200_000), (200_000 - 10_001 * RING_POINT_BYTES).div_ceil(12) * 12);
+    // As many as were promised, and nothing beyond.
+    assert_eq!(light(100_000), (100_000 - 1024 * RING_POINT_BYTES).div_ceil(12) * 12);
+}
+
+#[test]
+fn a_table_is_made_anew_only_where_its_endpoints_change() {
+    // Room for one: another would have to go without.
+    let cluster = with_space(MAGLEV, MAGLEV.table_bytes());
+    let balancers = Balancers::default();
+    let first = assignment(&[(1, 1), (2, 1), (3, 2)]);
+    let before = ports(&balancers, &cluster, &first);
+    let same = assignment(&[(1, 1), (2, 1), (3, 2)]);
+    assert_eq!(ports(&balancers, &cluster, &same), before);
+    let without = ports(&Balancers::default(), &without_space(MAGLEV), &same);
+    assert_ne!(before, without);
+}
+
+#[test]
+fn the_last_table_serves_until_the_next_is_made() {
+    let behind = Arc::new(AtomicU32::new(0));
+    let woken = Arc::clone(&behind);
+    let balancers = Balancers::new(move || _ = woken.fetch_add(1, Ordering::Relaxed));
+    let old = assignment(&[(1, 1), (2, 1)]);
+    let new = assignment(&[(3, 1), (4, 1)]);
+    let cluster = Arc::new(with_space(MAGLEV, 10 * MAGLEV.table_bytes()));
+    let random = &mut |_| 0;
+    balancers.prepare(&[(Arc::clone(&cluster), Arc::clone(&old))], random);
+    assert!(ports(&balancers, &cluster, &old).iter().all(|port| *port <= 2));
+
+    // The snapshot is there, its table is not: whoever makes it is told.
+    behind.store(0, Ordering::Relaxed);
+    assert!(ports(&balancers, &cluster, &new).iter().all(|port| *port <= 2));
+    assert!(behind.load(Ordering::Relaxed) > 0);
+    balancers.refresh(&[(Arc::clone(&cluster), Arc::clone(&new))], random);
+    assert!(ports(&balancers, &cluster, &new).iter().all(|port| *port > 2));
+
+    // Made ahead, it serves from the moment its snapshot does, and not before.
+    let newest = assignment(&[(5, 1)]);
+    balancers.prepare(&[(Arc::clone(&cluster), Arc::clone(&newest))], random);
+    assert!(ports(&balancers, &cluster, &new).iter().all(|port| [3, 4].contains(port)));
+    assert!(ports(&balancers, &cluster, &newest).iter().all(|port| *port == 5));
+}
+
+#[test]
+fn tables_are_due_until_they_are_as_the_snapshot_has_them() {
+    let balancers = Balancers::new(|| {});
+    let endpoints = Arc::new(LoadAssignment::of(vec![
+        crate::route::lb::tests::endpoint(0, 1, Health::Healthy),
+        crate::route::lb::tests::endpoint(1, 1, Health::Healthy),
+    ]));
+    let by_hash = cluster("hashed", MAGLEV, Discovery::Static(endpoints));
+    let plain = cluster("plain", LbPolicy::RoundRobin, Discovery::Static(Arc::default()));
+    let snapshot = snapshot(Vec::new(), vec![by_hash, plain]);
+    let due = balancers.due(&snapshot);
+    assert_eq!(due.len(), 1);
+    assert_eq!(&*due[0].0.name.0, "hashed");
+    balancers.prepare(&due, &mut |_| 0);
+    // Prepared is not in force.
+    assert_eq!(balancers.due(&snapshot).len(), 1);
+    balancers.refresh(&due, &mut |_| 0);
+    assert!(balancers.due(&snapshot).is_empty());
 }

@@ -7,16 +7,19 @@ use super::super::{
     session::{TypeStatus, Variant},
 };
 
-/// Where a stream is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Where a stream is in its life; the better, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum StreamState {
-    /// A server is being dialled, or has not answered yet.
-    #[default]
-    Connecting,
-    /// A server answers, or has nothing new to say.
-    Connected,
     /// No server could be used; they are tried again soon.
     BackingOff,
+    /// A server is being dialled.
+    #[default]
+    Connecting,
+    /// A server can be talked to, and has said nothing on this connection: one that we
+    /// have everything of may have nothing new to say.
+    Connected,
+    /// A server has answered on this connection.
+    Synced,
 }
 
 /// What people see of the connection to the control planes.
@@ -38,6 +41,8 @@ pub struct StreamStatus {
     pub state: StreamState,
     /// Since when it is in this state.
     pub since: SystemTime,
+    /// When a server said something last, on whichever connection.
+    pub last_answer: Option<SystemTime>,
     /// Why the last connection ended.
     pub last_error: Option<String>,
     /// How many connections were tried.
@@ -52,6 +57,7 @@ impl Default for StreamStatus {
             kind: None,
             state: StreamState::Connecting,
             since: SystemTime::now(),
+            last_answer: None,
             last_error: None,
             tries: 0,
         }
@@ -61,7 +67,17 @@ impl Default for StreamStatus {
 impl AdsStatus {
     /// Whether every stream has its server.
     pub fn is_connected(&self) -> bool {
-        self.streams.values().all(|stream| stream.state == StreamState::Connected)
+        self.streams.values().all(|stream| stream.state >= StreamState::Connected)
+    }
+
+    /// Whether every stream's server has answered.
+    pub fn is_synced(&self) -> bool {
+        self.streams.values().all(|stream| stream.state == StreamState::Synced)
+    }
+
+    /// The stream that is worst off.
+    pub fn worst(&self) -> Option<&StreamStatus> {
+        self.streams.values().min_by_key(|stream| stream.state)
     }
 
     pub(super) fn stream(&mut self, at: usize) -> &mut StreamStatus {
@@ -94,10 +110,15 @@ impl StreamStatus {
         self.enter(StreamState::Connecting);
     }
 
+    pub(super) fn opened(&mut self) {
+        self.enter(StreamState::Connected);
+    }
+
     pub(super) fn answered(&mut self) {
-        if self.state != StreamState::Connected {
+        self.last_answer = Some(SystemTime::now());
+        if self.state != StreamState::Synced {
             tracing::info!(server = self.server, kind = self.kind, "the control plane answers");
-            self.enter(StreamState::Connected);
+            self.enter(StreamState::Synced);
         }
     }
 

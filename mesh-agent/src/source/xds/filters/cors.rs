@@ -11,10 +11,7 @@ use envoy_types::pb::{
 };
 use http::HeaderValue;
 
-use super::super::{
-    common, matchers,
-    reject::{Decoder, unsupported},
-};
+use super::super::{common, matchers, reject::Decoder};
 use crate::model::filter::{CorsPolicy, HttpFilter, RouteFilterConfig};
 
 pub(super) fn filter(d: &mut Decoder, any: &Any) -> Option<HttpFilter> {
@@ -74,10 +71,13 @@ fn policy(d: &mut Decoder, value: PbCorsPolicy) -> Option<Arc<CorsPolicy>> {
         allow_private_network_access,
         forward_not_matching_preflights,
     } = value;
-    unsupported!(d; shadow_enabled);
     let enabled = match filter_enabled {
         None => Some(None),
         Some(value) => d.field("filter_enabled", |d| common::runtime_fraction(d, value)).map(Some),
+    };
+    let shadow = match shadow_enabled {
+        None => Some(None),
+        Some(value) => d.field("shadow_enabled", |d| common::runtime_fraction(d, value)).map(Some),
     };
     let allow_origins =
         d.all("allow_origin_string_match", allow_origin_string_match, matchers::string);
@@ -88,6 +88,7 @@ fn policy(d: &mut Decoder, value: PbCorsPolicy) -> Option<Arc<CorsPolicy>> {
     let flag = |value: Option<BoolValue>| value.map(|value| value.value);
     Some(Arc::new(CorsPolicy {
         enabled: enabled?,
+        shadow: shadow?,
         allow_origins: allow_origins?,
         allow_methods: allow_methods?,
         allow_headers: allow_headers?,

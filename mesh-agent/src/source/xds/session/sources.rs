@@ -133,12 +133,6 @@ impl Session {
         found.collect()
     }
 
-    /// Whether everything was said on that stream that has to be for a beginning.
-    pub(in crate::source::xds) fn is_told(&self, stream: usize) -> bool {
-        let mut tables = self.tables.iter().filter(|table| table.stream == Some(stream));
-        tables.all(|table| table.received || (!table.is_always_asked() && table.wanted.is_empty()))
-    }
-
     /// Sees to it that the streams carry what is referred to from outside.
     pub(in crate::source::xds) fn refer(&mut self, references: &[Reference]) {
         if let Err(reason) = self.place(None, references) {

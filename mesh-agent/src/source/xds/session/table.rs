@@ -74,6 +74,7 @@ impl Needs {
                 let all = listener.takes_delivered_scopes().then(|| Arc::from(ALL));
                 needs.add(ResourceType::Scope, &all);
                 needs.place = Some(Place::Address(listener.direction, listener.address));
+                needs.add(ResourceType::Secret, listener.secret_names());
                 for filter in listener.discovered_filters() {
                     let (name, warms) = (Arc::clone(&filter.name), filter.warms);
                     let type_names = filter.type_names.clone();

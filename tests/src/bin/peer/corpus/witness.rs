@@ -13,7 +13,10 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Request, Response};
 use serde::Deserialize;
-use tests::corpus::{ANSWER, CASE, Field, Seen, of_bytes, to_bytes};
+use tests::{
+    coding::encoded,
+    corpus::{ANSWER, CASE, Field, Seen, of_bytes, to_bytes},
+};
 
 use super::{
     http1::{self, Front, Head},
@@ -34,6 +37,7 @@ struct Answer {
     headers: Vec<Field>,
     body: Option<String>,
     times: Option<usize>,
+    coding: Option<String>,
     trailers: Vec<Field>,
     delay_ms: u64,
     interim: Vec<u16>,
@@ -62,7 +66,11 @@ impl Answer {
 
     fn text(&self, by: &str) -> String {
         let body = self.body.clone().unwrap_or_else(|| format!("from {by}\n"));
-        body.repeat(self.times.unwrap_or(1))
+        let body = body.repeat(self.times.unwrap_or(1));
+        match &self.coding {
+            None => body,
+            Some(coding) => of_bytes(&encoded(coding, &to_bytes(&body))),
+        }
     }
 }
 

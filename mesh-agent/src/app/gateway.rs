@@ -1,0 +1,150 @@
+//! The sockets of gateway listeners: bound, served and closed as the configuration says.
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    time,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Agent, pods};
+use crate::{
+    model::{captured::Pod, gateway::Gateway, listener::Direction},
+    observe::log_limit::LogLimit,
+    proxy::{self, gateway::HalfOpen},
+};
+
+/// How long to wait before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Somebody else may have the address for long.
+static FAILURES: LogLimit = LogLimit::new();
+
+/// How many clients of one listener may be without a finished handshake.
+const HALF_OPEN_MAX: usize = 4096;
+
+/// What a socket is opened by.
+type Wanted = HashMap<SocketAddr, (u32, bool)>;
+
+struct Bound {
+    options: (u32, bool),
+    accepting: CancellationToken,
+}
+
+/// Follows the configuration until the agent stops.
+pub(super) async fn follow(agent: Arc<Agent>) {
+    let pod = proxy::gateway::workload(agent.config.node.gateway.clone());
+    let mut changes = agent.dataplane.snapshot.changes();
+    let mut bound: HashMap<SocketAddr, Bound> = HashMap::new();
+    let mut certified = false;
+    loop {
+        changes.mark_unchanged();
+        let wanted = wanted(&agent);
+        let mut whole = true;
+        if wanted.is_empty() == certified {
+            whole &= certify(&agent, &mut certified).await;
+        }
+        bound.retain(|address, socket| {
+            let stays = wanted.get(address) == Some(&socket.options);
+            if !stays {
+                tracing::info!(%address, "gateway listener closed");
+                socket.accepting.cancel();
+            }
+            stays
+        });
+        agent.gateway_failures().retain(|address, _| wanted.contains_key(address));
+        for (address, options) in wanted {
+            if bound.contains_key(&address) {
+                continue;
+            }
+            match open(&agent, &pod, address, options) {
+                Ok(accepting) => {
+                    tracing::info!(%address, "gateway listener bound");
+                    agent.gateway_failures().remove(&address);
+                    bound.insert(address, Bound { options, accepting });
+                }
+                Err(error) => {
+                    whole = false;
+                    if let Some(suppressed) = FAILURES.allows() {
+                        tracing::error!(%address, %error, suppressed, "gateway listener not bound");
+                    }
+                    agent.gateway_failures().insert(address, error.to_string());
+                }
+            }
+        }
+        tokio::select! {
+            () = agent.stop.cancelled() => break,
+            changed = changes.changed() => if changed.is_err() { break },
+            () = time::sleep(RETRY), if !whole => {}
+        }
+    }
+    bound.values().for_each(|socket| socket.accepting.cancel());
+}
+
+fn wanted(agent: &Agent) -> Wanted {
+    let snapshot = agent.dataplane.snapshot.load();
+    let gateways = snapshot.listeners.iter().filter(|l| l.direction == Direction::Gateway);
+    let options = |gateway: &Gateway| (gateway.backlog, gateway.freebind);
+    gateways.filter_map(|l| Some((l.address, options(l.gateway.as_ref()?)))).collect()
+}
+
+/// The gateway has a certificate for as long as there is a listener; whether that is so.
+async fn certify(agent: &Agent, certified: &mut bool) -> bool {
+    let (identity, identities) = (&agent.config.node.gateway, &agent.dataplane.identities);
+    if *certified {
+        identities.release(identity);
+        *certified = false;
+        return true;
+    }
+    match identities.ensure(identity).await {
+        Ok(()) => *certified = true,
+        Err(error) => tracing::error!(%error, "the gateway has no certificate"),
+    }
+    *certified
+}
+
+/// Binds, and serves on the runtime of connections until the token is cancelled.
+fn open(
+    agent: &Arc<Agent>,
+    pod: &Arc<Pod>,
+    address: SocketAddr,
+    (backlog, freebind): (u32, bool),
+) -> io::Result<CancellationToken> {
+    let listener = {
+        let _guard = agent.data.enter();
+        listen(address, backlog, freebind)?
+    };
+    let accepting = CancellationToken::new();
+    let (dataplane, pod) = (Arc::clone(&agent.dataplane), Arc::clone(pod));
+    let half_open = Arc::new(HalfOpen::new(HALF_OPEN_MAX));
+    let uid = pod.workload.uid.clone();
+    let served = pods::accept(uid, accepting.clone(), Arc::clone(&dataplane), async move || {
+        let (stream, source) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let (dataplane, pod) = (Arc::clone(&dataplane), Arc::clone(&pod));
+        let half_open = Arc::clone(&half_open);
+        Ok(async move {
+            proxy::gateway::serve(dataplane, pod, &half_open, stream, source).await;
+        })
+    });
+    agent.data.spawn(served);
+    Ok(accepting)
+}
+
+fn listen(address: SocketAddr, backlog: u32, freebind: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted agent must not wait for the TIME_WAIT of its predecessor.
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        SockRef::from(&socket).set_only_v6(true)?;
+    }
+    match (freebind, address.is_ipv4()) {
+        (false, _) => {}
+        (true, true) => SockRef::from(&socket).set_freebind_v4(true)?,
+        (true, false) => SockRef::from(&socket).set_freebind_v6(true)?,
+    }
+    socket.bind(address)?;
+    socket.listen(backlog)
+}

@@ -1,0 +1,341 @@
+//! Gateway listeners: clients from outside the mesh, who know nothing of it, at a node's
+//! own address.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use serde_json::{Value, json};
+use tests::{
+    Agent, Allow, Inbound, Mesh, MeshConfig, Pod, Service, Testbed,
+    conversation::end,
+    curl::Curl,
+    eventually,
+    pki::{Credentials, Pki, Validity},
+};
+
+const HTTP_MANAGER: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+const TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
+const INSPECTOR: &str =
+    "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+/// Who a node's gateway is unless it is said.
+const IDENTITY: &str = "spiffe://cluster.local/ns/mesh-system/sa/gateway";
+const WEB_PORT: u16 = 8080;
+
+/// A mesh with `web` behind it on the other node, and a client that is not of it.
+struct Gateway {
+    mesh: Mesh,
+    outside: Pod,
+}
+
+impl Gateway {
+    /// With listeners on the first node that `listeners` makes of its address.
+    fn start(name: &str, listeners: impl FnOnce(&str) -> Vec<Value>) -> Self {
+        let bed = Testbed::two_nodes(name);
+        let (client, web) = (bed.node(1).pod("client").start(), bed.node(2).pod("web").start());
+        let outside = bed.node(1).pod("outside").start();
+        let program = web.runs_nginx(WEB_PORT);
+        let config = behind(&web);
+        let address = bed.node(1).gateway().to_string();
+        let mesh = Mesh::start(bed, client, web, program, config.clone());
+        let gateway = Self { mesh, outside };
+        gateway.serve(listeners(&address));
+        gateway
+    }
+
+    /// Gives the first node these listeners, and waits until they can be reached.
+    fn serve(&self, listeners: Vec<Value>) {
+        let port = |listener: &Value| listener["address"]["socket_address"]["port_value"].as_u64();
+        let ports: Vec<_> = listeners.iter().filter_map(port).collect();
+        let config = self.mesh.config.clone();
+        self.agent().configure(&listeners.into_iter().fold(config, MeshConfig::raw_listener));
+        eventually("the gateway's listeners are bound", || {
+            let bound = self.mesh.bed.node(1).netns().listening_ports();
+            let missing = |port: &&u64| !bound.iter().any(|bound| u64::from(*bound) == **port);
+            ports.iter().find(missing).map_or(Ok(()), Err)
+        });
+    }
+
+    fn at(&self, port: u16) -> SocketAddr {
+        (self.mesh.bed.node(1).gateway(), port).into()
+    }
+
+    fn agent(&self) -> &Agent {
+        self.mesh.near()
+    }
+
+    fn url(&self, scheme: &str, port: u16) -> String {
+        format!("{scheme}://{}:{port}/", self.mesh.bed.node(1).gateway())
+    }
+}
+
+/// `web` takes `GET` from gateways and from nobody else.
+fn behind(web: &Pod) -> MeshConfig {
+    let gateway = json!({ "authenticated": { "principal_name": { "exact": IDENTITY } } });
+    let reads = Allow::policy("gateways-may-read").principal(gateway).methods(&["GET"]);
+    MeshConfig::new()
+        .service(&Service::http("web", "10.96.0.10:80").backed_by(web, WEB_PORT))
+        .inbound(&Inbound::http(web, WEB_PORT).allow(reads))
+}
+
+/// A listener of the node's own.
+fn listener(name: &str, (address, port): (&str, u16), chains: Value) -> Value {
+    json!({
+        "name": name,
+        "address": { "socket_address": { "address": address, "port_value": port } },
+        "filter_chains": chains,
+    })
+}
+
+/// Everything to `cluster`.
+fn http_to(cluster: &str) -> Value {
+    json!({
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": HTTP_MANAGER,
+            "stat_prefix": cluster,
+            "use_remote_address": true,
+            "route_config": { "name": cluster, "virtual_hosts": [{
+                "name": cluster,
+                "domains": ["*"],
+                "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": cluster } }],
+            }] },
+            "http_filters": [{
+                "name": "envoy.filters.http.router",
+                "typed_config": { "@type": ROUTER },
+            }],
+        },
+    })
+}
+
+#[test]
+fn gateway_clients_reach_a_workload_by_mtls() {
+    let gateway = Gateway::start("gateway-plain", |address| {
+        vec![listener("edge", (address, 8000), json!([{ "filters": [http_to("web")] }]))]
+    });
+    let wire = gateway.mesh.bed.wire().capture();
+    let url = gateway.url("http", 8000);
+    gateway.outside.curl(&url).expect_status(200).expect_body("hello from web");
+    gateway.outside.curl(&url).http2().expect_status(200).expect_body("hello from web");
+    gateway.outside.curl(&url).method("DELETE").expect_status(403);
+    wire.expect_only_tls();
+
+    let client = gateway.outside.ip().to_string();
+    let entry = gateway.agent().logs_access(&["\"gateway\"", "\"response_code\":200"]);
+    assert!(entry["source_address"].to_string().contains(&client), "{entry}");
+    assert_eq!(entry["source_identity"], Value::Null, "{entry}");
+    // As of outbound connections: towards the workload.
+    assert_eq!(entry["connection_security_policy"], "mutual_tls", "{entry}");
+    let entry = gateway.mesh.far().logs_access(&["inbound", "\"response_code\":200"]);
+    assert_eq!(entry["source_identity"], IDENTITY, "{entry}");
+    gateway.mesh.far().logs_access(&["inbound", "\"response_code\":403"]);
+
+    // The mesh's own clients are not who policy means, whichever way they take.
+    gateway.mesh.client.curl("http://10.96.0.10/").expect_status(403);
+    // It is the node's, and no pod's.
+    assert!(gateway.mesh.bed.node(1).netns().listening_ports().contains(&8000));
+    assert!(!gateway.mesh.client.netns().listening_ports().contains(&8000));
+}
+
+#[test]
+fn gateway_is_who_the_agent_is_told() {
+    let gateway = Gateway::start("gateway-identity", |address| {
+        vec![listener("edge", (address, 8000), json!([{ "filters": [http_to("web")] }]))]
+    });
+    let Gateway { mut mesh, outside } = gateway;
+    let url = format!("http://{}:8000/", mesh.bed.node(1).gateway());
+    outside.curl(&url).expect_status(200);
+    mesh.agents[0].restart_with(&["--gateway-service-account", "edge/someone"]);
+    outside.curl(&url).expect_status(403);
+    let entry = mesh.far().logs_access(&["inbound", "someone"]);
+    assert_eq!(entry["source_identity"], "spiffe://cluster.local/ns/edge/sa/someone", "{entry}");
+}
+
+/// A chain that terminates TLS: `common_tls_context` and what else there is to say.
+fn terminated(context: Value, terminal: Value) -> Value {
+    let mut typed = context;
+    typed["@type"] = format!("{TLS}.DownstreamTlsContext").into();
+    json!({
+        "transport_socket": { "name": "envoy.transport_sockets.tls", "typed_config": typed },
+        "filters": [terminal],
+    })
+}
+
+fn certificate(credentials: &Credentials) -> Value {
+    json!({
+        "certificate_chain": { "inline_string": credentials.certificate_pem },
+        "private_key": { "inline_string": credentials.key_pem },
+    })
+}
+
+impl Gateway {
+    /// Puts what a client needs where it can read it; arguments for curl.
+    fn client_files(&self, root: &str, own: Option<&Credentials>) -> Vec<String> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let put = |name: &str, text: &str| {
+            let path = self.mesh.bed.directory().join(format!("{number}-{name}"));
+            fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let mut arguments = vec!["--cacert".to_owned(), put("root.pem", root)];
+        if let Some(own) = own {
+            let (certificate, key) =
+                (put("own.pem", &own.certificate_pem), put("key.pem", &own.key_pem));
+            arguments.extend(["--cert".to_owned(), certificate, "--key".to_owned(), key]);
+        }
+        arguments
+    }
+
+    /// By TLS for `name` at the gateway's `port`.
+    fn https(&self, name: &str, port: u16, arguments: &[String]) -> Curl<'_> {
+        let resolve = format!("{name}:{port}:{}", self.mesh.bed.node(1).gateway());
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let curl = self.outside.curl(&format!("https://{name}:{port}/"));
+        curl.arguments(&["--resolve", &resolve]).arguments(&arguments)
+    }
+}
+
+#[test]
+fn gateway_terminates_tls_with_the_certificate_the_client_asks_for() {
+    let pki = Pki::foreign();
+    let first = pki.issue(&["first.example"], Validity::Now);
+    let wildcard = pki.issue(&["*.shop.example"], Validity::Now);
+    let gateway = Gateway::start("gateway-tls", |address| {
+        let context = json!({ "common_tls_context": {
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_certificates": [certificate(&first), certificate(&wildcard)],
+        } });
+        let mut chain = terminated(context, http_to("web"));
+        chain["transport_socket_connect_timeout"] = "1s".into();
+        let versions = json!({ "common_tls_context": {
+            "tls_params": { "tls_minimum_protocol_version": "TLSv1_3" },
+            "tls_certificates": [certificate(&first)],
+        } });
+        vec![
+            listener("edge", (address, 8443), json!([chain])),
+            listener("modern", (address, 8444), json!([terminated(versions, http_to("web"))])),
+        ]
+    });
+    let wire = gateway.mesh.bed.wire().capture();
+    let trust = gateway.client_files(pki.root_pem(), None);
+    for name in ["first.example", "a.shop.example", "B.shop.example"] {
+        let response = gateway.https(name, 8443, &trust).expect_status(200);
+        assert!(response.expect_body("hello from web").ran().stdout().starts_with("HTTP/2"));
+    }
+    let old = gateway.https("first.example", 8443, &trust).arguments(&["--http1.1"]);
+    assert!(old.expect_status(200).ran().stdout().starts_with("HTTP/1.1"));
+    // Who asks for something else gets the first, and does not take it.
+    for name in ["other.example", "shop.example", "c.b.shop.example"] {
+        let ran = gateway.https(name, 8443, &trust).send();
+        assert_eq!(ran.ran().code(), Some(60), "{ran:?}");
+    }
+    let tls12 = ["--tls-max", "1.2"];
+    gateway.https("first.example", 8443, &trust).arguments(&tls12).expect_status(200);
+    gateway.https("first.example", 8444, &trust).expect_status(200);
+    let ran = gateway.https("first.example", 8444, &trust).arguments(&tls12).send();
+    assert_eq!(ran.ran().code(), Some(35), "{ran:?}");
+    wire.expect_only_tls();
+
+    let entry = gateway.agent().logs_access(&["\"gateway\"", "a.shop.example"]);
+    assert_eq!(entry["response_code"], 200, "{entry}");
+    let counted = |reason: &str| {
+        let labels = [r#"direction="gateway""#, &format!("reason=\"{reason}\"")];
+        eventually(reason, || {
+            let metrics = gateway.agent().metrics();
+            let failures = metrics.sum("mesh_handshake_failures_total", &labels);
+            if failures > 0.0 { Ok(()) } else { Err(metrics.text().to_owned()) }
+        });
+    };
+    counted("tls");
+
+    // What is no handshake costs its own connection and nobody else's.
+    let mut kept = gateway.outside.connects(gateway.at(8443));
+    kept.says([22, 3, 1, 2, 0]);
+    let plain = gateway.outside.curl(&gateway.url("http", 8443)).send();
+    assert!([Some(52), Some(56), Some(1)].contains(&plain.ran().code()), "{plain:?}");
+    let (_, end) = gateway.outside.connects(gateway.at(8443)).says("GET / HTTP/1.1\r\n\r\n").rest();
+    assert!([end::CLOSED, end::RESET].contains(&end));
+    let (_, end) = gateway.outside.connects(gateway.at(8443)).says([22, 3, 1, 0, 2, 9, 9]).rest();
+    assert!([end::CLOSED, end::RESET].contains(&end));
+    // Who began and went silent is let go of after the second that the chain gives.
+    let (_, end) = kept.rest();
+    assert!([end::CLOSED, end::RESET].contains(&end));
+    counted("timeout");
+    gateway.https("first.example", 8443, &trust).expect_status(200);
+}
+
+#[test]
+fn gateway_clients_prove_who_they_are_where_they_must() {
+    let (pki, foreign) = (Pki::foreign(), Pki::foreign());
+    let own = pki.issue(&["edge.example"], Validity::Now);
+    let gateway = Gateway::start("gateway-clients", |address| {
+        let context = json!({
+            "require_client_certificate": true,
+            "common_tls_context": {
+                "tls_certificates": [certificate(&own)],
+                "validation_context": {
+                    "trusted_ca": { "inline_string": pki.root_pem() },
+                    "match_typed_subject_alt_names": [
+                        { "san_type": "DNS", "matcher": { "suffix": ".friends.example" } },
+                    ],
+                },
+            },
+        });
+        vec![listener("edge", (address, 8443), json!([terminated(context, http_to("web"))]))]
+    });
+    let answer = |own: Option<&Credentials>| {
+        let files = gateway.client_files(pki.root_pem(), own);
+        gateway.https("edge.example", 8443, &files).send().status()
+    };
+    let friend = pki.issue(&["a.friends.example"], Validity::Now);
+    assert_eq!(answer(Some(&friend)), Some(200));
+    for (who, own) in [
+        ("nobody", None),
+        ("somebody else", Some(pki.issue(&["a.enemies.example"], Validity::Now))),
+        ("who was a friend", Some(pki.issue(&["a.friends.example"], Validity::Past))),
+        ("who will be a friend", Some(pki.issue(&["a.friends.example"], Validity::Future))),
+        ("who says so", Some(foreign.issue(&["a.friends.example"], Validity::Now))),
+    ] {
+        assert_eq!(answer(own.as_ref()), None, "{who}");
+    }
+    assert_eq!(answer(Some(&friend)), Some(200));
+    gateway.agent().logs(&["connection refused", "client_refused"]);
+}
+
+#[test]
+fn gateway_survives_a_flood_of_clients_that_say_nothing() {
+    let pki = Pki::foreign();
+    let own = pki.issue(&["edge.example"], Validity::Now);
+    let gateway = Gateway::start("gateway-flood", |address| {
+        let context = json!({ "common_tls_context": { "tls_certificates": [certificate(&own)] } });
+        let mut listener =
+            listener("edge", (address, 8443), json!([terminated(context, http_to("web"))]));
+        listener["listener_filters"] = json!([{
+            "name": "envoy.filters.listener.tls_inspector",
+            "typed_config": { "@type": INSPECTOR },
+        }]);
+        vec![listener]
+    });
+    let trust = gateway.client_files(pki.root_pem(), None);
+    let flood: Vec<_> = gateway.outside.netns().enter(|| {
+        let open = |n: usize| {
+            let mut stream = TcpStream::connect(gateway.at(8443)).unwrap();
+            // Some begin a handshake, as large as they come.
+            if n.is_multiple_of(2) {
+                stream.write_all(&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3]).unwrap();
+            }
+            stream
+        };
+        (0..400).map(open).collect()
+    });
+    for _ in 0..3 {
+        gateway.https("edge.example", 8443, &trust).expect_status(200);
+    }
+    drop(flood);
+    gateway.https("edge.example", 8443, &trust).expect_status(200);
+}
