@@ -17,6 +17,7 @@ mod monitoring;
 mod pods;
 mod self_test;
 mod tables;
+mod workers;
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +30,7 @@ use std::{
 use anyhow::Context;
 use http::HeaderValue;
 use tokio::{
-    runtime::{Builder, Handle, Runtime},
+    runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
     time,
@@ -60,7 +61,7 @@ use crate::{
     },
 };
 
-use self::{certificates::Certificates, configuration::Source, pods::Pods};
+use self::{certificates::Certificates, configuration::Source, pods::Pods, workers::Workers};
 
 /// So many answers to names wait to be applied.
 const RESOLVED_MAX: usize = 64;
@@ -96,13 +97,13 @@ pub enum ExitReason {
 pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     raise_file_limit();
     memory::share_arenas();
-    let data = runtime("mesh-data", data_threads(&config))?;
-    let control = runtime("mesh-control", 1)?;
-    let (agent, writers) = control.block_on(start(config, data.handle().clone()))?;
+    let (data, threads) = Workers::start(data_threads(&config), CUT_GRACE)?;
+    let control = control_runtime()?;
+    let (agent, writers) = control.block_on(start(config, data))?;
     let ended = control.block_on(serve(&agent));
     drop(agent);
     control.shutdown_timeout(CUT_GRACE);
-    data.shutdown_timeout(CUT_GRACE);
+    threads.end();
     let (records, lines) = writers;
     let written = records.close(LOG_GRACE);
     if !(lines.close(LOG_GRACE) && written) {
@@ -111,13 +112,14 @@ pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     ended
 }
 
-fn runtime(name: &str, workers: usize) -> anyhow::Result<Runtime> {
+/// Where everything runs that serves no connection.
+fn control_runtime() -> anyhow::Result<Runtime> {
     Builder::new_multi_thread()
-        .worker_threads(workers)
-        .thread_name(name)
+        .worker_threads(1)
+        .thread_name("mesh-control")
         .enable_all()
         .build()
-        .with_context(|| format!("runtime {name}"))
+        .context("the control runtime")
 }
 
 fn data_threads(config: &AgentConfig) -> usize {
@@ -159,7 +161,7 @@ struct Agent {
     /// Gateway listeners that could not be bound, and why.
     gateway_failures: Mutex<BTreeMap<SocketAddr, String>>,
     /// Where connections are served.
-    data: Handle,
+    data: Arc<Workers>,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
     stop: CancellationToken,
 }
@@ -181,7 +183,7 @@ impl Agent {
 /// Who writes the agent's own log, and those that are configured.
 type Writers = (AccessLogWriter, LinesWriter);
 
-async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>, Writers)> {
+async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<Agent>, Writers)> {
     // What is the operator's to mend comes first, before anything is attached.
     let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
     let source = Source::open(&config.source, &last_good)?;
@@ -204,7 +206,7 @@ async fn start(config: AgentConfig, data: Handle) -> anyhow::Result<(Arc<Agent>,
     }
     let capture = {
         // Its listeners belong to the runtime that serves connections.
-        let _guard = data.enter();
+        let _guard = data.in_turn().enter();
         Capture::start(CaptureOptions {
             state_dir: config.node.state_dir.clone(),
             kernel_path: kernel_path.is_ok(),
@@ -343,13 +345,14 @@ fn dataplane(
     (access_log, lines): (AccessLog, Lines),
     behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
+    let workers = data_threads(config);
     let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
     let balancers = Arc::new(tables::balancers(behind));
     let outbound_policy = config.traffic.outbound_policy;
     let connector = Arc::new(Connector {
         identities: Arc::clone(&identities),
         tls: Arc::default(),
-        hbone: HbonePool::new(HbonePoolOptions::default()),
+        hbone: HbonePool::new(HbonePoolOptions { workers, ..HbonePoolOptions::default() }),
         metrics: metrics.clone(),
     });
     let http = HttpServices {
@@ -360,7 +363,7 @@ fn dataplane(
         balancers: Arc::clone(&balancers),
         outbound_policy,
         upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
-        pool: Arc::new(HttpPool::new(HttpPoolOptions::default())),
+        pool: Arc::new(HttpPool::new(HttpPoolOptions { workers, ..HttpPoolOptions::default() })),
         on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
         lines,
     };

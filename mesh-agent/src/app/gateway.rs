@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, pods};
+use super::{Agent, workers::Accepting};
 use crate::{
     model::{captured::Pod, gateway::Gateway, listener::Direction},
     observe::log_limit::LogLimit,
@@ -112,24 +112,24 @@ fn open(
     address: SocketAddr,
     (backlog, freebind): (u32, bool),
 ) -> io::Result<CancellationToken> {
+    let worker = agent.data.in_turn();
     let listener = {
-        let _guard = agent.data.enter();
+        let _guard = worker.enter();
         listen(address, backlog, freebind)?
     };
     let accepting = CancellationToken::new();
     let (dataplane, pod) = (Arc::clone(&agent.dataplane), Arc::clone(pod));
     let half_open = Arc::new(HalfOpen::new(HALF_OPEN_MAX));
-    let uid = pod.workload.uid.clone();
-    let served = pods::accept(uid, accepting.clone(), Arc::clone(&dataplane), async move || {
+    let accepted = Accepting::new(agent, &pod, accepting.clone()).run(async move || {
         let (stream, source) = listener.accept().await?;
         stream.set_nodelay(true)?;
         let (dataplane, pod) = (Arc::clone(&dataplane), Arc::clone(&pod));
         let half_open = Arc::clone(&half_open);
-        Ok(async move {
+        Ok((stream, async move |stream| {
             proxy::gateway::serve(dataplane, pod, &half_open, stream, source).await;
-        })
+        }))
     });
-    agent.data.spawn(served);
+    worker.spawn(accepted);
     Ok(accepting)
 }
 

@@ -2,32 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    future::Future,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    sync::{Notify, Semaphore},
-    time,
-};
+use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, PodsFile};
+use super::{Agent, PodsFile, workers::Accepting};
 use crate::{
     admin::{ControlError, EnrollRequest, NetnsRef},
     capture::{self, EnrollError, EnrollPod, EnrolledPod, Exclusions, Multicast},
     model::{captured::Pod, workload::WorkloadUid},
-    proxy::{Dataplane, inbound, outbound, story},
+    proxy::{inbound, outbound, story},
 };
-
-/// Connections of one pod that the agent serves at once, of each kind; more wait in
-/// the listener's backlog, so that one pod can't take every descriptor.
-const MAX_CONNECTIONS_PER_POD: usize = 16_384;
-
-/// How long to wait after a failed accept: out of descriptors, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Between two looks at what has changed: the first is at once, and who makes changes all
 /// the time does not keep the agent.
@@ -136,7 +124,7 @@ impl Agent {
         identities.ensure(&identity).await.map_err(failed)?;
         let agent = Arc::clone(self);
         // Its listeners belong to the runtime that serves them.
-        let opened = self.data.spawn(async move { agent.open(request).await }).await;
+        let opened = self.data.in_turn().spawn(async move { agent.open(request).await }).await;
         let opened = opened.map_err(failed).and_then(|opened| opened);
         if opened.is_err() {
             identities.release(&identity);
@@ -150,7 +138,7 @@ impl Agent {
         let enrolled = self.capture.enroll(request.clone()).await.map_err(refused)?;
         let pod = Arc::clone(&enrolled.pod);
         let accepting = CancellationToken::new();
-        let links = serve(&self.dataplane, enrolled, &accepting);
+        let links = serve(self, enrolled, &accepting);
         tokio::spawn(watch_links(Arc::clone(self), uid.clone(), links, accepting.clone()));
         if let Err(error) = self.capture.activate(&uid) {
             accepting.cancel();
@@ -207,7 +195,7 @@ impl Agent {
         }
         let agent = Arc::clone(self);
         // Listeners are opened, for a moment, by the runtime that would serve them.
-        let held = self.data.spawn(async move { agent.capture.hold(pod).await }).await;
+        let held = self.data.in_turn().spawn(async move { agent.capture.hold(pod).await }).await;
         held.map_err(failed)?.map_err(refused)
     }
 
@@ -367,70 +355,29 @@ pub(super) async fn watch_rules(agent: Arc<Agent>) {
 
 /// Accepts the pod's connections until `accepting` is cancelled. What is left is to be
 /// watched.
-fn serve(
-    dataplane: &Arc<Dataplane>,
-    enrolled: EnrolledPod,
-    accepting: &CancellationToken,
-) -> Multicast {
+fn serve(agent: &Agent, enrolled: EnrolledPod, accepting: &CancellationToken) -> Multicast {
     let EnrolledPod { pod, outbound, inbound, hbone, links } = enrolled;
-    let uid = pod.workload.uid.clone();
-    {
-        let dataplane = Arc::clone(dataplane);
-        let accepted =
-            accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
-                let (stream, captured) = outbound.accept().await?;
-                Ok(outbound::serve(Arc::clone(&dataplane), stream, captured))
-            });
-        tokio::spawn(accepted);
-    }
-    {
-        let dataplane = Arc::clone(dataplane);
-        let accepted =
-            accept(uid.clone(), accepting.clone(), Arc::clone(&dataplane), async move || {
-                let (stream, captured) = inbound.accept().await?;
-                Ok(inbound::serve_plaintext(Arc::clone(&dataplane), stream, captured))
-            });
-        tokio::spawn(accepted);
-    }
-    let dataplane = Arc::clone(dataplane);
-    let accepted = accept(uid, accepting.clone(), Arc::clone(&dataplane), async move || {
+    let accepting = || Accepting::new(agent, &pod, accepting.clone());
+    let dataplane = Arc::clone(&agent.dataplane);
+    tokio::spawn(accepting().run(async move || {
+        let (stream, captured) = outbound.accept().await?;
+        let dataplane = Arc::clone(&dataplane);
+        Ok((stream, move |stream| outbound::serve(dataplane, stream, captured)))
+    }));
+    let dataplane = Arc::clone(&agent.dataplane);
+    tokio::spawn(accepting().run(async move || {
+        let (stream, captured) = inbound.accept().await?;
+        let dataplane = Arc::clone(&dataplane);
+        Ok((stream, move |stream| inbound::serve_plaintext(dataplane, stream, captured)))
+    }));
+    let tunnels = accepting();
+    let dataplane = Arc::clone(&agent.dataplane);
+    tokio::spawn(tunnels.run(async move || {
         let (stream, source) = hbone.accept().await?;
         let (dataplane, pod) = (Arc::clone(&dataplane), Arc::clone(&pod));
-        Ok(inbound::serve_hbone(dataplane, pod, stream, source))
-    });
-    tokio::spawn(accepted);
+        Ok((stream, move |stream| inbound::serve_hbone(dataplane, pod, stream, source)))
+    }));
     links
-}
-
-pub(super) async fn accept<A, S>(
-    uid: WorkloadUid,
-    accepting: CancellationToken,
-    dataplane: Arc<Dataplane>,
-    next: A,
-) where
-    A: AsyncFn() -> io::Result<S>,
-    S: Future<Output = ()> + Send + 'static,
-{
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            () = accepting.cancelled() => return,
-            accepted = next() => accepted,
-        };
-        match accepted {
-            Ok(connection) => {
-                dataplane.tasks.spawn(async move {
-                    connection.await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(pod = %uid, %error, "a connection was not accepted");
-                time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
 }
 
 fn failed(error: impl std::error::Error + 'static) -> ControlError {

@@ -31,6 +31,7 @@ use tokio::{
 
 pub use self::body::LeasedBody;
 use self::{http1::Http1, http2::Http2};
+use super::worker::PerWorker;
 use crate::model::{identity::Identity, workload::WorkloadUid};
 
 /// A connection's bytes, whatever carries them: a socket or an HBONE stream.
@@ -85,6 +86,9 @@ pub struct TlsKey {
 /// Bounds of a pool.
 #[derive(Debug, Clone)]
 pub struct HttpPoolOptions {
+    /// Threads that have connections of their own, see [`crate::transport::worker`]; what
+    /// follows holds for each.
+    pub workers: usize,
     /// Idle HTTP/1.1 connections per key.
     pub idle_max: usize,
     /// Idle connections of both kinds are closed after this long. Shorter than the
@@ -101,6 +105,7 @@ pub struct HttpPoolOptions {
 impl Default for HttpPoolOptions {
     fn default() -> Self {
         Self {
+            workers: 0,
             idle_max: 256,
             idle_timeout: Duration::from_secs(60),
             http2_connections_max: 8,
@@ -139,7 +144,7 @@ pub struct SendFailure<B> {
 /// Connections to upstreams, by key. `B` is the body of requests.
 pub struct HttpPool<B: UpstreamBody> {
     options: HttpPoolOptions,
-    table: Mutex<Table<B>>,
+    tables: PerWorker<Mutex<Table<B>>>,
 }
 
 struct Table<B: UpstreamBody> {
@@ -190,8 +195,8 @@ impl<B: UpstreamBody> std::fmt::Debug for HttpPool<B> {
 impl<B: UpstreamBody> HttpPool<B> {
     /// An empty pool.
     pub fn new(options: HttpPoolOptions) -> Self {
-        let table = Table { slots: HashMap::new(), closed: false };
-        Self { options, table: Mutex::new(table) }
+        let table = || Mutex::new(Table { slots: HashMap::new(), closed: false });
+        Self { tables: PerWorker::new(options.workers, table), options }
     }
 
     /// A connection for `key`: a kept one unless `fresh`, else one that `connect` makes.
@@ -300,14 +305,18 @@ impl<B: UpstreamBody> HttpPool<B> {
     /// Closes connections whose key `keep` does not want, the busy ones after their
     /// requests: for endpoints that are gone.
     pub fn retain(&self, mut keep: impl FnMut(&HttpKey) -> bool) {
-        self.table().slots.retain(|key, _| keep(key));
+        for table in self.tables.iter() {
+            lock(table).slots.retain(|key, _| keep(key));
+        }
     }
 
     /// Closes what is idle and keeps nothing any more.
     pub fn close_all(&self) {
-        let mut table = self.table();
-        table.closed = true;
-        table.slots.clear();
+        for table in self.tables.iter() {
+            let mut table = lock(table);
+            table.closed = true;
+            table.slots.clear();
+        }
     }
 
     /// Closes what has been idle for too long or was closed by its peer. To be called
@@ -315,22 +324,27 @@ impl<B: UpstreamBody> HttpPool<B> {
     pub fn sweep(&self) {
         let idle_timeout = self.options.idle_timeout;
         let now = Instant::now();
-        self.table().slots.retain(|_, slot| {
-            slot.idle.retain_mut(|idle| {
-                now.duration_since(idle.since) < idle_timeout && idle.connection.is_alive()
+        for table in self.tables.iter() {
+            lock(table).slots.retain(|_, slot| {
+                slot.idle.retain_mut(|idle| {
+                    now.duration_since(idle.since) < idle_timeout && idle.connection.is_alive()
+                });
+                slot.http2.retain(|connection| {
+                    !connection.is_closed() && !connection.idle_for(now, idle_timeout)
+                });
+                let in_use =
+                    Arc::strong_count(&slot.mark) > 1 || Arc::strong_count(&slot.connecting) > 1;
+                in_use || !slot.idle.is_empty() || !slot.http2.is_empty()
             });
-            slot.http2.retain(|connection| {
-                !connection.is_closed() && !connection.idle_for(now, idle_timeout)
-            });
-            let in_use =
-                Arc::strong_count(&slot.mark) > 1 || Arc::strong_count(&slot.connecting) > 1;
-            in_use || !slot.idle.is_empty() || !slot.http2.is_empty()
-        });
+        }
     }
 
     /// How many connections are kept, busy HTTP/1.1 ones not counted.
     pub fn len(&self) -> usize {
-        self.table().slots.values().map(|slot| slot.idle.len() + slot.http2.len()).sum()
+        let kept = |table: &Table<B>| {
+            table.slots.values().map(|slot| slot.idle.len() + slot.http2.len()).sum::<usize>()
+        };
+        self.tables.iter().map(|table| kept(&lock(table))).sum()
     }
 
     /// Whether none is kept.
@@ -340,10 +354,15 @@ impl<B: UpstreamBody> HttpPool<B> {
 }
 
 impl<B: UpstreamBody> HttpPool<B> {
+    /// The worker's own.
     fn table(&self) -> MutexGuard<'_, Table<B>> {
-        // Every change is a single step: a table is whole even after a panic.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(self.tables.own())
     }
+}
+
+fn lock<B: UpstreamBody>(table: &Mutex<Table<B>>) -> MutexGuard<'_, Table<B>> {
+    // Every change is a single step: a table is whole even after a panic.
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<B: UpstreamBody> Table<B> {

@@ -12,6 +12,7 @@ pub mod http_pool;
 pub mod relay;
 pub mod replayed;
 pub mod tls;
+pub mod worker;
 
 #[cfg(test)]
 mod testing;

@@ -260,7 +260,7 @@ impl Metrics {
     /// `filter`, one of a fixed few, would have let a request's origin in, or not.
     pub fn origin_shadow(&self, direction: Direction, filter: &'static str, allowed: bool) {
         let result = if allowed { "allowed" } else { "denied" };
-        let series = ByOrigin { direction: labels::direction(direction), filter, result };
+        let series = ByOrigin { direction: direction.as_str(), filter, result };
         self.0.own.origin_shadow.get_or_create(&series).inc();
     }
 

@@ -476,8 +476,12 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
+    let hop_by_hop = [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, TE, TRANSFER_ENCODING, UPGRADE];
+    // Mostly there is none, and to look at names is less than to hash them.
+    if headers.keys().any(|name| hop_by_hop.contains(name)) {
+        for name in hop_by_hop {
+            headers.remove(name);
+        }
     }
 }
 

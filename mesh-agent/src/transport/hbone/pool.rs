@@ -25,7 +25,10 @@ use super::{
     HboneError, HboneFailure, HboneStream, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Phase,
     client::{self, OpenError},
 };
-use crate::model::{captured::Pod, identity::Identity, workload::WorkloadUid};
+use crate::{
+    model::{captured::Pod, identity::Identity, workload::WorkloadUid},
+    transport::worker::PerWorker,
+};
 
 /// Where a tunnel is to go, and for whom.
 #[derive(Debug, Clone)]
@@ -70,7 +73,9 @@ pub struct HbonePoolOptions {
     /// Streams that one connection carries before another is made; the peer's own
     /// limit counts where it is lower. 32 full windows fit a connection's window.
     pub max_streams_per_connection: usize,
-    /// Beyond this many, connections carry more streams than they should.
+    /// Threads that have connections of their own, see [`crate::transport::worker`].
+    pub workers: usize,
+    /// Beyond this many, each worker's connections carry more streams than they should.
     pub max_connections_per_key: usize,
     /// For TCP.
     pub connect_timeout: Duration,
@@ -91,6 +96,7 @@ impl Default for HbonePoolOptions {
     fn default() -> Self {
         Self {
             max_streams_per_connection: 32,
+            workers: 0,
             max_connections_per_key: 64,
             connect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
@@ -130,7 +136,7 @@ pub struct HbonePool {
 #[derive(Debug)]
 struct Shared {
     options: HbonePoolOptions,
-    peers: Mutex<Peers>,
+    peers: PerWorker<Mutex<Peers>>,
     tasks: TaskTracker,
     /// Cuts every connection and ends every task.
     cut: CancellationToken,
@@ -164,8 +170,8 @@ impl HbonePool {
     /// An empty pool; its tasks run on the runtime that calls [`HbonePool::connect`].
     pub fn new(options: HbonePoolOptions) -> Self {
         let shared = Shared {
+            peers: PerWorker::new(options.workers, Mutex::default),
             options,
-            peers: Mutex::default(),
             tasks: TaskTracker::new(),
             cut: CancellationToken::new(),
         };
@@ -259,19 +265,23 @@ impl HbonePool {
     /// Drops the connections of every key that `keep` declines: they take no more
     /// streams and end (GOAWAY) with their last one. Attempts to connect end at once.
     pub fn retain(&self, mut keep: impl FnMut(&HboneKey) -> bool) {
-        self.shared.lock().by_key.retain(|key, peer| {
-            let kept = keep(key);
-            if !kept {
-                peer.retire();
-            }
-            kept
-        });
+        for peers in self.shared.peers.iter() {
+            lock(peers).by_key.retain(|key, peer| {
+                let kept = keep(key);
+                if !kept {
+                    peer.retire();
+                }
+                kept
+            });
+        }
     }
 
     /// Takes no more tunnels, lets running ones end for `drain`, cuts the rest, and
     /// waits until all tasks of the pool have ended.
     pub async fn close_all(&self, drain: Duration) {
-        self.shared.lock().closed = true;
+        for peers in self.shared.peers.iter() {
+            lock(peers).closed = true;
+        }
         self.retain(|_| false);
         self.shared.tasks.close();
         if time::timeout(drain, self.shared.tasks.wait()).await.is_err() {
@@ -280,18 +290,21 @@ impl HbonePool {
         }
     }
 
-    /// Every key with its connections.
+    /// Every key with its connections, of whichever worker.
     pub fn status(&self) -> Vec<PoolStatus> {
-        let peers = self.shared.lock();
-        let mut status: Vec<_> = peers
-            .by_key
-            .iter()
-            .map(|(key, peer)| PoolStatus {
-                key: key.clone(),
-                connecting: peer.connecting.is_some(),
-                connections: peer.connections.iter().map(|c| c.status()).collect(),
-            })
-            .collect();
+        let mut by_key = HashMap::<HboneKey, PoolStatus>::new();
+        for peers in self.shared.peers.iter() {
+            for (key, peer) in &lock(peers).by_key {
+                let status = by_key.entry(key.clone()).or_insert_with(|| PoolStatus {
+                    key: key.clone(),
+                    connecting: false,
+                    connections: Vec::new(),
+                });
+                status.connecting |= peer.connecting.is_some();
+                status.connections.extend(peer.connections.iter().map(|c| c.status()));
+            }
+        }
+        let mut status: Vec<_> = by_key.into_values().collect();
         status.sort_by_key(|peer| (peer.key.source_workload.clone(), peer.key.tunnel));
         status
     }
@@ -314,10 +327,15 @@ impl Peer {
     }
 }
 
+fn lock(peers: &Mutex<Peers>) -> MutexGuard<'_, Peers> {
+    // Nothing in there is left half done by a panic.
+    peers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Peers> {
-        // Nothing in there is left half done by a panic.
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The worker's own, whose tasks do not leave it.
+    fn own(&self) -> MutexGuard<'_, Peers> {
+        lock(self.peers.own())
     }
 
     fn lease_or_wait(
@@ -326,7 +344,7 @@ impl Shared {
         target: &HboneTarget,
         tls: &Arc<rustls::ClientConfig>,
     ) -> Result<Leased, HboneError> {
-        let mut peers = self.lock();
+        let mut peers = self.own();
         if peers.closed {
             return Err(HboneError::new(target, HboneFailure::PoolClosed));
         }
@@ -355,7 +373,7 @@ impl Shared {
 
     /// Removes a connection that has ended.
     fn forget(&self, key: &HboneKey, connection: &Arc<PooledConnection>) {
-        let mut peers = self.lock();
+        let mut peers = self.own();
         if let Some(peer) = peers.by_key.get_mut(key) {
             peer.connections.retain(|other| !Arc::ptr_eq(other, connection));
             if peer.connections.is_empty() && peer.connecting.is_none() {
@@ -382,7 +400,7 @@ async fn make(
     // The pod is not kept alive by connections that outlive its tunnels.
     drop(target);
     let (connection, http2) = {
-        let mut peers = shared.lock();
+        let mut peers = shared.own();
         // Evicted meanwhile: whoever is in our place now is somebody else's.
         let Some(peer) = peers.by_key.get_mut(&key).filter(|_| !cancel.is_cancelled()) else {
             return;
