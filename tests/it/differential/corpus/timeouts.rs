@@ -43,6 +43,5 @@ pub(super) fn cases() -> Vec<Case> {
         common("requests-per-connection", json!({ "max_requests_per_connection": 2 })).asks(Ask::bytes(&format!("GET /1 HTTP/1.1\r\nhost: test\r\nx-case: CASE\r\n\r\n{next}{next}"))),
         common("one-request-per-connection", json!({ "max_requests_per_connection": 1 })).asks(get("/")).asks(get("/").http2()),
         common("connection-duration", json!({ "max_connection_duration": "60s" })).asks(get("/")),
-        common("connection-jitter", json!({ "max_connection_duration": "60s", "max_connection_duration_jitter": { "value": 50 } })).refused(".max_connection_duration_jitter: is not supported"),
     ]
 }
