@@ -54,7 +54,7 @@ use crate::{
         on_demand::{Discovery, OnDemand},
     },
     snapshot::SnapshotCell,
-    source::{AdsStatus, LastGood},
+    source::{AdsStatus, LastGood, Versions},
     transport::{
         hbone::{HbonePool, HbonePoolOptions, HboneServerOptions},
         http_pool::{HttpPool, HttpPoolOptions},
@@ -152,6 +152,8 @@ struct Agent {
     /// What the kernel does, once that is known.
     self_test: OnceLock<SelfTest>,
     last_good: Arc<LastGood>,
+    /// Of the resources in force.
+    versions: Mutex<Versions>,
     /// When the configuration in force was saved, while it is the one from disk.
     restored: Mutex<Option<SystemTime>>,
     /// The connection to the control plane, if that is the source.
@@ -169,6 +171,10 @@ struct Agent {
 impl Agent {
     fn last_rejected(&self) -> MutexGuard<'_, Option<RejectedConfig>> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn versions(&self) -> MutexGuard<'_, Versions> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gateway_failures(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, String>> {
@@ -231,6 +237,7 @@ async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<A
         kernel_services: AtomicUsize::new(0),
         self_test: OnceLock::new(),
         last_good: Arc::new(last_good),
+        versions: Mutex::default(),
         restored: Mutex::default(),
         gateway_failures: Mutex::default(),
         ads: source.ads_status(),
@@ -261,6 +268,7 @@ async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<A
     tokio::spawn(dns::follow(Arc::clone(&agent), found));
     tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
     tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
+    tokio::spawn(pods::watch_roads(Arc::clone(&agent)));
     tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
     tokio::spawn(tables::follow(Arc::clone(&agent), behind));

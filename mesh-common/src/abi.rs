@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// In the BPF object, in a section of its own: which version it was built with.
 pub const ABI_TAG: [u8; 16] = {
@@ -48,13 +48,15 @@ pub const MAX_BACKENDS: usize = 16;
 /// listener up once more, is good for two minutes.
 pub const SYN_COOKIE_LIFE_NS: u64 = 120_000_000_000;
 
-/// What the guard inside a pod writes on packets that it lets out (`tc_index`), for the
-/// one outside: neither a socket nor a raw frame can.
+/// What the guard inside a pod writes on packets that it lets out (`tc_index`), for those
+/// outside and in the destination's pod: neither a socket nor a raw frame can.
 pub mod stamp {
     /// It was judged.
     pub const SEEN: u32 = 0x6d01;
     /// And it is of a connection of the kernel path.
     pub const KERNEL_PATH: u32 = 0x6d02;
+    /// And it carries data, and neither opens nor ends the connection.
+    pub const KERNEL_PATH_DATA: u32 = 0x6d03;
 }
 
 /// Names of the maps, which are also the file names of their pins.

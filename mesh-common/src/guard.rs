@@ -425,77 +425,101 @@ pub fn judge(
     }
 }
 
+/// Who sends a frame to whom, of one that [`classify`] has let pass as IP.
+#[inline(always)]
+pub fn ends(frame: &impl Frame) -> Option<(Address, Address)> {
+    let word = |at: u32| frame.load::<4>(ETHERNET_HEADER + at).map(u32::from_ne_bytes);
+    match u16::from_be_bytes(frame.load::<2>(ETHERTYPE_AT)?) {
+        IPV4 => Some((Address::from_v4_be(word(12)?), Address::from_v4_be(word(16)?))),
+        IPV6 => Some((
+            Address([word(8)?, word(12)?, word(16)?, word(20)?]),
+            Address([word(24)?, word(28)?, word(32)?, word(36)?]),
+        )),
+        _ => None,
+    }
+}
+
 /// What becomes of a packet outside the pod that sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Onward {
     Pass,
-    Drop(Verdict),
-    /// It is in the clear and must not leave the node: straight into its destination pod, if
-    /// that may be, or by where it [`arrives`].
+    /// It is in the clear and must not leave the node: see [`handover`].
     KernelPath,
+    /// The guard inside has not seen it: see [`unseen`].
+    Unseen,
 }
 
-/// Where the node's routes lead a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
-    pub interface: u32,
-    /// The hardware address of who is next, if that is known.
-    pub next: Option<[u8; 6]>,
-}
-
-/// Judges, outside the pod, what the guard inside has let out and marked with `stamp`.
-/// Raw sockets can send past that guard (`PACKET_QDISC_BYPASS`), and then carry none.
+/// What the guard inside has said of a packet. Raw sockets can send past that guard
+/// (`PACKET_QDISC_BYPASS`), and what they send then carries no stamp.
 #[inline(always)]
-pub fn onward(
+pub const fn onward(stamped: u32) -> Onward {
+    match stamped {
+        stamp::SEEN => Onward::Pass,
+        stamp::KERNEL_PATH | stamp::KERNEL_PATH_DATA => Onward::KernelPath,
+        _ => Onward::Unseen,
+    }
+}
+
+/// Judges, outside the pod, what the guard inside has not seen.
+#[inline(always)]
+pub fn unseen(
     packet: &Packet,
-    stamped: u32,
     netns_cookie: u64,
     drop_non_tcp: bool,
     tables: &impl Tables,
-) -> Onward {
-    if stamped == stamp::KERNEL_PATH {
-        return Onward::KernelPath;
-    }
+) -> Result<(), Verdict> {
     match look(packet, Way::Egress, netns_cookie, drop_non_tcp, tables) {
-        Look::Drop(verdict) => Onward::Drop(verdict),
-        Look::Socket if stamped != stamp::SEEN && (packet.payload || packet.opens()) => {
-            Onward::Drop(Verdict::GuardBypassed)
-        }
-        Look::Socket | Look::Pass => Onward::Pass,
+        Look::Drop(verdict) => Err(verdict),
+        Look::Socket if packet.payload || packet.opens() => Err(Verdict::GuardBypassed),
+        Look::Socket | Look::Pass => Ok(()),
     }
 }
 
-/// Whether a packet of the kernel path is on its way to the pod that it is for, and not to
-/// whoever has the pod's address by now. `hardware`: who its frame is addressed to; `to`: the
-/// node's end of the pod's interface, if the pod is known; `route` asks the kernel.
+/// The stamp of a packet of the kernel path, for the guards to come.
 #[inline(always)]
-pub fn arrives(
-    packet: &Packet,
-    hardware: [u8; 6],
-    to: Option<&Outside>,
-    route: impl FnOnce() -> Option<Route>,
-) -> bool {
-    let Some(to) = to else { return false };
-    if to.is_bridged() && same(hardware, to.hardware) {
-        return true;
-    }
-    match route() {
-        Some(route) if route.interface == to.route => match route.next {
-            _ if !to.is_bridged() => true,
-            Some(next) => same(next, to.hardware),
-            // It makes the kernel ask.
-            None => !packet.payload,
-        },
-        _ => false,
+pub const fn stamp_of(packet: &Packet) -> u32 {
+    if packet.payload && packet.flags & (SYN | FIN) == 0 {
+        stamp::KERNEL_PATH_DATA
+    } else {
+        stamp::KERNEL_PATH
     }
 }
 
-/// As `==`, which is a call of memcmp in the kernel.
+/// Whether a pod takes a packet as the guard of another pod of the node has judged it. Its
+/// socket is looked at when the connection ends, and noted then: see [`Look::Socket`].
 #[inline(always)]
-const fn same(one: [u8; 6], other: [u8; 6]) -> bool {
-    let [a, b, c, d, e, f] = one;
-    let [u, v, w, x, y, z] = other;
-    a == u && b == v && c == w && d == x && e == y && f == z
+pub const fn is_vouched_for(stamped: u32) -> bool {
+    stamped == stamp::KERNEL_PATH_DATA
+}
+
+/// How a packet of the kernel path gets to the pod that it is for, and not to whoever has the
+/// pod's address by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// Straight in, by the peer of this interface.
+    Peer(u32),
+    /// Out of this port of a bridge, to the pod's hardware address. What the bridge has
+    /// learnt is not asked: anybody on it can teach it another port for that address, and
+    /// it would send what it has no port for to all of them.
+    Port(u32, [u8; 6]),
+    /// By the node's routes, if they lead to this interface.
+    Routes(u32),
+    /// The pod is not known.
+    Astray,
+}
+
+/// `redirect`: whether the pod that has sent it may hand packets straight in. `to`: the
+/// node's end of the interface of the pod that it is for.
+#[inline(always)]
+pub const fn handover(redirect: bool, to: Option<&Outside>) -> Handover {
+    let Some(to) = to else { return Handover::Astray };
+    if redirect && to.redirect != 0 {
+        Handover::Peer(to.interface)
+    } else if to.is_bridged() {
+        Handover::Port(to.interface, to.hardware)
+    } else {
+        Handover::Routes(to.interface)
+    }
 }
 
 #[cfg(test)]

@@ -114,11 +114,13 @@ pub enum Verdict {
     /// guard outside: dropped, of the kernel path, and on its way to somewhere else than its
     /// pod on this node.
     GuardAstray = 53,
+    /// guard outside the pod: sent out of the destination's own port of their bridge.
+    Bridged = 54,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 55] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -173,6 +175,7 @@ impl Verdict {
         Self::SpliceBegun,
         Self::SpliceLeft,
         Self::GuardAstray,
+        Self::Bridged,
     ];
 
     /// Room for later verdicts without a new map.
@@ -235,6 +238,7 @@ impl Verdict {
             Self::SpliceBegun => "splice_begun",
             Self::SpliceLeft => "splice_left",
             Self::GuardAstray => "guard_astray",
+            Self::Bridged => "bridged",
         }
     }
 }

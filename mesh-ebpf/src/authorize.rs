@@ -81,6 +81,17 @@ fn insert(ctx: &SockOpsContext, asked: &Asked) -> bool {
 pub fn follow(ctx: &SockOpsContext, asked: &Asked) {
     let old = read!((*ctx.ops).__bindgen_anon_1.args[0]);
     let new = read!((*ctx.ops).__bindgen_anon_1.args[1]);
+    // Most tell nothing.
+    if !matches!(
+        new,
+        BPF_TCP_ESTABLISHED
+            | BPF_TCP_CLOSE_WAIT
+            | BPF_TCP_CLOSING
+            | BPF_TCP_FIN_WAIT2
+            | BPF_TCP_CLOSE
+    ) {
+        return;
+    }
     let key = tuple(ctx, asked);
     let Some(connection) = AUTHORIZED.get_ptr_mut(&key) else { return };
     // SAFETY: the kernel keeps what was looked up until the program ends; only the

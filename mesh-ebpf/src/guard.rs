@@ -4,17 +4,18 @@
 //! It works inside the pod's namespace, where packets still have their sockets. Each
 //! pod has instances of its own, as of the lookup program.
 
-use core::mem;
+use core::mem::{self, MaybeUninit};
 
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, bpf_fib_lookup,
-        bpf_sock, bpf_sock_tuple,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_SK_STORAGE_GET_F_CREATE,
+        BPF_TCP_LISTEN, bpf_fib_lookup, bpf_sock, bpf_sock_tuple,
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{
-        bpf_redirect_peer, bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes, bpf_skc_lookup_tcp,
+        bpf_check_mtu, bpf_redirect, bpf_redirect_peer, bpf_sk_fullsock, bpf_sk_release,
+        bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
         generated::{bpf_fib_lookup, bpf_sk_storage_get},
     },
     macros::classifier,
@@ -24,8 +25,8 @@ use mesh_common::{
     abi::stamp,
     address::Address,
     guard::{
-        Frame, Holder, Kind, Look, Onward, Packet, Route, Way, arrives, classify, judge, look,
-        onward,
+        Frame, Handover, Holder, Kind, Look, Onward, Packet, Way, classify, ends, handover,
+        is_vouched_for, judge, look, onward, stamp_of, unseen,
     },
     key::TupleKey,
     value::{Asked, Passed, PodEntry, path},
@@ -45,6 +46,8 @@ use crate::{
 const AF_INET: u8 = 2;
 /// `SOCK_STREAM`: raw sockets may say `IPPROTO_TCP` too.
 const SOCK_STREAM: u32 = 1;
+/// `-EINVAL`.
+const EINVAL: i64 = -22;
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
 
@@ -61,6 +64,9 @@ pub fn mesh_guard_out(ctx: TcContext) -> i32 {
 /// What it lets pass is the next program's to judge.
 #[inline(always)]
 fn guard(ctx: &TcContext, way: Way) -> i32 {
+    if matches!(way, Way::Ingress) && is_vouched_for(Skb(ctx.skb.skb).stamped()) {
+        return TCX_NEXT;
+    }
     let netns_cookie = pod();
     let Some(entry) = pod_entry(netns_cookie) else { return TCX_NEXT };
     match verdict(ctx, way, netns_cookie, entry) {
@@ -87,7 +93,7 @@ fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Re
             let holder = sender(&frame, &packet, netns_cookie);
             judge(&packet, way, holder, netns_cookie, strict, &KernelTables)?;
             if matches!(holder, Holder::KernelPath) {
-                return frame.let_out(entry);
+                return frame.let_out(&packet, entry);
             }
             frame.stamp(stamp::SEEN);
             Ok(())
@@ -98,56 +104,61 @@ fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Re
                 && matches!(packet.kind, Kind::Tcp)
                 && matches!(sender(&frame, &packet, netns_cookie), Holder::KernelPath) =>
         {
-            frame.let_out(entry)
+            frame.let_out(&packet, entry)
         }
-        (Look::Pass, _) => Ok(()),
+        (Look::Pass, Way::Egress) => {
+            frame.stamp(stamp::SEEN);
+            Ok(())
+        }
+        (Look::Pass, Way::Ingress) => Ok(()),
     }
 }
 
 /// Outside the pod, on the interface that its own is the peer of: what comes out.
 #[classifier]
 pub fn mesh_guard_host(ctx: TcContext) -> i32 {
+    let frame = Skb(ctx.skb.skb);
+    let said = onward(frame.stamped());
+    if matches!(said, Onward::Pass) {
+        return TCX_NEXT;
+    }
     let netns_cookie = pod();
     let Some(entry) = pod_entry(netns_cookie) else { return TCX_NEXT };
-    let frame = Skb(ctx.skb.skb);
-    let verdict = match classify(&frame) {
-        Ok(packet) => {
-            let stamped = read!((*frame.0).tc_index);
-            match onward(&packet, stamped, netns_cookie, drops_non_tcp(), &KernelTables) {
-                Onward::Pass => return TCX_NEXT,
-                Onward::KernelPath => match stays(&frame, &packet, entry) {
-                    Ok(action) => return action,
-                    Err(verdict) => verdict,
-                },
-                Onward::Drop(verdict) => verdict,
-            }
-        }
-        Err(verdict) => verdict,
+    let judged = if matches!(said, Onward::KernelPath) {
+        hand_over(&frame, entry)
+    } else {
+        classify(&frame)
+            .and_then(|packet| unseen(&packet, netns_cookie, drops_non_tcp(), &KernelTables))
+            .map(|()| TCX_NEXT)
     };
-    count(verdict);
-    TCX_DROP
+    judged.unwrap_or_else(|verdict| {
+        count(verdict);
+        TCX_DROP
+    })
 }
 
-/// Handed straight in, which the pod's own guard sees, or by the node's routes; never to
-/// somebody else, who may have the address by now.
 #[inline(always)]
-fn stays(frame: &Skb, packet: &Packet, entry: &PodEntry) -> Result<i32, Verdict> {
+fn hand_over(frame: &Skb, entry: &PodEntry) -> Result<i32, Verdict> {
+    let (source, destination) = ends(frame).ok_or(Verdict::GuardMalformed)?;
     // SAFETY: entries are only replaced whole; the kernel keeps what was looked up until
     // the program ends.
-    let to = unsafe { OUTSIDES.get(&packet.destination) };
-    if let Some(to) = to
-        && to.redirect != 0
-        && entry.redirect != 0
-    {
-        count(Verdict::Redirected);
-        // SAFETY: takes numbers. Where the interface is gone, the packet is dropped.
-        return Ok(unsafe { bpf_redirect_peer(to.interface, 0) as i32 });
-    }
-    let hardware = frame.load::<6>(0).ok_or(Verdict::GuardMalformed)?;
-    if arrives(packet, hardware, to, || frame.route(packet)) {
-        Ok(TCX_NEXT)
-    } else {
-        Err(Verdict::GuardAstray)
+    let to = unsafe { OUTSIDES.get(&destination) };
+    match handover(entry.redirect != 0, to) {
+        Handover::Peer(interface) => {
+            count(Verdict::Redirected);
+            // SAFETY: takes numbers. Where the interface is gone, the packet is dropped.
+            Ok(unsafe { bpf_redirect_peer(interface, 0) as i32 })
+        }
+        Handover::Port(port, hardware) if frame.is_there(port) => {
+            frame.address_to(hardware).ok_or(Verdict::GuardMalformed)?;
+            count(Verdict::Bridged);
+            // SAFETY: takes numbers.
+            Ok(unsafe { bpf_redirect(port, 0) as i32 })
+        }
+        Handover::Routes(interface) if frame.route(&source, &destination) == Some(interface) => {
+            Ok(TCX_NEXT)
+        }
+        Handover::Port(..) | Handover::Routes(_) | Handover::Astray => Err(Verdict::GuardAstray),
     }
 }
 
@@ -161,42 +172,82 @@ impl Skb {
         unsafe { core::ptr::write_volatile(core::ptr::addr_of_mut!((*self.0).tc_index), stamp) }
     }
 
+    #[inline(always)]
+    fn stamped(&self) -> u32 {
+        read!((*self.0).tc_index)
+    }
+
     /// Out of the pod, by the interface that has a guard outside.
     #[inline(always)]
-    fn let_out(&self, entry: &PodEntry) -> Result<(), Verdict> {
+    fn let_out(&self, packet: &Packet, entry: &PodEntry) -> Result<(), Verdict> {
         if read!((*self.0).ifindex) != entry.road {
             return Err(Verdict::GuardAstray);
         }
-        self.stamp(stamp::KERNEL_PATH);
+        self.stamp(stamp_of(packet));
         Ok(())
     }
 
-    /// Where the routes of the namespace that the packet is in lead it.
+    /// Whether there is such an interface.
     #[inline(always)]
-    fn route(&self, packet: &Packet) -> Option<Route> {
-        // SAFETY: plain integers.
-        let mut asked: bpf_fib_lookup = unsafe { mem::zeroed() };
+    fn is_there(&self, interface: u32) -> bool {
+        let mut mtu = 0;
+        // SAFETY: the program's own context, and a number that the kernel writes.
+        unsafe { bpf_check_mtu(self.0.cast(), interface, &raw mut mtu, 0, 0) >= 0 }
+    }
+
+    /// Addresses the frame, from whom it was for so far.
+    #[inline(always)]
+    fn address_to(&self, hardware: [u8; 6]) -> Option<()> {
+        let [a, b, c, d, e, f] = hardware;
+        let [u, v, w, x, y, z] = self.load::<6>(0)?;
+        if a == u && b == v && c == w && d == x && e == y && f == z {
+            return Some(());
+        }
+        let ends = [a, b, c, d, e, f, u, v, w, x, y, z];
+        // SAFETY: the program's own context, and bytes of the length that is told.
+        let failed = unsafe {
+            bpf_skb_store_bytes(self.0.cast(), 0, ends.as_ptr().cast(), ends.len() as u32, 0)
+        };
+        (failed == 0).then_some(())
+    }
+
+    /// The interface that the routes of the namespace that the packet is in lead it to.
+    #[inline(always)]
+    fn route(&self, source: &Address, destination: &Address) -> Option<u32> {
+        // A call of memset in the kernel goes byte by byte.
+        let mut asked = MaybeUninit::<bpf_fib_lookup>::uninit();
+        const WORDS: usize = mem::size_of::<bpf_fib_lookup>() / 8;
+        for word in 0..WORDS {
+            // SAFETY: within the structure, and aligned on the program's stack.
+            unsafe { asked.as_mut_ptr().cast::<u64>().add(word).write_volatile(0) };
+        }
+        // SAFETY: plain integers, all of them written.
+        let asked = unsafe { asked.assume_init_mut() };
         asked.l4_protocol = IPPROTO_TCP as u8;
         asked.ifindex = read!((*self.0).ifindex);
-        if packet.source.is_v4() {
+        if source.is_v4() {
             asked.family = AF_INET;
-            asked.__bindgen_anon_3.ipv4_src = packet.source.0[3];
-            asked.__bindgen_anon_4.ipv4_dst = packet.destination.0[3];
+            asked.__bindgen_anon_3.ipv4_src = source.0[3];
+            asked.__bindgen_anon_4.ipv4_dst = destination.0[3];
         } else {
             asked.family = AF_INET6 as u8;
-            asked.__bindgen_anon_3.ipv6_src = packet.source.0;
-            asked.__bindgen_anon_4.ipv6_dst = packet.destination.0;
+            asked.__bindgen_anon_3.ipv6_src = source.0;
+            asked.__bindgen_anon_4.ipv6_dst = destination.0;
         }
         let size = mem::size_of::<bpf_fib_lookup>() as i32;
-        // SAFETY: the program's own context, and a request of the size that is told.
-        let found = unsafe { bpf_fib_lookup(self.0.cast(), &raw mut asked, size, 0) };
+        let mut ask = |flags| {
+            // SAFETY: the program's own context, and a request of the size that is told.
+            unsafe { bpf_fib_lookup(self.0.cast(), &raw mut *asked, size, flags) }
+        };
+        let mut found = ask(BPF_FIB_LOOKUP_SKIP_NEIGH);
+        // Before Linux 6.4 the flag is not known.
+        if found == EINVAL {
+            found = ask(0);
+        }
         match found as u32 {
-            BPF_FIB_LKUP_RET_SUCCESS => {
-                Some(Route { interface: asked.ifindex, next: Some(asked.dmac) })
-            }
-            // Since Linux 5.12 the interface is told all the same.
-            BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-                Some(Route { interface: asked.ifindex, next: None })
+            // Without a neighbour, the interface is told all the same (since Linux 5.12).
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+                Some(asked.ifindex)
             }
             _ => None,
         }
@@ -216,11 +267,14 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: the program's own context, and a buffer of the length that is told.
-        let failed =
-            unsafe { bpf_skb_load_bytes(self.0.cast(), at, bytes.as_mut_ptr().cast(), N as u32) };
-        (failed == 0).then_some(bytes)
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the program's own context, and a buffer of the length that is told, which
+        // the kernel fills, with zeros if need be.
+        unsafe {
+            let failed = bpf_skb_load_bytes(self.0.cast(), at, bytes.as_mut_ptr().cast(), N as u32);
+            let bytes = bytes.assume_init();
+            (failed == 0).then_some(bytes)
+        }
     }
 }
 
@@ -253,31 +307,28 @@ fn receiver(frame: &Skb, packet: &Packet, netns_cookie: u64) -> Holder {
     let [s0, s1, s2, s3] = packet.source.0;
     let [d0, d1, d2, d3] = packet.destination.0;
     let (sport, dport) = (packet.source_port.to_be(), packet.destination_port.to_be());
-    // SAFETY: plain integers; each member of the union is written whole.
-    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
-    let size = if packet.source.is_v4() {
-        // SAFETY: as above.
-        unsafe {
-            tuple.__bindgen_anon_1.ipv4.saddr = s3;
-            tuple.__bindgen_anon_1.ipv4.daddr = d3;
-            tuple.__bindgen_anon_1.ipv4.sport = sport;
-            tuple.__bindgen_anon_1.ipv4.dport = dport;
-            mem::size_of_val(&tuple.__bindgen_anon_1.ipv4)
-        }
-    } else {
-        // SAFETY: as above.
-        unsafe {
-            tuple.__bindgen_anon_1.ipv6.saddr = [s0, s1, s2, s3];
-            tuple.__bindgen_anon_1.ipv6.daddr = [d0, d1, d2, d3];
-            tuple.__bindgen_anon_1.ipv6.sport = sport;
-            tuple.__bindgen_anon_1.ipv6.dport = dport;
-            mem::size_of_val(&tuple.__bindgen_anon_1.ipv6)
+    let mut tuple = MaybeUninit::<bpf_sock_tuple>::uninit();
+    let to = tuple.as_mut_ptr();
+    // SAFETY: within the tuple; of the member that is told by its size, all is written.
+    let size = unsafe {
+        if packet.source.is_v4() {
+            let v4 = &raw mut (*to).__bindgen_anon_1.ipv4;
+            (&raw mut (*v4).saddr).write(s3);
+            (&raw mut (*v4).daddr).write(d3);
+            (&raw mut (*v4).sport).write(sport);
+            (&raw mut (*v4).dport).write(dport);
+            mem::size_of_val(&*v4)
+        } else {
+            let v6 = &raw mut (*to).__bindgen_anon_1.ipv6;
+            (&raw mut (*v6).saddr).write([s0, s1, s2, s3]);
+            (&raw mut (*v6).daddr).write([d0, d1, d2, d3]);
+            (&raw mut (*v6).sport).write(sport);
+            (&raw mut (*v6).dport).write(dport);
+            mem::size_of_val(&*v6)
         }
     };
     // SAFETY: the program's own context and a tuple of the size that is told.
-    let found = unsafe {
-        bpf_skc_lookup_tcp(frame.0.cast(), &raw mut tuple, size as u32, CURRENT_NETNS, 0)
-    };
+    let found = unsafe { bpf_skc_lookup_tcp(frame.0.cast(), to, size as u32, CURRENT_NETNS, 0) };
     if found.is_null() {
         return Holder::Nobody;
     }

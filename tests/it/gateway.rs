@@ -4,13 +4,14 @@
 use std::{
     fs,
     io::Write as _,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use serde_json::{Value, json};
 use tests::{
     Agent, Allow, Inbound, Mesh, MeshConfig, Pod, Service, Testbed,
+    config::replace,
     conversation::end,
     curl::Curl,
     eventually,
@@ -22,6 +23,10 @@ const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v
 const TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
 const INSPECTOR: &str =
     "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+const PROXY_PROTOCOL: &str =
+    "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
+const TCP_PROXY: &str =
+    "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 /// Who a node's gateway is unless it is said.
 const IDENTITY: &str = "spiffe://cluster.local/ns/mesh-system/sa/gateway";
 const WEB_PORT: u16 = 8080;
@@ -43,15 +48,22 @@ impl Gateway {
         let address = bed.node(1).gateway().to_string();
         let mesh = Mesh::start(bed, client, web, program, config.clone());
         let gateway = Self { mesh, outside };
-        gateway.serve(listeners(&address));
+        let listeners = listeners(&address);
+        if !listeners.is_empty() {
+            gateway.serve(listeners);
+        }
         gateway
     }
 
     /// Gives the first node these listeners, and waits until they can be reached.
     fn serve(&self, listeners: Vec<Value>) {
+        self.serve_with(self.mesh.config.clone(), listeners);
+    }
+
+    /// As [`Gateway::serve`], beside another configuration.
+    fn serve_with(&self, config: MeshConfig, listeners: Vec<Value>) {
         let port = |listener: &Value| listener["address"]["socket_address"]["port_value"].as_u64();
         let ports: Vec<_> = listeners.iter().filter_map(port).collect();
-        let config = self.mesh.config.clone();
         self.agent().configure(&listeners.into_iter().fold(config, MeshConfig::raw_listener));
         eventually("the gateway's listeners are bound", || {
             let bound = self.mesh.bed.node(1).netns().listening_ports();
@@ -210,14 +222,16 @@ fn gateway_terminates_tls_with_the_certificate_the_client_asks_for() {
             "alpn_protocols": ["h2", "http/1.1"],
             "tls_certificates": [certificate(&first), certificate(&wildcard)],
         } });
-        let mut chain = terminated(context, http_to("web"));
-        chain["transport_socket_connect_timeout"] = "1s".into();
+        let chain = terminated(context, http_to("web"));
+        let mut impatient = chain.clone();
+        impatient["transport_socket_connect_timeout"] = "1s".into();
         let versions = json!({ "common_tls_context": {
             "tls_params": { "tls_minimum_protocol_version": "TLSv1_3" },
             "tls_certificates": [certificate(&first)],
         } });
         vec![
             listener("edge", (address, 8443), json!([chain])),
+            listener("impatient", (address, 8445), json!([impatient])),
             listener("modern", (address, 8444), json!([terminated(versions, http_to("web"))])),
         ]
     });
@@ -254,13 +268,14 @@ fn gateway_terminates_tls_with_the_certificate_the_client_asks_for() {
     counted("tls");
 
     // What is no handshake costs its own connection and nobody else's.
-    let mut kept = gateway.outside.connects(gateway.at(8443));
+    let mut kept = gateway.outside.connects(gateway.at(8445));
     kept.says([22, 3, 1, 2, 0]);
     let plain = gateway.outside.curl(&gateway.url("http", 8443)).send();
     assert!([Some(52), Some(56), Some(1)].contains(&plain.ran().code()), "{plain:?}");
     let (_, end) = gateway.outside.connects(gateway.at(8443)).says("GET / HTTP/1.1\r\n\r\n").rest();
     assert!([end::CLOSED, end::RESET].contains(&end));
-    let (_, end) = gateway.outside.connects(gateway.at(8443)).says([22, 3, 1, 0, 2, 9, 9]).rest();
+    let (_, end) =
+        gateway.outside.connects(gateway.at(8443)).says([22, 3, 1, 0, 4, 9, 9, 9, 9]).rest();
     assert!([end::CLOSED, end::RESET].contains(&end));
     // Who began and went silent is let go of after the second that the chain gives.
     let (_, end) = kept.rest();
@@ -338,4 +353,171 @@ fn gateway_survives_a_flood_of_clients_that_say_nothing() {
     }
     drop(flood);
     gateway.https("edge.example", 8443, &trust).expect_status(200);
+}
+
+fn tcp_to(cluster: &str) -> Value {
+    json!({
+        "name": "envoy.filters.network.tcp_proxy",
+        "typed_config": { "@type": TCP_PROXY, "stat_prefix": cluster, "cluster": cluster },
+    })
+}
+
+/// A chain for these names.
+fn named(names: &[&str], mut chain: Value) -> Value {
+    chain["filter_chain_match"] = json!({ "server_names": names });
+    chain
+}
+
+#[test]
+fn gateway_leads_by_sni_into_tls_that_it_does_not_end() {
+    let pki = Pki::foreign();
+    let (edge, inner) =
+        (pki.issue(&["edge.example"], Validity::Now), pki.issue(&["a.raw.example"], Validity::Now));
+    let gateway = Gateway::start("gateway-sni", |_| Vec::new());
+    let _server = gateway.mesh.server.runs_tls_nginx(9443, &inner, pki.root_pem());
+    let inside = Inbound::tcp(&gateway.mesh.server, 9443)
+        .allow(Allow::policy("gateways").principal(json!({ "authenticated": {
+            "principal_name": { "exact": IDENTITY } } })));
+    let mut config = gateway.mesh.config.clone();
+    let raw = Service::tcp("raw", "10.96.0.11:443").backed_by(&gateway.mesh.server, 9443);
+    config = config.service(&raw).inbound(&inside);
+    gateway.mesh.far().configure(&config);
+    let context = json!({ "common_tls_context": { "tls_certificates": [certificate(&edge)] } });
+    let address = gateway.mesh.bed.node(1).gateway().to_string();
+    let listener = listener(
+        "edge",
+        (&address, 8443),
+        json!([
+            named(&["edge.example"], terminated(context, http_to("web"))),
+            named(&["*.raw.example"], json!({ "filters": [tcp_to("raw")] })),
+        ]),
+    );
+    gateway.serve_with(config, vec![listener]);
+
+    let wire = gateway.mesh.bed.wire().capture();
+    let client = pki.issue(&["client.example"], Validity::Now);
+    let files = gateway.client_files(pki.root_pem(), Some(&client));
+    let web = gateway.https("edge.example", 8443, &files).expect_status(200);
+    web.expect_body("hello from web");
+    // The server itself sees the client's certificate: nobody has ended TLS before.
+    let raw = gateway.https("a.raw.example", 8443, &files).expect_status(200);
+    raw.expect_body("sni=a.raw.example");
+    // No chain: closed, without a word of TLS.
+    for name in ["other.example", "raw.example"] {
+        let ran = gateway.https(name, 8443, &files).send();
+        assert_eq!(ran.ran().code(), Some(35), "{ran:?}");
+    }
+    let (_, end) = gateway.outside.connects(gateway.at(8443)).says("GET / HTTP/1.1\r\n\r\n").rest();
+    assert_eq!(end, end::RESET);
+    wire.expect_only_tls();
+    let entry = gateway.agent().logs_access(&["\"gateway\"", "no filter chain"]);
+    assert_eq!(entry["response_flags"], "NR", "{entry}");
+    let entry = gateway.mesh.far().logs_access(&["inbound-web-9443", IDENTITY]);
+    assert_eq!(entry["source_identity"], IDENTITY, "{entry}");
+}
+
+#[test]
+fn gateway_believes_the_proxy_protocol_where_it_is_told_to() {
+    let gateway = Gateway::start("gateway-proxied", |address| {
+        let mut proxied =
+            listener("edge", (address, 8000), json!([{ "filters": [http_to("web")] }]));
+        proxied["listener_filters"] = json!([{
+            "name": "envoy.filters.listener.proxy_protocol",
+            "typed_config": { "@type": PROXY_PROTOCOL },
+        }]);
+        let mut impatient = proxied.clone();
+        impatient["name"] = "impatient".into();
+        impatient["address"]["socket_address"]["port_value"] = 8001.into();
+        impatient["listener_filters_timeout"] = "1s".into();
+        vec![proxied, impatient]
+    });
+    let url = gateway.url("http", 8000);
+    gateway.outside.curl(&url).arguments(&["--haproxy-protocol"]).expect_status(200);
+    let request = "GET /proxied HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let header = "PROXY TCP4 203.0.113.7 198.51.100.1 4711 80\r\n";
+    let (answer, _) =
+        gateway.outside.connects(gateway.at(8000)).says(format!("{header}{request}")).rest();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let entry = gateway.agent().logs_access(&["/proxied"]);
+    assert_eq!(entry["source_address"], "203.0.113.7:4711", "{entry}");
+    // Who says nothing of it, or nothing at all, is not served.
+    for (port, bytes) in [(8000, request), (8001, "")] {
+        let (answer, end) = gateway.outside.connects(gateway.at(port)).says(bytes).rest();
+        assert_eq!((answer.as_str(), end), ("", end::RESET), "{bytes}");
+    }
+}
+
+#[test]
+fn gateway_listeners_come_change_and_go() {
+    let gateway = Gateway::start("gateway-lifecycle", |_| Vec::new());
+    let address = gateway.mesh.bed.node(1).gateway().to_string();
+    let plain = |name: &str, port| {
+        listener(name, (&address, port), json!([{ "filters": [http_to("web")] }]))
+    };
+    let bound = |port: u16| gateway.mesh.bed.node(1).netns().listening_ports().contains(&port);
+    // Somebody else has the address: it is said, the others are served, and it is tried again.
+    let squatter = gateway.mesh.bed.node(1).netns().enter(|| TcpListener::bind(gateway.at(8002)));
+    let squatter = squatter.unwrap();
+    gateway.serve(vec![plain("one", 8001), plain("two", 8002)]);
+    gateway.agent().logs(&["gateway listener not bound", "8002", "in use"]);
+    gateway.outside.curl(&gateway.url("http", 8001)).expect_status(200);
+    let told = gateway.agent().status().to_string();
+    assert!(told.contains(":8002 is not bound"), "{told}");
+    drop(squatter);
+    eventually("the address is taken once it is free", || {
+        let status = gateway.outside.curl(&gateway.url("http", 8002)).send().status();
+        if status == Some(200) { Ok(()) } else { Err(status) }
+    });
+
+    // One goes: nobody gets in any more.
+    gateway.serve(vec![plain("one", 8001)]);
+    eventually("the socket is closed", || if bound(8002) { Err(()) } else { Ok(()) });
+    let (_, end) = gateway.outside.connects(gateway.at(8002)).rest();
+    assert_eq!(end, end::REFUSED);
+
+    // Another route for a listener that stays touches no connection of it.
+    let mut kept = gateway.outside.connects(gateway.at(8001));
+    kept.says("GET / HTTP/1.1\r\nhost: a\r\n\r\n").hears("hello from web");
+    let mut changed = plain("one", 8001);
+    let manager = &mut changed["filter_chains"][0]["filters"][0]["typed_config"];
+    manager["route_config"]["virtual_hosts"][0]["routes"][0] = json!({
+        "match": { "prefix": "/" },
+        "direct_response": { "status": 418 },
+    });
+    gateway.serve(vec![changed]);
+    kept.says("GET / HTTP/1.1\r\nhost: a\r\n\r\n").hears("HTTP/1.1 418");
+}
+
+#[test]
+fn gateway_certificates_in_files_change_under_live_connections() {
+    let pki = Pki::foreign();
+    let gateway = Gateway::start("gateway-rotation", |_| Vec::new());
+    let directory = gateway.mesh.bed.directory();
+    let (chain, key) = (directory.join("edge.pem"), directory.join("edge-key.pem"));
+    let put = |name: &str| {
+        let own = pki.issue(&[name], Validity::Now);
+        replace(&key, &own.key_pem);
+        replace(&chain, &own.certificate_pem);
+    };
+    put("old.example");
+    let context = json!({ "common_tls_context": { "tls_certificates": [{
+        "certificate_chain": { "filename": chain },
+        "private_key": { "filename": key },
+    }] } });
+    let address = gateway.mesh.bed.node(1).gateway().to_string();
+    let chain = terminated(context, http_to("web"));
+    gateway.serve(vec![listener("edge", (&address, 8443), json!([chain]))]);
+    let trust = gateway.client_files(pki.root_pem(), None);
+    gateway.https("old.example", 8443, &trust).expect_status(200);
+
+    // One that lives on, of a client that names and verifies nobody.
+    let mut kept = gateway.outside.connects_by_tls(gateway.at(8443));
+    kept.says("GET / HTTP/1.1\r\nhost: a\r\n\r\n").hears("hello from web");
+    put("new.example");
+    eventually("the new certificate is presented", || {
+        let status = gateway.https("new.example", 8443, &trust).send().status();
+        if status == Some(200) { Ok(()) } else { Err(status) }
+    });
+    assert_eq!(gateway.https("old.example", 8443, &trust).send().ran().code(), Some(60));
+    kept.says("GET / HTTP/1.1\r\nhost: a\r\n\r\n").hears("hello from web");
 }

@@ -7,6 +7,7 @@ use tests::{
     conversation::end,
     eventually,
     mesh::{SERVER, SERVER_PORT, SERVER6},
+    netns::Netns,
 };
 
 /// Two enrolled pods of one node, and its agent.
@@ -60,6 +61,14 @@ impl Neighbours {
             let status = self.agent.status();
             let services = status["kernel_path"]["services"].as_u64();
             if services == Some(expected) { Ok(()) } else { Err(status) }
+        });
+    }
+
+    fn is_off_the_kernel_path(&self, why: &str) {
+        eventually(&format!("a pod is off the kernel path: {why}"), || {
+            let status = self.agent.status();
+            let told = status["off_kernel_path"].to_string();
+            if told.contains(why) { Ok(()) } else { Err(status) }
         });
     }
 
@@ -531,13 +540,13 @@ fn by_the_nodes_routes_too_connections_outlive_the_agent() {
     assert_eq!((it.verdict("redirected"), it.verdict("guard_astray")), (0, 0));
 }
 
-#[test]
-fn pods_on_a_bridge_take_the_kernel_path_and_keep_to_it() {
-    let mut it = Neighbours::start_with("kernel-bridge", "echo", &["--redirect-peer", "off"]);
+/// Two pods on a bridge, as a bridge CNI does it: they are each other's neighbours. The node's
+/// interface to others is a port of it too.
+fn on_a_bridge(name: &str) -> Neighbours {
+    let mut it = Neighbours::start_with(name, "echo", &["--redirect-peer", "off"]);
     it.wait_for_services(2);
-    // As a bridge CNI does it: pods are ports, and each other's neighbours.
     let (near, gateway) = (it.bed.node(1).netns(), it.bed.node(1).gateway());
-    near.ip(&["link add cni0 type bridge", "link set cni0 up"]);
+    near.ip(&["link add cni0 type bridge", "link set cni0 up", "link set wire master cni0"]);
     for (pod, other) in [(&it.client, &it.server), (&it.server, &it.client)] {
         near.ip(&[
             &format!("link set {} master cni0", pod.veth()),
@@ -548,20 +557,59 @@ fn pods_on_a_bridge_take_the_kernel_path_and_keep_to_it() {
     near.ip(&[&format!("addr add {gateway}/32 dev cni0")]);
     it.agent.restart();
     it.wait_for_services(1);
+    it
+}
+
+/// Of `eth0`, as ip(8) writes it.
+fn hardware_of(pod: &Pod) -> String {
+    let ran = pod.run(&["ip", "-o", "link", "show", "eth0"]).expect_success();
+    let after = ran.stdout().split("link/ether ").nth(1).expect("an Ethernet interface");
+    after.split(' ').next().expect("an address").to_owned()
+}
+
+#[test]
+fn pods_on_a_bridge_take_the_kernel_path_and_keep_to_it() {
+    let mut it = on_a_bridge("kernel-bridge");
     let mut talk = it.talk();
     talk.echoes("over the bridge");
-    assert_eq!(it.counts(), (1, 0));
+    assert_eq!((it.counts(), it.verdict("bridged") > 0), ((1, 0), true));
     let wire = it.bed.wire().capture();
+    // Somebody beyond the node says that the pod's hardware address is his.
+    let outsider = it.bed.node(1).pod("outsider").start();
+    let near = it.bed.node(1).netns();
+    near.ip(&[&format!("link set {} master cni0", outsider.veth())]);
+    outsider.netns().ip(&[
+        &format!("route add {}/32 dev eth0", it.server.ip()),
+        &format!("neigh add {} lladdr {} dev eth0", it.server.ip(), hardware_of(&it.server)),
+    ]);
+    let far = it.bed.node(2).netns();
+    far.ip(&["link set wire down", &format!("link set wire address {}", hardware_of(&it.server))]);
+    far.ip(&["link set wire up", "addr add 10.99.99.2/24 dev wire"]);
+    let says = |netns: &Netns, to: String, words: &str| {
+        netns.enter(|| UdpSocket::bind("0.0.0.0:0")?.send_to(words.as_bytes(), to)).unwrap();
+    };
+    // The control: the bridge believes him.
+    let mut tries = 0;
+    eventually("the bridge sends him what is for the pod", || {
+        tries += 1;
+        says(far, "10.99.99.1:9".to_owned(), "that is me");
+        let words = format!("an outsider's {tries}");
+        says(outsider.netns(), it.server.at(9).to_string(), &words);
+        if wire.contains(words.as_bytes()) { Ok(()) } else { Err(tries) }
+    });
+    talk.echoes("words for the pod alone");
     it.agent.kill_9();
-    talk.echoes("without an agent");
-    // Somebody on the bridge answers for the pod, and passes on what he gets.
-    let (there, _) = it.bed.node(2).wire_addresses();
-    // Its processes have no time to say goodbye.
+    talk.echoes("words for the pod alone, without an agent");
+    wire.expect_no_trace_of("words for the pod alone");
+    // The pod goes: a bridge sends to all its ports what it has none for.
     it.server.netns().ip(&["link del eth0"]);
+    // Its processes have no time to say goodbye.
     it.program.kill_9();
-    near.ip(&[&format!("route replace {}/32 via {there}", it.server.ip())]);
-    it.client.netns().ip(&[&format!("route replace {}/32 via {gateway} dev eth0", it.server.ip())]);
+    let (there, _) = it.bed.node(2).wire_addresses();
+    near.ip(&[&format!("route replace {}/32 via {there} dev cni0 onlink", it.server.ip())]);
     talk.says("words for a pod that is gone\n");
+    says(outsider.netns(), it.server.at(9).to_string(), "an outsider's last");
+    wire.expect_plaintext("an outsider's last");
     std::thread::sleep(Duration::from_secs(2));
     wire.expect_no_trace_of("words for a pod");
     it.agent.restart_unready();
@@ -569,6 +617,51 @@ fn pods_on_a_bridge_take_the_kernel_path_and_keep_to_it() {
         2.. => Ok(()),
         few => Err(few),
     });
+}
+
+#[test]
+fn a_bridge_that_keeps_ports_apart_is_not_gone_past() {
+    let it = on_a_bridge("kernel-bridge-apart");
+    let (near, veth) = (it.bed.node(1).netns(), it.server.veth());
+    let mut talk = it.talk();
+    talk.echoes("over the bridge");
+    near.ip(&[&format!("link set {veth} type bridge_slave isolated on")]);
+    talk.expect_cut_off();
+    it.agent.logs_access(&["the node no longer leads packets from pod to pod"]);
+    it.is_off_the_kernel_path("is an isolated port of cni0");
+    near.ip(&[&format!("link set {veth} type bridge_slave isolated off")]);
+    it.wait_for_services(1);
+    it.talk().echoes("over the bridge again");
+}
+
+#[test]
+fn a_route_that_leads_elsewhere_ends_connections_and_one_that_is_back_allows_new_ones() {
+    let it = Neighbours::start_with("kernel-reroute", "echo", &["--redirect-peer", "off"]);
+    it.wait_for_services(2);
+    let (mut talk, mut talk6) = (it.talk(), it.client.connects(SERVER6.parse().unwrap()));
+    talk.echoes("before");
+    talk6.echoes("before, by IPv6");
+    let wire = it.bed.wire().capture();
+    let (there, there6) = it.bed.node(2).wire_addresses();
+    let (near, server) = (it.bed.node(1).netns(), &it.server);
+    near.ip(&[&format!("route replace {}/32 via {there}", server.ip())]);
+    talk.expect_cut_off();
+    let told = it.agent.logs_access(&["the node no longer leads packets from pod to pod"]);
+    assert_eq!(told["response_flags"], "UC", "{told}");
+    it.wait_for_services(1);
+    talk6.echoes("the other family is not concerned");
+    near.ip(&[&format!("-6 route replace {}/128 via {there6}", server.ip6())]);
+    talk6.expect_cut_off();
+    it.is_off_the_kernel_path("do not lead to");
+    it.talk().says("words for who has the address now\n").expect_cut_off();
+    wire.expect_no_trace_of("words for");
+
+    near.ip(&[&format!("route replace {}/32 dev {}", server.ip(), server.veth())]);
+    near.ip(&[&format!("-6 route replace {}/128 dev {}", server.ip6(), server.veth())]);
+    it.wait_for_services(2);
+    it.talk().echoes("again");
+    it.client.connects(SERVER6.parse().unwrap()).echoes("again, by IPv6");
+    assert_eq!(it.verdict("outbound_captured"), 1, "only what was dialled meanwhile");
 }
 
 #[test]
@@ -580,10 +673,6 @@ fn a_pod_that_the_nodes_routes_do_not_lead_to_is_the_agents() {
     near.ip(&[&format!("route replace {}/32 dev far0", it.server.ip())]);
     near.ip(&[&format!("-6 route replace {}/128 dev far0", it.server.ip6())]);
     it.agent.restart();
-    eventually("the agent knows", || {
-        let status = it.agent.status();
-        let why = status["off_kernel_path"].to_string();
-        if why.contains("do not lead to") { Ok(()) } else { Err(status) }
-    });
+    it.is_off_the_kernel_path("do not lead to");
     it.wait_for_services(0);
 }

@@ -1,11 +1,12 @@
 //! Sockets of the kernel path that hand each other their data past TCP.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::{
     Allow, Inbound, MeshConfig, Service, Testbed,
     conversation::end,
     eventually,
     mesh::{SERVER, SERVER_PORT},
+    pki::{Pki, Validity},
 };
 
 use crate::kernel_path::{Neighbours, config};
@@ -248,6 +249,90 @@ fn what_carries_tls_is_never_spliced() {
     capture.expect_no_trace_of("secret");
 }
 
+/// Sockets in `SPLICED` now.
+fn in_the_map(it: &Neighbours) -> u64 {
+    let status = it.agent.status();
+    let maps = status["maps"].as_array().expect("maps");
+    let map = maps.iter().find(|map| map["map"] == "SPLICED").expect("that map");
+    map["entries"].as_u64().expect("a number")
+}
+
+#[test]
+fn beside_spliced_sockets_none_that_carries_tls_is_in_their_map() {
+    const FAR: &str = "10.96.0.50:9000";
+    let it = spliced("splice-beside-tls", "echo");
+    // Two ways out by TLS of the agent's: HBONE, and a cluster with `UpstreamTlsContext`.
+    let (node, pki) = (it.bed.node(2), Pki::foreign());
+    let (far, secure) = (node.pod("far").start(), node.pod("secure").start());
+    let _echo = far.serves("echo", SERVER_PORT);
+    let certificate = pki.issue(&["web.example.com"], Validity::Now);
+    let _nginx = secure.runs_tls_nginx(8443, &certificate, pki.root_pem());
+    let context = json!({
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": "web.example.com",
+        "common_tls_context": {
+            "tls_certificates": [{
+                "certificate_chain": { "inline_string": certificate.certificate_pem },
+                "private_key": { "inline_string": certificate.key_pem },
+            }],
+            "validation_context": {
+                "trusted_ca": { "inline_string": pki.root_pem() },
+                "match_typed_subject_alt_names": [
+                    { "san_type": "DNS", "matcher": { "exact": "web.example.com" } }
+                ],
+            },
+        },
+    });
+    let to = secure.at(8443);
+    let address = json!({ "socket_address": { "address": to.ip(), "port_value": to.port() } });
+    let endpoint = json!({ "endpoint": { "address": address } });
+    let cluster = json!({
+        "name": "secure", "type": "STATIC", "connect_timeout": "5s",
+        "load_assignment": {
+            "cluster_name": "secure", "endpoints": [{ "lb_endpoints": [endpoint] }],
+        },
+        "transport_socket": { "name": "envoy.transport_sockets.tls", "typed_config": context },
+    });
+    let routes = json!([{ "match": { "prefix": "/" }, "route": { "cluster": "secure" } }]);
+    let mesh = config(&it.client, &it.server)
+        .raw_cluster(cluster)
+        .service(&Service::http("web", "10.96.0.51:80").routes(routes))
+        .service(&Service::tcp("far", FAR).backed_by(&far, SERVER_PORT))
+        .inbound(&Inbound::tcp(&far, SERVER_PORT).allow(Allow::policy("far").from(&it.client)));
+    mesh.write_to(&node.config_dir());
+    let _far_agent = node.agent().with_pod(&far).flags(&["--splice", "on"]).start();
+    it.agent.configure(&mesh);
+    it.wait_for_services(2);
+
+    let wire = it.bed.wire().capture();
+    let mut near = it.talk();
+    near.echoes("a secret of neighbours");
+    assert_eq!((directions(&it), in_the_map(&it)), ((2, 0), 2), "both ends, and nobody else");
+    let mut through = it.client.connects(FAR.parse().unwrap());
+    for round in 0..3 {
+        near.echoes(&format!("a secret of neighbours {round}"));
+        through.echoes(&format!("a secret between nodes {round}"));
+        // The connection stays open for the next: it is in a pool.
+        it.client
+            .curl("http://10.96.0.51/")
+            .header("x-words: a secret for nginx")
+            .expect_status(200)
+            .expect_body("sni=web.example.com");
+        assert_eq!(in_the_map(&it), 2, "round {round}: {}", it.agent.status());
+    }
+    assert_eq!(it.verdict("splice_entered"), 2);
+    assert!(it.verdict("outbound_captured") >= 4, "the rest went by the agent");
+    near.half_closes();
+    near.expect_closed();
+    eventually("the map is empty again", || match in_the_map(&it) {
+        0 => Ok(()),
+        some => Err(some),
+    });
+    through.echoes("a secret between nodes, and nobody is spliced");
+    wire.expect_only_tls();
+    wire.expect_no_trace_of("secret");
+}
+
 #[test]
 fn what_goes_through_the_agent_is_never_spliced() {
     let it = Neighbours::start_with(
@@ -261,7 +346,10 @@ fn what_goes_through_the_agent_is_never_spliced() {
 
 #[test]
 fn pods_with_equal_addresses_never_meet() {
-    let it = spliced("splice-twins", "echo");
+    // Node's routes can lead to one of them only: a guard would keep the other off.
+    let flags = ["--splice", "on", "--guard", "off"];
+    let it = Neighbours::start_with("splice-twins", "echo", &flags);
+    it.wait_for_services(2);
     let node = it.bed.node(1);
     // Another pod with the client's address, and a server that answers it.
     let (twin, other) = (node.pod("twin").start(), node.pod("other").start());

@@ -211,6 +211,11 @@ fn an_agent_starts_without_its_control_plane_from_the_last_good_configuration() 
     let Driven { mut control_plane, config, mut mesh } = driven("xds-last-good", "bootstrap");
     mesh.client.curl(mesh::WEB).expect_status(200);
     assert!(control_plane.requests().iter().any(|request| request["node"] == "client"));
+    let dump = mesh.near().config_dump();
+    let of = dump["versions"]["clusters"].as_object().and_then(|of| of.values().next());
+    let of = of.unwrap_or_else(|| panic!("{dump}"));
+    assert!(of["version_info"].as_str().is_some_and(|version| !version.is_empty()), "{of}");
+    assert!(of["last_updated"].is_string(), "{of}");
     let file = mesh.bed.node(1).state_dir().join("config/last-good");
     eventually("the last good configuration is written", || {
         if file.exists() { Ok(()) } else { Err("no file") }

@@ -39,6 +39,7 @@ pub struct Service {
     routes: Option<Value>,
     by_rds: bool,
     http2: bool,
+    idle_timeout: Option<String>,
 }
 
 impl Service {
@@ -61,6 +62,7 @@ impl Service {
             routes: None,
             by_rds: false,
             http2: false,
+            idle_timeout: None,
         }
     }
 
@@ -109,6 +111,13 @@ impl Service {
     #[must_use]
     pub fn speaks_http2(mut self) -> Self {
         self.http2 = true;
+        self
+    }
+
+    /// TCP: connections end that carry nothing for as long.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: &str) -> Self {
+        self.idle_timeout = Some(timeout.to_owned());
         self
     }
 
@@ -285,7 +294,8 @@ impl MeshConfig {
     /// Adds a service: outbound listeners, a cluster, its endpoints.
     #[must_use]
     pub fn service(mut self, service: &Service) -> Self {
-        let Service { name, protocol, addresses, endpoints, routes, by_rds, http2 } = service;
+        let Service { name, protocol, addresses, endpoints, routes, by_rds, http2, idle_timeout } =
+            service;
         let any_path = json!([{ "match": { "prefix": "/" }, "route": { "cluster": name } }]);
         let route_config = json!({
             "name": name,
@@ -296,7 +306,13 @@ impl MeshConfig {
             }],
         });
         let terminal = match protocol {
-            Protocol::Tcp => tcp_proxy(name, name),
+            Protocol::Tcp => {
+                let mut proxy = tcp_proxy(name, name);
+                if let Some(timeout) = idle_timeout {
+                    proxy["typed_config"]["idle_timeout"] = timeout.as_str().into();
+                }
+                proxy
+            }
             Protocol::Http if *by_rds => {
                 let mut resource = route_config.clone();
                 resource["@type"] = ROUTES.into();

@@ -41,6 +41,18 @@ impl Conversation {
     pub(crate) fn start(place: &Place, destination: SocketAddr, flags: &[&str]) -> Self {
         let mut command = Command::new(peer());
         command.arg("talk").arg(destination.to_string()).args(flags);
+        Self::of(place, command, destination)
+    }
+
+    /// By TLS, as a client that names no server and verifies nobody.
+    pub(crate) fn start_tls(place: &Place, destination: SocketAddr) -> Self {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-quiet", "-noservername", "-connect"]);
+        command.arg(destination.to_string());
+        Self::of(place, command, destination)
+    }
+
+    fn of(place: &Place, mut command: Command, destination: SocketAddr) -> Self {
         place.confine(&mut command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().expect("start `peer talk`");

@@ -289,6 +289,11 @@ impl Pod {
         Conversation::start(&self.0.place, destination, &[])
     }
 
+    /// As [`Pod::connects`], by TLS that names no server and verifies nobody.
+    pub fn connects_by_tls(&self, destination: SocketAddr) -> Conversation {
+        Conversation::start_tls(&self.0.place, destination)
+    }
+
     /// As [`Pod::connects`], to an IPv4 address by an IPv6 socket, as Java does.
     pub fn connects_mapped(&self, destination: SocketAddr) -> Conversation {
         Conversation::start(&self.0.place, destination, &["--mapped"])

@@ -19,6 +19,7 @@ use crate::{
         secret::Secret,
     },
     snapshot::Snapshot,
+    source::{Version, Versions},
 };
 
 /// Every resource by name, with the version it belongs to.
@@ -32,6 +33,8 @@ pub struct ConfigDump {
     /// The connection to the control plane, where that is the source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xds: Option<XdsView>,
+    /// By type and name, as the tables below.
+    pub versions: BTreeMap<&'static str, BTreeMap<Arc<str>, VersionView>>,
     pub listeners: BTreeMap<Arc<str>, Arc<Listener>>,
     pub routes: BTreeMap<Arc<str>, Arc<RouteConfiguration>>,
     pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
@@ -57,6 +60,7 @@ impl ConfigDump {
             applied_at: applied_at(snapshot),
             last_rejected,
             xds: None,
+            versions: BTreeMap::new(),
             listeners: snapshot
                 .listeners
                 .iter()
@@ -74,6 +78,32 @@ impl ConfigDump {
             extension_configs: snapshot.extension_configs.iter().map(named).collect(),
             scoped_routes: Arc::clone(&snapshot.scopes),
         }
+    }
+}
+
+/// One resource's version, as Envoy's `/config_dump` has it.
+///
+/// Spec: `envoy/admin/v3/config_dump.proto` (`version_info`, `last_updated`).
+#[derive(Debug, Clone, Serialize)]
+pub struct VersionView {
+    /// What its source calls it; empty where it has no name for it.
+    pub version_info: Arc<str>,
+    /// When it was applied.
+    pub last_updated: Timestamp,
+}
+
+impl VersionView {
+    /// Every resource's, by type and name.
+    pub fn all(versions: &Versions) -> BTreeMap<&'static str, BTreeMap<Arc<str>, Self>> {
+        let of_kind = versions.iter().map(|(kind, of)| {
+            let views = of.map(|(name, Version { name: version_info, updated_at })| {
+                let version_info = Arc::clone(version_info);
+                let last_updated = (*updated_at).into();
+                (Arc::clone(name), Self { version_info, last_updated })
+            });
+            (kind, views.collect())
+        });
+        of_kind.collect()
     }
 }
 

@@ -29,7 +29,7 @@ pub use api::{
     PodView, Readiness, RejectedConfig, SnapshotView, SpliceView, StatusView, Timestamp,
     VerdictView,
 };
-pub use config_dump::ConfigDump;
+pub use config_dump::{ConfigDump, VersionView};
 pub use enroll::{EnrollRequest, InvalidEnrollment, NetnsRef, PodsFile, PodsFileError};
 pub use server::{bind_tcp, serve_tcp, serve_unix};
 pub use socket::{ControlSocket, bind_unix};

@@ -1,6 +1,9 @@
 //! The one writer of snapshots.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -187,7 +190,7 @@ pub(super) async fn restore(agent: &Arc<Agent>) {
         Ok(loaded) => loaded,
         Err(error) => return tracing::error!(%error, "the last good configuration was not read"),
     };
-    let Restored { mut resources, label, saved_at } = match loaded {
+    let Restored { mut resources, label, saved_at, versions } = match loaded {
         Ok(Some(restored)) => restored,
         Ok(None) => return,
         Err(error) => return tracing::error!(%error, "there is no last good configuration"),
@@ -197,6 +200,7 @@ pub(super) async fn restore(agent: &Arc<Agent>) {
     match agent.dataplane.snapshot.replace(resources, label.clone()) {
         Ok(version) => {
             *agent.restored() = Some(saved_at);
+            *agent.versions() = versions;
             agent.dataplane.metrics.config_applied(version);
             let age = saved_at.elapsed().unwrap_or_default();
             tracing::warn!(
@@ -226,6 +230,7 @@ impl Agent {
                 let replaced = self.dataplane.snapshot.replace(resources, label.clone());
                 if self.judged(replaced, &label, refused) {
                     self.tidy();
+                    self.versions().replaced(&raw, SystemTime::now());
                     self.last_good.replaced(raw, &label);
                     return None;
                 }
@@ -233,6 +238,7 @@ impl Agent {
             Update::Changes(Delta { changes, label, raw, refused }) => {
                 let updated = self.dataplane.snapshot.update(changes, label.clone());
                 if self.judged(updated, &label, refused) {
+                    self.versions().applied(&raw, SystemTime::now());
                     self.last_good.changed(raw, &label);
                     return tidy_at.or(Some(Instant::now() + TIDY_AFTER));
                 }

@@ -10,7 +10,7 @@ use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
         HboneView, KernelPathView, MissingView, PodView, Readiness, SnapshotView, StatusView,
-        VerdictView, XdsView,
+        VerdictView, VersionView, XdsView,
     },
     capture,
     identity::CertificateStatus,
@@ -101,7 +101,8 @@ impl AgentControl for Control {
     fn config_dump(&self) -> ConfigDump {
         let snapshot = self.0.dataplane.snapshot.load();
         let dump = ConfigDump::of(&snapshot, self.0.last_rejected().clone());
-        ConfigDump { xds: self.0.xds(), ..dump }
+        let versions = VersionView::all(&self.0.versions());
+        ConfigDump { versions, xds: self.0.xds(), ..dump }
     }
 
     fn connections(&self) -> Vec<ConnectionView> {

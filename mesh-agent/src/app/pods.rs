@@ -21,6 +21,9 @@ use crate::{
 /// the time does not keep the agent.
 const NEWS_PAUSE: Duration = Duration::from_millis(20);
 
+/// As [`NEWS_PAUSE`], for routes: a node may have many, and each look asks for every pod's.
+const ROADS_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long to wait before rules are watched again that could not be.
 const RULES_PAUSE: Duration = Duration::from_secs(5);
 
@@ -240,6 +243,14 @@ impl Agent {
         if self.capture.look_at_all_interfaces().await {
             self.pods.changed.notify_one();
         }
+        // News may have been lost, and iptables tell nobody.
+        self.look_at_roads().await;
+    }
+
+    async fn look_at_roads(&self) {
+        if self.capture.look_at_roads().await {
+            self.pods.changed.notify_one();
+        }
     }
 }
 
@@ -343,11 +354,32 @@ pub(super) async fn watch_rules(agent: Arc<Agent>) {
                 agent.capture.look_at_rules();
                 while let Ok(()) = rules.news().await {
                     agent.capture.look_at_rules();
+                    // A bridge may be what they are about.
+                    agent.look_at_roads().await;
                     time::sleep(NEWS_PAUSE).await;
                 }
             }
             // No netfilter (yet): there are no rules either.
             Err(error) => tracing::debug!(%error, "the node's rules can't be watched"),
+        }
+        time::sleep(RULES_PAUSE).await;
+    }
+}
+
+/// Follows the node's links and routes: where they lead away from a pod, its connections of
+/// the kernel path are ended, and new ones go through the agent.
+pub(super) async fn watch_roads(agent: Arc<Agent>) {
+    loop {
+        match agent.capture.roads_watch() {
+            Ok(roads) => {
+                // What came before the watch.
+                agent.look_at_roads().await;
+                while let Ok(()) = roads.news().await {
+                    agent.look_at_roads().await;
+                    time::sleep(ROADS_PAUSE).await;
+                }
+            }
+            Err(error) => tracing::error!(%error, "the node's routes can't be watched"),
         }
         time::sleep(RULES_PAUSE).await;
     }

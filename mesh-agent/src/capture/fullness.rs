@@ -8,8 +8,8 @@ use mesh_common::abi::{capacity, map};
 
 use super::{
     bpf::{count_keys, open_pin},
-    enroll::Capture,
     maps::MapCapacities,
+    node::Capture,
 };
 
 /// One map with its entries.

@@ -20,10 +20,10 @@ use aya::{
 use super::{
     bpf::LinkTarget,
     bpffs,
-    enroll::Capture,
     error::{CaptureError, EnrollError, brief, chain},
     loader::{Pins, adopt, load, not_a_link},
     netns::{Interface, PodNetns},
+    node::Capture,
     options::EnrollPod,
 };
 use crate::model::workload::WorkloadUid;
@@ -164,7 +164,7 @@ impl Capture {
             slot.interfaces = interfaces.iter().map(|interface| interface.index).collect();
             slot.unguarded = unguarded;
             slot.not_redirected = redirect.err();
-            slot.road = road.map(|road| road.reachable);
+            slot.road = road;
         }
         if state.maps.is_captured(netns.cookie()) {
             state.maps.add_pod(netns.cookie(), request.mtls)?;

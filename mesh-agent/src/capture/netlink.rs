@@ -65,16 +65,21 @@ pub(super) fn nsid(netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
 
 /// Whether the calling thread's namespace has nftables, those of iptables-nft among them.
 pub(super) fn has_nftables() -> io::Result<bool> {
-    has_tables(libc::NETLINK_NETFILTER)
+    has_tables(libc::NETLINK_NETFILTER, libc::NFPROTO_UNSPEC)
 }
 
-fn has_tables(protocol: i32) -> io::Result<bool> {
+/// Whether it has nftables for what crosses a bridge.
+pub(super) fn has_bridge_nftables() -> io::Result<bool> {
+    has_tables(libc::NETLINK_NETFILTER, libc::NFPROTO_BRIDGE)
+}
+
+fn has_tables(protocol: i32, family: i32) -> io::Result<bool> {
     const NFNL_SUBSYS_NFTABLES: u16 = 10;
     const NFT_MSG_NEWTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8;
     const NFT_MSG_GETTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8 | 1;
     let mut found = false;
-    // `struct nfgenmsg`: tables of every family.
-    let request = [0; 4];
+    // `struct nfgenmsg`: tables of that family, or of all.
+    let request = [u8::try_from(family).unwrap_or_default(), 0, 0, 0];
     let flags = NLM_F_REQUEST | NLM_F_DUMP;
     let listed = converse(protocol, NFT_MSG_GETTABLE, flags, &request, |kind, _| {
         found |= kind == NFT_MSG_NEWTABLE;
@@ -96,6 +101,19 @@ impl Multicast {
     /// Interfaces that come, go or change.
     pub(super) fn links() -> io::Result<Self> {
         Self::join(SockProtocol::NetlinkRoute, libc::RTMGRP_LINK.cast_unsigned())
+    }
+
+    /// Links, routes and routing rules.
+    pub(super) fn roads() -> io::Result<Self> {
+        const RTNLGRP_IPV6_RULE: u32 = 19;
+        let groups = libc::RTMGRP_LINK
+            | libc::RTMGRP_IPV4_ROUTE
+            | libc::RTMGRP_IPV4_RULE
+            | libc::RTMGRP_IPV6_ROUTE;
+        Self::join(
+            SockProtocol::NetlinkRoute,
+            groups.cast_unsigned() | 1 << (RTNLGRP_IPV6_RULE - 1),
+        )
     }
 
     /// Changes of nftables, those of iptables-nft among them.
@@ -199,6 +217,6 @@ mod tests {
     fn a_kernel_without_netfilter_has_no_tables() {
         // The last number that there can be, and that no kernel has given out.
         const NONE: i32 = 31;
-        assert!(!has_tables(NONE).unwrap());
+        assert!(!has_tables(NONE, libc::NFPROTO_UNSPEC).unwrap());
     }
 }

@@ -20,8 +20,8 @@ use rtnetlink::{
         AddressFamily,
         address::AddressAttribute,
         link::{
-            InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-            XdpAttached,
+            InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags,
+            LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
         },
         route::RouteAttribute,
     },
@@ -80,6 +80,10 @@ pub(super) struct Interface {
     /// The bridge or the like that it is a port of.
     pub(super) controller: Option<u32>,
     pub(super) bridge: bool,
+    /// A bridge: it tells VLANs apart.
+    pub(super) filters_vlans: bool,
+    /// A port of a bridge: it reaches only ports that are not so.
+    pub(super) isolated: bool,
     pub(super) hardware: Option<[u8; 6]>,
     pub(super) has_xdp: bool,
     pub(super) up: bool,
@@ -96,6 +100,8 @@ impl Interface {
             peer_netns: None,
             controller: None,
             bridge: false,
+            filters_vlans: false,
+            isolated: false,
             hardware: None,
             has_xdp: false,
             up: message.header.flags.contains(LinkFlags::Up),
@@ -112,6 +118,7 @@ impl Interface {
                 LinkAttribute::LinkInfo(infos) => {
                     this.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                     this.bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                    infos.iter().for_each(|info| this.take_info(info));
                 }
                 LinkAttribute::Xdp(xdp) => {
                     let attached = |xdp: &LinkXdp| matches!(xdp, LinkXdp::Attached(mode) if *mode != XdpAttached::None);
@@ -121,6 +128,18 @@ impl Interface {
             }
         }
         this
+    }
+
+    fn take_info(&mut self, info: &LinkInfo) {
+        match info {
+            LinkInfo::Data(InfoData::Bridge(all)) => {
+                self.filters_vlans = all.contains(&InfoBridge::VlanFiltering(true));
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(all)) => {
+                self.isolated = all.contains(&InfoBridgePort::Isolated(true));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -228,28 +247,6 @@ impl PodNetns {
         Ok(links)
     }
 
-    /// The interface that the namespace's routes lead to for `address`, if any.
-    pub(super) async fn route_to(&self, address: IpAddr) -> Result<Option<u32>, NetnsError> {
-        let netlink = self
-            .netlink()
-            .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
-        let asked = match address {
-            IpAddr::V4(v4) => {
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build()
-            }
-            IpAddr::V6(v6) => {
-                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build()
-            }
-        };
-        let mut answers = pin!(netlink.handle.route().get(asked).execute());
-        // An error is a route that forbids, or none.
-        let Ok(Some(route)) = answers.try_next().await else { return Ok(None) };
-        Ok(route.attributes.into_iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(index),
-            _ => None,
-        }))
-    }
-
     /// Addresses that peers may dial (not loopback, not link-local), in the kernel's order.
     ///
     /// # Errors
@@ -295,6 +292,27 @@ impl AsFd for PodNetns {
 pub(super) struct Netlink {
     pub(super) handle: rtnetlink::Handle,
     task: tokio::task::JoinHandle<()>,
+}
+
+impl Netlink {
+    /// The interface that the namespace's routes lead to for `address`, if any.
+    pub(super) async fn route_to(&self, address: IpAddr) -> Option<u32> {
+        let asked = match address {
+            IpAddr::V4(v4) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build()
+            }
+            IpAddr::V6(v6) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build()
+            }
+        };
+        let mut answers = pin!(self.handle.route().get(asked).execute());
+        // An error is a route that forbids, or none.
+        let Ok(Some(route)) = answers.try_next().await else { return None };
+        route.attributes.into_iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(index),
+            _ => None,
+        })
+    }
 }
 
 impl Drop for Netlink {

@@ -2,7 +2,7 @@
 //! whether packets may be handed straight from pod to pod (`bpf_redirect_peer`).
 #![forbid(unsafe_code)]
 
-use std::{fs, net::IpAddr, os::fd::AsFd};
+use std::{fs, io, net::IpAddr, os::fd::AsFd, sync::Arc};
 
 use aya::{
     Ebpf,
@@ -13,25 +13,44 @@ use mesh_common::value::Outside;
 use rtnetlink::packet_route::tc::TcAttribute;
 
 use super::{
-    enroll::{Capture, State},
     error::{CaptureError, brief, chain},
     guard::{GuardAttachment, HOST_PROGRAM, detach_filter},
-    netlink,
-    netns::{Interface, NetnsError, PodNetns},
+    netlink::{self, Multicast},
+    netns::{Interface, Netlink, NetnsError, PodNetns},
+    node::{Capture, State},
 };
 use crate::model::{redirect::RedirectMode, workload::WorkloadUid};
 
 /// The one way into a pod for packets of the kernel path, and out of it.
+#[derive(Debug, Clone)]
 pub(super) struct Road {
     inside: Interface,
     outside: Interface,
     /// What the node's routes lead to: `outside`, or the bridge that it is a port of.
     route: u32,
-    /// The pod's addresses that they lead there for.
+    /// The pod's addresses.
+    addresses: Vec<IpAddr>,
+    /// Those of them that the node's routes lead there for.
     pub(super) reachable: Vec<IpAddr>,
 }
 
 impl Road {
+    /// Whether packets for one of the pod's addresses get there.
+    pub(super) fn reaches(&self, address: IpAddr) -> bool {
+        self.reachable.contains(&address)
+    }
+
+    /// Whether those for all its addresses of a family do.
+    pub(super) fn reaches_all(&self, v4: bool) -> bool {
+        let mut family = self.addresses.iter().filter(|address| address.is_ipv4() == v4);
+        family.all(|address| self.reaches(*address))
+    }
+
+    /// Whether packets go by `other` as they do by this.
+    fn is_as(&self, other: &Self) -> bool {
+        self.entry(0, false) == other.entry(0, false) && self.reachable == other.reachable
+    }
+
     /// As the programs read it.
     pub(super) fn entry(&self, netns_cookie: u64, redirect: bool) -> Outside {
         Outside {
@@ -93,22 +112,117 @@ impl Capture {
             Some(controller) => {
                 let failed = |error: NetnsError| brief(&chain(&error));
                 let all = self.own.links().await.map_err(failed)?;
-                if !all.iter().any(|link| link.index == controller && link.bridge) {
-                    return Err(format!("{} is a port of what is no bridge", outside.name));
+                let bridge = all.iter().find(|link| link.index == controller);
+                if let Some(why) = self.bridge_objects(bridge, &outside) {
+                    return Err(why);
                 }
                 controller
             }
         };
-        let mut reachable = Vec::new();
-        for address in addresses {
-            if self.own.route_to(*address).await.is_ok_and(|found| found == Some(route)) {
-                reachable.push(*address);
-            }
-        }
+        let netlink = self.own.netlink().map_err(|error| error.to_string())?;
+        let reachable = reachable(&netlink, addresses, route).await;
         if reachable.is_empty() {
             return Err(format!("the node's routes to the pod do not lead to {}", outside.name));
         }
-        Ok(Road { inside, outside, route, reachable })
+        Ok(Road { inside, outside, route, addresses: addresses.to_vec(), reachable })
+    }
+
+    /// Why packets may not be sent out of a port past what `bridge` would do with them.
+    fn bridge_objects(&self, bridge: Option<&Interface>, port: &Interface) -> Option<String> {
+        let name = &port.name;
+        match bridge {
+            Some(bridge) if bridge.bridge && bridge.filters_vlans => {
+                Some(format!("{name} is a port of {}, which filters VLANs", bridge.name))
+            }
+            Some(bridge) if bridge.bridge => {
+                if port.isolated {
+                    return Some(format!("{name} is an isolated port of {}", bridge.name));
+                }
+                let why = self.own.run(bridge_netfilter).unwrap_or_else(|e| Some(e.to_string()))?;
+                Some(format!("what crosses {} may be filtered: {why}", bridge.name))
+            }
+            _ => Some(format!("{name} is a port of what is no bridge")),
+        }
+    }
+
+    /// Tells when links, routes or routing rules of the agent's own namespace change. The
+    /// caller is in a tokio runtime.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn roads_watch(&self) -> io::Result<Multicast> {
+        self.own.run(Multicast::roads)?
+    }
+
+    /// To be called when those change: a pod that packets of the kernel path cannot reach
+    /// as they did, or can again, goes off that path or onto it. Says whether the plan wants
+    /// to be made anew, and connections to be judged.
+    pub async fn look_at_roads(&self) -> bool {
+        let Ok(links) = self.own.links().await else { return false };
+        let Ok(netlink) = self.own.netlink() else { return false };
+        let enrolled: Vec<_> = self.state().pods.keys().cloned().collect();
+        let mut changed = false;
+        for uid in enrolled {
+            changed |= self.look_at_road(&uid, &links, &netlink).await;
+        }
+        changed
+    }
+
+    async fn look_at_road(
+        &self,
+        uid: &WorkloadUid,
+        links: &[Interface],
+        netlink: &Netlink,
+    ) -> bool {
+        let _alone = self.attaching.lock().await;
+        let slot = {
+            let state = self.state();
+            state.pods.get(uid).filter(|slot| slot.unguarded.is_none()).and_then(|slot| {
+                let request = slot.record.as_ref()?.pod.clone();
+                Some((request, Arc::clone(&slot.netns), slot.road.clone()))
+            })
+        };
+        let Some((request, netns, known)) = slot else { return false };
+        if let Ok(road) = &known
+            && self.holds(road, links, netlink).await
+        {
+            return false;
+        }
+        // What cannot be listed is looked at again.
+        let Ok(interfaces) = netns.interfaces().await else { return false };
+        let Ok(addresses) = netns.addresses().await else { return false };
+        let now = self.road(&netns, &interfaces, &addresses).await;
+        match (&known, &now) {
+            (Ok(known), Ok(now)) if known.is_as(now) => return false,
+            (Err(known), Err(now)) if known == now => return false,
+            (_, Ok(road)) => tracing::info!(
+                pod = %uid, interface = road.outside.name, reachable = ?road.reachable,
+                "the way to the pod has changed: the kernel path goes by it"
+            ),
+            (_, Err(why)) => tracing::warn!(
+                pod = %uid, why, "the way to the pod has changed: it is off the kernel path"
+            ),
+        }
+        match self.attach_programs(&request, &netns, &addresses, &interfaces).await {
+            Ok(()) => true,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(pod = %uid, error, "the way to the pod can't be followed");
+                false
+            }
+        }
+    }
+
+    /// Whether the node still has a road as it was found.
+    async fn holds(&self, road: &Road, links: &[Interface], netlink: &Netlink) -> bool {
+        let by_index = |index: u32| links.iter().find(|link| link.index == index);
+        let Some(outside) = by_index(road.outside.index) else { return false };
+        let bridged = road.route != road.outside.index;
+        outside.up
+            && outside.peer == road.outside.peer
+            && outside.controller == road.outside.controller
+            && !(bridged && self.bridge_objects(by_index(road.route), outside).is_some())
+            && reachable(netlink, &road.addresses, road.route).await == road.reachable
     }
 
     /// Whether packets of the kernel path may be handed straight into the pod, and why not.
@@ -228,6 +342,32 @@ pub(super) async fn occupant(own: &PodNetns, interface: &Interface) -> Option<St
         Ok(None) => {}
     }
     own.run(netfilter).unwrap_or_else(|error| Some(error.to_string()))
+}
+
+/// The addresses that routes lead to the interface `route` for.
+async fn reachable(netlink: &Netlink, addresses: &[IpAddr], route: u32) -> Vec<IpAddr> {
+    let mut reachable = Vec::new();
+    for address in addresses {
+        if netlink.route_to(*address).await == Some(route) {
+            reachable.push(*address);
+        }
+    }
+    reachable
+}
+
+/// Rules of the calling thread's namespace that may be about what crosses a bridge.
+fn bridge_netfilter() -> Option<String> {
+    match netlink::has_bridge_nftables() {
+        Ok(true) => return Some("there are nftables of the bridge family".to_owned()),
+        Ok(false) => {}
+        Err(error) => return Some(format!("nftables cannot be listed: {error}")),
+    }
+    // Not there: `br_netfilter` is not loaded, and no other family's rules see bridges.
+    let asks = |name: &&str| {
+        let value = fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{name}"));
+        value.is_ok_and(|value| value.trim() != "0")
+    };
+    if ["iptables", "ip6tables"].iter().any(asks) { netfilter() } else { None }
 }
 
 /// Rules of the calling thread's namespace that may be about pods: a NetworkPolicy's.

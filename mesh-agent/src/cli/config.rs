@@ -10,7 +10,7 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::{admin::SnapshotView, snapshot::SnapshotCell, source};
+use crate::{admin::SnapshotView, observe::printable::printable, snapshot::SnapshotCell, source};
 
 /// Look at the configuration in force, or check one before it is
 #[derive(Debug, Subcommand)]
@@ -79,7 +79,7 @@ fn summary(dump: &Value) -> String {
             head.push_str(&format!(", {name} {}", text(value)));
         }
     }
-    let mut table = Table::new(["KIND", "NAME", "DETAIL"]);
+    let mut table = Table::new(["KIND", "NAME", "VERSION", "UPDATED", "DETAIL"]);
     let count = |value: &Value| value.as_array().map_or(0, Vec::len);
     for (kind, key) in [
         ("listener", "listeners"),
@@ -117,7 +117,9 @@ fn summary(dump: &Value) -> String {
                     format!("{} endpoints", endpoints.sum::<usize>())
                 }
             };
-            table.row([kind.to_owned(), name.clone(), detail]);
+            let version = &dump["versions"][key][name.as_str()];
+            let (of, at) = (text(&version["version_info"]), text(&version["last_updated"]));
+            table.row([kind.to_owned(), name.clone(), of, at, detail]);
         }
     }
     for (key, entry) in dump["runtime"]["entries"].as_object().into_iter().flatten() {
@@ -126,13 +128,14 @@ fn summary(dump: &Value) -> String {
             denominator => format!("{}/{}", text(&entry["value"]["numerator"]), text(denominator)),
         };
         let detail = format!("{value}, from layer {}", text(&entry["layer"]));
-        table.row(["runtime".to_owned(), key.clone(), detail]);
+        let (of, at) = (String::new(), String::new());
+        table.row(["runtime".to_owned(), key.clone(), of, at, detail]);
     }
-    let mut shown = format!("{head}\n{}", table.render());
+    let mut shown = format!("{}\n{}", printable(&head), table.render());
     if let Some(reasons) = dump["last_rejected"]["reasons"].as_array() {
         shown.push_str(&format!("\nrefused at {}:\n", text(&dump["last_rejected"]["at"])));
         for reason in reasons {
-            shown.push_str(&format!("  {}\n", text(reason)));
+            shown.push_str(&format!("  {}\n", printable(&text(reason))));
         }
     }
     shown
@@ -171,7 +174,8 @@ impl Validate {
             ),
             OutputFormat::Table => {
                 let heading = format!("{} would be refused:\n", self.directory.display());
-                reasons.iter().fold(heading, |text, reason| format!("{text}  {reason}\n"))
+                let line = |text, reason: &String| format!("{text}  {}\n", printable(reason));
+                reasons.iter().fold(heading, line)
             }
         };
         Ok(Output { text, code })
@@ -197,22 +201,24 @@ mod tests {
             "runtime": {"entries": {
                 "canary": {"value": {"numerator": 5, "denominator": 10000}, "layer": "pushed"},
                 "on": {"value": true, "layer": "fixed"}}},
-            "last_rejected": {"at": "2026-01-02T03:05:05Z", "reasons": ["cds.yaml: no"]},
+            "versions": {"clusters": {"web": {"version_info": "7\u{202e}",
+                                              "last_updated": "2026-01-02T03:04:00Z"}}},
+            "last_rejected": {"at": "2026-01-02T03:05:05Z", "reasons": ["cds.yaml: no\nx"]},
         });
         assert_eq!(
             summary(&dump),
             "version 3, label abc, applied at 2026-01-02T03:04:05Z\n\
-             KIND       NAME    DETAIL\n\
-             listener   out     outbound 10.0.0.1:80, 1 filter chains\n\
-             route      web     2 virtual hosts\n\
-             cluster    app     original_destination\n\
-             cluster    web     eds, round_robin\n\
-             endpoints  web     3 endpoints\n\
-             secret     roots   validation_context\n\
-             filter     rbac    a.b.RBAC\n\
-             runtime    canary  5/10000, from layer pushed\n\
-             runtime    on      true, from layer fixed\n\
-             \nrefused at 2026-01-02T03:05:05Z:\n  cds.yaml: no\n"
+             KIND       NAME    VERSION  UPDATED               DETAIL\n\
+             listener   out     -        -                     outbound 10.0.0.1:80, 1 filter chains\n\
+             route      web     -        -                     2 virtual hosts\n\
+             cluster    app     -        -                     original_destination\n\
+             cluster    web     7\\u202e  2026-01-02T03:04:00Z  eds, round_robin\n\
+             endpoints  web     -        -                     3 endpoints\n\
+             secret     roots   -        -                     validation_context\n\
+             filter     rbac    -        -                     a.b.RBAC\n\
+             runtime    canary  -        -                     5/10000, from layer pushed\n\
+             runtime    on      -        -                     true, from layer fixed\n\
+             \nrefused at 2026-01-02T03:05:05Z:\n  cds.yaml: no\\u000ax\n"
         );
     }
 }

@@ -17,7 +17,10 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-use crate::config::{LogConfig, LogFormat};
+use crate::{
+    config::{LogConfig, LogFormat},
+    observe::printable::escaped,
+};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 8192;
@@ -73,7 +76,7 @@ impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         // Counted first, so that whoever flushes never sees more written than queued.
         self.counts.queued.fetch_add(1, Ordering::Relaxed);
-        if self.queue.try_send(line.to_vec()).is_err() {
+        if self.queue.try_send(one_line(line)).is_err() {
             self.counts.lost.fetch_add(1, Ordering::Relaxed);
             self.counts.written.fetch_add(1, Ordering::Release);
         }
@@ -83,6 +86,19 @@ impl Write for Lines {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A line as it may be shown: names in it are others'. Colours are ours, `tracing_subscriber`
+/// escapes those of others.
+fn one_line(line: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(line);
+    let (text, end) = match text.strip_suffix('\n') {
+        Some(text) => (text, "\n"),
+        None => (&*text, ""),
+    };
+    let mut shown = escaped(text, |c| matches!(c, '\u{1b}' | '\t')).into_owned();
+    shown.push_str(end);
+    shown.into_bytes()
 }
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -172,6 +188,14 @@ mod tests {
             std::thread::sleep(POLL);
         }
         assert!(lost());
+    }
+
+    #[test]
+    fn a_name_makes_no_line_of_its_own() {
+        let line = "clusters[a\u{202e}b\nERROR forged\u{9b}2J]: é\n".as_bytes();
+        let shown = String::from_utf8(one_line(line)).unwrap();
+        assert_eq!(shown, "clusters[a\\u202eb\\u000aERROR forged\\u009b2J]: é\n");
+        assert_eq!(one_line(b"\x1b[2m t\x1b[0m\n"), b"\x1b[2m t\x1b[0m\n");
     }
 
     #[test]

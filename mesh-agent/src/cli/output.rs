@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::CliError;
+use crate::observe::printable::{escaped, printable};
 
 /// How to show an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -35,7 +36,7 @@ impl Table {
         let shown = cells.map(|cell| match cell.as_str() {
             "" => "-".to_owned(),
             // Whatever a peer chose, it does not move the cursor.
-            cell => cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+            cell => printable(cell).into_owned(),
         });
         self.rows.push(shown.to_vec());
     }
@@ -65,7 +66,8 @@ impl Table {
 /// Indented JSON and a line feed.
 pub(super) fn json(value: &impl Serialize) -> Result<String, CliError> {
     let text = serde_json::to_string_pretty(value).context("the answer can't be shown as JSON")?;
-    Ok(text + "\n")
+    // Only strings have such characters, and they are the same when they are escaped.
+    Ok(escaped(&text, |c| c == '\n').into_owned() + "\n")
 }
 
 /// `45s`, `12m`, `3h20m`, `4d3h`; negative durations as `0s`.
@@ -114,8 +116,17 @@ mod tests {
         table.row(["12345".into(), "\x1b[2Jé".into(), "y".into()]);
         assert_eq!(
             table.render(),
-            "UID    NAME       X\n1      long-name  -\n12345  ?[2Jé      y\n"
+            "UID    NAME        X\n1      long-name   -\n12345  \\u001b[2Jé  y\n"
         );
+    }
+
+    #[test]
+    fn json_is_the_same_value_whatever_is_hidden_in_it() {
+        let value = serde_json::json!({"a\u{202e}b": ["\u{9b}2J\n", "é\u{200b}"]});
+        let text = json(&value).unwrap();
+        assert!(!text.contains(['\u{202e}', '\u{9b}', '\u{200b}']), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        assert!(text.contains('é') && text.lines().count() > 3, "{text}");
     }
 
     #[test]

@@ -9,7 +9,10 @@ use super::{
     client::Client,
     output::{self, OutputFormat, Table},
 };
-use crate::admin::{KernelPathView, MapView, MissingView, StatusView, Timestamp, XdsView};
+use crate::{
+    admin::{KernelPathView, MapView, MissingView, StatusView, Timestamp, XdsView},
+    observe::printable::printable,
+};
 
 /// Show the agent in one page: ready or why not, configuration, certificates
 #[derive(Debug, Args)]
@@ -95,7 +98,7 @@ fn page(status: &StatusView, now: Timestamp) -> String {
             output::age(rejected.at.seconds_until(now))
         );
         for reason in &rejected.reasons {
-            _ = writeln!(text, "  {reason}");
+            _ = writeln!(text, "  {}", printable(reason));
         }
     }
     if let Some(xds) = &status.xds {
@@ -183,14 +186,14 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
         _ = writeln!(
             text,
             "Control plane {}{of} ({}), {} for {}, {} streams so far",
-            source.server,
+            printable(&source.server),
             source.mode,
             state,
             age(source.since),
             source.streams,
         );
         if let Some(error) = &source.last_error {
-            _ = writeln!(text, "  the last stream ended: {error}");
+            _ = writeln!(text, "  the last stream ended: {}", printable(error));
         }
     }
     let mut table = Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK"]);
@@ -208,11 +211,12 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
     for of in &xds.types {
         for refused in &of.refused {
             for reason in &refused.reasons {
-                _ = writeln!(text, "  refused {} ago: {reason}", age(refused.at));
+                _ = writeln!(text, "  refused {} ago: {}", age(refused.at), printable(reason));
             }
         }
         for warming in &of.warming {
-            _ = writeln!(text, "  {} {} waits for {}", of.kind, warming.name, warming.waits_for);
+            let line = format!("{} {} waits for {}", of.kind, warming.name, warming.waits_for);
+            _ = writeln!(text, "  {}", printable(&line));
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct KernelConnection {
     pub destination: SocketAddr,
     /// Since its SYN left.
     pub age: Duration,
+    /// Whether its packets reach both pods without leaving the node.
+    pub on_path: bool,
     pub established: bool,
     /// Whether the destination's programs saw it come in. An established connection
     /// that they did not see went somewhere else.

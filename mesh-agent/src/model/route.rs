@@ -5,7 +5,7 @@
 mod action;
 mod mirror;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
@@ -79,6 +79,17 @@ pub enum Domain {
     /// With the `*` removed: `example.`.
     Prefix(String),
     Any,
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Suffix(end) => write!(f, "*{end}"),
+            Self::Prefix(start) => write!(f, "{start}*"),
+            Self::Any => f.write_str("*"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]

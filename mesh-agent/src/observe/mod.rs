@@ -13,6 +13,7 @@ pub mod counters;
 pub mod flags;
 pub mod log_limit;
 pub mod metrics;
+pub mod printable;
 
 use std::fmt;
 

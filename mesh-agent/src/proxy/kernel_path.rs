@@ -298,9 +298,11 @@ impl KernelSessions {
         };
         let snapshot = dataplane.snapshot.load();
         let mut live = Live::begin(dataplane, &snapshot, connection, source, destination);
-        let keep = live.revoked.is_none() && connection.seen;
+        let keep = live.revoked.is_none() && connection.seen && connection.on_path;
         if !connection.seen {
             live.failure = Some(astray);
+        } else if !connection.on_path {
+            live.failure = Some(off_path);
         }
         self.live.insert(connection.socket_cookie, live);
         if keep { Judgement::Keep } else { Judgement::Cut }
@@ -314,6 +316,10 @@ impl KernelSessions {
         let gone = KernelPeer::Gone;
         if connection.source_pod == gone || connection.destination_pod == gone {
             live.failure = Some(failure::cut);
+            return Judgement::Cut;
+        }
+        if !connection.on_path {
+            live.failure = Some(off_path);
             return Judgement::Cut;
         }
         let snapshot = dataplane.snapshot.load();
@@ -379,7 +385,7 @@ impl KernelSessions {
         let Some(mut live) = live else { return };
         live.note(traffic);
         if aborted && live.failure.is_none() && live.revoked.is_none() {
-            live.failure = Some(reset);
+            live.failure = Some(if connection.on_path { reset } else { off_path });
         }
         live.end(dataplane);
     }
@@ -509,6 +515,14 @@ fn astray() -> Failure {
         ResponseFlag::UpstreamConnectionFailure,
         "astray",
         "cut: it did not arrive at the pod it was meant for",
+    )
+}
+
+fn off_path() -> Failure {
+    told(
+        ResponseFlag::UpstreamConnectionTermination,
+        "off_kernel_path",
+        "cut: the node no longer leads packets from pod to pod",
     )
 }
 

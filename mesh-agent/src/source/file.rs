@@ -11,6 +11,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aws_lc_rs::digest;
@@ -145,7 +146,7 @@ impl Contents {
                 Err(rejected) => decoding.rejected.push(rejected),
             }
         }
-        let Decoding { resources, raw, mut versions, rejected, encoded: _ } = decoding;
+        let Decoding { resources, mut raw, mut versions, rejected, encoded: _ } = decoding;
         if !rejected.is_empty() {
             return Err(rejected);
         }
@@ -155,6 +156,8 @@ impl Contents {
             Ok([version]) => version,
             Err(_) => format!("sha256:{digest}"),
         };
+        let version: Arc<str> = label.as_str().into();
+        raw.versions.iter_mut().for_each(|(_, own)| *own = Some(Arc::clone(&version)));
         Ok(Delivery { resources, label, raw, refused: false })
     }
 }
@@ -346,7 +349,9 @@ impl Decoding {
         let decoded = xds::decode_with_references(&type_url, &transcoded.bytes);
         match decoded.and_then(|(resource, references)| alone(resource, &references)) {
             Ok(resource) if transcoded.rejected.is_empty() => {
-                self.raw.keep(resource.key(), &resource, transcoded.bytes.into());
+                // They have the version of the whole, once that is known.
+                let version = Arc::from("");
+                self.raw.keep(resource.key(), &resource, transcoded.bytes.into(), version);
                 resource.add_to(&mut self.resources);
             }
             Ok(_) => self.rejected.extend(transcoded.rejected),

@@ -22,11 +22,18 @@ use rpds::RedBlackTreeMapSync;
 use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
-use super::xds::{self, ResourceType};
+use super::{
+    versions::Versions,
+    xds::{self, ResourceType},
+};
 use crate::snapshot::{RejectedResource, Resources};
 
 /// The first line: what the file is, and the version of its form.
-const MAGIC: &[u8] = b"mesh-last-good 1\n";
+const MAGIC: &[u8] = b"mesh-last-good ";
+const FORMAT: u64 = 1;
+
+/// More digits no version has.
+const FORMAT_DIGITS_MAX: usize = 10;
 
 const CHECKSUM_BYTES: usize = 32;
 
@@ -50,13 +57,28 @@ pub(super) type Key = (ResourceType, Arc<str>);
 pub struct Raw {
     /// Encoded protobuf; `None`: it is no more.
     pub(super) resources: Vec<(Key, Option<Arc<[u8]>>)>,
+    /// What their source calls their versions; `None`: they are no more.
+    pub(super) versions: Vec<(Key, Option<Arc<str>>)>,
 }
 
 impl Raw {
     /// Takes note of a resource; of one that must not be stored, that what was stored
     /// under its name is no more.
-    pub(super) fn keep(&mut self, key: Key, resource: &xds::Resource, bytes: Arc<[u8]>) {
+    pub(super) fn keep(
+        &mut self,
+        key: Key,
+        resource: &xds::Resource,
+        bytes: Arc<[u8]>,
+        version: Arc<str>,
+    ) {
+        self.versions.push((key.clone(), Some(version)));
         self.resources.push((key, resource.stored(bytes)));
+    }
+
+    /// The resource is no more.
+    pub(super) fn remove(&mut self, key: Key) {
+        self.versions.push((key.clone(), None));
+        self.resources.push((key, None));
     }
 }
 
@@ -73,6 +95,13 @@ pub enum LastGoodError {
     /// It is not what was written: cut short, or changed since.
     #[error("last good configuration {} is damaged: {reason}", .path.display())]
     Damaged { path: PathBuf, reason: &'static str },
+    /// Another version of the agent wrote it.
+    #[error(
+        "last good configuration {} is of format version {found}, and this agent reads {FORMAT}: \
+         it is kept until there is a good new one",
+        .path.display()
+    )]
+    OtherFormat { path: PathBuf, found: u64 },
     /// It came from elsewhere than this agent's source.
     #[error("last good configuration {} is of {found}, not of {expected}", .path.display())]
     OtherSource { path: PathBuf, found: String, expected: String },
@@ -88,6 +117,8 @@ pub struct Restored {
     pub label: String,
     /// When it was applied.
     pub saved_at: SystemTime,
+    /// What is in it.
+    pub versions: Versions,
 }
 
 /// The payload under the checksum.
@@ -152,7 +183,10 @@ impl LastGood {
             Err(source) => return Err(LastGoodError::Read { path: path(), source }),
         };
         let damaged = |reason| LastGoodError::Damaged { path: path(), reason };
-        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("its header is unknown"))?;
+        let (format, rest) = format_of(&bytes).ok_or_else(|| damaged("its header is unknown"))?;
+        if format != FORMAT {
+            return Err(LastGoodError::OtherFormat { path: path(), found: format });
+        }
         let (checksum, body) =
             rest.split_at_checked(CHECKSUM_BYTES).ok_or_else(|| damaged("it is cut short"))?;
         if digest::digest(&digest::SHA256, body).as_ref() != checksum {
@@ -184,8 +218,12 @@ impl LastGood {
         let saved_at = saved_at.ok_or_else(|| damaged("it was saved at no time"))?;
         let label = body.label.clone();
         let saved = body.saved_at;
+        let mut versions = Versions::default();
+        let known: Arc<str> = label.as_str().into();
+        let all = kept.keys().map(|key: &Key| (key.clone(), Some(Arc::clone(&known))));
+        versions.changed(all, saved_at);
         *self.kept() = Kept { resources: kept, label: body.label, saved_at: saved, dirty: false };
-        Ok(Some(Restored { resources, label, saved_at }))
+        Ok(Some(Restored { resources, label, saved_at, versions }))
     }
 
     /// Takes note of a whole configuration that was applied.
@@ -301,6 +339,16 @@ fn unwrapped(any: Any) -> (Option<String>, Any) {
     }
 }
 
+/// The version of the file's form, and what follows the line that says it.
+fn format_of(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let rest = bytes.strip_prefix(MAGIC)?;
+    let end = rest.iter().take(FORMAT_DIGITS_MAX + 1).position(|byte| *byte == b'\n')?;
+    let (digits, rest) = rest.split_at_checked(end)?;
+    let digits = std::str::from_utf8(digits).ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    Some((digits.parse().ok().filter(|_| is_number)?, rest.get(1..)?))
+}
+
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -332,6 +380,7 @@ fn write_new(path: &Path, body: &[u8]) -> io::Result<()> {
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(MAGIC)?;
+    writeln!(file, "{FORMAT}")?;
     file.write_all(digest::digest(&digest::SHA256, body).as_ref())?;
     file.write_all(body)?;
     file.sync_all()

@@ -9,6 +9,7 @@
 pub mod dial;
 pub mod hbone;
 pub mod http_pool;
+mod read_ahead;
 pub mod relay;
 pub mod replayed;
 pub mod tls;

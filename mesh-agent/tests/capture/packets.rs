@@ -544,6 +544,18 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
     programs.insert(map::OUTSIDES, ip("10.77.7.9"), new);
     assert_eq!(bed.inside(&node, || stamps.run(&to([10, 77, 7, 9]), here)), PASSED);
 
+    // A port of a bridge is where the pod is, whatever routes say, and while it is there.
+    let port = Outside { route: here, ..new };
+    programs.insert(map::OUTSIDES, ip("10.77.7.9"), port);
+    let before = programs.counts();
+    assert_eq!(bed.inside(&node, || stamps.run(&to([10, 77, 7, 9]), here)), REDIRECTED);
+    assert_eq!(programs.counted_since(&before), Some(Verdict::Bridged));
+    programs.insert(map::OUTSIDES, ip("10.77.7.9"), Outside { interface: door, ..port });
+    let before = programs.counts();
+    assert_eq!(bed.inside(&node, || stamps.run(&to([10, 77, 7, 9]), here)), DROPPED);
+    assert_eq!(programs.counted_since(&before), Some(Verdict::GuardAstray));
+    programs.insert(map::OUTSIDES, ip("10.77.7.9"), new);
+
     // Both agree to the short way; one that does not stays on the long one.
     let entry = PodEntry { enrolled_ns: 1, strict: 1, redirect: 1, road: 1, _zero: 0 };
     programs.insert(map::PODS, POD, entry);
@@ -555,4 +567,27 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
         programs.0.map_mut(map::OUTSIDES).unwrap().try_into().unwrap();
     outsides.remove(&ip("10.77.7.9")).unwrap();
     assert_eq!(bed.inside(&node, || stamps.run(&to([10, 77, 7, 9]), here)), DROPPED);
+}
+
+#[test]
+fn what_another_pods_guard_has_let_out_as_data_is_not_looked_at_again() {
+    const PASSED: i32 = -1;
+    let mut programs = Programs::load(false);
+    let guard: &mut SchedClassifier =
+        programs.0.program_mut("mesh_guard_in").unwrap().try_into().unwrap();
+    guard.load().unwrap();
+    let guard = guard.fd().unwrap().as_fd().as_raw_fd();
+    // No guard lets that out: it tells whether the frame was read.
+    let fragment = frame(0x0800, &v4(6, 0, 0x2000, FAR, &tcp(DATA, (5000, 80), 9)));
+    for (stamp, expected) in [
+        (stamp::KERNEL_PATH_DATA, None),
+        (stamp::KERNEL_PATH, Some(Verdict::GuardFragment)),
+        (stamp::SEEN, Some(Verdict::GuardFragment)),
+        (0, Some(Verdict::GuardFragment)),
+    ] {
+        let before = programs.counts();
+        let done = Stamps::before(guard, stamp).run(&fragment, 1);
+        let counted = programs.counted_since(&before);
+        assert_eq!((done == PASSED, counted), (expected.is_none(), expected), "{stamp:#x}");
+    }
 }

@@ -447,61 +447,85 @@ fn the_socket_decides() {
 
 #[test]
 fn outside_the_pod_only_what_was_seen_inside_goes_on() {
+    for (stamped, expected) in [
+        (stamp::SEEN, Onward::Pass),
+        (stamp::KERNEL_PATH, Onward::KernelPath),
+        (stamp::KERNEL_PATH_DATA, Onward::KernelPath),
+        (0, Onward::Unseen),
+        (1, Onward::Unseen),
+    ] {
+        assert_eq!(onward(stamped), expected, "{stamped}");
+    }
     let data = packet(Kind::Tcp, 5000, ("10.9.9.9", 80), Way::Egress);
     let syn = Packet { flags: SYN, payload: false, ..data };
     let ack = Packet { payload: false, ..data };
     let fin = Packet { flags: FIN | ACK, payload: false, ..data };
     let loopback = packet(Kind::Tcp, 5000, ("127.0.0.1", 80), Way::Egress);
     let udp = packet(Kind::Udp, 5000, ("10.9.9.9", 443), Way::Egress);
-    let bypassed = Onward::Drop(Verdict::GuardBypassed);
-    for (what, packet, stamped, expected) in [
-        ("data", data, stamp::SEEN, Onward::Pass),
-        ("a SYN", syn, stamp::SEEN, Onward::Pass),
-        ("data of the kernel path", data, stamp::KERNEL_PATH, Onward::KernelPath),
-        ("an ACK of the kernel path", ack, stamp::KERNEL_PATH, Onward::KernelPath),
-        ("data past the guard", data, 0, bypassed),
-        ("a SYN past the guard", syn, 0, bypassed),
-        ("data with another's mark", data, 1, bypassed),
-        ("an ACK past the guard", ack, 0, Onward::Pass),
-        ("a FIN past the guard", fin, 0, Onward::Pass),
-        ("to loopback", loopback, 0, Onward::Drop(Verdict::GuardBoundToInterface)),
-        ("UDP", udp, 0, Onward::Drop(Verdict::GuardNonTcp)),
+    for (what, packet, expected) in [
+        ("data", data, Err(Verdict::GuardBypassed)),
+        ("a SYN", syn, Err(Verdict::GuardBypassed)),
+        ("an ACK", ack, Ok(())),
+        ("a FIN", fin, Ok(())),
+        ("to loopback", loopback, Err(Verdict::GuardBoundToInterface)),
+        ("UDP", udp, Err(Verdict::GuardNonTcp)),
     ] {
-        assert_eq!(onward(&packet, stamped, POD, true, &Excluding), expected, "{what}");
+        assert_eq!(unseen(&packet, POD, true, &Excluding), expected, "{what} past the guard");
     }
 }
 
 #[test]
+fn only_data_alone_is_taken_without_a_look_at_its_socket() {
+    let data = packet(Kind::Tcp, 5000, ("10.9.9.9", 80), Way::Egress);
+    for (what, flags, payload, expected) in [
+        ("data", ACK, true, true),
+        ("an ACK", ACK, false, false),
+        ("a SYN", SYN, false, false),
+        ("a SYN with data", SYN, true, false),
+        ("a FIN", FIN | ACK, false, false),
+        ("a FIN with data", FIN | ACK, true, false),
+    ] {
+        let packet = Packet { flags, payload, ..data };
+        assert_eq!(is_vouched_for(stamp_of(&packet)), expected, "{what}");
+        assert_eq!(onward(stamp_of(&packet)), Onward::KernelPath, "{what}");
+    }
+    assert!(!is_vouched_for(stamp::SEEN));
+    assert!(!is_vouched_for(0));
+}
+
+#[test]
 fn packets_of_the_kernel_path_go_to_their_pod_or_nowhere() {
-    const POD_HARDWARE: [u8; 6] = [2, 0, 0, 0, 0, 9];
-    const OTHER_HARDWARE: [u8; 6] = [2, 0, 0, 0, 0, 8];
+    const HARDWARE: [u8; 6] = [2, 0, 0, 0, 0, 9];
     let veth = Outside {
         netns_cookie: POD,
         interface: 5,
         route: 5,
         inside: 2,
         redirect: 0,
-        hardware: POD_HARDWARE,
+        hardware: HARDWARE,
         _zero: 0,
     };
+    let free = Outside { redirect: 1, ..veth };
     let port = Outside { route: 3, ..veth };
-    let data = packet(Kind::Tcp, 5000, ("10.9.9.9", 80), Way::Egress);
-    let syn = Packet { flags: SYN, payload: false, ..data };
-    let by = |interface, next| Some(Route { interface, next });
-    for (what, packet, hardware, to, route, expected) in [
-        ("to its veth", data, OTHER_HARDWARE, Some(veth), by(5, None), true),
-        ("elsewhere", data, OTHER_HARDWARE, Some(veth), by(7, Some(POD_HARDWARE)), false),
-        ("a SYN elsewhere", syn, OTHER_HARDWARE, Some(veth), by(7, None), false),
-        ("no route", data, OTHER_HARDWARE, Some(veth), None, false),
-        ("no such pod", data, OTHER_HARDWARE, None, by(5, None), false),
-        ("a veth is not told by its frame", data, POD_HARDWARE, Some(veth), by(7, None), false),
-        ("over the bridge", data, POD_HARDWARE, Some(port), None, true),
-        ("over the bridge to another", data, OTHER_HARDWARE, Some(port), by(7, None), false),
-        ("routed", data, OTHER_HARDWARE, Some(port), by(3, Some(POD_HARDWARE)), true),
-        ("routed to another", data, OTHER_HARDWARE, Some(port), by(3, Some(OTHER_HARDWARE)), false),
-        ("routed to whom it is not known", data, OTHER_HARDWARE, Some(port), by(3, None), false),
-        ("a SYN that asks for whom", syn, OTHER_HARDWARE, Some(port), by(3, None), true),
+    for (what, redirect, to, expected) in [
+        ("by the routes", false, Some(veth), Handover::Routes(5)),
+        ("only the sender may", true, Some(veth), Handover::Routes(5)),
+        ("only the destination may", false, Some(free), Handover::Routes(5)),
+        ("straight in", true, Some(free), Handover::Peer(5)),
+        ("over a bridge", true, Some(port), Handover::Port(5, HARDWARE)),
+        ("no such pod", true, None, Handover::Astray),
     ] {
-        assert_eq!(arrives(&packet, hardware, to.as_ref(), || route), expected, "{what}");
+        assert_eq!(handover(redirect, to.as_ref()), expected, "{what}");
     }
+}
+
+#[test]
+fn who_sends_to_whom_is_read_as_it_is_for_the_whole_frame() {
+    let data = tcp(ACK, 0, 9);
+    for frame in [ethernet(IPV4, &v4(TCP, 0, 0, &data)), ethernet(IPV6, &v6(&[], TCP, &data))] {
+        let whole = classify(&frame).unwrap();
+        assert_eq!(ends(&frame), Some((whole.source, whole.destination)));
+        assert_eq!(ends(&Bytes(frame.0[..20].to_vec())), None);
+    }
+    assert_eq!(ends(&ethernet(ARP, &[0; 60])), None);
 }

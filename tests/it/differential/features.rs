@@ -146,6 +146,12 @@ fn hosts(play: &mut Play) {
     );
     play.world.put(HOST, "routes/pushed.test", host("changed"));
     play.step("it changes", &[(to("pushed.test"), says("changed"))]);
+    // A second one with its domain is refused by both, and the first one stays.
+    play.world.put(HOST, "routes/second.test", host("second"));
+    let still = [(to("pushed.test"), says("changed"))];
+    play.refused("a host with another's domain", &[HOST], &still);
+    play.world.remove(HOST, "routes/second.test");
+    play.step("it is gone", &[(to("pushed.test"), says("changed"))]);
     play.world.remove(HOST, "routes/pushed.test");
     play.step("it goes", &[(to("own.test"), status(200)), (to("pushed.test"), status(404))]);
 }

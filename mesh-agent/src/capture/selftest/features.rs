@@ -8,13 +8,18 @@ use aya::{
     programs::{ProgramType, SchedClassifier, TcAttachType},
     sys::{BpfHelper, is_helper_supported, is_map_supported},
 };
+use nix::{
+    errno::Errno,
+    sys::socket::{setsockopt, sockopt::TcpUlp},
+};
+use socket2::{Domain, Socket, Type};
 
 use super::Seen;
 use crate::capture::{bpf, error::chain, netns::PodNetns, sock_diag};
 
 type FeatureCheck = fn() -> Seen;
 
-pub(super) const CHECKS: [(&str, FeatureCheck); 7] = [
+pub(super) const CHECKS: [(&str, FeatureCheck); 8] = [
     ("netns_cookie", netns_cookie),
     ("cgroup_link", cgroup_link),
     ("ring_buffer", ring_buffer),
@@ -22,6 +27,7 @@ pub(super) const CHECKS: [(&str, FeatureCheck); 7] = [
     ("sock_destroy_kfunc", sock_destroy_kfunc),
     ("tcx", tcx),
     ("redirect_peer", redirect_peer),
+    ("ktls", ktls),
 ];
 
 fn netns_cookie() -> Seen {
@@ -76,5 +82,16 @@ fn redirect_peer() -> Seen {
         Ok(true) => Ok("bpf_redirect_peer can be called".to_owned()),
         Ok(false) => Err("no bpf_redirect_peer (needs Linux 5.10)".to_owned()),
         Err(error) => Err(chain(&error)),
+    }
+}
+
+/// What the agent does not use, and spliced sockets must not meet.
+fn ktls() -> Seen {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).map_err(|e| e.to_string())?;
+    match setsockopt(&socket, TcpUlp::default(), b"tls") {
+        Err(Errno::ENOENT) => Err("no TLS sockets (CONFIG_TLS, module tls)".to_owned()),
+        // It wants a connection.
+        Ok(()) | Err(Errno::ENOTCONN) => Ok("sockets can be given TLS".to_owned()),
+        Err(errno) => Err(format!("TCP_ULP: {errno}")),
     }
 }

@@ -24,6 +24,10 @@ fn assignment(name: &str) -> (Key, Option<Arc<[u8]>>) {
     ((ResourceType::Endpoints, name.into()), Some(message.encode_to_vec().into()))
 }
 
+fn raw(resources: Vec<(Key, Option<Arc<[u8]>>)>) -> Raw {
+    Raw { resources, ..Raw::default() }
+}
+
 fn names(restored: &Restored) -> Vec<String> {
     let mut names: Vec<_> =
         restored.resources.clusters.iter().map(|cluster| cluster.name.to_string()).collect();
@@ -36,9 +40,9 @@ fn what_was_applied_comes_back_and_changes_count() {
     let dir = tempfile::tempdir().unwrap();
     let written = LastGood::new(dir.path(), "ads");
     assert!(written.load().unwrap().is_none());
-    written.replaced(Raw { resources: vec![cluster("a"), cluster("b")] }, "v1");
+    written.replaced(raw(vec![cluster("a"), cluster("b")]), "v1");
     let gone = (cluster("a").0, None);
-    written.changed(Raw { resources: vec![gone, assignment("e")] }, "v2");
+    written.changed(raw(vec![gone, assignment("e")]), "v2");
     written.flush().unwrap();
 
     let again = LastGood::new(dir.path(), "ads");
@@ -47,7 +51,7 @@ fn what_was_applied_comes_back_and_changes_count() {
     assert_eq!(restored.label, "v2");
     assert!(restored.saved_at.elapsed().unwrap() < Duration::from_secs(60));
     // A delta after a restart builds on what was restored.
-    again.changed(Raw { resources: vec![cluster("c")] }, "v3");
+    again.changed(raw(vec![cluster("c")]), "v3");
     again.flush().unwrap();
     let restored = LastGood::new(dir.path(), "ads").load().unwrap().unwrap();
     assert_eq!(names(&restored), ["b", "c", "e"]);
@@ -57,7 +61,7 @@ fn what_was_applied_comes_back_and_changes_count() {
 fn a_damaged_file_is_never_applied() {
     let dir = tempfile::tempdir().unwrap();
     let written = LastGood::new(dir.path(), "ads");
-    written.replaced(Raw { resources: vec![cluster("a")] }, "v1");
+    written.replaced(raw(vec![cluster("a")]), "v1");
     written.flush().unwrap();
     let path = dir.path().join("config/last-good");
     let whole = fs::read(&path).unwrap();
@@ -74,10 +78,38 @@ fn a_damaged_file_is_never_applied() {
 }
 
 #[test]
+fn a_newer_agents_file_is_told_by_its_version_and_kept_until_there_is_a_good_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "ads");
+    written.replaced(raw(vec![cluster("a")]), "v1");
+    written.flush().unwrap();
+    let path = dir.path().join("config/last-good");
+    let body = fs::read(&path).unwrap().strip_prefix(b"mesh-last-good 1\n").unwrap().to_vec();
+    let newer = [b"mesh-last-good 12\n".as_slice(), body.as_slice()].concat();
+    fs::write(&path, &newer).unwrap();
+    let older = LastGood::new(dir.path(), "ads");
+    let error = older.load().unwrap_err();
+    assert!(matches!(error, LastGoodError::OtherFormat { found: 12, .. }), "{error}");
+    assert!(
+        error.to_string().contains("is of format version 12, and this agent reads 1: it is kept"),
+        "{error}"
+    );
+    older.flush().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), newer);
+    older.replaced(raw(vec![cluster("b")]), "v2");
+    older.flush().unwrap();
+    assert_eq!(names(&older.load().unwrap().unwrap()), ["b"]);
+    for header in ["mesh-last-good \n", "mesh-last-good +1\n", "mesh-last-good 99999999999\n"] {
+        fs::write(&path, [header.as_bytes(), body.as_slice()].concat()).unwrap();
+        assert!(matches!(older.load(), Err(LastGoodError::Damaged { .. })), "{header:?}");
+    }
+}
+
+#[test]
 fn another_sources_configuration_is_not_taken() {
     let dir = tempfile::tempdir().unwrap();
     let written = LastGood::new(dir.path(), "files in /a");
-    written.replaced(Raw { resources: vec![cluster("a")] }, "v1");
+    written.replaced(raw(vec![cluster("a")]), "v1");
     written.flush().unwrap();
     let error = LastGood::new(dir.path(), "ads").load().unwrap_err().to_string();
     assert!(error.ends_with("is of files in /a, not of ads"), "{error}");
@@ -90,7 +122,7 @@ fn what_is_not_understood_is_refused_by_name() {
     let mut odd = cluster("a").1.unwrap().to_vec();
     // Field 1000, a varint: no Cluster has it.
     odd.extend([0xc0, 0x3e, 0x01]);
-    written.replaced(Raw { resources: vec![(cluster("a").0, Some(odd.into()))] }, "v1");
+    written.replaced(raw(vec![(cluster("a").0, Some(odd.into()))]), "v1");
     written.flush().unwrap();
     let error = LastGood::new(dir.path(), "ads").load().unwrap_err().to_string();
     assert!(error.contains("clusters[a]") && error.contains("1000"), "{error}");
@@ -106,7 +138,7 @@ fn a_virtual_host_comes_back_by_the_name_it_went_by() {
     let key = (ResourceType::VirtualHost, "r/x.test".into());
     let dir = tempfile::tempdir().unwrap();
     let written = LastGood::new(dir.path(), "ads");
-    let raw = Raw { resources: vec![(key, Some(host.encode_to_vec().into()))] };
+    let raw = raw(vec![(key, Some(host.encode_to_vec().into()))]);
     written.replaced(raw, "v1");
     written.flush().unwrap();
     let restored = LastGood::new(dir.path(), "ads").load().unwrap().unwrap();
@@ -132,7 +164,7 @@ async fn what_could_not_be_written_is_tried_again_and_leaves_nothing_behind() {
     let last_good = Arc::new(LastGood::new(dir.path(), "ads"));
     let shutdown = CancellationToken::new();
     let writing = tokio::spawn(Arc::clone(&last_good).write(shutdown.clone()));
-    last_good.replaced(Raw { resources: vec![cluster("a")] }, "v1");
+    last_good.replaced(raw(vec![cluster("a")]), "v1");
     time::sleep(TRY_AGAIN / 2).await;
     assert!(last_good.flush().is_err());
     assert!(!path.with_extension("tmp").exists());

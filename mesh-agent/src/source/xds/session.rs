@@ -9,6 +9,7 @@
 //! and come back at [`Session::deadline_after`] at the latest. One session outlives its
 //! streams: what was accepted on one counts on the next.
 
+mod domains;
 mod judge;
 mod refused;
 mod requests;
@@ -378,13 +379,13 @@ impl Session {
         let mut raw = Raw::default();
         for ((kind, name), body) in std::mem::take(&mut self.unsent) {
             match body {
-                Some(Body { resource, raw: bytes }) => {
-                    raw.keep((kind, name), &resource, bytes);
+                Some(Body { resource, raw: bytes, version }) => {
+                    raw.keep((kind, name), &resource, bytes, version);
                     resource.add_to(&mut changes.updated);
                 }
                 None => {
                     kind.remove_from(&mut changes.removed, Arc::clone(&name));
-                    raw.resources.push(((kind, name), None));
+                    raw.remove((kind, name));
                 }
             }
         }

@@ -16,9 +16,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{
     ALPN_H2, CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, HboneError, HboneFailure,
     MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, MAX_LOCAL_ERROR_RESETS, SEND_BUFFER_BYTES,
-    STREAM_WINDOW_BYTES, pool::HboneTarget,
+    STREAM_WINDOW_BYTES, UNSENT_TLS_BYTES, pool::HboneTarget,
 };
-use crate::transport::dial;
+use crate::transport::{dial, read_ahead::ReadAhead};
 
 /// The longest reason taken from a peer's refusal, in bytes.
 const MAX_REASON_BYTES: usize = 256;
@@ -27,7 +27,7 @@ const MAX_REASON_BYTES: usize = 256;
 /// our limits, and nothing that a peer would say.
 const UNTOLD_MAX_STREAMS: usize = 0x1_0001;
 
-pub(super) type ClientConnection = Connection<TlsStream<TcpStream>, Bytes>;
+pub(super) type ClientConnection = Connection<TlsStream<ReadAhead<TcpStream>>, Bytes>;
 
 /// Dials the tunnel's address from the source pod, and speaks TLS and HTTP/2 there.
 pub(super) async fn establish(
@@ -43,7 +43,9 @@ pub(super) async fn establish(
         .map_err(|source| error(HboneFailure::Dial(source.into())))?;
     // An address, so that no SNI is sent: the peer is named by its SPIFFE ID alone.
     let name = ServerName::IpAddress(target.tunnel.ip().into());
-    let handshake = TlsConnector::from(tls).connect(name, tcp);
+    let handshake = TlsConnector::from(tls).connect_with(name, ReadAhead::new(tcp), |tls| {
+        tls.set_buffer_limit(Some(UNSENT_TLS_BYTES));
+    });
     let stream = match time::timeout(handshake_timeout, handshake).await {
         Ok(result) => result.map_err(failed)?,
         Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),

@@ -7,7 +7,8 @@
 //! ## Memory
 //! What one peer can make us hold is bounded per connection: unread bytes by
 //! [`CONNECTION_WINDOW_BYTES`], unread small frames by [`DATA_FRAME_BUDGET_BYTES`],
-//! unsent bytes by [`SEND_BUFFER_BYTES`] for each stream (1,024 small writes).
+//! unsent bytes by [`SEND_BUFFER_BYTES`] for each stream (1,024 small writes),
+//! and twice 256 KiB for what TLS has encrypted or is about to decrypt.
 
 pub mod authority;
 mod batch;
@@ -54,6 +55,10 @@ pub const MAX_FRAME_BYTES: u32 = 64 << 10;
 
 /// Bytes of one stream that wait to be written to the connection: 256 KiB.
 pub const SEND_BUFFER_BYTES: usize = 256 << 10;
+
+/// What TLS holds of what the socket does not take: 256 KiB. rustls' own 64 KiB are just
+/// less than a full DATA frame encrypted, whose end then left as a packet of its own.
+const UNSENT_TLS_BYTES: usize = 256 << 10;
 
 /// The largest piece that one write takes: 64 KiB.
 pub(crate) const MAX_WRITE_BYTES: usize = 64 << 10;

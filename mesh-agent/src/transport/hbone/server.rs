@@ -28,8 +28,10 @@ use super::{
     ALPN_H2, AuthorityError, CONNECTION_WINDOW_BYTES, DATA_FRAME_BUDGET_BYTES, HboneStream,
     KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES,
     MAX_LOCAL_ERROR_RESETS, MAX_PENDING_RESETS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES,
-    batch::Batch, keepalive::Keepalive, parse_authority,
+    UNSENT_TLS_BYTES, batch::Batch, keepalive::Keepalive, parse_authority,
 };
+
+use crate::transport::read_ahead::ReadAhead;
 
 /// What is left for the last GOAWAY to get out once draining is over.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -56,8 +58,11 @@ pub async fn accept_tls<T: AsyncRead + AsyncWrite + Unpin>(
     stream: T,
     config: Arc<rustls::ServerConfig>,
     timeout: Duration,
-) -> Result<TlsStream<T>, TlsAcceptError> {
-    let stream = time::timeout(timeout, TlsAcceptor::from(config).accept(stream))
+) -> Result<TlsStream<ReadAhead<T>>, TlsAcceptError> {
+    let handshake = TlsAcceptor::from(config).accept_with(ReadAhead::new(stream), |tls| {
+        tls.set_buffer_limit(Some(UNSENT_TLS_BYTES));
+    });
+    let stream = time::timeout(timeout, handshake)
         .await
         .map_err(|_| TlsAcceptError::TimedOut(timeout))?
         .map_err(TlsAcceptError::Handshake)?;

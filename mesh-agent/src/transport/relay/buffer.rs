@@ -12,9 +12,9 @@ use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 
 const MIN_BYTES: usize = 4 << 10;
-const MAX_BYTES: usize = 64 << 10;
+const MAX_BYTES: usize = 256 << 10;
 
-/// Memory of one direction of a relay, 4 to 64 KiB while bytes flow.
+/// Memory of one direction of a relay, 4 to 256 KiB while bytes flow.
 #[derive(Debug)]
 pub struct ReadBuffer {
     bytes: BytesMut,

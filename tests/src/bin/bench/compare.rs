@@ -27,7 +27,7 @@ use clap::Args;
 
 use self::{
     bed::Bed,
-    lane::{Lane, Settings},
+    lane::{Contender, Lane, Place, Settings, lane_name},
     machine::Machine,
     sample::{Journal, Sample},
     workload::Workload,
@@ -82,10 +82,41 @@ impl Options {
         self.seconds.unwrap_or(if self.quick { 0.7 } else { 1.5 })
     }
 
+    /// What `bench kernel` is: pods of one node, by each way that there is.
+    pub(crate) fn of_the_kernel_path(rounds: u32, seconds: f64) -> Self {
+        let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let ways = [Contender::L4, Contender::Redirect, Contender::Splice, Contender::Proxied];
+        Self {
+            quick: false,
+            as_shipped: false,
+            rounds: Some(rounds),
+            seconds: Some(seconds),
+            lanes: ways.map(|way| lane_name(way.name(), Place::Same)).to_vec(),
+            loads: list(&["http1-1", "connections", "stream-up-1", "stream-down-1"]),
+            plugins: None,
+            out: PathBuf::from("target/bench-kernel"),
+            report_only: false,
+            no_scale: true,
+        }
+    }
+
+    /// Whether a lane is asked for that is there.
+    fn any_lane_in(&self, place: Place) -> bool {
+        let mut there = Contender::ALL.into_iter().filter(|contender| contender.is_in(place));
+        there.any(|contender| {
+            let name = lane_name(contender.name(), place);
+            self.lanes.iter().any(|part| name.contains(&**part))
+        })
+    }
+
     fn loads(&self) -> Vec<Workload> {
-        let named = |load: &Workload| {
-            self.loads.is_empty() || self.loads.iter().any(|name| load.name.contains(&**name))
+        // A whole name is that load's, whatever else begins so.
+        let is = |load: &Workload, name: &str| match workload::named(name) {
+            Some(named) => load.name == named.name,
+            None => load.name.contains(name),
         };
+        let named =
+            |load: &Workload| self.loads.is_empty() || self.loads.iter().any(|name| is(load, name));
         let wanted = |load: &&Workload| named(load) && (load.quick || !self.quick);
         workload::ALL.iter().filter(wanted).copied().collect()
     }
@@ -93,6 +124,15 @@ impl Options {
     fn settings(&self) -> Settings {
         if self.as_shipped { Settings::AsShipped } else { Settings::Equal }
     }
+}
+
+/// Measures anew, and prints the report as well.
+pub(crate) fn show(options: &Options) -> ExitCode {
+    // Nothing is there the first time.
+    let _ = fs::remove_dir_all(&options.out);
+    let done = run(options);
+    println!("{}", fs::read_to_string(options.out.join("report.md")).expect("read the report"));
+    done
 }
 
 /// Measures what is missing, and writes the report.

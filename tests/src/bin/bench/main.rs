@@ -1,13 +1,12 @@
-//! `cargo xtask bench`: the comparison, and two measurements of their own.
+//! `cargo xtask bench`: the comparison, a part of it, and a measurement of its own.
 //!
 //! Absolute figures are this machine's; ratios to the round without a mesh beside each
 //! one are what to read, and CPU per request before rates where others use the CPUs.
 
 mod compare;
-mod kernel;
 mod xds;
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -26,8 +25,8 @@ enum Command {
     /// Pods of one node: no mesh, kernel path, its accelerators, proxied.
     Kernel {
         #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        #[arg(long, default_value_t = 1.5)]
+        rounds: u32,
+        #[arg(long, default_value_t = 1.0)]
         seconds: f64,
     },
     /// Up to 10 000 clusters with 100 000 endpoints from a control plane, and how fast the
@@ -38,17 +37,13 @@ enum Command {
 fn main() -> ExitCode {
     let Arguments { command, compare } = Arguments::parse();
     match command {
-        None => return compare::run(&compare),
+        None => compare::run(&compare),
         Some(Command::Kernel { rounds, seconds }) => {
-            kernel::show(rounds, Duration::from_secs_f64(seconds));
+            compare::show(&compare::Options::of_the_kernel_path(rounds, seconds))
         }
-        Some(Command::Xds) => xds::show(),
+        Some(Command::Xds) => {
+            xds::show();
+            ExitCode::SUCCESS
+        }
     }
-    ExitCode::SUCCESS
-}
-
-fn median<T>(of: &[T], value: impl Fn(&T) -> f64) -> f64 {
-    let mut values: Vec<f64> = of.iter().map(value).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -1,39 +1,22 @@
-//! A closed-loop HTTP/1.1 load and a bulk transfer, for quick figures.
+//! A closed-loop HTTP/1.1 load for quick figures, and where bulk ends.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::TcpStream,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
-use crate::again::Again;
-
-/// What a worker does with its connection after a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Uses it again.
-    KeepAlive,
-    /// Has it closed by the server, and opens another.
-    Fresh,
-}
-
 /// Runs the load and prints `{requests, errors, seconds, p50_us, p99_us}`.
-pub(crate) fn run(
-    address: &str,
-    host: &str,
-    connections: &str,
-    seconds: &str,
-    kind: Kind,
-) -> ExitCode {
+pub(crate) fn run(address: &str, host: &str, connections: &str, seconds: &str) -> ExitCode {
     let connections: usize = connections.parse().expect("a number of connections");
     let length = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
     let start = Instant::now();
     let workers: Vec<_> = (0..connections)
         .map(|_| {
             let (address, host) = (address.to_owned(), host.to_owned());
-            thread::spawn(move || worker(&address, &host, start + length, kind))
+            thread::spawn(move || worker(&address, &host, start + length))
         })
         .collect();
     let (mut latencies, mut errors) = (Vec::new(), 0);
@@ -60,17 +43,9 @@ pub(crate) fn run(
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn worker(
-    address: &str,
-    host: &str,
-    end: Instant,
-    kind: Kind,
-) -> (Vec<Duration>, Option<io::Error>) {
+fn worker(address: &str, host: &str, end: Instant) -> (Vec<Duration>, Option<io::Error>) {
     let mut latencies = Vec::new();
-    let result = match kind {
-        Kind::KeepAlive => keep_alive(address, host, end, &mut latencies),
-        Kind::Fresh => fresh(address, host, end, &mut latencies),
-    };
+    let result = keep_alive(address, host, end, &mut latencies);
     (latencies, result.err())
 }
 
@@ -86,20 +61,6 @@ fn keep_alive(
         let start = Instant::now();
         writer.write_all(request.as_bytes())?;
         read_answer(&mut reader)?;
-        latencies.push(start.elapsed());
-    }
-    Ok(())
-}
-
-fn fresh(address: &str, host: &str, end: Instant, latencies: &mut Vec<Duration>) -> io::Result<()> {
-    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-    while Instant::now() < end {
-        let start = Instant::now();
-        let (mut reader, mut writer) = connect(address)?;
-        writer.write_all(request.as_bytes())?;
-        read_answer(&mut reader)?;
-        // The server's FIN: TIME_WAIT is at its side, so that ports do not run out here.
-        io::copy(&mut reader, &mut io::sink())?;
         latencies.push(start.elapsed());
     }
     Ok(())
@@ -143,39 +104,6 @@ pub(crate) fn sink(mut stream: TcpStream) -> io::Result<()> {
         match stream.read(&mut buffer)? {
             0 => return writeln!(stream, "{bytes}"),
             length => bytes += length as u64,
-        }
-    }
-}
-
-/// Sends as much as it can for `seconds` and prints `{bytes, seconds}`, counted when all
-/// has arrived.
-pub(crate) fn blast(address: &str, seconds: &str) -> ExitCode {
-    let length = Duration::from_secs_f64(seconds.parse().expect("a number of seconds"));
-    let transfer = || -> io::Result<(u64, Duration)> {
-        let mut stream = TcpStream::connect(address)?;
-        let piece = vec![0x5a; 128 << 10];
-        let (start, mut sent) = (Instant::now(), 0u64);
-        while start.elapsed() < length {
-            stream.write_all(&piece)?;
-            sent += piece.len() as u64;
-        }
-        stream.shutdown(Shutdown::Write)?;
-        let mut answer = String::new();
-        Again(&stream).read_to_string(&mut answer)?;
-        if answer.trim().parse() == Ok(sent) {
-            Ok((sent, start.elapsed()))
-        } else {
-            Err(io::Error::other(format!("sent {sent} bytes, of which arrived {answer}")))
-        }
-    };
-    match transfer() {
-        Ok((bytes, took)) => {
-            println!("{{\"bytes\":{bytes},\"seconds\":{:.4}}}", took.as_secs_f64());
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("{address}: {error}");
-            ExitCode::FAILURE
         }
     }
 }

@@ -42,11 +42,9 @@ const HELP: &str = "usage:
                                `open` when all are; with `--greeting` it waits for the
                                server's first line before; with `--again` it asks again
                                where a blocking read says EAGAIN
-  peer load ADDRESS HOST CONNECTIONS SECONDS [--fresh]
-                               GET / over keep-alive connections, or a fresh one for
-                               each request; prints JSON
+  peer load ADDRESS HOST CONNECTIONS SECONDS
+                               GET / over keep-alive connections; prints JSON
   peer sink PORT               reads to the end and answers how many bytes there were
-  peer blast ADDRESS SECONDS   the other side of `sink`; prints JSON
   peer source PORT             sends until nobody reads any more
   peer grpc PORT               sends back each message of each gRPC call
   peer drive KIND ADDRESS ...  a load for comparisons: see `peer drive --help`
@@ -83,7 +81,6 @@ fn main() -> ExitCode {
         ["source", port] => serve(port, drive::source),
         ["grpc", port] => drive::serve_grpc(port),
         ["drive", ref rest @ ..] => drive::run(rest),
-        ["blast", address, seconds] => load::blast(address, seconds),
         ["talk", address] => talk::talk(address, talk::How::Usual),
         ["talk", address, "--mapped"] => talk::talk(address, talk::How::Mapped),
         ["talk", address, "--late"] => talk::talk(address, talk::How::Late),
@@ -95,10 +92,7 @@ fn main() -> ExitCode {
             digest::echoed(address, bytes, streams, digest::How::of(how))
         }
         ["load", address, host, connections, seconds] => {
-            load::run(address, host, connections, seconds, load::Kind::KeepAlive)
-        }
-        ["load", address, host, connections, seconds, "--fresh"] => {
-            load::run(address, host, connections, seconds, load::Kind::Fresh)
+            load::run(address, host, connections, seconds)
         }
         ["witness", port, name] => {
             // It lives as long as the program.

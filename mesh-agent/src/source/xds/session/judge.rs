@@ -42,6 +42,8 @@ const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 struct Judgement {
     names: HashSet<Arc<str>>,
     keys: Keys,
+    /// Virtual hosts that the response takes away, or is going to be about.
+    mentioned: HashSet<Arc<str>>,
     /// Listeners that are good by themselves.
     listeners: Vec<Listener>,
     rejected: Vec<RejectedResource>,
@@ -121,6 +123,10 @@ impl Session {
         let mentioned = resources.iter().map(|wrapped| &wrapped.name).chain(&removed_resources);
         let keys = self.kept_keys(kind, &mentioned.map(String::as_str).collect());
         let mut judgement = Judgement { keys, ..Judgement::default() };
+        if kind == ResourceType::VirtualHost {
+            let told = resources.iter().map(|wrapped| &wrapped.name).chain(&removed_resources);
+            judgement.mentioned = told.map(|name| name.as_str().into()).collect();
+        }
         self.table_mut(kind).hear(false);
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
@@ -215,6 +221,8 @@ impl Session {
             wrapped.name = value.and_then(xds::name_of).unwrap_or_default();
         }
         let (name, is_heartbeat) = (wrapped.name.clone(), value.is_none());
+        // From now on it stands for what it is.
+        judgement.mentioned.remove(name.as_str());
         let known = judgement.rejected.len();
         self.judge_one(kind, at, wrapped, now, judgement);
         let refused = judgement.rejected.get(known..).unwrap_or_default();
@@ -317,6 +325,11 @@ impl Session {
                     let stream = self.table(kind).stream;
                     if let Err(reason) = self.place(stream, &references) {
                         return judgement.rejected.push(reason);
+                    }
+                    let hosts = &self.table(kind).domains;
+                    let mentioned = &judgement.mentioned;
+                    if let Err(reasons) = hosts.check(&name, &held.needs.domains, mentioned) {
+                        return judgement.rejected.extend(reasons);
                     }
                     if let Err(reason) = self.can_serve(&held) {
                         return judgement.rejected.push(reason);
@@ -525,10 +538,11 @@ fn digest_of<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Digest {
 }
 
 /// A virtual host that was accepted before.
-pub(super) fn decode_again(name: &Arc<str>, raw: Arc<[u8]>) -> Option<Body> {
+pub(super) fn decode_again(name: &Arc<str>, version: &str, raw: Arc<[u8]>) -> Option<Body> {
     match xds::decode_strict(ResourceType::VirtualHost.type_url(), &raw) {
         Ok((Resource::VirtualHost(_, host), _)) => {
-            Some(Body { resource: Resource::VirtualHost(Arc::clone(name), host), raw })
+            let resource = Resource::VirtualHost(Arc::clone(name), host);
+            Some(Body { resource, raw, version: version.into() })
         }
         _ => None,
     }
@@ -579,6 +593,7 @@ pub(super) fn decode(
             // No second copy of a private key.
             raw: resource.stored(any.value.as_slice().into()).unwrap_or_default(),
             resource,
+            version: version.into(),
         }),
         again: None,
     };

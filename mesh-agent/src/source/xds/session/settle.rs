@@ -333,7 +333,7 @@ impl Session {
         for name in placed {
             let Some(held) = table.accepted.get_mut(&name) else { continue };
             if let Some(raw) = held.again.take() {
-                held.body = decode_again(&name, raw);
+                held.body = decode_again(&name, &held.version, raw);
             }
             if held.body.is_some() {
                 table.pending.insert(name);

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{refused::RefusedByName, timers::Timers};
+use super::{domains::DomainOwners, refused::RefusedByName, timers::Timers};
 use crate::{
-    model::{cluster::ClusterName, listener::Direction, scope::ScopeKey},
+    model::{cluster::ClusterName, listener::Direction, route::Domain, scope::ScopeKey},
     snapshot::RejectedResource,
     source::xds::{Resource, ResourceType, scopes::ALL},
 };
@@ -43,6 +43,8 @@ pub(super) struct Needs {
     pub(super) place: Option<Place>,
     /// Grows stale, unless it is told again.
     pub(super) renewal: bool,
+    /// Of a virtual host that comes by itself.
+    pub(super) domains: Vec<Domain>,
 }
 
 /// A listener's among all, or a scope's.
@@ -94,6 +96,7 @@ impl Needs {
             }
             Resource::VirtualHost(_, host) => {
                 needs.leads_to(host.cluster_names());
+                needs.domains.clone_from(&host.domains);
             }
             Resource::Endpoints(_, assignment) => needs.renewal = assignment.stale_at.is_some(),
             Resource::Scope(scope) => {
@@ -178,6 +181,8 @@ pub(super) struct Held {
 pub(super) struct Body {
     pub(super) resource: Resource,
     pub(super) raw: Arc<[u8]>,
+    /// What the server calls it.
+    pub(super) version: Arc<str>,
 }
 
 /// An answer that is owed.
@@ -243,6 +248,8 @@ pub(super) struct Table {
     /// The one that carries it where no resource says another.
     pub(super) home: Option<usize>,
     pub(super) accepted: HashMap<Arc<str>, Held>,
+    /// Of virtual hosts that are accepted.
+    pub(super) domains: DomainOwners,
     /// Those of them that stand in for what the server does not have.
     pub(super) made_up: HashSet<Arc<str>>,
     /// What was sent on, and what that needs.
@@ -318,6 +325,7 @@ impl Table {
             stream: None,
             home: None,
             accepted: HashMap::new(),
+            domains: DomainOwners::default(),
             made_up: HashSet::new(),
             in_force: HashMap::new(),
             pending: BTreeSet::new(),
@@ -449,6 +457,10 @@ impl Table {
         self.made_up.remove(&name);
         let before = self.accepted.get(&name).map(|held| &held.needs);
         self.renamed |= *before.unwrap_or(&Needs::default()) != held.needs;
+        if let Some(before) = before {
+            self.domains.give_up(&name, &before.domains);
+        }
+        self.domains.take(&name, &held.needs.domains);
         self.pending.insert(Arc::clone(&name));
         self.accepted.insert(name, held);
     }
@@ -457,7 +469,8 @@ impl Table {
         if self.fixed.contains(name) {
             return;
         }
-        if let Some((name, _)) = self.accepted.remove_entry(name) {
+        if let Some((name, held)) = self.accepted.remove_entry(name) {
+            self.domains.give_up(&name, &held.needs.domains);
             self.pending.remove(&name);
             self.made_up.remove(&name);
             self.renamed = true;

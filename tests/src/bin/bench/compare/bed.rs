@@ -147,9 +147,10 @@ impl Bed {
 fn wanted(options: &Options, contender: Contender, place: Place) -> bool {
     let name = lane_name(contender.name(), place);
     // Ratios are to it.
+    let reference = || contender == Contender::NoMesh && options.any_lane_in(place);
     let named = options.lanes.is_empty()
-        || contender == Contender::NoMesh
-        || options.lanes.iter().any(|part| name.contains(&**part));
+        || options.lanes.iter().any(|part| name.contains(&**part))
+        || reference();
     named && (contender.is_quick(place) || !options.quick || !options.lanes.is_empty())
 }
 
@@ -184,8 +185,10 @@ fn agents(bed: &Testbed, settings: Settings, pairs: &[Pair]) -> Vec<Agent> {
         })
         .into();
     agents.iter().for_each(Agent::wait_ready);
-    let kernel =
-        ours().filter(|p| p.place == Place::Same && p.contender != Some(Contender::L7)).count();
+    let by_kernel = |pair: &&Pair| {
+        pair.place == Place::Same && pair.contender.is_some_and(Contender::by_kernel)
+    };
+    let kernel = ours().filter(by_kernel).count();
     eventually("the services are on the kernel path", || {
         let status = agents[0].status();
         let there = status["kernel_path"]["services"].as_u64().unwrap_or_default();
@@ -204,6 +207,11 @@ fn configure(config: MeshConfig, pair: &Pair) -> MeshConfig {
         let service = match l7 {
             true => Service::http(&name, &address),
             false => Service::tcp(&name, &address),
+        };
+        let service = match contender {
+            // The kernel path leaves short idle timeouts to the agent.
+            Some(Contender::Proxied) => service.idle_timeout("9s"),
+            _ => service,
         };
         let service = match port {
             Port::Http2 | Port::Grpc if l7 => service.speaks_http2(),
@@ -232,7 +240,11 @@ fn lane(settings: Settings, pair: &Pair) -> Lane {
         Contender::EnvoyHttp => envoy::pair(envoy::Mode::Http, settings, &trust(), pods),
         Contender::EnvoyTcp => envoy::pair(envoy::Mode::Tcp, settings, &trust(), pods),
         Contender::HaProxy => envoy::haproxy(client, server),
-        Contender::L7 | Contender::L4 | Contender::Redirect | Contender::Splice => {
+        Contender::L7
+        | Contender::L4
+        | Contender::Redirect
+        | Contender::Splice
+        | Contender::Proxied => {
             let address = |port: Port| format!("{}:{}", service(pair), port.number());
             let parsed = |port| (port, address(port).parse().expect("an address"));
             (Vec::new(), Port::ALL.into_iter().map(parsed).collect())

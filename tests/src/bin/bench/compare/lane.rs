@@ -62,10 +62,12 @@ pub(crate) enum Contender {
     Redirect,
     /// The kernel path with `splice`.
     Splice,
+    /// What the kernel path would take, by the agent all the same.
+    Proxied,
 }
 
 impl Contender {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::NoMesh,
         Self::EnvoyHttp,
         Self::EnvoyTcp,
@@ -74,6 +76,7 @@ impl Contender {
         Self::L4,
         Self::Redirect,
         Self::Splice,
+        Self::Proxied,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -86,23 +89,29 @@ impl Contender {
             Self::L4 => "mesh-l4",
             Self::Redirect => "mesh-l4-redirect",
             Self::Splice => "mesh-l4-splice",
+            Self::Proxied => "mesh-l4-proxied",
         }
     }
 
     /// Whether it is one of ours.
     pub(crate) fn is_mesh(self) -> bool {
-        matches!(self, Self::L7 | Self::L4 | Self::Redirect | Self::Splice)
+        matches!(self, Self::L7 | Self::L4 | Self::Redirect | Self::Splice | Self::Proxied)
+    }
+
+    /// Whether the kernel path takes it on one node.
+    pub(crate) fn by_kernel(self) -> bool {
+        matches!(self, Self::L4 | Self::Redirect | Self::Splice)
     }
 
     /// Whether it is there at all in that place.
     pub(crate) fn is_in(self, place: Place) -> bool {
-        place == Place::Same || !matches!(self, Self::Redirect | Self::Splice)
+        place == Place::Same || !matches!(self, Self::Redirect | Self::Splice | Self::Proxied)
     }
 
     /// Part of the short run.
     pub(crate) fn is_quick(self, place: Place) -> bool {
         match self {
-            Self::HaProxy | Self::Splice => false,
+            Self::HaProxy | Self::Splice | Self::Proxied => false,
             Self::EnvoyHttp | Self::EnvoyTcp => place == Place::Across,
             Self::NoMesh | Self::L7 | Self::L4 | Self::Redirect => true,
         }

@@ -80,6 +80,38 @@ fn routes_wait_for_the_first_word_on_their_hosts() {
 }
 
 #[test]
+fn a_domain_that_another_host_has_is_refused_by_name_until_it_is_free() {
+    let mut bench = Bench::with_vhds();
+    bench.tells(VHDS, "v1", &[("r/x", host("x", "x", "a")), ("r/y", host("y", "y", "a"))], &[]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/h", "rds/r+2"]);
+    // The last good one stays.
+    bench.tells(VHDS, "v2", &[("r/y", host("y", "x", "a"))], &[]);
+    assert_eq!(bench.refused, ["virtual_hosts[r/y].domains: `x` is that of `r/x`"]);
+    let domain = |bench: &Bench, name: &str| {
+        let routes = bench.cell.load().virtual_hosts.get("r").cloned().unwrap();
+        routes[name].domains[0].to_string()
+    };
+    assert_eq!(domain(&bench, "r/y"), "y");
+    // Another one in the same response, and in other configurations.
+    bench.refused.clear();
+    let twins = [("r/v", host("v", "v", "a")), ("r/w", host("w", "v", "a"))];
+    bench.tells(VHDS, "v3", &twins, &[]);
+    assert_eq!(bench.refused, ["virtual_hosts[r/w].domains: `v` is that of `r/v`"]);
+    bench.refused.clear();
+    bench.tells(VHDS, "v4", &[("other/x", host("x", "x", "a"))], &[]);
+    // Two trade theirs, and one takes over from one that goes.
+    let traded = [("r/x", host("x", "y", "a")), ("r/y", host("y", "x", "a"))];
+    bench.tells(VHDS, "v5", &traded, &[]);
+    assert_eq!((domain(&bench, "r/x"), domain(&bench, "r/y")), ("y".into(), "x".into()));
+    bench.tells(VHDS, "v6", &[("r/z", host("z", "v", "a"))], &["r/v"]);
+    assert_eq!(domain(&bench, "r/z"), "v");
+    bench.tells(VHDS, "v7", &[], &["r/z"]);
+    bench.tells(VHDS, "v8", &[("r/u", host("u", "v", "a"))], &[]);
+    assert_eq!(domain(&bench, "r/u"), "v");
+    assert!(bench.refused.is_empty(), "{:?}", bench.refused);
+}
+
+#[test]
 fn an_empty_answer_or_the_timeout_is_a_first_word_too() {
     let mut bench = Bench::with_vhds();
     bench.tells(VHDS, "v1", &[], &[]);

@@ -124,6 +124,31 @@ fn a_bad_resource_is_refused_by_name_and_the_good_ones_apply() {
 }
 
 #[test]
+fn what_is_refused_is_not_listed_any_more_once_nobody_asks_for_it() {
+    let refused = |bench: &Bench| {
+        let types = bench.session.status();
+        let of = types.iter().find(|of| of.kind == "endpoints").unwrap();
+        assert_eq!(of.refusing, !of.refused.is_empty());
+        of.refused.iter().map(|refused| refused.name.to_string()).collect::<Vec<_>>()
+    };
+    let bad = || with_unknown_field(endpoints("b", 1));
+    let mut bench = Bench::with_one_service();
+    bench.says(CDS, "2", "c2", vec![cluster("a"), cluster("b")]);
+    bench.says(EDS, "2", "e2", vec![endpoints("a", 1), bad()]);
+    assert_eq!(refused(&bench), ["b"]);
+    // A response need not name all there is: this says nothing of it.
+    bench.says(EDS, "3", "e3", vec![endpoints("a", 2)]);
+    assert_eq!(refused(&bench), ["b"]);
+    bench.says(CDS, "3", "c3", vec![cluster("a")]);
+    assert_eq!(refused(&bench), Vec::<String>::new());
+    // The server may have said it before it heard that.
+    bench.says(EDS, "4", "e4", vec![endpoints("a", 1), bad()]);
+    assert_eq!(refused(&bench), Vec::<String>::new());
+    bench.says(CDS, "4", "c4", vec![cluster("a"), cluster("b")]);
+    assert_eq!(refused(&bench), Vec::<String>::new());
+}
+
+#[test]
 fn unknown_fields_wrong_types_twins_and_locators_are_refused() {
     let mut odd = cluster("b");
     odd.type_url = LDS.to_owned();
