@@ -32,7 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(post("chunks").with("transfer-encoding", "chunked")).asks(post(&big)).asks(post(&big).http2())
             .asks(get("/").with("x-forwarded-for", "192.0.2.1")).asks(get("/").with("x-envoy-internal", "true")).asks(get("/").with("x-request-id", "mine"))
             .asks(get("/").with("connection", "upgrade").with("upgrade", "websocket").is(403)),
-        mirrors("mirror-by-http2", json!([{ "cluster": "mirror-h2" }])).cluster("mirror-h2", "h2", json!({})).asks(get("/").with("x-forwarded-proto", "https")),
+        mirrors_by("mirror-by-http2", json!([{ "cluster": "h2" }]), json!({ "cluster": "two" })).asks(get("/").with("x-forwarded-proto", "https")),
         mirrors_by("mirror-from-http2", two(), json!({ "cluster": "h2" })).asks(post("five!")).asks(post("five!").trailer("x-t", "1").http2()),
         mirrors("mirror-same-host", json!([{ "cluster": "two", "disable_shadow_host_suffix_append": true }])).asks(get("/").host("test:80")),
         mirrors("mirror-other-host", json!([{ "cluster": "two", "host_rewrite_literal": "copy.test" }])).asks(get("/")).asks(get("/").http2()),
