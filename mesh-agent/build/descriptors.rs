@@ -19,6 +19,8 @@ const ROOTS: &[&str] = &[
     "envoy/config/endpoint/v3/endpoint.proto",
     "envoy/config/listener/v3/listener.proto",
     "envoy/config/route/v3/route.proto",
+    "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/stream/v3/stream.proto",
     "envoy/extensions/compression/brotli/compressor/v3/brotli.proto",
     "envoy/extensions/compression/brotli/decompressor/v3/brotli.proto",
     "envoy/extensions/compression/gzip/compressor/v3/gzip.proto",

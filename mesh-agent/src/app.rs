@@ -44,7 +44,7 @@ use crate::{
     identity::{IdentityManager, IdentityOptions},
     model::{redirect::RedirectMode, splice::SelfTest},
     observe::{
-        access_log::{AccessLog, AccessLogWriter},
+        access_log::{AccessLog, AccessLogWriter, Lines, LinesWriter},
         connections::Connections,
         metrics::Metrics,
     },
@@ -99,12 +99,14 @@ pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     memory::share_arenas();
     let (data, threads) = Workers::start(data_threads(&config), CUT_GRACE)?;
     let control = control_runtime()?;
-    let (agent, log_writer) = control.block_on(start(config, data))?;
+    let (agent, writers) = control.block_on(start(config, data))?;
     let ended = control.block_on(serve(&agent));
     drop(agent);
     control.shutdown_timeout(CUT_GRACE);
     threads.end();
-    if !log_writer.close(LOG_GRACE) {
+    let (records, lines) = writers;
+    let written = records.close(LOG_GRACE);
+    if !(lines.close(LOG_GRACE) && written) {
         tracing::warn!("access log: the last lines were not written in time");
     }
     ended
@@ -184,10 +186,10 @@ impl Agent {
     }
 }
 
-async fn start(
-    config: AgentConfig,
-    data: Arc<Workers>,
-) -> anyhow::Result<(Arc<Agent>, AccessLogWriter)> {
+/// Who writes the agent's own log, and those that are configured.
+type Writers = (AccessLogWriter, LinesWriter);
+
+async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<Agent>, Writers)> {
     // What is the operator's to mend comes first, before anything is attached.
     let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
     let source = Source::open(&config.source, &last_good)?;
@@ -202,6 +204,7 @@ async fn start(
         &config.access_log.sink,
         metrics.access_log_dropped(),
     )?;
+    let (lines, lines_writer) = Lines::start(metrics.access_log_dropped())?;
     let kernel_test = tokio::task::spawn_blocking(capture::self_test);
     let kernel_path = kernel_path::availability(config.capture.kernel_path);
     if let (config::KernelPath::On, Err(why)) = (config.capture.kernel_path, &kernel_path) {
@@ -219,7 +222,14 @@ async fn start(
     let behind = Arc::default();
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
-        dataplane: dataplane(&config, source.discovery(), identities, metrics, access_log, &behind),
+        dataplane: dataplane(
+            &config,
+            source.discovery(),
+            identities,
+            metrics,
+            (access_log, lines),
+            &behind,
+        ),
         capture,
         pods: Pods::default(),
         last_rejected: Mutex::default(),
@@ -263,7 +273,7 @@ async fn start(
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
     tokio::spawn(tables::follow(Arc::clone(&agent), behind));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
-    Ok((agent, log_writer))
+    Ok((agent, (log_writer, lines_writer)))
 }
 
 /// The admin address and the control socket.
@@ -340,7 +350,7 @@ fn dataplane(
     discovery: Option<Arc<dyn Discovery>>,
     identities: Arc<IdentityManager>,
     metrics: Metrics,
-    access_log: AccessLog,
+    (access_log, lines): (AccessLog, Lines),
     behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
     let workers = data_threads(config);
@@ -363,6 +373,7 @@ fn dataplane(
         upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
         pool: Arc::new(HttpPool::new(HttpPoolOptions { workers, ..HttpPoolOptions::default() })),
         on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
+        lines,
     };
     Arc::new(Dataplane {
         snapshot,

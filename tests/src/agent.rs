@@ -275,9 +275,14 @@ impl Agent {
         Metrics(answer.body)
     }
 
+    /// What it has written to its stdout so far: access logs.
+    pub fn stdout(&self) -> String {
+        fs::read_to_string(stdout_file(self.node())).unwrap_or_default()
+    }
+
     /// The access log so far, one JSON object per connection or request.
     pub fn access_log(&self) -> Vec<Value> {
-        let text = fs::read_to_string(stdout_file(self.node())).unwrap_or_default();
+        let text = self.stdout();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 

@@ -172,7 +172,8 @@ pub fn driven(
 }
 
 fn run(binary: &Path, pod: &Pod, bootstrap: &Value) -> Process {
-    run_with(binary, pod, bootstrap, &["--concurrency", "1"])
+    let flags = ["--concurrency", "1", "--file-flush-interval-msec", "20"];
+    run_with(binary, pod, bootstrap, &flags)
 }
 
 /// Starts Envoy in `pod` by `bootstrap` and more flags, and waits until it serves.

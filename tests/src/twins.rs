@@ -51,7 +51,7 @@ pub struct Twins {
     client: Pod,
     envoy_pod: Pod,
     journal: Journal,
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
     _bed: Testbed,
 }
 
@@ -96,16 +96,7 @@ impl Twins {
         processes.push(envoy::driven(&binary, &envoy_pod, &control_plane.socket(), delta, layer));
         agent.wait_ready();
         let journal = Journal::at(control_plane.journal());
-        Self {
-            control_plane,
-            backends,
-            agent,
-            client,
-            envoy_pod,
-            journal,
-            _processes: processes,
-            _bed: bed,
-        }
+        Self { control_plane, backends, agent, client, envoy_pod, journal, processes, _bed: bed }
     }
 
     /// Has both served `resources`, waits until both have answered, and says which types
@@ -185,6 +176,12 @@ impl Twins {
             let agent = of(&self.client);
             (envoy.join().expect("Envoy's client comes to its end"), agent)
         })
+    }
+
+    /// What each of them, Envoy first, has written so far to where access logs go.
+    pub fn logged(&self) -> [String; 2] {
+        let envoy = self.processes.last().expect("Envoy is the last one");
+        [envoy.log(), self.agent.stdout()]
     }
 
     /// What is known when the two disagree.

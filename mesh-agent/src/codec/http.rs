@@ -24,6 +24,9 @@ pub enum Refusal {
     /// Not `method SP target SP HTTP/1.0|1.1`.
     #[error("malformed request line")]
     RequestLine,
+    /// The target has a fragment, which servers are never told.
+    #[error("fragment in the request target")]
+    Fragment,
     /// A line ended by LF alone.
     #[error("line ends in a bare LF")]
     BareLf,
@@ -274,6 +277,8 @@ impl RequestScanner {
             (State::StartLf, _) => return Err(Refusal::BareCr),
             (State::Method, b) if is_token(b) => State::Method,
             (State::Method, b' ') => State::TargetStart,
+            // hyper would cut it off.
+            (State::TargetStart | State::Target, b'#') => return Err(Refusal::Fragment),
             (State::TargetStart | State::Target, b) if b.is_ascii_graphic() => State::Target,
             (State::Target, b' ') => State::Version(0),
             (State::Version(n), b) if b"HTTP/1.".get(usize::from(n)) == Some(&b) => {

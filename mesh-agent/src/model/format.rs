@@ -76,7 +76,13 @@ plain_operators! {
     BytesReceived = "BYTES_RECEIVED";
     BytesSent = "BYTES_SENT";
     UpstreamHost = "UPSTREAM_HOST";
+    UpstreamRemoteAddress = "UPSTREAM_REMOTE_ADDRESS";
+    UpstreamRequestAttemptCount = "UPSTREAM_REQUEST_ATTEMPT_COUNT";
     UpstreamCluster = "UPSTREAM_CLUSTER";
+    UpstreamClusterRaw = "UPSTREAM_CLUSTER_RAW";
+    FilterChainName = "FILTER_CHAIN_NAME";
+    VirtualClusterName = "VIRTUAL_CLUSTER_NAME";
+    ConnectionTerminationDetails = "CONNECTION_TERMINATION_DETAILS";
     DownstreamRemoteAddress = "DOWNSTREAM_REMOTE_ADDRESS";
     DownstreamRemoteAddressWithoutPort = "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT";
     DownstreamRemotePort = "DOWNSTREAM_REMOTE_PORT";
@@ -91,6 +97,24 @@ plain_operators! {
     RequestedServerName = "REQUESTED_SERVER_NAME";
     RouteName = "ROUTE_NAME";
     StreamId = "STREAM_ID";
+    LocalReplyBody = "LOCAL_REPLY_BODY";
+}
+
+impl PlainOperator {
+    /// Whether its value is a number.
+    pub fn is_number(self) -> bool {
+        matches!(
+            self,
+            Self::Duration
+                | Self::ResponseCode
+                | Self::BytesReceived
+                | Self::BytesSent
+                | Self::DownstreamRemotePort
+                | Self::DownstreamDirectRemotePort
+                | Self::DownstreamLocalPort
+                | Self::UpstreamRequestAttemptCount
+        )
+    }
 }
 
 /// Why a text is no format.
@@ -147,6 +171,25 @@ impl Format {
             [Piece::Text(text)] => Some(text),
             _ => None,
         }
+    }
+
+    /// The operator that is all there is to it.
+    pub fn only_operator(&self) -> Option<&Operator> {
+        match &*self.pieces {
+            [Piece::Operator { operator, .. }] => Some(operator),
+            _ => None,
+        }
+    }
+
+    /// Appends the value of [`Format::only_operator`]; `false` where there is none.
+    pub fn append_only(&self, values: &impl Values, out: &mut Vec<u8>) -> bool {
+        let [Piece::Operator { operator, max_bytes }] = &*self.pieces else { return false };
+        let start = out.len();
+        let there = values.append(operator, out);
+        if let Some(max) = max_bytes {
+            out.truncate(start.saturating_add(*max));
+        }
+        there
     }
 
     /// Every operator in it.
@@ -230,9 +273,11 @@ impl Command<'_> {
             length.map(|length| length.parse().map_err(|_| FormatError::Length(length.to_owned())));
         let max_bytes = max_bytes.transpose()?;
         let operator = match (name, argument) {
-            ("REQ", Some(names)) => Operator::Request(header_names(names)?),
-            ("RESP", Some(names)) => Operator::Response(header_names(names)?),
-            ("TRAILER", Some(names)) => Operator::Trailer(header_names(names)?),
+            ("REQ" | "REQUEST_HEADER", Some(names)) => Operator::Request(header_names(names)?),
+            ("RESP" | "RESPONSE_HEADER", Some(names)) => Operator::Response(header_names(names)?),
+            ("TRAILER" | "RESPONSE_TRAILER", Some(names)) => {
+                Operator::Trailer(header_names(names)?)
+            }
             ("DYNAMIC_METADATA", Some(path)) => metadata(path)?,
             ("START_TIME", argument) => {
                 if length.is_some() {

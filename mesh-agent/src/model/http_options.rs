@@ -31,6 +31,7 @@ pub struct HttpOptions {
     #[serde(serialize_with = "shown_one")]
     pub server_name: HeaderValue,
     pub server_header: ServerHeader,
+    pub underscores: Underscores,
     pub upgrades: Upgrades,
 }
 
@@ -51,6 +52,7 @@ impl Default for HttpOptions {
             via: None,
             server_name: HeaderValue::from_static("envoy"),
             server_header: ServerHeader::Overwrite,
+            underscores: Underscores::Allow,
             upgrades: Upgrades::default(),
         }
     }
@@ -65,6 +67,19 @@ fn shown<S: Serializer>(value: &Option<HeaderValue>, s: S) -> Result<S::Ok, S::E
 
 fn shown_one<S: Serializer>(value: &HeaderValue, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&String::from_utf8_lossy(value.as_bytes()))
+}
+
+/// What becomes of headers with `_` in their names.
+///
+/// Spec: `envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Underscores {
+    #[default]
+    Allow,
+    /// The request is answered 400.
+    Reject,
+    Drop,
 }
 
 /// What becomes of `%2F`, `%5C` and their like in a path.

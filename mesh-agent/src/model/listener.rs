@@ -11,11 +11,13 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
+    access_log::AccessLog,
     authz::Rbac,
     cluster::ClusterName,
     filter::ChainFilter,
     gateway::Gateway,
     http_options::HttpOptions,
+    local_reply::LocalReply,
     route::{OnDemandClusters, RouteConfiguration},
     scope::ScopedRoutes,
     tls::DownstreamTls,
@@ -166,7 +168,8 @@ impl TerminalFilter {
             (Self::Http(old), Self::Http(new)) => {
                 let lasting = |http: &HttpConnectionManager| {
                     let limits = (http.max_request_headers_kib, http.request_headers_timeout);
-                    (http.codec, http.idle_timeout, limits)
+                    let life = (http.max_connection_duration, http.max_requests_per_connection);
+                    (http.codec, http.idle_timeout, limits, life, http.max_headers_count)
                 };
                 lasting(old) == lasting(new)
             }
@@ -209,6 +212,9 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     /// In order, without the `router` that ends the chain.
     pub http_filters: Vec<ChainFilter>,
+    /// Beside the agent's own.
+    pub access_logs: Arc<[AccessLog]>,
+    pub local_reply: Option<Arc<LocalReply>>,
     pub options: Arc<HttpOptions>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.
     pub idle_timeout: Option<Duration>,
@@ -217,6 +223,16 @@ pub struct HttpConnectionManager {
     /// How long a client may take to send a request's headers; `None` for no limit
     /// beyond the agent's own.
     pub request_headers_timeout: Option<Duration>,
+    /// How long a request may take to come to its end; `None` for ever.
+    pub request_timeout: Option<Duration>,
+    /// How long request and response may take together; `None` for ever.
+    pub max_stream_duration: Option<Duration>,
+    /// A connection of that age takes no more requests; `None` never.
+    pub max_connection_duration: Option<Duration>,
+    /// Nor one that had as many; `None`: any number.
+    pub max_requests_per_connection: Option<u32>,
+    /// How many headers a request may have. Envoy's default: 100.
+    pub max_headers_count: u32,
     /// The largest request header block, in KiB. Envoy's default: 60.
     pub max_request_headers_kib: u32,
 }

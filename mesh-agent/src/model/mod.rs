@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access_log;
 pub mod agent_down;
 pub mod authz;
 pub mod budget;
@@ -24,6 +25,7 @@ pub mod jwks;
 pub mod jwt_authn;
 pub mod kernel_path;
 pub mod listener;
+pub mod local_reply;
 pub mod metadata;
 pub mod rate_limit;
 pub mod redirect;

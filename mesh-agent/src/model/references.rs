@@ -7,7 +7,7 @@ use super::{
     extension::DiscoveredFilter,
     filter::HttpFilter,
     listener::{FilterChain, HttpConnectionManager, Listener, RouteSource, TerminalFilter},
-    route::{OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
+    route::{MirrorPolicy, OnDemandRoute, Route, RouteAction, RouteConfiguration, VirtualHost},
     scope::{Scope, ScopeSource, ScopeTable},
 };
 
@@ -41,14 +41,17 @@ impl RouteConfiguration {
     pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
         let needed = self.validate_clusters != Some(false);
         let hosts = needed.then_some(&self.virtual_hosts).into_iter().flatten();
-        hosts.flat_map(|host| host.cluster_names())
+        let mirrors = needed.then_some(&self.mirrors).into_iter().flatten();
+        let mirrors = mirrors.filter_map(MirrorPolicy::cluster_name);
+        hosts.flat_map(|host| host.cluster_names()).chain(mirrors)
     }
 }
 
 impl VirtualHost {
     /// Every cluster that has to be there; one may come several times.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ClusterName> {
-        self.routes.iter().flat_map(Route::clusters)
+        let mirrors = self.mirrors.iter().filter_map(MirrorPolicy::cluster_name);
+        self.routes.iter().flat_map(Route::clusters).chain(mirrors)
     }
 }
 
@@ -60,7 +63,12 @@ impl Route {
             (RouteAction::Forward(forward), _) => Some(&forward.clusters),
             (RouteAction::Redirect(_) | RouteAction::DirectResponse(_), _) => None,
         };
-        clusters.into_iter().flat_map(|clusters| clusters.names())
+        let mirrors = match &self.action {
+            RouteAction::Forward(forward) => forward.mirrors.as_slice(),
+            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) => &[],
+        };
+        let mirrors = mirrors.iter().filter_map(MirrorPolicy::cluster_name);
+        clusters.into_iter().flat_map(|clusters| clusters.names()).chain(mirrors)
     }
 }
 

@@ -3,15 +3,18 @@
 //! Spec: `envoy/config/route/v3/route.proto`, `route_components.proto`.
 
 mod action;
+mod mirror;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
 pub use self::action::{
-    Clusters, DirectResponse, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, PathRewrite,
-    Redirect, RedirectPath, RouteAction, RouteCluster, RouteClusterName, WeightedClusters,
+    Clusters, DirectResponse, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout,
+    MaxStreamDuration, PathRewrite, Redirect, RedirectPath, RouteAction, RouteCluster,
+    RouteClusterName, WeightedClusters,
 };
+pub use self::mirror::{MirrorHost, MirrorPolicy};
 use super::{
     authz::StringMatcher, filter::PerFilter, header_mutation::HeaderMutations, regex::WholeRegex,
     rewrite::UriTemplate, runtime::RuntimeFraction,
@@ -37,6 +40,8 @@ pub struct RouteConfiguration {
     /// the other way round.
     pub most_specific_header_mutations_wins: bool,
     pub per_filter: PerFilter,
+    /// Of virtual hosts that have none themselves.
+    pub mirrors: Vec<MirrorPolicy>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -49,6 +54,8 @@ pub struct VirtualHost {
     pub require_tls: Option<RequireTls>,
     pub headers: HeaderMutations,
     pub per_filter: PerFilter,
+    /// Of routes that have none themselves.
+    pub mirrors: Vec<MirrorPolicy>,
 }
 
 /// Requests that did not come by TLS are told to.

@@ -25,6 +25,9 @@ use super::{ConnectionSecurity, Protocol, flags::ResponseFlags};
 use crate::model::{identity::Identity, listener::Direction};
 
 mod format;
+mod lines;
+
+pub use self::lines::{Lines, LinesWriter};
 
 /// Lines that wait to be written.
 const QUEUE: usize = 4096;

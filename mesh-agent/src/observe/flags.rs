@@ -22,6 +22,11 @@ macro_rules! response_flags {
                 match self { $(Self::$name => $short,)* }
             }
 
+            /// Whether it is one of these short names.
+            pub fn is_known(name: &str) -> bool {
+                Self::ALL.iter().any(|flag| flag.as_str() == name)
+            }
+
             const fn bit(self) -> u32 {
                 match self { $(Self::$name => 1 << $bit,)* }
             }

@@ -133,6 +133,13 @@ pub(crate) fn rbac(action: RbacAction, policies: Vec<RbacPolicy>) -> Rbac {
 /// A connection manager with these filters and no routes.
 pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
     HttpConnectionManager {
+        access_logs: std::sync::Arc::default(),
+        local_reply: None,
+        request_timeout: None,
+        max_stream_duration: None,
+        max_connection_duration: None,
+        max_requests_per_connection: None,
+        max_headers_count: 100,
         stat_prefix: "http".to_owned(),
         codec: CodecType::Auto,
         routes: RouteSource::Inline(Arc::new(RouteConfiguration {

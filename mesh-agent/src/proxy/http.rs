@@ -12,10 +12,12 @@
 //!
 //! Every request ends in exactly one [`RequestRecord`].
 
+mod access_log;
 mod attempts;
 mod body;
 mod breakers;
 mod call;
+mod copy;
 mod descriptors;
 mod filter;
 mod forward;
@@ -23,6 +25,7 @@ mod forwarding;
 mod grpc;
 mod headers;
 mod lookups;
+mod mirror;
 mod mutations;
 mod normalize;
 mod outliers;
@@ -68,7 +71,7 @@ use self::filter::local_rate_limit::Limiter;
 pub(super) use self::mutations::mutate_literally;
 use self::tunnel::Tunnel;
 pub use self::{
-    body::RequestBody,
+    body::{RequestBody, RequestBodyError},
     breakers::Breakers,
     filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
@@ -82,7 +85,7 @@ use crate::{
         filter::LocalRateLimit,
         listener::{CodecType, HttpConnectionManager},
     },
-    observe::{Protocol, flags::ResponseFlag},
+    observe::{Protocol, access_log::Lines, flags::ResponseFlag},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
@@ -95,6 +98,8 @@ use crate::{
 
 /// How long a request's head may take where the listener does not say.
 const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many headers hyper takes where it is not told.
+const HEADERS_COUNT: u32 = 100;
 /// Envoy takes heads up to this size at most.
 const HEADERS_MAX_KIB: u32 = 8192;
 /// What one HTTP/1 connection buffers each way, at most, beyond a head.
@@ -166,6 +171,8 @@ pub struct HttpServices {
     pub upstreams: Arc<dyn Upstreams>,
     pub pool: Arc<UpstreamPool>,
     pub on_demand: Arc<OnDemand>,
+    /// Where configured access logs are written.
+    pub lines: Lines,
 }
 
 impl fmt::Debug for HttpServices {
@@ -383,7 +390,14 @@ where
     };
     let (guarded, shared) = HeadGuard::new(io, sniffed, limits);
     let service = service_fn(|head| serve_request(connection, Some(&shared), head));
-    let served = http1::Builder::new()
+    let mut builder = http1::Builder::new();
+    // hyper's own bound takes no memory; what is beyond another one the head's checks answer,
+    // unless it is far beyond.
+    if connection.http.max_headers_count != HEADERS_COUNT {
+        let max = usize::try_from(connection.http.max_headers_count).unwrap_or(usize::MAX);
+        builder.max_headers(max.saturating_mul(2).saturating_add(64));
+    }
+    let served = builder
         // The guard's work.
         .header_read_timeout(None)
         .max_buf_size(head_max_bytes.max(HTTP1_BUFFER_MIN_BYTES))
@@ -395,6 +409,7 @@ where
         let ended = tokio::select! {
             served = served.as_mut() => Some(served),
             () = connection.drain.cancelled() => None,
+            () = grown_old(connection) => None,
         };
         match ended {
             Some(served) => served?,
@@ -443,6 +458,7 @@ where
         served = served.as_mut() => return served,
         () = connection.drain.cancelled() => false,
         () = connection.retiring.cancelled() => false,
+        () = grown_old(connection) => false,
         () = http2_idle(connection) => true,
     };
     // GOAWAY: no new streams, those there are finished.
@@ -452,6 +468,14 @@ where
         return tokio::time::timeout(HTTP2_IDLE_GRACE, served).await.unwrap_or(Ok(()));
     }
     served.await
+}
+
+/// Returns when the connection has been served for the listener's `max_connection_duration`.
+async fn grown_old(connection: &HttpConnection) {
+    match connection.http.max_connection_duration {
+        Some(age) => tokio::time::sleep(age).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns when no request has been in hand for the listener's `idle_timeout`.
@@ -478,7 +502,10 @@ fn serve_request(
 + Send
 + use<> {
     let (connection, guard) = (Arc::clone(connection), guard.map(Arc::clone));
-    connection.requests.fetch_add(1, Ordering::Relaxed);
+    let number = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
+    if connection.http.max_requests_per_connection.is_some_and(|max| number >= max.into()) {
+        connection.retiring.cancel();
+    }
     async move {
         let (http1, retiring) = (guard.is_some(), connection.retiring.clone());
         let mut response = request::serve(connection, guard, request).await;

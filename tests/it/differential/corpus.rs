@@ -26,6 +26,7 @@
 //! `CORPUS=word` runs only rows whose name has the word. Parts are named as failures name
 //! them, without the number of a request or response: `upstream header x-a`.
 
+mod access_logs;
 mod asking;
 mod changes;
 mod compare;
@@ -33,11 +34,14 @@ mod compression;
 mod filters;
 mod http;
 mod limits;
+mod local_replies;
+mod mirroring;
 mod policy;
 mod resilience;
 mod routing;
 mod sessions;
 mod smuggling;
+mod timeouts;
 mod upstream;
 
 use std::{fs, net::SocketAddr, process::Command, time::Duration};
@@ -278,9 +282,11 @@ fn clusters(twins: &Twins, cases: &[Case]) -> Vec<Value> {
     clusters
 }
 
-/// All that a side's client heard, by script, and its witnesses saw.
+/// All that a side's client heard, by script, its witnesses saw, and it logged.
 struct Side {
     refused: String,
+    /// By question.
+    logged: Vec<(String, String)>,
     heard: Vec<Vec<Heard>>,
     seen: Vec<Seen>,
     client: String,
@@ -292,8 +298,19 @@ impl Side {
         // How much of a request that broke off got through is up to time.
         let is = |seen: &&Seen| seen.case == case && seen.whole;
         let seen: Vec<&Seen> = self.seen.iter().filter(is).collect();
-        parts(&self.heard[script][index], &seen, &self.client)
+        let logged = self.logged.iter().filter(|(of, _)| *of == case).map(|(_, line)| &**line);
+        parts(&self.heard[script][index], &seen, logged, &self.client)
     }
+}
+
+/// A line of an access log, and the question it is of: those whose format begins with
+/// `@%REQ(X-CASE)%|`, or has this as `@`.
+fn logged(line: &str) -> Option<(String, String)> {
+    let (case, rest) = match line.strip_prefix("{\"@\":\"") {
+        Some(rest) => rest.split_once("\",")?,
+        None => line.strip_prefix('@')?.split_once('|')?,
+    };
+    Some((case.to_owned(), rest.to_owned()))
 }
 
 /// What is wrong with a case, a line for each.
@@ -373,6 +390,7 @@ fn run(name: &str, cases: Vec<Case>) {
         let heard = ran.stdout().lines().map(|l| serde_json::from_str(l).expect("a line of JSON"));
         Side {
             refused: String::new(),
+            logged: Vec::new(),
             heard: heard.collect(),
             seen: Vec::new(),
             client: pod.ip().to_string(),
@@ -383,7 +401,12 @@ fn run(name: &str, cases: Vec<Case>) {
     eventually("the witnesses have said all", || {
         let logs: String = witnesses.iter().map(Process::log).collect();
         // Health checks never end.
-        let count = logs.lines().filter(|line| !line.contains(CHECKS)).count();
+        let count = logs.lines().filter(|line| !line.contains(CHECKS)).count()
+            + twins
+                .logged()
+                .iter()
+                .map(|log| log.lines().filter_map(logged).count())
+                .sum::<usize>();
         let more = count != lines;
         lines = count;
         std::thread::sleep(Duration::from_millis(300));
@@ -401,6 +424,9 @@ fn run(name: &str, cases: Vec<Case>) {
     }
     sides.0.refused = refused.envoy.values().map(String::as_str).collect::<Vec<_>>().join("\n");
     sides.1.refused = reasons(&twins);
+    let [of_envoy, of_agent] = twins.logged();
+    sides.0.logged = of_envoy.lines().filter_map(logged).collect();
+    sides.1.logged = of_agent.lines().filter_map(logged).collect();
     let (envoy, agent) = sides;
     let mut wrong = nowhere;
     for (index, case) in asked.iter().enumerate() {
@@ -456,6 +482,10 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         filters::cases(),
         upstream::cases(),
         asking::cases(),
+        access_logs::cases(),
+        mirroring::cases(),
+        local_replies::cases(),
+        timeouts::cases(),
         limits::cases(),
         compression::cases(),
         sessions::cases(),

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
+use super::MirrorPolicy;
 use crate::model::{
     cluster::ClusterName,
     filter::{CorsPolicy, PerFilter},
@@ -36,6 +37,9 @@ pub struct ForwardAction {
     pub timeout: Option<Duration>,
     /// Takes the place of the timeout for gRPC requests.
     pub grpc_timeout: Option<GrpcTimeout>,
+    /// Bounds request and response together, from the request's head on, in place of the
+    /// timeout; `None`: as the listener says, beside it.
+    pub max_stream_duration: Option<MaxStreamDuration>,
     /// Bounds a stream without activity; `None`: as the listener says.
     pub idle_timeout: Option<IdleTimeout>,
     pub path_rewrite: Option<PathRewrite>,
@@ -55,6 +59,7 @@ pub struct ForwardAction {
     pub cors: Vec<Arc<CorsPolicy>>,
     pub upgrades: Upgrades,
     pub rate_limits: RouteRateLimits,
+    pub mirrors: Vec<MirrorPolicy>,
 }
 
 impl ForwardAction {
@@ -65,6 +70,7 @@ impl ForwardAction {
             cluster_not_found_status: 503,
             timeout: Some(Duration::from_secs(15)),
             grpc_timeout: None,
+            max_stream_duration: None,
             idle_timeout: None,
             path_rewrite: None,
             host_rewrite: None,
@@ -76,6 +82,7 @@ impl ForwardAction {
             cors: Vec::new(),
             upgrades: Upgrades::default(),
             rate_limits: RouteRateLimits::default(),
+            mirrors: Vec::new(),
         }
     }
 }
@@ -89,6 +96,15 @@ pub struct GrpcTimeout {
     pub max: Option<Duration>,
     /// Taken off what is asked for, where that is more.
     pub offset: Duration,
+}
+
+/// Spec: `RouteAction.MaxStreamDuration`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct MaxStreamDuration {
+    /// `None`: as the listener says.
+    pub own: Option<IdleTimeout>,
+    /// By which a request's `grpc-timeout` takes the place of the others.
+    pub grpc: Option<GrpcTimeout>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

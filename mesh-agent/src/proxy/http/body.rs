@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 
 use super::{
     breakers::Admitted,
+    copy::{Copy, Tee},
     headers::strip_trailers,
     outliers,
     record::RequestLog,
@@ -39,6 +40,8 @@ pub struct RequestBody {
     content: Content,
     exchange: Arc<Exchange>,
     http2: bool,
+    /// Who gets a copy of what is read.
+    tee: Option<Tee>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +59,7 @@ enum Content {
     Whole(Bytes),
     Incoming(Incoming),
     Replayed(Attempt),
+    Copied(Copy),
     /// What filters make of another one.
     Staged(Box<(RequestBody, Stages)>),
 }
@@ -67,6 +71,9 @@ pub enum RequestBodyError {
     Client(#[from] hyper::Error),
     #[error(transparent)]
     Coding(#[from] CodingError),
+    /// It is a copy, and what it is copied from was not read to its end, or too fast.
+    #[error("there is no more of the copy")]
+    Copy,
 }
 
 impl RequestBody {
@@ -74,23 +81,34 @@ impl RequestBody {
         if incoming.is_end_stream() {
             exchange.request_completed();
         }
-        Self { content: Content::Incoming(incoming), exchange, http2, ahead: None }
+        Self { content: Content::Incoming(incoming), exchange, http2, ahead: None, tee: None }
     }
 
     /// For a request that is sent again.
     pub(super) fn empty(exchange: Arc<Exchange>) -> Self {
-        Self { content: Content::Nothing, exchange, http2: false, ahead: None }
+        Self { content: Content::Nothing, exchange, http2: false, ahead: None, tee: None }
     }
 
     /// For a request that may be sent again with its body.
     pub(super) fn replayed(attempt: Attempt, exchange: Arc<Exchange>) -> Self {
-        Self { content: Content::Replayed(attempt), exchange, http2: false, ahead: None }
+        Self { content: Content::Replayed(attempt), exchange, http2: false, ahead: None, tee: None }
     }
 
     /// For a request of the agent's own.
     pub(super) fn whole(body: Bytes, exchange: Arc<Exchange>) -> Self {
         exchange.request_completed();
-        Self { content: Content::Whole(body), exchange, http2: false, ahead: None }
+        Self { content: Content::Whole(body), exchange, http2: false, ahead: None, tee: None }
+    }
+
+    /// A copy of somebody else's.
+    pub(super) fn copied(copy: Copy, exchange: Arc<Exchange>) -> Self {
+        Self { content: Content::Copied(copy), exchange, http2: false, ahead: None, tee: None }
+    }
+
+    /// From here on, whatever is read is copied.
+    pub(super) fn with_tee(mut self, tee: Tee) -> Self {
+        self.tee = Some(tee);
+        self
     }
 
     /// Has a filter change what comes from now on, what was read ahead too.
@@ -145,6 +163,16 @@ impl RequestBody {
             Content::Incoming(incoming) => incoming,
             // Counted where it comes from.
             Content::Replayed(attempt) => return attempt.poll_frame(cx),
+            Content::Copied(copy) => {
+                let frame = ready!(copy.poll_frame(cx));
+                if let Some(Ok(frame)) = &frame {
+                    exchange.request_moved(frame.data_ref().map_or(0, Bytes::len));
+                }
+                if copy.is_end_stream() {
+                    exchange.request_completed();
+                }
+                return Poll::Ready(frame);
+            }
             Content::Staged(staged) => {
                 let (inner, stages) = &mut **staged;
                 let polled = stages.poll(cx, |cx| Pin::new(&mut *inner).poll_frame(cx));
@@ -181,8 +209,25 @@ impl RequestBody {
             Content::Whole(body) => body.is_empty(),
             Content::Incoming(incoming) => incoming.is_end_stream(),
             Content::Replayed(attempt) => attempt.is_end_stream(),
+            Content::Copied(copy) => copy.is_end_stream(),
             Content::Staged(staged) => staged.1.is_done(),
         }
+    }
+
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        if let Some(ahead) = &mut self.ahead {
+            if !ahead.data.is_empty() {
+                let data = std::mem::take(&mut ahead.data).freeze();
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            if ahead.ended {
+                return Poll::Ready(ahead.trailers.take().map(|t| Ok(Frame::trailers(t))));
+            }
+        }
+        self.poll_content(cx)
     }
 
     pub(super) fn exchange(&self) -> Arc<Exchange> {
@@ -232,17 +277,20 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let this = self.get_mut();
-        if let Some(ahead) = &mut this.ahead {
-            if !ahead.data.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(
-                    std::mem::take(&mut ahead.data).freeze(),
-                ))));
-            }
-            if ahead.ended {
-                return Poll::Ready(ahead.trailers.take().map(|t| Ok(Frame::trailers(t))));
+        let polled = ready!(this.poll_next(cx));
+        let ended = this.is_end_stream();
+        if let Some(tee) = &mut this.tee {
+            match &polled {
+                Some(Ok(frame)) => tee.copy(frame),
+                Some(Err(_)) => this.tee = None,
+                None => tee.end(),
             }
         }
-        this.poll_content(cx)
+        // Who reads may not ask again.
+        if ended && let Some(tee) = &mut this.tee {
+            tee.end();
+        }
+        Poll::Ready(polled)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -267,6 +315,7 @@ impl Body for RequestBody {
             Content::Whole(body) => SizeHint::with_exact(body.len() as u64),
             Content::Incoming(incoming) => incoming.size_hint(),
             Content::Replayed(attempt) => attempt.size_hint(),
+            Content::Copied(_) => SizeHint::default(),
             Content::Staged(_) => SizeHint::default(),
         }
     }
@@ -395,6 +444,12 @@ impl Source {
                     Expired::Route => {
                         log.cut(ResponseFlag::UpstreamRequestTimeout, "route timeout");
                     }
+                    Expired::Request => {
+                        log.cut(ResponseFlag::StreamIdleTimeout, "request_overall_timeout");
+                    }
+                    Expired::Whole => {
+                        log.cut(ResponseFlag::DurationTimeout, "max_duration_timeout");
+                    }
                     Expired::StreamIdle => {
                         log.cut(ResponseFlag::StreamIdleTimeout, "stream idle timeout");
                     }
@@ -423,6 +478,9 @@ impl Body for ResponseBody {
             Some(Ok(frame)) => {
                 let (frame, bytes) = counted(frame);
                 log.exchange.response_moved(bytes);
+                if let Some(trailers) = frame.trailers_ref() {
+                    log.trailers(trailers);
+                }
                 if this.is_end_stream()
                     && let Some(log) = &mut this.log
                 {

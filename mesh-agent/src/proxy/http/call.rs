@@ -248,7 +248,7 @@ fn request(
 }
 
 /// The pod asks for itself, whichever way the connection goes that it asks about.
-fn key(
+pub(super) fn key(
     permit: &Permit,
     destination: &Destination,
     protocol: HttpProtocol,

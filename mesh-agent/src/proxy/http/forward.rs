@@ -22,9 +22,10 @@ use super::{
     attempts::{self, Attempting, Progress},
     breakers::Breaker,
     headers::{self, Rewrites},
+    mirror::Mirroring,
     outliers,
     record::RequestLog,
-    reply::Reply,
+    reply::{Reply, ToGrpc},
     request::Answer,
     timing::{Deadline, Expired},
 };
@@ -63,6 +64,7 @@ pub(super) struct Forward<'a> {
     pub(super) deadline: Deadline,
     /// The client wants another protocol, and may.
     pub(super) upgrade: Option<Upgrade>,
+    pub(super) mirroring: Option<Mirroring<'a>>,
 }
 
 /// A change of the protocol that is to go through.
@@ -106,15 +108,20 @@ pub(super) async fn forward(
         retries: attempts::retries(&action.attempts, head),
         grpc: headers::is_grpc(&head.headers),
     };
+    let body = match &forward.mirroring {
+        // As Envoy: what follows an upgrade is no request.
+        Some(mirroring) if forward.upgrade.is_none() => {
+            mirroring.begin(head, &hosts, rewrites, log, body)
+        }
+        _ => body,
+    };
     headers::forwarded(head, hosts, rewrites, protocol)?;
     if let Some(upgrade) = &forward.upgrade {
         headers::switch(&mut head.headers, upgrade.protocol.clone());
     } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
         headers::tell_no_body(head);
     }
-    if let Some(mutations) = &mut log.mutations {
-        mutations.keep_request(head);
-    }
+    log.forwarded(head);
     let mut request = Request::new(());
     *request.method_mut() = std::mem::take(&mut head.method);
     *request.uri_mut() = std::mem::take(&mut head.uri);
@@ -125,6 +132,9 @@ pub(super) async fn forward(
     let all = attempting.run(destination, request, body, log, &mut progress);
     let ended = deadline.run(all).await;
     let count = progress.count;
+    if let Some(logging) = &mut log.logging {
+        logging.attempts(count);
+    }
     let told = action.attempts.count_in_response;
     let counted = |mut reply: Reply, count: u32| {
         if told {
@@ -268,6 +278,8 @@ pub(super) async fn exchange(
                     Failure::Attempt(match expired {
                         Expired::Route => "upstream_per_try_timeout",
                         Expired::StreamIdle => "upstream_per_try_idle_timeout",
+                        // Not an attempt's.
+                        Expired::Request | Expired::Whole => "max_duration_timeout",
                     })
                 };
                 limits.run(sending).await.map_err(expired)?
@@ -447,6 +459,21 @@ fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
 pub(super) fn expired_reply(expired: Expired, log: &RequestLog) -> Reply {
     match expired {
         Expired::Route => timeout_reply("response_timeout"),
+        Expired::Request => {
+            let status = StatusCode::REQUEST_TIMEOUT;
+            let reply = Reply::new(status, "request timeout", None, "request_overall_timeout");
+            Reply { close: true, ..reply }
+        }
+        Expired::Whole => {
+            let complete = log.exchange.is_request_complete();
+            let status =
+                if complete { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+            let flag = Some(ResponseFlag::DurationTimeout);
+            let details = "max_duration_timeout";
+            let reply = Reply::new(status, "downstream duration timeout", flag, details);
+            // DEADLINE_EXCEEDED.
+            Reply { close: !complete, grpc: ToGrpc::Code(4), ..reply }
+        }
         Expired::StreamIdle => {
             // Whose silence it was.
             let complete = log.exchange.is_request_complete();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::headers::is_grpc;
-use crate::model::route::ForwardAction;
+use crate::model::route::{ForwardAction, GrpcTimeout, MaxStreamDuration};
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub(super) const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -18,21 +18,53 @@ const NUMBER_MAX: u128 = 99_999_999;
 /// route has bounds for that. `None`: none.
 pub(super) fn timeout(action: &ForwardAction, headers: &HeaderMap) -> Option<Duration> {
     let timeout = match action.grpc_timeout {
-        Some(bounds) if is_grpc(headers) => {
-            let asked = headers.get(GRPC_TIMEOUT).and_then(|value| parse(value.as_bytes()));
-            let asked = asked.map(|asked| match asked > bounds.offset {
-                true => asked - bounds.offset,
-                false => asked,
-            });
-            let asked = asked.filter(|asked| !asked.is_zero());
-            match (asked, bounds.max) {
-                (Some(asked), Some(max)) => Some(asked.min(max)),
-                (asked, max) => asked.or(max),
-            }
-        }
+        _ if action.max_stream_duration.is_some() => None,
+        Some(bounds) if is_grpc(headers) => match (asked(bounds, headers), bounds.max) {
+            (Some(asked), Some(max)) => Some(asked.min(max)),
+            (asked, max) => asked.or(max),
+        },
         _ => action.timeout,
     };
     timeout.filter(|timeout| !timeout.is_zero())
+}
+
+/// How long request and response may take together: what a gRPC request asks for where the
+/// route has bounds for that, which the upstream is told, or as route or listener have it. `None`: for ever.
+pub(super) fn stream_duration(
+    of_route: Option<MaxStreamDuration>,
+    of_listener: Option<Duration>,
+    headers: &mut HeaderMap,
+) -> Option<Duration> {
+    let of_route = of_route.unwrap_or_default();
+    if let Some(bounds) = of_route.grpc
+        && let Some(asked) = headers.get(GRPC_TIMEOUT).and_then(|value| parse(value.as_bytes()))
+    {
+        let bounded = bounds.max.map_or(asked, |max| asked.min(max));
+        // What is over already is over at once.
+        let left = bounded.saturating_sub(bounds.offset).max(Duration::from_millis(1));
+        set_timeout(headers, left);
+        return Some(left);
+    }
+    of_route.own.map_or(of_listener, |own| own.limit())
+}
+
+/// What the request asks for, less the offset.
+fn asked(bounds: GrpcTimeout, headers: &HeaderMap) -> Option<Duration> {
+    let asked = headers.get(GRPC_TIMEOUT).and_then(|value| parse(value.as_bytes()))?;
+    let asked = if asked > bounds.offset { asked - bounds.offset } else { asked };
+    Some(asked).filter(|asked| !asked.is_zero())
+}
+
+/// The gRPC code that an HTTP status stands for, as Envoy maps them.
+pub(super) fn code_of(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 | 501 => 12,
+        408 | 429 | 502..=504 => 14,
+        _ => 2,
+    }
 }
 
 /// In whole milliseconds, rounded up: what is asked for is never nought unless it is.

@@ -17,7 +17,10 @@ use http::{
 
 use super::{grpc, reply::Reply};
 use crate::{
-    model::route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
+    model::{
+        http_options::Underscores,
+        route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
+    },
     observe::flags::ResponseFlag,
     policy::matcher::{first_value, url_path},
     transport::http_pool::HttpProtocol,
@@ -40,7 +43,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// The methods that Envoy takes by HTTP/1, CONNECT aside.
-const METHODS: [&str; 34] = [
+const METHODS: [&str; 33] = [
     "ACL",
     "BIND",
     "CHECKOUT",
@@ -50,7 +53,6 @@ const METHODS: [&str; 34] = [
     "HEAD",
     "LINK",
     "LOCK",
-    "M-SEARCH",
     "MERGE",
     "MKACTIVITY",
     "MKCALENDAR",
@@ -133,8 +135,37 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     Ok(Checked { authority })
 }
 
+/// Refuses or drops headers with `_` in their names, which some servers take for `-`.
+pub(super) fn check_names(headers: &mut HeaderMap, action: Underscores) -> Result<(), Reply> {
+    if action == Underscores::Allow || !headers.keys().any(|name| name.as_str().contains('_')) {
+        return Ok(());
+    }
+    if action == Underscores::Reject {
+        return Err(Reply::bad_request("header with underscores"));
+    }
+    let names: Vec<_> =
+        headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+    Ok(())
+}
+
+/// There are more headers than may be.
+pub(super) fn too_many() -> Reply {
+    let (status, flag) =
+        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ResponseFlag::DownstreamProtocolError);
+    let body = "Request Header Fields Too Large";
+    Reply { close: true, ..Reply::new(status, body, Some(flag), "too many headers") }
+}
+
 /// What Envoy refuses of HTTP/1 only.
 fn check_http1(head: &Parts) -> Result<(), Reply> {
+    if head.version < Version::HTTP_11 {
+        let reply =
+            Reply::new(StatusCode::UPGRADE_REQUIRED, "Upgrade Required", None, "low_version");
+        return Err(Reply { close: true, ..reply });
+    }
     if !METHODS.contains(&head.method.as_str()) {
         return Err(Reply::bad_request("unknown method"));
     }
@@ -148,7 +179,11 @@ fn check_http1(head: &Parts) -> Result<(), Reply> {
             || kept.iter().any(|kept| name.eq_ignore_ascii_case(kept.as_str().as_bytes()))
         {
             let reply = Reply::bad_request("invalid nominated header in connection");
-            return Err(Reply { body: Bytes::new(), ..reply });
+            // Envoy's answer to this one is empty.
+            return Err(match name.eq_ignore_ascii_case(HOST.as_str().as_bytes()) {
+                true => Reply { body: Bytes::new(), ..reply },
+                false => reply,
+            });
         }
     }
     Ok(())
@@ -290,7 +325,7 @@ pub(super) fn append_value(
 }
 
 /// The host that goes upstream, and the one that a route's rewrite took the place of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Hosts {
     pub(super) host: Authority,
     pub(super) original: Option<Authority>,

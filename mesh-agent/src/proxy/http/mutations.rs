@@ -82,7 +82,14 @@ pub(super) fn mutate_head(
     }
     for addition in &mutation.add {
         value.clear();
-        let values = RequestValues { log, flow, head: Some(head), response: None };
+        let values = RequestValues {
+            log,
+            flow,
+            head: Some(head),
+            response: None,
+            trailers: None,
+            attempts: 0,
+        };
         addition.value.append(&values, "", &mut value);
         set(&mut head.headers, addition, &value);
     }
@@ -261,14 +268,21 @@ pub(super) fn of_own_answer(
     let (mut headers, mut value) = (HeaderMap::new(), Vec::new());
     for addition in &mutation.add {
         value.clear();
-        let values = RequestValues { log, flow, head: Some(head), response: None };
+        let values = RequestValues {
+            log,
+            flow,
+            head: Some(head),
+            response: None,
+            trailers: None,
+            attempts: 0,
+        };
         addition.value.append(&values, "", &mut value);
         set(&mut headers, addition, &value);
     }
     headers
 }
 
-fn mutate_response(
+pub(super) fn mutate_response(
     mutation: &HeaderMutation,
     log: &RequestLog,
     flow: &Flow,
@@ -282,7 +296,8 @@ fn mutate_response(
     for addition in &mutation.add {
         value.clear();
         let response = Some((status, &*headers));
-        let values = RequestValues { log, flow, head: Some(head), response };
+        let values =
+            RequestValues { log, flow, head: Some(head), response, trailers: None, attempts: 0 };
         addition.value.append(&values, "", &mut value);
         set(headers, addition, &value);
     }
@@ -304,6 +319,9 @@ pub(super) struct RequestValues<'a> {
     pub(super) flow: &'a Flow,
     pub(super) head: Option<&'a Parts>,
     pub(super) response: Option<(StatusCode, &'a HeaderMap)>,
+    /// For access logs only, like what follows.
+    pub(super) trailers: Option<&'a HeaderMap>,
+    pub(super) attempts: u32,
 }
 
 impl RequestValues<'_> {
@@ -338,11 +356,15 @@ impl RequestValues<'_> {
             },
             P::BytesReceived => shown(out, &self.log.exchange.request_bytes()),
             P::BytesSent => shown(out, &self.log.exchange.response_bytes()),
-            P::UpstreamHost => match (record.upstream, self.response) {
+            P::UpstreamHost | P::UpstreamRemoteAddress => match (record.upstream, self.response) {
                 (Some(upstream), Some(_)) => shown(out, &upstream),
                 _ => false,
             },
-            P::UpstreamCluster => {
+            P::UpstreamRequestAttemptCount => shown(out, &self.attempts),
+            P::FilterChainName => text(out, self.flow.chain().map(|chain| chain.name.as_bytes())),
+            // There are no virtual clusters, and only connections without HTTP have details.
+            P::VirtualClusterName | P::ConnectionTerminationDetails => false,
+            P::UpstreamCluster | P::UpstreamClusterRaw => {
                 text(out, record.cluster.as_ref().map(|cluster| cluster.0.as_bytes()))
             }
             P::DownstreamRemoteAddress | P::DownstreamDirectRemoteAddress => shown(out, &remote),
@@ -367,6 +389,11 @@ impl RequestValues<'_> {
                 text(out, self.flow.requested_server_name().map(str::as_bytes))
             }
             P::RouteName => text(out, record.route.as_ref().map(|route| route.as_bytes())),
+            // Elsewhere it is empty.
+            P::LocalReplyBody => {
+                out.extend_from_slice(self.log.reply_body.as_deref().unwrap_or_default());
+                true
+            }
             P::StreamId => text(out, record.request_id.as_ref().map(HeaderValue::as_bytes)),
         }
     }
@@ -406,8 +433,9 @@ impl Values for RequestValues<'_> {
                     Some(value) => write!(out, "{value}").is_ok(),
                 };
             }
-            // Not there when headers are written.
-            Operator::Trailer(_) => None,
+            Operator::Trailer(names) => {
+                either(names, |name| self.trailers?.get(name).map(HeaderValue::as_bytes))
+            }
         };
         if let Some(value) = value {
             out.extend_from_slice(value);

@@ -7,10 +7,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 
 use super::{
-    HttpConnection, Judged, forwarding,
+    HttpConnection, Judged,
+    access_log::{Logging, Worded},
+    forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
     stages::Stages,
     timing::Exchange,
@@ -128,6 +131,9 @@ pub(super) struct RequestLog {
     pub(super) mutations: Option<Box<ResponseMutations>>,
     /// Where the client wants to go again, and what it is told if that is not there.
     pub(super) wanted: Option<(WantedHost, StatusCode)>,
+    pub(super) logging: Option<Box<Logging>>,
+    /// The body of an answer of the agent's own, while that is worded.
+    pub(super) reply_body: Option<Bytes>,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -142,15 +148,59 @@ impl RequestLog {
         connection.active.fetch_add(1, Ordering::Relaxed);
         let record = RequestRecord::new(protocol);
         let options = Arc::clone(&connection.http.options);
+        let logging = Logging::of(&connection.http, &connection.judged.load());
+        let mutations = None;
         Self {
             connection,
             guard,
             exchange,
             record,
             options,
-            mutations: None,
+            mutations,
+            logging,
+            reply_body: None,
             wanted: None,
             ended: false,
+        }
+    }
+
+    /// The request goes upstream like this.
+    pub(super) fn forwarded(&mut self, head: &Parts) {
+        if let Some(mutations) = &mut self.mutations {
+            mutations.keep_request(head);
+        }
+        if let Some(logging) = &mut self.logging {
+            logging.request(head);
+        }
+    }
+
+    /// Words an answer of the agent's own; `head` as for [`RequestLog::answered`].
+    pub(super) fn word(&mut self, head: &Parts, reply: &mut Worded) {
+        let Some(mut logging) = self.logging.take() else { return };
+        if self.record.method.is_some() {
+            logging.request(head);
+        }
+        let runtime = Arc::clone(&self.connection.services.snapshots.load().runtime);
+        logging.word(self, &runtime, reply);
+        self.logging = Some(logging);
+    }
+
+    /// The response's head is this; `head` is the request's, where it did not go upstream.
+    pub(super) fn answered(&mut self, head: &Parts, status: StatusCode, headers: &HeaderMap) {
+        self.record.response_code = Some(status);
+        if let Some(logging) = &mut self.logging {
+            // Of one that was refused unread nothing is known.
+            if self.record.method.is_some() {
+                logging.request(head);
+            }
+            logging.response(status, headers);
+        }
+    }
+
+    /// The response ends with these.
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(logging) = &mut self.logging {
+            logging.trailers(trailers);
         }
     }
 
@@ -205,12 +255,16 @@ impl Drop for RequestLog {
         if let Some(guard) = &self.guard {
             guard.finished();
         }
+        if !self.ended {
+            self.record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            self.record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
+        }
+        if let Some(logging) = self.logging.take() {
+            let services = &self.connection.services;
+            logging.write(self, &services.snapshots.load().runtime, &services.lines);
+        }
         let empty = RequestRecord::new(self.record.protocol);
         let mut record = std::mem::replace(&mut self.record, empty);
-        if !self.ended {
-            record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
-            record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
-        }
         record.request_bytes = self.exchange.request_bytes();
         record.response_bytes = self.exchange.response_bytes();
         record.duration = self.exchange.elapsed();

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
 };
 
-use super::{body::ResponseBody, record::RequestLog};
+use super::{access_log::Worded, body::ResponseBody, grpc, record::RequestLog};
 use crate::observe::flags::ResponseFlag;
 
 /// A response of the agent's own.
@@ -88,19 +88,26 @@ impl Reply {
         if let Some(flag) = self.flag {
             log.record.flags.insert(flag);
         }
-        let mut headers = self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own);
+        let mut worded = Worded {
+            status: self.status,
+            body: self.body,
+            content_type: HeaderValue::from_static("text/plain"),
+            headers: self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own),
+        };
+        log.word(head, &mut worded);
+        let Worded { status, body, content_type, mut headers } = worded;
         let is_grpc = grpc && self.grpc != ToGrpc::Plain;
         let (status, body) = if is_grpc {
-            grpc_headers(self.grpc, self.status, &self.body, &mut headers);
+            grpc_headers(self.grpc, status, &body, &mut headers);
             (StatusCode::OK, Bytes::new())
         } else {
-            if !self.body.is_empty() {
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            if !body.is_empty() {
+                headers.entry(CONTENT_TYPE).or_insert(content_type);
             }
-            if !self.body.is_empty() {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+            if !body.is_empty() {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             }
-            (self.status, self.body)
+            (status, body)
         };
         if let Some(location) = self.location {
             headers.insert(LOCATION, location);
@@ -116,7 +123,7 @@ impl Reply {
         if (self.close || unread) && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        log.record.response_code = Some(status);
+        log.answered(head, status, &headers);
         let mut response = Response::new(ResponseBody::local(body, log).through(stages));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
@@ -128,19 +135,14 @@ impl Reply {
 ///
 /// Spec: gRPC over HTTP/2, "Responses"; codes as Envoy maps them.
 fn grpc_headers(told: ToGrpc, status: StatusCode, message: &[u8], headers: &mut HeaderMap) {
-    let code = match (told, status.as_u16()) {
-        (ToGrpc::Code(code), _) => code,
-        (_, 400) => 13,
-        (_, 401) => 16,
-        (_, 403) => 7,
-        (_, 404 | 501) => 12,
-        (_, 408 | 429 | 502..=504) => 14,
-        _ => 2,
+    let code = match told {
+        ToGrpc::Code(code) => code,
+        ToGrpc::Mapped | ToGrpc::Plain => grpc::code_of(status.as_u16()),
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));
     if !message.is_empty()
-        && let Ok(message) = HeaderValue::try_from(percent_encoded(message))
+        && let Ok(message) = HeaderValue::try_from(percent_encoded(message.trim_ascii_end()))
     {
         headers.insert("grpc-message", message);
     }

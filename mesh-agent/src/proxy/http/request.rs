@@ -11,6 +11,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use super::{
     HttpConnection, Judged, RequestBody,
+    access_log::Logging,
     body::ResponseBody,
     breakers::Admitted,
     filter::{self, Next, run::Filtering},
@@ -18,6 +19,7 @@ use super::{
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
+    mirror::{self, Mirroring},
     mutations::{self, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
@@ -76,6 +78,7 @@ fn refuse(refusal: Refusal) -> Reply {
         Refusal::TooLarge => "Request Header Fields Too Large",
         Refusal::Timeout => "Request Timeout",
         Refusal::TransferEncoding => "Not Implemented",
+        Refusal::Fragment => "",
         _ => "Bad Request",
     };
     let flag = (refusal != Refusal::Timeout).then_some(ResponseFlag::DownstreamProtocolError);
@@ -98,9 +101,9 @@ impl Answer {
     fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
         let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
-        log.record.response_code = Some(status);
         let has_body = !head_request && !response.body().is_end_stream();
         let stages = log.mutate(head, (status, has_body), response.headers_mut());
+        log.answered(head, status, response.headers());
         let held = (destination.into_load(), admitted);
         if let Some((downstream, upstream)) = switched {
             log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
@@ -133,6 +136,11 @@ async fn answer(
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
     headers::sanitize(&mut head.headers);
+    headers::check_names(&mut head.headers, connection.http.options.underscores)?;
+    if head.headers.len() > usize::try_from(connection.http.max_headers_count).unwrap_or(usize::MAX)
+    {
+        return Err(headers::too_many());
+    }
     let Checked { mut authority } = headers::check(head)?;
     log.record.authority = HeaderValue::from_str(authority.as_str()).ok();
     let in_force = || {
@@ -140,7 +148,9 @@ async fn answer(
         connection.judge(&snapshot).map(|judged| (snapshot, judged))
     };
     let (mut snapshot, mut judged) = in_force()?;
-    log.options = Arc::clone(&connection.manager(&judged.permit)?.options);
+    let http = connection.manager(&judged.permit)?;
+    log.options = Arc::clone(&http.options);
+    log.logging = Logging::of(http, &judged);
     let flow = judged.permit.flow();
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
@@ -196,6 +206,16 @@ async fn answer(
             }
             _ => http.stream_idle_timeout,
         };
+        let stream = match &matched {
+            Ok(Matched { route: Route { action: RouteAction::Forward(action), .. }, .. }) => {
+                action.max_stream_duration
+            }
+            _ => None,
+        };
+        log.exchange.limit_request(http.request_timeout);
+        let of_listener = http.max_stream_duration;
+        let stream = grpc::stream_duration(stream, of_listener, &mut head.headers);
+        log.exchange.limit_whole(stream);
         log.record.route = matched.as_ref().ok().map(|matched| Arc::clone(&matched.route.name));
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
         // What filters wanted that have been passed stays.
@@ -339,6 +359,14 @@ async fn answer(
         deadline.set_route(timeout);
         mutations::mutate_request(header_levels, log, permit.flow(), head);
         let rewrites = Rewrites { action, entry, matched: &matched.route.matches.path, timeout };
+        let mirrors = mirror::policies(&matched, &action.mirrors);
+        let mirroring = (!mirrors.is_empty()).then_some(Mirroring {
+            policies: mirrors,
+            services: &connection.services,
+            judged: &judged,
+            snapshot: &snapshot,
+            random,
+        });
         return forward(
             Forward {
                 connection,
@@ -354,6 +382,7 @@ async fn answer(
                 upgrade: upgrade
                     .zip(downstream.take())
                     .map(|(protocol, downstream)| Upgrade { protocol, downstream }),
+                mirroring,
             },
             log,
             head,
@@ -423,8 +452,11 @@ pub(super) fn no_destination(
     };
     let mut reply = Reply::upstream_reset(flag, body, error.to_string());
     let no_endpoint = matches!(error, NoDestination::NoHealthyEndpoint { .. });
+    // Envoy began one, and found nobody.
+    if no_endpoint && let Some(logging) = &mut log.logging {
+        logging.attempts(1);
+    }
     if no_endpoint && action.attempts.count_in_response {
-        // Envoy began one, and found nobody.
         let headers = reply.headers.get_or_insert_default();
         headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
     }

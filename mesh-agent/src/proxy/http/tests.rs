@@ -1,6 +1,7 @@
 //! The engine between real sockets: a client that writes bytes, the connection under
 //! test, and an upstream that is scripted.
 
+mod access_logs;
 mod allocations;
 mod breakers;
 mod compression;
@@ -11,6 +12,7 @@ mod headers;
 mod http1;
 mod http2;
 mod limits;
+mod mirrors;
 mod retries;
 mod smuggling;
 mod upgrades;

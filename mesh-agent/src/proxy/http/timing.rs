@@ -25,6 +25,9 @@ pub(super) struct Exchange {
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     request_broken: AtomicBool,
+    /// How long the request may take to come, and the whole exchange; 0: for ever.
+    request_max: AtomicU64,
+    whole_max: AtomicU64,
     unread: Mutex<Option<Incoming>>,
 }
 
@@ -37,8 +40,28 @@ impl Exchange {
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
             request_broken: AtomicBool::new(false),
+            request_max: AtomicU64::new(0),
+            whole_max: AtomicU64::new(0),
             unread: Mutex::new(None),
         })
+    }
+
+    /// Bounds the time that the request takes to come, from its head on.
+    pub(super) fn limit_request(&self, limit: Option<Duration>) {
+        self.request_max.store(micros(limit), Ordering::Relaxed);
+    }
+
+    /// Bounds the whole exchange, from the request's head on.
+    pub(super) fn limit_whole(&self, limit: Option<Duration>) {
+        self.whole_max.store(micros(limit), Ordering::Relaxed);
+    }
+
+    /// When such a limit passes.
+    fn limit(&self, limit: &AtomicU64) -> Option<Instant> {
+        match limit.load(Ordering::Relaxed) {
+            0 => None,
+            micros => Some(self.start + Duration::from_micros(micros)),
+        }
     }
 
     pub(super) fn elapsed(&self) -> Duration {
@@ -90,6 +113,17 @@ impl Exchange {
     }
 }
 
+/// At least one; `None` is 0. Longer than a year is for ever.
+fn micros(limit: Option<Duration>) -> u64 {
+    const YEAR_SECONDS: u64 = 31_536_000;
+    match limit {
+        Some(limit) if limit.as_secs() < YEAR_SECONDS => {
+            u64::try_from(limit.as_micros()).unwrap_or(u64::MAX).max(1)
+        }
+        _ => 0,
+    }
+}
+
 /// Which limit has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expired {
@@ -97,6 +131,10 @@ pub(super) enum Expired {
     Route,
     /// The listener's, without a byte either way.
     StreamIdle,
+    /// The request did not come to its end in time.
+    Request,
+    /// Request and response together took too long.
+    Whole,
 }
 
 /// Watches an [`Exchange`]'s limits with a single timer that is only ever looked at
@@ -108,13 +146,15 @@ pub(super) struct Deadline {
     route: Option<Duration>,
     /// What moved before this doesn't count.
     from: Instant,
+    /// Whether it is for one attempt, and the exchange's own limits are for others to watch.
+    attempt: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadline {
     pub(super) fn new(exchange: Arc<Exchange>, stream_idle: Option<Duration>) -> Self {
         let from = exchange.start;
-        Self { exchange, stream_idle, route: None, from, timer: None }
+        Self { exchange, stream_idle, route: None, from, attempt: false, timer: None }
     }
 
     /// The limits of one attempt, which begins now: of its whole time, and of silence.
@@ -123,7 +163,8 @@ impl Deadline {
         whole: Option<Duration>,
         idle: Option<Duration>,
     ) -> Self {
-        Self { exchange, stream_idle: idle, route: whole, from: Instant::now(), timer: None }
+        let from = Instant::now();
+        Self { exchange, stream_idle: idle, route: whole, from, attempt: true, timer: None }
     }
 
     /// The upstream may not be silent for longer than this either.
@@ -152,10 +193,22 @@ impl Deadline {
                 complete => (at(complete - 1).max(self.from) + timeout, Some(Expired::Route)),
             }
         });
-        match (route, idle) {
+        let earliest = match (route, idle) {
             (Some(route), Some(idle)) if idle.0 < route.0 => Some(idle),
             (route, idle) => route.or(idle),
+        };
+        if self.attempt {
+            return earliest;
         }
+        let exchange = &*self.exchange;
+        let request = exchange.limit(&exchange.request_max);
+        let request = request.filter(|_| !exchange.is_request_complete());
+        let whole = exchange.limit(&exchange.whole_max);
+        let own = [
+            request.map(|at| (at, Some(Expired::Request))),
+            whole.map(|at| (at, Some(Expired::Whole))),
+        ];
+        earliest.into_iter().chain(own.into_iter().flatten()).min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a limit has passed.

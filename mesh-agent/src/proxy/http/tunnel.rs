@@ -58,7 +58,12 @@ impl Tunnel {
             Err(Expired::StreamIdle) => {
                 log.cut(ResponseFlag::StreamIdleTimeout, "stream idle timeout");
             }
-            Err(Expired::Route) => log.cut(ResponseFlag::UpstreamRequestTimeout, "route timeout"),
+            Err(Expired::Route | Expired::Request) => {
+                log.cut(ResponseFlag::UpstreamRequestTimeout, "route timeout");
+            }
+            Err(Expired::Whole) => {
+                log.cut(ResponseFlag::DurationTimeout, "max_duration_timeout");
+            }
         }
     }
 }

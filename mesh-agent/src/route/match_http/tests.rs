@@ -51,6 +51,7 @@ fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
         require_tls: None,
         headers: HeaderMutations::default(),
         per_filter: PerFilter::default(),
+        mirrors: Vec::new(),
     }
 }
 

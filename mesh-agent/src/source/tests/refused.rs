@@ -215,7 +215,26 @@ fn connection_managers() {
         ),
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
         ("tracing: {}", ".tracing: is not supported"),
-        ("local_reply_config: {}", ".local_reply_config: is not supported"),
+        (
+            "local_reply_config: {mappers: [{}]}",
+            ".local_reply_config.mappers[0].filter: is missing",
+        ),
+        (
+            "local_reply_config: {mappers: [{filter: {response_flag_filter: {flags: [UX]}}}]}",
+            ".local_reply_config.mappers[0].filter.response_flag_filter.flags[0]: UX is not supported",
+        ),
+        ("access_log: [{name: mine}]", ".access_log[0]: mine is not supported"),
+        (
+            "access_log: [{typed_config: {'@type': \
+             t/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: log}}]",
+            ".access_log[0].typed_config.path: `log` is not an absolute path",
+        ),
+        (
+            "access_log: [{typed_config: {'@type': \
+             t/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog, log_format: \
+             {json_format: {a: {b: ['%NONE%']}}}}}]",
+            ".access_log[0].typed_config.log_format.json_format.a.b[0]: `%NONE%`: %NONE% is not supported",
+        ),
         ("internal_address_config: {}", ".internal_address_config: is not supported"),
         (
             "strip_any_host_port: true, strip_matching_host_port: true",
@@ -223,8 +242,16 @@ fn connection_managers() {
         ),
         ("max_request_headers_kb: 9000", ".max_request_headers_kb: 9000 is not within 1 to 8192"),
         (
-            "common_http_protocol_options: {max_headers_count: 3}",
-            ".common_http_protocol_options.max_headers_count: is not supported",
+            "common_http_protocol_options: {max_headers_count: 0}",
+            ".common_http_protocol_options.max_headers_count: 0 is not within 1 to 10000",
+        ),
+        (
+            "common_http_protocol_options: {max_connection_duration_jitter: {value: 50}}",
+            ".common_http_protocol_options.max_connection_duration_jitter: is not supported",
+        ),
+        (
+            "common_http_protocol_options: {max_response_headers_kb: 3}",
+            ".common_http_protocol_options.max_response_headers_kb: is not supported",
         ),
         (
             "http2_protocol_options: {max_concurrent_streams: 3}",

@@ -5,10 +5,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use envoy_types::pb::{
     envoy::config::accesslog::v3::AccessLog,
     envoy::config::core::v3::{
-        Address, CidrRange, RuntimeFractionalPercent, SocketAddress, TransportSocket, address,
+        Address, CidrRange, DataSource, RuntimeFractionalPercent, SocketAddress, TransportSocket,
+        address, data_source,
         socket_address::{self, Protocol},
         transport_socket,
     },
@@ -222,6 +224,21 @@ pub(super) fn cidr(d: &mut Decoder, value: CidrRange) -> Option<IpNet> {
             None => d.refused(format!("{length} is too long for {ip}")),
         }
     })
+}
+
+/// Data that is written in the resource itself.
+pub(super) fn inline(d: &mut Decoder, value: DataSource) -> Option<Bytes> {
+    let DataSource { watched_directory, specifier } = value;
+    unsupported!(d; watched_directory);
+    match specifier {
+        Some(data_source::Specifier::InlineString(text)) => Some(Bytes::from(text)),
+        Some(data_source::Specifier::InlineBytes(bytes)) => Some(Bytes::from(bytes)),
+        Some(data_source::Specifier::Filename(_)) => d.not_supported("filename"),
+        Some(data_source::Specifier::EnvironmentVariable(_)) => {
+            d.not_supported("environment_variable")
+        }
+        None => Some(Bytes::new()),
+    }
 }
 
 /// Refuses a transport socket by name, with a hint at what the mesh does instead.

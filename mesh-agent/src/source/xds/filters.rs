@@ -52,7 +52,7 @@ use envoy_types::pb::{
 };
 use prost::Name as _;
 
-pub(super) use self::cors::of_level as cors;
+pub(super) use self::{cors::of_level as cors, header_mutation::mutations as header_mutations};
 use super::{common, ecds, reject::Decoder};
 use crate::model::filter::{ChainFilter, HttpFilter, PerFilter, RouteFilter, RouteFilterConfig};
 

@@ -15,7 +15,7 @@ use envoy_types::pb::{
 };
 
 use super::{
-    ResourceType, common, config_source, filters, http_options, rds,
+    ResourceType, access_log, common, config_source, filters, http_options, local_reply, rds,
     reject::{Decoder, unsupported},
     scopes, upgrades,
 };
@@ -24,7 +24,6 @@ use crate::model::{
     listener::{CodecType, HttpConnectionManager, RouteSource},
 };
 
-const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 const STREAM_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
 /// Envoy's default and most for `max_request_headers_kb`.
@@ -99,13 +98,13 @@ pub(super) fn connection_manager(
     unsupported!(
         d;
         add_user_agent, tracing, http1_safe_max_connection_duration, http3_protocol_options,
-        scheme_header_transformation, stream_flush_timeout, request_timeout, drain_timeout,
+        scheme_header_transformation, stream_flush_timeout, drain_timeout,
         drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
         flush_access_log_on_new_request, access_log_options, original_ip_detection_extensions,
         early_header_mutation_extensions, internal_address_config, forward_client_cert_details,
         set_current_client_cert_details, forward_client_cert_matcher, proxy_100_continue,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6, request_id_extension,
-        local_reply_config, stream_error_on_invalid_http_message, path_normalization_options,
+        stream_error_on_invalid_http_message, path_normalization_options,
         proxy_status_config, typed_header_validation_config, append_x_forwarded_port,
         append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
     );
@@ -129,7 +128,13 @@ pub(super) fn connection_manager(
     };
     let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);
-    common::refuse_access_logs(d, &access_log);
+    let access_logs = access_log::access_logs(d, access_log);
+    let local_reply = match local_reply_config {
+        None => Some(None),
+        Some(value) => d
+            .field("local_reply_config", |d| local_reply::local_reply(d, value))
+            .map(|reply| Some(Arc::new(reply))),
+    };
     if let Some(options) = http_protocol_options {
         d.field("http_protocol_options", |d| http_options::http1(d, options));
     }
@@ -146,10 +151,10 @@ pub(super) fn connection_manager(
     };
     let routes = routes(d, route_specifier);
     let http_filters = filters::chain(d, http_filters);
-    let idle_timeout = d.field("common_http_protocol_options", |d| {
-        let value = common_http_protocol_options.and_then(|value| http_options::common(d, value));
-        common::timeout(d, "idle_timeout", value, Some(IDLE_TIMEOUT_DEFAULT))
+    let common_options = d.field("common_http_protocol_options", |d| {
+        http_options::common(d, common_http_protocol_options.unwrap_or_default())
     });
+    let request_timeout = common::timeout(d, "request_timeout", request_timeout, None);
     let stream_idle_timeout = common::timeout(
         d,
         "stream_idle_timeout",
@@ -165,13 +170,25 @@ pub(super) fn connection_manager(
             d.refused(format!("{max} is not within 1 to {REQUEST_HEADERS_MAX_KIB}"))
         }),
     };
+    let common_options = common_options?;
     Some(HttpConnectionManager {
         stat_prefix,
         codec: codec?,
         routes: routes?,
         http_filters: http_filters?,
-        options: Arc::new(HttpOptions { upgrades: upgrades?, ..options? }),
-        idle_timeout: idle_timeout?,
+        access_logs: access_logs?.into(),
+        local_reply: local_reply?,
+        options: Arc::new(HttpOptions {
+            upgrades: upgrades?,
+            underscores: common_options.underscores,
+            ..options?
+        }),
+        request_timeout: request_timeout?,
+        max_stream_duration: common_options.max_stream_duration,
+        max_connection_duration: common_options.max_connection_duration,
+        max_requests_per_connection: common_options.max_requests_per_connection,
+        max_headers_count: common_options.max_headers_count,
+        idle_timeout: common_options.idle_timeout,
         stream_idle_timeout: stream_idle_timeout?,
         request_headers_timeout: request_headers_timeout?,
         max_request_headers_kib: max_request_headers_kib?,

@@ -1,13 +1,25 @@
-//! Tuning of the HTTP codecs, none of which is honoured yet: each option is refused by
-//! its own name.
+//! Options of HTTP. None of those that tune the codecs is honoured yet: each is refused by its
+//! own name.
 //!
 //! Spec: `envoy/config/core/v3/protocol.proto`.
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
+    http_protocol_options::HeadersWithUnderscoresAction as Action,
 };
 
-use super::reject::{Decoder, unsupported};
+use super::{
+    common,
+    reject::{Decoder, unsupported},
+};
+use crate::model::http_options::Underscores;
+
+const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+const HEADERS_COUNT_DEFAULT: u32 = 100;
+/// More than any server takes; bounds what a client may have an agent hold.
+const HEADERS_COUNT_MAX: u32 = 10_000;
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
 pub(super) fn http1(d: &mut Decoder, value: Http1ProtocolOptions) {
@@ -73,12 +85,17 @@ pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) {
     );
 }
 
-/// A connection manager's `common_http_protocol_options`, of which the idle timeout is
-/// honoured: it is handed back.
-pub(super) fn common(
-    d: &mut Decoder,
-    value: HttpProtocolOptions,
-) -> Option<envoy_types::pb::google::protobuf::Duration> {
+/// A connection manager's `common_http_protocol_options`.
+pub(super) struct Common {
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_connection_duration: Option<Duration>,
+    pub(super) max_stream_duration: Option<Duration>,
+    pub(super) max_requests_per_connection: Option<u32>,
+    pub(super) max_headers_count: u32,
+    pub(super) underscores: Underscores,
+}
+
+pub(super) fn common(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Common> {
     let HttpProtocolOptions {
         idle_timeout,
         max_connection_duration,
@@ -89,11 +106,31 @@ pub(super) fn common(
         headers_with_underscores_action,
         max_requests_per_connection,
     } = value;
-    unsupported!(
-        d;
-        max_connection_duration, max_connection_duration_jitter, max_headers_count,
-        max_response_headers_kb, max_stream_duration, headers_with_underscores_action,
-        max_requests_per_connection,
-    );
-    idle_timeout
+    unsupported!(d; max_connection_duration_jitter, max_response_headers_kb);
+    let idle_timeout = common::timeout(d, "idle_timeout", idle_timeout, Some(IDLE_TIMEOUT_DEFAULT));
+    let max_connection_duration =
+        common::timeout(d, "max_connection_duration", max_connection_duration, None);
+    let max_stream_duration = common::timeout(d, "max_stream_duration", max_stream_duration, None);
+    let max_headers_count = match max_headers_count.map(|max| max.value) {
+        None => Some(HEADERS_COUNT_DEFAULT),
+        Some(max @ 1..=HEADERS_COUNT_MAX) => Some(max),
+        Some(max) => d.field("max_headers_count", |d| {
+            d.refused(format!("{max} is not within 1 to {HEADERS_COUNT_MAX}"))
+        }),
+    };
+    let underscores = match Action::try_from(headers_with_underscores_action) {
+        Ok(Action::Allow) => Some(Underscores::Allow),
+        Ok(Action::RejectRequest) => Some(Underscores::Reject),
+        Ok(Action::DropHeader) => Some(Underscores::Drop),
+        Err(_) => d.field("headers_with_underscores_action", |d| d.refused("is unknown")),
+    };
+    let max_requests = max_requests_per_connection.map(|max| max.value);
+    Some(Common {
+        idle_timeout: idle_timeout?,
+        max_connection_duration: max_connection_duration?,
+        max_stream_duration: max_stream_duration?,
+        max_requests_per_connection: max_requests.filter(|max| *max > 0),
+        max_headers_count: max_headers_count?,
+        underscores: underscores?,
+    })
 }

@@ -9,6 +9,7 @@
 //! What a newer control plane sends in a field that these protos don't have yet, prost
 //! drops: [`unknown`] refuses it; in files such a field is refused by its name.
 
+mod access_log;
 mod address;
 mod balancing;
 mod bootstrap;
@@ -28,6 +29,7 @@ mod health_check;
 mod http_options;
 mod layered_runtime;
 mod lds;
+mod local_reply;
 mod matchers;
 mod options;
 mod outlier;

@@ -8,6 +8,7 @@ mod clusters;
 mod direct;
 mod hash_policy;
 mod matches;
+mod mirror;
 mod redirect;
 mod retry;
 
@@ -66,8 +67,9 @@ pub(super) fn configuration(
     } = value;
     unsupported!(
         d;
-        internal_only_headers, cluster_specifier_plugins, request_mirror_policies, vhost_header, route_specifiers,
+        internal_only_headers, cluster_specifier_plugins, vhost_header, route_specifiers,
     );
+    let mirrors = mirror::policies(d, request_mirror_policies);
     let per_filter = filters::per_filter_without_on_demand(d, typed_per_filter_config);
     let headers = header_mutation::Fields {
         request_headers_to_add,
@@ -111,6 +113,7 @@ pub(super) fn configuration(
         headers: headers?,
         most_specific_header_mutations_wins,
         per_filter: per_filter?,
+        mirrors: mirrors?,
         ignore_port_in_host_matching,
         ignore_path_parameters: ignore_path_parameters_in_path_matching,
     })
@@ -174,9 +177,9 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, virtual_clusters, hedge_policy, request_mirror_policies,
-        route_specifiers,
+        matcher, virtual_clusters, hedge_policy, route_specifiers,
     );
+    let mirrors = mirror::policies(d, request_mirror_policies);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let buffer_max_bytes =
         retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
@@ -252,6 +255,7 @@ fn virtual_host(
         require_tls,
         headers: headers?,
         per_filter: per_filter?,
+        mirrors: mirrors?,
     })
 }
 

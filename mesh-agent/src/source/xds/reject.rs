@@ -70,6 +70,15 @@ impl Decoder {
         self.within(format_args!(".{field}[{index}]"), decode)
     }
 
+    /// Goes into `[index]` for as long as `decode` runs.
+    pub(super) fn within_index<T>(
+        &mut self,
+        index: usize,
+        decode: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        self.within(format_args!("[{index}]"), decode)
+    }
+
     fn within<T>(
         &mut self,
         step: std::fmt::Arguments<'_>,

@@ -5,15 +5,24 @@ use std::collections::BTreeMap;
 use tests::{
     coding::decoded,
     corpus::{Field, Heard, Seen, of_bytes, to_bytes},
+    twins::ADDRESSES,
 };
 
 /// By name: `status`, `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
-/// `more N` for later responses, `upstream` (how many requests it saw), and for each of
+/// `more N` for later responses, `log N`, `upstream` (how many requests it saw), and for each of
 /// those `upstream N method` and so on.
 pub(super) type Parts = BTreeMap<String, String>;
 
-pub(super) fn parts(heard: &Heard, seen: &[&Seen], client: &str) -> Parts {
+pub(super) fn parts<'a>(
+    heard: &Heard,
+    seen: &[&Seen],
+    logged: impl Iterator<Item = &'a str>,
+    client: &str,
+) -> Parts {
     let mut parts = Parts::new();
+    for (index, line) in logged.enumerate() {
+        parts.insert(format!("log {index}"), line.replace(client, "CLIENT"));
+    }
     parts.insert("end".to_owned(), heard.end.clone());
     for (index, response) in heard.responses.iter().enumerate() {
         let of =
@@ -66,6 +75,8 @@ fn put(parts: &mut Parts, kind: &str, fields: &[Field], client: &str) {
             "date" => "a date".to_owned(),
             "x-envoy-upstream-service-time" if value.parse::<u64>().is_ok() => "time".to_owned(),
             "x-request-id" if value.len() == 36 => "an id".to_owned(),
+            // Envoy names itself by the first address of its pod, which is a service's.
+            "x-forwarded-for" => value.replace(client, "CLIENT").replace(ADDRESSES[0], "CLIENT"),
             _ => value.replace(client, "CLIENT"),
         };
         let part = parts.entry(format!("{kind} {name}"));

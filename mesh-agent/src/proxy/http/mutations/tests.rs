@@ -79,6 +79,7 @@ fn the_least_specific_level_is_last_unless_asked_otherwise() {
         require_tls: None,
         headers: level("host"),
         per_filter: PerFilter::default(),
+        mirrors: Vec::new(),
     };
     for (most_specific_header_mutations_wins, expected) in [
         (false, ["entry", "route", "host", "configuration"]),

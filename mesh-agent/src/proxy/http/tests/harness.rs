@@ -30,6 +30,7 @@ use super::super::{
 };
 use crate::{
     model::{
+        access_log::AccessLog,
         authz::{
             Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher, StringPattern,
         },
@@ -47,14 +48,14 @@ use crate::{
         },
         retry::Attempts,
         route::{
-            Clusters, DirectResponse, Domain, ForwardAction, HostRewrite, PathMatch, PathRewrite,
-            Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+            Clusters, DirectResponse, Domain, ForwardAction, HostRewrite, MirrorPolicy, PathMatch,
+            PathRewrite, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
         },
         socket::PodSockets,
         upgrade::Upgrades,
         workload::{MtlsMode, Workload, WorkloadUid},
     },
-    observe::{flags::ResponseFlag, metrics::Metrics},
+    observe::{access_log::Lines, flags::ResponseFlag, metrics::Metrics},
     policy::{Flow, OutboundPolicy, Permit, authorize, fixtures::chain_filter},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
@@ -140,6 +141,11 @@ pub(super) struct Setup {
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
     pub(super) upgrades: Upgrades,
+    /// Of the virtual host.
+    pub(super) mirrors: Vec<MirrorPolicy>,
+    pub(super) access_logs: Vec<AccessLog>,
+    /// The cluster `shadow`'s endpoint.
+    pub(super) shadow: Option<SocketAddr>,
 }
 
 impl Setup {
@@ -157,6 +163,9 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            mirrors: Vec::new(),
+            access_logs: Vec::new(),
+            shadow: None,
         }
     }
 
@@ -300,6 +309,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             require_tls: None,
             headers: HeaderMutations::default(),
             per_filter: setup.per_filter.clone(),
+            mirrors: setup.mirrors.clone(),
         })],
         ..RouteConfiguration::default()
     };
@@ -319,6 +329,13 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         stat_prefix: "test".into(),
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
+        access_logs: setup.access_logs.clone().into(),
+        local_reply: None,
+        request_timeout: None,
+        max_stream_duration: None,
+        max_connection_duration: None,
+        max_requests_per_connection: None,
+        max_headers_count: 100,
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
             upgrades: setup.upgrades.clone(),
@@ -352,6 +369,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
                 ..cluster("app", Some(setup.upstream), setup.protocol)
             },
             cluster("empty", None, setup.protocol),
+            cluster("shadow", setup.shadow, setup.protocol),
             cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol),
         ],
         ..Resources::default()
@@ -376,6 +394,7 @@ impl Mesh {
         let services = HttpServices {
             snapshots,
             on_demand: Arc::new(on_demand),
+            lines: Lines::off(),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,

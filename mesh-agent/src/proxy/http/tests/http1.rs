@@ -189,16 +189,15 @@ async fn a_client_may_ask_before_it_sends() {
 }
 
 #[tokio::test]
-async fn http_1_0_is_served_and_closed() {
+async fn http_1_0_is_refused_and_closed() {
     let mesh = Mesh::new(Setup::new(mirror_upstream().await));
     let mut client = mesh.connect().await;
     client.write("GET /old HTTP/1.0\r\nhost: app.test\r\n\r\n").await;
     let (response, reset) = client.rest().await;
-    assert!(
-        response.starts_with("HTTP/1.0 200 ") && response.contains("GET /old HTTP/1.1"),
-        "{response}"
-    );
+    assert!(response.starts_with("HTTP/1.0 426 "), "{response}");
     assert!(!reset);
+    assert_eq!(mesh.connections(), 0);
+    assert_eq!(mesh.record(0).await.details.as_deref(), Some("low_version"));
 }
 
 #[tokio::test]

@@ -93,7 +93,8 @@ async fn transfer_codings_that_are_not_chunked_are_501() {
 async fn malformed_requests_are_400() {
     for request in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
-        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET /a#b HTTP/1.1\r\nhost: app.test\r\n\r\n",
+        b"GET /#a?b HTTP/1.1\r\nhost: app.test\r\n\r\n",
         b"get / HTTP/1.1\r\nhost: app.test\r\n\r\n",
         b"BREW / HTTP/1.1\r\nhost: app.test\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: app.test\r\nconnection: close, Host\r\n\r\n",

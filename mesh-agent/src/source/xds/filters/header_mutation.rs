@@ -51,9 +51,18 @@ fn both_ways(d: &mut Decoder, value: Mutations) -> Option<FilterMutations> {
     unsupported!(
         d; query_parameter_mutations, response_trailers_mutations, request_trailers_mutations,
     );
-    let request = d.all("request_mutations", request_mutations, mutation);
-    let response = d.all("response_mutations", response_mutations, mutation);
-    Some(FilterMutations { request: in_order(request?), response: in_order(response?) })
+    let request = mutations(d, "request_mutations", request_mutations);
+    let response = mutations(d, "response_mutations", response_mutations);
+    Some(FilterMutations { request: request?, response: response? })
+}
+
+/// A list of mutations that are done in order.
+pub(in super::super) fn mutations(
+    d: &mut Decoder,
+    field: &str,
+    values: Vec<PbMutation>,
+) -> Option<Vec<Arc<HeaderMutation>>> {
+    d.all(field, values, mutation).map(in_order)
 }
 
 fn mutation(d: &mut Decoder, value: PbMutation) -> Option<HeaderMutation> {

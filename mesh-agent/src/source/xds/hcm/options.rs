@@ -73,6 +73,7 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         via: via?,
         server_name: server_name?.unwrap_or(default.server_name),
         server_header: server_header?,
+        underscores: default.underscores,
         upgrades: default.upgrades,
     })
 }

@@ -11,7 +11,8 @@ use envoy_types::pb::{
             route::v3::{
                 RouteAction as PbRouteAction,
                 route_action::{
-                    ClusterNotFoundResponseCode as NotFound, ClusterSpecifier, HostRewriteSpecifier,
+                    ClusterNotFoundResponseCode as NotFound, ClusterSpecifier,
+                    HostRewriteSpecifier, MaxStreamDuration as PbMaxStreamDuration,
                 },
             },
         },
@@ -27,14 +28,15 @@ use super::{
         upgrades,
     },
     clusters::{authority, weighted_clusters},
-    hash_policy, retry,
+    hash_policy, mirror, retry,
 };
 use crate::model::{
     cluster::ClusterName,
     retry::Attempts,
     rewrite::TemplateRewrite,
     route::{
-        Clusters, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, PathMatch, PathRewrite,
+        Clusters, ForwardAction, GrpcTimeout, HostRewrite, IdleTimeout, MaxStreamDuration,
+        PathMatch, PathRewrite,
     },
 };
 
@@ -79,10 +81,9 @@ pub(super) fn forward(
     } = value;
     unsupported!(
         d;
-        path_rewrite, flush_timeout, early_data_policy, request_mirror_policies,
-        internal_redirect_policy,
-        internal_redirect_action, max_internal_redirects, hedge_policy, max_stream_duration,
+        path_rewrite, flush_timeout, early_data_policy, internal_redirect_policy, internal_redirect_action, max_internal_redirects, hedge_policy,
     );
+    let mirrors = mirror::policies(d, request_mirror_policies);
     let metadata_match = balancing::metadata_match(metadata_match);
     let hash_policy = hash_policy::policies(d, hash_policy);
     let upgrades = upgrades::of_route(d, upgrade_configs);
@@ -162,12 +163,19 @@ pub(super) fn forward(
         value => common::timeout(d, "idle_timeout", value, None)
             .map(|limit| Some(limit.map_or(IdleTimeout::Never, IdleTimeout::After))),
     };
-    let grpc_timeout = grpc_timeout(d, max_grpc_timeout, grpc_timeout_offset);
+    let grpc =
+        [("max_grpc_timeout", max_grpc_timeout), ("grpc_timeout_offset", grpc_timeout_offset)];
+    let grpc_timeout = grpc_timeout(d, grpc);
+    let max_stream_duration = match max_stream_duration {
+        None => Some(None),
+        Some(value) => d.field("max_stream_duration", |d| stream_duration(d, value)).map(Some),
+    };
     Some(ForwardAction {
         clusters: clusters?,
         cluster_not_found_status: cluster_not_found_status?,
         timeout: timeout?,
         grpc_timeout: grpc_timeout?,
+        max_stream_duration: max_stream_duration?,
         idle_timeout: idle_timeout?,
         path_rewrite: path_rewrite?,
         host_rewrite: host_rewrite?,
@@ -178,28 +186,48 @@ pub(super) fn forward(
         cors: cors?.into_iter().collect(),
         upgrades: upgrades?,
         rate_limits: rate_limits?,
+        mirrors: mirrors?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },
     })
 }
 
+/// Two fields: the most that is taken, and what is taken off.
 fn grpc_timeout(
     d: &mut Decoder,
-    max: Option<PbDuration>,
-    offset: Option<PbDuration>,
+    [(max_field, max), (offset_field, offset)]: [(&str, Option<PbDuration>); 2],
 ) -> Option<Option<GrpcTimeout>> {
     let Some(max) = max else {
         return match offset {
             None => Some(None),
             // As Envoy reads it only beside the other, and would say nothing.
-            Some(_) => d.field("grpc_timeout_offset", |d| d.refused("needs max_grpc_timeout")),
+            Some(_) => d.field(offset_field, |d| d.refused(format!("needs {max_field}"))),
         };
     };
-    let max = common::timeout(d, "max_grpc_timeout", Some(max), None);
+    let max = common::timeout(d, max_field, Some(max), None);
     let offset = match offset {
         None => Some(Duration::ZERO),
-        Some(offset) => common::duration(d, "grpc_timeout_offset", offset),
+        Some(offset) => common::duration(d, offset_field, offset),
     };
     Some(Some(GrpcTimeout { max: max?, offset: offset? }))
+}
+
+fn stream_duration(d: &mut Decoder, value: PbMaxStreamDuration) -> Option<MaxStreamDuration> {
+    let PbMaxStreamDuration {
+        max_stream_duration,
+        grpc_timeout_header_max,
+        grpc_timeout_header_offset,
+    } = value;
+    let own = match max_stream_duration {
+        None => Some(None),
+        value => common::timeout(d, "max_stream_duration", value, None)
+            .map(|limit| Some(limit.map_or(IdleTimeout::Never, IdleTimeout::After))),
+    };
+    let grpc = [
+        ("grpc_timeout_header_max", grpc_timeout_header_max),
+        ("grpc_timeout_header_offset", grpc_timeout_header_offset),
+    ];
+    let grpc = grpc_timeout(d, grpc);
+    Some(MaxStreamDuration { own: own?, grpc: grpc? })
 }
 
 /// What doesn't start like a path, or holds a query, would make another request of the one

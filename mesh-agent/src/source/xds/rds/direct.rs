@@ -3,12 +3,12 @@
 //! Spec: `envoy.config.route.v3.DirectResponseAction`.
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::{
-    core::v3::{DataSource, data_source},
-    route::v3::DirectResponseAction,
-};
+use envoy_types::pb::envoy::config::route::v3::DirectResponseAction;
 
-use super::super::reject::{Decoder, unsupported};
+use super::super::{
+    common,
+    reject::{Decoder, unsupported},
+};
 use crate::model::route::DirectResponse;
 
 pub(super) fn response(
@@ -23,20 +23,7 @@ pub(super) fn response(
         _ => d.field("status", |d| d.refused(format!("{status} is not within 200 to 599"))),
     };
     let body = match body {
-        Some(DataSource { watched_directory, specifier }) => d.field("body", |d| {
-            unsupported!(d; watched_directory);
-            match specifier {
-                Some(data_source::Specifier::InlineString(s)) => Some(Bytes::from(s)),
-                Some(data_source::Specifier::InlineBytes(b)) => Some(Bytes::from(b)),
-                Some(data_source::Specifier::Filename(_)) => {
-                    d.field("filename", |d| d.refused("is not supported"))
-                }
-                Some(data_source::Specifier::EnvironmentVariable(_)) => {
-                    d.field("environment_variable", |d| d.refused("is not supported"))
-                }
-                None => Some(Bytes::new()),
-            }
-        }),
+        Some(value) => d.field("body", |d| common::inline(d, value)),
         None => Some(Bytes::new()),
     }?;
     if u32::try_from(body.len()).is_ok_and(|length| length <= body_max) {

@@ -1,0 +1,248 @@
+//! Lines that a connection manager writes about its requests.
+//!
+//! Spec: `envoy/config/accesslog/v3/accesslog.proto`,
+//! `envoy/config/core/v3/substitution_format_string.proto`.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{
+    format::{Format, Operator, Values},
+    route::HeaderMatcher,
+    runtime::RuntimeFraction,
+};
+
+/// Envoy's format where none is given.
+pub const DEFAULT_FORMAT: &str = concat!(
+    "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" ",
+    "%RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% ",
+    "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" ",
+    "\"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n",
+);
+
+/// One access log.
+#[derive(Debug, Clone, Serialize)]
+pub struct AccessLog {
+    pub sink: LogSink,
+    pub line: Line,
+    /// `None`: every request has a line.
+    pub filter: Option<LogFilter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogSink {
+    Stdout,
+    Stderr,
+    /// An absolute path; appended to.
+    File(Arc<str>),
+}
+
+/// What a line says.
+#[derive(Debug, Clone, Serialize)]
+pub struct Line {
+    pub format: LineFormat,
+    /// Whether what has no value is left out; else it is `-`, or `null` in JSON.
+    pub omit_empty: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LineFormat {
+    /// As it is, without a line feed of its own.
+    Text(Format),
+    /// An object on a line.
+    Json(JsonFormat),
+}
+
+/// A JSON value with places to fill in.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum JsonFormat {
+    Text(Format),
+    /// A number, a boolean or null.
+    Literal(serde_json::Value),
+    /// By name, sorted.
+    Object(Vec<(String, JsonFormat)>),
+    List(Vec<JsonFormat>),
+}
+
+/// Which requests have a line.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFilter {
+    /// 0 where there was no response.
+    Status(Comparison),
+    /// In milliseconds.
+    Duration(Comparison),
+    Header(Box<HeaderMatcher>),
+    /// One of these, or any at all where there are none; Envoy's short names.
+    Flags(Vec<String>),
+    Grpc {
+        statuses: Vec<u32>,
+        exclude: bool,
+    },
+    Runtime(RuntimeFraction),
+    And(Vec<LogFilter>),
+    Or(Vec<LogFilter>),
+}
+
+/// Spec: `envoy.config.accesslog.v3.ComparisonFilter`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    pub op: ComparisonOp,
+    pub value: u32,
+    /// Whose value goes before the other, unless it is empty.
+    pub runtime_key: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComparisonOp {
+    Equal,
+    NotEqual,
+    AtLeast,
+    AtMost,
+}
+
+impl ComparisonOp {
+    /// Whether `value` is so, compared with `with`.
+    pub fn holds(self, value: u64, with: u64) -> bool {
+        match self {
+            Self::Equal => value == with,
+            Self::NotEqual => value != with,
+            Self::AtLeast => value >= with,
+            Self::AtMost => value <= with,
+        }
+    }
+}
+
+impl Line {
+    /// Appends it, filled in.
+    pub fn append(&self, values: &impl Values, out: &mut Vec<u8>) {
+        match &self.format {
+            LineFormat::Text(format) => {
+                format.append(values, if self.omit_empty { "" } else { "-" }, out);
+            }
+            LineFormat::Json(format) => {
+                let value = format.value(values, self.omit_empty);
+                // Writing to a Vec does not fail, and every key is text.
+                let _ = serde_json::to_writer(&mut *out, &value);
+                out.push(b'\n');
+            }
+        }
+    }
+}
+
+impl JsonFormat {
+    /// The value, filled in. What is one operator and nothing else keeps its type.
+    pub fn value(&self, values: &impl Values, omit_empty: bool) -> serde_json::Value {
+        use serde_json::Value;
+        match self {
+            Self::Literal(value) => value.clone(),
+            Self::List(items) => {
+                let items = items.iter().map(|item| item.value(values, omit_empty));
+                items.filter(|item| !(omit_empty && is_empty(item))).collect()
+            }
+            Self::Object(fields) => {
+                let fields = fields.iter().map(|(name, of)| (name, of.value(values, omit_empty)));
+                let kept = fields.filter(|(_, value)| !(omit_empty && is_empty(value)));
+                Value::Object(kept.map(|(name, value)| (name.clone(), value)).collect())
+            }
+            Self::Text(format) => {
+                let mut text = Vec::new();
+                let Some(only) = format.only_operator() else {
+                    format.append(values, if omit_empty { "" } else { "-" }, &mut text);
+                    return String::from_utf8_lossy(&text).into();
+                };
+                if !format.append_only(values, &mut text) {
+                    return Value::Null;
+                }
+                match only {
+                    Operator::Plain(plain) if plain.is_number() => {
+                        serde_json::from_slice(&text).unwrap_or(Value::Null)
+                    }
+                    Operator::DynamicMetadata { .. } => serde_json::from_slice(&text)
+                        .unwrap_or_else(|_| String::from_utf8_lossy(&text).into()),
+                    _ => String::from_utf8_lossy(&text).into(),
+                }
+            }
+        }
+    }
+
+    /// Every operator in it.
+    pub fn operators(&self, of: &mut impl FnMut(&Operator)) {
+        match self {
+            Self::Text(format) => format.operators().for_each(of),
+            Self::Literal(_) => {}
+            Self::Object(fields) => fields.iter().for_each(|(_, value)| value.operators(of)),
+            Self::List(items) => items.iter().for_each(|value| value.operators(of)),
+        }
+    }
+}
+
+/// What is left out where empty values are.
+fn is_empty(value: &serde_json::Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    struct Known;
+
+    impl Values for Known {
+        fn append(&self, operator: &Operator, out: &mut Vec<u8>) -> bool {
+            match operator.to_string().as_str() {
+                "RESPONSE_CODE" => out.extend_from_slice(b"200"),
+                "PROTOCOL" => out.extend_from_slice(b"HTTP/2"),
+                "REQ(x)" => out.extend_from_slice(b"a\"\xff\n"),
+                _ => return false,
+            }
+            true
+        }
+    }
+
+    fn text(text: &str) -> JsonFormat {
+        JsonFormat::Text(text.parse().unwrap())
+    }
+
+    #[test]
+    fn json_keeps_types_and_escapes() {
+        let format = || {
+            JsonFormat::Object(vec![
+                ("both".to_owned(), text("%PROTOCOL% %ROUTE_NAME%")),
+                ("code".to_owned(), text("%RESPONSE_CODE%")),
+                ("cut".to_owned(), text("%REQ(x):1%")),
+                ("list".to_owned(), JsonFormat::List(vec![JsonFormat::Literal(json!(1.5))])),
+                ("none".to_owned(), text("%ROUTE_NAME%")),
+                ("x".to_owned(), text("%REQ(x)%")),
+            ])
+        };
+        let line = |omit_empty| {
+            let mut out = Vec::new();
+            Line { format: LineFormat::Json(format()), omit_empty }.append(&Known, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let rest = r#""list":[1.5],"#;
+        let (cut, x) = (r#""code":200,"cut":"a","#, "\"x\":\"a\\\"\u{fffd}\\n\"}\n");
+        assert_eq!(line(false), format!("{{\"both\":\"HTTP/2 -\",{cut}{rest}\"none\":null,{x}"));
+        assert_eq!(line(true), format!("{{\"both\":\"HTTP/2 \",{cut}{rest}{x}"));
+    }
+
+    #[test]
+    fn text_says_where_there_is_nothing() {
+        let line = |omit_empty| {
+            let format = LineFormat::Text("%ROUTE_NAME%|%RESPONSE_CODE%".parse().unwrap());
+            let mut out = Vec::new();
+            Line { format, omit_empty }.append(&Known, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!((line(false).as_str(), line(true).as_str()), ("-|200", "|200"));
+        assert!(DEFAULT_FORMAT.parse::<Format>().is_ok());
+    }
+}

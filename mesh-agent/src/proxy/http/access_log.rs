@@ -1,0 +1,227 @@
+//! The lines that a connection manager's access logs have of a request, and how it words its
+//! own answers.
+//!
+//! What lines are made of is kept only where there are logs, and heads only where a log
+//! reads them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
+
+use super::{
+    Judged, grpc,
+    mutations::{self, RequestValues},
+    record::RequestLog,
+};
+use crate::{
+    model::{
+        access_log::{AccessLog, Comparison, LineFormat, LogFilter},
+        format::Operator,
+        listener::HttpConnectionManager,
+        local_reply::{BodyFormat, LocalReply},
+        runtime::Runtime,
+    },
+    observe::access_log::Lines,
+    policy::matcher::header_matches,
+};
+
+/// A request that will have lines.
+pub(super) struct Logging {
+    logs: Arc<[AccessLog]>,
+    local_reply: Option<Arc<LocalReply>>,
+    reads: Reads,
+    judged: Arc<Judged>,
+    /// As it went on, or came, where it did not.
+    request: Option<Parts>,
+    response: Option<(StatusCode, HeaderMap)>,
+    trailers: Option<HeaderMap>,
+    /// How often it was sent.
+    attempts: u32,
+}
+
+/// What logs read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reads {
+    request: bool,
+    response: bool,
+    trailers: bool,
+}
+
+impl Reads {
+    fn of(logs: &[AccessLog]) -> Self {
+        let mut reads = Self::default();
+        for log in logs {
+            let mut operator = |operator: &Operator| match operator {
+                Operator::Request(_) => reads.request = true,
+                Operator::Response(_) => reads.response = true,
+                Operator::Trailer(_) => reads.trailers = true,
+                _ => {}
+            };
+            match &log.line.format {
+                LineFormat::Text(format) => format.operators().for_each(operator),
+                LineFormat::Json(format) => format.operators(&mut operator),
+            }
+            log.filter.iter().for_each(|filter| reads.filter(filter));
+        }
+        reads
+    }
+
+    fn filter(&mut self, filter: &LogFilter) {
+        match filter {
+            LogFilter::Header(_) => self.request = true,
+            LogFilter::Grpc { .. } => (self.response, self.trailers) = (true, true),
+            LogFilter::And(all) | LogFilter::Or(all) => {
+                all.iter().for_each(|filter| self.filter(filter));
+            }
+            LogFilter::Status(_)
+            | LogFilter::Duration(_)
+            | LogFilter::Flags(_)
+            | LogFilter::Runtime(_) => {}
+        }
+    }
+}
+
+impl Logging {
+    /// `None` where there is nothing to do.
+    pub(super) fn of(http: &HttpConnectionManager, judged: &Arc<Judged>) -> Option<Box<Self>> {
+        let HttpConnectionManager { access_logs: logs, local_reply, .. } = http;
+        (!logs.is_empty() || local_reply.is_some()).then(|| {
+            let mut reads = Reads::of(logs);
+            reads.request |= local_reply.is_some();
+            Box::new(Self {
+                logs: Arc::clone(logs),
+                local_reply: local_reply.clone(),
+                reads,
+                judged: Arc::clone(judged),
+                request: None,
+                response: None,
+                trailers: None,
+                attempts: 0,
+            })
+        })
+    }
+
+    /// The request as it goes on; the first that is told stays.
+    pub(super) fn request(&mut self, head: &Parts) {
+        if self.reads.request && self.request.is_none() {
+            self.request = Some(head.clone());
+        }
+    }
+
+    pub(super) fn response(&mut self, status: StatusCode, headers: &HeaderMap) {
+        let kept = if self.reads.response { headers.clone() } else { HeaderMap::new() };
+        self.response = Some((status, kept));
+    }
+
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.reads.trailers {
+            self.trailers = Some(trailers.clone());
+        }
+    }
+
+    pub(super) fn attempts(&mut self, count: u32) {
+        self.attempts = count;
+    }
+
+    /// Hands the lines over.
+    pub(super) fn write(&self, log: &RequestLog, runtime: &Runtime, lines: &Lines) {
+        let values = self.values(log);
+        for of in &*self.logs {
+            if of.filter.as_ref().is_none_or(|filter| wants(filter, &values, runtime)) {
+                let mut line = Vec::with_capacity(256);
+                of.line.append(&values, &mut line);
+                lines.write(&of.sink, line);
+            }
+        }
+    }
+
+    fn values<'a>(&'a self, log: &'a RequestLog) -> RequestValues<'a> {
+        RequestValues {
+            log,
+            flow: self.judged.permit.flow(),
+            head: self.request.as_ref(),
+            response: self.response.as_ref().map(|(status, headers)| (*status, headers)),
+            trailers: self.trailers.as_ref(),
+            attempts: self.attempts,
+        }
+    }
+
+    /// Words an answer as the connection manager wants it.
+    ///
+    /// Spec: Envoy's `LocalReply::rewrite`.
+    pub(super) fn word(&self, log: &mut RequestLog, runtime: &Runtime, reply: &mut Worded) {
+        let Some(local_reply) = &self.local_reply else { return };
+        let flow = self.judged.permit.flow();
+        let mut format = local_reply.format.as_ref();
+        for mapper in &local_reply.mappers {
+            let response = Some((reply.status, &reply.headers));
+            let values = RequestValues { response, ..self.values(log) };
+            if !wants(&mapper.filter, &values, runtime) {
+                continue;
+            }
+            if let Some(body) = &mapper.body {
+                reply.body = body.clone();
+            }
+            if let (Some(headers), Some(head)) = (&mapper.headers, &self.request) {
+                let to = (reply.status, &mut reply.headers);
+                mutations::mutate_response(headers, log, flow, head, to);
+            }
+            reply.status = mapper.status.unwrap_or(reply.status);
+            format = mapper.format.as_ref().or(format);
+            break;
+        }
+        let Some(BodyFormat { line, content_type }) = format else { return };
+        log.reply_body = Some(reply.body.clone());
+        let response = Some((reply.status, &reply.headers));
+        let mut body = Vec::new();
+        line.append(&RequestValues { response, ..self.values(log) }, &mut body);
+        log.reply_body = None;
+        reply.body = body.into();
+        reply.content_type = content_type.clone();
+    }
+}
+
+/// What is worded.
+pub(super) struct Worded {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+    /// Of the body, unless the headers say it.
+    pub(super) content_type: HeaderValue,
+    pub(super) headers: HeaderMap,
+}
+
+fn wants(filter: &LogFilter, values: &RequestValues<'_>, runtime: &Runtime) -> bool {
+    let compare = |comparison: &Comparison, value: u64| {
+        let Comparison { op, value: with, runtime_key } = comparison;
+        let with = match runtime_key.as_str() {
+            "" => u64::from(*with),
+            key => runtime.integer(key, u64::from(*with)),
+        };
+        op.holds(value, with)
+    };
+    let status = || values.response.map_or(0, |(status, _)| status.as_u16());
+    let set = values.log.record.flags;
+    match filter {
+        LogFilter::Status(comparison) => compare(comparison, status().into()),
+        LogFilter::Duration(comparison) => {
+            let elapsed = values.log.exchange.elapsed().as_millis();
+            compare(comparison, u64::try_from(elapsed).unwrap_or(u64::MAX))
+        }
+        LogFilter::Header(matcher) => values.head.is_some_and(|head| header_matches(matcher, head)),
+        LogFilter::Flags(flags) if flags.is_empty() => !set.is_empty(),
+        LogFilter::Flags(flags) => set.iter().any(|set| flags.iter().any(|f| f == set.as_str())),
+        LogFilter::Grpc { statuses, exclude } => {
+            // What the upstream says, or what the response's status stands for.
+            let headers = values.response.map(|(_, headers)| headers);
+            let told = [values.trailers, headers].into_iter().flatten();
+            let mut told =
+                told.filter_map(|from| from.get(grpc::STATUS)?.to_str().ok()?.parse().ok());
+            let code = told.next().unwrap_or_else(|| grpc::code_of(status()));
+            statuses.contains(&code) != *exclude
+        }
+        LogFilter::Runtime(fraction) => runtime.includes(fraction, rand::random()),
+        LogFilter::And(all) => all.iter().all(|filter| wants(filter, values, runtime)),
+        LogFilter::Or(all) => all.iter().any(|filter| wants(filter, values, runtime)),
+    }
+}

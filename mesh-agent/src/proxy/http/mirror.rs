@@ -1,0 +1,259 @@
+//! Copies of requests for somebody else, whose answers nobody waits for.
+//!
+//! A copy is made of a request that is permitted and on its way; it takes the way of the
+//! agent's own calls, with the pod's identity, by its cluster's circuit breakers, within the
+//! route's timeout. What becomes of it is told to outlier detection and nobody else.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::TryFutureExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, request::Parts, uri::Authority};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+
+use super::{
+    HttpServices, Judged, RequestBody,
+    attempts::head_of,
+    breakers::{Admitted, Overflow},
+    call,
+    copy::Tee,
+    forward::{Failure, exchange},
+    headers::{self, Hosts, Rewrites},
+    mutations, outliers,
+    record::RequestLog,
+    timing::{Deadline, Exchange},
+};
+use crate::{
+    model::{
+        cluster::{ClusterName, UpstreamProtocol},
+        route::{MirrorHost, MirrorPolicy, RouteClusterName},
+    },
+    policy::matcher::first_value,
+    route::{Matched, NoDestination, decide_call},
+    snapshot::Snapshot,
+    transport::http_pool::HttpProtocol,
+};
+
+const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// A copy that nothing moves of for so long is given up, where the route sets no other limit.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Who gets copies of a request of this route: the most specific level that says so.
+pub(super) fn policies<'a>(
+    matched: &Matched<'a>,
+    of_route: &'a [MirrorPolicy],
+) -> &'a [MirrorPolicy] {
+    let levels = [of_route, &matched.virtual_host.mirrors, &matched.configuration.mirrors];
+    levels.into_iter().find(|level| !level.is_empty()).unwrap_or_default()
+}
+
+/// By what copies of a request are made.
+pub(super) struct Mirroring<'a> {
+    pub(super) policies: &'a [MirrorPolicy],
+    pub(super) services: &'a HttpServices,
+    pub(super) judged: &'a Arc<Judged>,
+    pub(super) snapshot: &'a Arc<Snapshot>,
+    /// The request's own, uniform.
+    pub(super) random: u64,
+}
+
+impl Mirroring<'_> {
+    /// Sends the copies on their way, and returns the body that they are copied from. `head`
+    /// is the request's before it is turned into what goes upstream.
+    pub(super) fn begin(
+        &self,
+        head: &Parts,
+        hosts: &Hosts,
+        rewrites: Rewrites<'_>,
+        log: &RequestLog,
+        body: RequestBody,
+    ) -> RequestBody {
+        let mut tee = Tee::default();
+        let bodiless = body.is_end_stream();
+        for policy in self.policies {
+            let fraction = policy.fraction.as_ref();
+            if fraction.is_some_and(|of| !self.snapshot.runtime.includes(of, self.random)) {
+                continue;
+            }
+            let cluster = match &policy.cluster {
+                RouteClusterName::Cluster(name) => Some(name.clone()),
+                RouteClusterName::Header(name) => first_value(name, head)
+                    .and_then(|name| std::str::from_utf8(name).ok())
+                    .map(|name| ClusterName(name.into())),
+            };
+            let Some(cluster) = cluster.filter(|name| self.snapshot.cluster(name).is_some()) else {
+                tracing::debug!("no cluster for a copy of the request");
+                continue;
+            };
+            let exchange = Exchange::new();
+            let body = match bodiless {
+                true => RequestBody::whole(bytes::Bytes::new(), Arc::clone(&exchange)),
+                false => RequestBody::copied(tee.add(), Arc::clone(&exchange)),
+            };
+            let Some(shadow) = self.shadow(policy, cluster, head, hosts, rewrites, log) else {
+                continue;
+            };
+            tokio::spawn(async move {
+                if let Err(why) = shadow.run(body, exchange).await {
+                    tracing::debug!(%why, "a copy of a request was not answered");
+                }
+            });
+        }
+        if bodiless { body } else { body.with_tee(tee) }
+    }
+
+    fn shadow(
+        &self,
+        policy: &MirrorPolicy,
+        cluster: ClusterName,
+        head: &Parts,
+        hosts: &Hosts,
+        rewrites: Rewrites<'_>,
+        log: &RequestLog,
+    ) -> Option<Shadow> {
+        let protocol = match (self.snapshot.cluster(&cluster)?.upstream_protocol, head.version) {
+            (UpstreamProtocol::Http2, _) => HttpProtocol::Http2,
+            (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
+            (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => {
+                HttpProtocol::Http1
+            }
+        };
+        let flow = self.judged.permit.flow();
+        let mut head = head.clone();
+        let mut hosts = hosts.clone();
+        match &policy.host {
+            MirrorHost::Suffixed => hosts.host = suffixed(&hosts.host)?,
+            MirrorHost::Same => {}
+            MirrorHost::Literal(host) => hosts.host = Authority::try_from(host.as_str()).ok()?,
+        }
+        let host = hosts.host.clone();
+        if rewrites.action.attempts.count_in_request {
+            head.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
+        }
+        headers::forwarded(&mut head, hosts, rewrites, protocol).ok()?;
+        for mutation in &policy.headers {
+            mutations::mutate_head(mutation, log, flow, &mut head);
+        }
+        told(&mut head.headers, &flow.pod().workload.addresses);
+        let mut request = Request::new(());
+        *request.method_mut() = head.method;
+        *request.uri_mut() = head.uri;
+        *request.version_mut() = head.version;
+        *request.headers_mut() = head.headers;
+        Some(Shadow {
+            services: self.services.clone(),
+            judged: Arc::clone(self.judged),
+            snapshot: Arc::clone(self.snapshot),
+            cluster,
+            protocol,
+            host,
+            request,
+            timeout: rewrites.timeout,
+        })
+    }
+}
+
+/// `shop.test:80` becomes `shop.test-shadow:80`.
+fn suffixed(host: &Authority) -> Option<Authority> {
+    let text = host.as_str();
+    let (name, port) = match host.port() {
+        Some(port) => text.split_at(text.len() - port.as_str().len() - 1),
+        None => (text, ""),
+    };
+    Authority::try_from(format!("{name}-shadow{port}")).ok()
+}
+
+/// Copies say, as Envoy's do, that they come from the proxy.
+fn told(headers: &mut HeaderMap, addresses: &[IpAddr]) {
+    headers.insert(INTERNAL, HeaderValue::from_static("true"));
+    let own = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    if let Some(own) = own.and_then(|own| HeaderValue::from_str(&own.to_string()).ok()) {
+        headers::append_value(headers, FORWARDED_FOR, &own, ",");
+    }
+}
+
+/// One copy on its way.
+struct Shadow {
+    services: HttpServices,
+    judged: Arc<Judged>,
+    snapshot: Arc<Snapshot>,
+    cluster: ClusterName,
+    protocol: HttpProtocol,
+    host: Authority,
+    request: Request<()>,
+    timeout: Option<Duration>,
+}
+
+impl Shadow {
+    /// Until its answer has ended, which nobody reads.
+    async fn run(self, body: RequestBody, on_its_way: Arc<Exchange>) -> Result<(), Why> {
+        let mut deadline = Deadline::new(on_its_way, Some(IDLE_TIMEOUT));
+        deadline.set_route(self.timeout);
+        deadline.run(self.send(body)).await.unwrap_or(Err(Why::Late))
+    }
+
+    async fn send(self, body: RequestBody) -> Result<(), Why> {
+        let Self { services, judged, snapshot, cluster, protocol, host, request, .. } = &self;
+        let permit = &judged.permit;
+        let random = &mut |below| rand::random_range(0..below);
+        let now = Instant::now();
+        let destination = decide_call(permit, cluster, snapshot, &services.balancers, random, now)?;
+        let breaker = destination.circuit_breakers().map(|limits| {
+            services.breakers.of(&permit.flow().pod().workload.uid, cluster, limits, false)
+        });
+        let admitted = match &breaker {
+            Some(breaker) => breaker.admit(*protocol).await?,
+            None => Admitted::default(),
+        };
+        let grpc = headers::is_grpc(request.headers());
+        let tls = services
+            .upstreams
+            .originate(&destination, *protocol, host, request.headers())
+            .map_err(Failure::Connect)?;
+        let key = call::key(permit, &destination, *protocol, tls.as_ref());
+        let to = (&destination, tls.as_ref());
+        let request = head_of(request).map(|()| body);
+        let (breaker, limitless) = (breaker.as_ref(), (None, None));
+        let ended = exchange(services, permit, to, &key, request, breaker, limitless)
+            .map_ok(|response| (response, admitted))
+            .await;
+        outliers::tell(&destination.reporter(), grpc, &ended);
+        let (response, _admitted) = ended?;
+        let mut answer = response.into_body();
+        while let Some(frame) = answer.frame().await {
+            frame.map_err(|error| Why::Broken(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a copy was not answered.
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    #[error(transparent)]
+    NoDestination(#[from] NoDestination),
+    #[error("{0}")]
+    NotSent(String),
+    #[error("the answer broke off: {0}")]
+    Broken(String),
+    #[error("there was no answer in time")]
+    Late,
+}
+
+impl From<Failure> for Why {
+    fn from(failure: Failure) -> Self {
+        Self::NotSent(failure.to_string())
+    }
+}
+
+impl From<Overflow> for Why {
+    fn from(Overflow: Overflow) -> Self {
+        Failure::Overflow.into()
+    }
+}
