@@ -74,7 +74,7 @@ fn the_script(mode: &str) {
     mesh.client.curl(mesh::WEB).method("DELETE").expect_status(403);
     let page = mesh.near().cli(&["status"]).expect_success();
     let variant = mode.trim_start_matches("services-");
-    assert!(page.stdout().contains(&format!("({variant}), connected")), "{page}");
+    assert!(page.stdout().contains(&format!("({variant}), synced")), "{page}");
     if mode != variant {
         for kind in ["listeners", "routes", "clusters", "endpoints"] {
             assert!(page.stdout().contains(&format!(" for {kind} (")), "{kind}: {page}");
