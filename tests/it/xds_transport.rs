@@ -350,9 +350,10 @@ fn servers_that_hang_up_are_tried_ever_more_slowly_and_nothing_leaks() {
         if after <= before + 2 { Ok(()) } else { Err(format!("{before} -> {after}")) }
     });
     eventually_within(PATIENCE, "they are tried in turn", || {
-        // A peer counts when its thread takes the connection, which may be late.
+        // A try takes another connection where the first ended while it was being made.
         let [one, two] = [peers[0].taken(), peers[1].taken()];
-        if one.abs_diff(two) <= 1 { Ok(()) } else { Err(format!("{one} and {two}")) }
+        let in_turn = one.min(two) * 2 >= one.max(two);
+        if in_turn { Ok(()) } else { Err(format!("{one} and {two}")) }
     });
     assert!(agent.metrics().text().contains("mesh_xds_connected 0"));
     assert!(agent.process().ended().is_none());
