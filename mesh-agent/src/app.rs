@@ -160,8 +160,8 @@ struct Agent {
     ads: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// The connection to who speaks SDS, if that is somebody else.
     sds: Option<watch::Receiver<Arc<AdsStatus>>>,
-    /// Gateway listeners that could not be bound, and why.
-    gateway_failures: Mutex<BTreeMap<SocketAddr, String>>,
+    /// Gateway listeners that are bound, and why others are not.
+    gateways: Mutex<BTreeMap<SocketAddr, Result<(), String>>>,
     /// Where connections are served.
     data: Arc<Workers>,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
@@ -177,8 +177,8 @@ impl Agent {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gateway_failures(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, String>> {
-        self.gateway_failures.lock().unwrap_or_else(PoisonError::into_inner)
+    fn gateways(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Result<(), String>>> {
+        self.gateways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
@@ -239,7 +239,7 @@ async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<A
         last_good: Arc::new(last_good),
         versions: Mutex::default(),
         restored: Mutex::default(),
-        gateway_failures: Mutex::default(),
+        gateways: Mutex::default(),
         ads: source.ads_status(),
         sds: certificates.status(),
         data,

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::{Agent, pods::RunningPod};
+use super::{Agent, gateway, pods::RunningPod};
 use crate::{
     admin::{
         AgentControl, CertificateView, ConfigDump, ConnectionView, ControlError, EnrollRequest,
@@ -131,7 +131,7 @@ impl AgentControl for Control {
         for (uid, why) in self.0.pods.waiting().iter() {
             reasons.push(format!("pod {uid} is not served yet: {why}"));
         }
-        for (address, why) in self.0.gateway_failures().iter() {
+        for (address, why) in gateway::unbound(&self.0) {
             reasons.push(format!("gateway listener {address} is not bound: {why}"));
         }
         let notes = self.0.restored().map(|saved_at| {

@@ -54,7 +54,7 @@ pub(super) async fn follow(agent: Arc<Agent>) {
             }
             stays
         });
-        agent.gateway_failures().retain(|address, _| wanted.contains_key(address));
+        agent.gateways().retain(|address, _| wanted.contains_key(address));
         for (address, options) in wanted {
             if bound.contains_key(&address) {
                 continue;
@@ -62,7 +62,7 @@ pub(super) async fn follow(agent: Arc<Agent>) {
             match open(&agent, &pod, address, options) {
                 Ok(accepting) => {
                     tracing::info!(%address, "gateway listener bound");
-                    agent.gateway_failures().remove(&address);
+                    agent.gateways().insert(address, Ok(()));
                     bound.insert(address, Bound { options, accepting });
                 }
                 Err(error) => {
@@ -70,7 +70,7 @@ pub(super) async fn follow(agent: Arc<Agent>) {
                     if let Some(suppressed) = FAILURES.allows() {
                         tracing::error!(%address, %error, suppressed, "gateway listener not bound");
                     }
-                    agent.gateway_failures().insert(address, error.to_string());
+                    agent.gateways().insert(address, Err(error.to_string()));
                 }
             }
         }
@@ -88,6 +88,17 @@ fn wanted(agent: &Agent) -> Wanted {
     let gateways = snapshot.listeners.iter().filter(|l| l.direction == Direction::Gateway);
     let options = |gateway: &Gateway| (gateway.backlog, gateway.freebind);
     gateways.filter_map(|l| Some((l.address, options(l.gateway.as_ref()?)))).collect()
+}
+
+/// The listeners of the configuration in force that nobody can reach, and why.
+pub(super) fn unbound(agent: &Agent) -> Vec<(SocketAddr, String)> {
+    let gateways = agent.gateways();
+    let why = |address: &SocketAddr| match gateways.get(address) {
+        Some(Ok(())) => None,
+        Some(Err(why)) => Some(why.clone()),
+        None => Some("not yet".to_owned()),
+    };
+    wanted(agent).into_keys().filter_map(|address| Some((address, why(&address)?))).collect()
 }
 
 /// The gateway has a certificate for as long as there is a listener; whether that is so.
