@@ -21,6 +21,23 @@ pub const DEFAULT_FORMAT: &str = concat!(
     "\"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n",
 );
 
+/// The access logs of a connection manager.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(transparent)]
+pub struct AccessLogs {
+    logs: Vec<AccessLog>,
+    #[serde(skip)]
+    reads: Reads,
+}
+
+/// What logs read of an exchange, for which it has to be kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reads {
+    pub request: bool,
+    pub response: bool,
+    pub trailers: bool,
+}
+
 /// One access log.
 #[derive(Debug, Clone, Serialize)]
 pub struct AccessLog {
@@ -185,6 +202,63 @@ impl JsonFormat {
 /// What is left out where empty values are.
 fn is_empty(value: &serde_json::Value) -> bool {
     value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
+}
+
+// === impl AccessLogs ===
+
+impl AccessLogs {
+    /// Each of them.
+    pub fn iter(&self) -> std::slice::Iter<'_, AccessLog> {
+        self.logs.iter()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.logs.is_empty()
+    }
+
+    /// What all of them read together.
+    pub fn reads(&self) -> Reads {
+        self.reads
+    }
+}
+
+impl From<Vec<AccessLog>> for AccessLogs {
+    fn from(logs: Vec<AccessLog>) -> Self {
+        let mut reads = Reads::default();
+        logs.iter().for_each(|log| reads.log(log));
+        Self { logs, reads }
+    }
+}
+
+impl Reads {
+    fn log(&mut self, log: &AccessLog) {
+        let mut operator = |operator: &Operator| match operator {
+            Operator::Request(_) => self.request = true,
+            Operator::Response(_) => self.response = true,
+            Operator::Trailer(_) => self.trailers = true,
+            _ => {}
+        };
+        match &log.line.format {
+            LineFormat::Text(format) => format.operators().for_each(operator),
+            LineFormat::Json(format) => format.operators(&mut operator),
+        }
+        log.filter.iter().for_each(|filter| self.filter(filter));
+    }
+
+    fn filter(&mut self, filter: &LogFilter) {
+        match filter {
+            LogFilter::Header(_) => self.request = true,
+            LogFilter::Grpc { .. } => (self.response, self.trailers) = (true, true),
+            LogFilter::And(all) | LogFilter::Or(all) => {
+                all.iter().for_each(|filter| self.filter(filter));
+            }
+            LogFilter::Status(_)
+            | LogFilter::Duration(_)
+            | LogFilter::Flags(_)
+            | LogFilter::Runtime(_) => {}
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
-    access_log::AccessLog,
+    access_log::AccessLogs,
     authz::Rbac,
     cluster::ClusterName,
     filter::ChainFilter,
@@ -213,7 +213,7 @@ pub struct HttpConnectionManager {
     /// In order, without the `router` that ends the chain.
     pub http_filters: Vec<ChainFilter>,
     /// Beside the agent's own.
-    pub access_logs: Arc<[AccessLog]>,
+    pub access_logs: Arc<AccessLogs>,
     pub local_reply: Option<Arc<LocalReply>>,
     pub options: Arc<HttpOptions>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.

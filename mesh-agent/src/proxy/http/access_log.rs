@@ -16,8 +16,7 @@ use super::{
 };
 use crate::{
     model::{
-        access_log::{AccessLog, Comparison, LineFormat, LogFilter},
-        format::Operator,
+        access_log::{AccessLogs, Comparison, LogFilter, Reads},
         listener::HttpConnectionManager,
         local_reply::{BodyFormat, LocalReply},
         runtime::Runtime,
@@ -28,7 +27,7 @@ use crate::{
 
 /// A request that will have lines.
 pub(super) struct Logging {
-    logs: Arc<[AccessLog]>,
+    logs: Arc<AccessLogs>,
     local_reply: Option<Arc<LocalReply>>,
     reads: Reads,
     judged: Arc<Judged>,
@@ -40,54 +39,12 @@ pub(super) struct Logging {
     attempts: u32,
 }
 
-/// What logs read.
-#[derive(Debug, Clone, Copy, Default)]
-struct Reads {
-    request: bool,
-    response: bool,
-    trailers: bool,
-}
-
-impl Reads {
-    fn of(logs: &[AccessLog]) -> Self {
-        let mut reads = Self::default();
-        for log in logs {
-            let mut operator = |operator: &Operator| match operator {
-                Operator::Request(_) => reads.request = true,
-                Operator::Response(_) => reads.response = true,
-                Operator::Trailer(_) => reads.trailers = true,
-                _ => {}
-            };
-            match &log.line.format {
-                LineFormat::Text(format) => format.operators().for_each(operator),
-                LineFormat::Json(format) => format.operators(&mut operator),
-            }
-            log.filter.iter().for_each(|filter| reads.filter(filter));
-        }
-        reads
-    }
-
-    fn filter(&mut self, filter: &LogFilter) {
-        match filter {
-            LogFilter::Header(_) => self.request = true,
-            LogFilter::Grpc { .. } => (self.response, self.trailers) = (true, true),
-            LogFilter::And(all) | LogFilter::Or(all) => {
-                all.iter().for_each(|filter| self.filter(filter));
-            }
-            LogFilter::Status(_)
-            | LogFilter::Duration(_)
-            | LogFilter::Flags(_)
-            | LogFilter::Runtime(_) => {}
-        }
-    }
-}
-
 impl Logging {
     /// `None` where there is nothing to do.
     pub(super) fn of(http: &HttpConnectionManager, judged: &Arc<Judged>) -> Option<Box<Self>> {
         let HttpConnectionManager { access_logs: logs, local_reply, .. } = http;
         (!logs.is_empty() || local_reply.is_some()).then(|| {
-            let mut reads = Reads::of(logs);
+            let mut reads = logs.reads();
             reads.request |= local_reply.is_some();
             Box::new(Self {
                 logs: Arc::clone(logs),
@@ -127,7 +84,7 @@ impl Logging {
     /// Hands the lines over.
     pub(super) fn write(&self, log: &RequestLog, runtime: &Runtime, lines: &Lines) {
         let values = self.values(log);
-        for of in &*self.logs {
+        for of in self.logs.iter() {
             if of.filter.as_ref().is_none_or(|filter| wants(filter, &values, runtime)) {
                 let mut line = Vec::with_capacity(256);
                 of.line.append(&values, &mut line);

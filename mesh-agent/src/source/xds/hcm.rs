@@ -176,7 +176,7 @@ pub(super) fn connection_manager(
         codec: codec?,
         routes: routes?,
         http_filters: http_filters?,
-        access_logs: access_logs?.into(),
+        access_logs: Arc::new(access_logs?.into()),
         local_reply: local_reply?,
         options: Arc::new(HttpOptions {
             upgrades: upgrades?,

@@ -329,7 +329,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         stat_prefix: "test".into(),
         codec: setup.codec,
         routes: RouteSource::Inline(Arc::new(configuration)),
-        access_logs: setup.access_logs.clone().into(),
+        access_logs: Arc::new(setup.access_logs.clone().into()),
         local_reply: None,
         request_timeout: None,
         max_stream_duration: None,
