@@ -218,6 +218,10 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             let line = format!("{} {} waits for {}", of.kind, warming.name, warming.waits_for);
             _ = writeln!(text, "  {}", printable(&line));
         }
+        for name in &of.withdrawn {
+            let line = format!("{} {name}: the server has it no longer, it is in use", of.kind);
+            _ = writeln!(text, "  {}", printable(&line));
+        }
     }
 }
 
@@ -290,6 +294,7 @@ mod tests {
                         name: "b".into(),
                         waits_for: "endpoints[b]".into(),
                     }],
+                    withdrawn: vec!["c\n".into()],
                 }],
             }),
             certificates: vec![CertificateView {
@@ -344,6 +349,7 @@ mod tests {
             "http://cp:1 (delta), connected without any answer for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
             "b waits for endpoints[b]",
+            "clusters c\\u000a: the server has it no longer",
         ] {
             assert!(page.contains(expected), "{expected:?} is missing in:\n{page}");
         }

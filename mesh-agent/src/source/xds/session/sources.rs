@@ -9,7 +9,7 @@ use std::{
 
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{Carries, Now, Session, Stream, judge, table::Table};
+use super::{Carries, Now, Session, Stream, decode, table::Table};
 use crate::{
     snapshot::RejectedResource,
     source::xds::{
@@ -157,7 +157,7 @@ impl Session {
         self.alone_by = alone_by.filter(|_| !fixed.is_empty());
         for Fixed { kind, name, value } in fixed {
             let any = Any { type_url: kind.type_url().to_owned(), value: value.to_vec() };
-            let decoded = judge::decode(*kind, name, "static", &any);
+            let decoded = decode::decode(*kind, name, "static", &any);
             let reasons = match decoded {
                 Ok((held, references)) => match self.place(None, &references) {
                     Ok(()) => {
