@@ -45,7 +45,7 @@ pub struct XdsSourceView {
 }
 
 /// One type of resources.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdsTypeView {
     /// `listeners`, `routes`, `clusters`, `endpoints`, `secrets`, `runtime`,
     /// `extension_configs`, `virtual_hosts` or `scoped_routes`.
