@@ -167,14 +167,13 @@ fn what_resources_name_may_come_from_files_too() {
     };
     let own =
         |status| scope("own", "own", json!({ "route_configuration": answering("o", status) }));
-    let named = scope("named", "named", json!({ "route_configuration_name": "elsewhere" }));
+    let by_name = scope("named", "named", json!({ "route_configuration_name": "elsewhere" }));
     let pki = Pki::foreign();
     let issue = || pki.issue(&["web.example"], Validity::Now);
     let (first, second) = (issue(), issue());
     let by_file = bootstrap::file(&at("sds.json"));
-    let backend = configured(80, "10.244.2.10:9001").resources();
-    let mut cluster =
-        backend.into_iter().find(|r| r["@type"].as_str().unwrap().ends_with(".Cluster")).unwrap();
+    let mut resources = configured(80, "10.244.2.10:9001").resources();
+    let cluster = named(&mut resources, "Cluster", "web");
     cluster["eds_cluster_config"]["eds_config"] = bootstrap::file(&at("eds.json"));
     let context =
         "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
@@ -186,12 +185,12 @@ fn what_resources_name_may_come_from_files_too() {
         } },
     });
     write("lds.json", &[listener_by_files(&at)]);
-    write("cds.json", &[cluster]);
+    write("cds.json", std::slice::from_ref(cluster));
     let endpoints =
         file_of(&configured(80, "10.244.2.10:9001"), "ClusterLoadAssignment", &json!({}));
     config::replace(&at("eds.json"), &endpoints);
     write("rds.json", &[routes("elsewhere", 202)]);
-    write("srds.json", &[own(418), named.clone()]);
+    write("srds.json", &[own(418), by_name.clone()]);
     write("ecds.json", &[deny("DELETE")]);
     write("sds.json", &[certificate("mine", &first), roots("ca", &[&pki])]);
 
@@ -222,7 +221,7 @@ fn what_resources_name_may_come_from_files_too() {
     }
 
     write("rds.json", &[routes("elsewhere", 203)]);
-    write("srds.json", &[own(421), named]);
+    write("srds.json", &[own(421), by_name]);
     write("ecds.json", &[deny("PUT")]);
     write("sds.json", &[certificate("mine", &second), roots("ca", &[&pki])]);
     asks("GET", "own", 421);
