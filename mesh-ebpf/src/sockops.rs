@@ -21,6 +21,7 @@ use mesh_common::{
 use crate::{
     authorize,
     ctx::read,
+    leg,
     maps::{ASKED, ORIGINAL_DESTINATIONS, count},
     probe, splice,
 };
@@ -30,33 +31,30 @@ use crate::{
 #[sock_ops]
 pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match read!((*ctx.ops).op) {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if let Some(asked) = asked(&ctx) {
-                match asked.path {
-                    path::KERNEL => authorize::vouch(&ctx, asked),
-                    path::PROBE => probe::vouch(&ctx, asked),
-                    path::AGENT => publish(&ctx, asked),
-                    _ => {}
-                }
-            }
-        }
-        BPF_SOCK_OPS_STATE_CB => {
-            if let Some(asked) = asked(&ctx) {
-                match asked.path {
-                    path::KERNEL => authorize::follow(&ctx, asked),
-                    path::PROBE => probe::follow(&ctx, asked),
-                    path::AGENT => withdraw(&ctx, asked),
-                    _ => {}
-                }
-            }
-        }
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            if let Some(asked) = asked(&ctx)
-                && asked.splice != 0
-            {
-                splice::client(&ctx, asked);
-            }
-        }
+        BPF_SOCK_OPS_TCP_CONNECT_CB => match asked(&ctx) {
+            Some(asked) => match asked.path {
+                path::KERNEL => authorize::vouch(&ctx, asked),
+                path::PROBE => probe::vouch(&ctx, asked),
+                path::AGENT => publish(&ctx, asked),
+                _ => {}
+            },
+            None => leg::announce(&ctx),
+        },
+        BPF_SOCK_OPS_STATE_CB => match asked(&ctx) {
+            Some(asked) => match asked.path {
+                path::KERNEL => authorize::follow(&ctx, asked),
+                path::PROBE => probe::follow(&ctx, asked),
+                path::AGENT => withdraw(&ctx, asked),
+                _ => {}
+            },
+            None => leg::follow(&ctx),
+        },
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => match asked(&ctx) {
+            Some(asked) if asked.splice == 0 => {}
+            Some(asked) if asked.path == path::AGENT => leg::application(&ctx, asked),
+            Some(asked) => splice::client(&ctx, asked),
+            None => leg::agent(&ctx),
+        },
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => splice::server(&ctx),
         _ => {}
     }
@@ -69,7 +67,7 @@ fn publish(ctx: &SockOpsContext, asked: &Asked) {
     let value = OriginalDestination {
         address: asked.address,
         port: asked.port,
-        _zero: 0,
+        splice: asked.splice,
         socket_cookie: socket_cookie(ctx),
         // SAFETY: takes no argument.
         published_ns: unsafe { bpf_ktime_get_ns() },
@@ -139,7 +137,7 @@ fn asked(ctx: &SockOpsContext) -> Option<&'static mut Asked> {
 }
 
 #[inline(always)]
-fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
+pub fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
     let (source, port) = local(ctx, asked);
     ConnectionKey::new(asked.netns_cookie, source, port)
 }

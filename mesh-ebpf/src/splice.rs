@@ -1,6 +1,6 @@
-//! `splice`'s share of `sock_ops`: the only place where a socket enters `SPLICED`, and
-//! only those of connections that the kernel path has vouched for. None of them carries
-//! TLS of the mesh: that is the agent's, whose sockets nobody vouches for here.
+//! `splice`'s share of `sock_ops`: the only place where a socket enters `SPLICED`. Here those
+//! of connections that the kernel path has vouched for; in [`crate::leg`] an application's
+//! and the agent's. None of them carries TLS of the mesh.
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
@@ -12,14 +12,16 @@ use aya_ebpf::{
 };
 use mesh_common::{
     address::Address,
+    abi::{OUTBOUND_PORT, SPLICE_AHEAD_BYTES},
     key::{SpliceKey, SpliceSide, TupleKey},
-    value::{Asked, Splice, Way},
+    value::{Asked, Leg, Splice, Way},
     verdict::Verdict,
 };
 
 use crate::{
     authorize::tuple,
     ctx::{AF_INET6, read},
+    leg,
     maps::{AUTHORIZED, SPLICE, SPLICED, count},
     sockops::socket_cookie,
 };
@@ -39,13 +41,31 @@ pub fn client(ctx: &SockOpsContext, asked: &Asked) {
         None => return,
     };
     if owner == socket_cookie(ctx) {
-        enter(ctx, &key, asked.netns_cookie, owner, SpliceSide::Client);
+        enter(ctx, &key, asked.netns_cookie, owner, SpliceSide::Client, Leg::None);
     }
 }
 
 /// Somebody's listener got a connection.
 #[inline(always)]
 pub fn server(ctx: &SockOpsContext) {
+    let key = accepted(ctx);
+    if key.destination_port == u32::from(OUTBOUND_PORT) {
+        return leg::captured(ctx, &key);
+    }
+    // SAFETY: read at once.
+    let Some(connection) = (unsafe { AUTHORIZED.get(&key) }) else {
+        return leg::dialled(ctx, &key);
+    };
+    if connection.splice == 0 || connection.seen == 0 {
+        return;
+    }
+    let (netns, cookie) = (connection.source_cookie, connection.socket_cookie);
+    enter(ctx, &key, netns, cookie, SpliceSide::Server, Leg::None);
+}
+
+/// The connection that a listener got.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) -> TupleKey {
     let v6 = read!((*ctx.ops).family) == AF_INET6;
     // Read whatever the family: see `sockops::local`.
     let remote4 = Address::from_v4_be(read!((*ctx.ops).remote_ip4));
@@ -62,7 +82,7 @@ pub fn server(ctx: &SockOpsContext) {
         read!((*ctx.ops).local_ip6[2]),
         read!((*ctx.ops).local_ip6[3]),
     ]);
-    let key = TupleKey {
+    TupleKey {
         // SAFETY: the helper takes the program's own context.
         netns_cookie: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
         source: if v6 { remote6 } else { remote4 },
@@ -70,21 +90,20 @@ pub fn server(ctx: &SockOpsContext) {
         // Big-endian, in the low half after the swap of all four bytes.
         source_port: u32::from_be(read!((*ctx.ops).remote_port)) & 0xffff,
         destination_port: read!((*ctx.ops).local_port),
-    };
-    // SAFETY: read at once.
-    let (netns, cookie) = match unsafe { AUTHORIZED.get(&key) } {
-        Some(connection) if connection.splice != 0 && connection.seen != 0 => {
-            (connection.source_cookie, connection.socket_cookie)
-        }
-        _ => return,
-    };
-    enter(ctx, &key, netns, cookie, SpliceSide::Server);
+    }
 }
 
 /// First what the socket must know, then the place where its peer finds it: it may be
 /// handed data from then on.
 #[inline(always)]
-fn enter(ctx: &SockOpsContext, tuple: &TupleKey, netns: u64, cookie: u64, side: SpliceSide) {
+pub fn enter(
+    ctx: &SockOpsContext,
+    tuple: &TupleKey,
+    netns: u64,
+    cookie: u64,
+    side: SpliceSide,
+    leg: Leg,
+) {
     // SAFETY: every sock_ops context has this field; it may be null.
     let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
@@ -93,8 +112,10 @@ fn enter(ctx: &SockOpsContext, tuple: &TupleKey, netns: u64, cookie: u64, side: 
     let mut splice = Splice {
         peer: SpliceKey::new(netns, cookie, side.other()),
         tuple: *tuple,
+        sent: 0,
+        granted: SPLICE_AHEAD_BYTES,
         way: Way::Undecided as u32,
-        _zero: 0,
+        leg: leg as u32,
     };
     let mut key = SpliceKey::new(netns, cookie, side);
     // SAFETY: a map of socket storage and a socket that is not null, its value; then a
@@ -114,5 +135,9 @@ fn enter(ctx: &SockOpsContext, tuple: &TupleKey, netns: u64, cookie: u64, side: 
                 0,
             ) == 0
     };
-    count(if entered { Verdict::SpliceEntered } else { Verdict::SpliceRefused });
+    count(match leg {
+        _ if !entered => Verdict::SpliceRefused,
+        Leg::None => Verdict::SpliceEntered,
+        Leg::ToAgent | Leg::FromAgent => Verdict::SpliceAgentEntered,
+    });
 }
