@@ -93,8 +93,7 @@ pub fn agent(ctx: &SockOpsContext) {
     }
 }
 
-/// An application's listener got the connection `tuple`, which nobody of the kernel path
-/// has asked for.
+/// An application's listener got the connection `tuple`, which carries the agent's mark.
 #[inline(always)]
 pub fn dialled(ctx: &SockOpsContext, tuple: &TupleKey) {
     let netns = tuple.netns_cookie;

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use mesh_common::{
     address::Address,
-    abi::{OUTBOUND_PORT, SPLICE_AHEAD_BYTES},
+    abi::{APPLICATION_MARK, OUTBOUND_PORT, SPLICE_AHEAD_BYTES},
     key::{SpliceKey, SpliceSide, TupleKey},
     value::{Asked, Leg, Splice, Way},
     verdict::Verdict,
@@ -25,6 +25,9 @@ use crate::{
     maps::{AUTHORIZED, SPLICE, SPLICED, count},
     sockops::socket_cookie,
 };
+
+/// `BPF_NOEXIST`: nobody takes another's place.
+const NO_EXIST: u64 = 1;
 
 /// The client's handshake is over.
 #[inline(always)]
@@ -52,15 +55,32 @@ pub fn server(ctx: &SockOpsContext) {
     if key.destination_port == u32::from(OUTBOUND_PORT) {
         return leg::captured(ctx, &key);
     }
-    // SAFETY: read at once.
-    let Some(connection) = (unsafe { AUTHORIZED.get(&key) }) else {
+    // What the agent dials comes from a client's address, and maybe from the very port that
+    // the client dials from itself: the mark, which no other packet brings along, tells them
+    // apart.
+    if mark(ctx) == APPLICATION_MARK {
         return leg::dialled(ctx, &key);
-    };
+    }
+    // SAFETY: read at once.
+    let Some(connection) = (unsafe { AUTHORIZED.get(&key) }) else { return };
     if connection.splice == 0 || connection.seen == 0 {
         return;
     }
     let (netns, cookie) = (connection.source_cookie, connection.socket_cookie);
     enter(ctx, &key, netns, cookie, SpliceSide::Server, Leg::None);
+}
+
+/// What the socket is marked with; an accepted one by what asked for it
+/// (`tcp_fwmark_accept`).
+#[inline(always)]
+fn mark(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: every sock_ops context has this field; it may be null.
+    let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the kernel holds it for the length of the program.
+    unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*sk).mark)) }
 }
 
 /// The connection that a listener got.
@@ -118,22 +138,29 @@ pub fn enter(
         leg: leg as u32,
     };
     let mut key = SpliceKey::new(netns, cookie, side);
-    // SAFETY: a map of socket storage and a socket that is not null, its value; then a
-    // map of sockets, a key of its size, and the program's own context.
-    let entered = unsafe {
-        !bpf_sk_storage_get(
+    // SAFETY: a map of socket storage, a socket that is not null, and its value.
+    let stored: *mut Splice = unsafe {
+        bpf_sk_storage_get(
             core::ptr::addr_of!(SPLICE).cast_mut().cast(),
             sk.cast(),
             core::ptr::from_mut(&mut splice).cast(),
             u64::from(BPF_SK_STORAGE_GET_F_CREATE),
         )
-        .is_null()
-            && bpf_sock_hash_update(
+    }
+    .cast();
+    let entered = !stored.is_null() && {
+        // One that was connected before has what it knew then.
+        // SAFETY: not null, and the storage lives as long as the socket; then a map of
+        // sockets, a key of its size, and the program's own context.
+        unsafe {
+            *stored = splice;
+            bpf_sock_hash_update(
                 ctx.ops,
                 core::ptr::addr_of!(SPLICED).cast_mut().cast(),
                 core::ptr::from_mut(&mut key).cast(),
-                0,
+                NO_EXIST,
             ) == 0
+        }
     };
     count(match leg {
         _ if !entered => Verdict::SpliceRefused,

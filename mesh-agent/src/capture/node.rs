@@ -311,7 +311,8 @@ impl Drop for Capture {
 /// What an earlier agent let applications send ahead is nobody's to take any more.
 fn forget_grants(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     let failed = |source| CaptureError::Map { map: map::GRANTS, source };
-    let map = ebpf.take_map(map::GRANTS).ok_or(CaptureError::Missing(map::GRANTS))?;
+    // Not taken out: programs that are still to be loaded use it.
+    let map = ebpf.map_mut(map::GRANTS).ok_or(CaptureError::Missing(map::GRANTS))?;
     let mut grants: BpfHashMap<_, SpliceKey, u64> = map.try_into().map_err(failed)?;
     let keys: Vec<_> = grants.keys().filter_map(Result::ok).collect();
     for key in keys {
