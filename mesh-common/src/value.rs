@@ -33,8 +33,21 @@ pub struct PodEntry {
     /// The interface in the pod that packets of the kernel path leave by, for the guard
     /// outside watches it; 0: none.
     pub road: u32,
+    /// Not zero: that interface is on a bridge, where anybody can say that an address is his.
+    pub bridged: u32,
     /// Not zero: its application and the agent may hand each other their data.
     pub splice: u32,
+    pub _zero: u32,
+}
+
+impl PodEntry {
+    /// Whether acknowledgements of the kernel path go the way of its data, and not by what the
+    /// pod believes of its neighbours: they must not be overtaken by it where that is short,
+    /// and tell who gets them how to forge it where that is a bridge.
+    #[inline(always)]
+    pub const fn keeps_together(&self) -> bool {
+        self.redirect != 0 || self.bridged != 0
+    }
 }
 
 /// What a socket of the agent's carries, as it says in `VOUCHED`. Stable numbers.
@@ -302,7 +315,7 @@ pub struct OriginalDestination {
 }
 
 const _: () = assert!(size_of::<Config>() == 16);
-const _: () = assert!(size_of::<PodEntry>() == 24);
+const _: () = assert!(size_of::<PodEntry>() == 32);
 const _: () = assert!(size_of::<Asked>() == 64);
 const _: () = assert!(size_of::<OriginalDestination>() == 40);
 const _: () = assert!(size_of::<Backend>() == 40);
