@@ -3,20 +3,20 @@
 //! in the clear, and never those by which the agent reaches anybody else.
 
 use aya_ebpf::{
-    helpers::{bpf_get_netns_cookie, generated::bpf_sk_storage_get},
+    bindings::BPF_TCP_CLOSE,
+    helpers::generated::bpf_sk_storage_get,
     programs::SockOpsContext,
 };
 use mesh_common::{
-    address::Address,
     key::{ConnectionKey, SpliceSide, TupleKey},
     value::{Asked, Leg, vouched},
     verdict::Verdict,
 };
 
 use crate::{
-    ctx::{AF_INET6, read},
+    ctx::read,
     maps::{LEGS, ORIGINAL_DESTINATIONS, VOUCHED, count, pod_entry},
-    sockops::{connection_key, local, socket_cookie, watch_state},
+    sockops::{Ends, connection_key, ends, local, socket_cookie, watch_state},
     splice::enter,
 };
 
@@ -109,7 +109,6 @@ pub fn dialled(ctx: &SockOpsContext, tuple: &TupleKey) {
 /// A state of the agent's dial has changed.
 #[inline(always)]
 pub fn follow(ctx: &SockOpsContext) {
-    use aya_ebpf::bindings::BPF_TCP_CLOSE;
     if read!((*ctx.ops).__bindgen_anon_1.args[1]) != BPF_TCP_CLOSE || !is_plaintext(ctx) {
         return;
     }
@@ -151,29 +150,12 @@ fn is_plaintext(ctx: &SockOpsContext) -> bool {
 /// The connection of a socket that dials, as it arrives.
 #[inline(always)]
 fn own_tuple(ctx: &SockOpsContext) -> TupleKey {
-    let v6 = read!((*ctx.ops).family) == AF_INET6;
-    // Read whatever the family: see `sockops::local`.
-    let local4 = Address::from_v4_be(read!((*ctx.ops).local_ip4));
-    let local6 = Address([
-        read!((*ctx.ops).local_ip6[0]),
-        read!((*ctx.ops).local_ip6[1]),
-        read!((*ctx.ops).local_ip6[2]),
-        read!((*ctx.ops).local_ip6[3]),
-    ]);
-    let remote4 = Address::from_v4_be(read!((*ctx.ops).remote_ip4));
-    let remote6 = Address([
-        read!((*ctx.ops).remote_ip6[0]),
-        read!((*ctx.ops).remote_ip6[1]),
-        read!((*ctx.ops).remote_ip6[2]),
-        read!((*ctx.ops).remote_ip6[3]),
-    ]);
+    let Ends { netns_cookie, local, remote, local_port, remote_port } = ends(ctx);
     TupleKey {
-        // SAFETY: the helper takes the program's own context.
-        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
-        source: if v6 { local6 } else { local4 },
-        destination: if v6 { remote6 } else { remote4 },
-        source_port: read!((*ctx.ops).local_port),
-        // Big-endian, in the low half after the swap of all four bytes.
-        destination_port: u32::from_be(read!((*ctx.ops).remote_port)) & 0xffff,
+        netns_cookie,
+        source: local,
+        destination: remote,
+        source_port: local_port,
+        destination_port: remote_port,
     }
 }

@@ -4,14 +4,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    helpers::{
-        bpf_get_netns_cookie,
-        generated::{bpf_sk_storage_get, bpf_sock_hash_update},
-    },
+    helpers::generated::{bpf_sk_storage_get, bpf_sock_hash_update},
     programs::SockOpsContext,
 };
 use mesh_common::{
-    address::Address,
     abi::{APPLICATION_MARK, OUTBOUND_PORT, SPLICE_AHEAD_BYTES},
     key::{SpliceKey, SpliceSide, TupleKey},
     value::{Asked, Leg, Splice, Way},
@@ -20,10 +16,10 @@ use mesh_common::{
 
 use crate::{
     authorize::tuple,
-    ctx::{AF_INET6, read},
+    ctx::read,
     leg,
     maps::{AUTHORIZED, SPLICE, SPLICED, count},
-    sockops::socket_cookie,
+    sockops::{Ends, ends, socket_cookie},
 };
 
 /// `BPF_NOEXIST`: nobody takes another's place.
@@ -86,30 +82,13 @@ fn mark(ctx: &SockOpsContext) -> u32 {
 /// The connection that a listener got.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) -> TupleKey {
-    let v6 = read!((*ctx.ops).family) == AF_INET6;
-    // Read whatever the family: see `sockops::local`.
-    let remote4 = Address::from_v4_be(read!((*ctx.ops).remote_ip4));
-    let remote6 = Address([
-        read!((*ctx.ops).remote_ip6[0]),
-        read!((*ctx.ops).remote_ip6[1]),
-        read!((*ctx.ops).remote_ip6[2]),
-        read!((*ctx.ops).remote_ip6[3]),
-    ]);
-    let local4 = Address::from_v4_be(read!((*ctx.ops).local_ip4));
-    let local6 = Address([
-        read!((*ctx.ops).local_ip6[0]),
-        read!((*ctx.ops).local_ip6[1]),
-        read!((*ctx.ops).local_ip6[2]),
-        read!((*ctx.ops).local_ip6[3]),
-    ]);
+    let Ends { netns_cookie, local, remote, local_port, remote_port } = ends(ctx);
     TupleKey {
-        // SAFETY: the helper takes the program's own context.
-        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
-        source: if v6 { remote6 } else { remote4 },
-        destination: if v6 { local6 } else { local4 },
-        // Big-endian, in the low half after the swap of all four bytes.
-        source_port: u32::from_be(read!((*ctx.ops).remote_port)) & 0xffff,
-        destination_port: read!((*ctx.ops).local_port),
+        netns_cookie,
+        source: remote,
+        destination: local,
+        source_port: remote_port,
+        destination_port: local_port,
     }
 }
 
