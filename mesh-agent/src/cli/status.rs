@@ -136,7 +136,7 @@ fn page(status: &StatusView, now: Timestamp) -> String {
                 match (check.passed, check.kind) {
                     (true, _) => "ok",
                     (false, SelfCheckKind::Feature) => "absent",
-                    (false, SelfCheckKind::Splice) => "FAILED",
+                    (false, SelfCheckKind::Splice | SelfCheckKind::SpliceAgent) => "FAILED",
                 }
                 .to_owned(),
                 check.micros.to_string(),
