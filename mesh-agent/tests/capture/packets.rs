@@ -55,7 +55,15 @@ impl Programs {
         self.insert(
             map::PODS,
             POD,
-            PodEntry { enrolled_ns: 1, strict: strict.into(), redirect: 0, road: 1, bridged: 0 },
+            PodEntry {
+                enrolled_ns: 1,
+                strict: strict.into(),
+                redirect: 0,
+                road: 1,
+                bridged: 0,
+                splice: 0,
+                _zero: 0,
+            },
         );
     }
 
@@ -563,7 +571,15 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
     programs.insert(map::OUTSIDES, ip("10.77.7.9"), new);
 
     // Both agree to the short way; one that does not stays on the long one.
-    let entry = PodEntry { enrolled_ns: 1, strict: 1, redirect: 1, road: 1, bridged: 0 };
+    let entry = PodEntry {
+        enrolled_ns: 1,
+        strict: 1,
+        redirect: 1,
+        road: 1,
+        bridged: 0,
+        splice: 0,
+        _zero: 0,
+    };
     programs.insert(map::PODS, POD, entry);
     assert_eq!(bed.inside(&node, || stamps.run(&to([10, 77, 7, 9]), here)), PASSED);
     programs.insert(map::OUTSIDES, ip("10.77.7.9"), Outside { redirect: 1, ..new });
