@@ -66,6 +66,9 @@ pub struct XdsTypeView {
     #[serde(default)]
     pub refused: Vec<XdsRefusedView>,
     pub warming: Vec<XdsWarmingView>,
+    /// Names that were asked for and neither delivered nor denied, up to fifty.
+    #[serde(default)]
+    pub awaited: Vec<String>,
 }
 
 /// A resource of which the server's version is not the one in force, if one is.
@@ -154,6 +157,7 @@ impl From<&TypeStatus> for XdsTypeView {
             refusing: status.refusing,
             refused: refused.collect(),
             warming: warming.collect(),
+            awaited: status.awaited.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -377,8 +377,13 @@ fn replace(path: &Path, body: &[u8]) -> io::Result<()> {
 }
 
 fn write_new(path: &Path, body: &[u8]) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // What somebody left there is not opened: it may be a link, a FIFO that nobody reads, or
+    // a file that others may read.
+    fs::remove_file(path).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(MAGIC)?;
     writeln!(file, "{FORMAT}")?;
     file.write_all(digest::digest(&digest::SHA256, body).as_ref())?;
