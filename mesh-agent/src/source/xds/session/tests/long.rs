@@ -62,11 +62,7 @@ fn names_that_long_are_refused_and_not_asked_for() {
         // Each is named by what comes first; the second one names what is longer.
         for (type_url, good, bad) in [
             (CDS, (shorter.as_str(), cluster(&shorter)), (long.as_str(), cluster(&long))),
-            (
-                LDS,
-                ("l", tcp_listener("l", 1, &shorter)),
-                ("long", tcp_listener("long", 2, &long)),
-            ),
+            (LDS, ("l", tcp_listener("l", 1, &shorter)), ("long", tcp_listener("long", 2, &long))),
             (LDS, ("h", http_listener("h", 3, &shorter)), ("to", http_listener("to", 4, &long))),
         ] {
             let resources = [good, bad];
