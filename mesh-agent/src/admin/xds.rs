@@ -45,7 +45,7 @@ pub struct XdsSourceView {
 }
 
 /// One type of resources.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdsTypeView {
     /// `listeners`, `routes`, `clusters`, `endpoints`, `secrets`, `runtime`,
     /// `extension_configs`, `virtual_hosts` or `scoped_routes`.
@@ -69,6 +69,9 @@ pub struct XdsTypeView {
     /// Names that were asked for and neither delivered nor denied, up to fifty.
     #[serde(default)]
     pub awaited: Vec<String>,
+    /// What the server says it has no longer, and something still uses: up to fifty.
+    #[serde(default)]
+    pub withdrawn: Vec<String>,
 }
 
 /// A resource of which the server's version is not the one in force, if one is.
@@ -158,6 +161,7 @@ impl From<&TypeStatus> for XdsTypeView {
             refused: refused.collect(),
             warming: warming.collect(),
             awaited: status.awaited.iter().map(ToString::to_string).collect(),
+            withdrawn: status.withdrawn.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     },
     capture,
     identity::CertificateStatus,
-    model::workload::WorkloadUid,
+    model::{budget::Budget, workload::WorkloadUid},
     observe::metrics::{XdsStreams, XdsType},
     source::{AdsStatus, StreamState, StreamStatus},
 };
@@ -84,6 +84,7 @@ impl AgentControl for Control {
                 services: agent.kernel_services.load(Ordering::Relaxed),
                 connections: agent.capture.kernel_connections().len(),
                 splice: agent.splice(),
+                agent_down: config.capture.agent_down,
             },
             unguarded: missing(agent.capture.unguarded()),
             not_redirected: missing(agent.capture.not_redirected()),
@@ -151,6 +152,7 @@ impl AgentControl for Control {
         let status = self.status();
         metrics.hbone_pool(status.hbone.connections, status.hbone.streams);
         metrics.ready(status.readiness.ready);
+        Budget::all().into_iter().for_each(|account| metrics.memory_account(account));
         for certificate in dataplane.identities.status() {
             if let Some(not_after) = certificate.not_after {
                 metrics.certificate(&certificate.identity, system_time(not_after));

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     admin::{KernelPathView, MapView, MissingView, StatusView, Timestamp, XdsView},
+    model::{agent_down::AgentDown, splice::SelfCheckKind},
     observe::printable::printable,
 };
 
@@ -71,8 +72,15 @@ fn page(status: &StatusView, now: Timestamp) -> String {
     ]);
     let kernel_path = match &status.kernel_path {
         KernelPathView { off: Some(why), .. } => format!("off: {why}"),
-        KernelPathView { services, connections, .. } => {
-            format!("on: {services} services, {connections} connections")
+        KernelPathView { services, connections, agent_down, .. } => {
+            let down = match agent_down {
+                AgentDown::Refuse => "refused",
+                AgentDown::Keep => "let through by the verdicts last compiled",
+            };
+            format!(
+                "on: {services} services, {connections} connections; new ones without the agent: \
+                 {down}"
+            )
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
@@ -125,7 +133,12 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         for check in &test.checks {
             table.row([
                 format!("  {}", check.name),
-                if check.passed { "ok" } else { "FAILED" }.to_owned(),
+                match (check.passed, check.kind) {
+                    (true, _) => "ok",
+                    (false, SelfCheckKind::Feature) => "absent",
+                    (false, SelfCheckKind::Splice) => "FAILED",
+                }
+                .to_owned(),
                 check.micros.to_string(),
                 check.detail.clone(),
             ]);
@@ -196,7 +209,12 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             _ = writeln!(text, "  the last stream ended: {}", printable(error));
         }
     }
-    let mut table = Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK"]);
+    let last = |at: Option<Timestamp>| match at {
+        Some(at) => format!("{} ago", age(at)),
+        None => "never".to_owned(),
+    };
+    let mut table =
+        Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK", "LAST NACK"]);
     for of in &xds.types {
         table.row([
             format!("  {}", of.kind),
@@ -204,11 +222,18 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             of.accepted.to_string(),
             of.acks.to_string(),
             of.nacks.to_string(),
-            of.last_ack.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(at))),
+            last(of.last_ack),
+            last(of.last_nack),
         ]);
     }
     text.push_str(&table.render());
     for of in &xds.types {
+        if let (false, Some(at), Some(reason)) =
+            (of.refusing, of.last_nack, of.nack_reasons.first())
+        {
+            let line = format!("refused {} ago, and made good since: {reason}", age(at));
+            _ = writeln!(text, "  {}", printable(&line));
+        }
         for refused in &of.refused {
             for reason in &refused.reasons {
                 _ = writeln!(text, "  refused {} ago: {}", age(refused.at), printable(reason));
@@ -222,6 +247,10 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             let line = format!("{}[{name}] was asked for and has not come", of.kind);
             _ = writeln!(text, "  {}", printable(&line));
         }
+        for name in &of.withdrawn {
+            let line = format!("{} {name}: the server has it no longer, it is in use", of.kind);
+            _ = writeln!(text, "  {}", printable(&line));
+        }
     }
 }
 
@@ -232,7 +261,7 @@ mod tests {
         CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, SpliceView,
         XdsRefusedView, XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
     };
-    use crate::model::splice::{SelfCheck, SelfCheckKind, SelfTest};
+    use crate::model::splice::{SelfCheck, SelfTest};
 
     #[test]
     fn the_page_says_what_is_wrong() {
@@ -274,28 +303,37 @@ mod tests {
                     last_error: None,
                     streams: 2,
                 }],
-                types: vec![XdsTypeView {
-                    kind: "clusters".into(),
-                    type_url: String::new(),
-                    version: "v7".into(),
-                    accepted: 3,
-                    acks: 4,
-                    nacks: 1,
-                    last_ack: Some(at),
-                    last_nack: Some(at),
-                    nack_reasons: vec!["clusters[a].lb_policy: no".into()],
-                    refusing: true,
-                    refused: vec![XdsRefusedView {
-                        name: "a".into(),
-                        at,
-                        reasons: vec!["clusters[a].lb_policy: no".into()],
-                    }],
-                    warming: vec![XdsWarmingView {
-                        name: "b".into(),
-                        waits_for: "endpoints[b]".into(),
-                    }],
-                    awaited: vec!["c".into()],
-                }],
+                types: vec![
+                    XdsTypeView {
+                        kind: "routes".into(),
+                        last_nack: Some(at),
+                        nack_reasons: vec!["routes[r]: no\n".into()],
+                        ..XdsTypeView::default()
+                    },
+                    XdsTypeView {
+                        kind: "clusters".into(),
+                        type_url: String::new(),
+                        version: "v7".into(),
+                        accepted: 3,
+                        acks: 4,
+                        nacks: 1,
+                        last_ack: Some(at),
+                        last_nack: Some(at),
+                        nack_reasons: vec!["clusters[a].lb_policy: no".into()],
+                        refusing: true,
+                        refused: vec![XdsRefusedView {
+                            name: "a".into(),
+                            at,
+                            reasons: vec!["clusters[a].lb_policy: no".into()],
+                        }],
+                        warming: vec![XdsWarmingView {
+                            name: "b".into(),
+                            waits_for: "endpoints[b]".into(),
+                        }],
+                        awaited: vec!["d\n".into()],
+                        withdrawn: vec!["c\n".into()],
+                    },
+                ],
             }),
             certificates: vec![CertificateView {
                 identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
@@ -348,7 +386,9 @@ mod tests {
             "SERVICES 8 of 9 (made for 9, not 90)",
             "http://cp:1 (delta), connected without any answer for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
+            "refused 1h0m ago, and made good since: routes[r]: no\\u000a",
             "b waits for endpoints[b]",
+            "clusters c\\u000a: the server has it no longer",
         ] {
             assert!(page.contains(expected), "{expected:?} is missing in:\n{page}");
         }

@@ -44,6 +44,7 @@ mod sds;
 mod services;
 mod session;
 mod tls;
+mod tls_context;
 mod unknown;
 mod upgrades;
 mod upstream_tls;

@@ -26,6 +26,8 @@ pub struct TypeStatus {
     /// How many resources are accepted.
     pub accepted: usize,
     pub warming: Vec<Warming>,
+    /// What the server has no longer and something still uses, by name, up to fifty.
+    pub withdrawn: Vec<Arc<str>>,
     /// Names that were asked for and neither delivered nor denied, up to fifty.
     pub awaited: Vec<Arc<str>>,
 }
@@ -45,7 +47,7 @@ pub struct Warming {
     pub waits_for: String,
 }
 
-/// More than this many warming, awaited or refused resources are not listed.
+/// More than this many warming, awaited, refused or withdrawn resources are not listed.
 const LISTED_MAX: usize = 50;
 
 impl Session {
@@ -82,6 +84,7 @@ impl Session {
             accepted: table.accepted.len() - table.made_up.len(),
             warming: warming.collect(),
             awaited: table.waiting.names().take(LISTED_MAX).cloned().collect(),
+            withdrawn: table.withdrawn.iter().take(LISTED_MAX).cloned().collect(),
         }
     }
 }
