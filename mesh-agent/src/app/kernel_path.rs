@@ -259,8 +259,13 @@ impl Work {
     fn look(&mut self, events: &mut KernelEvents) {
         let connections = self.agent.capture.kernel_connections();
         let exist: HashSet<u64> = connections.iter().map(|c| c.socket_cookie).collect();
-        // A connection leaves the kernel's map after its last event was written.
         let pods = self.pods();
+        for connection in connections.iter().filter(|connection| connection.established) {
+            // Its first event may have been lost.
+            let judgement = self.sessions.adopt(&self.agent.dataplane, connection, &pods);
+            self.enforce(connection, &judgement);
+        }
+        // A connection leaves the kernel's map after its last event was written.
         for event in events.drain(&self.agent.capture) {
             self.take(event, &pods);
         }
