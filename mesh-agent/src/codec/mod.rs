@@ -15,4 +15,5 @@ pub mod jwt;
 pub mod proxy_protocol;
 pub mod rate_limit;
 pub mod session;
+pub mod spans;
 mod structs;

@@ -21,6 +21,7 @@ use super::{
     route::{OnDemandClusters, RouteConfiguration},
     scope::ScopedRoutes,
     tls::DownstreamTls,
+    tracing::Tracing,
 };
 
 /// Spec: `envoy.config.core.v3.TrafficDirection`.
@@ -215,6 +216,7 @@ pub struct HttpConnectionManager {
     /// Beside the agent's own.
     pub access_logs: Arc<AccessLogs>,
     pub local_reply: Option<Arc<LocalReply>>,
+    pub tracing: Option<Arc<Tracing>>,
     pub options: Arc<HttpOptions>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.
     pub idle_timeout: Option<Duration>,

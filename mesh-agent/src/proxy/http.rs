@@ -34,6 +34,7 @@ mod redirect;
 mod replay;
 mod reply;
 mod request;
+mod spans;
 mod stages;
 #[cfg(test)]
 mod tests;
@@ -75,6 +76,7 @@ pub use self::{
     breakers::Breakers,
     filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
+    spans::export::{Exporter, SpanSource, Spans},
 };
 use crate::{
     codec::{
@@ -173,6 +175,8 @@ pub struct HttpServices {
     pub on_demand: Arc<OnDemand>,
     /// Where configured access logs are written.
     pub lines: Lines,
+    /// Where spans go.
+    pub spans: Spans,
 }
 
 impl fmt::Debug for HttpServices {

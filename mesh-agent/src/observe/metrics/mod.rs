@@ -2,6 +2,7 @@
 
 mod exposition;
 mod labels;
+mod spans;
 mod traffic;
 mod xds;
 
@@ -19,6 +20,7 @@ use prometheus_client::{
 
 pub use self::{
     exposition::Exposition,
+    spans::SpanCounters,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     traffic::{HttpMetrics, TcpMetrics},
     xds::{XdsStreams, XdsType},
@@ -71,6 +73,7 @@ struct Own {
     map_entries: Family<ByMap, Gauge>,
     map_capacity: Family<ByMap, Gauge>,
     access_log_dropped: Counter,
+    spans: SpanCounters,
     label_sets_overflowed: Counter,
     ready: Gauge,
     xds: xds::XdsFamilies,
@@ -174,6 +177,7 @@ impl Own {
             "1 where the kernel passed the check at start, 0 where it did not",
             self.self_test.clone(),
         );
+        self.spans.register(r);
         r.register(
             "mesh_access_log_dropped",
             "Access log lines that were not written",
@@ -369,6 +373,11 @@ impl Metrics {
     /// Counts access log lines that could not be written; give it to the access log.
     pub fn access_log_dropped(&self) -> Counter {
         self.0.own.access_log_dropped.clone()
+    }
+
+    /// Counts spans; give it to who sends them.
+    pub fn spans(&self) -> SpanCounters {
+        self.0.own.spans.clone()
     }
 
     /// The exposition in OpenMetrics text, live connections' bytes included.

@@ -19,6 +19,7 @@ use super::{
     replay::Replay,
     reply::Reply,
     request::no_destination,
+    spans::Ending,
     timing::Exchange,
 };
 use crate::{
@@ -131,6 +132,9 @@ impl Attempting<'_> {
             progress.reporter = destination.reporter();
             let ended = self.attempt(&destination, this, log).await;
             let broken = log.exchange.is_request_broken();
+            if let (Some(trace), Err(failure)) = (&mut log.trace, &ended) {
+                trace.attempt_ended(failure.into());
+            }
             let reporter = std::mem::take(&mut progress.reporter);
             if !broken {
                 outliers::tell(&reporter, self.grpc, &ended);
@@ -171,6 +175,9 @@ impl Attempting<'_> {
             {
                 request.headers_mut().insert(TIMEOUT_RETRY, HeaderValue::from_static("true"));
             }
+            if let (Some(trace), Ok((response, _))) = (&mut log.trace, &ended) {
+                trace.attempt_ended(Ending::Cancelled(Some(response.status()), None));
+            }
             avoid.push(destination.address());
             let cluster = destination.cluster().cloned();
             // Neither is busy for this request any more.
@@ -209,6 +216,10 @@ impl Attempting<'_> {
                 None => return Err(Reply::bad_request("no cluster")),
             };
             log.record.upstream = Some(destination.address());
+            if let Some(trace) = &mut log.trace {
+                let to = (destination.address(), self.protocol);
+                trace.attempt(request.headers_mut(), to, progress.count);
+            }
         }
     }
 

@@ -27,6 +27,7 @@ use super::{
     record::RequestLog,
     reply::{Reply, ToGrpc},
     request::Answer,
+    spans::Ending,
     timing::{Deadline, Expired},
 };
 use crate::{
@@ -121,6 +122,9 @@ pub(super) async fn forward(
     } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
         headers::tell_no_body(head);
     }
+    if let Some(trace) = &mut log.trace {
+        trace.attempt(&mut head.headers, (destination.address(), protocol), 1);
+    }
     log.forwarded(head);
     let mut request = Request::new(());
     *request.method_mut() = std::mem::take(&mut head.method);
@@ -150,7 +154,11 @@ pub(super) async fn forward(
             if let Expired::Route = expired {
                 outliers::timed_out(&progress.reporter);
             }
-            return Err(counted(expired_reply(expired, log), count));
+            let reply = expired_reply(expired, log);
+            if let Some(trace) = &mut log.trace {
+                trace.attempt_ended(Ending::Cancelled(None, reply.flag));
+            }
+            return Err(counted(reply, count));
         }
     };
     if let Some(idle) = action.attempts.retry.as_ref().and_then(|r| r.per_try_idle_timeout) {
@@ -368,6 +376,22 @@ impl Failure {
             Self::Send(_, began) => (Reset::Other, *began),
             Self::Overflow => (Reset::Overflow, false),
             Self::Attempt(_) => (Reset::Other, true),
+        }
+    }
+
+    /// The flag, the reason in Envoy's words, and whether there was a connection.
+    pub(super) fn told(&self) -> (ResponseFlag, &'static str, bool) {
+        let unconnected = ResponseFlag::UpstreamConnectionFailure;
+        match self {
+            Self::Connect(ConnectFailure { flag, .. }) => (*flag, CONNECTION_FAILURE, false),
+            Self::ConnectTimeout(_) => (unconnected, CONNECTION_TIMEOUT, false),
+            Self::Handshake(_) => (unconnected, CONNECTION_FAILURE, false),
+            Self::Overflow => (ResponseFlag::UpstreamOverflow, OVERFLOW, false),
+            Self::Send(error, _) => {
+                let (flag, reason) = classify(error);
+                (flag, reason, true)
+            }
+            Self::Attempt(details) => (ResponseFlag::UpstreamRequestTimeout, details, true),
         }
     }
 

@@ -10,6 +10,7 @@ use http::{
     header::{SERVER, VIA},
 };
 
+use super::spans::forget;
 use super::headers::{FORWARDED_PROTO, REQUEST_ID, append_value, new_request_id};
 use crate::model::http_options::{HttpOptions, ServerHeader};
 
@@ -75,6 +76,9 @@ pub(super) fn of_request(
         append_value(headers, VIA, via, ", ");
     }
     let foreign = edge && !options.preserve_external_request_id;
+    if edge && !foreign {
+        forget(headers, options.request_ids);
+    }
     if options.generate_request_id && (foreign || !headers.contains_key(REQUEST_ID)) {
         headers.insert(REQUEST_ID, new_request_id());
     }

@@ -15,6 +15,7 @@ use super::{
     access_log::{Logging, Worded},
     forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
+    spans::Trace,
     stages::Stages,
     timing::Exchange,
     tunnel::Tunnel,
@@ -132,6 +133,7 @@ pub(super) struct RequestLog {
     /// Where the client wants to go again, and what it is told if that is not there.
     pub(super) wanted: Option<(WantedHost, StatusCode)>,
     pub(super) logging: Option<Box<Logging>>,
+    pub(super) trace: Option<Box<Trace>>,
     /// The body of an answer of the agent's own, while that is worded.
     pub(super) reply_body: Option<Bytes>,
     /// The response was handed over to its end, or cut for a reason that was noted.
@@ -158,6 +160,7 @@ impl RequestLog {
             options,
             mutations,
             logging,
+            trace: None,
             reply_body: None,
             wanted: None,
             ended: false,
@@ -171,6 +174,14 @@ impl RequestLog {
         }
         if let Some(logging) = &mut self.logging {
             logging.request(head);
+        }
+        self.trace_request(head);
+    }
+
+    fn trace_request(&mut self, head: &Parts) {
+        if let Some(mut trace) = self.trace.take() {
+            trace.request(head, self);
+            self.trace = Some(trace);
         }
     }
 
@@ -195,12 +206,19 @@ impl RequestLog {
             }
             logging.response(status, headers);
         }
+        self.trace_request(head);
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status, headers);
+        }
     }
 
     /// The response ends with these.
     pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
         if let Some(logging) = &mut self.logging {
             logging.trailers(trailers);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.trailers(trailers);
         }
     }
 
@@ -217,6 +235,9 @@ impl RequestLog {
             None => Stages::default(),
         };
         forwarding::of_response(headers, &self.options, self.record.request_id.as_ref());
+        if let Some(trace) = &mut self.trace {
+            trace.response(headers);
+        }
         stages
     }
 
@@ -258,6 +279,9 @@ impl Drop for RequestLog {
         if !self.ended {
             self.record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
             self.record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
+        }
+        if let Some(trace) = self.trace.take() {
+            trace.finish(self, &self.connection.services.spans);
         }
         if let Some(logging) = self.logging.take() {
             let services = &self.connection.services;

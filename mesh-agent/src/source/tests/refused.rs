@@ -214,7 +214,7 @@ fn connection_managers() {
             ".upgrade_configs[0].filters: is not supported",
         ),
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
-        ("tracing: {}", ".tracing: is not supported"),
+        ("tracing: {verbose: true}", ".tracing.verbose: is not supported"),
         (
             "local_reply_config: {mappers: [{}]}",
             ".local_reply_config.mappers[0].filter: is missing",

@@ -44,6 +44,7 @@ mod sds;
 mod services;
 mod session;
 mod tls;
+mod traces;
 mod unknown;
 mod upgrades;
 mod upstream_tls;

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::super::{
-    ConnectFailure, HttpConnection, HttpOutcome, HttpServices, RequestObserver, RequestRecord,
+    ConnectFailure, HttpConnection, HttpOutcome, HttpServices, RequestObserver, RequestRecord, Spans,
     Upstreams, serve_http,
 };
 use crate::{
@@ -178,6 +178,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
         headers: HeaderMutations::default(),
         on_demand: None,
+        tracing: None,
         per_filter: PerFilter::default(),
         name: prefix.into(),
         matches: RouteMatch::path(PathMatch::Prefix(prefix.to_owned())),
@@ -331,6 +332,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         routes: RouteSource::Inline(Arc::new(configuration)),
         access_logs: Arc::new(setup.access_logs.clone().into()),
         local_reply: None,
+        tracing: None,
         request_timeout: None,
         max_stream_duration: None,
         max_connection_duration: None,
@@ -395,6 +397,7 @@ impl Mesh {
             snapshots,
             on_demand: Arc::new(on_demand),
             lines: Lines::off(),
+            spans: Spans::off(),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
