@@ -30,6 +30,7 @@ mod sds;
 mod splice;
 mod survival;
 mod tcp;
+mod tracing;
 mod upgrades;
 mod xds;
 mod xds_attacks;

@@ -30,12 +30,13 @@ def attributes(of):
     return {one.key: one.value.string_value for one in of}
 
 
-def of_otlp(by, request, headers):
+def of_otlp(peer, request, headers):
     for resource in request.resource_spans:
         # The wire's `scope_spans` by its name of old.
         for scope in resource.instrumentation_library_spans:
             yield from (
                 {
+                    "peer": peer,
                     "trace": span.trace_id.hex(),
                     "id": span.span_id.hex(),
                     "parent": span.parent_span_id.hex(),
@@ -58,7 +59,7 @@ def of_otlp(by, request, headers):
 
 def export(request, context):
     headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-    take("grpc", of_otlp("grpc", request, headers))
+    take("grpc", of_otlp(context.peer().split(":")[1], request, headers))
     return service.ExportTraceServiceResponse()
 
 
@@ -78,11 +79,12 @@ class Http(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.body()
         headers = {key.lower(): value for key, value in self.headers.items()}
+        peer = self.client_address[0]
         if self.path.startswith("/api/v2/spans"):
-            take("zipkin", ({"headers": headers, **span} for span in json.loads(body)))
+            take("zipkin", ({"peer": peer, "headers": headers, **span} for span in json.loads(body)))
             status = 202
         else:
-            take("http", of_otlp("http", service.ExportTraceServiceRequest.FromString(body), headers))
+            take("http", of_otlp(peer, service.ExportTraceServiceRequest.FromString(body), headers))
             status = 200
         self.send_response(status)
         self.send_header("content-length", "0")

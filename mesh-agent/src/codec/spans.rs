@@ -116,12 +116,19 @@ fn otlp_span(span: &Span) -> PbSpan {
         kind: kind.into(),
         start_time_unix_nano: u64::try_from(nanos(span.start)).unwrap_or(u64::MAX),
         end_time_unix_nano: u64::try_from(nanos(span.end)).unwrap_or(u64::MAX),
-        attributes: span.tags.iter().map(|(key, value)| attribute(key, value)).collect(),
+        attributes: span.tags.iter().map(|(key, value)| attribute(key, known(key, value))).collect(),
         status: span
             .failed
             .then(|| Status { code: StatusCode::Error.into(), ..Status::default() }),
         ..PbSpan::default()
     }
+}
+
+/// Methods that semantic conventions do not know have one name together.
+fn known<'a>(key: &str, value: &'a str) -> &'a str {
+    const METHODS: [&str; 9] =
+        ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+    if key == "http.method" && !METHODS.contains(&value) { "_OTHER" } else { value }
 }
 
 fn nanos(time: SystemTime) -> u128 {

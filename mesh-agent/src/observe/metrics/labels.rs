@@ -271,3 +271,13 @@ impl EncodeLabelSet for ByTypeAndResult {
         ("result", self.result).encode(set.encode_label())
     }
 }
+
+/// A trace, as exemplars name it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TraceId(pub(super) u128);
+
+impl EncodeLabelSet for TraceId {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("trace_id", format!("{:032x}", self.0)).encode(set.encode_label())
+    }
+}

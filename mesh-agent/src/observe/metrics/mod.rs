@@ -22,7 +22,7 @@ pub use self::{
     exposition::Exposition,
     spans::SpanCounters,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
-    traffic::{HttpMetrics, TcpMetrics},
+    traffic::{HttpMetrics, Observed, TcpMetrics},
     xds::{XdsStreams, XdsType},
 };
 use self::{

@@ -56,6 +56,8 @@ pub struct RequestRecord {
     pub authority: Option<HeaderValue>,
     pub request_id: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,
+    /// Of the trace that collectors are told of.
+    pub trace_id: Option<u128>,
     /// The route's name; empty where it has none.
     pub route: Option<Arc<str>>,
     pub cluster: Option<ClusterName>,
@@ -101,6 +103,7 @@ impl RequestRecord {
             authority: None,
             request_id: None,
             user_agent: None,
+            trace_id: None,
             route: None,
             cluster: None,
             upstream: None,
@@ -281,6 +284,7 @@ impl Drop for RequestLog {
             self.record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
         }
         if let Some(trace) = self.trace.take() {
+            self.record.trace_id = trace.sampled_id();
             trace.finish(self, &self.connection.services.spans);
         }
         if let Some(logging) = self.logging.take() {
