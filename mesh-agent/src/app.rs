@@ -354,8 +354,7 @@ fn spans(config: &AgentConfig, metrics: &Metrics) -> (Spans, Exporter) {
         SourceConfig::ControlPlane(options) => {
             let node = &options.node;
             let [_, zone, _] = node.locality.clone();
-            let source =
-                SpanSource { id: node.id.clone(), cluster: node.cluster.clone(), zone };
+            let source = SpanSource { id: node.id.clone(), cluster: node.cluster.clone(), zone };
             (source, options.tracing.clone())
         }
         SourceConfig::Directory(_) => {

@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// In the BPF object, in a section of its own: which version it was built with.
 pub const ABI_TAG: [u8; 16] = {
@@ -49,7 +49,9 @@ pub const MAX_BACKENDS: usize = 16;
 pub const SYN_COOKIE_LIFE_NS: u64 = 120_000_000_000;
 
 /// What the guard inside a pod writes on packets that it lets out (`tc_index`), for those
-/// outside and in the destination's pod: neither a socket nor a raw frame can.
+/// outside and in the destination's pod: neither a socket nor a raw frame can. Who has
+/// `CAP_NET_ADMIN` in any pod can, by a classifier's class: it saves work, and proves nothing
+/// that [`crate::guard::is_vouched_for`] does not ask for besides.
 pub mod stamp {
     /// It was judged.
     pub const SEEN: u32 = 0x6d01;
@@ -78,7 +80,8 @@ pub mod map {
     /// `SkStorage<u32>`: the agent's own sockets, which it alone can put there. What
     /// a listener has in it, its connections get too (`BPF_F_CLONE`).
     pub const VOUCHED: &str = "VOUCHED";
-    /// `HashMap<ConnectionKey, OriginalDestination>`: connections the agent is to accept.
+    /// `LruHashMap<ConnectionKey, OriginalDestination>`: connections the agent is to accept.
+    /// Where there is no room, the oldest goes: it is of who dials without end.
     pub const ORIGINAL_DESTINATIONS: &str = "ORIGINAL_DESTINATIONS";
     /// `SockHash<ListenerKey>`: the agent's in-pod inbound listeners.
     pub const LISTENERS: &str = "LISTENERS";

@@ -74,6 +74,12 @@ impl Packet {
     const fn ends(&self) -> bool {
         self.flags & FIN != 0
     }
+
+    /// Whether it takes up a new connection.
+    #[inline(always)]
+    pub const fn takes_up(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN | ACK
+    }
 }
 
 const FIN: u8 = 0x01;
@@ -485,11 +491,37 @@ pub const fn stamp_of(packet: &Packet) -> u32 {
     }
 }
 
-/// Whether a pod takes a packet as the guard of another pod of the node has judged it. Its
+/// Who sends a packet that a pod takes as the guard of another pod of the node has judged it,
+/// if that is a pod with a guard, which is to be asked. The stamp alone can be forged by who is
+/// root in a pod without; what it comes with is plain TCP, or is judged as any packet. The
 /// socket is looked at when the connection ends, and noted then: see [`Look::Socket`].
 #[inline(always)]
-pub const fn is_vouched_for(stamped: u32) -> bool {
-    stamped == stamp::KERNEL_PATH_DATA
+pub fn is_vouched_for(stamped: u32, frame: &impl Frame) -> Option<Address> {
+    if stamped != stamp::KERNEL_PATH_DATA || frame.tagged() {
+        return None;
+    }
+    match u16::from_be_bytes(frame.load::<2>(ETHERTYPE_AT)?) {
+        IPV4 => {
+            let header = frame.load::<16>(ETHERNET_HEADER)?;
+            let whole = u16::from_be_bytes([header[6], header[7]]) & 0x3fff == 0;
+            let source = u32::from_ne_bytes([header[12], header[13], header[14], header[15]]);
+            (header[0] >> 4 == 4 && whole && header[9] == TCP)
+                .then_some(Address::from_v4_be(source))
+        }
+        IPV6 => {
+            let header = frame.load::<24>(ETHERNET_HEADER)?;
+            let word = |at: usize| {
+                u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+            };
+            (header[0] >> 4 == 6 && header[6] == TCP).then_some(Address([
+                word(8),
+                word(12),
+                word(16),
+                word(20),
+            ]))
+        }
+        _ => None,
+    }
 }
 
 /// How a packet of the kernel path gets to the pod that it is for, and not to whoever has the

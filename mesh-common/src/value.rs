@@ -33,7 +33,18 @@ pub struct PodEntry {
     /// The interface in the pod that packets of the kernel path leave by, for the guard
     /// outside watches it; 0: none.
     pub road: u32,
-    pub _zero: u32,
+    /// Not zero: that interface is on a bridge, where anybody can say that an address is his.
+    pub bridged: u32,
+}
+
+impl PodEntry {
+    /// Whether acknowledgements of the kernel path go the way of its data, and not by what the
+    /// pod believes of its neighbours: they must not be overtaken by it where that is short,
+    /// and tell who gets them how to forge it where that is a bridge.
+    #[inline(always)]
+    pub const fn keeps_together(&self) -> bool {
+        self.redirect != 0 || self.bridged != 0
+    }
 }
 
 /// The node's end of a pod's interface: packets of the kernel path reach the pod by it, or

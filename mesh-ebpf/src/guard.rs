@@ -64,7 +64,11 @@ pub fn mesh_guard_out(ctx: TcContext) -> i32 {
 /// What it lets pass is the next program's to judge.
 #[inline(always)]
 fn guard(ctx: &TcContext, way: Way) -> i32 {
-    if matches!(way, Way::Ingress) && is_vouched_for(Skb(ctx.skb.skb).stamped()) {
+    let frame = Skb(ctx.skb.skb);
+    if matches!(way, Way::Ingress)
+        && let Some(source) = is_vouched_for(frame.stamped(), &frame)
+        && OUTSIDES.get_ptr(&source).is_some()
+    {
         return TCX_NEXT;
     }
     let netns_cookie = pod();
@@ -98,11 +102,10 @@ fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Re
             frame.stamp(stamp::SEEN);
             Ok(())
         }
-        // An acknowledgement must not be overtaken by the data behind it.
         (Look::Pass, Way::Egress)
-            if entry.redirect != 0
+            if entry.keeps_together()
                 && matches!(packet.kind, Kind::Tcp)
-                && matches!(sender(&frame, &packet, netns_cookie), Holder::KernelPath) =>
+                && is_of_kernel_path(&frame, &packet, netns_cookie) =>
         {
             frame.let_out(&packet, entry)
         }
@@ -278,6 +281,28 @@ impl Frame for Skb {
     }
 }
 
+/// Whether a packet that opens nothing and carries nothing is of a connection of the kernel path.
+#[inline(always)]
+fn is_of_kernel_path(frame: &Skb, packet: &Packet, netns_cookie: u64) -> bool {
+    if packet.takes_up() {
+        // Its socket is none yet.
+        return AUTHORIZED.get_ptr(&served(packet, netns_cookie)).is_some();
+    }
+    matches!(sender(frame, packet, netns_cookie), Holder::KernelPath)
+}
+
+/// The connection of a packet that leaves the pod, if the pod is its server.
+#[inline(always)]
+fn served(packet: &Packet, netns_cookie: u64) -> TupleKey {
+    TupleKey {
+        netns_cookie,
+        source: packet.destination,
+        destination: packet.source,
+        source_port: u32::from(packet.destination_port),
+        destination_port: u32::from(packet.source_port),
+    }
+}
+
 /// Whose a packet is that leaves the pod: the kernel keeps a packet's socket with it.
 #[inline(always)]
 fn sender(frame: &Skb, packet: &Packet, netns_cookie: u64) -> Holder {
@@ -291,14 +316,7 @@ fn sender(frame: &Skb, packet: &Packet, netns_cookie: u64) -> Holder {
     if sk.is_null() {
         return Holder::Nobody;
     }
-    let key = TupleKey {
-        netns_cookie,
-        source: packet.destination,
-        destination: packet.source,
-        source_port: u32::from(packet.destination_port),
-        destination_port: u32::from(packet.source_port),
-    };
-    holder(sk, &key)
+    holder(sk, &served(packet, netns_cookie))
 }
 
 /// Whose a packet is that comes into the pod.

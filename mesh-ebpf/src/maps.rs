@@ -7,7 +7,7 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::{bpf_map_lookup_elem, bpf_sk_release, generated::bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
     programs::SockAddrContext,
 };
 use mesh_common::{
@@ -41,8 +41,8 @@ pub static OUTBOUND_CIDRS: LpmTrie<AddressKey, u32> =
 pub static INBOUND_PORTS: HashMap<PortKey, u32> =
     HashMap::with_max_entries(capacity::EXCLUDED_PORTS, NO_PREALLOC);
 #[map]
-pub static ORIGINAL_DESTINATIONS: HashMap<ConnectionKey, OriginalDestination> =
-    HashMap::with_max_entries(capacity::ORIGINAL_DESTINATIONS, NO_PREALLOC);
+pub static ORIGINAL_DESTINATIONS: LruHashMap<ConnectionKey, OriginalDestination> =
+    LruHashMap::with_max_entries(capacity::ORIGINAL_DESTINATIONS, 0);
 #[map]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(capacity::LISTENERS, 0);
 #[map]

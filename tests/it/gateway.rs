@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tests::{
     Agent, Allow, Inbound, Mesh, MeshConfig, Pod, Service, Testbed,
     config::replace,
+    control_plane::ControlPlane,
     conversation::end,
     curl::Curl,
     eventually,
@@ -520,4 +521,74 @@ fn gateway_certificates_in_files_change_under_live_connections() {
     });
     assert_eq!(gateway.https("old.example", 8443, &trust).send().ran().code(), Some(60));
     kept.says("GET / HTTP/1.1\r\nhost: a\r\n\r\n").hears("hello from web");
+}
+
+#[test]
+fn gateway_certificates_by_sds_rotate_under_live_connections() {
+    let pki = Pki::foreign();
+    let bed = Testbed::two_nodes("gateway-sds");
+    let (node, outside) = (bed.node(1), bed.node(1).pod("outside").start());
+    let address = node.gateway().to_string();
+    let edge = |port: u16, secret: &str| {
+        let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+        let certificates = json!([{ "name": secret, "sds_config": ads }]);
+        let context = json!({ "tls_certificate_sds_secret_configs": certificates });
+        let mut terminal = http_to("edge");
+        terminal["typed_config"]["route_config"]["virtual_hosts"][0]["routes"] = json!([{
+            "match": { "prefix": "/" },
+            "direct_response": { "status": 200, "body": { "inline_string": "hello from edge" } },
+        }]);
+        let chain = terminated(json!({ "common_tls_context": context }), terminal);
+        let mut listener = listener(&format!("edge-{port}"), (&address, port), json!([chain]));
+        listener["@type"] = "type.googleapis.com/envoy.config.listener.v3.Listener".into();
+        listener
+    };
+    let secret = |of: &Credentials| crate::sds::certificate("edge", of);
+    let issue = |name: &str| pki.issue(&[name], Validity::Now);
+    let (old, new) = (issue("old.example"), issue("new.example"));
+    let mut control_plane = ControlPlane::start(node, &MeshConfig::new());
+    control_plane.serves(vec![edge(8443, "edge"), secret(&old)]);
+    let agent = node.agent().flags(&["--xds-server", &control_plane.uri()]).start();
+
+    let root = bed.directory().join("root.pem");
+    fs::write(&root, pki.root_pem()).unwrap();
+    let gets = |name: &str| {
+        let resolve = format!("{name}:8443:{address}");
+        let curl = outside.curl(&format!("https://{name}:8443/"));
+        curl.arguments(&["--resolve", &resolve, "--cacert", root.to_str().unwrap()]).send()
+    };
+    let presented = |name: &str| {
+        eventually(&format!("the certificate for {name} is presented"), || {
+            let response = gets(name);
+            if response.status() == Some(200) { Ok(()) } else { Err(format!("{response:?}")) }
+        });
+    };
+    presented("old.example");
+    let mut kept = outside.connects_by_tls((node.gateway(), 8443).into());
+    let mut asks = move || {
+        kept.says("GET / HTTP/1.1\r\nhost: a\r\n\r\n").hears("hello from edge");
+    };
+    asks();
+    control_plane.serves(vec![edge(8443, "edge"), secret(&new)]);
+    presented("new.example");
+    assert_eq!(gets("old.example").ran().code(), Some(60));
+    asks();
+
+    // What is of no use, and what the server has forgotten, changes nothing.
+    let half = Credentials { key_pem: old.key_pem[..100].to_owned(), ..issue("old.example") };
+    control_plane.serves(vec![edge(8443, "edge"), secret(&half)]);
+    control_plane.is_refused("secrets[edge].tls_certificate");
+    presented("new.example");
+    control_plane.serves(vec![edge(8443, "edge")]);
+    // Another listener waits for a secret that nobody has, and holds nobody up.
+    control_plane.serves(vec![edge(8443, "edge"), edge(9443, "nobodys")]);
+    eventually("the other one waits", || {
+        let listeners = crate::xds::xds_type(&agent, "listeners");
+        let warming = &listeners["warming"][0];
+        let waits = warming["name"] == "edge-9443" && warming["waits_for"] == "secrets[nobodys]";
+        if waits { Ok(()) } else { Err(listeners) }
+    });
+    presented("new.example");
+    asks();
+    control_plane.expect_no_violations();
 }

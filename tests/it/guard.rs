@@ -172,6 +172,42 @@ fn segment(source: Ipv4Addr, to: SocketAddr, flags: u8, payload: &[u8]) -> Vec<u
     packet
 }
 
+/// Of pods with more than one: of a second network, say.
+#[test]
+fn every_interface_of_a_pod_is_guarded() {
+    let it = Neighbours::start_with("guard-second", "echo", &["--guard", "on"]);
+    let pod = it.bed.node(1).pod("two").start();
+    let near = it.bed.node(1).netns();
+    pod.netns().ip(&["link add second type veth peer name there"]);
+    pod.netns().ip(&[&format!("link set there netns {}", near.name())]);
+    near.ip(&["addr add 10.77.0.1/24 dev there", "link set there up"]);
+    pod.netns().ip(&["addr add 10.77.0.2/24 dev second", "link set second up"]);
+    let listener = near.enter(|| TcpListener::bind("10.77.0.1:7000")).unwrap();
+    let to = listener.local_addr().unwrap();
+    // The control: it is a way out.
+    let dials = || pod.netns().enter(|| TcpStream::connect_timeout(&to, PATIENCE));
+    dials().unwrap();
+    it.agent.enroll(&pod).expect_success();
+    let dialled = dials();
+    assert!(dialled.is_err(), "{dialled:?}");
+    expect_counted(&it.agent, "guard_uncaptured");
+    // One that comes later is too.
+    pod.netns().ip(&["link add third type veth peer name there3"]);
+    pod.netns().ip(&[&format!("link set there3 netns {}", near.name())]);
+    near.ip(&["addr add 10.77.3.1/24 dev there3", "link set there3 up"]);
+    pod.netns().ip(&["addr add 10.77.3.2/24 dev third", "link set third up"]);
+    let listener = near.enter(|| TcpListener::bind("10.77.3.1:7000")).unwrap();
+    let to = listener.local_addr().unwrap();
+    eventually("the third one is guarded", || {
+        match pod.netns().enter(|| TcpStream::connect_timeout(&to, PATIENCE)) {
+            Ok(_) => Err("it is a way out"),
+            Err(_) => Ok(()),
+        }
+    });
+    let unguarded = &it.agent.status()["unguarded"];
+    assert!(unguarded.as_array().is_some_and(Vec::is_empty), "{unguarded}");
+}
+
 #[test]
 fn raw_sockets_send_no_tcp() {
     const SYN: u8 = 2;

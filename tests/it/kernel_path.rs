@@ -542,7 +542,7 @@ fn by_the_nodes_routes_too_connections_outlive_the_agent() {
 
 /// Two pods on a bridge, as a bridge CNI does it: they are each other's neighbours. The node's
 /// interface to others is a port of it too.
-fn on_a_bridge(name: &str) -> Neighbours {
+pub(crate) fn on_a_bridge(name: &str) -> Neighbours {
     let mut it = Neighbours::start_with(name, "echo", &["--redirect-peer", "off"]);
     it.wait_for_services(2);
     let (near, gateway) = (it.bed.node(1).netns(), it.bed.node(1).gateway());
@@ -561,7 +561,7 @@ fn on_a_bridge(name: &str) -> Neighbours {
 }
 
 /// Of `eth0`, as ip(8) writes it.
-fn hardware_of(pod: &Pod) -> String {
+pub(crate) fn hardware_of(pod: &Pod) -> String {
     let ran = pod.run(&["ip", "-o", "link", "show", "eth0"]).expect_success();
     let after = ran.stdout().split("link/ether ").nth(1).expect("an Ethernet interface");
     after.split(' ').next().expect("an address").to_owned()

@@ -19,6 +19,7 @@ mod hostile_http2;
 mod http;
 mod identity;
 mod ipv6;
+mod kernel_attacks;
 mod kernel_identity;
 mod kernel_news;
 mod kernel_path;

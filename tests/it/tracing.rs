@@ -78,13 +78,10 @@ impl Collector {
     /// Tells it of requests; in such a way, and so many percent of them.
     fn traces(&self, config: MeshConfig, export: Value, percent: u32) -> MeshConfig {
         let mut provider = export;
-        provider["@type"] =
-            "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig".into();
+        provider["@type"] = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig".into();
         provider["service_name"] = "shop".into();
-        let provider =
-            json!({ "name": "envoy.tracers.opentelemetry", "typed_config": provider });
-        let tracing =
-            json!({ "provider": provider, "random_sampling": { "value": percent } });
+        let provider = json!({ "name": "envoy.tracers.opentelemetry", "typed_config": provider });
+        let tracing = json!({ "provider": provider, "random_sampling": { "value": percent } });
         config
             .raw_cluster(self.cluster("by-grpc", GRPC))
             .raw_cluster(self.cluster("by-http", HTTP))
@@ -123,7 +120,10 @@ fn a_request_has_a_span_at_each_agent() {
     assert_eq!(client["parent"], "", "{client}");
     assert_eq!(server["trace"], client["trace"]);
     assert_eq!(server["parent"], client["id"]);
-    assert_eq!((&client["name"], &server["name"]), (&json!("egress 10.96.0.10"), &json!("ingress")));
+    assert_eq!(
+        (&client["name"], &server["name"]),
+        (&json!("egress 10.96.0.10"), &json!("ingress"))
+    );
     for (span, node) in [(&client, "node1"), (&server, "node2")] {
         let tags = &span["tags"];
         assert_eq!(tags["node_id"], node, "{span}");

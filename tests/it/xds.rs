@@ -121,7 +121,10 @@ fn the_script(mode: &str) {
     let clusters = xds_type(mesh.near(), "clusters");
     assert_eq!(clusters["refusing"], true, "{clusters}");
     assert!(clusters["nack_reasons"].to_string().contains("lb_policy"), "{clusters}");
-    assert!(mesh.near().metrics().sum("mesh_xds_responses_total", &["result=\"nack\""]) >= 1.0);
+    let metrics = mesh.near().metrics();
+    assert!(metrics.sum("mesh_xds_responses_total", &["result=\"nack\""]) >= 1.0);
+    assert_eq!(metrics.sum("mesh_xds_refusing", &["type=\"clusters\""]), 1.0);
+    assert_eq!(metrics.sum("mesh_xds_refusing", &["type=\"routes\""]), 0.0);
     get(200);
 
     // Mended.
@@ -130,7 +133,8 @@ fn the_script(mode: &str) {
     eventually("nothing is refused any more", || {
         let status = mesh.near().status();
         let clusters = xds_type(mesh.near(), "clusters");
-        if clusters["refusing"] == false && status["last_rejected"].is_null() {
+        let refusing = mesh.near().metrics().sum("mesh_xds_refusing", &[]);
+        if clusters["refusing"] == false && status["last_rejected"].is_null() && refusing == 0.0 {
             Ok(())
         } else {
             Err(status)
@@ -155,7 +159,33 @@ fn the_script(mode: &str) {
         let waits = routes["warming"][0]["waits_for"] == "clusters[later]";
         if waits { Ok(()) } else { Err(routes) }
     });
+    assert_eq!(mesh.near().metrics().sum("mesh_xds_warming", &["type=\"routes\""]), 1.0);
+    let page = mesh.near().cli(&["status"]).expect_success();
+    assert!(page.stdout().contains("routes other waits for clusters[later]"), "{page}");
     reached(418);
+
+    // Endpoints that the server has no longer: they stay, as with Envoy. Only by delta a
+    // server says so; in the state of the world a response may be a part.
+    let mut without = changed.clone();
+    let is_it = |r: &Value| r["cluster_name"] == "other";
+    without.retain(|r| !is_it(r));
+    control_plane.serves(without);
+    let told = if variant == "delta" { json!(["other"]) } else { json!([]) };
+    eventually("endpoints are withdrawn", || {
+        let endpoints = xds_type(mesh.near(), "endpoints");
+        let settled = xds_type(mesh.near(), "routes")["warming"] == json!([]);
+        if endpoints["withdrawn"] == told && settled { Ok(()) } else { Err(endpoints) }
+    });
+    let dump = mesh.near().config_dump();
+    let kept = dump["endpoints"]["other"]["localities"][0]["endpoints"].as_array().map(Vec::len);
+    assert_eq!(kept, Some(1), "{dump}");
+    for (command, text) in [
+        (["config", "dump"].as_slice(), "1 endpoints; the server has it no longer"),
+        (&["status"], "endpoints other: the server has it no longer, it is in use"),
+    ] {
+        let page = mesh.near().cli(command).expect_success();
+        assert_eq!(page.stdout().contains(text), variant == "delta", "{page}");
+    }
 
     // Dropped streams, and a control plane that dies and comes back.
     control_plane.serves(changed.clone());

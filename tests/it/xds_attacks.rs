@@ -196,6 +196,11 @@ impl Drop for SmallDisk {
     }
 }
 
+fn config_endpoints(config: &MeshConfig) -> Value {
+    let is_assignment = |r: &Value| r["cluster_name"] == "web";
+    config.resources().into_iter().find(is_assignment).unwrap()["endpoints"].clone()
+}
+
 #[test]
 fn a_full_disk_and_damaged_files_do_not_keep_the_agent_from_serving() {
     let bed = Testbed::two_nodes("attack-disk");
@@ -230,6 +235,21 @@ fn a_full_disk_and_damaged_files_do_not_keep_the_agent_from_serving() {
         let response = client.curl(mesh::WEB).send();
         if response.status() == Some(200) { Ok(()) } else { Err(format!("{response:?}")) }
     });
+    // A directory that can't be written to at all, at a start and for what comes then.
+    agents[0].kill_9();
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, &disk.0, None::<&str>, flags, None::<&str>).expect("make it read-only");
+    agents[0].restart();
+    agents[0].logs(&["the last good configuration can't be written", "Read-only file system"]);
+    for (endpoints, status) in [(json!([]), 503), (config_endpoints(&config), 200)] {
+        let mut resources = config.resources();
+        resources.iter_mut().find(is_assignment).unwrap()["endpoints"] = endpoints;
+        control_plane.serves(resources);
+        eventually(&format!("it is answered {status}"), || {
+            let response = client.curl(mesh::WEB).send();
+            if response.status() == Some(status) { Ok(()) } else { Err(format!("{response:?}")) }
+        });
+    }
     drop(disk);
 
     // Whatever is in its place: said, and gone on without.

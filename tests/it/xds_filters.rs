@@ -7,9 +7,9 @@ use tests::{
     conversation::Conversation, eventually, mesh,
 };
 
-const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+pub(crate) const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
 const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
-const FILTER: &str = "web-policy";
+pub(crate) const FILTER: &str = "web-policy";
 
 /// A mesh whose web server's policy is a resource of its own.
 struct Driven {
@@ -80,12 +80,12 @@ fn ads() -> Value {
     json!({ "config_source": { "ads": {}, "resource_api_version": "V3" }, "type_urls": [RBAC] })
 }
 
-fn configured(typed_config: Value) -> Option<Value> {
+pub(crate) fn configured(typed_config: Value) -> Option<Value> {
     let kind = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
     Some(json!({ "@type": kind, "name": FILTER, "typed_config": typed_config }))
 }
 
-fn rbac(action: &str, permission: Value) -> Value {
+pub(crate) fn rbac(action: &str, permission: Value) -> Value {
     let policy = json!({ "permissions": [permission], "principals": [{ "any": true }] });
     json!({ "@type": RBAC, "rules": { "action": action, "policies": { "p": policy } } })
 }

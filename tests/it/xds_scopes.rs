@@ -10,11 +10,11 @@ use tests::{
 use crate::xds::{named, xds_type};
 
 const SCOPE: &str = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration";
-const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+pub(crate) const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 const PLAIN: &str = "http://10.96.0.20/";
 
 /// Has a service's requests find their scope by `x-scope: vip=<key>`.
-fn scope_by_header(resources: &mut [Value], service: &str, on_demand: bool) {
+pub(crate) fn scope_by_header(resources: &mut [Value], service: &str, on_demand: bool) {
     let ads = json!({ "ads": {}, "resource_api_version": "V3" });
     let listener = named(resources, "Listener", &format!("outbound-{service}-0"));
     let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
@@ -36,14 +36,14 @@ fn scope_by_header(resources: &mut [Value], service: &str, on_demand: bool) {
     }
 }
 
-fn scope(name: &str, key: &str, more: Value) -> Value {
+pub(crate) fn scope(name: &str, key: &str, more: Value) -> Value {
     let mut scope =
         json!({ "@type": SCOPE, "name": name, "key": { "fragments": [{ "string_key": key }] } });
     scope.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     scope
 }
 
-fn answering(name: &str, status: u16) -> Value {
+pub(crate) fn answering(name: &str, status: u16) -> Value {
     let route = json!({ "match": { "prefix": "/" }, "direct_response": { "status": status } });
     json!({ "name": name, "virtual_hosts": [{ "name": "h", "domains": ["*"], "routes": [route] }] })
 }

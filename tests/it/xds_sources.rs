@@ -1,6 +1,10 @@
 //! Configuration from several sources at once: files, static resources, services.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tests::{
@@ -9,6 +13,14 @@ use tests::{
     config,
     control_plane::{self, ControlPlane, Port},
     eventually, eventually_within, never,
+    pki::{Credentials, Pki, Validity},
+};
+
+use crate::{
+    sds::{certificate, roots, serial},
+    xds::named,
+    xds_filters::{FILTER, RBAC, configured as configured_filter, rbac},
+    xds_scopes::{ROUTES, answering, scope, scope_by_header},
 };
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -116,6 +128,121 @@ fn every_type_may_come_from_a_file_that_is_moved_into_place() {
         let status = agent.status();
         if status["last_rejected"].is_null() { Ok(()) } else { Err(status) }
     });
+}
+
+/// The outbound listener of a service whose scopes, routes and filter come from files of the
+/// directory that `at` is in.
+fn listener_by_files(at: &dyn Fn(&str) -> PathBuf) -> Value {
+    let mut resources = configured(80, "10.244.2.10:9001").resources();
+    scope_by_header(&mut resources, "web", false);
+    let listener = named(&mut resources, "Listener", "outbound-web-0");
+    let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+    let scopes = &mut manager["scoped_routes"];
+    scopes["rds_config_source"] = bootstrap::file(&at("rds.json"));
+    scopes["scoped_rds"]["scoped_rds_config_source"] = bootstrap::file(&at("srds.json"));
+    let source = json!({ "config_source": bootstrap::file(&at("ecds.json")), "type_urls": [RBAC] });
+    let filter = json!({ "name": FILTER, "config_discovery": source });
+    manager["http_filters"].as_array_mut().unwrap().insert(0, filter);
+    listener.clone()
+}
+
+#[test]
+fn what_resources_name_may_come_from_files_too() {
+    let bed = Testbed::two_nodes("xds-named-files");
+    let node = bed.node(1);
+    let client = node.pod("client").start();
+    let at = |name: &str| node.directory().join(format!("xds/{name}"));
+    fs::create_dir_all(at("")).unwrap();
+    let write = |file: &str, resources: &[Value]| {
+        config::replace(&at(file), &json!({ "resources": resources }).to_string());
+    };
+    let deny = |method: &str| {
+        let is_it = json!({ "name": ":method", "string_match": { "exact": method } });
+        configured_filter(rbac("DENY", json!({ "header": is_it }))).unwrap()
+    };
+    let routes = |name: &str, status| {
+        let mut routes = answering(name, status);
+        routes["@type"] = ROUTES.into();
+        routes
+    };
+    let own =
+        |status| scope("own", "own", json!({ "route_configuration": answering("o", status) }));
+    let by_name = scope("named", "named", json!({ "route_configuration_name": "elsewhere" }));
+    let pki = Pki::foreign();
+    let issue = || pki.issue(&["web.example"], Validity::Now);
+    let (first, second) = (issue(), issue());
+    let by_file = bootstrap::file(&at("sds.json"));
+    let mut resources = configured(80, "10.244.2.10:9001").resources();
+    let cluster = named(&mut resources, "Cluster", "web");
+    cluster["eds_cluster_config"]["eds_config"] = bootstrap::file(&at("eds.json"));
+    let context =
+        "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    cluster["transport_socket"] = json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": { "@type": context, "common_tls_context": {
+            "tls_certificate_sds_secret_configs": [{ "name": "mine", "sds_config": by_file }],
+            "validation_context_sds_secret_config": { "name": "ca", "sds_config": by_file },
+        } },
+    });
+    write("lds.json", &[listener_by_files(&at)]);
+    write("cds.json", std::slice::from_ref(cluster));
+    let endpoints =
+        file_of(&configured(80, "10.244.2.10:9001"), "ClusterLoadAssignment", &json!({}));
+    config::replace(&at("eds.json"), &endpoints);
+    write("rds.json", &[routes("elsewhere", 202)]);
+    write("srds.json", &[own(418), by_name.clone()]);
+    write("ecds.json", &[deny("DELETE")]);
+    write("sds.json", &[certificate("mine", &first), roots("ca", &[&pki])]);
+
+    let bootstrap =
+        Bootstrap::dynamic(bootstrap::file(&at("lds.json")), bootstrap::file(&at("cds.json")));
+    let file = bootstrap.write(node, "agent");
+    let agent = node.agent().with_pod(&client).flags(&["--bootstrap", file.to_str().unwrap()]);
+    let agent = agent.start();
+    let asks = |method: &str, key: &str, status: u16| {
+        eventually_within(PATIENCE, &format!("{method} of {key} is answered {status}"), || {
+            let request = client.curl("http://10.96.0.10/").method(method);
+            let response = request.header(&format!("X-Scope: vip={key}")).send();
+            if response.status() == Some(status) { Ok(()) } else { Err(format!("{response:?}")) }
+        });
+    };
+    let presents = |of: &Credentials| {
+        let serial = serial(of).trim_start_matches("serial=").to_ascii_lowercase();
+        dump_has(&agent, &serial);
+    };
+    asks("GET", "own", 418);
+    asks("GET", "named", 202);
+    asks("DELETE", "own", 403);
+    asks("GET", "nobody", 404);
+    presents(&first);
+    let sources = agent.status()["xds"]["sources"].to_string();
+    for kind in ["scoped_routes", "extension_configs", "secrets", "routes", "endpoints"] {
+        assert!(sources.contains(&format!(r#""carries":"{kind}""#)), "{kind}: {sources}");
+    }
+
+    write("rds.json", &[routes("elsewhere", 203)]);
+    write("srds.json", &[own(421), by_name]);
+    write("ecds.json", &[deny("PUT")]);
+    write("sds.json", &[certificate("mine", &second), roots("ca", &[&pki])]);
+    asks("GET", "own", 421);
+    asks("GET", "named", 203);
+    asks("DELETE", "own", 421);
+    asks("PUT", "named", 403);
+    presents(&second);
+
+    // Half a key: the last good one stays, and nobody is told what it is.
+    let half = Credentials { key_pem: second.key_pem[..100].to_owned(), ..issue() };
+    write("sds.json", &[certificate("mine", &half), roots("ca", &[&pki])]);
+    agent.logs(&["configuration refused", "secrets[mine]"]);
+    presents(&second);
+    assert!(!agent.log().contains(&second.key_pem[40..100]));
+
+    // As with Envoy, single hosts come by delta only.
+    let mut hosts = routes("elsewhere", 204);
+    hosts["vhds"] = json!({ "config_source": bootstrap::file(&at("vhds.json")) });
+    write("rds.json", &[hosts]);
+    agent.logs(&["routes[elsewhere].vhds"]);
+    asks("GET", "named", 203);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::{
     netns::{self, Netns},
     pki::Credentials,
     process::{self, Place, peer},
+    sniff::Capture,
 };
 
 /// The trust domain of every bed.
@@ -404,6 +405,11 @@ impl Pod {
                 None => Err("not listening yet"),
             }
         });
+    }
+
+    /// Records every packet of the pod's interface from now on.
+    pub fn records(&self) -> Capture {
+        Capture::start(self.netns(), "eth0")
     }
 
     /// Ends the pod's processes and removes its namespace, as a runtime does.

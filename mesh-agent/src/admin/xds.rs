@@ -45,7 +45,7 @@ pub struct XdsSourceView {
 }
 
 /// One type of resources.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdsTypeView {
     /// `listeners`, `routes`, `clusters`, `endpoints`, `secrets`, `runtime`,
     /// `extension_configs`, `virtual_hosts` or `scoped_routes`.
@@ -66,6 +66,9 @@ pub struct XdsTypeView {
     #[serde(default)]
     pub refused: Vec<XdsRefusedView>,
     pub warming: Vec<XdsWarmingView>,
+    /// What the server says it has no longer, and something still uses: up to fifty.
+    #[serde(default)]
+    pub withdrawn: Vec<String>,
 }
 
 /// A resource of which the server's version is not the one in force, if one is.
@@ -154,6 +157,7 @@ impl From<&TypeStatus> for XdsTypeView {
             refusing: status.refusing,
             refused: refused.collect(),
             warming: warming.collect(),
+            withdrawn: status.withdrawn.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -320,10 +320,10 @@ impl Agent {
             let tls = cluster.and_then(|cluster| cluster.tls_at(origination.place));
             tls.is_some_and(|tls| Arc::ptr_eq(tls.settings, &origination.settings))
         });
-        dataplane.downstream_tls.retain(|settings| {
+        dataplane.downstream_tls.retain(|termination| {
             let chains = snapshot.listeners.iter().flat_map(|listener| listener.chains());
             let mut tls = chains.filter_map(|chain| chain.tls.as_ref());
-            tls.any(|tls| Arc::ptr_eq(&tls.settings, settings))
+            tls.any(|tls| Arc::ptr_eq(&tls.settings, &termination.settings))
         });
         let current = tls.current();
         dataplane.http.pool.retain(|key| {

@@ -14,7 +14,7 @@ use crate::{
     },
     capture,
     identity::CertificateStatus,
-    model::workload::WorkloadUid,
+    model::{budget::Budget, workload::WorkloadUid},
     observe::metrics::{XdsStreams, XdsType},
     source::{AdsStatus, StreamState, StreamStatus},
 };
@@ -151,6 +151,7 @@ impl AgentControl for Control {
         let status = self.status();
         metrics.hbone_pool(status.hbone.connections, status.hbone.streams);
         metrics.ready(status.readiness.ready);
+        Budget::all().into_iter().for_each(|account| metrics.memory_account(account));
         for certificate in dataplane.identities.status() {
             if let Some(not_after) = certificate.not_after {
                 metrics.certificate(&certificate.identity, system_time(not_after));

@@ -193,7 +193,13 @@ impl Work {
             return;
         }
         let pods = self.pods();
-        for connection in connections.iter().filter(|connection| connection.established) {
+        for connection in &connections {
+            if !connection.established {
+                // Its SYN may be sent again, for two minutes.
+                let judgement = self.sessions.knocks(&self.agent.dataplane, connection, &pods);
+                self.enforce(connection, &judgement);
+                continue;
+            }
             let new = self.sessions.adopt(&self.agent.dataplane, connection, &pods);
             let judgement = match new {
                 Judgement::Keep => self.sessions.rejudge(&self.agent.dataplane, connection),

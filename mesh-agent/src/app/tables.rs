@@ -1,11 +1,11 @@
 //! Tables from hashes to endpoints are made here, off the path of requests.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::{sync::Notify, task};
 
 use super::Agent;
-use crate::{proxy::Dataplane, route::Balancers};
+use crate::{model::budget::Budget, proxy::Dataplane, route::Balancers};
 
 /// Balancers whose tables `behind` is notified to make.
 pub(super) fn balancers(behind: &Arc<Notify>) -> Balancers {
@@ -29,6 +29,7 @@ pub(super) fn before_each(dataplane: &Dataplane) {
 pub(super) async fn follow(agent: Arc<Agent>, behind: Arc<Notify>) {
     let dataplane = &agent.dataplane;
     let mut changes = dataplane.snapshot.changes();
+    let mut told = Told::default();
     loop {
         changes.borrow_and_update();
         let due = dataplane.balancers.due(&dataplane.snapshot.load());
@@ -41,6 +42,7 @@ pub(super) async fn follow(agent: Arc<Agent>, behind: Arc<Notify>) {
                 tracing::error!(%error, "tables of hashes were not made");
             }
         }
+        Budget::all().into_iter().for_each(|account| _ = told.look(account));
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
                 return;
@@ -50,6 +52,57 @@ pub(super) async fn follow(agent: Arc<Agent>, behind: Arc<Notify>) {
     }
 }
 
+/// Of which accounts an operator was told that they are filling.
+#[derive(Default)]
+struct Told(BTreeSet<&'static str>);
+
+impl Told {
+    /// Whether that was told now.
+    fn look(&mut self, account: &Budget) -> bool {
+        if !account.is_filling() {
+            // One that goes up and down at the brink is told of once.
+            if account.used_bytes() < account.max_bytes() / 2 {
+                self.0.remove(account.name());
+            }
+            return false;
+        }
+        let new = self.0.insert(account.name());
+        if new {
+            tracing::warn!(
+                account = account.name(),
+                used_bytes = account.used_bytes(),
+                max_bytes = account.max_bytes(),
+                "an account of memory is more than 80 % full: what does not fit is refused"
+            );
+        }
+        new
+    }
+}
+
 fn random(below: u32) -> u32 {
     rand::random_range(0..below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_an_account_fills_is_told_once_each_time() {
+        static ACCOUNT: Budget = Budget::new("test", 100);
+        let mut told = Told::default();
+        let some = ACCOUNT.take(79).unwrap();
+        assert!(!told.look(&ACCOUNT));
+        let more = ACCOUNT.take(1).unwrap();
+        assert!(told.look(&ACCOUNT));
+        assert!(!told.look(&ACCOUNT));
+        drop(more);
+        assert!(!told.look(&ACCOUNT));
+        let more = ACCOUNT.take(21).unwrap();
+        assert!(!told.look(&ACCOUNT), "it was told, and was never half empty since");
+        drop((some, more));
+        assert!(!told.look(&ACCOUNT));
+        let _all = ACCOUNT.take(100).unwrap();
+        assert!(told.look(&ACCOUNT));
+    }
 }

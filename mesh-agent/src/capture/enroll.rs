@@ -1,7 +1,7 @@
 //! Pods come and go: enrolled, activated, un-enrolled, abandoned.
 #![forbid(unsafe_code)]
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use mesh_common::key::ListenerKind;
 
@@ -130,7 +130,9 @@ impl Capture {
         let captured = self.state().maps.pods().contains(&cookie);
         let outcome = match self.fwmark_accept(uid, &netns, before) {
             Ok(value) => {
-                self.prepare(request, &netns, captured, &value).await.map_err(|e| (e, value))
+                let known = before.map_or(&[][..], |record| &record.addresses);
+                let prepared = self.prepare(request, &netns, captured, &value, known).await;
+                prepared.map_err(|error| (error, value))
             }
             Err(error) => Err((error, "0".to_owned())),
         };
@@ -181,6 +183,7 @@ impl Capture {
             netns: Arc::clone(netns),
             record: None,
             held: false,
+            addresses: Vec::new(),
             interfaces: Vec::new(),
             unguarded: None,
             not_redirected: None,
@@ -196,15 +199,17 @@ impl Capture {
         netns: &Arc<PodNetns>,
         captured: bool,
         fwmark_accept: &str,
+        known: &[IpAddr],
     ) -> Result<(EnrolledPod, Record), EnrollError> {
         let uid = &request.uid;
         let cookie = netns.cookie();
         let kernel = kernel(uid);
         let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
-        let addresses = netns.addresses().await.map_err(in_netns)?;
-        if addresses.is_empty() {
+        let present = netns.addresses().await.map_err(in_netns)?;
+        if present.is_empty() {
             return Err(EnrollError::NoAddress(uid.clone()));
         }
+        let addresses = only_known(uid, present, known);
         let node = self.own.addresses().await.map_err(in_netns)?;
         // What arrives for the application is bound to the interface it came by: the
         // agent's own dial to the application, over `lo` and from the client's
@@ -242,6 +247,9 @@ impl Capture {
         {
             let mut state = self.state();
             state.maps.set_facts(cookie, &addresses, &node, &exclusions).map_err(&kernel)?;
+            if let Some(slot) = state.pods.get_mut(uid) {
+                slot.addresses.clone_from(&addresses);
+            }
             state.maps.remove_listeners(cookie).map_err(&kernel)?;
             for (kind, listener) in
                 [(ListenerKind::Inbound, &inbound), (ListenerKind::Hbone, &hbone)]
@@ -267,6 +275,7 @@ impl Capture {
             netns_cookie: cookie,
             fwmark_accept: fwmark_accept.to_owned(),
             active: captured,
+            addresses: addresses.clone(),
             pod: request.clone(),
         };
         self.records.save(&record).map_err(&kernel)?;
@@ -374,6 +383,7 @@ impl Capture {
         let slot = pods.remove(uid).ok_or_else(|| EnrollError::NotEnrolled(uid.clone()))?;
         shortcuts.forget_pod(slot.cookie).map_err(&kernel)?;
         maps.remove_listeners(slot.cookie).map_err(&kernel)?;
+        maps.disclaim(slot.cookie).map_err(&kernel)?;
         match &slot.record {
             Some(record) => self.records.remove(&record.pod).map_err(&kernel),
             None => Ok(()),
@@ -406,12 +416,29 @@ impl Capture {
             self.pins.detach_guard(cookie, None),
             state.maps.remove_listeners(cookie),
             state.maps.remove_facts(cookie),
-            state.maps.set_outside(cookie, &[], None),
+            state.maps.disclaim(cookie),
         ];
         for error in steps.into_iter().filter_map(Result::err) {
             tracing::warn!(cookie, %error, "cannot clean up after a pod");
         }
     }
+}
+
+/// Those of a pod's addresses that it was enrolled with, `known`: whoever is root inside may
+/// have given it others since, such as another pod's. All, where it has none of them any more.
+fn only_known(uid: &WorkloadUid, present: Vec<IpAddr>, known: &[IpAddr]) -> Vec<IpAddr> {
+    let (kept, new): (Vec<_>, Vec<_>) = present.into_iter().partition(|ip| known.contains(ip));
+    if kept.is_empty() {
+        return new;
+    }
+    if !new.is_empty() {
+        tracing::warn!(
+            pod = %uid, addresses = ?new,
+            "addresses that came after the enrolment do not count as the pod's: if they are, \
+             un-enrol it and enrol it again"
+        );
+    }
+    kept
 }
 
 fn routing_failed(uid: &WorkloadUid) -> impl Fn(RoutingError) -> EnrollError {

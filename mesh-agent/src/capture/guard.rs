@@ -197,11 +197,12 @@ impl Capture {
             let state = self.state();
             state.pods.get(uid).and_then(|slot| {
                 let request = slot.record.as_ref()?.pod.clone();
-                Some((request, Arc::clone(&slot.netns), slot.interfaces.clone()))
+                let (addresses, interfaces) = (slot.addresses.clone(), slot.interfaces.clone());
+                Some((request, Arc::clone(&slot.netns), addresses, interfaces))
             })
         };
-        let Some((request, netns, known)) = slot else { return false };
-        match self.follow_interfaces(&request, &netns, &known).await {
+        let Some((request, netns, addresses, known)) = slot else { return false };
+        match self.follow_interfaces(&request, &netns, &addresses, &known).await {
             Ok(changed) => changed,
             Err(error) => {
                 let error = chain(&error);
@@ -215,6 +216,7 @@ impl Capture {
         &self,
         request: &EnrollPod,
         netns: &PodNetns,
+        addresses: &[IpAddr],
         known: &[u32],
     ) -> Result<bool, EnrollError> {
         let uid = &request.uid;
@@ -240,8 +242,7 @@ impl Capture {
         if gone.is_none() && new.is_none() {
             return Ok(false);
         }
-        let addresses = netns.addresses().await.map_err(in_netns)?;
-        self.attach_programs(request, netns, &addresses, &interfaces)
+        self.attach_programs(request, netns, addresses, &interfaces)
             .await
             .map_err(|source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) })?;
         Ok(true)

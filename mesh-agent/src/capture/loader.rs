@@ -304,6 +304,7 @@ fn loader() -> EbpfLoader<'static> {
     loader
 }
 
+/// Loads a program, once for all it is attached to.
 pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
     let mut left = LOAD_ATTEMPTS;
     loop {
@@ -311,6 +312,7 @@ pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
         match load_once(program) {
             Err(ProgramError::LoadError { io_error, .. })
                 if left > 0 && io_error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(ProgramError::AlreadyLoaded) => return Ok(()),
             loaded => return loaded,
         }
     }

@@ -26,6 +26,9 @@ use mesh_common::{
 use super::{error::CaptureError, options::Exclusions};
 use crate::model::workload::MtlsMode;
 
+/// `BPF_NOEXIST`.
+const BPF_NOEXIST: u64 = 1;
+
 /// How many entries the maps hold, over all pods of the node. A change takes effect
 /// when the maps are made anew: after `teardown`, or with another ABI version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,7 +212,7 @@ impl Maps {
             strict,
             redirect: outside.map_or(0, |outside| outside.redirect),
             road: outside.map_or(0, |outside| outside.inside),
-            _zero: 0,
+            bridged: outside.is_some_and(|outside| outside.is_bridged()).into(),
         };
         self.pods.insert(cookie, entry, 0).map_err(refused(&self.capacities, map::PODS))
     }
@@ -249,11 +252,8 @@ impl Maps {
                 .insert(key, owner as u32, 0)
                 .map_err(refused(&self.capacities, map::ADDRESSES))?;
         }
-        for ip in own {
-            self.pod_addresses
-                .insert(Address::from(*ip), cookie, 0)
-                .map_err(refused(&self.capacities, map::POD_ADDRESSES))?;
-        }
+        self.forget_claims(cookie, own)?;
+        self.claim(cookie, own)?;
         for port in &exclusions.outbound_ports {
             self.outbound_ports
                 .insert(PortKey::new(cookie, *port), 1, 0)
@@ -287,14 +287,6 @@ impl Maps {
             absent_is_fine(self.addresses.remove(&key))
                 .map_err(refused(&self.capacities, map::ADDRESSES))?;
         }
-        // Another pod may have got the address meanwhile.
-        let of_pod = self.pod_addresses.iter().filter_map(Result::ok);
-        let addresses: Vec<_> =
-            of_pod.filter(|(_, owner)| *owner == cookie).map(|(address, _)| address).collect();
-        for address in addresses {
-            absent_is_fine(self.pod_addresses.remove(&address))
-                .map_err(refused(&self.capacities, map::POD_ADDRESSES))?;
-        }
         let keys: Vec<_> = mine(self.outbound_ports.keys(), |key| key.netns_cookie == cookie);
         for key in keys {
             absent_is_fine(self.outbound_ports.remove(&key))
@@ -313,6 +305,45 @@ impl Maps {
         }
         self.withdraw(|key, _| key.netns_cookie == cookie);
         Ok(())
+    }
+
+    /// Notes addresses as a pod's, but for those that another one had before.
+    pub(super) fn claim(&mut self, cookie: u64, addresses: &[IpAddr]) -> Result<(), CaptureError> {
+        for ip in addresses {
+            match self.pod_addresses.insert(Address::from(*ip), cookie, BPF_NOEXIST) {
+                Err(error) if errno(&error) == Some(libc::EEXIST) => {}
+                done => done.map_err(refused(&self.capacities, map::POD_ADDRESSES))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets which addresses are a pod's: they may be another one's next.
+    pub(super) fn disclaim(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        self.set_outside(cookie, &[], None)?;
+        self.forget_claims(cookie, &[])
+    }
+
+    fn forget_claims(&mut self, cookie: u64, but_for: &[IpAddr]) -> Result<(), CaptureError> {
+        let of_pod = self.pod_addresses.iter().filter_map(Result::ok);
+        let stale: Vec<_> = of_pod
+            .filter(|(address, owner)| {
+                *owner == cookie && !but_for.contains(&IpAddr::from(*address))
+            })
+            .map(|(address, _)| address)
+            .collect();
+        for address in stale {
+            absent_is_fine(self.pod_addresses.remove(&address))
+                .map_err(refused(&self.capacities, map::POD_ADDRESSES))?;
+        }
+        Ok(())
+    }
+
+    /// Whether another pod had the address before.
+    pub(super) fn is_of_another(&self, cookie: u64, address: IpAddr) -> bool {
+        let address = Address::from(address);
+        self.pod_addresses.get(&address, 0).is_ok_and(|owner| owner != cookie)
+            || self.outsides.get(&address, 0).is_ok_and(|to| to.netns_cookie != cookie)
     }
 
     fn outsides_of(&self, cookie: u64) -> impl Iterator<Item = (Address, Outside)> {
@@ -343,6 +374,9 @@ impl Maps {
         }
         let Some(outside) = outside else { return Ok(()) };
         for address in wanted {
+            if self.outsides.get(&address, 0).is_ok_and(|known| known.netns_cookie != cookie) {
+                continue;
+            }
             self.outsides
                 .insert(address, outside, 0)
                 .map_err(refused(&self.capacities, map::OUTSIDES))?;

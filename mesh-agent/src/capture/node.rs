@@ -101,6 +101,8 @@ pub(super) struct Slot {
     pub(super) record: Option<Record>,
     /// Captured, and served by nobody.
     pub(super) held: bool,
+    /// What it was enrolled with: whoever is root inside may give it any other.
+    pub(super) addresses: Vec<IpAddr>,
     /// Indexes of those that were up when programs were attached.
     pub(super) interfaces: Vec<u32>,
     /// Why the pod has no guard.
@@ -232,6 +234,13 @@ impl Capture {
         if let Err(error) = forget_dead(&self.pins, &mut state.maps) {
             tracing::warn!(%error, "cannot clean up after pods that are gone");
         }
+        // Some may have been another pod's until now.
+        let State { maps, pods, .. } = &mut *state;
+        for (uid, slot) in pods.iter().filter(|(_, slot)| slot.record.is_some()) {
+            if let Err(error) = maps.claim(slot.cookie, &slot.addresses) {
+                tracing::warn!(pod = %uid, %error, "the pod's addresses cannot be noted");
+            }
+        }
         let enrolled = state.pods.iter().filter(|(_, slot)| slot.record.is_some());
         enrolled.filter(|(_, slot)| !slot.netns.is_current()).map(|(uid, _)| uid.clone()).collect()
     }
@@ -307,7 +316,7 @@ fn forget_dead(pins: &Pins, maps: &mut Maps) -> Result<Vec<u64>, CaptureError> {
         maps.remove_pod(cookie)?;
         maps.remove_listeners(cookie)?;
         maps.remove_facts(cookie)?;
-        maps.set_outside(cookie, &[], None)?;
+        maps.disclaim(cookie)?;
         pins.detach_pod(cookie)?;
         pins.detach_guard(cookie, None)?;
     }
@@ -331,7 +340,7 @@ fn name_strangers(alive: &[u64], maps: &mut Maps, known: &[Record]) -> Result<()
         } else {
             maps.remove_pod(cookie)?;
             maps.remove_facts(cookie)?;
-            maps.set_outside(cookie, &[], None)?;
+            maps.disclaim(cookie)?;
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::{self, Write},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -32,6 +33,9 @@ pub(super) struct Record {
     pub(super) fwmark_accept: String,
     /// Whether capture was turned on.
     pub(super) active: bool,
+    /// What the pod was first enrolled with; empty in records of before there was this.
+    #[serde(default)]
+    pub(super) addresses: Vec<IpAddr>,
     pub(super) pod: EnrollPod,
 }
 

@@ -120,8 +120,13 @@ impl Capture {
             }
         };
         let netlink = self.own.netlink().map_err(|error| error.to_string())?;
-        let reachable = reachable(&netlink, addresses, route).await;
+        let reachable = self.reachable(netns.cookie(), &netlink, addresses, route).await;
         if reachable.is_empty() {
+            let taken =
+                addresses.iter().find(|ip| self.state().maps.is_of_another(netns.cookie(), **ip));
+            if let Some(address) = taken {
+                return Err(format!("another pod of the node has had {address} before"));
+            }
             return Err(format!("the node's routes to the pod do not lead to {}", outside.name));
         }
         Ok(Road { inside, outside, route, addresses: addresses.to_vec(), reachable })
@@ -179,18 +184,18 @@ impl Capture {
             let state = self.state();
             state.pods.get(uid).filter(|slot| slot.unguarded.is_none()).and_then(|slot| {
                 let request = slot.record.as_ref()?.pod.clone();
-                Some((request, Arc::clone(&slot.netns), slot.road.clone()))
+                let (addresses, road) = (slot.addresses.clone(), slot.road.clone());
+                Some((request, Arc::clone(&slot.netns), addresses, road))
             })
         };
-        let Some((request, netns, known)) = slot else { return false };
+        let Some((request, netns, addresses, known)) = slot else { return false };
         if let Ok(road) = &known
-            && self.holds(road, links, netlink).await
+            && self.holds(netns.cookie(), road, links, netlink).await
         {
             return false;
         }
         // What cannot be listed is looked at again.
         let Ok(interfaces) = netns.interfaces().await else { return false };
-        let Ok(addresses) = netns.addresses().await else { return false };
         let now = self.road(&netns, &interfaces, &addresses).await;
         match (&known, &now) {
             (Ok(known), Ok(now)) if known.is_as(now) => return false,
@@ -214,7 +219,13 @@ impl Capture {
     }
 
     /// Whether the node still has a road as it was found.
-    async fn holds(&self, road: &Road, links: &[Interface], netlink: &Netlink) -> bool {
+    async fn holds(
+        &self,
+        cookie: u64,
+        road: &Road,
+        links: &[Interface],
+        netlink: &Netlink,
+    ) -> bool {
         let by_index = |index: u32| links.iter().find(|link| link.index == index);
         let Some(outside) = by_index(road.outside.index) else { return false };
         let bridged = road.route != road.outside.index;
@@ -222,7 +233,27 @@ impl Capture {
             && outside.peer == road.outside.peer
             && outside.controller == road.outside.controller
             && !(bridged && self.bridge_objects(by_index(road.route), outside).is_some())
-            && reachable(netlink, &road.addresses, road.route).await == road.reachable
+            && self.reachable(cookie, netlink, &road.addresses, road.route).await == road.reachable
+    }
+
+    /// Those of a pod's addresses that the node's routes lead to the interface `route` for, and
+    /// that no other pod had before: to a bridge they lead for all of its pods.
+    async fn reachable(
+        &self,
+        cookie: u64,
+        netlink: &Netlink,
+        addresses: &[IpAddr],
+        route: u32,
+    ) -> Vec<IpAddr> {
+        let mut reachable = Vec::new();
+        for address in addresses {
+            if netlink.route_to(*address).await == Some(route) {
+                reachable.push(*address);
+            }
+        }
+        let state = self.state();
+        reachable.retain(|address| !state.maps.is_of_another(cookie, *address));
+        reachable
     }
 
     /// Whether packets of the kernel path may be handed straight into the pod, and why not.
@@ -342,17 +373,6 @@ pub(super) async fn occupant(own: &PodNetns, interface: &Interface) -> Option<St
         Ok(None) => {}
     }
     own.run(netfilter).unwrap_or_else(|error| Some(error.to_string()))
-}
-
-/// The addresses that routes lead to the interface `route` for.
-async fn reachable(netlink: &Netlink, addresses: &[IpAddr], route: u32) -> Vec<IpAddr> {
-    let mut reachable = Vec::new();
-    for address in addresses {
-        if netlink.route_to(*address).await == Some(route) {
-            reachable.push(*address);
-        }
-    }
-    reachable
 }
 
 /// Rules of the calling thread's namespace that may be about what crosses a bridge.

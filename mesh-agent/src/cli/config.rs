@@ -1,6 +1,6 @@
 //! `mesh-agent config dump` and `mesh-agent config validate`
 
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueHint};
 use serde_json::{Value, json};
@@ -81,6 +81,16 @@ fn summary(dump: &Value) -> String {
     }
     let mut table = Table::new(["KIND", "NAME", "VERSION", "UPDATED", "DETAIL"]);
     let count = |value: &Value| value.as_array().map_or(0, Vec::len);
+    let version = |key: &str, name: &str| {
+        let version = &dump["versions"][key][name];
+        (text(&version["version_info"]), text(&version["last_updated"]))
+    };
+    let types = dump["xds"]["types"].as_array().into_iter().flatten();
+    let withdrawn: HashSet<(&str, &str)> = types
+        .filter_map(|of| Some((of["kind"].as_str()?, of["withdrawn"].as_array()?)))
+        .flat_map(|(kind, names)| names.iter().map(move |name| (kind, name.as_str())))
+        .filter_map(|(kind, name)| Some((kind, name?)))
+        .collect();
     for (kind, key) in [
         ("listener", "listeners"),
         ("route", "routes"),
@@ -117,9 +127,21 @@ fn summary(dump: &Value) -> String {
                     format!("{} endpoints", endpoints.sum::<usize>())
                 }
             };
-            let version = &dump["versions"][key][name.as_str()];
-            let (of, at) = (text(&version["version_info"]), text(&version["last_updated"]));
+            let detail = match withdrawn.contains(&(key, name.as_str())) {
+                true => format!("{detail}; the server has it no longer"),
+                false => detail,
+            };
+            let (of, at) = version(key, name);
             table.row([kind.to_owned(), name.clone(), of, at, detail]);
+        }
+    }
+    // What is part of something else, and comes by itself.
+    for (kind, key, part) in
+        [("host", "virtual_hosts", "of its route"), ("layer", "runtime", "of the runtime")]
+    {
+        for name in dump["versions"][key].as_object().into_iter().flatten().map(|(name, _)| name) {
+            let (of, at) = version(key, name);
+            table.row([kind.to_owned(), name.clone(), of, at, part.to_owned()]);
         }
     }
     for (key, entry) in dump["runtime"]["entries"].as_object().into_iter().flatten() {
@@ -202,7 +224,13 @@ mod tests {
                 "canary": {"value": {"numerator": 5, "denominator": 10000}, "layer": "pushed"},
                 "on": {"value": true, "layer": "fixed"}}},
             "versions": {"clusters": {"web": {"version_info": "7\u{202e}",
-                                              "last_updated": "2026-01-02T03:04:00Z"}}},
+                                              "last_updated": "2026-01-02T03:04:00Z"}},
+                         "runtime": {"pushed": {"version_info": "8",
+                                                "last_updated": "2026-01-02T03:04:01Z"}},
+                         "virtual_hosts": {"web/a": {"version_info": "9",
+                                                     "last_updated": "2026-01-02T03:04:02Z"}}},
+            "xds": {"types": [{"kind": "endpoints", "withdrawn": ["web"]},
+                              {"kind": "clusters", "withdrawn": []}]},
             "last_rejected": {"at": "2026-01-02T03:05:05Z", "reasons": ["cds.yaml: no\nx"]},
         });
         assert_eq!(
@@ -213,9 +241,11 @@ mod tests {
              route      web     -        -                     2 virtual hosts\n\
              cluster    app     -        -                     original_destination\n\
              cluster    web     7\\u202e  2026-01-02T03:04:00Z  eds, round_robin\n\
-             endpoints  web     -        -                     3 endpoints\n\
+             endpoints  web     -        -                     3 endpoints; the server has it no longer\n\
              secret     roots   -        -                     validation_context\n\
              filter     rbac    -        -                     a.b.RBAC\n\
+             host       web/a   9        2026-01-02T03:04:02Z  of its route\n\
+             layer      pushed  8        2026-01-02T03:04:01Z  of the runtime\n\
              runtime    canary  -        -                     5/10000, from layer pushed\n\
              runtime    on      -        -                     true, from layer fixed\n\
              \nrefused at 2026-01-02T03:05:05Z:\n  cds.yaml: no\\u000ax\n"

@@ -196,7 +196,12 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             _ = writeln!(text, "  the last stream ended: {}", printable(error));
         }
     }
-    let mut table = Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK"]);
+    let last = |at: Option<Timestamp>| match at {
+        Some(at) => format!("{} ago", age(at)),
+        None => "never".to_owned(),
+    };
+    let mut table =
+        Table::new(["Resources", "VERSION", "ACCEPTED", "ACKS", "NACKS", "LAST ACK", "LAST NACK"]);
     for of in &xds.types {
         table.row([
             format!("  {}", of.kind),
@@ -204,11 +209,18 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             of.accepted.to_string(),
             of.acks.to_string(),
             of.nacks.to_string(),
-            of.last_ack.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(at))),
+            last(of.last_ack),
+            last(of.last_nack),
         ]);
     }
     text.push_str(&table.render());
     for of in &xds.types {
+        if let (false, Some(at), Some(reason)) =
+            (of.refusing, of.last_nack, of.nack_reasons.first())
+        {
+            let line = format!("refused {} ago, and made good since: {reason}", age(at));
+            _ = writeln!(text, "  {}", printable(&line));
+        }
         for refused in &of.refused {
             for reason in &refused.reasons {
                 _ = writeln!(text, "  refused {} ago: {}", age(refused.at), printable(reason));
@@ -216,6 +228,10 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
         }
         for warming in &of.warming {
             let line = format!("{} {} waits for {}", of.kind, warming.name, warming.waits_for);
+            _ = writeln!(text, "  {}", printable(&line));
+        }
+        for name in &of.withdrawn {
+            let line = format!("{} {name}: the server has it no longer, it is in use", of.kind);
             _ = writeln!(text, "  {}", printable(&line));
         }
     }
@@ -270,27 +286,36 @@ mod tests {
                     last_error: None,
                     streams: 2,
                 }],
-                types: vec![XdsTypeView {
-                    kind: "clusters".into(),
-                    type_url: String::new(),
-                    version: "v7".into(),
-                    accepted: 3,
-                    acks: 4,
-                    nacks: 1,
-                    last_ack: Some(at),
-                    last_nack: Some(at),
-                    nack_reasons: vec!["clusters[a].lb_policy: no".into()],
-                    refusing: true,
-                    refused: vec![XdsRefusedView {
-                        name: "a".into(),
-                        at,
-                        reasons: vec!["clusters[a].lb_policy: no".into()],
-                    }],
-                    warming: vec![XdsWarmingView {
-                        name: "b".into(),
-                        waits_for: "endpoints[b]".into(),
-                    }],
-                }],
+                types: vec![
+                    XdsTypeView {
+                        kind: "routes".into(),
+                        last_nack: Some(at),
+                        nack_reasons: vec!["routes[r]: no\n".into()],
+                        ..XdsTypeView::default()
+                    },
+                    XdsTypeView {
+                        kind: "clusters".into(),
+                        type_url: String::new(),
+                        version: "v7".into(),
+                        accepted: 3,
+                        acks: 4,
+                        nacks: 1,
+                        last_ack: Some(at),
+                        last_nack: Some(at),
+                        nack_reasons: vec!["clusters[a].lb_policy: no".into()],
+                        refusing: true,
+                        refused: vec![XdsRefusedView {
+                            name: "a".into(),
+                            at,
+                            reasons: vec!["clusters[a].lb_policy: no".into()],
+                        }],
+                        warming: vec![XdsWarmingView {
+                            name: "b".into(),
+                            waits_for: "endpoints[b]".into(),
+                        }],
+                        withdrawn: vec!["c\n".into()],
+                    },
+                ],
             }),
             certificates: vec![CertificateView {
                 identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
@@ -343,7 +368,9 @@ mod tests {
             "SERVICES 8 of 9 (made for 9, not 90)",
             "http://cp:1 (delta), connected without any answer for 1h0m, 2 streams so far",
             "refused 1h0m ago: clusters[a].lb_policy: no",
+            "refused 1h0m ago, and made good since: routes[r]: no\\u000a",
             "b waits for endpoints[b]",
+            "clusters c\\u000a: the server has it no longer",
         ] {
             assert!(page.contains(expected), "{expected:?} is missing in:\n{page}");
         }

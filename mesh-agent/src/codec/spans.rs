@@ -116,10 +116,12 @@ fn otlp_span(span: &Span) -> PbSpan {
         kind: kind.into(),
         start_time_unix_nano: u64::try_from(nanos(span.start)).unwrap_or(u64::MAX),
         end_time_unix_nano: u64::try_from(nanos(span.end)).unwrap_or(u64::MAX),
-        attributes: span.tags.iter().map(|(key, value)| attribute(key, known(key, value))).collect(),
-        status: span
-            .failed
-            .then(|| Status { code: StatusCode::Error.into(), ..Status::default() }),
+        attributes: span
+            .tags
+            .iter()
+            .map(|(key, value)| attribute(key, known(key, value)))
+            .collect(),
+        status: span.failed.then(|| Status { code: StatusCode::Error.into(), ..Status::default() }),
         ..PbSpan::default()
     }
 }

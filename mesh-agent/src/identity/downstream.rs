@@ -3,12 +3,8 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use arc_swap::ArcSwap;
-use rpds::HashTrieMapSync;
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureAlgorithm, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::{verify_tls12_signature, verify_tls13_signature},
+    DistinguishedName, ServerConfig, SignatureAlgorithm,
     pki_types::{CertificateDer, UnixTime},
     server::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert,
@@ -16,21 +12,18 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
-use tokio_util::sync::CancellationToken;
 use webpki::KeyUsage;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use super::{
     clock::{Clock, system_clock},
-    material::{self, Stamp, Unusable},
-    upstream::{LOOK_AGAIN, Trust, names},
+    contexts::{self, Contexts, Make, Recipe},
+    material::{self, Unusable},
+    upstream::{Trust, names, signatures_by_trust},
 };
 use crate::model::{
     captured::GatewayPeer,
-    tls::{
-        CertificateMaterial, CertificateSource, DownstreamTls, TlsTermination, ValidationContext,
-        ValidationSource,
-    },
+    tls::{CertificateMaterial, TlsTermination, TlsVersion, ValidationContext},
 };
 
 /// Why there is no TLS for a listener's clients: they are turned away.
@@ -57,18 +50,12 @@ pub enum DownstreamTlsError {
 }
 
 /// The contexts of all filter chains that are in use.
-pub struct DownstreamContexts {
+pub type DownstreamContexts = Contexts<TlsTermination, Terminator>;
+
+/// Makes the contexts of filter chains.
+#[derive(Debug)]
+pub struct Terminator {
     clock: Clock,
-    contexts: ArcSwap<Contexts>,
-}
-
-/// By the address of the settings, which the value keeps from being another's.
-type Contexts = HashTrieMapSync<usize, Arc<Kept>>;
-
-struct Kept {
-    termination: TlsTermination,
-    context: Arc<DownstreamContext>,
-    files: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 /// TLS for one version of a filter chain.
@@ -81,7 +68,7 @@ pub struct DownstreamContext {
 
 impl Default for DownstreamContexts {
     fn default() -> Self {
-        Self { clock: system_clock(), contexts: ArcSwap::default() }
+        Self::of(Terminator { clock: system_clock() })
     }
 }
 
@@ -91,85 +78,7 @@ impl fmt::Debug for DownstreamContext {
     }
 }
 
-impl DownstreamContexts {
-    /// The context of settings and secrets, made anew where these have changed.
-    ///
-    /// # Errors
-    /// See [`DownstreamTlsError`].
-    pub fn context(
-        &self,
-        termination: &TlsTermination,
-    ) -> Result<Arc<DownstreamContext>, DownstreamTlsError> {
-        let place = place(termination);
-        if let Some(kept) = self.contexts.load().get(&place)
-            && same(&kept.termination, termination)
-        {
-            return Ok(Arc::clone(&kept.context));
-        }
-        // The stamps come first: what changes while it is read is read again.
-        let files = Stamp::all(files(termination));
-        let context = Arc::new(self.make(termination)?);
-        let kept = Kept { termination: termination.clone(), context, files };
-        Ok(self.keep(Arc::new(kept)))
-    }
-
-    fn keep(&self, kept: Arc<Kept>) -> Arc<DownstreamContext> {
-        let place = place(&kept.termination);
-        self.contexts.rcu(|contexts| Arc::new(contexts.insert(place, Arc::clone(&kept))));
-        Arc::clone(&kept.context)
-    }
-
-    /// Reads files anew, now and then. Not on any connection's time.
-    pub async fn follow_files(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-            }
-            if self.contexts.load().values().any(|kept| !kept.files.is_empty()) {
-                let this = Arc::clone(&self);
-                if let Err(error) = tokio::task::spawn_blocking(move || this.look()).await {
-                    tracing::error!(%error, "the listeners' certificates were not looked at");
-                }
-            }
-        }
-    }
-
-    /// Makes contexts anew whose files have changed. Blocks.
-    fn look(&self) {
-        for old in self.contexts.load_full().values() {
-            if old.files.iter().all(|(path, stamp)| Stamp::of(path) == *stamp) {
-                continue;
-            }
-            let termination = old.termination.clone();
-            let files = Stamp::all(files(&termination));
-            let context = match self.make(&termination) {
-                Ok(context) => Arc::new(context),
-                Err(error) => {
-                    tracing::error!(%error, "the last good certificates stay in use");
-                    Arc::clone(&old.context)
-                }
-            };
-            let new = Arc::new(Kept { termination, context, files });
-            let place = place(&new.termination);
-            self.contexts.rcu(|contexts| match contexts.get(&place) {
-                // Other secrets may have come meanwhile.
-                Some(kept) if Arc::ptr_eq(kept, old) => {
-                    Arc::new(contexts.insert(place, Arc::clone(&new)))
-                }
-                _ => Arc::clone(contexts),
-            });
-        }
-    }
-
-    /// Forgets settings that `keep` does not want.
-    pub fn retain(&self, keep: impl Fn(&Arc<DownstreamTls>) -> bool) {
-        self.contexts.rcu(|contexts| {
-            let kept = contexts.iter().filter(|(_, kept)| keep(&kept.termination.settings));
-            Arc::new(kept.map(|(place, kept)| (*place, Arc::clone(kept))).collect::<Contexts>())
-        });
-    }
-
+impl Make<TlsTermination> for Terminator {
     fn make(&self, termination: &TlsTermination) -> Result<DownstreamContext, DownstreamTlsError> {
         let TlsTermination { listener, settings, .. } = termination;
         let unusable =
@@ -180,7 +89,7 @@ impl DownstreamContexts {
         let certificates: Vec<_> =
             certificates.map_err(unusable)?.into_iter().map(Presentable::new).collect();
         let provider = Arc::new(material::provider(&settings.cipher_suites, &settings.curves));
-        let versions = material::versions(settings.min_version, settings.max_version);
+        let versions = TlsVersion::range(settings.min_version, settings.max_version);
         let builder =
             ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&self.clock))
                 .with_protocol_versions(versions)
@@ -250,17 +159,31 @@ fn proven_names(leaf: &CertificateDer<'_>) -> Vec<Arc<str>> {
     uris.chain(hosts).chain([parsed.subject().to_string().into()]).collect()
 }
 
-fn place(termination: &TlsTermination) -> usize {
-    Arc::as_ptr(&termination.settings).addr()
-}
+impl Recipe for TlsTermination {
+    /// The address of the settings, which what is kept keeps from being another's.
+    type Place = usize;
+    type Context = DownstreamContext;
+    type Error = DownstreamTlsError;
 
-/// Whether nothing has changed, files apart.
-fn same(a: &TlsTermination, b: &TlsTermination) -> bool {
-    fn is<T>(a: &Option<Arc<T>>, b: &Option<Arc<T>>) -> bool {
-        a.as_ref().map(Arc::as_ptr) == b.as_ref().map(Arc::as_ptr)
+    fn place(&self) -> usize {
+        Arc::as_ptr(&self.settings).addr()
     }
-    let certificates = a.certificates.iter().zip(&b.certificates).all(|(a, b)| is(a, b));
-    Arc::ptr_eq(&a.settings, &b.settings) && certificates && is(&a.validation, &b.validation)
+
+    fn same(&self, other: &Self) -> bool {
+        let mut certificates = self.certificates.iter().zip(&other.certificates);
+        Arc::ptr_eq(&self.settings, &other.settings)
+            && certificates.all(|(ours, theirs)| contexts::is(ours, theirs))
+            && contexts::is(&self.validation, &other.validation)
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let materials = materials(self).unwrap_or_default().into_iter();
+        let mut files: Vec<_> = materials.flat_map(material::files_of_certificate).collect();
+        if let Ok(Some(context)) = validation(self) {
+            files.extend(material::files_of_validation(&context));
+        }
+        files
+    }
 }
 
 fn no_secret(termination: &TlsTermination, secret: &Arc<str>) -> DownstreamTlsError {
@@ -272,36 +195,16 @@ fn materials(
     termination: &TlsTermination,
 ) -> Result<Vec<&CertificateMaterial>, DownstreamTlsError> {
     let sources = termination.settings.certificates.iter().zip(&termination.certificates);
-    sources
-        .map(|(source, secret)| match (source, secret) {
-            (CertificateSource::Given(material), _) => Ok(material),
-            (CertificateSource::Secret(_), Some(material)) => Ok(&**material),
-            (CertificateSource::Secret(name), None) => Err(no_secret(termination, name)),
-        })
-        .collect()
+    let materials = sources.map(|(source, secret)| source.resolve(secret.as_ref()));
+    materials.collect::<Result<_, _>>().map_err(|name| no_secret(termination, name))
 }
 
 fn validation(
     termination: &TlsTermination,
 ) -> Result<Option<ValidationContext>, DownstreamTlsError> {
-    let secret = |name| termination.validation.as_ref().ok_or_else(|| no_secret(termination, name));
-    Ok(match &termination.settings.validation {
-        None => None,
-        Some(ValidationSource::Inline(context)) => Some(ValidationContext::clone(context)),
-        Some(ValidationSource::Secret(name)) => Some(ValidationContext::clone(secret(name)?)),
-        Some(ValidationSource::Combined { default, secret: name }) => {
-            Some(secret(name)?.on_top_of(default))
-        }
-    })
-}
-
-fn files(termination: &TlsTermination) -> Vec<PathBuf> {
-    let materials = materials(termination).unwrap_or_default().into_iter();
-    let mut files: Vec<_> = materials.flat_map(material::files_of_certificate).collect();
-    if let Ok(Some(context)) = validation(termination) {
-        files.extend(material::files_of_validation(&context));
-    }
-    files
+    let source = termination.settings.validation.as_ref();
+    let context = source.map(|source| source.resolve(termination.validation.as_ref()));
+    context.transpose().map_err(|name| no_secret(termination, name))
 }
 
 /// One of a listener's certificates, with the names it is for.
@@ -401,27 +304,7 @@ impl ClientCertVerifier for ExpectedClient {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, self.trust.algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, self.trust.algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.trust.algorithms().supported_schemes()
-    }
+    signatures_by_trust!();
 }
 
 #[cfg(test)]

@@ -10,18 +10,17 @@ use std::{
 };
 
 use rustls::{
-    CipherSuite, NamedGroup, SupportedProtocolVersion,
+    CipherSuite, NamedGroup,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::TrustAnchor,
     sign::CertifiedKey,
-    version::{TLS12, TLS13},
 };
 use webpki::CertRevocationList;
 use zeroize::Zeroizing;
 
 use crate::model::tls::{
     CertificateFiles, CertificateMaterial, Crls, MATERIAL_MAX_BYTES, MaterialError, Roots,
-    TlsCertificate, TlsVersion, ValidationContext, anchors_from_pem, crls_from_pem,
+    TlsCertificate, ValidationContext, anchors_from_pem, crls_from_pem,
 };
 
 /// Why a file is of no use.
@@ -150,18 +149,6 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unusable> {
         Ok(bytes)
     };
     whole().map_err(|source| Unusable::Unreadable { path: path.to_owned(), source })
-}
-
-pub(super) fn versions(
-    min: TlsVersion,
-    max: TlsVersion,
-) -> &'static [&'static SupportedProtocolVersion] {
-    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
-    match (min, max) {
-        (TlsVersion::V1_2, TlsVersion::V1_2) => &BOTH[1..],
-        (TlsVersion::V1_2, TlsVersion::V1_3) => &BOTH,
-        (TlsVersion::V1_3, _) => &BOTH[..1],
-    }
 }
 
 /// The library's, with these suites of TLS 1.2 and curves, where any are given.

@@ -21,6 +21,7 @@
 pub mod ca;
 mod certificate;
 mod clock;
+mod contexts;
 mod csr;
 pub mod downstream;
 mod manager;

@@ -3,8 +3,7 @@
 //!
 //! A [`UpstreamContext`] is made of one version of a cluster's settings, secrets and
 //! files, and has a number that no other has: connections are shared only among those
-//! who would get the same one. Where a new version is of no use (a file that is half
-//! written), the last good one stays.
+//! who would get the same one.
 
 pub(super) mod names;
 mod verify;
@@ -17,37 +16,28 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use rpds::HashTrieMapSync;
 use rustls::{
     ClientConfig,
     client::Resumption,
     pki_types::ServerName,
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use tokio_util::sync::CancellationToken;
 
 pub use verify::{RefusedServer, refused_server};
 
 use self::verify::Expected;
-pub(super) use self::verify::Trust;
+pub(super) use self::verify::{Trust, signatures_by_trust};
 use super::{
     clock::{Clock, system_clock},
-    material::{self, Stamp, Unusable},
+    contexts::{self, Contexts, Make, Recipe},
+    material::{self, Unusable},
 };
 use crate::model::{
     cluster::ClusterName,
-    tls::{
-        CertificateMaterial, CertificateSource, TlsOrigination, UpstreamTls, ValidationContext,
-        ValidationSource,
-    },
+    tls::{CertificateMaterial, TlsOrigination, TlsVersion, UpstreamTls, ValidationContext},
 };
-
-/// How often files are looked at.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why there is no TLS configuration for a cluster's endpoints: they are not dialled.
 #[derive(Debug, thiserror::Error)]
@@ -73,22 +63,13 @@ pub enum UpstreamTlsError {
 }
 
 /// The contexts of all clusters that are in use.
-pub struct UpstreamContexts {
+pub type UpstreamContexts = Contexts<TlsOrigination, Originator>;
+
+/// Makes the contexts of clusters.
+#[derive(Debug)]
+pub struct Originator {
     clock: Clock,
     numbers: AtomicU64,
-    /// Every request reads it; a change copies nothing but its own place.
-    contexts: ArcSwap<Contexts>,
-}
-
-type Contexts = HashTrieMapSync<Place, Arc<Kept>>;
-
-/// A cluster, and which of its transport sockets.
-type Place = (ClusterName, Option<usize>);
-
-struct Kept {
-    origination: TlsOrigination,
-    context: Arc<UpstreamContext>,
-    files: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 /// TLS for one version of a cluster.
@@ -117,103 +98,16 @@ impl Default for UpstreamContexts {
 impl UpstreamContexts {
     /// Certificates are judged by `clock`.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, numbers: AtomicU64::new(1), contexts: ArcSwap::default() }
-    }
-
-    /// The context of settings and secrets, made anew where these have changed: the first
-    /// that asks then reads the files, everybody else takes what is there.
-    ///
-    /// # Errors
-    /// See [`UpstreamTlsError`].
-    pub fn context(
-        &self,
-        origination: &TlsOrigination,
-    ) -> Result<Arc<UpstreamContext>, UpstreamTlsError> {
-        let place = (origination.cluster.clone(), origination.place);
-        if let Some(kept) = self.contexts.load().get(&place)
-            && same(&kept.origination, origination)
-        {
-            return Ok(Arc::clone(&kept.context));
-        }
-        // The stamps come first: what changes while it is read is read again.
-        let files = Stamp::all(files(origination));
-        let context = Arc::new(self.make(origination)?);
-        let made = Arc::new(Kept { origination: origination.clone(), context, files });
-        // Who came first has made what all share.
-        let put = |kept: &Arc<Contexts>| match kept.get(&place) {
-            Some(kept) if same(&kept.origination, origination) => None,
-            _ => Some(kept.insert(place.clone(), Arc::clone(&made))),
-        };
-        let before = self.change(put);
-        let first = before.get(&place).filter(|kept| same(&kept.origination, origination));
-        Ok(Arc::clone(&first.unwrap_or(&made).context))
-    }
-
-    /// Reads files anew, now and then, for as long as anybody holds these contexts. Not on
-    /// any connection's time.
-    pub async fn follow_files(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-            }
-            if self.contexts.load().values().any(|kept| !kept.files.is_empty()) {
-                let this = Arc::clone(&self);
-                if let Err(error) = tokio::task::spawn_blocking(move || this.look()).await {
-                    tracing::error!(%error, "the certificates' files were not looked at");
-                }
-            }
-        }
-    }
-
-    /// Makes contexts anew whose files have changed. Blocks.
-    fn look(&self) {
-        let contexts = self.contexts.load_full();
-        for (place, old) in contexts.iter() {
-            if old.files.iter().all(|(path, stamp)| Stamp::of(path) == *stamp) {
-                continue;
-            }
-            let files = Stamp::all(files(&old.origination));
-            let context = match self.make(&old.origination) {
-                Ok(context) => Arc::new(context),
-                Err(error) => {
-                    tracing::error!(%error, "the last good certificates stay in use");
-                    Arc::clone(&old.context)
-                }
-            };
-            let new = Arc::new(Kept { origination: old.origination.clone(), context, files });
-            self.change(|kept| {
-                // Other settings may have come meanwhile.
-                let current = kept.get(place).filter(|kept| Arc::ptr_eq(kept, old));
-                current.map(|_| kept.insert(place.clone(), Arc::clone(&new)))
-            });
-        }
+        Self::of(Originator { clock, numbers: AtomicU64::new(1) })
     }
 
     /// The contexts whose connections are what new ones would be, by their numbers.
     pub fn current(&self) -> HashSet<u64> {
-        self.contexts.load().values().map(|kept| kept.context.id).collect()
+        self.all().iter().map(|context| context.id).collect()
     }
+}
 
-    /// Forgets clusters that `keep` does not want.
-    pub fn retain(&self, keep: impl Fn(&TlsOrigination) -> bool) {
-        self.change(|contexts| {
-            let unwanted = contexts.iter().filter(|(_, kept)| !keep(&kept.origination));
-            let unwanted: Vec<_> = unwanted.map(|(place, _)| place.clone()).collect();
-            let mut left = Contexts::clone(contexts);
-            unwanted.iter().for_each(|place| _ = left.remove_mut(place));
-            (!unwanted.is_empty()).then_some(left)
-        });
-    }
-
-    /// Changes what is kept, unless there is nothing to change; what was kept before.
-    fn change(&self, change: impl Fn(&Arc<Contexts>) -> Option<Contexts>) -> Arc<Contexts> {
-        self.contexts.rcu(|contexts| match change(contexts) {
-            Some(changed) => Arc::new(changed),
-            None => Arc::clone(contexts),
-        })
-    }
-
+impl Make<TlsOrigination> for Originator {
     fn make(&self, origination: &TlsOrigination) -> Result<UpstreamContext, UpstreamTlsError> {
         let TlsOrigination { cluster, settings, .. } = origination;
         let certificate = presented(origination)?;
@@ -226,7 +120,7 @@ impl UpstreamContexts {
         let trust = Arc::new(trust);
         let expected = Expected::new(Arc::clone(&trust), Vec::new());
         let builder = ClientConfig::builder_with_details(provider, Arc::clone(&self.clock))
-            .with_protocol_versions(material::versions(settings.min_version, settings.max_version))
+            .with_protocol_versions(TlsVersion::range(settings.min_version, settings.max_version))
             .map_err(|source| UpstreamTlsError::Tls { cluster: cluster.clone(), source })?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(expected));
@@ -240,12 +134,6 @@ impl UpstreamContexts {
         base.resumption = Resumption::disabled();
         let id = self.numbers.fetch_add(1, Ordering::Relaxed);
         Ok(UpstreamContext { id, settings: Arc::clone(settings), base, trust })
-    }
-}
-
-impl fmt::Debug for UpstreamContexts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamContexts").finish_non_exhaustive()
     }
 }
 
@@ -293,18 +181,32 @@ impl UpstreamContext {
     }
 }
 
-/// Whether nothing has changed, files apart.
-fn same(a: &TlsOrigination, b: &TlsOrigination) -> bool {
-    fn is<T>(a: &Option<Arc<T>>, b: &Option<Arc<T>>) -> bool {
-        match (a, b) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            _ => false,
-        }
+impl Recipe for TlsOrigination {
+    /// A cluster, and which of its transport sockets.
+    type Place = (ClusterName, Option<usize>);
+    type Context = UpstreamContext;
+    type Error = UpstreamTlsError;
+
+    fn place(&self) -> Self::Place {
+        (self.cluster.clone(), self.place)
     }
-    Arc::ptr_eq(&a.settings, &b.settings)
-        && is(&a.certificate, &b.certificate)
-        && is(&a.validation, &b.validation)
+
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.settings, &other.settings)
+            && contexts::is(&self.certificate, &other.certificate)
+            && contexts::is(&self.validation, &other.validation)
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        if let Ok(Some(certificate)) = material(self) {
+            files.extend(material::files_of_certificate(certificate));
+        }
+        if let Ok(context) = validation(self) {
+            files.extend(material::files_of_validation(&context));
+        }
+        files
+    }
 }
 
 fn no_secret(origination: &TlsOrigination, secret: &Arc<str>) -> UpstreamTlsError {
@@ -315,14 +217,9 @@ fn no_secret(origination: &TlsOrigination, secret: &Arc<str>) -> UpstreamTlsErro
 fn material(
     origination: &TlsOrigination,
 ) -> Result<Option<&CertificateMaterial>, UpstreamTlsError> {
-    match &origination.settings.certificate {
-        None => Ok(None),
-        Some(CertificateSource::Given(material)) => Ok(Some(material)),
-        Some(CertificateSource::Secret(name)) => match &origination.certificate {
-            Some(material) => Ok(Some(&**material)),
-            None => Err(no_secret(origination, name)),
-        },
-    }
+    let source = origination.settings.certificate.as_ref();
+    let material = source.map(|source| source.resolve(origination.certificate.as_ref()));
+    material.transpose().map_err(|name| no_secret(origination, name))
 }
 
 fn presented(origination: &TlsOrigination) -> Result<Option<Arc<CertifiedKey>>, UpstreamTlsError> {
@@ -335,23 +232,8 @@ fn unusable(origination: &TlsOrigination, source: Unusable) -> UpstreamTlsError 
 }
 
 fn validation(origination: &TlsOrigination) -> Result<ValidationContext, UpstreamTlsError> {
-    let secret = |name| origination.validation.as_ref().ok_or_else(|| no_secret(origination, name));
-    Ok(match &origination.settings.validation {
-        ValidationSource::Inline(context) => ValidationContext::clone(context),
-        ValidationSource::Secret(name) => ValidationContext::clone(secret(name)?),
-        ValidationSource::Combined { default, secret: name } => secret(name)?.on_top_of(default),
-    })
-}
-
-fn files(origination: &TlsOrigination) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    if let Ok(Some(certificate)) = material(origination) {
-        files.extend(material::files_of_certificate(certificate));
-    }
-    if let Ok(context) = validation(origination) {
-        files.extend(material::files_of_validation(&context));
-    }
-    files
+    let context = origination.settings.validation.resolve(origination.validation.as_ref());
+    context.map_err(|name| no_secret(origination, name))
 }
 
 #[cfg(test)]

@@ -2,9 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::{cluster, regex};
+
 /// An account in bytes.
 #[derive(Debug)]
 pub struct Budget {
+    name: &'static str,
     used_bytes: AtomicUsize,
     max_bytes: usize,
 }
@@ -17,9 +20,29 @@ pub struct Charge {
 }
 
 impl Budget {
+    /// Every account that the agent has.
+    pub fn all() -> [&'static Self; 2] {
+        [&cluster::HASH_TABLES, &regex::REGEXES]
+    }
+
     /// Of which so many bytes may be taken.
-    pub const fn new(max_bytes: usize) -> Self {
-        Self { used_bytes: AtomicUsize::new(0), max_bytes }
+    pub const fn new(name: &'static str, max_bytes: usize) -> Self {
+        Self { name, used_bytes: AtomicUsize::new(0), max_bytes }
+    }
+
+    /// What it is for.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What may be taken.
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
+    /// Whether an operator should know: from 80 % on.
+    pub fn is_filling(&self) -> bool {
+        self.used_bytes() >= self.max_bytes / 5 * 4
     }
 
     /// A part of it; `None`: so much is not left.

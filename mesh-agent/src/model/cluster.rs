@@ -27,7 +27,9 @@ mod subsets;
 
 pub use self::{
     dns::{Dns, DnsFamily, DnsName},
-    hash_table::{HASH_TABLES_MAX_BYTES, MAGLEV_PLACE_BYTES, RING_POINT_BYTES, TableSpace},
+    hash_table::{
+        HASH_TABLES, HASH_TABLES_MAX_BYTES, MAGLEV_PLACE_BYTES, RING_POINT_BYTES, TableSpace,
+    },
     health_check::{EndpointCheck, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe},
     outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate},
     subsets::{FALLBACK_LIST, SelectorFallback, SubsetFallback, SubsetSelector, Subsets},

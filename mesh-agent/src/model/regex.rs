@@ -61,7 +61,8 @@ pub enum RegexError {
     Refused(String),
 }
 
-static BUDGET: Budget = Budget::new(REGEXES_MAX_BYTES);
+/// What all of them take.
+pub static REGEXES: Budget = Budget::new("regexes", REGEXES_MAX_BYTES);
 
 impl Program {
     /// A pattern that matches wherever it does.
@@ -69,7 +70,7 @@ impl Program {
     /// # Errors
     /// See [`RegexError`].
     pub(super) fn anywhere(pattern: &str) -> Result<Self, RegexError> {
-        Self::compile(pattern, false, &BUDGET)
+        Self::compile(pattern, false, &REGEXES)
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -136,7 +137,7 @@ impl FromStr for WholeRegex {
     type Err = RegexError;
 
     fn from_str(pattern: &str) -> Result<Self, Self::Err> {
-        Ok(Self(Program::compile(pattern, true, &BUDGET)?))
+        Ok(Self(Program::compile(pattern, true, &REGEXES)?))
     }
 }
 
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn all_patterns_together_have_a_limit_and_give_back_what_they_took() {
-        static BUDGET: Budget = Budget::new(5 << 20);
+        static BUDGET: Budget = Budget::new("test", 5 << 20);
         let large = r"\w{30}";
         let mut kept = Vec::new();
         let error = loop {

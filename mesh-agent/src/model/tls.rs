@@ -9,7 +9,10 @@ mod validation;
 
 use std::sync::Arc;
 
-use rustls::{CipherSuite, NamedGroup};
+use rustls::{
+    CipherSuite, NamedGroup, SupportedProtocolVersion,
+    version::{TLS12, TLS13},
+};
 use serde::{Serialize, Serializer};
 
 pub use downstream::{DownstreamTls, TlsTermination};
@@ -70,6 +73,18 @@ pub enum TlsVersion {
     V1_3,
 }
 
+impl TlsVersion {
+    /// From `min` to `max`, for rustls.
+    pub fn range(min: Self, max: Self) -> &'static [&'static SupportedProtocolVersion] {
+        static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+        match (min, max) {
+            (Self::V1_2, Self::V1_2) => &BOTH[1..],
+            (Self::V1_2, Self::V1_3) => &BOTH,
+            (Self::V1_3, _) => &BOTH[..1],
+        }
+    }
+}
+
 /// Where the certificate that is presented comes from.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,6 +125,20 @@ impl CertificateSource {
             Self::Given(_) => None,
         }
     }
+
+    /// What is presented.
+    ///
+    /// # Errors
+    /// The name of the secret, which is not there.
+    pub fn resolve<'a>(
+        &'a self,
+        secret: Option<&'a Arc<CertificateMaterial>>,
+    ) -> Result<&'a CertificateMaterial, &'a Arc<str>> {
+        match self {
+            Self::Given(material) => Ok(material),
+            Self::Secret(name) => secret.map(|material| &**material).ok_or(name),
+        }
+    }
 }
 
 impl ValidationSource {
@@ -118,6 +147,21 @@ impl ValidationSource {
         match self {
             Self::Secret(name) | Self::Combined { secret: name, .. } => Some(name),
             Self::Inline(_) => None,
+        }
+    }
+
+    /// What has to be proven.
+    ///
+    /// # Errors
+    /// The name of the secret, which is not there.
+    pub fn resolve(
+        &self,
+        secret: Option<&Arc<ValidationContext>>,
+    ) -> Result<ValidationContext, &Arc<str>> {
+        match self {
+            Self::Inline(context) => Ok(ValidationContext::clone(context)),
+            Self::Secret(name) => Ok(ValidationContext::clone(secret.ok_or(name)?)),
+            Self::Combined { default, secret: name } => Ok(secret.ok_or(name)?.on_top_of(default)),
         }
     }
 }

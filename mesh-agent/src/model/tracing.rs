@@ -80,9 +80,16 @@ pub struct CustomTag {
 pub enum TagValue {
     Literal(Arc<str>),
     /// Without a value there is no tag. Names are lower case.
-    RequestHeader { name: String, default: Option<Arc<str>> },
+    RequestHeader {
+        name: String,
+        default: Option<Arc<str>>,
+    },
     /// What filters have noted.
-    RequestMetadata { namespace: String, path: Vec<String>, default: Option<Arc<str>> },
+    RequestMetadata {
+        namespace: String,
+        path: Vec<String>,
+        default: Option<Arc<str>>,
+    },
     Format(Format),
 }
 

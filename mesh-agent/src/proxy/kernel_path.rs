@@ -285,16 +285,9 @@ impl KernelSessions {
         if self.live.contains_key(&connection.socket_cookie) {
             return Judgement::Keep;
         }
-        let (source, destination) = match (&connection.source_pod, &connection.destination_pod) {
-            (KernelPeer::Waiting, _) | (_, KernelPeer::Waiting) => return Judgement::Keep,
-            (KernelPeer::Enrolled(source), KernelPeer::Enrolled(destination)) => {
-                match (pods.get(source), pods.get(destination)) {
-                    (Some(source), Some(destination)) => (source, destination),
-                    // Enrolled, but not served yet: the next look will tell.
-                    _ => return Judgement::Keep,
-                }
-            }
-            (KernelPeer::Gone, _) | (_, KernelPeer::Gone) => return Judgement::Cut,
+        let (source, destination) = match ends(connection, pods) {
+            Ok(ends) => ends,
+            Err(judgement) => return judgement,
         };
         let snapshot = dataplane.snapshot.load();
         let mut live = Live::begin(dataplane, &snapshot, connection, source, destination);
@@ -306,6 +299,24 @@ impl KernelSessions {
         }
         self.live.insert(connection.socket_cookie, live);
         if keep { Judgement::Keep } else { Judgement::Cut }
+    }
+
+    /// Judges a connection that nobody has answered yet: what let it knock may hold no more.
+    pub fn knocks(
+        &self,
+        dataplane: &Dataplane,
+        connection: &KernelConnection,
+        pods: &HashMap<WorkloadUid, Arc<Pod>>,
+    ) -> Judgement {
+        let (source, destination) = match ends(connection, pods) {
+            Ok(ends) => ends,
+            Err(judgement) => return judgement,
+        };
+        let snapshot = dataplane.snapshot.load();
+        let (outbound, inbound) = captured(connection, source, destination);
+        let permits = permits(dataplane, &snapshot, outbound, inbound);
+        let let_in = connection.on_path && permits.iter().all(Result::is_ok);
+        if let_in { Judgement::Keep } else { Judgement::Cut }
     }
 
     /// Asks policy again about a connection on the table; says whether it must end.
@@ -412,6 +423,56 @@ impl KernelSessions {
     }
 }
 
+/// The pods that a connection is between; `Err` says what becomes of it where one is not served.
+fn ends<'a>(
+    connection: &KernelConnection,
+    pods: &'a HashMap<WorkloadUid, Arc<Pod>>,
+) -> Result<(&'a Arc<Pod>, &'a Arc<Pod>), Judgement> {
+    match (&connection.source_pod, &connection.destination_pod) {
+        (KernelPeer::Waiting, _) | (_, KernelPeer::Waiting) => Err(Judgement::Keep),
+        (KernelPeer::Enrolled(source), KernelPeer::Enrolled(destination)) => {
+            // Enrolled, but not served yet: the next look will tell.
+            pods.get(source).zip(pods.get(destination)).ok_or(Judgement::Keep)
+        }
+        (KernelPeer::Gone, _) | (_, KernelPeer::Gone) => Err(Judgement::Cut),
+    }
+}
+
+/// A connection as the two pipelines would have taken it.
+fn captured(
+    connection: &KernelConnection,
+    source: &Arc<Pod>,
+    destination: &Arc<Pod>,
+) -> (CapturedOutbound, CapturedInbound) {
+    let outbound = CapturedOutbound {
+        pod: Arc::clone(source),
+        source: connection.source,
+        original_destination: connection.original_destination,
+    };
+    let inbound = CapturedInbound {
+        pod: Arc::clone(destination),
+        source: connection.source,
+        original_destination: connection.destination,
+        peer: InboundPeer::Mtls(source.workload.identity.clone()),
+    };
+    (outbound, inbound)
+}
+
+/// What policy says at each end.
+fn permits(
+    dataplane: &Dataplane,
+    snapshot: &Snapshot,
+    outbound: CapturedOutbound,
+    inbound: CapturedInbound,
+) -> [Result<Permit, policy::Revoked>; 2] {
+    let policy = dataplane.options.outbound_policy;
+    [
+        Flow::outbound(outbound, snapshot, policy).map_err(policy::Revoked::from),
+        Flow::inbound(inbound, snapshot).map_err(policy::Revoked::from),
+    ]
+    .map(|flow| flow.and_then(|flow| Ok(policy::authorize(flow)?)))
+}
+
 impl Live {
     fn begin(
         dataplane: &Dataplane,
@@ -420,24 +481,9 @@ impl Live {
         source: &Arc<Pod>,
         destination: &Arc<Pod>,
     ) -> Self {
-        let outbound = CapturedOutbound {
-            pod: Arc::clone(source),
-            source: connection.source,
-            original_destination: connection.original_destination,
-        };
-        let inbound = CapturedInbound {
-            pod: Arc::clone(destination),
-            source: connection.source,
-            original_destination: connection.destination,
-            peer: InboundPeer::Mtls(source.workload.identity.clone()),
-        };
+        let (outbound, inbound) = captured(connection, source, destination);
         let facts = [Facts::from(&outbound), Facts::from(&inbound)];
-        let policy = dataplane.options.outbound_policy;
-        let permits = [
-            Flow::outbound(outbound, snapshot, policy).map_err(policy::Revoked::from),
-            Flow::inbound(inbound, snapshot).map_err(policy::Revoked::from),
-        ]
-        .map(|flow| flow.and_then(|flow| Ok(policy::authorize(flow)?)));
+        let permits = permits(dataplane, snapshot, outbound, inbound);
         let mut revoked = None;
         let mut leg = |facts, permit: Result<Permit, policy::Revoked>| {
             let mut session = Session::begin_kernel_path(dataplane, facts, connection.age);

@@ -55,7 +55,7 @@ impl Programs {
         self.insert(
             map::PODS,
             POD,
-            PodEntry { enrolled_ns: 1, strict: strict.into(), redirect: 0, road: 1, _zero: 0 },
+            PodEntry { enrolled_ns: 1, strict: strict.into(), redirect: 0, road: 1, bridged: 0 },
         );
     }
 
@@ -557,7 +557,7 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
     programs.insert(map::OUTSIDES, ip("10.77.7.9"), new);
 
     // Both agree to the short way; one that does not stays on the long one.
-    let entry = PodEntry { enrolled_ns: 1, strict: 1, redirect: 1, road: 1, _zero: 0 };
+    let entry = PodEntry { enrolled_ns: 1, strict: 1, redirect: 1, road: 1, bridged: 0 };
     programs.insert(map::PODS, POD, entry);
     assert_eq!(bed.inside(&node, || stamps.run(&to([10, 77, 7, 9]), here)), PASSED);
     programs.insert(map::OUTSIDES, ip("10.77.7.9"), Outside { redirect: 1, ..new });
@@ -571,23 +571,48 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
 
 #[test]
 fn what_another_pods_guard_has_let_out_as_data_is_not_looked_at_again() {
+    use Verdict as V;
     const PASSED: i32 = -1;
-    let mut programs = Programs::load(false);
+    let mut programs = Programs::load(true);
+    let outside = Outside {
+        netns_cookie: POD + 1,
+        interface: 5,
+        route: 5,
+        inside: 2,
+        redirect: 0,
+        hardware: [2, 0, 0, 0, 0, 9],
+        _zero: 0,
+    };
+    for neighbour in ["10.0.0.2", "fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd"] {
+        programs.insert(map::OUTSIDES, ip(neighbour), outside);
+    }
     let guard: &mut SchedClassifier =
         programs.0.program_mut("mesh_guard_in").unwrap().try_into().unwrap();
     guard.load().unwrap();
     let guard = guard.fd().unwrap().as_fd().as_raw_fd();
+    let data = tcp(DATA, (5000, 80), 9);
     // No guard lets that out: it tells whether the frame was read.
-    let fragment = frame(0x0800, &v4(6, 0, 0x2000, FAR, &tcp(DATA, (5000, 80), 9)));
-    for (stamp, expected) in [
-        (stamp::KERNEL_PATH_DATA, None),
-        (stamp::KERNEL_PATH, Some(Verdict::GuardFragment)),
-        (stamp::SEEN, Some(Verdict::GuardFragment)),
-        (0, Some(Verdict::GuardFragment)),
+    let mut odd = data.clone();
+    odd[12] = 0x40;
+    let four = frame(0x0800, &v4(6, 0, 0, FAR, &odd));
+    let six = frame(0x86dd, &v6(6, &odd));
+    let mut strangers = four.clone();
+    strangers[26..30].copy_from_slice(&FAR);
+    let fragment = frame(0x0800, &v4(6, 0, 0x2000, FAR, &odd));
+    let udp = frame(0x0800, &v4(17, 0, 0, FAR, &data));
+    for (what, frame, stamp, expected) in [
+        ("a neighbour's", &four, stamp::KERNEL_PATH_DATA, None),
+        ("a neighbour's by IPv6", &six, stamp::KERNEL_PATH_DATA, None),
+        ("an end", &four, stamp::KERNEL_PATH, Some(V::GuardMalformed)),
+        ("not of the kernel path", &four, stamp::SEEN, Some(V::GuardMalformed)),
+        ("without a stamp", &four, 0, Some(V::GuardMalformed)),
+        ("forged, of nobody", &strangers, stamp::KERNEL_PATH_DATA, Some(V::GuardMalformed)),
+        ("forged, a fragment", &fragment, stamp::KERNEL_PATH_DATA, Some(V::GuardFragment)),
+        ("forged, UDP", &udp, stamp::KERNEL_PATH_DATA, Some(V::GuardNonTcp)),
     ] {
         let before = programs.counts();
-        let done = Stamps::before(guard, stamp).run(&fragment, 1);
+        let done = Stamps::before(guard, stamp).run(frame, 1);
         let counted = programs.counted_since(&before);
-        assert_eq!((done == PASSED, counted), (expected.is_none(), expected), "{stamp:#x}");
+        assert_eq!((done == PASSED, counted), (expected.is_none(), expected), "{what}");
     }
 }

@@ -182,31 +182,35 @@ async fn a_captured_pod_stays_captured_whatever_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_map_refuses() {
+async fn a_full_map_refuses_who_has_waited_longest() {
     let bed = Bed::new();
     let mut options = bed.options();
     options.capacities.original_destinations = 1;
     let capture = Capture::start(options).unwrap();
     let pod = enroll(&bed, &capture).await;
+    let published = |expected| {
+        let capture = &capture;
+        async move {
+            while count(capture, "published") != expected {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        }
+    };
     let mut first = bed.dial_from_pod("10.99.0.1:80");
-    while count(&capture, "published") == 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    published(1).await;
     let mut second = bed.dial_from_pod("10.99.0.2:80");
-    while count(&capture, "publish_failed") == 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    published(2).await;
+    // Accepting meets the first, which is reset, and the second.
     let (stream, captured) = soon(pod.outbound.accept()).await.unwrap();
-    assert_eq!(captured.original_destination, address("10.99.0.1:80"));
+    assert_eq!(captured.original_destination, address("10.99.0.2:80"));
     pong(stream).await;
-    assert_eq!(first.line(), "peer=10.99.0.1:80 answer=pong");
-    // Accepting again meets the second, which is reset, and the third.
+    assert_eq!(second.line(), "peer=10.99.0.2:80 answer=pong");
+    assert!(first.line().starts_with("failed: "));
     let mut third = bed.dial_from_pod("10.99.0.3:80");
     let (stream, captured) = soon(pod.outbound.accept()).await.unwrap();
     assert_eq!(captured.original_destination, address("10.99.0.3:80"));
     pong(stream).await;
     assert_eq!(third.line(), "peer=10.99.0.3:80 answer=pong");
-    assert!(second.line().starts_with("failed: "));
     assert!(capture.maintain().is_empty());
 }
 

@@ -476,6 +476,8 @@ fn outside_the_pod_only_what_was_seen_inside_goes_on() {
 
 #[test]
 fn only_data_alone_is_taken_without_a_look_at_its_socket() {
+    let (data4, data6) = (tcp(ACK, 0, 9), tcp(ACK, 0, 9));
+    let frame = ethernet(IPV4, &v4(TCP, 0, 0, &data4));
     let data = packet(Kind::Tcp, 5000, ("10.9.9.9", 80), Way::Egress);
     for (what, flags, payload, expected) in [
         ("data", ACK, true, true),
@@ -486,11 +488,29 @@ fn only_data_alone_is_taken_without_a_look_at_its_socket() {
         ("a FIN with data", FIN | ACK, true, false),
     ] {
         let packet = Packet { flags, payload, ..data };
-        assert_eq!(is_vouched_for(stamp_of(&packet)), expected, "{what}");
+        let source = is_vouched_for(stamp_of(&packet), &frame);
+        assert_eq!(source, expected.then(|| classify(&frame).unwrap().source), "{what}");
         assert_eq!(onward(stamp_of(&packet)), Onward::KernelPath, "{what}");
     }
-    assert!(!is_vouched_for(stamp::SEEN));
-    assert!(!is_vouched_for(0));
+    for stamp in [stamp::SEEN, 0] {
+        assert_eq!(is_vouched_for(stamp, &frame), None);
+    }
+    let six = ethernet(IPV6, &v6(&[], TCP, &data6));
+    let source = classify(&six).unwrap().source;
+    assert_eq!(is_vouched_for(stamp::KERNEL_PATH_DATA, &six), Some(source));
+    // What else is stamped so is forged.
+    for (what, frame) in [
+        ("UDP", ethernet(IPV4, &v4(UDP, 0, 0, &data4))),
+        ("a fragment", ethernet(IPV4, &v4(TCP, 0, 0x2000, &data4))),
+        ("a later fragment", ethernet(IPV4, &v4(TCP, 0, 1, &data4))),
+        ("UDP over IPv6", ethernet(IPV6, &v6(&[], UDP, &data6))),
+        ("a VLAN's", ethernet(VLAN, &[0; 60])),
+        ("ARP", ethernet(ARP, &[0; 60])),
+        ("IPv6 that says it is IPv4", ethernet(IPV4, &v6(&[], TCP, &data6))),
+        ("half a header", Bytes(ethernet(IPV4, &v4(TCP, 0, 0, &data4)).0[..29].to_vec())),
+    ] {
+        assert_eq!(is_vouched_for(stamp::KERNEL_PATH_DATA, &frame), None, "{what}");
+    }
 }
 
 #[test]

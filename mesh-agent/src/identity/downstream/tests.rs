@@ -13,7 +13,10 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use super::*;
 use crate::{
     identity::testing::authority::Authority,
-    model::tls::{CertificateFiles, TlsCertificate, TlsVersion},
+    model::tls::{
+        CertificateFiles, CertificateSource, DownstreamTls, TlsCertificate, TlsVersion,
+        ValidationSource,
+    },
 };
 
 type Pair = (String, String);
@@ -263,6 +266,6 @@ async fn secrets_and_files_are_followed_and_the_last_good_ones_stay() {
     contexts.look();
     assert!(client.meets(&contexts, &from_files).await.unwrap().leaf == der(&new));
 
-    contexts.retain(|settings| Arc::ptr_eq(settings, &missing.settings));
-    assert_eq!(contexts.contexts.load().size(), 1);
+    contexts.retain(|one| Arc::ptr_eq(&one.settings, &missing.settings));
+    assert_eq!(contexts.all().len(), 1);
 }

@@ -11,8 +11,8 @@ use crate::{
     model::{
         authz::{StringMatcher, StringPattern},
         tls::{
-            CertificateFiles, Crls, HostNames, Roots, SanMatcher, SanType as Kind, TlsVersion,
-            crls_from_pem,
+            CertificateFiles, CertificateSource, Crls, HostNames, Roots, SanMatcher,
+            SanType as Kind, TlsVersion, ValidationSource, crls_from_pem,
         },
     },
 };

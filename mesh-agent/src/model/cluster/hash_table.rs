@@ -15,7 +15,8 @@ pub const RING_POINT_BYTES: usize = 12;
 /// Of a Maglev table's place.
 pub const MAGLEV_PLACE_BYTES: usize = 4;
 
-static BUDGET: Budget = Budget::new(HASH_TABLES_MAX_BYTES);
+/// What all of them take, or were promised.
+pub static HASH_TABLES: Budget = Budget::new("hash_tables", HASH_TABLES_MAX_BYTES);
 
 /// Room for one table of a cluster, of the size that its policy asks for at least.
 ///
@@ -46,12 +47,7 @@ impl LbPolicy {
 impl TableSpace {
     /// For a table of `policy`; `None`: so much is not left.
     pub fn reserve(policy: LbPolicy) -> Option<Arc<Self>> {
-        Self::of(policy, &BUDGET)
-    }
-
-    /// The bytes that all tables have, or were promised.
-    pub fn used_bytes() -> usize {
-        BUDGET.used_bytes()
+        Self::of(policy, &HASH_TABLES)
     }
 
     /// What is promised.
@@ -73,7 +69,7 @@ impl TableSpace {
     /// In an account of its own, of so many bytes.
     #[cfg(test)]
     pub(crate) fn alone(policy: LbPolicy, max_bytes: usize) -> Option<Arc<Self>> {
-        Self::of(policy, Box::leak(Box::new(Budget::new(max_bytes))))
+        Self::of(policy, Box::leak(Box::new(Budget::new("test", max_bytes))))
     }
 }
 
@@ -83,7 +79,7 @@ mod tests {
 
     #[test]
     fn tables_have_one_account_and_give_back_what_they_took() {
-        static BUDGET: Budget = Budget::new(100);
+        static BUDGET: Budget = Budget::new("test", 100);
         let maglev = |table_size| LbPolicy::Maglev { table_size };
         let first = TableSpace::of(maglev(17), &BUDGET).unwrap();
         assert_eq!((first.bytes(), BUDGET.used_bytes()), (68, 68));

@@ -197,6 +197,7 @@ single_label!(ByIdentity, "identity", Arc<str>);
 single_label!(ByVerdict, "verdict", Arc<str>);
 single_label!(ByCheck, "check", Arc<str>);
 single_label!(ByMap, "map", &'static str);
+single_label!(ByAccount, "account", &'static str);
 single_label!(ByResult, "result", &'static str);
 single_label!(ByDirection, "direction", &'static str);
 single_label!(ByType, "type", &'static str);

@@ -20,20 +20,20 @@ use prometheus_client::{
 
 pub use self::{
     exposition::Exposition,
-    spans::SpanCounters,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
+    spans::SpanCounters,
     traffic::{HttpMetrics, Observed, TcpMetrics},
     xds::{XdsStreams, XdsType},
 };
 use self::{
     labels::{
-        ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByOrigin, ByReason, ByResult,
-        ByShadow, ByVerdict, ByVersion,
+        ByAccount, ByCategory, ByCheck, ByDirection, ByIdentity, ByMap, ByOrigin, ByReason,
+        ByResult, ByShadow, ByVerdict, ByVersion,
     },
     traffic::{Families, Handles, MAX_LABEL_SETS},
 };
 use super::connections::Connections;
-use crate::model::{identity::Identity, listener::Direction, splice::SelfTest};
+use crate::model::{budget::Budget, identity::Identity, listener::Direction, splice::SelfTest};
 
 /// Every metric of the agent. Cheap to clone: clones count into the same series.
 #[derive(Clone)]
@@ -72,6 +72,8 @@ struct Own {
     self_test: Family<ByCheck, Gauge>,
     map_entries: Family<ByMap, Gauge>,
     map_capacity: Family<ByMap, Gauge>,
+    account_used: Family<ByAccount, Gauge>,
+    account_limit: Family<ByAccount, Gauge>,
     access_log_dropped: Counter,
     spans: SpanCounters,
     label_sets_overflowed: Counter,
@@ -171,6 +173,16 @@ impl Own {
             "mesh_bpf_map_capacity",
             "Entries that a map of the kernel's has room for",
             self.map_capacity.clone(),
+        );
+        r.register(
+            "mesh_memory_account_bytes",
+            "Memory that all hash tables, or all regexes, of the configuration take",
+            self.account_used.clone(),
+        );
+        r.register(
+            "mesh_memory_account_limit_bytes",
+            "Memory that they may take: what needs more is refused",
+            self.account_limit.clone(),
         );
         r.register(
             "mesh_selftest",
@@ -302,6 +314,14 @@ impl Metrics {
     pub fn map_fill(&self, map: &'static str, entries: u32, capacity: u32) {
         self.0.own.map_entries.get_or_create(&ByMap(map)).set(entries.into());
         self.0.own.map_capacity.get_or_create(&ByMap(map)).set(capacity.into());
+    }
+
+    /// How full an account of memory is.
+    pub fn memory_account(&self, account: &Budget) {
+        let signed = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let of = ByAccount(account.name());
+        self.0.own.account_used.get_or_create(&of).set(signed(account.used_bytes()));
+        self.0.own.account_limit.get_or_create(&of).set(signed(account.max_bytes()));
     }
 
     /// What the kernel was found to do.

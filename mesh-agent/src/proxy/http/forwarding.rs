@@ -10,8 +10,8 @@ use http::{
     header::{SERVER, VIA},
 };
 
-use super::spans::forget;
 use super::headers::{FORWARDED_PROTO, REQUEST_ID, append_value, new_request_id};
+use super::spans::forget;
 use crate::model::http_options::{HttpOptions, ServerHeader};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -11,7 +11,10 @@ use std::{
 };
 
 use futures_util::TryFutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request::Parts, uri::Authority};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request::Parts,
+    uri::Authority,
+};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 

@@ -17,11 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::HOST, request
 pub(super) use self::reason::forget;
 use self::{context::Context, export::Spans, tags::Tags};
 use super::{
-    Judged,
-    forward::Failure,
-    headers::REQUEST_ID,
-    mutations::RequestValues,
-    record::RequestLog,
+    Judged, forward::Failure, headers::REQUEST_ID, mutations::RequestValues, record::RequestLog,
 };
 use crate::{
     codec::spans::{Kind, Span},
@@ -153,9 +149,12 @@ impl Trace {
                 attempts: Vec::new(),
             })
         });
-        let mut trace = Box::new(Self { tracing: Arc::clone(tracing), route, egress, told: None, own });
+        let mut trace =
+            Box::new(Self { tracing: Arc::clone(tracing), route, egress, told: None, own });
         trace.decorate(&mut head.headers);
-        if trace.formats() && let Some(own) = &mut trace.own {
+        if trace.formats()
+            && let Some(own) = &mut trace.own
+        {
             own.kept = Some(Box::default());
         }
         log.trace = Some(trace);
@@ -338,8 +337,7 @@ impl Trace {
 
         let record = &log.record;
         let cluster = record.cluster.as_ref();
-        let cluster =
-            cluster.filter(|_| !record.flags.contains(ResponseFlag::NoClusterFound));
+        let cluster = cluster.filter(|_| !record.flags.contains(ResponseFlag::NoClusterFound));
         let cluster = cluster.map(|cluster| &*cluster.0);
         let send = |context: &Context, name: String, kind, (start, end), tags: Tags| {
             let (tags, failed) = tags.into_span(kind);
@@ -369,7 +367,8 @@ impl Trace {
                 Some(format) => tags::filled(format, &values),
                 None => format!("router {} egress", cluster.unwrap_or_default()),
             };
-            let mut tags = Tags::of_attempt(attempt.address, attempt.protocol, attempt.retry, ending);
+            let mut tags =
+                Tags::of_attempt(attempt.address, attempt.protocol, attempt.retry, ending);
             let (status, flags) = match ending {
                 Ending::Answered(status) => (Some(status), None),
                 Ending::Cancelled(status, flag) => (status, flag),

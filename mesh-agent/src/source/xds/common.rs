@@ -171,6 +171,20 @@ pub(super) fn socket_address(
 }
 
 fn numeric_address(d: &mut Decoder, value: SocketAddress) -> Option<SocketAddr> {
+    let (ip, port) = host_and_port(d, value, |d, address| match address.parse::<IpAddr>() {
+        Ok(ip) => Some(ip.to_canonical()),
+        Err(_) if address.is_empty() => d.refused("is missing"),
+        Err(_) => d.refused(format!("`{address}` is not an IP address; names are not resolved")),
+    })?;
+    Some(SocketAddr::new(ip, port))
+}
+
+/// A TCP address, of what may stand in `address` there.
+pub(super) fn host_and_port<T>(
+    d: &mut Decoder,
+    value: SocketAddress,
+    host: impl FnOnce(&mut Decoder, String) -> Option<T>,
+) -> Option<(T, u16)> {
     let SocketAddress {
         protocol,
         address,
@@ -183,11 +197,7 @@ fn numeric_address(d: &mut Decoder, value: SocketAddress) -> Option<SocketAddr> 
     if protocol != Protocol::Tcp as i32 {
         d.refuse_field("protocol", "only TCP is supported");
     }
-    let ip = d.field("address", |d| match address.parse::<IpAddr>() {
-        Ok(ip) => Some(ip.to_canonical()),
-        Err(_) if address.is_empty() => d.refused("is missing"),
-        Err(_) => d.refused(format!("`{address}` is not an IP address; names are not resolved")),
-    });
+    let host = d.field("address", |d| host(d, address));
     let port = match port_specifier {
         Some(socket_address::PortSpecifier::PortValue(value)) => {
             d.field("port_value", |d| port(d, value))
@@ -195,7 +205,7 @@ fn numeric_address(d: &mut Decoder, value: SocketAddress) -> Option<SocketAddr> 
         Some(socket_address::PortSpecifier::NamedPort(_)) => d.not_supported("named_port"),
         None => d.field("port_value", |d| d.refused("is missing")),
     };
-    Some(SocketAddr::new(ip?, port?))
+    Some((host?, port?))
 }
 
 /// A range of addresses. Its host bits are cleared, as Envoy does.

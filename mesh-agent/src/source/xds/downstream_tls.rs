@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::{
         listener::v3::Listener,
     },
     extensions::transport_sockets::tls::v3::{
-        CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+        DownstreamTlsContext, SdsSecretConfig,
         common_tls_context::ValidationContextType,
         downstream_tls_context::{OcspStaplePolicy, SessionTicketKeysType},
     },
@@ -19,8 +19,9 @@ use prost::Message as _;
 
 use super::{
     common,
-    reject::{Decoder, unsupported},
-    upstream_tls::{Parameters, alpn, certificate, parameters, secret_name, validation},
+    reject::Decoder,
+    tls_context::{self, Common, Parameters},
+    upstream_tls::{self, alpn, certificate, secret_name},
 };
 use crate::model::tls::{CertificateSource, DownstreamTls};
 
@@ -30,26 +31,9 @@ pub(super) fn transport_socket(
     d: &mut Decoder,
     value: TransportSocket,
 ) -> Option<Option<Arc<DownstreamTls>>> {
-    let TransportSocket { name, config_type } = value;
-    let any = match config_type {
-        Some(transport_socket::ConfigType::TypedConfig(any)) => any,
-        None if name == "envoy.transport_sockets.raw_buffer" => return Some(None),
-        None => return d.refused(format!("{name} has no typed_config")),
-    };
-    if common::type_name(&any).ends_with(".RawBuffer") {
-        return Some(None);
-    }
-    if !common::is::<DownstreamTlsContext>(&any) {
-        common::refuse_extension(d, &name, &common::type_name(&any));
-        return None;
-    }
-    let context = d.field("typed_config", |d| {
-        common::unpack(d, &any).and_then(|context| downstream(d, context))
-    });
-    context.map(|context| Some(Arc::new(context)))
+    tls_context::transport_socket(d, value, downstream).map(|context| context.map(Arc::new))
 }
 
-#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
 fn downstream(d: &mut Decoder, value: DownstreamTlsContext) -> Option<DownstreamTls> {
     let DownstreamTlsContext {
         common_tls_context,
@@ -81,43 +65,21 @@ fn downstream(d: &mut Decoder, value: DownstreamTlsContext) -> Option<Downstream
     }
     let require_client_certificate = require_client_certificate.is_some_and(|it| it.value);
     d.field("common_tls_context", |d| {
-        let CommonTlsContext {
-            tls_params,
-            tls_certificates,
-            tls_certificate_sds_secret_configs,
-            tls_certificate_provider_instance,
-            custom_tls_certificate_selector,
-            tls_certificate_certificate_provider,
-            tls_certificate_certificate_provider_instance,
-            alpn_protocols,
-            custom_handshaker,
-            key_log,
-            validation_context_type,
-        } = common_tls_context.unwrap_or_default();
-        unsupported!(
-            d;
-            tls_certificate_provider_instance, custom_tls_certificate_selector,
-            tls_certificate_certificate_provider, tls_certificate_certificate_provider_instance,
-            custom_handshaker, key_log,
-        );
-        let params = d.field("tls_params", |d| parameters(d, tls_params.unwrap_or_default()));
-        if tls_certificates.is_empty() && tls_certificate_sds_secret_configs.is_empty() {
+        let Common { parameters, certificates, secrets, alpn_protocols, validation } =
+            tls_context::common(d, common_tls_context.unwrap_or_default());
+        if certificates.is_empty() && secrets.is_empty() {
             d.refuse_field("tls_certificates", "is empty: a server has to have a certificate");
         }
-        if !tls_certificates.is_empty() && !tls_certificate_sds_secret_configs.is_empty() {
+        if !certificates.is_empty() && !secrets.is_empty() {
             d.refuse_field(
                 "tls_certificate_sds_secret_configs",
                 "has no effect beside tls_certificates",
             );
         }
-        let given = d.all("tls_certificates", tls_certificates, certificate);
-        let secrets = d.all(
-            "tls_certificate_sds_secret_configs",
-            tls_certificate_sds_secret_configs,
-            secret_name,
-        );
+        let given = d.all("tls_certificates", certificates, certificate);
+        let secrets = d.all("tls_certificate_sds_secret_configs", secrets, secret_name);
         let alpn = alpn(d, alpn_protocols);
-        let validation = match validation_context_type {
+        let validation = match validation {
             None if !require_client_certificate => Some(None),
             // It asks for nothing.
             Some(ValidationContextType::ValidationContext(value))
@@ -125,9 +87,9 @@ fn downstream(d: &mut Decoder, value: DownstreamTlsContext) -> Option<Downstream
             {
                 Some(None)
             }
-            value => validation(d, value).map(Some),
+            value => upstream_tls::validation(d, value).map(Some),
         };
-        let Parameters { min_version, max_version, cipher_suites, curves } = params?;
+        let Parameters { min_version, max_version, cipher_suites, curves } = parameters?;
         let given = given?.into_iter().map(CertificateSource::Given);
         let certificates = given.chain(secrets?.into_iter().map(CertificateSource::Secret));
         Some(DownstreamTls {

@@ -134,9 +134,7 @@ pub(super) fn connection_manager(
     };
     let request_ids = match request_id_extension {
         None => Some(RequestIds::default()),
-        Some(value) => {
-            d.field("request_id_extension", |d| traces::request_ids(d, value))
-        }
+        Some(value) => d.field("request_id_extension", |d| traces::request_ids(d, value)),
     };
     let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);

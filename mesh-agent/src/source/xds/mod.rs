@@ -44,6 +44,7 @@ mod sds;
 mod services;
 mod session;
 mod tls;
+mod tls_context;
 mod traces;
 mod unknown;
 mod upgrades;

@@ -9,6 +9,7 @@
 //! and come back at [`Session::deadline_after`] at the latest. One session outlives its
 //! streams: what was accepted on one counts on the next.
 
+mod decode;
 mod domains;
 mod judge;
 mod refused;
@@ -353,7 +354,7 @@ impl Session {
             return;
         }
         let any = Any { type_url: kind.type_url().to_owned(), value };
-        if let Ok((held, _)) = judge::decode(kind, name, "", &any) {
+        if let Ok((held, _)) = decode::decode(kind, name, "", &any) {
             let table = self.table_mut(kind);
             table.accept(Arc::clone(name), held);
             table.made_up.insert(Arc::clone(name));

@@ -3,20 +3,19 @@
 use std::{env, fmt, fs, io, path::PathBuf, sync::Arc};
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, SupportedProtocolVersion,
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
-    version::{TLS12, TLS13},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use zeroize::Zeroizing;
 
 use super::address::Io;
-
-static VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+use crate::model::tls::TlsVersion;
 
 /// How a server is verified, and what it is shown. Files are read anew for every
 /// connection, so that they can be replaced.
@@ -31,15 +30,15 @@ pub struct TlsOptions {
     pub server_name: Option<String>,
     /// Other names: one of these must be in the certificate instead, if there are any.
     pub accepted_names: Vec<String>,
-    /// `1.2` to `1.3`, as indices.
-    pub(super) versions: std::ops::RangeInclusive<usize>,
+    /// The lowest and the highest.
+    pub(super) versions: (TlsVersion, TlsVersion),
 }
 
 /// Something in PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
     File(PathBuf),
-    Inline(Vec<u8>),
+    Inline(Zeroizing<Vec<u8>>),
     Environment(String),
 }
 
@@ -61,12 +60,15 @@ impl fmt::Display for Pem {
 }
 
 impl Pem {
-    fn read(&self) -> io::Result<Vec<u8>> {
+    fn read(&self) -> io::Result<Zeroizing<Vec<u8>>> {
         match self {
-            Self::File(path) => fs::read(path).map_err(|error| self.told(&error)),
+            Self::File(path) => match fs::read(path) {
+                Ok(bytes) => Ok(Zeroizing::new(bytes)),
+                Err(error) => Err(self.told(&error)),
+            },
             Self::Inline(bytes) => Ok(bytes.clone()),
             Self::Environment(name) => match env::var(name) {
-                Ok(text) => Ok(text.into_bytes()),
+                Ok(text) => Ok(Zeroizing::new(text.into_bytes())),
                 Err(error) => Err(self.told(&error)),
             },
         }
@@ -91,7 +93,8 @@ impl Pem {
 impl TlsOptions {
     /// Verified by these authorities, under the name that is dialled.
     pub fn new(ca: Pem, identity: Option<(Pem, Pem)>) -> Self {
-        Self { ca, identity, server_name: None, accepted_names: Vec::new(), versions: 0..=1 }
+        let versions = (TlsVersion::V1_2, TlsVersion::V1_3);
+        Self { ca, identity, server_name: None, accepted_names: Vec::new(), versions }
     }
 
     /// Makes TLS on `io`, which leads to `host`.
@@ -119,9 +122,9 @@ impl TlsOptions {
                 .map_err(|error| self.ca.told(&error))?;
         let names = self.accepted_names.iter().map(|name| server_name(name));
         let names = names.collect::<io::Result<Vec<_>>>()?;
-        let versions = VERSIONS.get(self.versions.clone()).unwrap_or(&VERSIONS);
+        let (min, max) = self.versions;
         let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
+            .with_protocol_versions(TlsVersion::range(min, max))
             .map_err(io::Error::other)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyName { verifier, names }));

@@ -10,38 +10,21 @@ use envoy_types::pb::envoy::{
     config::cluster::v3::Cluster,
     config::core::v3::{TransportSocket, UpstreamHttpProtocolOptions, transport_socket},
     extensions::transport_sockets::tls::v3::{
-        CommonTlsContext, SdsSecretConfig, TlsParameters, UpstreamTlsContext,
+        SdsSecretConfig, TlsCertificate, UpstreamTlsContext,
         common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
-        tls_parameters::TlsProtocol,
     },
 };
 use prost::Message as _;
-use rustls::{CipherSuite, NamedGroup, pki_types::ServerName};
+use rustls::pki_types::ServerName;
 
 pub(super) use material::{certificate, validation_context};
 
 use super::{
-    ResourceType, common, config_source,
+    ResourceType, config_source,
     reject::{Decoder, unsupported},
+    tls_context::{self, Common, Parameters},
 };
-use crate::model::tls::{CertificateSource, HostNames, TlsVersion, UpstreamTls, ValidationSource};
-
-/// Envoy's (BoringSSL's) names of what rustls has for TLS 1.2.
-const CIPHER_SUITES: [(&str, CipherSuite); 6] = [
-    ("ECDHE-ECDSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
-    ("ECDHE-ECDSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
-    ("ECDHE-ECDSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
-    ("ECDHE-RSA-AES128-GCM-SHA256", CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
-    ("ECDHE-RSA-AES256-GCM-SHA384", CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
-    ("ECDHE-RSA-CHACHA20-POLY1305", CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
-];
-
-const CURVES: [(&str, NamedGroup); 4] = [
-    ("X25519", NamedGroup::X25519),
-    ("P-256", NamedGroup::secp256r1),
-    ("P-384", NamedGroup::secp384r1),
-    ("X25519MLKEM768", NamedGroup::X25519MLKEM768),
-];
+use crate::model::tls::{CertificateSource, HostNames, UpstreamTls, ValidationSource};
 
 /// A cluster's `transport_socket`: `None` where it is refused, `Some(None)` in the clear.
 pub(super) fn transport_socket(
@@ -49,23 +32,8 @@ pub(super) fn transport_socket(
     value: TransportSocket,
     by_host: HostNames,
 ) -> Option<Option<Arc<UpstreamTls>>> {
-    let TransportSocket { name, config_type } = value;
-    let any = match config_type {
-        Some(transport_socket::ConfigType::TypedConfig(any)) => any,
-        None if name == "envoy.transport_sockets.raw_buffer" => return Some(None),
-        None => return d.refused(format!("{name} has no typed_config")),
-    };
-    if common::type_name(&any).ends_with(".RawBuffer") {
-        return Some(None);
-    }
-    if !common::is::<UpstreamTlsContext>(&any) {
-        common::refuse_extension(d, &name, &common::type_name(&any));
-        return None;
-    }
-    let context = d.field("typed_config", |d| {
-        common::unpack(d, &any).and_then(|context| upstream(d, context, by_host))
-    });
-    context.map(|context| Some(Arc::new(context)))
+    let decode = |d: &mut Decoder, context| upstream(d, context, by_host);
+    tls_context::transport_socket(d, value, decode).map(|context| context.map(Arc::new))
 }
 
 #[expect(deprecated, reason = "a deprecated field that says nothing")]
@@ -94,30 +62,12 @@ fn upstream(d: &mut Decoder, value: UpstreamTlsContext, by_host: HostNames) -> O
         d.refuse_field("auto_sni_san_validation", "there is no sni to validate against");
     }
     d.field("common_tls_context", |d| {
-        let CommonTlsContext {
-            tls_params,
-            tls_certificates,
-            tls_certificate_sds_secret_configs,
-            tls_certificate_provider_instance,
-            custom_tls_certificate_selector,
-            tls_certificate_certificate_provider,
-            tls_certificate_certificate_provider_instance,
-            alpn_protocols,
-            custom_handshaker,
-            key_log,
-            validation_context_type,
-        } = common_tls_context.unwrap_or_default();
-        unsupported!(
-            d;
-            tls_certificate_provider_instance, custom_tls_certificate_selector,
-            tls_certificate_certificate_provider, tls_certificate_certificate_provider_instance,
-            custom_handshaker, key_log,
-        );
-        let params = d.field("tls_params", |d| parameters(d, tls_params.unwrap_or_default()));
-        let certificate = presented(d, tls_certificates, tls_certificate_sds_secret_configs);
+        let Common { parameters, certificates, secrets, alpn_protocols, validation } =
+            tls_context::common(d, common_tls_context.unwrap_or_default());
+        let certificate = presented(d, certificates, secrets);
         let alpn = alpn(d, alpn_protocols);
-        let validation = validation(d, validation_context_type);
-        let Parameters { min_version, max_version, cipher_suites, curves } = params?;
+        let validation = self::validation(d, validation);
+        let Parameters { min_version, max_version, cipher_suites, curves } = parameters?;
         Some(UpstreamTls {
             min_version,
             max_version,
@@ -158,70 +108,10 @@ pub(super) fn without_key(bytes: &[u8]) -> Option<Arc<[u8]>> {
     Some(cluster.encode_to_vec().into())
 }
 
-pub(super) struct Parameters {
-    pub(super) min_version: TlsVersion,
-    pub(super) max_version: TlsVersion,
-    pub(super) cipher_suites: Vec<CipherSuite>,
-    pub(super) curves: Vec<NamedGroup>,
-}
-
-pub(super) fn parameters(d: &mut Decoder, value: TlsParameters) -> Option<Parameters> {
-    let TlsParameters {
-        tls_minimum_protocol_version,
-        tls_maximum_protocol_version,
-        cipher_suites,
-        ecdh_curves,
-        signature_algorithms,
-        compliance_policies,
-    } = value;
-    unsupported!(d; signature_algorithms, compliance_policies);
-    let mut version = |field: &str, value: i32, default| {
-        d.field(field, |d| match TlsProtocol::try_from(value) {
-            Ok(TlsProtocol::TlsAuto) => Some(default),
-            Ok(TlsProtocol::TlSv12) => Some(TlsVersion::V1_2),
-            Ok(TlsProtocol::TlSv13) => Some(TlsVersion::V1_3),
-            Ok(old) => d.refused(format!("{} is not supported", old.as_str_name())),
-            Err(_) => d.refused(format!("{value} is unknown")),
-        })
-    };
-    let min =
-        version("tls_minimum_protocol_version", tls_minimum_protocol_version, TlsVersion::V1_2);
-    // Envoy's default for clients is 1.2; there is nothing that 1.2 would do better.
-    let max =
-        version("tls_maximum_protocol_version", tls_maximum_protocol_version, TlsVersion::V1_3);
-    if let (Some(min), Some(max)) = (min, max)
-        && min > max
-    {
-        d.refuse_field("tls_minimum_protocol_version", "is above the maximum");
-    }
-    // `[A|B]`: equally good; a client has to put one first all the same.
-    let names = cipher_suites.iter().flat_map(|names| {
-        names.trim_start_matches('[').trim_end_matches(']').split('|').collect::<Vec<_>>()
-    });
-    let cipher_suites = d.all("cipher_suites", names, |d, name| named(d, &CIPHER_SUITES, name));
-    let curves = d.all("ecdh_curves", &ecdh_curves, |d, name| named(d, &CURVES, name));
-    Some(Parameters {
-        min_version: min?,
-        max_version: max?,
-        cipher_suites: cipher_suites?,
-        curves: curves?,
-    })
-}
-
-fn named<T: Copy>(d: &mut Decoder, known: &[(&str, T)], name: &str) -> Option<T> {
-    match known.iter().find(|(known, _)| *known == name) {
-        Some((_, value)) => Some(*value),
-        None => {
-            let known: Vec<_> = known.iter().map(|(known, _)| *known).collect();
-            d.refused(format!("`{name}` is none of {}", known.join(", ")))
-        }
-    }
-}
-
 /// What is presented; `Some(None)`: nothing.
 fn presented(
     d: &mut Decoder,
-    given: Vec<envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::TlsCertificate>,
+    given: Vec<TlsCertificate>,
     secrets: Vec<SdsSecretConfig>,
 ) -> Option<Option<CertificateSource>> {
     if given.len() + secrets.len() > 1 {

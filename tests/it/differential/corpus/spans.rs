@@ -99,7 +99,9 @@ fn case_of(span: &Value) -> &str {
 pub(super) fn count(case: &Case, spans: [&Vec<Value>; 2]) -> Option<String> {
     let of = |span: &&Value| case_of(span).split('#').next() == Some(case.name);
     let counts = spans.map(|spans| spans.iter().filter(of).count());
-    let said = |who: &str, count| format!("{}: {who} tells of {count} spans, not {}", case.name, case.spans);
+    let said = |who: &str, count| {
+        format!("{}: {who} tells of {count} spans, not {}", case.name, case.spans)
+    };
     match counts {
         [envoy, _] if envoy != case.spans => Some(said("Envoy", envoy)),
         [_, agent] if agent != case.spans => Some(said("the agent", agent)),
@@ -113,7 +115,11 @@ pub(super) fn parts(spans: &[Value], case: &str, client: &str, parts: &mut Parts
     // A retry comes after what it is one of, and the request's own span first.
     own.sort_by_key(|span| {
         let tags = &span["tags"];
-        (tags["http.url"].is_null(), tags["retry.count"].to_string(), tags["upstream_address"].to_string())
+        (
+            tags["http.url"].is_null(),
+            tags["retry.count"].to_string(),
+            tags["upstream_address"].to_string(),
+        )
     });
     let ids: Vec<String> = own.iter().map(|span| span["id"].to_string()).collect();
     for (index, span) in own.iter().enumerate() {
@@ -150,7 +156,10 @@ pub(super) fn parts(spans: &[Value], case: &str, client: &str, parts: &mut Parts
         }
         if let Some(local) = span["localEndpoint"].as_object() {
             // Both are called as the control plane has them.
-            put("service", local["serviceName"].as_str().is_some_and(|name| !name.is_empty()).to_string());
+            put(
+                "service",
+                local["serviceName"].as_str().is_some_and(|name| !name.is_empty()).to_string(),
+            );
         }
         let headers = &span["headers"];
         for name in ["content-type", "x-token", "host"] {

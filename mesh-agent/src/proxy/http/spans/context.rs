@@ -245,9 +245,7 @@ fn b3_single(value: &HeaderValue) -> Result<Told, Invalid> {
 }
 
 fn b3_multi(headers: &HeaderMap) -> Result<Told, Invalid> {
-    let value = |name: &HeaderName| {
-        joined(headers, name).filter(|value| !value.is_empty())
-    };
+    let value = |name: &HeaderName| joined(headers, name).filter(|value| !value.is_empty());
     let sampled = match (value(&B3_SAMPLED), value(&B3_FLAGS)) {
         (_, Some(flags)) if flags == "1" => Some(true),
         (Some(sampled), _) => Some(sampled == "1" || sampled == "true"),
@@ -321,8 +319,10 @@ mod tests {
     fn told(context: &Context) -> String {
         let mut headers = HeaderMap::new();
         context.inject(&mut headers);
-        let mut lines: Vec<_> =
-            headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+        let mut lines: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}={}", value.to_str().unwrap()))
+            .collect();
         lines.sort();
         lines.join(" ")
     }
@@ -333,8 +333,9 @@ mod tests {
         let context = Context::start(&otel(None), &given, true, true).unwrap();
         assert_eq!((context.trace_id, context.parent), (TRACE, Some(0xb7ad_6b71_6920_3331)));
         let id = context.id;
-        let expected =
-            format!("traceparent=00-0af7651916cd43dd8448eb211c80319c-{id:016x}-01 tracestate=a=b,c");
+        let expected = format!(
+            "traceparent=00-0af7651916cd43dd8448eb211c80319c-{id:016x}-01 tracestate=a=b,c"
+        );
         assert_eq!(told(&context), expected);
         let child = context.child();
         assert_eq!((child.trace_id, child.parent), (TRACE, Some(id)));
@@ -402,12 +403,13 @@ mod tests {
 
     #[test]
     fn b3_is_answered_as_it_is_asked() {
-        let check = |provider: TracingProvider, server, fields: &[(&'static str, &str)], expected: &str| {
-            let context = Context::start(&provider, &headers(fields), true, server).unwrap();
-            let id = format!("{:016x}", context.id);
-            let trace = zipkin_trace_id(context.trace_id);
-            assert_eq!(told(&context).replace(&trace, "TRACE").replace(&id, "ID"), expected);
-        };
+        let check =
+            |provider: TracingProvider, server, fields: &[(&'static str, &str)], expected: &str| {
+                let context = Context::start(&provider, &headers(fields), true, server).unwrap();
+                let id = format!("{:016x}", context.id);
+                let trace = zipkin_trace_id(context.trace_id);
+                assert_eq!(told(&context).replace(&trace, "TRACE").replace(&id, "ID"), expected);
+            };
         let shared = || zipkin(true, false);
         let multi = [
             ("x-b3-traceid", "80f198ee56343ba864fe8b2a57d3eff7"),
@@ -415,12 +417,18 @@ mod tests {
             ("x-b3-sampled", "0"),
         ];
         check(shared(), true, &multi, "x-b3-sampled=0 x-b3-spanid=ID x-b3-traceid=TRACE");
-        let child = "x-b3-parentspanid=e457b5a2e4d86bd1 x-b3-sampled=0 x-b3-spanid=ID x-b3-traceid=TRACE";
+        let child =
+            "x-b3-parentspanid=e457b5a2e4d86bd1 x-b3-sampled=0 x-b3-spanid=ID x-b3-traceid=TRACE";
         check(shared(), false, &multi, child);
         check(zipkin(false, false), true, &multi, child);
         check(shared(), true, &[], "x-b3-sampled=1 x-b3-spanid=ID x-b3-traceid=TRACE");
         check(shared(), true, &[("b3", "0")], "b3=TRACE-ID-0");
-        check(shared(), false, &[("b3", "80f198ee56343ba8-e457b5a2e4d86bd1-d")], "b3=TRACE-ID-1-e457b5a2e4d86bd1");
+        check(
+            shared(),
+            false,
+            &[("b3", "80f198ee56343ba8-e457b5a2e4d86bd1-d")],
+            "b3=TRACE-ID-1-e457b5a2e4d86bd1",
+        );
         check(
             zipkin(true, true),
             true,

@@ -127,12 +127,7 @@ impl Spans {
     }
 
     /// Hands a span over; never waits.
-    pub(super) fn send(
-        &self,
-        judged: &Arc<Judged>,
-        provider: &Arc<TracingProvider>,
-        span: Span,
-    ) {
+    pub(super) fn send(&self, judged: &Arc<Judged>, provider: &Arc<TracingProvider>, span: Span) {
         let Some(queue) = &self.0.queue else { return };
         let bytes = span.bytes();
         let before = self.0.waiting.fetch_add(bytes, Ordering::Relaxed);

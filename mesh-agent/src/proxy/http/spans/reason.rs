@@ -6,11 +6,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::super::headers::REQUEST_ID;
-use crate::model::{
-    http_options::RequestIds,
-    runtime::Runtime,
-    tracing::Sampling,
-};
+use crate::model::{http_options::RequestIds, runtime::Runtime, tracing::Sampling};
 
 const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");
 

@@ -1,14 +1,24 @@
 //! What a span says, by Envoy's names.
 
-use std::{borrow::Cow, net::{IpAddr, SocketAddr}};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+};
 
-use http::{HeaderMap, HeaderValue, StatusCode, header::{CONTENT_TYPE, HOST, USER_AGENT}, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{CONTENT_TYPE, HOST, USER_AGENT},
+    request::Parts,
+};
 
-use super::Ending;
 use super::super::{grpc, headers, mutations::RequestValues};
+use super::Ending;
 use crate::{
     codec::spans::{Kind, Tag},
-    model::{format::Format, tracing::{CustomTag, TagValue}},
+    model::{
+        format::Format,
+        tracing::{CustomTag, TagValue},
+    },
     observe::{Protocol, flags::ResponseFlags},
     policy::matcher::first_value,
     transport::http_pool::HttpProtocol,
@@ -71,10 +81,13 @@ impl Tags {
         let or_none = |name| header(name).unwrap_or_else(|| "-".to_owned());
         tags.put("downstream_cluster", or_none("x-envoy-downstream-service-cluster"));
         tags.put("user_agent", or_none(USER_AGENT.as_str()));
-        tags.put("http.protocol", match by {
-            Protocol::Http2 => "HTTP/2",
-            Protocol::Http1 | Protocol::Tcp => "HTTP/1.1",
-        });
+        tags.put(
+            "http.protocol",
+            match by {
+                Protocol::Http2 => "HTTP/2",
+                Protocol::Http1 | Protocol::Tcp => "HTTP/1.1",
+            },
+        );
         tags.put("peer.address", client.to_string());
         if let Some(id) = header("x-client-trace-id") {
             tags.put("guid:x-client-trace-id", id);
@@ -119,11 +132,14 @@ impl Tags {
                 connected
             }
         };
-        tags.put("http.protocol", match protocol {
-            _ if !connected => "-",
-            HttpProtocol::Http2 => "HTTP/2",
-            HttpProtocol::Http1 => "HTTP/1.1",
-        });
+        tags.put(
+            "http.protocol",
+            match protocol {
+                _ if !connected => "-",
+                HttpProtocol::Http2 => "HTTP/2",
+                HttpProtocol::Http1 => "HTTP/1.1",
+            },
+        );
         tags.put("upstream_address", address.to_string());
         tags.put("peer.address", address.to_string());
         tags

@@ -25,8 +25,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::super::{
-    ConnectFailure, HttpConnection, HttpOutcome, HttpServices, RequestObserver, RequestRecord, Spans,
-    Upstreams, serve_http,
+    ConnectFailure, HttpConnection, HttpOutcome, HttpServices, RequestObserver, RequestRecord,
+    Spans, Upstreams, serve_http,
 };
 use crate::{
     model::{

@@ -14,7 +14,7 @@ use envoy_types::pb::{
             },
             core::v3::{
                 Address, Http2ProtocolOptions, KeepaliveSettings, Pipe, SocketAddress,
-                TcpKeepalive, address, socket_address,
+                TcpKeepalive, address,
             },
             endpoint::v3::{
                 ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -365,27 +365,9 @@ fn address(d: &mut Decoder, value: Option<Address>) -> Option<ServerAddress> {
 }
 
 fn socket_address(d: &mut Decoder, value: SocketAddress) -> Option<ServerAddress> {
-    let SocketAddress {
-        protocol,
-        address,
-        resolver_name,
-        ipv4_compat,
-        network_namespace_filepath,
-        port_specifier,
-    } = value;
-    unsupported!(d; resolver_name, ipv4_compat, network_namespace_filepath);
-    if protocol != socket_address::Protocol::Tcp as i32 {
-        d.refuse_field("protocol", "only TCP is supported");
-    }
-    if !is_host(&address) {
-        d.refuse_field("address", format!("`{address}` is neither a host's name nor an address"));
-    }
-    let port = match port_specifier {
-        Some(socket_address::PortSpecifier::PortValue(value)) => {
-            d.field("port_value", |d| common::port(d, value))
-        }
-        Some(socket_address::PortSpecifier::NamedPort(_)) => d.not_supported("named_port"),
-        None => d.field("port_value", |d| d.refused("is missing")),
-    };
-    Some(ServerAddress::Plain { host: address, port: port? })
+    let (host, port) = common::host_and_port(d, value, |d, address| match is_host(&address) {
+        true => Some(address),
+        false => d.refused(format!("`{address}` is neither a host's name nor an address")),
+    })?;
+    Some(ServerAddress::Plain { host, port })
 }

@@ -119,7 +119,7 @@ fn keys_are_not_shown() {
 
 #[test]
 fn what_does_not_apply_is_refused_by_path() {
-    let tls = "static_resources.clusters[other].transport_socket";
+    let tls = "static_resources.clusters[other].transport_socket.typed_config";
     for (from, to, reason) in [
         ("DELTA_GRPC", "REST", "dynamic_resources.ads_config.api_type: REST is not supported"),
         (

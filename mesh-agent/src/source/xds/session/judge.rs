@@ -6,27 +6,24 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::digest::{self, SHA256};
 use envoy_types::pb::{
     envoy::service::discovery::v3::{
         DeltaDiscoveryResponse, DiscoveryResponse, Resource as Wrapped,
     },
-    google::protobuf::{self, Any},
+    google::protobuf,
 };
 use prost::{Message as _, Name as _};
 
 use super::{
     Now, Session, Variant,
+    decode::{LOCATOR, decode, digest_of},
     scopes::Keys,
-    table::{Body, Digest, Held, Needs, Reply, namespace},
+    table::{Body, Digest, Held, Reply},
 };
 use crate::{
     snapshot::RejectedResource,
-    source::xds::{self, REJECTIONS_MAX, Reference, Resource, ResourceType, rejection},
+    source::xds::{self, REJECTIONS_MAX, Resource, ResourceType, rejection},
 };
-
-/// Names with this prefix need `resource_locator`s, which we don't speak.
-const LOCATOR: &str = "xdstp:";
 
 /// How many reasons a NACK carries.
 const REASONS_MAX: usize = 10;
@@ -93,7 +90,10 @@ impl Session {
         if table.is_wildcard() && judgement.rejected.is_empty() {
             let absent: Vec<_> =
                 table.accepted.keys().filter(|n| !names.contains(*n)).cloned().collect();
-            absent.iter().for_each(|name| table.remove(name));
+            for name in absent {
+                table.withdraw(&name);
+                table.remove(&name);
+            }
         }
         if judgement.rejected.is_empty() {
             table.version.clone_from(&version_info);
@@ -160,6 +160,7 @@ impl Session {
             return;
         }
         table.waiting.clear(&name);
+        table.withdraw(&name);
         // A secret goes when nothing names it any more; as Envoy, nobody is left without
         // one because a server has forgotten it.
         if kind != ResourceType::Secret && table.accepted.contains_key(&name) {
@@ -313,6 +314,7 @@ impl Session {
                 held.version = version;
                 let table = self.table_mut(kind);
                 table.made_up.remove(&name);
+                table.withdrawn.remove(&name);
                 table.waiting.clear(&name);
             }
             _ => match decode(kind, &name, &version, &any)
@@ -524,78 +526,4 @@ fn detail(reasons: &[String], total: usize) -> String {
         text.truncate(end.unwrap_or_default());
     }
     text
-}
-
-fn digest_of<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Digest {
-    let mut context = digest::Context::new(&SHA256);
-    for value in values {
-        context.update(&(value.len() as u64).to_be_bytes());
-        context.update(value);
-    }
-    let mut out = [0; 32];
-    out.copy_from_slice(context.finish().as_ref());
-    out
-}
-
-/// A virtual host that was accepted before.
-pub(super) fn decode_again(name: &Arc<str>, version: &str, raw: Arc<[u8]>) -> Option<Body> {
-    match xds::decode_strict(ResourceType::VirtualHost.type_url(), &raw) {
-        Ok((Resource::VirtualHost(_, host), _)) => {
-            let resource = Resource::VirtualHost(Arc::clone(name), host);
-            Some(Body { resource, raw, version: version.into() })
-        }
-        _ => None,
-    }
-}
-
-/// Decodes a resource of that name.
-pub(super) fn decode(
-    kind: ResourceType,
-    name: &Arc<str>,
-    version: &str,
-    any: &Any,
-) -> Result<(Held, Vec<Reference>), Vec<RejectedResource>> {
-    let path = format!("{}[{name}]", kind.table());
-    let (resource, references) = xds::decode_strict(&any.type_url, &any.value).map_err(|all| {
-        // What can't be read does not say its name.
-        let nameless = format!("{}[]", kind.table());
-        let named = |RejectedResource { path: at, reason }| match at.strip_prefix(&nameless) {
-            Some(field) => rejection(&format!("{path}{field}"), reason),
-            None => RejectedResource { path: at, reason },
-        };
-        all.into_iter().map(named).collect::<Vec<_>>()
-    })?;
-    let resource = match resource {
-        // Its own name is not what it is asked for by.
-        Resource::VirtualHost(_, host) => Resource::VirtualHost(Arc::clone(name), host),
-        resource => resource,
-    };
-    if kind == ResourceType::VirtualHost && namespace(name).is_empty() {
-        let reason = "is not called `<route configuration>/<host>`";
-        return Err(vec![rejection(&path, reason)]);
-    }
-    let (_, own) = resource.key();
-    if own != *name {
-        let reason = format!("calls itself `{own}`");
-        return Err(vec![rejection(&format!("{path}.{}", kind.name_field()), reason)]);
-    }
-    let needs = Needs::of(&resource);
-    let names = ResourceType::ALL.into_iter().flat_map(|kind| needs.named(kind));
-    if let Some(located) = names.into_iter().find(|name| name.starts_with(LOCATOR)) {
-        let reason = format!("`{located}`: xdstp names are not supported");
-        return Err(vec![rejection(&path, reason)]);
-    }
-    let held = Held {
-        version: version.to_owned(),
-        digest: digest_of([any.value.as_slice()]),
-        needs,
-        body: Some(Body {
-            // No second copy of a private key.
-            raw: resource.stored(any.value.as_slice().into()).unwrap_or_default(),
-            resource,
-            version: version.into(),
-        }),
-        again: None,
-    };
-    Ok((held, references))
 }

@@ -66,15 +66,19 @@ impl Session {
             && held.all(|(name, held)| self.lacks(Type::Scope, name, &held.needs).is_none())
     }
 
+    /// Whether a listener takes scopes that are delivered.
+    pub(super) fn takes_scopes(&self) -> bool {
+        let listeners = self.table(Type::Listener);
+        let accepted = listeners.accepted.values().map(|held| &held.needs);
+        let mut holders = accepted.chain(listeners.in_force.values());
+        holders.any(|needs| needs.named(Type::Scope).next().is_some())
+    }
+
     /// Asks for all scopes, or no longer. The state of the world can't take such a wish
     /// back: there, what is asked for stays so until the stream ends. Whether nobody need
     /// wait for them, since nobody could be asked.
     pub(super) fn ask_for_scopes(&mut self, now: Instant) -> bool {
-        let listeners = self.table(Type::Listener);
-        let accepted = listeners.accepted.values().map(|held| &held.needs);
-        let mut holders = accepted.chain(listeners.in_force.values());
-        let needed = !self.table(Type::Scope).asked.is_empty()
-            || holders.any(|needs| needs.named(Type::Scope).next().is_some());
+        let needed = !self.table(Type::Scope).asked.is_empty() || self.takes_scopes();
         let (timeout, connected) = (self.initial_fetch_timeout, self.is_connected(Type::Scope));
         let stream = self.table(Type::Scope).stream.filter(|at| !self.is_borrowed(*at));
         let stream = stream.and_then(|at| self.streams.get(at));

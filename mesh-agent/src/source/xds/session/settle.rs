@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     Key, Session, Variant,
-    judge::decode_again,
+    decode::decode_again,
     table::{Body, Needs, Table, namespace},
 };
 use crate::source::xds::ResourceType as Type;
@@ -188,6 +188,7 @@ impl Session {
     pub(super) fn take_out(&mut self, kind: Type, name: &Arc<str>) {
         let table = self.table_mut(kind);
         table.leaving.remove(name);
+        table.withdrawn.remove(name);
         table.grace.clear(name);
         table.renamed = true;
         if table.in_force.remove(name).is_some() {

@@ -9,7 +9,7 @@ use std::{
 
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{Carries, Now, Session, Stream, judge, table::Table};
+use super::{Carries, Now, Session, Stream, decode};
 use crate::{
     snapshot::RejectedResource,
     source::xds::{
@@ -96,9 +96,10 @@ impl Session {
     /// Ends streams that resources referred to and none does any more: their type comes from
     /// where it came from before.
     pub(super) fn return_streams(&mut self) {
-        for table in &mut self.tables {
-            let borrowed = table.stream.filter(|at| self.sources.borrowed.contains(at));
-            if borrowed.is_some() && table.is_free() {
+        for kind in ResourceType::ALL {
+            let borrowed = self.table(kind).stream.is_some_and(|at| self.is_borrowed(at));
+            if borrowed && self.is_free(kind) {
+                let table = self.table_mut(kind);
                 table.stream = table.home;
                 table.reset_stream();
             }
@@ -157,7 +158,7 @@ impl Session {
         self.alone_by = alone_by.filter(|_| !fixed.is_empty());
         for Fixed { kind, name, value } in fixed {
             let any = Any { type_url: kind.type_url().to_owned(), value: value.to_vec() };
-            let decoded = judge::decode(*kind, name, "static", &any);
+            let decoded = decode::decode(*kind, name, "static", &any);
             let reasons = match decoded {
                 Ok((held, references)) => match self.place(None, &references) {
                     Ok(()) => {
@@ -173,6 +174,14 @@ impl Session {
             self.rejected.extend(reasons);
         }
         self.settle(now.at);
+    }
+
+    /// Whether nobody would miss the stream of that type.
+    fn is_free(&self, kind: ResourceType) -> bool {
+        let table = self.table(kind);
+        // Which routes scopes name is known only when they are there.
+        let expected = || kind == ResourceType::Routes && self.takes_scopes();
+        !table.claimed && table.wanted.is_empty() && !expected()
     }
 
     /// Sees to it that the streams carry what a resource refers to, and for how long it
@@ -217,7 +226,7 @@ impl Session {
             // What an aggregated stream does not carry is not to be had.
             let without = origin == Origin::Ads && table.stream.is_none();
             if !without && (found.is_none() || table.stream != found) {
-                if !table.is_free() {
+                if !self.is_free(*kind) {
                     let reason = format!("other {} come from another source already", kind.table());
                     return refuse("", reason);
                 }
@@ -242,12 +251,5 @@ impl Session {
             }
         }
         Ok(())
-    }
-}
-
-impl Table {
-    /// Whether nobody would miss its stream.
-    fn is_free(&self) -> bool {
-        !self.claimed && self.wanted.is_empty()
     }
 }

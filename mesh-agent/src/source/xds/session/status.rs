@@ -26,6 +26,8 @@ pub struct TypeStatus {
     /// How many resources are accepted.
     pub accepted: usize,
     pub warming: Vec<Warming>,
+    /// What the server has no longer and something still uses, by name, up to fifty.
+    pub withdrawn: Vec<Arc<str>>,
 }
 
 /// A resource that is accepted and not in force yet.
@@ -35,7 +37,7 @@ pub struct Warming {
     pub waits_for: String,
 }
 
-/// More than this many warming or refused resources are not listed.
+/// More than this many warming, refused or withdrawn resources are not listed.
 const LISTED_MAX: usize = 50;
 
 impl Session {
@@ -71,6 +73,7 @@ impl Session {
             nacks: table.nacks,
             accepted: table.accepted.len() - table.made_up.len(),
             warming: warming.collect(),
+            withdrawn: table.withdrawn.iter().take(LISTED_MAX).cloned().collect(),
         }
     }
 }

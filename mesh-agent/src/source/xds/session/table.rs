@@ -258,6 +258,8 @@ pub(super) struct Table {
     pub(super) pending: BTreeSet<Arc<str>>,
     /// In force and no longer accepted, for as long as something needs it.
     pub(super) leaving: BTreeSet<Arc<str>>,
+    /// Those that the server has said it has no longer, for as long as they are in use.
+    pub(super) withdrawn: BTreeSet<Arc<str>>,
     /// When what is leaving goes even so.
     pub(super) grace: Timers,
     /// Asked for by name; unused where the type is asked for as a whole.
@@ -330,6 +332,7 @@ impl Table {
             in_force: HashMap::new(),
             pending: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
             grace: Timers::default(),
             wanted: BTreeSet::new(),
             optional: BTreeSet::new(),
@@ -455,6 +458,7 @@ impl Table {
         self.grace.clear(&name);
         self.absent.remove(&name);
         self.made_up.remove(&name);
+        self.withdrawn.remove(&name);
         let before = self.accepted.get(&name).map(|held| &held.needs);
         self.renamed |= *before.unwrap_or(&Needs::default()) != held.needs;
         if let Some(before) = before {
@@ -463,6 +467,14 @@ impl Table {
         self.domains.take(&name, &held.needs.domains);
         self.pending.insert(Arc::clone(&name));
         self.accepted.insert(name, held);
+    }
+
+    /// The server says that it has it no longer.
+    pub(super) fn withdraw(&mut self, name: &Arc<str>) {
+        let is_the_servers = !self.fixed.contains(name) && !self.made_up.contains(name);
+        if self.accepted.contains_key(name) && is_the_servers {
+            self.withdrawn.insert(Arc::clone(name));
+        }
     }
 
     pub(super) fn remove(&mut self, name: &str) {
@@ -475,8 +487,9 @@ impl Table {
             self.made_up.remove(&name);
             self.renamed = true;
             self.lives.clear(&name);
-            if self.in_force.contains_key(&name) {
-                self.leaving.insert(name);
+            match self.in_force.contains_key(&name) {
+                true => _ = self.leaving.insert(name),
+                false => _ = self.withdrawn.remove(&name),
             }
         }
     }

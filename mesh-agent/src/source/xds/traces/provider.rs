@@ -10,8 +10,7 @@ use envoy_types::pb::{
         config::{
             core::v3::{
                 GrpcService as PbGrpcService, HeaderValueOption, HttpService as PbHttpService,
-                TypedExtensionConfig,
-                header_value_option::HeaderAppendAction,
+                TypedExtensionConfig, header_value_option::HeaderAppendAction,
             },
             trace::v3::{
                 OpenTelemetryConfig, ZipkinConfig,
@@ -37,9 +36,7 @@ use super::super::{
 };
 use crate::model::{
     cluster::ClusterName,
-    tracing::{
-        ExportProtocol, OpenTelemetry, Sampler, SpanExport, TracingProvider, Zipkin,
-    },
+    tracing::{ExportProtocol, OpenTelemetry, Sampler, SpanExport, TracingProvider, Zipkin},
 };
 
 /// For one batch, where nothing is said, or no limit.

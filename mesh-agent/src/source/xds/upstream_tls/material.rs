@@ -6,9 +6,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use envoy_types::pb::envoy::{
-    config::core::v3::{
-        DataSource, TypedExtensionConfig, WatchedDirectory, data_source::Specifier,
-    },
+    config::core::v3::{DataSource, TypedExtensionConfig},
     extensions::transport_sockets::tls::v3::{
         CertificateValidationContext, SpiffeCertValidatorConfig, SubjectAltNameMatcher,
         TlsCertificate as PbTlsCertificate, certificate_validation_context::TrustChainVerification,
@@ -24,17 +22,19 @@ use crate::{
         authz::StringPattern,
         identity::TrustDomain,
         tls::{
-            CertificateFiles, CertificateMaterial, Crls, MATERIAL_MAX_BYTES, Roots, SanMatcher,
-            SanType, TlsCertificate, ValidationContext, anchors_from_pem, crls_from_pem,
+            CertificateFiles, CertificateMaterial, Crls, Roots, SanMatcher, SanType,
+            TlsCertificate, ValidationContext, anchors_from_pem, crls_from_pem,
         },
     },
     source::xds::{
         common, matchers,
         reject::{Decoder, unsupported},
+        tls::Pem,
+        tls_context::{self, Validation},
     },
 };
 
-/// Where some material is.
+/// Where some material of a resource is.
 enum Place {
     Inline(Zeroizing<Vec<u8>>),
     File(PathBuf),
@@ -45,25 +45,9 @@ pub(in crate::source::xds) fn certificate(
     d: &mut Decoder,
     value: PbTlsCertificate,
 ) -> Option<CertificateMaterial> {
-    let PbTlsCertificate {
-        certificate_chain,
-        private_key,
-        pkcs12,
-        watched_directory,
-        private_key_provider,
-        password,
-        ocsp_staple,
-        signed_certificate_timestamp,
-        tls_params,
-    } = value;
-    unsupported!(
-        d;
-        pkcs12, private_key_provider, password, ocsp_staple, signed_certificate_timestamp,
-        tls_params,
-    );
-    watched(watched_directory);
-    let chain = place(d, "certificate_chain", certificate_chain);
-    let key = place(d, "private_key", private_key);
+    let (chain, key) = tls_context::certificate(d, value)?;
+    let chain = place(d, "certificate_chain", chain);
+    let key = place(d, "private_key", key);
     match (chain?, key?) {
         (Place::Inline(chain), Place::Inline(key)) => {
             match TlsCertificate::from_pem(&chain, &key) {
@@ -78,36 +62,21 @@ pub(in crate::source::xds) fn certificate(
     }
 }
 
-#[expect(deprecated, reason = "the deprecated list of names is honoured as Envoy does")]
 pub(in crate::source::xds) fn validation_context(
     d: &mut Decoder,
     value: CertificateValidationContext,
 ) -> Option<ValidationContext> {
-    let CertificateValidationContext {
+    let Validation {
         trusted_ca,
-        ca_certificate_provider_instance,
-        system_root_certs,
-        watched_directory,
         verify_certificate_spki,
         verify_certificate_hash,
         match_typed_subject_alt_names,
         match_subject_alt_names,
-        require_signed_certificate_timestamp,
         crl,
-        allow_expired_certificate,
         trust_chain_verification,
         custom_validator_config,
         only_verify_leaf_cert_crl,
-        max_verify_depth,
-        // For servers only.
-        suppress_client_ca_list: _,
-    } = value;
-    unsupported!(
-        d;
-        ca_certificate_provider_instance, system_root_certs,
-        require_signed_certificate_timestamp, allow_expired_certificate, max_verify_depth,
-    );
-    watched(watched_directory);
+    } = tls_context::validation(d, value);
     let accept_untrusted = d.field("trust_chain_verification", |d| {
         match TrustChainVerification::try_from(trust_chain_verification) {
             Ok(verification) => Some(verification == TrustChainVerification::AcceptUntrusted),
@@ -120,7 +89,7 @@ pub(in crate::source::xds) fn validation_context(
     };
     let crls = match crl {
         None => Some(None),
-        Some(source) => place(d, "crl", Some(source)).and_then(|place| match place {
+        Some(source) => located(d, "crl", Some(source)).and_then(|place| match place {
             Place::File(path) => Some(Some(Crls::File(path))),
             Place::Inline(pem) => d.field("crl", |d| match crls_from_pem(&pem) {
                 Ok(lists) => Some(Some(Crls::Inline(lists.into()))),
@@ -233,7 +202,7 @@ fn san(d: &mut Decoder, value: SubjectAltNameMatcher) -> Option<SanMatcher> {
 }
 
 fn roots(d: &mut Decoder, field: &str, value: Option<DataSource>) -> Option<Roots> {
-    match place(d, field, value)? {
+    match located(d, field, value)? {
         Place::File(path) => Some(Roots::File(path)),
         Place::Inline(pem) => d.field(field, |d| match anchors_from_pem(&pem) {
             Ok(anchors) => Some(Roots::Inline(anchors.into())),
@@ -242,37 +211,21 @@ fn roots(d: &mut Decoder, field: &str, value: Option<DataSource>) -> Option<Root
     }
 }
 
-fn place(d: &mut Decoder, field: &str, value: Option<DataSource>) -> Option<Place> {
-    d.field(field, |d| {
-        let Some(DataSource { watched_directory, specifier }) = value else {
-            return d.refused("is missing");
-        };
-        watched(watched_directory);
-        let bytes = match specifier {
-            Some(Specifier::Filename(path)) => {
-                let path = PathBuf::from(path);
-                return match path.is_absolute() {
-                    true => Some(Place::File(path)),
-                    false => d.field("filename", |d| d.refused("is not an absolute path")),
-                };
-            }
-            Some(Specifier::InlineBytes(bytes)) => bytes,
-            Some(Specifier::InlineString(text)) => text.into_bytes(),
-            Some(Specifier::EnvironmentVariable(_)) => {
-                return d.not_supported("environment_variable");
-            }
-            None => return d.refused("is empty"),
-        };
-        if bytes.len() > MATERIAL_MAX_BYTES {
-            return d.refused(format!("is larger than {MATERIAL_MAX_BYTES} bytes"));
-        }
-        Some(Place::Inline(Zeroizing::new(bytes)))
-    })
+fn located(d: &mut Decoder, field: &str, value: Option<DataSource>) -> Option<Place> {
+    let pem = tls_context::pem(d, field, value)?;
+    place(d, field, pem)
 }
 
-/// A directory to watch says nothing that is not done anyway: files are looked at
-/// again whenever they have changed.
-fn watched(_: Option<WatchedDirectory>) {}
+/// What a control plane may name: the agent's environment is none of its business, and it
+/// does not know where the agent was started.
+fn place(d: &mut Decoder, field: &str, pem: Pem) -> Option<Place> {
+    d.field(field, |d| match pem {
+        Pem::Inline(bytes) => Some(Place::Inline(bytes)),
+        Pem::File(path) if path.is_absolute() => Some(Place::File(path)),
+        Pem::File(_) => d.field("filename", |d| d.refused("is not an absolute path")),
+        Pem::Environment(_) => d.not_supported("environment_variable"),
+    })
+}
 
 /// With or without colons.
 fn sha256(text: &str) -> Option<[u8; 32]> {

@@ -174,6 +174,43 @@ fn a_change_of_endpoints_is_one_update_of_one_table() {
     assert_eq!(after.assignments["a"].endpoints().count(), 2);
 }
 
+/// What is in use though the server has it no longer.
+fn withdrawn(bench: &Bench) -> Vec<String> {
+    let types = bench.session.status().into_iter();
+    let named = |of: crate::source::TypeStatus| {
+        of.withdrawn.into_iter().map(move |name| format!("{}/{name}", of.kind)).collect::<Vec<_>>()
+    };
+    types.flat_map(named).collect()
+}
+
+#[test]
+fn what_the_server_has_no_longer_is_told_for_as_long_as_it_is_in_use() {
+    let mut bench = Bench::delta_with_one_service();
+    bench.tells(EDS, "e2", &[], &["a", "unknown"]);
+    assert_eq!(withdrawn(&bench), ["endpoints/a"]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+    // Neither time nor another connection changes that.
+    bench.after(Duration::from_secs(60));
+    bench.reconnect();
+    assert_eq!(withdrawn(&bench), ["endpoints/a"]);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/l"]);
+    // It has it again, the very same.
+    bench.tells(EDS, "e3", &[("a", endpoints("a", 1))], &[]);
+    assert_eq!(withdrawn(&bench), [] as [&str; 0]);
+
+    bench.tells(CDS, "c2", &[], &["a"]);
+    bench.tells(EDS, "e4", &[], &["a"]);
+    assert_eq!(withdrawn(&bench), ["clusters/a", "endpoints/a"]);
+    bench.tells(LDS, "l2", &[], &["l"]);
+    bench.expect_in_force(&[]);
+    assert_eq!(withdrawn(&bench), [] as [&str; 0]);
+
+    // What never was in force is just gone.
+    bench.tells(CDS, "c3", &[("b", cluster("b"))], &[]);
+    bench.tells(CDS, "c4", &[], &["b"]);
+    assert_eq!(withdrawn(&bench), [] as [&str; 0]);
+}
+
 #[test]
 fn removals_wait_for_their_users() {
     let mut bench = Bench::delta_with_one_service();

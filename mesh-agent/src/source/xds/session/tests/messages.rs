@@ -162,6 +162,11 @@ pub(super) fn http_listener(name: &str, port: u32, routes: &str) -> Any {
 
 /// A listener whose requests find their scope, which SRDS delivers, by the header `x-scope`.
 pub(super) fn scoped_listener(name: &str, port: u32) -> Any {
+    scoped_listener_by(name, port, ads())
+}
+
+/// The same, with routes from that source.
+pub(super) fn scoped_listener_by(name: &str, port: u32, routes: Option<ConfigSource>) -> Any {
     let extractor = HeaderValueExtractor {
         name: "x-scope".to_owned(),
         extract_type: Some(ExtractType::Index(0)),
@@ -173,7 +178,7 @@ pub(super) fn scoped_listener(name: &str, port: u32) -> Any {
     let scoped = ScopedRoutes {
         name: "s".to_owned(),
         scope_key_builder: Some(ScopeKeyBuilder { fragments }),
-        rds_config_source: ads(),
+        rds_config_source: routes,
         config_specifier: Some(ConfigSpecifier::ScopedRds(source)),
     };
     let route_specifier = Some(RouteSpecifier::ScopedRoutes(scoped));

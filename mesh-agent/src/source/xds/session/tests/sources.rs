@@ -10,11 +10,14 @@ use envoy_types::pb::envoy::config::{
     },
 };
 
-use super::*;
+use super::{
+    messages::{SRDS, scope, scoped_listener_by},
+    *,
+};
 use crate::source::xds::options::{Fixed, Origin};
 
-/// A cluster whose endpoints come from that management server, by their own service.
-fn cluster_of(name: &str, server: &str, timeout: Option<i64>) -> Any {
+/// That management server, by a type's own service.
+fn source_of(server: &str, timeout: Option<i64>) -> Option<ConfigSource> {
     let envoy = EnvoyGrpc { cluster_name: server.to_owned(), ..EnvoyGrpc::default() };
     let service = GrpcService {
         target_specifier: Some(TargetSpecifier::EnvoyGrpc(envoy)),
@@ -28,15 +31,19 @@ fn cluster_of(name: &str, server: &str, timeout: Option<i64>) -> Any {
     let initial_fetch_timeout = timeout.map(|seconds| {
         envoy_types::pb::google::protobuf::Duration { seconds, ..Default::default() }
     });
-    let source = ConfigSource {
+    Some(ConfigSource {
         initial_fetch_timeout,
         config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(api)),
         ..ConfigSource::default()
-    };
+    })
+}
+
+/// A cluster whose endpoints come from that management server, by their own service.
+fn cluster_of(name: &str, server: &str, timeout: Option<i64>) -> Any {
     let Any { type_url, value } = cluster(name);
     let cluster = Cluster {
         eds_cluster_config: Some(EdsClusterConfig {
-            eds_config: Some(source),
+            eds_config: source_of(server, timeout),
             ..EdsClusterConfig::default()
         }),
         ..Cluster::decode(value.as_slice()).unwrap()
@@ -80,6 +87,36 @@ fn a_type_comes_from_the_service_that_resources_name() {
     };
     bench.session.on_sotw(*at, response, bench.now);
     bench.expect_in_force(&["cds/a", "eds/a:2", "lds/l"]);
+}
+
+#[test]
+fn the_source_of_routes_that_scopes_will_name_is_kept_until_they_do() {
+    let mut bench = bench();
+    let listener = scoped_listener_by("h", 80, source_of("other", None));
+    bench.tells(LDS, "l1", &[("h", listener)], &[]);
+    bench.tells(CDS, "c1", &[("a", cluster("a"))], &[]);
+    bench.tells(EDS, "e1", &[("a", endpoints("a", 1))], &[]);
+    let opened = bench.session.poll_streams();
+    let [(at, Origin::Service(_), Some(ResourceType::Routes))] = opened.as_slice() else {
+        panic!("{opened:?}")
+    };
+    bench.session.connected(*at, bench.now);
+    assert_eq!(bench.session.poll_request(*at, bench.now), None, "no scope names any");
+
+    bench.tells(SRDS, "s1", &[("x", scope("x", "1", "r"))], &[]);
+    let asked = bench.session.poll_request(*at, bench.now);
+    let Some(Request::Sotw(asked)) = asked else { panic!("{asked:?}") };
+    assert_eq!((asked.type_url.as_str(), asked.resource_names), (RDS, vec!["r".to_owned()]));
+    let response = sotw::response(RDS, "1", "n", vec![routes("r", "a")]);
+    bench.session.on_sotw(*at, response, bench.now);
+    bench.expect_in_force(&["cds/a", "eds/a:1", "lds/h", "rds/r", "srds/x=1"]);
+
+    // Without scopes for a while, and then without the listener.
+    bench.tells(SRDS, "s2", &[], &["x"]);
+    assert!(bench.session.poll_closed().is_empty());
+    bench.tells(LDS, "l2", &[], &["h"]);
+    assert_eq!(bench.session.poll_closed(), [*at]);
+    assert!(bench.refused.is_empty(), "{:?}", bench.refused);
 }
 
 #[test]

@@ -452,7 +452,7 @@ impl Storm {
     fn ends_well(&mut self) {
         for table in self.server.world.values_mut() {
             table.retain(|name, any| {
-                let good = judge::decode(
+                let good = decode::decode(
                     ResourceType::of_url(&any.type_url).unwrap(),
                     &name.as_str().into(),
                     "",
@@ -477,7 +477,7 @@ impl Storm {
             let kind = ResourceType::of_url(url).unwrap();
             let table = session.table(kind);
             for (name, any) in resources.iter().filter(|(name, _)| table.wants(name)) {
-                let digest = judge::decode(kind, &name.as_str().into(), "", any).unwrap().0.digest;
+                let digest = decode::decode(kind, &name.as_str().into(), "", any).unwrap().0.digest;
                 match table.accepted.get(name.as_str()) {
                     None => faults.push(format!("{kind:?}[{name}] is not accepted")),
                     Some(held) if held.digest != digest => {

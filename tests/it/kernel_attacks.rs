@@ -1,0 +1,184 @@
+//! What somebody who is root inside a pod, and nowhere else, tries against its neighbours.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    time::Duration,
+};
+
+use tests::{
+    Allow, Inbound, MeshConfig, Pod, Service, eventually,
+    mesh::{SERVER, SERVER_PORT},
+};
+
+use crate::kernel_path::{Neighbours, hardware_of, on_a_bridge};
+
+/// Another pod of the bridge, which has a way to the pods of `it`.
+fn joins_the_bridge(it: &Neighbours, pod: &Pod) {
+    let near = it.bed.node(1).netns();
+    near.ip(&[
+        &format!("link set {} master cni0", pod.veth()),
+        &format!("route replace {}/32 dev cni0", pod.ip()),
+    ]);
+    for other in [&it.client, &it.server] {
+        pod.netns().ip(&[&format!("route add {}/32 dev eth0", other.ip())]);
+        other.netns().ip(&[&format!("route add {}/32 dev eth0", pod.ip())]);
+    }
+}
+
+/// Has the agent look at the pod's interfaces.
+fn gets_an_interface(it: &Neighbours, pod: &Pod, name: &str) {
+    pod.netns().ip(&[&format!("link add {name} type veth peer name far{name}")]);
+    pod.netns().ip(&[&format!("link set {name} up")]);
+    it.agent.logs(&[name, "an interface is new"]);
+}
+
+#[test]
+fn who_takes_another_pods_address_gets_none_of_its_packets() {
+    let mut it = on_a_bridge("attack-address");
+    let thief = it.bed.node(1).pod("thief").start();
+    joins_the_bridge(&it, &thief);
+    it.agent.enroll(&thief).expect_success();
+    let heard = thief.records();
+    let mut talk = it.talk();
+    talk.echoes("before the theft");
+    thief.netns().ip(&[&format!("addr add {}/32 dev eth0", it.server.ip())]);
+    gets_an_interface(&it, &thief, "spare");
+    // Once for the look, and once for a second one that finds everything as it was.
+    for words in ["words for the server alone", "more words for the server alone"] {
+        talk.echoes(words);
+        it.talk().echoes(words);
+    }
+    // The next agent meets the thief as it is.
+    it.agent.restart();
+    it.agent.logs(&["came after the enrolment", &it.server.ip().to_string()]);
+    it.wait_for_services(1);
+    talk.echoes("words for the server alone, after a restart");
+    heard.expect_no_trace_of("words for the server alone");
+}
+
+/// Answers for an address on the bridge are whose they are; nobody has to lie to the bridge.
+#[test]
+fn who_answers_for_a_pods_address_sees_nothing_of_its_connections() {
+    let it = on_a_bridge("attack-neighbour");
+    let liar = it.bed.node(1).pod("liar").start();
+    joins_the_bridge(&it, &liar);
+    let heard = liar.records();
+    let lie = hardware_of(&liar);
+    for (pod, other) in [(&it.client, &it.server), (&it.server, &it.client)] {
+        pod.netns().ip(&[&format!("neigh replace {} lladdr {lie} dev eth0", other.ip())]);
+    }
+    let mut talk = it.talk();
+    talk.echoes("words of the two alone");
+    talk.echoes(&"many of them ".repeat(20_000));
+    // The control: what is not theirs as a connection of the kernel path goes where it is told.
+    it.server.netns().enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"a datagram", it.client.at(9)).unwrap();
+    });
+    heard.expect_plaintext("a datagram");
+    let seen = heard.streams();
+    assert!(seen.is_empty(), "{seen:?}");
+}
+
+/// Writes what the guard writes on packets that it lets out: a classifier's class does.
+fn forges_the_stamp(pod: &Pod, stamp: u32) {
+    pod.netns().tc(&[
+        "qdisc replace dev eth0 clsact",
+        &format!("filter add dev eth0 egress protocol ip u32 match u32 0 0 classid 1:{stamp:x}"),
+    ]);
+}
+
+#[test]
+fn a_stamp_that_is_forged_lets_in_nothing_but_what_gets_in_without() {
+    let it = Neighbours::start_with("attack-stamp", "echo", &["--non-tcp", "drop"]);
+    it.wait_for_services(2);
+    let outsider = it.bed.node(1).pod("outsider").start();
+    let plain = it.bed.node(1).pod("plain").start();
+    let stamp = 0x6d03;
+    let listens = |pod: &Pod| {
+        let socket = pod.netns().enter(|| UdpSocket::bind((pod.ip(), 7000))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket
+    };
+    let (at_server, at_plain) = (listens(&it.server), listens(&plain));
+    let hears = |socket: &UdpSocket| socket.recv(&mut [0; 64]).ok();
+    for forged in [false, true] {
+        if forged {
+            forges_the_stamp(&outsider, stamp);
+        }
+        let says = |to: SocketAddr| {
+            let send = || UdpSocket::bind("0.0.0.0:0")?.send_to(b"a datagram", to);
+            outsider.netns().enter(send).unwrap();
+        };
+        eventually("who is not enrolled is reached", || {
+            says(plain.at(7000));
+            hears(&at_plain).ok_or(forged)
+        });
+        says(it.server.at(7000));
+        assert_eq!(hears(&at_server), None, "forged: {forged}");
+    }
+}
+
+/// A program that dials without waiting until it is told not to, from ever new addresses and
+/// ports of loopback.
+const DIALS: &str = "
+import socket, sys, time
+held = []
+for number in range(int(sys.argv[1])):
+    s = socket.socket()
+    s.setblocking(False)
+    s.bind(('127.0.%d.%d' % (number % 7, 1 + number % 250), 0))
+    s.connect_ex(('10.96.7.7', 80))
+    held.append(s)
+print('all dialled', flush=True)
+time.sleep(600)
+";
+
+/// Nobody accepts what its own queue throws away: what it asked for is kept meanwhile.
+#[test]
+fn a_pod_that_dials_without_end_takes_nobody_elses_place() {
+    let flags = ["--kernel-path", "off", "--map-size", "original_destinations=256"];
+    let it = Neighbours::start_with("attack-flood", "echo", &flags);
+    let flooder = it.bed.node(1).pod("flooder").start();
+    it.agent.enroll(&flooder).expect_success();
+    it.talk().echoes("before");
+    flooder.netns().tc(&["qdisc replace dev lo root blackhole"]);
+    let mut command = Command::new("python3");
+    command.args(["-c", DIALS, "900"]);
+    let program = flooder.starts("flood", command);
+    eventually("the flood is there", || {
+        if program.log().contains("all dialled") { Ok(()) } else { Err(program.log()) }
+    });
+    for round in 0..20 {
+        it.talk().echoes(&format!("words {round}"));
+    }
+}
+
+#[test]
+fn a_syn_that_is_sent_again_opens_nothing_that_is_denied_by_then() {
+    let it = Neighbours::start_with("attack-again", "echo", &["--redirect-peer", "off"]);
+    it.wait_for_services(2);
+    it.talk().echoes("before");
+    let veth = it.server.veth();
+    let near = it.bed.node(1).netns();
+    near.tc(&[&format!("qdisc replace dev {veth} root blackhole")]);
+    let before = it.verdict("authorized");
+    let mut talk = it.talk();
+    talk.says("words that come too late\n");
+    eventually("its SYN has left", || {
+        let authorized = it.verdict("authorized");
+        if authorized > before { Ok(()) } else { Err(authorized) }
+    });
+    let service = Service::tcp("server", SERVER).backed_by(&it.server, SERVER_PORT);
+    let inbound =
+        Inbound::tcp(&it.server, SERVER_PORT).allow(Allow::policy("nobody").from(&it.server));
+    it.agent.configure(&MeshConfig::new().service(&service).inbound(&inbound));
+    it.wait_for_services(0);
+    near.tc(&[&format!("qdisc del dev {veth} root")]);
+    let let_in = it.verdict("inbound_authorized");
+    let heard = it.server.records();
+    talk.expect_cut_off();
+    assert_eq!(it.verdict("inbound_authorized"), let_in);
+    heard.expect_no_trace_of("words that come too late");
+}
