@@ -104,8 +104,7 @@ pub enum TracingProvider {
 /// Spec: `envoy.config.trace.v3.OpenTelemetryConfig`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OpenTelemetry {
-    /// `None`: spans go nowhere, traces are passed on.
-    pub export: Option<SpanExport>,
+    pub export: SpanExport,
     /// Attributes of who sends the spans.
     pub resource: Vec<(String, String)>,
     /// Whether spans name the instrumentation.
@@ -163,16 +162,16 @@ pub enum ExportProtocol {
 impl Tracing {
     /// Where its own provider is told of spans.
     pub fn cluster(&self) -> Option<&ClusterName> {
-        Some(&self.provider.as_ref()?.export()?.cluster)
+        Some(&self.provider.as_ref()?.export().cluster)
     }
 }
 
 impl TracingProvider {
-    /// Where its spans go, if anywhere.
-    pub fn export(&self) -> Option<&SpanExport> {
+    /// Where its spans go.
+    pub fn export(&self) -> &SpanExport {
         match self {
-            Self::OpenTelemetry(otel) => otel.export.as_ref(),
-            Self::Zipkin(zipkin) => Some(&zipkin.export),
+            Self::OpenTelemetry(otel) => &otel.export,
+            Self::Zipkin(zipkin) => &zipkin.export,
         }
     }
 

@@ -319,9 +319,6 @@ impl Trace {
     /// The request has ended: hands its spans over.
     pub(super) fn finish(mut self, log: &RequestLog, spans: &Spans) {
         let Some(own) = self.own.take().filter(|own| own.context.sampled) else { return };
-        if own.provider.export().is_none() {
-            return;
-        }
         let Own { context, provider, judged, start, name, request, response, kept, attempts } = own;
         let kept = kept.map_or_else(Kept::default, |kept| *kept);
         let values = RequestValues {

@@ -294,9 +294,19 @@ mod tests {
         headers
     }
 
+    fn export() -> SpanExport {
+        SpanExport {
+            cluster: ClusterName("z".into()),
+            authority: "z".parse().unwrap(),
+            protocol: ExportProtocol::Http("/".to_owned()),
+            timeout: std::time::Duration::from_secs(1),
+            headers: vec![],
+        }
+    }
+
     fn otel(sampler: Option<Sampler>) -> TracingProvider {
         TracingProvider::OpenTelemetry(OpenTelemetry {
-            export: None,
+            export: export(),
             resource: vec![],
             scope: true,
             sampler,
@@ -305,13 +315,7 @@ mod tests {
     }
 
     fn zipkin(shared_span_context: bool, w3c: bool) -> TracingProvider {
-        let export = SpanExport {
-            cluster: ClusterName("z".into()),
-            authority: "z".parse().unwrap(),
-            protocol: ExportProtocol::Http("/".to_owned()),
-            timeout: std::time::Duration::from_secs(1),
-            headers: vec![],
-        };
+        let export = export();
         let trace_id_128bit = true;
         TracingProvider::Zipkin(Zipkin { export, trace_id_128bit, shared_span_context, w3c })
     }

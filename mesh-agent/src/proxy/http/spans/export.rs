@@ -289,7 +289,7 @@ async fn deliver(
     provider: &TracingProvider,
     spans: &[Span],
 ) -> Result<u64, Undelivered> {
-    let Some(export) = provider.export() else { return Ok(0) };
+    let export = provider.export();
     let snapshot = services.snapshots.load();
     let caller = Caller { services, permit: &judged.permit, snapshot: &snapshot };
     let limits = Limits { timeout: Some(export.timeout), answer_max_bytes: ANSWER_MAX_BYTES };

@@ -94,9 +94,9 @@ fn open_telemetry(d: &mut Decoder, value: OpenTelemetryConfig) -> Option<OpenTel
     unsupported!(d; exporter);
     let export = match (grpc_service, http_service) {
         (Some(_), Some(_)) => d.refused("has both grpc_service and http_service"),
-        (Some(value), None) => d.field("grpc_service", |d| grpc_export(d, value)).map(Some),
-        (None, Some(value)) => d.field("http_service", |d| http_export(d, value)).map(Some),
-        (None, None) => Some(None),
+        (Some(value), None) => d.field("grpc_service", |d| grpc_export(d, value)),
+        (None, Some(value)) => d.field("http_service", |d| http_export(d, value)),
+        (None, None) => d.refused("has neither grpc_service nor http_service"),
     };
     let on = |value: Option<protobuf::BoolValue>| value.is_none_or(|on| on.value);
     let mut resource = Vec::new();
