@@ -386,6 +386,7 @@ fn dataplane(
     let (spans, exporter) = spans(config, &metrics);
     let http = HttpServices {
         spans,
+        clusters: metrics.clusters(),
         breakers: Arc::default(),
         filters: Arc::default(),
         node_cluster: node_cluster(&config.source),

@@ -87,7 +87,7 @@ use crate::{
         filter::LocalRateLimit,
         listener::{CodecType, HttpConnectionManager},
     },
-    observe::{Protocol, access_log::Lines, flags::ResponseFlag},
+    observe::{Protocol, access_log::Lines, flags::ResponseFlag, metrics::ClusterMetrics},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
@@ -177,6 +177,7 @@ pub struct HttpServices {
     pub lines: Lines,
     /// Where spans go.
     pub spans: Spans,
+    pub clusters: ClusterMetrics,
 }
 
 impl fmt::Debug for HttpServices {

@@ -1,5 +1,6 @@
 //! Prometheus metrics: Istio's names where they exist, our own under `mesh_`.
 
+mod clusters;
 mod exposition;
 mod labels;
 mod spans;
@@ -19,6 +20,7 @@ use prometheus_client::{
 };
 
 pub use self::{
+    clusters::{AttemptFailure, ClusterMetrics, OfCluster},
     exposition::Exposition,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     spans::SpanCounters,
@@ -76,6 +78,7 @@ struct Own {
     account_limit: Family<ByAccount, Gauge>,
     access_log_dropped: Counter,
     spans: SpanCounters,
+    clusters: ClusterMetrics,
     label_sets_overflowed: Counter,
     ready: Gauge,
     xds: xds::XdsFamilies,
@@ -190,6 +193,7 @@ impl Own {
             self.self_test.clone(),
         );
         self.spans.register(r);
+        self.clusters.register(r);
         r.register(
             "mesh_access_log_dropped",
             "Access log lines that were not written",
@@ -393,6 +397,11 @@ impl Metrics {
     /// Counts access log lines that could not be written; give it to the access log.
     pub fn access_log_dropped(&self) -> Counter {
         self.0.own.access_log_dropped.clone()
+    }
+
+    /// Counts what becomes of requests to clusters.
+    pub fn clusters(&self) -> ClusterMetrics {
+        self.0.own.clusters.clone()
     }
 
     /// Counts spans; give it to who sends them.

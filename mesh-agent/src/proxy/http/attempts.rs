@@ -131,6 +131,14 @@ impl Attempting<'_> {
             };
             progress.reporter = destination.reporter();
             let ended = self.attempt(&destination, this, log).await;
+            let counted = destination.cluster().map(|cluster| {
+                let counted = self.connection.services.clusters.of(cluster);
+                match &ended {
+                    Ok((response, _)) => counted.answered(response.status()),
+                    Err(failure) => counted.failed(failure.kind()),
+                }
+                counted
+            });
             let broken = log.exchange.is_request_broken();
             if let (Some(trace), Err(failure)) = (&mut log.trace, &ended) {
                 trace.attempt_ended(failure.into());
@@ -177,6 +185,9 @@ impl Attempting<'_> {
             }
             if let (Some(trace), Ok((response, _))) = (&mut log.trace, &ended) {
                 trace.attempt_ended(Ending::Cancelled(Some(response.status()), None));
+            }
+            if let Some(counted) = &counted {
+                counted.retried();
             }
             avoid.push(destination.address());
             let cluster = destination.cluster().cloned();

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     model::{cluster::UpstreamProtocol, listener::Direction, socket_match::Labels},
-    observe::flags::ResponseFlag,
+    observe::{flags::ResponseFlag, metrics::AttemptFailure},
     policy::{Permit, RequestPermit},
     proxy::{Origination, story},
     route::{Destination, Reporter, Reset, Target},
@@ -153,6 +153,9 @@ pub(super) async fn forward(
         Err(expired) => {
             if let Expired::Route = expired {
                 outliers::timed_out(&progress.reporter);
+            }
+            if let Some(cluster) = &log.record.cluster {
+                connection.services.clusters.of(cluster).failed(AttemptFailure::Timeout);
             }
             let reply = expired_reply(expired, log);
             if let Some(trace) = &mut log.trace {
@@ -376,6 +379,18 @@ impl Failure {
             Self::Send(_, began) => (Reset::Other, *began),
             Self::Overflow => (Reset::Overflow, false),
             Self::Attempt(_) => (Reset::Other, true),
+        }
+    }
+
+    /// For the cluster's metrics.
+    pub(super) fn kind(&self) -> AttemptFailure {
+        match self {
+            Self::Connect(_) | Self::ConnectTimeout(_) | Self::Handshake(_) => {
+                AttemptFailure::Connect
+            }
+            Self::Overflow => AttemptFailure::Overflow,
+            Self::Send(..) => AttemptFailure::Reset,
+            Self::Attempt(_) => AttemptFailure::Timeout,
         }
     }
 

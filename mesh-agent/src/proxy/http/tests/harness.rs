@@ -398,6 +398,7 @@ impl Mesh {
             on_demand: Arc::new(on_demand),
             lines: Lines::off(),
             spans: Spans::off(),
+            clusters: Metrics::new().clusters(),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
