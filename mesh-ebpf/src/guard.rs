@@ -316,7 +316,26 @@ fn sender(frame: &Skb, packet: &Packet, netns_cookie: u64) -> Holder {
     if sk.is_null() {
         return Holder::Nobody;
     }
-    holder(sk, &served(packet, netns_cookie))
+    match holder(sk, &served(packet, netns_cookie)) {
+        // Somebody has rewritten it on its way through the pod.
+        Holder::KernelPath if !is_sent_from(sk, packet) => Holder::Stranger,
+        holder => holder,
+    }
+}
+
+/// Whether a packet says that it is from where its socket is bound.
+#[inline(always)]
+fn is_sent_from(sk: *mut bpf_sock, packet: &Packet) -> bool {
+    // Read whatever the family: see `sockops::local`.
+    let v4 = Address::from_v4_be(read!((*sk).src_ip4));
+    let v6 = Address([
+        read!((*sk).src_ip6[0]),
+        read!((*sk).src_ip6[1]),
+        read!((*sk).src_ip6[2]),
+        read!((*sk).src_ip6[3]),
+    ]);
+    let own = if packet.source.is_v4() { v4 } else { v6 };
+    is(&own, &packet.source) && read!((*sk).src_port) == u32::from(packet.source_port)
 }
 
 /// Whose a packet is that comes into the pod.

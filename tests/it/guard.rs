@@ -172,40 +172,43 @@ fn segment(source: Ipv4Addr, to: SocketAddr, flags: u8, payload: &[u8]) -> Vec<u
     packet
 }
 
+/// Joins the pod to its node once more; somebody listens at the node's end.
+fn another_way_out(pod: &Pod, number: u8) -> TcpListener {
+    let (near, name) = (pod.node().netns(), format!("more{number}"));
+    pod.netns().ip(&[&format!("link add {name} type veth peer name there{number}")]);
+    pod.netns().ip(&[&format!("link set there{number} netns {}", near.name())]);
+    near.ip(&[
+        &format!("addr add 10.77.{number}.1/24 dev there{number}"),
+        &format!("link set there{number} up"),
+    ]);
+    pod.netns()
+        .ip(&[&format!("addr add 10.77.{number}.2/24 dev {name}"), &format!("link set {name} up")]);
+    near.enter(|| TcpListener::bind((Ipv4Addr::new(10, 77, number, 1), 7000))).unwrap()
+}
+
 /// Of pods with more than one: of a second network, say.
 #[test]
 fn every_interface_of_a_pod_is_guarded() {
     let it = Neighbours::start_with("guard-second", "echo", &["--guard", "on"]);
     let pod = it.bed.node(1).pod("two").start();
-    let near = it.bed.node(1).netns();
-    pod.netns().ip(&["link add second type veth peer name there"]);
-    pod.netns().ip(&[&format!("link set there netns {}", near.name())]);
-    near.ip(&["addr add 10.77.0.1/24 dev there", "link set there up"]);
-    pod.netns().ip(&["addr add 10.77.0.2/24 dev second", "link set second up"]);
-    let listener = near.enter(|| TcpListener::bind("10.77.0.1:7000")).unwrap();
-    let to = listener.local_addr().unwrap();
+    let dials = |listener: &TcpListener| {
+        let to = listener.local_addr().unwrap();
+        pod.netns().enter(|| TcpStream::connect_timeout(&to, PATIENCE))
+    };
+    let second = another_way_out(&pod, 2);
     // The control: it is a way out.
-    let dials = || pod.netns().enter(|| TcpStream::connect_timeout(&to, PATIENCE));
-    dials().unwrap();
+    dials(&second).unwrap();
     it.agent.enroll(&pod).expect_success();
-    let dialled = dials();
+    let dialled = dials(&second);
     assert!(dialled.is_err(), "{dialled:?}");
     expect_counted(&it.agent, "guard_uncaptured");
-    // One that comes later is too.
-    pod.netns().ip(&["link add third type veth peer name there3"]);
-    pod.netns().ip(&[&format!("link set there3 netns {}", near.name())]);
-    near.ip(&["addr add 10.77.3.1/24 dev there3", "link set there3 up"]);
-    pod.netns().ip(&["addr add 10.77.3.2/24 dev third", "link set third up"]);
-    let listener = near.enter(|| TcpListener::bind("10.77.3.1:7000")).unwrap();
-    let to = listener.local_addr().unwrap();
-    eventually("the third one is guarded", || {
-        match pod.netns().enter(|| TcpStream::connect_timeout(&to, PATIENCE)) {
-            Ok(_) => Err("it is a way out"),
-            Err(_) => Ok(()),
-        }
+    let third = another_way_out(&pod, 3);
+    eventually("one that comes later is guarded", || match dials(&third) {
+        Ok(_) => Err("it is a way out"),
+        Err(_) => Ok(()),
     });
-    let unguarded = &it.agent.status()["unguarded"];
-    assert!(unguarded.as_array().is_some_and(Vec::is_empty), "{unguarded}");
+    let status = it.agent.status();
+    assert!(status["unguarded"].as_array().is_some_and(Vec::is_empty), "{status}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What somebody who is root inside a pod, and nowhere else, tries against its neighbours.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     process::Command,
     time::Duration,
 };
@@ -11,7 +11,10 @@ use tests::{
     mesh::{SERVER, SERVER_PORT},
 };
 
-use crate::kernel_path::{Neighbours, hardware_of, on_a_bridge};
+use crate::{
+    kernel_news::nftables,
+    kernel_path::{Neighbours, hardware_of, on_a_bridge},
+};
 
 /// Another pod of the bridge, which has a way to the pods of `it`.
 fn joins_the_bridge(it: &Neighbours, pod: &Pod) {
@@ -181,4 +184,66 @@ fn a_syn_that_is_sent_again_opens_nothing_that_is_denied_by_then() {
     talk.expect_cut_off();
     assert_eq!(it.verdict("inbound_authorized"), let_in);
     heard.expect_no_trace_of("words that come too late");
+}
+
+/// Netlink's attribute: its number, its value.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap();
+    let mut attribute = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    attribute.extend(value);
+    attribute.resize(attribute.len().next_multiple_of(4), 0);
+    attribute
+}
+
+/// The same, of others.
+fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
+    const NLA_F_NESTED: u16 = 1 << 15;
+    attribute(NLA_F_NESTED | kind, &parts.concat())
+}
+
+/// `nft`, where there may be none: whatever TCP leaves the pod says that it is from `source`.
+fn lies_about_its_source(pod: &Pod, source: Ipv4Addr) {
+    const NEW_TABLE: u16 = 0;
+    const NEW_CHAIN: u16 = 3;
+    const NEW_RULE: u16 = 6;
+    const POSTROUTING: [u8; 4] = 4_u32.to_be_bytes();
+    const SOURCE_NAT: [u8; 4] = 100_u32.to_be_bytes();
+    const REGISTER_1: [u8; 4] = 1_u32.to_be_bytes();
+    let table = attribute(1, b"lies\0");
+    let hook = nested(4, &[attribute(1, &POSTROUTING), attribute(2, &SOURCE_NAT)]);
+    let chain = [table.clone(), attribute(3, b"out\0"), hook, attribute(7, b"nat\0")].concat();
+    let expression =
+        |name: &[u8], data: &[Vec<u8>]| nested(1, &[attribute(1, name), nested(2, data)]);
+    let address = nested(2, &[attribute(1, &source.octets())]);
+    let immediate = expression(b"immediate\0", &[attribute(1, &REGISTER_1), address]);
+    let family = attribute(2, &u32::from(libc::AF_INET as u16).to_be_bytes());
+    let nat = expression(
+        b"nat\0",
+        &[attribute(1, &0_u32.to_be_bytes()), family, attribute(3, &REGISTER_1)],
+    );
+    let rule = [table.clone(), attribute(2, b"out\0"), nested(4, &[immediate, nat])].concat();
+    let batch = [(NEW_TABLE, table), (NEW_CHAIN, chain), (NEW_RULE, rule)];
+    nftables::asks(pod.netns(), libc::AF_INET as u8, &batch);
+}
+
+#[test]
+fn a_pod_that_rewrites_its_packets_speaks_for_nobody_else() {
+    let it = Neighbours::start_with("attack-rewrite", "echo", &[]);
+    it.wait_for_services(2);
+    it.talk().echoes("as itself");
+    let other = it.bed.node(1).pod("other").start();
+    it.agent.enroll(&other).expect_success();
+    let heard = it.server.records();
+    lies_about_its_source(&it.client, other.ip());
+    let before = it.verdict("guard_uncaptured");
+    let mut talk = it.talk();
+    talk.says("words of somebody else");
+    eventually("they are dropped and counted", || {
+        let counted = it.verdict("guard_uncaptured");
+        if counted > before { Ok(()) } else { Err(counted) }
+    });
+    drop(talk);
+    let seen = heard.streams();
+    let lies: Vec<_> = seen.iter().filter(|stream| stream.from.ip() == other.ip()).collect();
+    assert!(lies.is_empty(), "{lies:?}");
 }

@@ -52,45 +52,63 @@ fn a_pod_whose_interface_vanishes_loses_its_kernel_path_connections_at_once() {
     }
 }
 
-/// A message of nftables: `struct nlmsghdr`, `struct nfgenmsg`, attributes.
-fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(20 + attributes.len()).unwrap();
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend([1, 0, 0, 0, 0, 0, 0, 0, family, 0]);
-    message.extend(resource.to_be_bytes());
-    message.extend(attributes);
-    message
-}
+/// Nftables where there may be no nft(8).
+pub(crate) mod nftables {
+    use super::*;
 
-/// `nft add table ip policy`, where there may be no nft(8).
-fn add_table(netns: &Netns) {
     const NFNL_SUBSYS_NFTABLES: u16 = 10;
     const BATCH_BEGIN: u16 = 16;
     const BATCH_END: u16 = 17;
     const REQUEST: u16 = 1;
     const ACK: u16 = 4;
     const CREATE: u16 = 0x400;
+    const APPEND: u16 = 0x800;
+
+    /// `struct nlmsghdr`, `struct nfgenmsg`, attributes.
+    fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(20 + attributes.len()).unwrap();
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([1, 0, 0, 0, 0, 0, 0, 0, family, 0]);
+        message.extend(resource.to_be_bytes());
+        message.extend(attributes);
+        message
+    }
+
+    /// Makes what `wanted` says, in one batch: each its message's number and attributes.
+    pub(crate) fn asks(netns: &Netns, family: u8, wanted: &[(u16, Vec<u8>)]) {
+        let mut batch = message(BATCH_BEGIN, REQUEST, 0, NFNL_SUBSYS_NFTABLES, &[]);
+        for (kind, attributes) in wanted {
+            let kind = NFNL_SUBSYS_NFTABLES << 8 | kind;
+            batch.extend(message(kind, REQUEST | CREATE | APPEND | ACK, family, 0, attributes));
+        }
+        batch.extend(message(BATCH_END, REQUEST, 0, NFNL_SUBSYS_NFTABLES, &[]));
+        netns.enter(|| {
+            let netfilter = Some(Protocol::from(libc::NETLINK_NETFILTER));
+            let mut socket =
+                Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, netfilter).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.write_all(&batch).unwrap();
+            // One answer for each, or one for the first that is refused.
+            for (number, _) in wanted.iter().enumerate() {
+                let mut answer = [0; 4096];
+                let length = socket.read(&mut answer).unwrap();
+                assert!(length >= 20, "{:?}", &answer[..length]);
+                let errno = i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]);
+                assert_eq!(errno, 0, "part {number} was refused");
+            }
+        });
+    }
+}
+
+/// `nft add table ip policy`.
+fn add_table(netns: &Netns) {
     // One attribute: its name.
     let mut name = 11_u16.to_ne_bytes().to_vec();
     name.extend(1_u16.to_ne_bytes());
     name.extend(b"policy\0\0");
-    let mut batch = message(BATCH_BEGIN, REQUEST, 0, NFNL_SUBSYS_NFTABLES, &[]);
-    let kind = NFNL_SUBSYS_NFTABLES << 8;
-    batch.extend(message(kind, REQUEST | CREATE | ACK, libc::AF_INET as u8, 0, &name));
-    batch.extend(message(BATCH_END, REQUEST, 0, NFNL_SUBSYS_NFTABLES, &[]));
-    netns.enter(|| {
-        let netfilter = Some(Protocol::from(libc::NETLINK_NETFILTER));
-        let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, netfilter).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        socket.write_all(&batch).unwrap();
-        let mut answer = [0; 256];
-        let length = socket.read(&mut answer).unwrap();
-        assert!(length >= 20, "{:?}", &answer[..length]);
-        let errno = i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]);
-        assert_eq!(errno, 0, "the table was refused");
-    });
+    nftables::asks(netns, libc::AF_INET as u8, &[(0, name)]);
 }
 
 #[test]

@@ -174,6 +174,39 @@ fn a_gibibyte_arrives_whole_by_every_road() {
     });
 }
 
+/// Reads much more slowly than it sends, and ends by a reset.
+const SLOW: &str = "
+import socket, struct, sys, threading, time
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+sent = bytes(range(251)) * int(sys.argv[3])
+threading.Thread(target=s.sendall, args=(sent,), daemon=True).start()
+got = bytearray()
+while len(got) < len(sent):
+    piece = s.recv(1 << 16)
+    assert piece, 'it ended early'
+    got += piece
+    time.sleep(0.002)
+assert got == sent
+s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+s.close()
+";
+
+#[test]
+fn a_slow_reader_gets_everything_and_its_reset_is_told_by_every_road() {
+    let peer = tests::process::peer().display().to_string();
+    let mut bed = Bed::serving("echo", 7006, |_| command(&[&peer, "echo", "7006"]));
+    let mut pieces = 40_000_u64;
+    bed.is_used(|bed, _| {
+        // To tell the roads' lines apart.
+        pieces += 1;
+        let arguments = ["python3", "-c", SLOW, VIP, "7006", &pieces.to_string()];
+        bed.client.run(&arguments).expect_success();
+        let moved = format!("\"bytes_received\":{}", pieces * 251);
+        let entry = bed.agent.logs_access(&["\"inbound\"", &moved, "reset by either side"]);
+        assert_eq!(entry["bytes_sent"], pieces * 251, "{entry}");
+    });
+}
+
 #[test]
 fn python_asyncio_greets_and_echoes() {
     let words = ["python3", &program("echo_asyncio.py"), "7001"];

@@ -1,14 +1,10 @@
 //! Configuration from several sources at once: files, static resources, services.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
-    Agent, MeshConfig, Service, Testbed,
+    Agent, MeshConfig, Pod, Service, Testbed,
     bootstrap::{self, Bootstrap},
     config,
     control_plane::{self, ControlPlane, Port},
@@ -20,6 +16,7 @@ use crate::{
     sds::{certificate, roots, serial},
     xds::named,
     xds_filters::{FILTER, RBAC, configured as configured_filter, rbac},
+    xds_on_demand::host,
     xds_scopes::{ROUTES, answering, scope, scope_by_header},
 };
 
@@ -130,20 +127,67 @@ fn every_type_may_come_from_a_file_that_is_moved_into_place() {
     });
 }
 
-/// The outbound listener of a service whose scopes, routes and filter come from files of the
-/// directory that `at` is in.
-fn listener_by_files(at: &dyn Fn(&str) -> PathBuf) -> Value {
+/// The outbound listener of a service whose scopes (`srds`), routes (`rds`) and filter
+/// (`ecds`) come from where `source` says.
+fn scoped_listener(source: &dyn Fn(&str) -> Value) -> Value {
     let mut resources = configured(80, "10.244.2.10:9001").resources();
     scope_by_header(&mut resources, "web", false);
     let listener = named(&mut resources, "Listener", "outbound-web-0");
     let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
     let scopes = &mut manager["scoped_routes"];
-    scopes["rds_config_source"] = bootstrap::file(&at("rds.json"));
-    scopes["scoped_rds"]["scoped_rds_config_source"] = bootstrap::file(&at("srds.json"));
-    let source = json!({ "config_source": bootstrap::file(&at("ecds.json")), "type_urls": [RBAC] });
-    let filter = json!({ "name": FILTER, "config_discovery": source });
+    scopes["rds_config_source"] = source("rds");
+    scopes["scoped_rds"]["scoped_rds_config_source"] = source("srds");
+    let discovery = json!({ "config_source": source("ecds"), "type_urls": [RBAC] });
+    let filter = json!({ "name": FILTER, "config_discovery": discovery });
     manager["http_filters"].as_array_mut().unwrap().insert(0, filter);
     listener.clone()
+}
+
+/// A cluster whose endpoints (`eds`), certificate and authority (`sds`) come from where
+/// `source` says.
+fn secured_cluster(source: &dyn Fn(&str) -> Value) -> Value {
+    let mut resources = configured(80, "10.244.2.10:9001").resources();
+    let cluster = named(&mut resources, "Cluster", "web");
+    cluster["eds_cluster_config"]["eds_config"] = source("eds");
+    let context =
+        "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    cluster["transport_socket"] = json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": { "@type": context, "common_tls_context": {
+            "tls_certificate_sds_secret_configs": [{ "name": "mine", "sds_config": source("sds") }],
+            "validation_context_sds_secret_config": { "name": "ca", "sds_config": source("sds") },
+        } },
+    });
+    cluster.clone()
+}
+
+fn denying(method: &str) -> Value {
+    let is_it = json!({ "name": ":method", "string_match": { "exact": method } });
+    configured_filter(rbac("DENY", json!({ "header": is_it }))).unwrap()
+}
+
+fn elsewhere(status: u16) -> Value {
+    let mut routes = answering("elsewhere", status);
+    routes["@type"] = ROUTES.into();
+    routes
+}
+
+/// A scope that has its routes in it.
+fn own_scope(status: u16) -> Value {
+    scope("own", "own", json!({ "route_configuration": answering("o", status) }))
+}
+
+fn scope_by_name() -> Value {
+    scope("named", "named", json!({ "route_configuration_name": "elsewhere" }))
+}
+
+fn is_answered(client: &Pod, method: &str, (key, host): (&str, &str), status: u16) {
+    eventually_within(PATIENCE, &format!("{method} of {key} is answered {status}"), || {
+        let request = client.curl("http://10.96.0.10/").method(method);
+        let request = request.header(&format!("X-Scope: vip={key}"));
+        let response = request.header(&format!("Host: {host}")).send();
+        if response.status() == Some(status) { Ok(()) } else { Err(format!("{response:?}")) }
+    });
 }
 
 #[test]
@@ -156,42 +200,18 @@ fn what_resources_name_may_come_from_files_too() {
     let write = |file: &str, resources: &[Value]| {
         config::replace(&at(file), &json!({ "resources": resources }).to_string());
     };
-    let deny = |method: &str| {
-        let is_it = json!({ "name": ":method", "string_match": { "exact": method } });
-        configured_filter(rbac("DENY", json!({ "header": is_it }))).unwrap()
-    };
-    let routes = |name: &str, status| {
-        let mut routes = answering(name, status);
-        routes["@type"] = ROUTES.into();
-        routes
-    };
-    let own =
-        |status| scope("own", "own", json!({ "route_configuration": answering("o", status) }));
-    let by_name = scope("named", "named", json!({ "route_configuration_name": "elsewhere" }));
     let pki = Pki::foreign();
     let issue = || pki.issue(&["web.example"], Validity::Now);
     let (first, second) = (issue(), issue());
-    let by_file = bootstrap::file(&at("sds.json"));
-    let mut resources = configured(80, "10.244.2.10:9001").resources();
-    let cluster = named(&mut resources, "Cluster", "web");
-    cluster["eds_cluster_config"]["eds_config"] = bootstrap::file(&at("eds.json"));
-    let context =
-        "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
-    cluster["transport_socket"] = json!({
-        "name": "envoy.transport_sockets.tls",
-        "typed_config": { "@type": context, "common_tls_context": {
-            "tls_certificate_sds_secret_configs": [{ "name": "mine", "sds_config": by_file }],
-            "validation_context_sds_secret_config": { "name": "ca", "sds_config": by_file },
-        } },
-    });
-    write("lds.json", &[listener_by_files(&at)]);
-    write("cds.json", std::slice::from_ref(cluster));
+    let source = |kind: &str| bootstrap::file(&at(&format!("{kind}.json")));
+    write("lds.json", &[scoped_listener(&source)]);
+    write("cds.json", &[secured_cluster(&source)]);
     let endpoints =
         file_of(&configured(80, "10.244.2.10:9001"), "ClusterLoadAssignment", &json!({}));
     config::replace(&at("eds.json"), &endpoints);
-    write("rds.json", &[routes("elsewhere", 202)]);
-    write("srds.json", &[own(418), by_name.clone()]);
-    write("ecds.json", &[deny("DELETE")]);
+    write("rds.json", &[elsewhere(202)]);
+    write("srds.json", &[own_scope(418), scope_by_name()]);
+    write("ecds.json", &[denying("DELETE")]);
     write("sds.json", &[certificate("mine", &first), roots("ca", &[&pki])]);
 
     let bootstrap =
@@ -200,11 +220,7 @@ fn what_resources_name_may_come_from_files_too() {
     let agent = node.agent().with_pod(&client).flags(&["--bootstrap", file.to_str().unwrap()]);
     let agent = agent.start();
     let asks = |method: &str, key: &str, status: u16| {
-        eventually_within(PATIENCE, &format!("{method} of {key} is answered {status}"), || {
-            let request = client.curl("http://10.96.0.10/").method(method);
-            let response = request.header(&format!("X-Scope: vip={key}")).send();
-            if response.status() == Some(status) { Ok(()) } else { Err(format!("{response:?}")) }
-        });
+        is_answered(&client, method, (key, "web"), status);
     };
     let presents = |of: &Credentials| {
         let serial = serial(of).trim_start_matches("serial=").to_ascii_lowercase();
@@ -220,9 +236,9 @@ fn what_resources_name_may_come_from_files_too() {
         assert!(sources.contains(&format!(r#""carries":"{kind}""#)), "{kind}: {sources}");
     }
 
-    write("rds.json", &[routes("elsewhere", 203)]);
-    write("srds.json", &[own(421), by_name]);
-    write("ecds.json", &[deny("PUT")]);
+    write("rds.json", &[elsewhere(203)]);
+    write("srds.json", &[own_scope(421), scope_by_name()]);
+    write("ecds.json", &[denying("PUT")]);
     write("sds.json", &[certificate("mine", &second), roots("ca", &[&pki])]);
     asks("GET", "own", 421);
     asks("GET", "named", 203);
@@ -238,11 +254,100 @@ fn what_resources_name_may_come_from_files_too() {
     assert!(!agent.log().contains(&second.key_pem[40..100]));
 
     // As with Envoy, single hosts come by delta only.
-    let mut hosts = routes("elsewhere", 204);
+    let mut hosts = elsewhere(204);
     hosts["vhds"] = json!({ "config_source": bootstrap::file(&at("vhds.json")) });
     write("rds.json", &[hosts]);
     agent.logs(&["routes[elsewhere].vhds"]);
     asks("GET", "named", 203);
+}
+
+fn services_of_their_own(name: &str, api_type: &str) {
+    let bed = Testbed::two_nodes(name);
+    let node = bed.node(1);
+    let client = node.pod("client").start();
+    let delta = api_type == "DELTA_GRPC";
+    let source = json!({ "api_config_source": bootstrap::api(api_type, &["xds"]) });
+    let of = |_: &str| source.clone();
+    let pki = Pki::foreign();
+    let issue = || pki.issue(&["web.example"], Validity::Now);
+    let (first, second) = (issue(), issue());
+    let layer = |percent: u8| {
+        let kind = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
+        json!({ "@type": kind, "name": "pushed", "layer": { "web": { "canary": percent } } })
+    };
+    let mut endpoints = configured(80, "10.244.2.10:9001").resources();
+    let endpoints = named(&mut endpoints, "ClusterLoadAssignment", "web").clone();
+    let all = |statuses: [u16; 3], method: &str, mine: &Credentials, percent: u8| {
+        let mut routes = elsewhere(statuses[1]);
+        let mut all = vec![
+            scoped_listener(&of),
+            secured_cluster(&of),
+            endpoints.clone(),
+            own_scope(statuses[0]),
+            scope_by_name(),
+            denying(method),
+            certificate("mine", mine),
+            roots("ca", &[&pki]),
+            layer(percent),
+        ];
+        if delta {
+            routes["vhds"] = json!({ "config_source": source });
+            let answer = json!({ "direct_response": { "status": statuses[2] } });
+            all.push(host("elsewhere/pushed.test", "pushed.test", answer));
+        }
+        all.push(routes);
+        all
+    };
+    let mut control_plane = ControlPlane::start(node, &MeshConfig::new());
+    control_plane.serves(all([418, 202, 203], "DELETE", &first, 7));
+    let layers = json!({ "layers": [
+        { "name": "rtds", "rtds_layer": { "name": "pushed", "rtds_config": source } },
+    ] });
+    let bootstrap = Bootstrap::dynamic(source.clone(), source.clone())
+        .server("xds", control_plane.socket().to_str().unwrap())
+        .with("", "layered_runtime", layers);
+    let file = bootstrap.write(node, "agent");
+    let agent = node.agent().with_pod(&client).flags(&["--bootstrap", file.to_str().unwrap()]);
+    let agent = agent.start();
+    let expect = |statuses: [u16; 3], method: &str, mine: &Credentials, percent: f64| {
+        is_answered(&client, "GET", ("own", "web"), statuses[0]);
+        is_answered(&client, "GET", ("named", "web"), statuses[1]);
+        is_answered(&client, method, ("own", "web"), 403);
+        if delta {
+            is_answered(&client, "GET", ("named", "pushed.test"), statuses[2]);
+        }
+        dump_has(&agent, &serial(mine).trim_start_matches("serial=").to_ascii_lowercase());
+        eventually_within(PATIENCE, "the layer is in force", || {
+            let entry = agent.config_dump()["runtime"]["entries"]["web.canary"]["value"].clone();
+            if entry.as_f64() == Some(percent) { Ok(()) } else { Err(entry) }
+        });
+    };
+    expect([418, 202, 203], "DELETE", &first, 7.0);
+    let status = agent.status();
+    let sources = status["xds"]["sources"].as_array().unwrap();
+    assert_eq!(sources.len(), if delta { 9 } else { 8 }, "{status}");
+    assert!(sources.iter().all(|of| of["carries"] != "all"), "{status}");
+    let page = agent.cli(&["config", "dump"]).expect_success();
+    for kind in ["layer", "scope", "filter", "secret"] {
+        assert!(page.stdout().lines().any(|line| line.starts_with(kind)), "{kind}: {page}");
+    }
+    assert!(!control_plane.requests().iter().any(|request| request["service"] == "ADS"));
+
+    control_plane.drops_streams();
+    control_plane.serves(all([421, 206, 207], "PUT", &second, 9));
+    expect([421, 206, 207], "PUT", &second, 9.0);
+    is_answered(&client, "DELETE", ("own", "web"), 421);
+    control_plane.expect_no_violations();
+}
+
+#[test]
+fn what_resources_name_may_come_from_services_of_its_own_in_state_of_the_world() {
+    services_of_their_own("xds-own-sotw", "GRPC");
+}
+
+#[test]
+fn what_resources_name_may_come_from_services_of_its_own_in_delta() {
+    services_of_their_own("xds-own-delta", "DELTA_GRPC");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::XdsView;
 use crate::{
     model::{
+        agent_down::AgentDown,
         identity::Identity,
         splice::{SelfTest, SpliceMode},
         workload::{MtlsMode, WorkloadUid},
@@ -163,6 +164,9 @@ pub struct KernelPathView {
     pub connections: usize,
     #[serde(default)]
     pub splice: SpliceView,
+    /// What becomes of new ones while no agent is there; workloads may have their own.
+    #[serde(default)]
+    pub agent_down: AgentDown,
 }
 
 /// Whether sockets of the kernel path hand each other their data past TCP.

@@ -84,6 +84,7 @@ impl AgentControl for Control {
                 services: agent.kernel_services.load(Ordering::Relaxed),
                 connections: agent.capture.kernel_connections().len(),
                 splice: agent.splice(),
+                agent_down: config.capture.agent_down,
             },
             unguarded: missing(agent.capture.unguarded()),
             not_redirected: missing(agent.capture.not_redirected()),

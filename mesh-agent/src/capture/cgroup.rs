@@ -1,7 +1,12 @@
 //! Where cgroup v2 is mounted.
 #![forbid(unsafe_code)]
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::error::CaptureError;
 
@@ -18,6 +23,11 @@ pub fn cgroup2_root() -> Result<PathBuf, CaptureError> {
         source,
     })?;
     find(&mountinfo).ok_or(CaptureError::NoCgroup2)
+}
+
+/// Whether `directory` is one of cgroup v2.
+pub(super) fn is_cgroup2(directory: &Path) -> bool {
+    statfs(directory).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 /// Spec: proc_pid_mountinfo(5). Prefers a mount of the whole hierarchy to one of a part.
@@ -46,6 +56,13 @@ fn unescape(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_directory_is_none() {
+        assert!(is_cgroup2(&cgroup2_root().unwrap()));
+        assert!(!is_cgroup2(Path::new("/tmp")));
+        assert!(!is_cgroup2(Path::new("/nowhere")));
+    }
 
     #[test]
     fn the_hierarchy_is_found_where_it_is() {

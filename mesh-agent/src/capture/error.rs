@@ -17,6 +17,9 @@ pub enum CaptureError {
     /// A file or directory could not be used.
     #[error("cannot {act} {path}")]
     File { act: &'static str, path: PathBuf, source: io::Error },
+    /// Programs are attached to a directory of cgroup v2.
+    #[error("{0} is no directory of cgroup v2: see --cgroup-root")]
+    NotCgroup2(PathBuf),
     /// Another agent holds the state directory.
     #[error("another agent uses the state directory {0}: give each agent its own")]
     InUse(PathBuf),
@@ -105,7 +108,10 @@ pub enum EnrollError {
     #[error("workload {uid}: cannot watch the pod's interfaces")]
     Watch { uid: WorkloadUid, source: io::Error },
     /// A listener could not be opened inside the pod.
-    #[error("workload {uid}: cannot listen on {address} inside the pod")]
+    #[error(
+        "workload {uid}: cannot listen on {address} inside the pod{}",
+        if source.kind() == io::ErrorKind::AddrNotAvailable { " (is `lo` up there?)" } else { "" }
+    )]
     Listen { uid: WorkloadUid, address: std::net::SocketAddr, source: io::Error },
     /// Routes or rules could not be set inside the pod.
     #[error("workload {uid}: cannot set {what} inside the pod")]

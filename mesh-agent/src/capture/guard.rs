@@ -75,13 +75,27 @@ impl Pins {
         interfaces: &[Interface],
         attachment: GuardAttachment,
     ) -> Result<(), CaptureError> {
+        // One that fails, or has gone meanwhile, does not leave those behind it without.
+        let mut outcome = Ok(());
         for interface in interfaces {
-            if !interface.ethernet {
-                return Err(CaptureError::Interface(interface.name.clone()));
-            }
-            for guard in GUARD_PROGRAMS {
-                self.attach_one(ebpf, netns.cookie(), netns, interface, guard, attachment)?;
-            }
+            let attached = self.attach_both(ebpf, netns, interface, attachment);
+            outcome = outcome.and(attached);
+        }
+        outcome
+    }
+
+    fn attach_both(
+        &self,
+        ebpf: &mut Ebpf,
+        netns: &PodNetns,
+        interface: &Interface,
+        attachment: GuardAttachment,
+    ) -> Result<(), CaptureError> {
+        if !interface.ethernet {
+            return Err(CaptureError::Interface(interface.name.clone()));
+        }
+        for guard in GUARD_PROGRAMS {
+            self.attach_one(ebpf, netns.cookie(), netns, interface, guard, attachment)?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use mesh_common::{abi::ABI_VERSION, verdict::Verdict};
 
 use super::{
     bpffs,
-    cgroup::cgroup2_root,
+    cgroup::{cgroup2_root, is_cgroup2},
     enroll::is_name,
     error::{CaptureError, brief, chain},
     fullness,
@@ -134,6 +134,15 @@ impl Capture {
             Some(root) => root,
             None => cgroup2_root()?,
         };
+        if !is_cgroup2(&cgroup_root) {
+            return Err(CaptureError::NotCgroup2(cgroup_root));
+        }
+        for directory in options.probe_cgroups.iter().filter(|directory| !is_cgroup2(directory)) {
+            tracing::warn!(
+                path = %directory.display(),
+                "there is no such cgroup (yet): nobody probes pods by it"
+            );
+        }
         let own = PodNetns::own().map_err(|error| CaptureError::File {
             act: "use",
             path: PathBuf::from("/proc/thread-self/ns/net"),

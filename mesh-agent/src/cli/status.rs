@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     admin::{KernelPathView, MapView, MissingView, StatusView, Timestamp, XdsView},
+    model::{agent_down::AgentDown, splice::SelfCheckKind},
     observe::printable::printable,
 };
 
@@ -71,8 +72,15 @@ fn page(status: &StatusView, now: Timestamp) -> String {
     ]);
     let kernel_path = match &status.kernel_path {
         KernelPathView { off: Some(why), .. } => format!("off: {why}"),
-        KernelPathView { services, connections, .. } => {
-            format!("on: {services} services, {connections} connections")
+        KernelPathView { services, connections, agent_down, .. } => {
+            let down = match agent_down {
+                AgentDown::Refuse => "refused",
+                AgentDown::Keep => "let through by the verdicts last compiled",
+            };
+            format!(
+                "on: {services} services, {connections} connections; new ones without the agent: \
+                 {down}"
+            )
         }
     };
     head.row(["  kernel path".into(), kernel_path]);
@@ -125,7 +133,12 @@ fn page(status: &StatusView, now: Timestamp) -> String {
         for check in &test.checks {
             table.row([
                 format!("  {}", check.name),
-                if check.passed { "ok" } else { "FAILED" }.to_owned(),
+                match (check.passed, check.kind) {
+                    (true, _) => "ok",
+                    (false, SelfCheckKind::Feature) => "absent",
+                    (false, SelfCheckKind::Splice) => "FAILED",
+                }
+                .to_owned(),
                 check.micros.to_string(),
                 check.detail.clone(),
             ]);
@@ -244,7 +257,7 @@ mod tests {
         CertificateView, HboneView, Readiness, RejectedConfig, SnapshotView, SpliceView,
         XdsRefusedView, XdsSourceView, XdsTypeView, XdsView, XdsWarmingView,
     };
-    use crate::model::splice::{SelfCheck, SelfCheckKind, SelfTest};
+    use crate::model::splice::{SelfCheck, SelfTest};
 
     #[test]
     fn the_page_says_what_is_wrong() {

@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod guard;
 pub mod http;
 pub mod jwt;
+mod octets;
 pub mod proxy_protocol;
 pub mod rate_limit;
 pub mod session;

@@ -12,6 +12,7 @@ mod machine;
 mod origin;
 mod plugin;
 mod report;
+mod running;
 mod sample;
 mod scale;
 mod workload;
@@ -44,7 +45,7 @@ pub(crate) struct Options {
     /// A few contenders and loads, in about three minutes.
     #[arg(long)]
     quick: bool,
-    /// Every contender as it comes, in place of equal settings.
+    /// Every contender as it comes, in place of equal settings; a part of its own in the report.
     #[arg(long)]
     as_shipped: bool,
     /// Interleaved rounds [default: 7, quick: 3].
@@ -142,11 +143,11 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     let machine = Machine::of_this();
     if !options.report_only {
         measure(options, &mut journal);
-        if !options.no_scale {
+        if !options.no_scale && !options.as_shipped {
             scale::measure(options, &mut journal);
         }
     }
-    let written = report::write(&options.out, &machine, options.settings(), &journal);
+    let written = report::write(&options.out, &machine, &journal);
     for file in written {
         println!("{}", file.display());
     }
@@ -156,11 +157,14 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 fn measure(options: &Options, journal: &mut Journal) {
     let (loads, rounds) = (options.loads(), options.rounds());
     let bed = Bed::start(options);
+    running::keep(&options.out, options.settings(), &bed.programs());
     let todo: Vec<(u32, &Workload, &Lane)> = (0..rounds)
         .flat_map(|round| loads.iter().map(move |load| (round, load)))
         .flat_map(|(round, load)| bed.lanes().iter().map(move |lane| (round, load, lane)))
         .filter(|(_, load, lane)| lane.takes(load))
-        .filter(|(round, load, lane)| !journal.has(&lane.name, load.name, *round))
+        .filter(|(round, load, lane)| {
+            !journal.has(options.settings(), &lane.name, load.name, *round)
+        })
         .collect();
     println!(
         "{} samples of {} s: {} lanes, {} loads, {rounds} rounds",

@@ -13,6 +13,7 @@ use super::{
     machine::Ticks,
     origin,
     plugin::Plugin,
+    running::Program,
     sample::Sample,
     workload::{Port, Workload},
 };
@@ -20,10 +21,11 @@ use super::{
 /// What runs while it is measured.
 #[derive(Debug)]
 pub(crate) struct Bed {
+    settings: Settings,
     lanes: Vec<Lane>,
     plugins: Vec<(Plugin, Pod, Pod)>,
     agents: Vec<Agent>,
-    _origins: Vec<Process>,
+    origins: Vec<Process>,
     bed: Testbed,
 }
 
@@ -82,11 +84,22 @@ impl Bed {
             plugins.push((plugin, client.clone(), server.clone()));
             lanes.push(Lane { name, client, targets, proxies: Vec::new(), by_agents: false });
         }
-        Self { lanes, plugins, agents, _origins: origins, bed }
+        Self { settings: options.settings(), lanes, plugins, agents, origins, bed }
     }
 
     pub(crate) fn lanes(&self) -> &[Lane] {
         &self.lanes
+    }
+
+    /// What runs; of the origins, which are alike, those of one lane.
+    pub(crate) fn programs(&self) -> Vec<Program> {
+        let origins = self.origins.iter().take(origin::PROGRAMS).map(|o| Program::of("origin", o));
+        let agents = self.agents.iter().map(|agent| Program::of("agent", agent.process()));
+        let proxies = self
+            .lanes
+            .iter()
+            .flat_map(|lane| lane.proxies.iter().map(|proxy| Program::of(&lane.name, proxy)));
+        origins.chain(agents).chain(proxies).collect()
     }
 
     /// Ends what others have started.
@@ -112,6 +125,7 @@ impl Bed {
         let capacity_us = now.all.saturating_sub(ticks.all) as f64 * 1e4;
         let bed_cpu_us = bed_cpu.as_secs_f64() * 1e6;
         Sample {
+            settings: self.settings,
             lane: lane.name.clone(),
             load: load.name.to_owned(),
             round,

@@ -7,7 +7,7 @@ use tests::{Pod, Process};
 use super::workload::{Port, Workload};
 
 /// Whether contenders are made alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Settings {
     /// The same key exchange, cipher, certificates, logging.

@@ -6,9 +6,12 @@ use tests::{Pod, Process};
 
 use super::workload::Port;
 
-/// Starts everything that listens in a server's pod.
-pub(crate) fn start(pod: &Pod) -> Vec<Process> {
-    vec![
+/// How many programs listen in a server's pod.
+pub(crate) const PROGRAMS: usize = 4;
+
+/// Starts them.
+pub(crate) fn start(pod: &Pod) -> [Process; PROGRAMS] {
+    [
         nginx(pod),
         pod.serves("grpc", Port::Grpc.number()),
         pod.serves("sink", Port::Sink.number()),

@@ -17,6 +17,7 @@ use super::{
     bed::settings_told,
     lane::{Contender, Place, Settings, lane_name},
     machine::Machine,
+    running::{self, Program},
     sample::{Figure, Journal, Sample},
     workload::{self, Unit, Workload},
 };
@@ -25,14 +26,24 @@ use super::{
 #[derive(Debug, Serialize)]
 pub(crate) struct Report<'a> {
     machine: &'a Machine,
+    /// With equal settings.
+    alike: Part,
+    /// With none, where that was measured too.
+    as_shipped: Option<Part>,
+    figures: &'a [Figure],
+    targets: Vec<targets::Target>,
+}
+
+/// What was measured by the same settings.
+#[derive(Debug, Serialize)]
+struct Part {
     settings: Settings,
     settings_told: serde_json::Value,
     rounds: usize,
     samples: usize,
     disturbed: usize,
     tables: Vec<Table>,
-    figures: &'a [Figure],
-    targets: Vec<targets::Target>,
+    programs: Vec<Program>,
 }
 
 /// One load, by lane.
@@ -69,23 +80,14 @@ struct Row {
 }
 
 /// Writes all forms, and says where.
-pub(crate) fn write(
-    out: &Path,
-    machine: &Machine,
-    settings: Settings,
-    journal: &Journal,
-) -> Vec<PathBuf> {
-    let tables = tables(&journal.samples);
-    let rounds: BTreeSet<u32> = journal.samples.iter().map(|sample| sample.round).collect();
+pub(crate) fn write(out: &Path, machine: &Machine, journal: &Journal) -> Vec<PathBuf> {
+    let part = |settings| Part::of(settings, out, journal);
+    let (alike, as_shipped) = (part(Settings::Equal), part(Settings::AsShipped));
     let report = Report {
         machine,
-        settings,
-        settings_told: settings_told(settings),
-        rounds: rounds.len(),
-        samples: journal.samples.len(),
-        disturbed: journal.samples.iter().filter(|sample| sample.disturbed).count(),
-        targets: targets::all(&tables, &journal.figures),
-        tables,
+        targets: targets::all(&alike.tables, &journal.figures),
+        alike,
+        as_shipped: Some(as_shipped).filter(|part| part.samples > 0),
         figures: &journal.figures,
     };
     let json = serde_json::to_string_pretty(&report).expect("it is JSON");
@@ -103,7 +105,23 @@ pub(crate) fn write(
         .into()
 }
 
-fn tables(samples: &[Sample]) -> Vec<Table> {
+impl Part {
+    fn of(settings: Settings, out: &Path, journal: &Journal) -> Self {
+        let samples: Vec<&Sample> =
+            journal.samples.iter().filter(|sample| sample.settings == settings).collect();
+        Self {
+            settings,
+            settings_told: settings_told(settings),
+            rounds: samples.iter().map(|sample| sample.round).collect::<BTreeSet<_>>().len(),
+            samples: samples.len(),
+            disturbed: samples.iter().filter(|sample| sample.disturbed).count(),
+            tables: tables(&samples),
+            programs: running::kept(out, settings),
+        }
+    }
+}
+
+fn tables(samples: &[&Sample]) -> Vec<Table> {
     workload::ALL
         .iter()
         .map(|load| table(load, samples))
@@ -111,9 +129,9 @@ fn tables(samples: &[Sample]) -> Vec<Table> {
         .collect()
 }
 
-fn table(load: &Workload, samples: &[Sample]) -> Table {
+fn table(load: &Workload, samples: &[&Sample]) -> Table {
     let mut lanes: BTreeMap<(usize, &str), Vec<&Sample>> = BTreeMap::new();
-    for sample in samples.iter().filter(|sample| sample.load == load.name) {
+    for &sample in samples.iter().filter(|sample| sample.load == load.name) {
         lanes.entry((order(&sample.lane), &sample.lane)).or_default().push(sample);
     }
     let rows = lanes

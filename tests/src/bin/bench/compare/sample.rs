@@ -9,11 +9,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::workload::{self, Unit};
+use super::{
+    lane::Settings,
+    workload::{self, Unit},
+};
 
 /// One load through one lane.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sample {
+    pub(crate) settings: Settings,
     pub(crate) lane: String,
     pub(crate) load: String,
     pub(crate) round: u32,
@@ -49,6 +53,10 @@ pub(crate) struct Figure {
 }
 
 impl Sample {
+    fn key(&self) -> (Settings, String, String, u32) {
+        (self.settings, self.lane.clone(), self.load.clone(), self.round)
+    }
+
     fn unit(&self) -> Unit {
         workload::named(&self.load).map_or(Unit::Request, |load| load.unit)
     }
@@ -94,7 +102,7 @@ impl Sample {
 #[derive(Debug)]
 pub(crate) struct Journal {
     file: File,
-    there: HashSet<(String, String, u32)>,
+    there: HashSet<(Settings, String, String, u32)>,
     pub(crate) samples: Vec<Sample>,
     pub(crate) figures: Vec<Figure>,
 }
@@ -107,7 +115,7 @@ impl Journal {
         let samples: Vec<Sample> =
             text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let figures = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let there = samples.iter().map(|s| (s.lane.clone(), s.load.clone(), s.round)).collect();
+        let there = samples.iter().map(Sample::key).collect();
         let mut file = OpenOptions::new().create(true).append(true).open(path).expect("open it");
         if !text.is_empty() && !text.ends_with('\n') {
             writeln!(file).expect("write a sample");
@@ -115,8 +123,8 @@ impl Journal {
         Self { file, there, samples, figures }
     }
 
-    pub(crate) fn has(&self, lane: &str, load: &str, round: u32) -> bool {
-        self.there.contains(&(lane.to_owned(), load.to_owned(), round))
+    pub(crate) fn has(&self, settings: Settings, lane: &str, load: &str, round: u32) -> bool {
+        self.there.contains(&(settings, lane.to_owned(), load.to_owned(), round))
     }
 
     pub(crate) fn has_figure(&self, figure: &str, lane: &str, at: u64) -> bool {
@@ -125,7 +133,7 @@ impl Journal {
 
     pub(crate) fn add(&mut self, sample: &Sample) {
         self.write(sample);
-        self.there.insert((sample.lane.clone(), sample.load.clone(), sample.round));
+        self.there.insert(sample.key());
         self.samples.push(sample.clone());
     }
 

@@ -20,8 +20,9 @@ const SIDECARS_MAX: usize = 100;
 const SERVICES: [usize; 3] = [10, 1_000, 10_000];
 /// How long an idle mesh is watched.
 const IDLE: Duration = Duration::from_secs(10);
-/// For what goes on after a start.
-const SETTLE: Duration = Duration::from_secs(3);
+/// For what goes on after a start: the agent gives back what reading its configuration
+/// took 10 s after the last change.
+const SETTLE: Duration = Duration::from_secs(13);
 
 const AGENT: &str = "mesh";
 const SIDECARS: &str = "envoy sidecars";
@@ -80,7 +81,7 @@ fn of_agent(count: usize, journal: &mut Journal) {
     let agent = pods.iter().fold(agent, |agent, pod| agent.with_pod(pod)).start();
     journal.add_figure(figure("start", AGENT, count, start.elapsed().as_secs_f64(), "s"));
     thread::sleep(SETTLE);
-    journal.add_figure(figure("memory", AGENT, count, mib(private(agent.process())), "MiB"));
+    memory("memory", AGENT, count, &[agent.process()], journal);
     let idle = idle_ms(&[agent.process()]);
     journal.add_figure(figure("idle CPU", AGENT, count, idle, "ms/s"));
     if count == 1 {
@@ -111,9 +112,9 @@ fn of_sidecars(count: usize, journal: &mut Journal) {
     let sidecars: Vec<Process> = pods.iter().map(|pod| envoy::sidecar(&trust, pod, 1)).collect();
     journal.add_figure(figure("start", SIDECARS, count, start.elapsed().as_secs_f64(), "s"));
     thread::sleep(SETTLE);
-    let kib = sidecars.iter().map(private).sum();
-    journal.add_figure(figure("memory", SIDECARS, count, mib(kib), "MiB"));
-    let idle = idle_ms(&sidecars.iter().collect::<Vec<_>>());
+    let sidecars: Vec<&Process> = sidecars.iter().collect();
+    memory("memory", SIDECARS, count, &sidecars, journal);
+    let idle = idle_ms(&sidecars);
     journal.add_figure(figure("idle CPU", SIDECARS, count, idle, "ms/s"));
 }
 
@@ -136,8 +137,7 @@ fn agent_with_services(count: usize, journal: &mut Journal) {
     let took = start.elapsed().as_secs_f64();
     journal.add_figure(figure("start by services", AGENT, count, took, "s"));
     thread::sleep(SETTLE);
-    let memory = mib(private(agent.process()));
-    journal.add_figure(figure("memory by services", AGENT, count, memory, "MiB"));
+    memory("memory by services", AGENT, count, &[agent.process()], journal);
 }
 
 fn sidecar_with_services(count: usize, journal: &mut Journal) {
@@ -148,8 +148,7 @@ fn sidecar_with_services(count: usize, journal: &mut Journal) {
     let took = start.elapsed().as_secs_f64();
     journal.add_figure(figure("start by services", SIDECARS, count, took, "s"));
     thread::sleep(SETTLE);
-    let memory = mib(private(&sidecar));
-    journal.add_figure(figure("memory by services", SIDECARS, count, memory, "MiB"));
+    memory("memory by services", SIDECARS, count, &[&sidecar], journal);
 }
 
 /// The server's agent is replaced while requests come at a fixed rate.
@@ -178,18 +177,21 @@ fn idle_ms(processes: &[&Process]) -> f64 {
     (used() - before).as_secs_f64() * 1e3 / IDLE.as_secs_f64()
 }
 
-/// `Private_Clean + Private_Dirty`, in KiB.
-fn private(process: &Process) -> u64 {
-    let file = format!("/proc/{}/smaps_rollup", process.pid());
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let value = |line: &str| {
-        let value = ["Private_Clean:", "Private_Dirty:"].iter().find_map(|n| line.strip_prefix(n));
-        value?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-    };
-    text.lines().filter_map(value).sum()
+/// What the processes hold for themselves, and beside it what is in memory of the files they
+/// run, which the kernel can drop and which sidecars share.
+fn memory(of: &str, lane: &str, at: usize, processes: &[&Process], journal: &mut Journal) {
+    for (name, field) in [(of.to_owned(), "Pss_Anon:"), (format!("{of}: programs"), "Pss_File:")] {
+        let kib: u64 = processes.iter().map(|process| rollup(process, field)).sum();
+        // Memory in KiB is far below 2^52.
+        journal.add_figure(figure(&name, lane, at, kib as f64 / 1024.0, "MiB"));
+    }
 }
 
-fn mib(kib: u64) -> f64 {
-    // Memory in KiB is far below 2^52.
-    kib as f64 / 1024.0
+/// A field of `smaps_rollup`, in KiB.
+fn rollup(process: &Process, field: &str) -> u64 {
+    let file = format!("/proc/{}/smaps_rollup", process.pid());
+    let text = fs::read_to_string(&file).expect("read smaps_rollup");
+    let value = text.lines().find_map(|line| line.strip_prefix(field));
+    let value = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
+    value.unwrap_or_else(|| panic!("{file} has no {field}"))
 }

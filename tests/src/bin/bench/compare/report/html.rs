@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Figure, Report, Row, Table,
+    Figure, Part, Report, Row, Settings, Table,
     chart::{self, Axis, Bar, Line},
     shown,
 };
@@ -25,16 +25,27 @@ polyline { fill: none; stroke-width: 2 } .grid { stroke: #e3e8ee }
 polyline.plain { stroke: #98a4b0 } polyline.envoy { stroke: #d08a2e }
 polyline.mesh { stroke: #2f6fd0 } polyline.other { stroke: #7f8c99 }
 p.note { color: #55606c }
+pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
 ";
 
 pub(super) fn page(report: &Report<'_>) -> String {
     let mut page = String::new();
     let _ = head(&mut page, report);
     let _ = targets(&mut page, report);
-    for table in &report.tables {
+    for table in &report.alike.tables {
         let _ = load(&mut page, table);
     }
     let _ = figures(&mut page, report.figures);
+    if let Some(part) = &report.as_shipped {
+        let _ = write!(page, "<h1>As shipped</h1>");
+        let _ = told(&mut page, part);
+        for table in &part.tables {
+            let _ = load(&mut page, table);
+        }
+    }
+    for part in [Some(&report.alike), report.as_shipped.as_ref()].into_iter().flatten() {
+        let _ = programs(&mut page, part);
+    }
     page + "</body></html>\n"
 }
 
@@ -45,12 +56,7 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>Comparison</title>\
          <style>{STYLE}</style></head><body><h1>No mesh, sidecars, node agent</h1>\
-         <p>{}; {} × {}, {} MiB, Linux {}.<br>{} · Envoy {} · HAProxy {} · {}</p>\
-         <p class=\"note\">{} samples in {} interleaved rounds; {} were disturbed by other \
-         programs and count only where there is nothing else. Figures are medians. A ratio is \
-         to no mesh in the same place and the same round. CPU counts everything that ran for a \
-         request or MiB: load, origin, proxies and kernel; the mesh's part is what that is more \
-         than without one.</p><ul>",
+         <p>{}; {} × {}, {} MiB, Linux {}.<br>{} · Envoy {} · HAProxy {} · {}</p>",
         text(&machine.date),
         machine.cpus,
         text(&machine.cpu),
@@ -60,15 +66,44 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         text(&machine.envoy),
         text(&machine.haproxy),
         text(&machine.agent),
-        report.samples,
-        report.rounds,
-        report.disturbed
     )?;
-    for (what, told) in report.settings_told.as_object().into_iter().flatten() {
+    told(page, &report.alike)
+}
+
+/// How it was measured.
+fn told(page: &mut String, part: &Part) -> std::fmt::Result {
+    write!(
+        page,
+        "<p class=\"note\">{} samples in {} interleaved rounds; {} were disturbed by other \
+         programs and count only where there is nothing else. Figures are medians. A ratio is \
+         to no mesh in the same place and the same round. CPU counts everything that ran for a \
+         request or MiB: load, origin, proxies and kernel; the mesh's part is what that is more \
+         than without one.</p><ul>",
+        part.samples, part.rounds, part.disturbed
+    )?;
+    for (what, told) in part.settings_told.as_object().into_iter().flatten() {
         let told = text(told.as_str().unwrap_or_default());
         write!(page, "<li>{}: {told}</li>", text(&what.replace('_', " ")))?;
     }
     write!(page, "</ul>")
+}
+
+/// Folded: who wants to check or repeat it opens them.
+fn programs(page: &mut String, part: &Part) -> std::fmt::Result {
+    let of = match part.settings {
+        Settings::Equal => "Programs and their configuration",
+        Settings::AsShipped => "Programs and their configuration, as shipped",
+    };
+    write!(page, "<h2>{of}</h2>")?;
+    for program in &part.programs {
+        let (of, command) = (text(&program.of), text(&program.command));
+        write!(page, "<details><summary>{of}</summary><pre>{command}</pre>")?;
+        for (name, file) in &program.files {
+            write!(page, "<p>{}</p><pre>{}</pre>", text(name), text(file))?;
+        }
+        write!(page, "</details>")?;
+    }
+    Ok(())
 }
 
 fn targets(page: &mut String, report: &Report<'_>) -> std::fmt::Result {

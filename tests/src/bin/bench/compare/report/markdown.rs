@@ -2,15 +2,22 @@
 
 use std::fmt::Write as _;
 
-use super::{Report, Table, shown};
+use super::{Part, Report, Table, shown};
 
 pub(super) fn page(report: &Report<'_>) -> String {
     let mut page = String::new();
     let _ = head(&mut page, report);
-    for table in &report.tables {
+    for table in &report.alike.tables {
         let _ = load(&mut page, table);
     }
     let _ = figures(&mut page, report);
+    if let Some(part) = &report.as_shipped {
+        let _ = writeln!(page, "\n# As shipped\n");
+        let _ = told(&mut page, part);
+        for table in &part.tables {
+            let _ = load(&mut page, table);
+        }
+    }
     page
 }
 
@@ -30,17 +37,7 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         machine.haproxy,
         machine.agent
     )?;
-    writeln!(
-        page,
-        "{} samples in {} interleaved rounds, {} of them disturbed by others. Medians; × is the \
-         median of the ratios to no mesh in the same place and round, with the least and the \
-         most of them. CPU counts everything: load, origin, proxies, kernel; \"mesh\" is what \
-         that is more than without one.\n",
-        report.samples, report.rounds, report.disturbed
-    )?;
-    for (what, told) in report.settings_told.as_object().into_iter().flatten() {
-        writeln!(page, "- {}: {}", what.replace('_', " "), told.as_str().unwrap_or_default())?;
-    }
+    told(page, &report.alike)?;
     writeln!(page, "\n## Targets\n\n| | goal | seen | Envoy | |\n|---|---|---|---|---|")?;
     for target in &report.targets {
         let verdict = match target.reached {
@@ -50,6 +47,22 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         };
         let (seen, envoy) = (shown(target.seen), shown(target.envoy));
         writeln!(page, "| {} | {} | {seen} | {envoy} | {verdict} |", target.what, target.goal)?;
+    }
+    Ok(())
+}
+
+/// How it was measured.
+fn told(page: &mut String, part: &Part) -> std::fmt::Result {
+    writeln!(
+        page,
+        "{} samples in {} interleaved rounds, {} of them disturbed by others. Medians; × is the \
+         median of the ratios to no mesh in the same place and round, with the least and the \
+         most of them. CPU counts everything: load, origin, proxies, kernel; \"mesh\" is what \
+         that is more than without one.\n",
+        part.samples, part.rounds, part.disturbed
+    )?;
+    for (what, told) in part.settings_told.as_object().into_iter().flatten() {
+        writeln!(page, "- {}: {}", what.replace('_', " "), told.as_str().unwrap_or_default())?;
     }
     Ok(())
 }
