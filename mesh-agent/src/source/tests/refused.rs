@@ -216,6 +216,19 @@ fn connection_managers() {
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
         ("tracing: {verbose: true}", ".tracing.verbose: is not supported"),
         (
+            "tracing: {custom_tags: [{tag: a, literal: {}}]}",
+            ".tracing.custom_tags[0].literal.value: is missing",
+        ),
+        ("tracing: {random_sampling: {value: 101}}", ".tracing.random_sampling: 101 is not within"),
+        (
+            "tracing: {provider: {name: envoy.tracers.datadog}}",
+            ".tracing.provider: envoy.tracers.datadog is not supported",
+        ),
+        (
+            "tracing: {provider: {name: t, typed_config: {\"@type\": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig}}}",
+            ".tracing.provider.typed_config: has neither grpc_service nor http_service",
+        ),
+        (
             "local_reply_config: {mappers: [{}]}",
             ".local_reply_config.mappers[0].filter: is missing",
         ),
