@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// In the BPF object, in a section of its own: which version it was built with.
 pub const ABI_TAG: [u8; 16] = {
@@ -36,6 +36,10 @@ pub const APPLICATION_MARK: u32 = 0x006d_0002;
 pub const APPLICATION_TABLE: u32 = 15_006;
 /// Priority of the rule that selects [`APPLICATION_TABLE`]: before main (32766).
 pub const APPLICATION_RULE_PRIORITY: u32 = 15_006;
+
+/// What may be spliced into an end of the agent's before the agent reads any of it, and
+/// how far whoever sends may be ahead of it from then on: bytes.
+pub const SPLICE_AHEAD_BYTES: u64 = 1 << 20;
 
 /// `lo` has this index in every network namespace.
 pub const LOOPBACK_IFINDEX: u32 = 1;
@@ -77,8 +81,9 @@ pub mod map {
     pub const INBOUND_PORTS: &str = "INBOUND_PORTS";
     /// `SkStorage<Asked>`: per socket, what the application asked for.
     pub const ASKED: &str = "ASKED";
-    /// `SkStorage<u32>`: the agent's own sockets, which it alone can put there. What
-    /// a listener has in it, its connections get too (`BPF_F_CLONE`).
+    /// `SkStorage<u32>`: the agent's own sockets, which it alone can put there, and what
+    /// they carry (`value::vouched`). What a listener has in it, its connections get too
+    /// (`BPF_F_CLONE`).
     pub const VOUCHED: &str = "VOUCHED";
     /// `LruHashMap<ConnectionKey, OriginalDestination>`: connections the agent is to accept.
     /// Where there is no room, the oldest goes: it is of who dials without end.
@@ -100,6 +105,12 @@ pub mod map {
     pub const SPLICED: &str = "SPLICED";
     /// `SkStorage<Splice>`: what those know of each other.
     pub const SPLICE: &str = "SPLICE";
+    /// `HashMap<TupleKey, u64 socket cookie>`: the agent's dials to applications that may be
+    /// spliced with what they reach.
+    pub const LEGS: &str = "LEGS";
+    /// `HashMap<SpliceKey, u64>`: how many bytes in all may be spliced into an end of the
+    /// agent's. It goes up as the agent reads.
+    pub const GRANTS: &str = "GRANTS";
 
     /// `SkStorage<u32>`: servers' sockets whose connection a hook has let pass, and
     /// which way it goes (`value::path`).
@@ -114,7 +125,7 @@ pub mod map {
     pub const OUTSIDES: &str = "OUTSIDES";
 
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 22] = [
+    pub const PINNED: [&str; 24] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -137,6 +148,8 @@ pub mod map {
         OUTSIDES,
         SPLICED,
         SPLICE,
+        LEGS,
+        GRANTS,
     ];
 }
 

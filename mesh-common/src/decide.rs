@@ -200,6 +200,14 @@ pub const fn way_after(way: Way, taken: bool) -> Way {
     }
 }
 
+/// Whether an application may hand so many bytes more to the agent, which has `granted` so
+/// many in all. If not, that direction is TCP's from then on: the reader, the agent, takes
+/// what was spliced first, and TCP holds the writer up.
+#[inline(always)]
+pub const fn may_run_ahead(sent: u64, size: u64, granted: u64) -> bool {
+    sent.saturating_add(size) <= granted
+}
+
 #[cfg(test)]
 mod tests {
     use core::net::IpAddr;
@@ -361,6 +369,19 @@ mod tests {
             assert_eq!(Way::from_number(way as u32), way);
         }
         assert_eq!(Way::from_number(99), Way::Tcp);
+    }
+
+    #[test]
+    fn who_is_ahead_by_more_than_granted_goes_by_tcp() {
+        for (sent, size, granted, expected) in [
+            (0, 1, 0, false),
+            (0, 10, 10, true),
+            (1, 10, 10, false),
+            (u64::MAX, 1, u64::MAX, true),
+            (u64::MAX, 1, u64::MAX - 1, false),
+        ] {
+            assert_eq!(may_run_ahead(sent, size, granted), expected, "{sent} {size} {granted}");
+        }
     }
 
     #[test]

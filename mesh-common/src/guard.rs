@@ -6,7 +6,13 @@
 //! neither data nor a SYN passes: alone, it moves nothing and opens nothing, and lets
 //! connections that are not wanted end in order.
 
-use crate::{abi::stamp, address::Address, decide::Tables, value::Outside, verdict::Verdict};
+use crate::{
+    abi::stamp,
+    address::Address,
+    decide::Tables,
+    value::{Outside, Owner},
+    verdict::Verdict,
+};
 
 /// A frame as it is on the interface, from its Ethernet header on.
 pub trait Frame {
@@ -415,7 +421,11 @@ pub fn judge(
         };
     }
     // New connections are the lookup program's; what no socket waits for is reset.
-    if matches!(way, Way::Ingress) && !matches!(holder, Holder::Stranger) {
+    // It may be for another namespace, inside this pod, where no lookup program is.
+    let onward = matches!(holder, Holder::Nobody | Holder::Listener)
+        && packet.payload
+        && !matches!(tables.owner(netns_cookie, &packet.destination), Owner::Pod);
+    if matches!(way, Way::Ingress) && !matches!(holder, Holder::Stranger) && !onward {
         return Ok(());
     }
     if is_excluded(packet, way, netns_cookie, tables) {

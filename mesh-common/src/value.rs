@@ -35,6 +35,9 @@ pub struct PodEntry {
     pub road: u32,
     /// Not zero: that interface is on a bridge, where anybody can say that an address is his.
     pub bridged: u32,
+    /// Not zero: its application and the agent may hand each other their data.
+    pub splice: u32,
+    pub _zero: u32,
 }
 
 impl PodEntry {
@@ -45,6 +48,14 @@ impl PodEntry {
     pub const fn keeps_together(&self) -> bool {
         self.redirect != 0 || self.bridged != 0
     }
+}
+
+/// What a socket of the agent's carries, as it says in `VOUCHED`. Stable numbers.
+pub mod vouched {
+    /// Anything.
+    pub const AGENT: u32 = 1;
+    /// Plaintext, to the pod's application: the only ones that may be spliced.
+    pub const PLAINTEXT_TO_APPLICATION: u32 = 2;
 }
 
 /// The node's end of a pod's interface: packets of the kernel path reach the pod by it, or
@@ -101,7 +112,8 @@ pub struct Asked {
     pub target: Address,
     /// Host byte order.
     pub target_port: u32,
-    /// Not zero: both ends hand their data straight to each other.
+    /// Not zero: both ends hand their data straight to each other; with [`path::AGENT`] the
+    /// other end is the agent's.
     pub splice: u32,
 }
 
@@ -205,9 +217,26 @@ pub struct Splice {
     pub peer: SpliceKey,
     /// Where its bytes are accounted for.
     pub tuple: TupleKey,
+    /// How much of what it sent was spliced, where the agent is at the other end.
+    pub sent: u64,
+    /// How much may be, as far as it knows.
+    pub granted: u64,
     /// A [`Way`]: decided when it first sends, and for ever.
     pub way: u32,
-    pub _zero: u32,
+    /// A [`Leg`].
+    pub leg: u32,
+}
+
+/// Whose the two ends are. Stable numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Leg {
+    /// Applications', both; their bytes are counted in `AUTHORIZED`.
+    None = 0,
+    /// An application's, which sends to the agent: no further ahead than granted.
+    ToAgent = 1,
+    /// The agent's, which sends to an application, and sees for itself how far it goes.
+    FromAgent = 2,
 }
 
 /// How the data of one direction travels. Stable numbers.
@@ -277,7 +306,8 @@ pub struct OriginalDestination {
     pub address: Address,
     /// Host byte order.
     pub port: u32,
-    pub _zero: u32,
+    /// Not zero: the agent's end is to be spliced with the client's.
+    pub splice: u32,
     /// The client's socket: who may remove this entry again.
     pub socket_cookie: u64,
     /// `CLOCK_MONOTONIC` when the SYN left, nanoseconds.
@@ -285,14 +315,14 @@ pub struct OriginalDestination {
 }
 
 const _: () = assert!(size_of::<Config>() == 16);
-const _: () = assert!(size_of::<PodEntry>() == 24);
+const _: () = assert!(size_of::<PodEntry>() == 32);
 const _: () = assert!(size_of::<Asked>() == 64);
 const _: () = assert!(size_of::<OriginalDestination>() == 40);
 const _: () = assert!(size_of::<Backend>() == 40);
 const _: () = assert!(size_of::<Service>() == 16 + 40 * MAX_BACKENDS);
 const _: () = assert!(size_of::<Authorized>() == 96);
 const _: () = assert!(size_of::<Event>() == 184);
-const _: () = assert!(size_of::<Splice>() == 80);
+const _: () = assert!(size_of::<Splice>() == 96);
 const _: () = assert!(size_of::<Probe>() == 8);
 const _: () = assert!(size_of::<Outside>() == 32);
 const _: () = assert!(size_of::<Passed>() == 24);

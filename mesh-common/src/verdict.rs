@@ -116,11 +116,15 @@ pub enum Verdict {
     GuardAstray = 53,
     /// guard outside the pod: sent out of the destination's own port of their bridge.
     Bridged = 54,
+    /// sock_ops: a socket was put where its peer can hand it data; one of them is the agent's.
+    SpliceAgentEntered = 55,
+    /// sk_msg: an application is so far ahead of the agent that it goes on by TCP.
+    SpliceOverdrawn = 56,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 57] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -176,6 +180,8 @@ impl Verdict {
         Self::SpliceLeft,
         Self::GuardAstray,
         Self::Bridged,
+        Self::SpliceAgentEntered,
+        Self::SpliceOverdrawn,
     ];
 
     /// Room for later verdicts without a new map.
@@ -239,6 +245,8 @@ impl Verdict {
             Self::SpliceLeft => "splice_left",
             Self::GuardAstray => "guard_astray",
             Self::Bridged => "bridged",
+            Self::SpliceAgentEntered => "splice_agent_entered",
+            Self::SpliceOverdrawn => "splice_overdrawn",
         }
     }
 }

@@ -17,7 +17,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{self, IPPROTO_TCP, read},
-    maps::{ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled},
+    maps::{ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled, pod_entry},
     probe,
 };
 
@@ -140,7 +140,7 @@ fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
         target_cookie: 0,
         target: Address::UNSPECIFIED,
         target_port: 0,
-        splice: 0,
+        splice: pod_entry(dial.netns_cookie).map_or(0, |pod| pod.splice),
     };
     if !remember(ctx, dial, asked) {
         return REFUSE;

@@ -373,6 +373,9 @@ fn receiver(frame: &Skb, packet: &Packet, netns_cookie: u64) -> Holder {
     let sk = unsafe { bpf_sk_fullsock(found) };
     let holder = if sk.is_null() {
         Holder::Nobody
+    } else if read!((*sk).state) == BPF_TCP_LISTEN {
+        // The agent's, for all that has no socket: the lookup program was asked.
+        Holder::Listener
     } else {
         let key = TupleKey {
             netns_cookie,

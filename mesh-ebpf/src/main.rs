@@ -10,6 +10,7 @@ mod connect;
 mod ctx;
 mod getpeername;
 mod guard;
+mod leg;
 mod lookup;
 mod maps;
 mod probe;

@@ -60,6 +60,11 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTES, 0);
 /// Two sockets for each connection.
 #[map]
 pub static SPLICED: SockHash<SpliceKey> = SockHash::with_max_entries(capacity::SPLICED, 0);
+#[map]
+pub static LEGS: HashMap<TupleKey, u64> = HashMap::with_max_entries(capacity::SPLICED, NO_PREALLOC);
+#[map]
+pub static GRANTS: HashMap<SpliceKey, u64> =
+    HashMap::with_max_entries(capacity::SPLICED, NO_PREALLOC);
 #[btf_map]
 pub static SPLICE: SkStorage<Splice> = SkStorage::new();
 #[btf_map]

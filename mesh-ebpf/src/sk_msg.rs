@@ -10,15 +10,15 @@ use aya_ebpf::{
     programs::SkMsgContext,
 };
 use mesh_common::{
-    decide::way_after,
+    decide::{may_run_ahead, way_after},
     key::SpliceSide,
-    value::{Splice, Way},
+    value::{Leg, Splice, Way},
     verdict::Verdict,
 };
 
 use crate::{
     ctx::read,
-    maps::{AUTHORIZED, SPLICE, SPLICED, count},
+    maps::{AUTHORIZED, GRANTS, SPLICE, SPLICED, count},
 };
 
 /// Never drops: the application would see EACCES. Without the peer it is TCP's to
@@ -30,15 +30,36 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
     if way == Way::Tcp {
         return sk_action::SK_PASS;
     }
+    let size = u64::from(read!((*ctx.msg).size));
+    if splice.leg == Leg::ToAgent as u32 && !is_granted(splice, size) {
+        splice.way = Way::Tcp as u32;
+        count(Verdict::SpliceOverdrawn);
+        return sk_action::SK_PASS;
+    }
     let taken = redirect(&ctx, splice);
     if way == Way::Undecided {
         splice.way = way_after(way, taken) as u32;
         count(if taken { Verdict::SpliceBegun } else { Verdict::SpliceLeft });
     }
-    if taken {
-        account(splice, u64::from(read!((*ctx.msg).size)));
+    if taken && splice.leg == Leg::None as u32 {
+        account(splice, size);
+    } else if taken {
+        splice.sent += size;
     }
     sk_action::SK_PASS
+}
+
+/// Whether the agent, which may have read on, lets so much more be queued for it.
+#[inline(always)]
+fn is_granted(splice: &mut Splice, size: u64) -> bool {
+    if may_run_ahead(splice.sent, size, splice.granted) {
+        return true;
+    }
+    // SAFETY: read at once; entries are only replaced whole.
+    if let Some(granted) = unsafe { GRANTS.get(&splice.peer) } {
+        splice.granted = *granted;
+    }
+    may_run_ahead(splice.sent, size, splice.granted)
 }
 
 #[inline(always)]

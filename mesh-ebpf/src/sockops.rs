@@ -7,7 +7,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
         BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
     },
-    helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns, generated::bpf_sk_storage_get},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, generated::bpf_sk_storage_get},
     macros::sock_ops,
     programs::SockOpsContext,
 };
@@ -20,7 +20,8 @@ use mesh_common::{
 
 use crate::{
     authorize,
-    ctx::read,
+    ctx::{AF_INET6, read},
+    leg,
     maps::{ASKED, ORIGINAL_DESTINATIONS, count},
     probe, splice,
 };
@@ -30,33 +31,30 @@ use crate::{
 #[sock_ops]
 pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match read!((*ctx.ops).op) {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if let Some(asked) = asked(&ctx) {
-                match asked.path {
-                    path::KERNEL => authorize::vouch(&ctx, asked),
-                    path::PROBE => probe::vouch(&ctx, asked),
-                    path::AGENT => publish(&ctx, asked),
-                    _ => {}
-                }
-            }
-        }
-        BPF_SOCK_OPS_STATE_CB => {
-            if let Some(asked) = asked(&ctx) {
-                match asked.path {
-                    path::KERNEL => authorize::follow(&ctx, asked),
-                    path::PROBE => probe::follow(&ctx, asked),
-                    path::AGENT => withdraw(&ctx, asked),
-                    _ => {}
-                }
-            }
-        }
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-            if let Some(asked) = asked(&ctx)
-                && asked.splice != 0
-            {
-                splice::client(&ctx, asked);
-            }
-        }
+        BPF_SOCK_OPS_TCP_CONNECT_CB => match asked(&ctx) {
+            Some(asked) => match asked.path {
+                path::KERNEL => authorize::vouch(&ctx, asked),
+                path::PROBE => probe::vouch(&ctx, asked),
+                path::AGENT => publish(&ctx, asked),
+                _ => {}
+            },
+            None => leg::announce(&ctx),
+        },
+        BPF_SOCK_OPS_STATE_CB => match asked(&ctx) {
+            Some(asked) => match asked.path {
+                path::KERNEL => authorize::follow(&ctx, asked),
+                path::PROBE => probe::follow(&ctx, asked),
+                path::AGENT => withdraw(&ctx, asked),
+                _ => {}
+            },
+            None => leg::follow(&ctx),
+        },
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => match asked(&ctx) {
+            Some(asked) if asked.splice == 0 => {}
+            Some(asked) if asked.path == path::AGENT => leg::application(&ctx, asked),
+            Some(asked) => splice::client(&ctx, asked),
+            None => leg::agent(&ctx),
+        },
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => splice::server(&ctx),
         _ => {}
     }
@@ -69,7 +67,7 @@ fn publish(ctx: &SockOpsContext, asked: &Asked) {
     let value = OriginalDestination {
         address: asked.address,
         port: asked.port,
-        _zero: 0,
+        splice: asked.splice,
         socket_cookie: socket_cookie(ctx),
         // SAFETY: takes no argument.
         published_ns: unsafe { bpf_ktime_get_ns() },
@@ -139,7 +137,7 @@ fn asked(ctx: &SockOpsContext) -> Option<&'static mut Asked> {
 }
 
 #[inline(always)]
-fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
+pub fn connection_key(ctx: &SockOpsContext, asked: &Asked) -> ConnectionKey {
     let (source, port) = local(ctx, asked);
     ConnectionKey::new(asked.netns_cookie, source, port)
 }
@@ -165,4 +163,43 @@ pub fn local(ctx: &SockOpsContext, asked: &Asked) -> (Address, u16) {
 pub fn socket_cookie(ctx: &SockOpsContext) -> u64 {
     // SAFETY: the helper takes the program's own context.
     unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
+}
+
+/// Both ends of a socket, ports in host byte order.
+pub struct Ends {
+    pub netns_cookie: u64,
+    pub local: Address,
+    pub remote: Address,
+    pub local_port: u32,
+    pub remote_port: u32,
+}
+
+/// What a connected socket, or one that dials, says of itself.
+#[inline(always)]
+pub fn ends(ctx: &SockOpsContext) -> Ends {
+    let v6 = read!((*ctx.ops).family) == AF_INET6;
+    // Read whatever the family: see `local`.
+    let local4 = Address::from_v4_be(read!((*ctx.ops).local_ip4));
+    let local6 = Address([
+        read!((*ctx.ops).local_ip6[0]),
+        read!((*ctx.ops).local_ip6[1]),
+        read!((*ctx.ops).local_ip6[2]),
+        read!((*ctx.ops).local_ip6[3]),
+    ]);
+    let remote4 = Address::from_v4_be(read!((*ctx.ops).remote_ip4));
+    let remote6 = Address([
+        read!((*ctx.ops).remote_ip6[0]),
+        read!((*ctx.ops).remote_ip6[1]),
+        read!((*ctx.ops).remote_ip6[2]),
+        read!((*ctx.ops).remote_ip6[3]),
+    ]);
+    Ends {
+        // SAFETY: the helper takes the program's own context.
+        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
+        local: if v6 { local6 } else { local4 },
+        remote: if v6 { remote6 } else { remote4 },
+        local_port: read!((*ctx.ops).local_port),
+        // Big-endian, in the low half after the swap of all four bytes.
+        remote_port: u32::from_be(read!((*ctx.ops).remote_port)) & 0xffff,
+    }
 }

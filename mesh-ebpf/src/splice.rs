@@ -1,28 +1,29 @@
-//! `splice`'s share of `sock_ops`: the only place where a socket enters `SPLICED`, and
-//! only those of connections that the kernel path has vouched for. None of them carries
-//! TLS of the mesh: that is the agent's, whose sockets nobody vouches for here.
+//! `splice`'s share of `sock_ops`: the only place where a socket enters `SPLICED`. Here those
+//! of connections that the kernel path has vouched for; in [`crate::leg`] an application's
+//! and the agent's. None of them carries TLS of the mesh.
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    helpers::{
-        bpf_get_netns_cookie,
-        generated::{bpf_sk_storage_get, bpf_sock_hash_update},
-    },
+    helpers::generated::{bpf_sk_storage_get, bpf_sock_hash_update},
     programs::SockOpsContext,
 };
 use mesh_common::{
-    address::Address,
+    abi::{APPLICATION_MARK, OUTBOUND_PORT, SPLICE_AHEAD_BYTES},
     key::{SpliceKey, SpliceSide, TupleKey},
-    value::{Asked, Splice, Way},
+    value::{Asked, Leg, Splice, Way},
     verdict::Verdict,
 };
 
 use crate::{
     authorize::tuple,
-    ctx::{AF_INET6, read},
+    ctx::read,
+    leg,
     maps::{AUTHORIZED, SPLICE, SPLICED, count},
-    sockops::socket_cookie,
+    sockops::{Ends, ends, socket_cookie},
 };
+
+/// `BPF_NOEXIST`: nobody takes another's place.
+const NO_EXIST: u64 = 1;
 
 /// The client's handshake is over.
 #[inline(always)]
@@ -39,52 +40,69 @@ pub fn client(ctx: &SockOpsContext, asked: &Asked) {
         None => return,
     };
     if owner == socket_cookie(ctx) {
-        enter(ctx, &key, asked.netns_cookie, owner, SpliceSide::Client);
+        enter(ctx, &key, asked.netns_cookie, owner, SpliceSide::Client, Leg::None);
     }
 }
 
 /// Somebody's listener got a connection.
 #[inline(always)]
 pub fn server(ctx: &SockOpsContext) {
-    let v6 = read!((*ctx.ops).family) == AF_INET6;
-    // Read whatever the family: see `sockops::local`.
-    let remote4 = Address::from_v4_be(read!((*ctx.ops).remote_ip4));
-    let remote6 = Address([
-        read!((*ctx.ops).remote_ip6[0]),
-        read!((*ctx.ops).remote_ip6[1]),
-        read!((*ctx.ops).remote_ip6[2]),
-        read!((*ctx.ops).remote_ip6[3]),
-    ]);
-    let local4 = Address::from_v4_be(read!((*ctx.ops).local_ip4));
-    let local6 = Address([
-        read!((*ctx.ops).local_ip6[0]),
-        read!((*ctx.ops).local_ip6[1]),
-        read!((*ctx.ops).local_ip6[2]),
-        read!((*ctx.ops).local_ip6[3]),
-    ]);
-    let key = TupleKey {
-        // SAFETY: the helper takes the program's own context.
-        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
-        source: if v6 { remote6 } else { remote4 },
-        destination: if v6 { local6 } else { local4 },
-        // Big-endian, in the low half after the swap of all four bytes.
-        source_port: u32::from_be(read!((*ctx.ops).remote_port)) & 0xffff,
-        destination_port: read!((*ctx.ops).local_port),
-    };
+    let key = accepted(ctx);
+    if key.destination_port == u32::from(OUTBOUND_PORT) {
+        return leg::captured(ctx, &key);
+    }
+    // What the agent dials comes from a client's address, and maybe from the very port that
+    // the client dials from itself: the mark, which no other packet brings along, tells them
+    // apart.
+    if mark(ctx) == APPLICATION_MARK {
+        return leg::dialled(ctx, &key);
+    }
     // SAFETY: read at once.
-    let (netns, cookie) = match unsafe { AUTHORIZED.get(&key) } {
-        Some(connection) if connection.splice != 0 && connection.seen != 0 => {
-            (connection.source_cookie, connection.socket_cookie)
-        }
-        _ => return,
-    };
-    enter(ctx, &key, netns, cookie, SpliceSide::Server);
+    let Some(connection) = (unsafe { AUTHORIZED.get(&key) }) else { return };
+    if connection.splice == 0 || connection.seen == 0 {
+        return;
+    }
+    let (netns, cookie) = (connection.source_cookie, connection.socket_cookie);
+    enter(ctx, &key, netns, cookie, SpliceSide::Server, Leg::None);
+}
+
+/// What the socket is marked with; an accepted one by what asked for it
+/// (`tcp_fwmark_accept`).
+#[inline(always)]
+fn mark(ctx: &SockOpsContext) -> u32 {
+    // SAFETY: every sock_ops context has this field; it may be null.
+    let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the kernel holds it for the length of the program.
+    unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*sk).mark)) }
+}
+
+/// The connection that a listener got.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) -> TupleKey {
+    let Ends { netns_cookie, local, remote, local_port, remote_port } = ends(ctx);
+    TupleKey {
+        netns_cookie,
+        source: remote,
+        destination: local,
+        source_port: remote_port,
+        destination_port: local_port,
+    }
 }
 
 /// First what the socket must know, then the place where its peer finds it: it may be
 /// handed data from then on.
 #[inline(always)]
-fn enter(ctx: &SockOpsContext, tuple: &TupleKey, netns: u64, cookie: u64, side: SpliceSide) {
+pub fn enter(
+    ctx: &SockOpsContext,
+    tuple: &TupleKey,
+    netns: u64,
+    cookie: u64,
+    side: SpliceSide,
+    leg: Leg,
+) {
     // SAFETY: every sock_ops context has this field; it may be null.
     let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
@@ -93,26 +111,39 @@ fn enter(ctx: &SockOpsContext, tuple: &TupleKey, netns: u64, cookie: u64, side: 
     let mut splice = Splice {
         peer: SpliceKey::new(netns, cookie, side.other()),
         tuple: *tuple,
+        sent: 0,
+        granted: SPLICE_AHEAD_BYTES,
         way: Way::Undecided as u32,
-        _zero: 0,
+        leg: leg as u32,
     };
     let mut key = SpliceKey::new(netns, cookie, side);
-    // SAFETY: a map of socket storage and a socket that is not null, its value; then a
-    // map of sockets, a key of its size, and the program's own context.
-    let entered = unsafe {
-        !bpf_sk_storage_get(
+    // SAFETY: a map of socket storage, a socket that is not null, and its value.
+    let stored: *mut Splice = unsafe {
+        bpf_sk_storage_get(
             core::ptr::addr_of!(SPLICE).cast_mut().cast(),
             sk.cast(),
             core::ptr::from_mut(&mut splice).cast(),
             u64::from(BPF_SK_STORAGE_GET_F_CREATE),
         )
-        .is_null()
-            && bpf_sock_hash_update(
+    }
+    .cast();
+    let entered = !stored.is_null() && {
+        // One that was connected before has what it knew then.
+        // SAFETY: not null, and the storage lives as long as the socket; then a map of
+        // sockets, a key of its size, and the program's own context.
+        unsafe {
+            *stored = splice;
+            bpf_sock_hash_update(
                 ctx.ops,
                 core::ptr::addr_of!(SPLICED).cast_mut().cast(),
                 core::ptr::from_mut(&mut key).cast(),
-                0,
+                NO_EXIST,
             ) == 0
+        }
     };
-    count(if entered { Verdict::SpliceEntered } else { Verdict::SpliceRefused });
+    count(match leg {
+        _ if !entered => Verdict::SpliceRefused,
+        Leg::None => Verdict::SpliceEntered,
+        Leg::ToAgent | Leg::FromAgent => Verdict::SpliceAgentEntered,
+    });
 }

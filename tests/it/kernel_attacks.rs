@@ -1,7 +1,8 @@
 //! What somebody who is root inside a pod, and nowhere else, tries against its neighbours.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
     time::Duration,
 };
@@ -9,6 +10,7 @@ use std::{
 use tests::{
     Allow, Inbound, MeshConfig, Pod, Service, eventually,
     mesh::{SERVER, SERVER_PORT},
+    netns::Netns,
 };
 
 use crate::{
@@ -246,4 +248,34 @@ fn a_pod_that_rewrites_its_packets_speaks_for_nobody_else() {
     let seen = heard.streams();
     let lies: Vec<_> = seen.iter().filter(|stream| stream.from.ip() == other.ip()).collect();
     assert!(lies.is_empty(), "{lies:?}");
+}
+
+#[test]
+fn a_namespace_inside_a_strict_pod_takes_no_plaintext() {
+    let it = Neighbours::start_with("attack-nested", "echo", &[]);
+    it.wait_for_services(2);
+    let (near, pod) = (it.bed.node(1).netns(), &it.client);
+    let nested = Netns::create(&format!("{}-nested", near.name()));
+    let inside = Ipv4Addr::new(10, 244, 1, 200);
+    let gateway = it.bed.node(1).gateway();
+    pod.netns().ip(&["link add nested link eth0 type macvlan mode bridge"]);
+    pod.netns().ip(&[&format!("link set nested netns {}", nested.name())]);
+    nested.ip(&[
+        &format!("addr add {inside}/32 dev nested"),
+        "link set nested up",
+        &format!("route add {gateway} dev nested"),
+        &format!("route add default via {gateway}"),
+    ]);
+    near.ip(&[&format!("route add {inside}/32 dev {}", pod.veth())]);
+    let listener = nested.enter(|| TcpListener::bind((inside, 7000))).unwrap();
+    let (to, patience) = (listener.local_addr().unwrap(), Duration::from_secs(1));
+    let outsider = it.bed.node(2).pod("outsider").start();
+    let mut sent = outsider.netns().enter(|| TcpStream::connect_timeout(&to, patience)).unwrap();
+    sent.write_all(b"words for the nested one").unwrap();
+    let (mut taken, _) = listener.accept().unwrap();
+    taken.set_read_timeout(Some(patience)).unwrap();
+    let heard = taken.read(&mut [0; 64]);
+    assert!(heard.is_err(), "{heard:?}");
+    assert!(it.verdict("guard_ingress_plaintext") > 0, "{}", it.agent.status());
+    it.talk().echoes("the pod itself is well");
 }

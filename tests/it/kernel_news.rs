@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
-use tests::{conversation::end, eventually, netns::Netns};
+use tests::{conversation::end, eventually, mesh::SERVER, netns::Netns};
 
 use crate::kernel_path::Neighbours;
 
@@ -50,6 +51,28 @@ fn a_pod_whose_interface_vanishes_loses_its_kernel_path_connections_at_once() {
         it.talk().says("words for a pod that is gone\n").expect_cut_off();
         wire.expect_no_trace_of("words for a pod");
     }
+}
+
+/// Who opens and closes without end fills what the kernel tells the agent by.
+#[test]
+fn a_connection_that_the_kernel_could_not_tell_of_is_on_the_table_all_the_same() {
+    let it = Neighbours::start("news-lost", "echo");
+    it.agent.process().signal(Signal::SIGSTOP);
+    for _ in 0..4 {
+        it.client.run_peer(&["echoed", SERVER, "10", "1000"]).expect_success();
+    }
+    let mut talk = it.talk();
+    talk.echoes("unheard of by anybody");
+    it.agent.process().signal(Signal::SIGCONT);
+    eventually("it is listed at both ends", || {
+        let live = it.agent.connections();
+        let rows = live.as_array().map_or(0, Vec::len);
+        if rows == 2 { Ok(()) } else { Err(live) }
+    });
+    assert!(it.verdict("event_lost") > 0, "{}", it.agent.status());
+    talk.half_closes();
+    assert_eq!(talk.expect_closed(), "");
+    it.agent.logs_access(&["\"inbound\"", "\"bytes_received\":21,", "\"path\":\"kernel\""]);
 }
 
 /// Nftables where there may be no nft(8).

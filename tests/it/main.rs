@@ -29,6 +29,7 @@ mod map_sizes;
 mod programs;
 mod sds;
 mod splice;
+mod splice_agent;
 mod survival;
 mod tcp;
 mod tracing;

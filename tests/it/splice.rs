@@ -242,6 +242,12 @@ fn what_carries_tls_is_never_spliced() {
         let entered =
             agent.metrics().sum("mesh_bpf_verdicts_total", &["verdict=\"splice_entered\""]);
         assert!(entered < 0.5, "{entered} sockets entered the map");
+        // An application's and the agent's, on loopback, and not what joins the nodes.
+        eventually("both ends within a node are all there is", || {
+            let status = agent.status();
+            let in_map = entries_of(&status, "SPLICED");
+            if in_map == 0 || in_map == 2 { Ok(()) } else { Err(status) }
+        });
     }
     talk.half_closes();
     assert_eq!(talk.expect_closed(), "");
@@ -251,9 +257,12 @@ fn what_carries_tls_is_never_spliced() {
 
 /// Sockets in `SPLICED` now.
 fn in_the_map(it: &Neighbours) -> u64 {
-    let status = it.agent.status();
+    entries_of(&it.agent.status(), "SPLICED")
+}
+
+fn entries_of(status: &Value, name: &str) -> u64 {
     let maps = status["maps"].as_array().expect("maps");
-    let map = maps.iter().find(|map| map["map"] == "SPLICED").expect("that map");
+    let map = maps.iter().find(|map| map["map"] == name).expect("that map");
     map["entries"].as_u64().expect("a number")
 }
 
@@ -303,11 +312,17 @@ fn beside_spliced_sockets_none_that_carries_tls_is_in_their_map() {
     let _far_agent = node.agent().with_pod(&far).flags(&["--splice", "on"]).start();
     it.agent.configure(&mesh);
     it.wait_for_services(2);
+    eventually("what goes to the far node is spliced with the agent", || {
+        it.client.connects(FAR.parse().unwrap()).echoes("ready");
+        let entered = it.verdict("splice_agent_entered");
+        if entered > 0 && in_the_map(&it) == 0 { Ok(()) } else { Err(it.agent.status()) }
+    });
+    let (with_agent, before) = (it.verdict("splice_agent_entered"), it.verdict("splice_begun"));
 
     let wire = it.bed.wire().capture();
     let mut near = it.talk();
     near.echoes("a secret of neighbours");
-    assert_eq!((directions(&it), in_the_map(&it)), ((2, 0), 2), "both ends, and nobody else");
+    assert_eq!((it.verdict("splice_begun") - before, in_the_map(&it)), (2, 2), "both, nobody else");
     let mut through = it.client.connects(FAR.parse().unwrap());
     for round in 0..3 {
         near.echoes(&format!("a secret of neighbours {round}"));
@@ -318,23 +333,32 @@ fn beside_spliced_sockets_none_that_carries_tls_is_in_their_map() {
             .header("x-words: a secret for nginx")
             .expect_status(200)
             .expect_body("sni=web.example.com");
-        assert_eq!(in_the_map(&it), 2, "round {round}: {}", it.agent.status());
+        // Beside the neighbours' two: what goes to the far node is spliced with the agent,
+        // and so was what curl has closed.
+        eventually(&format!("round {round}: the map has two connections"), || {
+            match in_the_map(&it) {
+                4 => Ok(()),
+                _ => Err(it.agent.status()),
+            }
+        });
     }
     assert_eq!(it.verdict("splice_entered"), 2);
+    let entered = it.verdict("splice_agent_entered") - with_agent;
+    assert_eq!(entered, 2 + 3 * 2, "two for each that was captured");
     assert!(it.verdict("outbound_captured") >= 4, "the rest went by the agent");
     near.half_closes();
     near.expect_closed();
-    eventually("the map is empty again", || match in_the_map(&it) {
-        0 => Ok(()),
+    eventually("the neighbours are gone from the map", || match in_the_map(&it) {
+        2 => Ok(()),
         some => Err(some),
     });
-    through.echoes("a secret between nodes, and nobody is spliced");
+    through.echoes("a secret between nodes, and no neighbour is spliced");
     wire.expect_only_tls();
     wire.expect_no_trace_of("secret");
 }
 
 #[test]
-fn what_goes_through_the_agent_is_never_spliced() {
+fn what_goes_through_the_agent_is_spliced_with_it_and_never_past_it() {
     let it = Neighbours::start_with(
         "splice-proxied",
         "echo",
@@ -342,6 +366,16 @@ fn what_goes_through_the_agent_is_never_spliced() {
     );
     it.talk().echoes("through the agent, and its TLS");
     assert_eq!((it.verdict("outbound_captured"), it.verdict("splice_entered")), (1, 0));
+    // Its TLS to itself, between the two, is none of them.
+    eventually("the client's and the server's end with the agent are spliced", || {
+        let before = it.verdict("splice_agent_entered");
+        it.talk().echoes("through the agent, past TCP");
+        match it.verdict("splice_agent_entered") - before {
+            4 => Ok(()),
+            entered => Err(entered),
+        }
+    });
+    assert_eq!(it.verdict("splice_entered"), 0);
 }
 
 #[test]

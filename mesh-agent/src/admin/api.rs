@@ -176,6 +176,9 @@ pub struct SpliceView {
     pub mode: SpliceMode,
     /// Why those of workloads without a mode of their own do not.
     pub off: Option<String>,
+    /// The same for applications with the agent.
+    #[serde(default)]
+    pub agent_off: Option<String>,
 }
 
 /// A pod that something is missing on, and why.

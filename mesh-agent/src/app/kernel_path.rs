@@ -18,6 +18,7 @@ use crate::{
         captured::Pod,
         identity::Identity,
         kernel_path::{KernelConnection, KernelEvent, KernelPlan},
+        splice::Fitness,
         workload::WorkloadUid,
     },
     proxy::kernel_path::{Judgement, KernelSessions, Services, plan},
@@ -138,13 +139,11 @@ impl Work {
             // Connections that an earlier agent let through are looked after all the same.
             Err(_) => KernelPlan::default(),
         };
-        let applied =
-            self.agent.capture.apply_kernel_plan(&plan, self.agent.splice_passes()).or_else(
-                |error| {
-                    tracing::error!(%error, "the kernel path is closed: its plan can't be changed");
-                    self.agent.capture.apply_kernel_plan(&KernelPlan::default(), false)
-                },
-            );
+        let capture = &self.agent.capture;
+        let applied = capture.apply_kernel_plan(&plan, self.agent.fitness()).or_else(|error| {
+            tracing::error!(%error, "the kernel path is closed: its plan can't be changed");
+            capture.apply_kernel_plan(&KernelPlan::default(), Fitness::default())
+        });
         let PlanApplied { services, left_out } = applied.unwrap_or_default();
         if left_out > 0 && left_out != self.left_out {
             tracing::warn!(
@@ -260,8 +259,13 @@ impl Work {
     fn look(&mut self, events: &mut KernelEvents) {
         let connections = self.agent.capture.kernel_connections();
         let exist: HashSet<u64> = connections.iter().map(|c| c.socket_cookie).collect();
-        // A connection leaves the kernel's map after its last event was written.
         let pods = self.pods();
+        for connection in connections.iter().filter(|connection| connection.established) {
+            // Its first event may have been lost.
+            let judgement = self.sessions.adopt(&self.agent.dataplane, connection, &pods);
+            self.enforce(connection, &judgement);
+        }
+        // A connection leaves the kernel's map after its last event was written.
         for event in events.drain(&self.agent.capture) {
             self.take(event, &pods);
         }

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use super::Agent;
 use crate::{
     admin::SpliceView,
-    model::splice::{SelfTest, SpliceMode},
+    model::splice::{AGENT_BACKLOG_CHECK, Fitness, SelfTest, SpliceMode},
 };
 
 /// Waits for the test and says what came of it.
@@ -19,7 +19,7 @@ pub(super) async fn finish(agent: Arc<Agent>, test: JoinHandle<SelfTest>) {
             return tracing::error!(%error, "the kernel was not tested: splice stays off");
         }
     };
-    let failed = test.splice_failures();
+    let failed = test.agent_failures();
     match agent.config.capture.splice {
         SpliceMode::On => {
             for check in &failed {
@@ -43,9 +43,25 @@ pub(super) async fn finish(agent: Arc<Agent>, test: JoinHandle<SelfTest>) {
 }
 
 impl Agent {
-    /// Whether the kernel was tested and passed.
-    pub(super) fn splice_passes(&self) -> bool {
-        self.self_test.get().is_some_and(SelfTest::splice_passes)
+    /// What the kernel was tested and found fit for.
+    pub(super) fn fitness(&self) -> Fitness {
+        self.self_test.get().map(SelfTest::fitness).unwrap_or_default()
+    }
+
+    /// Whether applications and the agent are spliced, and why not.
+    fn agent_spliced(&self) -> Result<(), String> {
+        self.capture.splice_attached()?;
+        let test = self.self_test.get().ok_or("the kernel is not tested yet")?;
+        let fitness = test.fitness();
+        if !fitness.agent_bounded {
+            return Err(format!("this kernel fails {AGENT_BACKLOG_CHECK}: no bound for the queue"));
+        }
+        if self.config.capture.splice == SpliceMode::On || fitness.agent {
+            return Ok(());
+        }
+        let failed = test.agent_failures();
+        let names: Vec<_> = failed.iter().map(|check| check.name.as_str()).collect();
+        Err(format!("this kernel fails {}", names.join(", ")))
     }
 
     pub(super) fn splice(&self) -> SpliceView {
@@ -63,6 +79,6 @@ impl Agent {
                 }
             },
         };
-        SpliceView { mode, off }
+        SpliceView { mode, off, agent_off: self.agent_spliced().err() }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     selftest::self_test,
     sock_diag,
 };
-use crate::model::splice::SpliceMode;
+use crate::model::splice::{AGENT_BACKLOG_CHECK, SelfCheck, SpliceMode};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -120,21 +120,30 @@ fn self_tested(mode: SpliceMode) -> Vec<Check> {
             check(format!("self-test {}", found.name), status(found.passed), detail)
         })
         .collect();
-    let failed: Vec<_> = test.splice_failures().iter().map(|check| check.name.clone()).collect();
-    let failed = failed.join(", ");
-    let passes = test.splice_passes();
-    checks.push(match mode {
-        SpliceMode::Off => check("splice", CheckStatus::Ok, "off: switched off"),
-        SpliceMode::Auto if passes => check("splice", CheckStatus::Ok, "on: every check passes"),
-        SpliceMode::Auto => {
-            check("splice", CheckStatus::Ok, format!("off: this kernel fails {failed}"))
+    checks.push(spliced("splice", mode, &test.splice_failures()));
+    checks.push(match test.fitness().agent_bounded {
+        false if mode != SpliceMode::Off => {
+            let detail = format!("off: this kernel fails {AGENT_BACKLOG_CHECK}");
+            check("splice agent", CheckStatus::Ok, detail)
         }
-        SpliceMode::On if passes => check("splice", CheckStatus::Ok, "on: every check passes"),
-        SpliceMode::On => {
-            check("splice", CheckStatus::Warn, format!("on, although this kernel fails {failed}"))
-        }
+        _ => spliced("splice agent", mode, &test.agent_failures()),
     });
     checks
+}
+
+fn spliced(name: &str, mode: SpliceMode, failures: &[&SelfCheck]) -> Check {
+    let failed: Vec<_> = failures.iter().map(|check| check.name.as_str()).collect();
+    let failed = failed.join(", ");
+    match mode {
+        SpliceMode::Off => check(name, CheckStatus::Ok, "off: switched off"),
+        _ if failed.is_empty() => check(name, CheckStatus::Ok, "on: every check passes"),
+        SpliceMode::Auto => {
+            check(name, CheckStatus::Ok, format!("off: this kernel fails {failed}"))
+        }
+        SpliceMode::On => {
+            check(name, CheckStatus::Warn, format!("on, although this kernel fails {failed}"))
+        }
+    }
 }
 
 fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>) -> Check {

@@ -183,6 +183,7 @@ impl Capture {
             netns: Arc::clone(netns),
             record: None,
             held: false,
+            legs: Arc::default(),
             addresses: Vec::new(),
             interfaces: Vec::new(),
             unguarded: None,
@@ -281,6 +282,8 @@ impl Capture {
         self.records.save(&record).map_err(&kernel)?;
 
         let own = addresses.clone();
+        let slot = self.state().pods.get(uid).map(|slot| Arc::clone(&slot.legs));
+        let legs = slot.unwrap_or_default();
         let pod = Arc::new(Pod {
             workload: Workload {
                 uid: uid.clone(),
@@ -290,7 +293,7 @@ impl Capture {
                 labels: request.labels.clone(),
                 mtls: request.mtls,
             },
-            sockets: Arc::new(NetnsSockets { netns: Arc::clone(netns), own, vouched }),
+            sockets: Arc::new(NetnsSockets { netns: Arc::clone(netns), own, vouched, legs }),
         });
         let enrolled = EnrolledPod {
             outbound: OutboundListener { listener: outbound, pod: Arc::clone(&pod), destinations },

@@ -19,7 +19,7 @@ use mesh_common::{
 };
 
 use super::{
-    error::CaptureError,
+    error::{CaptureError, chain},
     guard::GuardMode,
     kernel_events::{add_spliced, describe},
     maps::{is_absent, monotonic_ns},
@@ -31,6 +31,7 @@ use super::{
 use crate::model::{
     agent_down::AgentDown,
     kernel_path::{KernelConnection, KernelPlan, KernelService, KernelTraffic},
+    splice::Fitness,
     workload::WorkloadUid,
 };
 
@@ -201,24 +202,24 @@ impl Capture {
     }
 
     /// Puts a plan in force in place of the one before. Backends and sources that are
-    /// not enrolled are left out. `splice_passes`: the self-test has found spliced
-    /// sockets to behave.
+    /// not enrolled are left out. `fitness`: what the self-test has found splicing fit for.
     ///
     /// # Errors
     /// [`CaptureError::Map`] where a stale entry could not be removed.
     pub fn apply_kernel_plan(
         &self,
         plan: &KernelPlan,
-        splice_passes: bool,
+        fitness: Fitness,
     ) -> Result<PlanApplied, CaptureError> {
         let attached = self.splice.is_ok();
         let mut state = self.state();
+        self.splice_legs(&mut state, fitness)?;
         let members: StdHashMap<&WorkloadUid, Member<'_>> = state
             .pods
             .iter()
             .filter_map(|(uid, slot)| {
                 let wanted = slot.record.as_ref()?.pod.splice;
-                let splice = attached && self.splice_mode.allows(wanted, splice_passes);
+                let splice = attached && self.splice_mode.allows(wanted, fitness.applications);
                 let pod = &slot.record.as_ref()?.pod;
                 let keeps = pod.agent_down.unwrap_or(self.agent_down) == AgentDown::Keep;
                 let proven_for = plan.proven_for.get(uid).copied().unwrap_or_default();
@@ -239,6 +240,25 @@ impl Capture {
         let State { maps, kernel, .. } = &mut *state;
         let waiting = |cookie| !served.contains(&cookie) && maps.is_captured(cookie);
         kernel.reconcile(&wanted, waiting)
+    }
+
+    /// Lets applications and the agent be spliced, or new connections of theirs no more.
+    fn splice_legs(&self, state: &mut State, fitness: Fitness) -> Result<(), CaptureError> {
+        let State { maps, pods, .. } = state;
+        for slot in pods.values() {
+            let Some(record) = &slot.record else { continue };
+            let wanted = self.splice_mode.allows(record.pod.splice, fitness.agent);
+            let mut wanted = wanted && fitness.agent_bounded && self.splice.is_ok();
+            if wanted && let Err(error) = slot.legs.allow(&self.pins.maps(), &slot.netns) {
+                tracing::error!(
+                    pod = %record.pod.uid, error = %chain(&error),
+                    "the pod's application and the agent are not spliced"
+                );
+                wanted = false;
+            }
+            maps.set_splicing(slot.cookie, wanted)?;
+        }
+        Ok(())
     }
 
     /// Whether verdicts of an earlier agent are in force, for pods that wait for this one.

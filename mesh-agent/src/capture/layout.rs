@@ -77,6 +77,8 @@ fn sizes(name: &str) -> (u32, u32) {
         map::PROBES => (size_of::<TupleKey>(), size_of::<Probe>()),
         map::OUTSIDES => (size_of::<Address>(), size_of::<Outside>()),
         map::SPLICE => (U32, size_of::<Splice>()),
+        map::LEGS => (size_of::<TupleKey>(), U64),
+        map::GRANTS => (size_of::<SpliceKey>(), U64),
         // A ring of bytes.
         _ => (0, 0),
     };

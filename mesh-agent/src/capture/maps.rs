@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
@@ -95,7 +95,7 @@ impl MapCapacities {
     }
 
     /// Each resizable map with its capacity.
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 13] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 15] {
         [
             (map::PODS, self.pods),
             (map::ADDRESSES, self.addresses),
@@ -106,6 +106,8 @@ impl MapCapacities {
             (map::SERVICES, self.services),
             (map::AUTHORIZED, self.authorized),
             (map::SPLICED, self.spliced),
+            (map::LEGS, self.spliced),
+            (map::GRANTS, self.spliced),
             (map::PROBES, self.probes),
             (map::LISTENERS, self.pods.saturating_mul(4)),
             (map::POD_ADDRESSES, self.addresses),
@@ -128,6 +130,8 @@ pub(super) struct Maps {
     pod_addresses: HashMap<MapData, Address, u64>,
     outsides: HashMap<MapData, Address, Outside>,
     verdicts: PerCpuArray<MapData, u64>,
+    /// The pods whose applications may be spliced with the agent.
+    splicing: BTreeSet<u64>,
     /// As the kernel has them: pinned maps keep their size whatever the options say.
     capacities: BTreeMap<&'static str, u32>,
 }
@@ -170,6 +174,7 @@ impl Maps {
             pod_addresses: one(ebpf, map::POD_ADDRESSES)?,
             outsides: one(ebpf, map::OUTSIDES)?,
             verdicts: one(ebpf, map::VERDICTS)?,
+            splicing: BTreeSet::new(),
         })
     }
 
@@ -212,13 +217,33 @@ impl Maps {
             strict,
             redirect: outside.map_or(0, |outside| outside.redirect),
             road: outside.map_or(0, |outside| outside.inside),
+            splice: self.splicing.contains(&cookie).into(),
             bridged: outside.is_some_and(|outside| outside.is_bridged()).into(),
+            _zero: 0,
         };
         self.pods.insert(cookie, entry, 0).map_err(refused(&self.capacities, map::PODS))
     }
 
+    /// Whether new connections of the pod's application with the agent may be spliced.
+    pub(super) fn set_splicing(&mut self, cookie: u64, wanted: bool) -> Result<(), CaptureError> {
+        if wanted {
+            self.splicing.insert(cookie);
+        } else {
+            self.splicing.remove(&cookie);
+        }
+        match self.pods.get(&cookie, 0) {
+            Ok(entry) if entry.splice != u32::from(wanted) => {
+                let entry = PodEntry { splice: wanted.into(), ..entry };
+                self.pods.insert(cookie, entry, 0).map_err(refused(&self.capacities, map::PODS))
+            }
+            // It is written with the entry.
+            _ => Ok(()),
+        }
+    }
+
     /// Turns capture off for a pod.
     pub(super) fn remove_pod(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        self.splicing.remove(&cookie);
         absent_is_fine(self.pods.remove(&cookie)).map_err(refused(&self.capacities, map::PODS))
     }
 

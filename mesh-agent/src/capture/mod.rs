@@ -22,6 +22,7 @@ mod holds;
 mod kernel_events;
 mod kernel_path;
 mod layout;
+mod legs;
 mod loader;
 mod log;
 mod maps;

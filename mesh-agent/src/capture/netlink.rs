@@ -162,9 +162,26 @@ pub(super) fn converse(
     request: &[u8],
     mut is_last: impl FnMut(u16, &[u8]) -> bool,
 ) -> io::Result<()> {
+    exchange(&mut open(protocol)?, &mut vec![0; 64 << 10], kind, flags, request, &mut is_last)
+}
+
+/// A socket to ask the kernel by, in the calling thread's namespace for ever.
+pub(super) fn open(protocol: i32) -> io::Result<Socket> {
     let domain = Domain::from(libc::AF_NETLINK);
-    let mut socket = Socket::new(domain, Type::DGRAM, Some(Protocol::from(protocol)))?;
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::from(protocol)))?;
     socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// As [`converse`], by a socket that is there, with room for one message.
+pub(super) fn exchange(
+    socket: &mut Socket,
+    buffer: &mut [u8],
+    kind: u16,
+    flags: u16,
+    request: &[u8],
+    mut is_last: impl FnMut(u16, &[u8]) -> bool,
+) -> io::Result<()> {
     let length = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
     let mut message = Vec::with_capacity(HEADER + request.len());
     message.extend_from_slice(&length.to_ne_bytes());
@@ -173,9 +190,8 @@ pub(super) fn converse(
     message.extend_from_slice(&[0; 8]);
     message.extend_from_slice(request);
     socket.send(&message)?;
-    let mut buffer = vec![0; 64 << 10];
     loop {
-        let read = socket.read(&mut buffer)?;
+        let read = socket.read(buffer)?;
         let mut left = &buffer[..read];
         while let Some(length) = u32_at(left, 0).and_then(|n| usize::try_from(n).ok()) {
             let Some(body) = left.get(HEADER..length) else { break };

@@ -13,7 +13,12 @@ use std::{
     time::Duration,
 };
 
-use mesh_common::{abi::ABI_VERSION, verdict::Verdict};
+use aya::{Ebpf, maps::HashMap as BpfHashMap};
+use mesh_common::{
+    abi::{ABI_VERSION, map},
+    key::SpliceKey,
+    verdict::Verdict,
+};
 
 use super::{
     bpffs,
@@ -23,6 +28,7 @@ use super::{
     fullness,
     guard::{GuardAttachment, GuardMode},
     kernel_path::KernelMaps,
+    legs::Legs,
     loader::{self, Pins},
     maps::{MapCapacities, Maps, monotonic_ns},
     netlink::Multicast,
@@ -101,6 +107,8 @@ pub(super) struct Slot {
     pub(super) record: Option<Record>,
     /// Captured, and served by nobody.
     pub(super) held: bool,
+    /// Its sockets that may be spliced with its application's.
+    pub(super) legs: Arc<Legs>,
     /// What it was enrolled with: whoever is root inside may give it any other.
     pub(super) addresses: Vec<IpAddr>,
     /// Indexes of those that were up when programs were attached.
@@ -164,6 +172,11 @@ impl Capture {
         maps.set_probers(&cgroup_ids(&options.probe_cgroups))?;
         // No listener is open yet: whoever published these has been refused since.
         maps.withdraw(|_, _| true);
+        // An earlier agent's sockets are closed; nobody has asked this kernel yet.
+        for cookie in maps.pods() {
+            maps.set_splicing(cookie, false)?;
+        }
+        forget_grants(&mut ebpf)?;
         // Before the links run programs that use these maps, which may be new.
         for record in known.iter().filter(|record| record.active) {
             maps.add_pod(record.netns_cookie, record.pod.mtls)?;
@@ -311,6 +324,20 @@ impl Drop for Capture {
             log.abort();
         }
     }
+}
+
+/// What an earlier agent let applications send ahead is nobody's to take any more.
+fn forget_grants(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
+    let failed = |source| CaptureError::Map { map: map::GRANTS, source };
+    // Not taken out: programs that are still to be loaded use it.
+    let map = ebpf.map_mut(map::GRANTS).ok_or(CaptureError::Missing(map::GRANTS))?;
+    let mut grants: BpfHashMap<_, SpliceKey, u64> = map.try_into().map_err(failed)?;
+    let keys: Vec<_> = grants.keys().filter_map(Result::ok).collect();
+    for key in keys {
+        // Gone already is as well.
+        let _ = grants.remove(&key);
+    }
+    Ok(())
 }
 
 /// Removes what the kernel holds for pods whose namespace is gone. Returns the pods

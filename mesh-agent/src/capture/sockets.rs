@@ -11,12 +11,15 @@ use std::{
 };
 
 use aya::maps::{Map, MapData, SkStorage};
-use mesh_common::abi::{APPLICATION_MARK, LOOPBACK_IFINDEX, UPSTREAM_MARK, map};
+use mesh_common::{
+    abi::{APPLICATION_MARK, LOOPBACK_IFINDEX, UPSTREAM_MARK, map},
+    value::vouched,
+};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{error::CaptureError, netns::PodNetns};
-use crate::model::socket::PodSockets;
+use super::{error::CaptureError, legs::Legs, netns::PodNetns};
+use crate::model::socket::{PodSockets, SplicedLeg};
 
 /// Dials of one pod.
 #[derive(Debug)]
@@ -25,6 +28,7 @@ pub(super) struct NetnsSockets {
     /// The pod's own addresses.
     pub(super) own: Vec<IpAddr>,
     pub(super) vouched: Vouched,
+    pub(super) legs: Arc<Legs>,
 }
 
 /// Tells the programs which sockets are the agent's: a mark alone could be anyone's.
@@ -42,8 +46,17 @@ impl Vouched {
 
     /// A listener vouches for what it accepts from then on.
     pub(super) fn add(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.say(socket, vouched::AGENT)
+    }
+
+    /// And for a socket that it carries plaintext to an application.
+    pub(super) fn add_plaintext(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.say(socket, vouched::PLAINTEXT_TO_APPLICATION)
+    }
+
+    fn say(&self, socket: BorrowedFd<'_>, what: u32) -> io::Result<()> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.insert(&socket, 1, 0).map_err(io::Error::other)
+        map.insert(&socket, what, 0).map_err(io::Error::other)
     }
 }
 
@@ -94,5 +107,13 @@ impl PodSockets for NetnsSockets {
         }
         socket.bind(&SocketAddr::new(source, 0).into())?;
         Ok(socket)
+    }
+
+    fn offer_splice(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.legs.offer(&self.vouched, socket)
+    }
+
+    fn spliced(&self, socket: BorrowedFd<'_>) -> io::Result<Option<Box<dyn SplicedLeg>>> {
+        self.legs.of(socket)
     }
 }

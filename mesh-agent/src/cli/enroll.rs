@@ -53,7 +53,8 @@ pub(super) struct Enroll {
     #[arg(long, value_enum, default_value_t)]
     mtls: Mtls,
 
-    /// Whether its connections on the kernel path may be spliced [default: as the agent]
+    /// Whether its connections on the kernel path, and those with the agent, may be spliced
+    /// [default: as the agent]
     #[arg(long, value_enum)]
     splice: Option<Splice>,
 

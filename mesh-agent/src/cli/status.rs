@@ -90,11 +90,11 @@ fn page(status: &StatusView, now: Timestamp) -> String {
     }
     head.row(["  guard".into(), missing(&status.unguarded)]);
     head.row(["  redirect".into(), missing(&status.not_redirected)]);
-    let splice = match &status.kernel_path.splice.off {
-        Some(why) => format!("off: {why}"),
-        None => "on".to_owned(),
-    };
-    head.row(["  splice".into(), splice]);
+    let splice = &status.kernel_path.splice;
+    for (row, off) in [("  splice", &splice.off), ("  splice agent", &splice.agent_off)] {
+        let how = off.as_ref().map_or_else(|| "on".to_owned(), |why| format!("off: {why}"));
+        head.row([row.into(), how]);
+    }
     head.row(["  maps".into(), maps(&status.maps)]);
     let mut text = head.render();
 
@@ -136,7 +136,7 @@ fn page(status: &StatusView, now: Timestamp) -> String {
                 match (check.passed, check.kind) {
                     (true, _) => "ok",
                     (false, SelfCheckKind::Feature) => "absent",
-                    (false, SelfCheckKind::Splice) => "FAILED",
+                    (false, SelfCheckKind::Splice | SelfCheckKind::SpliceAgent) => "FAILED",
                 }
                 .to_owned(),
                 check.micros.to_string(),
@@ -243,6 +243,10 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             let line = format!("{} {} waits for {}", of.kind, warming.name, warming.waits_for);
             _ = writeln!(text, "  {}", printable(&line));
         }
+        for name in &of.awaited {
+            let line = format!("{}[{name}] was asked for and has not come", of.kind);
+            _ = writeln!(text, "  {}", printable(&line));
+        }
         for name in &of.withdrawn {
             let line = format!("{} {name}: the server has it no longer, it is in use", of.kind);
             _ = writeln!(text, "  {}", printable(&line));
@@ -326,6 +330,7 @@ mod tests {
                             name: "b".into(),
                             waits_for: "endpoints[b]".into(),
                         }],
+                        awaited: vec!["d\n".into()],
                         withdrawn: vec!["c\n".into()],
                     },
                 ],

@@ -213,8 +213,8 @@ const SETTINGS: &[Setting] = &[
         "splice",
         &["auto", "on", "off"],
         "auto",
-        "Let those sockets hand each other their data past TCP; auto: if the self-test of this \
-         kernel passes; on: whatever it says",
+        "Let those sockets, and the agent and applications, hand each other their data past TCP; \
+         auto: if the self-test of this kernel passes; on: whatever it says",
     ),
     choice(
         Group::Capture,

@@ -1,5 +1,5 @@
-//! Whether two sockets of the kernel path hand each other their data past TCP, and what
-//! the running kernel was found to do with such sockets.
+//! Whether two sockets of a pod's application and another's, or the agent's, hand each other
+//! their data past TCP, and what the running kernel was found to do with such sockets.
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,23 @@ pub enum SelfCheckKind {
     Feature,
     /// Whether spliced sockets behave as TCP does.
     Splice,
+    /// Whether they do what the agent needs where one of them is its own.
+    SpliceAgent,
+}
+
+/// The check without which no socket of the agent's is spliced, whatever the operator wants:
+/// whether it can find out what an application has not read.
+pub const AGENT_BACKLOG_CHECK: &str = "splice_agent_backlog";
+
+/// What of splicing the running kernel was found fit for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fitness {
+    /// Of applications with each other.
+    pub applications: bool,
+    /// Of an application with the agent, too.
+    pub agent: bool,
+    /// What is queued for an application that does not read can be bounded.
+    pub agent_bounded: bool,
 }
 
 impl SelfTest {
@@ -69,6 +86,23 @@ impl SelfTest {
     /// Whether spliced sockets behave as TCP does in every respect that was tried.
     pub fn splice_passes(&self) -> bool {
         self.splice_checks().next().is_some() && self.splice_failures().is_empty()
+    }
+
+    /// What keeps [`SpliceMode::Auto`] from splicing applications with the agent: any check.
+    pub fn agent_failures(&self) -> Vec<&SelfCheck> {
+        self.checks
+            .iter()
+            .filter(|check| check.kind != SelfCheckKind::Feature && !check.passed)
+            .collect()
+    }
+
+    /// What comes of it.
+    pub fn fitness(&self) -> Fitness {
+        let bounded = |check: &SelfCheck| check.name == AGENT_BACKLOG_CHECK && check.passed;
+        let agent_bounded = self.checks.iter().any(bounded);
+        let applications = self.splice_passes();
+        let agent = applications && agent_bounded && self.agent_failures().is_empty();
+        Fitness { applications, agent, agent_bounded }
     }
 
     fn splice_checks(&self) -> impl Iterator<Item = &SelfCheck> {
@@ -112,5 +146,32 @@ mod tests {
         assert!(!test(&[check(feature, true)]).splice_passes());
         assert!(test(&[check(feature, false), check(splice, true)]).splice_passes());
         assert!(!test(&[check(splice, true), check(splice, false)]).splice_passes());
+    }
+
+    #[test]
+    fn the_agent_is_spliced_only_where_its_queue_is_bounded() {
+        let check = |kind, name: &str, passed| SelfCheck {
+            name: name.to_owned(),
+            kind,
+            passed,
+            detail: String::new(),
+            micros: 0,
+        };
+        let (splice, agent) = (SelfCheckKind::Splice, SelfCheckKind::SpliceAgent);
+        let fitness = |both, backlog, other| {
+            let checks = vec![
+                check(splice, "both", both),
+                check(agent, AGENT_BACKLOG_CHECK, backlog),
+                check(agent, "other", other),
+            ];
+            let Fitness { applications, agent, agent_bounded } =
+                SelfTest { checks, micros: 0 }.fitness();
+            (applications, agent, agent_bounded)
+        };
+        assert_eq!(fitness(true, true, true), (true, true, true));
+        assert_eq!(fitness(false, true, true), (false, false, true));
+        assert_eq!(fitness(true, false, true), (true, false, false));
+        assert_eq!(fitness(true, true, false), (true, false, true));
+        assert_eq!(SelfTest::default().fitness(), Fitness::default());
     }
 }

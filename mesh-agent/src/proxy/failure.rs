@@ -84,6 +84,12 @@ pub(super) fn drained() -> Failure {
     }
 }
 
+/// Nobody knows whether an application's bytes are TCP's: they cannot be served.
+pub(super) fn unknown_leg(error: &io::Error) -> Failure {
+    let flag = ResponseFlag::DownstreamConnectionTermination;
+    Failure::new(flag, "unknown_leg", error)
+}
+
 /// Why a TLS handshake failed: a constant name for a metric's label, and the story.
 pub(super) fn handshake(error: &io::Error) -> (&'static str, String) {
     match (identity::refusal(error), identity::refused_by_peer(error)) {

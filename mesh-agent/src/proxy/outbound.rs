@@ -5,23 +5,23 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::{
-    Dataplane, Failure,
+    Dataplane, Failure, failure,
     session::{Facts, Session},
 };
 use crate::{
     model::captured::CapturedOutbound,
     policy::{self, Flow, Permit},
     snapshot::Snapshot,
-    transport::relay::Abort,
+    transport::{leg::Leg, relay::Abort},
 };
 
 /// Serves one captured connection to its end.
-pub async fn serve(
-    dataplane: Arc<Dataplane>,
-    mut downstream: TcpStream,
-    captured: CapturedOutbound,
-) {
+pub async fn serve(dataplane: Arc<Dataplane>, downstream: TcpStream, captured: CapturedOutbound) {
     let mut session = Session::begin(&dataplane, Facts::from(&captured));
+    let mut downstream = match Leg::of(downstream, &*captured.pod.sockets) {
+        Ok(downstream) => downstream,
+        Err(error) => return session.end(&dataplane, Some(failure::unknown_leg(&error))),
+    };
     let snapshot = dataplane.snapshot.load();
     let permit = match judge(&dataplane, &snapshot, captured) {
         Ok(permit) => permit,

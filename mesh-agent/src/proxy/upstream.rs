@@ -29,6 +29,7 @@ use crate::{
         dial,
         hbone::{HBONE_PORT, HboneError, HboneFailure, HbonePool, HboneStream, HboneTarget},
         http_pool::{BoxedIo, HttpProtocol},
+        leg::Leg,
         relay::{Abort, ReadBuffer},
         tls::TlsStream,
     },
@@ -37,7 +38,7 @@ use crate::{
 /// A connection to where a flow goes.
 pub enum Upstream {
     /// In the clear, on this node or to where the application asked.
-    Tcp(TcpStream),
+    Tcp(Leg),
     /// By TLS that a cluster wants.
     Tls(Box<TlsStream>),
     /// Through a tunnel that proved the destination's identity.
@@ -77,8 +78,16 @@ impl Connector {
         let timeout = destination.connect_timeout();
         let pod = flow.pod();
         let sockets = &*pod.sockets;
+        let plaintext = tls.is_none() && destination.tls().is_none();
         let dialled = match destination.target() {
             // The application sees its real client.
+            Target::OriginalDestination { address }
+                if flow.direction() == Direction::Inbound && plaintext =>
+            {
+                let (source, to) = (flow.source(), *address);
+                let leg = dial::connect_application(sockets, source, to, timeout).await?;
+                return Ok(Upstream::Tcp(leg));
+            }
             Target::OriginalDestination { address } if flow.direction() == Direction::Inbound => {
                 dial::connect_from(sockets, flow.source(), *address, timeout).await
             }
@@ -114,7 +123,7 @@ impl Connector {
                     tracing::warn!(%workload, reason = failure.reason, "{}", failure.detail);
                 })?)))
             }
-            (None, None) => Ok(Upstream::Tcp(dialled?)),
+            (None, None) => Ok(Upstream::Tcp(dialled?.into())),
             (None, Some(settings)) => Err(Failure::no_tls(&settings.cluster)),
         }
     }
@@ -238,7 +247,7 @@ impl Abort for Upstream {
 
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Tcp(stream) => Some(stream),
+            Self::Tcp(leg) => leg.tcp(),
             Self::Tls(_) | Self::Hbone(_) => None,
         }
     }

@@ -1,6 +1,6 @@
 //! TCP connections made from inside a pod's network namespace.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{
@@ -8,6 +8,7 @@ use tokio::{
     time,
 };
 
+use super::leg::Leg;
 use crate::model::socket::PodSockets;
 
 /// Silence after which the kernel probes the peer.
@@ -107,6 +108,25 @@ pub async fn connect_from(
         .tcp_from(source, destination)
         .map_err(|source| DialError::Socket { destination, source })?;
     finish(socket, destination, timeout).await
+}
+
+/// As [`connect_from`], for what will be plaintext to the pod's own application for as long
+/// as the connection lives: it may be spliced.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_application(
+    sockets: &dyn PodSockets,
+    source: SocketAddr,
+    destination: SocketAddr,
+    timeout: Duration,
+) -> Result<Leg, DialError> {
+    let socket = sockets
+        .tcp_from(source, destination)
+        .and_then(|socket| sockets.offer_splice(socket.as_fd()).map(|()| socket))
+        .map_err(|source| DialError::Socket { destination, source })?;
+    let stream = finish(socket, destination, timeout).await?;
+    Leg::of(stream, sockets).map_err(|source| DialError::Connect { destination, source })
 }
 
 async fn finish(

@@ -9,6 +9,7 @@
 pub mod dial;
 pub mod hbone;
 pub mod http_pool;
+pub mod leg;
 mod read_ahead;
 pub mod relay;
 pub mod replayed;

@@ -55,7 +55,15 @@ impl Programs {
         self.insert(
             map::PODS,
             POD,
-            PodEntry { enrolled_ns: 1, strict: strict.into(), redirect: 0, road: 1, bridged: 0 },
+            PodEntry {
+                enrolled_ns: 1,
+                strict: strict.into(),
+                redirect: 0,
+                road: 1,
+                bridged: 0,
+                splice: 0,
+                _zero: 0,
+            },
         );
     }
 
@@ -192,6 +200,11 @@ fn the_guard_reads_every_frame_or_drops_it_by_name() {
             Some(V::GuardNoSocket),
         ),
         ("data", frame(0x0800, &v4(6, 0, 0, FAR, &data)), Some(V::GuardNoSocket)),
+        (
+            "to the pod itself",
+            frame(0x0800, &v4(6, 0, 0, [10, 0, 0, 2], &data)),
+            Some(V::GuardNoSocket),
+        ),
         ("IPv4 options", frame(0x0800, &v4(6, 10, 0, FAR, &data)), Some(V::GuardNoSocket)),
         ("IPv6 data", frame(0x86dd, &v6(6, &data)), Some(V::GuardNoSocket)),
         ("extension headers", frame(0x86dd, &chain(7)), Some(V::GuardNoSocket)),
@@ -223,10 +236,11 @@ fn the_guard_reads_every_frame_or_drops_it_by_name() {
     for (what, frame, expected) in &table {
         assert_eq!(programs.guard("mesh_guard_out", frame), *expected, "{what}");
     }
-    // Coming in, what no socket is for is the kernel's to answer.
+    // Coming in, what no socket is for is the kernel's to answer, if it is for the pod.
     for (what, frame, expected) in &table {
         let expected = match expected {
-            Some(V::GuardNoSocket | V::GuardBoundToInterface) => None,
+            Some(V::GuardNoSocket) if ["a SYN", "to the pod itself"].contains(what) => None,
+            Some(V::GuardNoSocket | V::GuardBoundToInterface) => Some(V::GuardIngressPlaintext),
             // DNS is for clients.
             None if *what == "DNS" => Some(V::GuardNonTcp),
             expected => *expected,
@@ -557,7 +571,15 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
     programs.insert(map::OUTSIDES, ip("10.77.7.9"), new);
 
     // Both agree to the short way; one that does not stays on the long one.
-    let entry = PodEntry { enrolled_ns: 1, strict: 1, redirect: 1, road: 1, bridged: 0 };
+    let entry = PodEntry {
+        enrolled_ns: 1,
+        strict: 1,
+        redirect: 1,
+        road: 1,
+        bridged: 0,
+        splice: 0,
+        _zero: 0,
+    };
     programs.insert(map::PODS, POD, entry);
     assert_eq!(bed.inside(&node, || stamps.run(&to([10, 77, 7, 9]), here)), PASSED);
     programs.insert(map::OUTSIDES, ip("10.77.7.9"), Outside { redirect: 1, ..new });

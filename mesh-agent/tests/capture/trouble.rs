@@ -419,7 +419,7 @@ async fn maps_of_another_layout_are_refused_by_name() {
     std::fs::rename(maps.join(map::OUTBOUND_PORTS), &pods).unwrap();
     let error = chain(&Capture::start(bed.options()).unwrap_err());
     assert!(error.contains(&format!("pinned map {}", pods.display())), "{error}");
-    assert!(error.contains("(16, 4) bytes where this agent's have (8, 24)"), "{error}");
+    assert!(error.contains("(16, 4) bytes where this agent's have (8, 32)"), "{error}");
     std::fs::rename(&aside, &pods).unwrap();
     drop(bed.capture());
 }

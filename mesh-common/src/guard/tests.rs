@@ -273,8 +273,9 @@ impl Tables for Excluding {
     fn enrolled(&self, netns_cookie: u64) -> bool {
         netns_cookie == POD
     }
-    fn owner(&self, _: u64, _: &Address) -> Owner {
-        Owner::Other
+    fn owner(&self, _: u64, address: &Address) -> Owner {
+        let own = Address::from("10.0.0.2".parse::<IpAddr>().unwrap());
+        if *address == own { Owner::Pod } else { Owner::Other }
     }
     fn outbound_port_excluded(&self, _: u64, port: u16) -> bool {
         port == 3306
@@ -433,6 +434,22 @@ fn the_socket_decides() {
         ),
         ("data with a SYN cookie's answer", data(Ingress), Ingress, Listener, ok, ok),
         ("what is reset", data(Ingress), Ingress, Nobody, ok, ok),
+        (
+            "for a namespace inside the pod",
+            Packet { destination: data(Ingress).source, ..data(Ingress) },
+            Ingress,
+            Listener,
+            Err(Verdict::GuardIngressPlaintext),
+            ok,
+        ),
+        (
+            "for a namespace inside the pod",
+            Packet { destination: data(Ingress).source, ..data(Ingress) },
+            Ingress,
+            Nobody,
+            Err(Verdict::GuardIngressPlaintext),
+            ok,
+        ),
         ("an excluded port", to_excluded(Egress), Egress, Stranger, ok, ok),
         ("an excluded port", to_excluded(Ingress), Ingress, Stranger, ok, ok),
         ("an excluded port of the pod", of_excluded(Egress), Egress, Stranger, ok, ok),

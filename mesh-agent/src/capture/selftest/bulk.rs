@@ -21,21 +21,25 @@ use super::{
 const BOUND: usize = 4 << 20;
 
 /// What a chunk at `offset` of a stream holds: no chunk is like its neighbours.
-fn pattern(offset: usize, chunk: &mut [u8]) {
+pub(super) fn pattern(offset: usize, chunk: &mut [u8]) {
     for (i, byte) in chunk.iter_mut().enumerate() {
         let at = offset + i;
         *byte = (at ^ (at >> 8) ^ (at >> 16)) as u8;
     }
 }
 
-fn wait_for(socket: &TcpStream, what: PollFlags, patience: Duration) -> Result<bool, String> {
+pub(super) fn wait_for(
+    socket: &TcpStream,
+    what: PollFlags,
+    patience: Duration,
+) -> Result<bool, String> {
     let mut fds = [PollFd::new(socket.as_fd(), what)];
     let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
     poll(&mut fds, timeout).map(|ready| ready > 0).map_err(said("poll"))
 }
 
 /// Sends `total` bytes of the pattern. Polls, for blocking calls are another check.
-fn send(mut socket: &TcpStream, total: usize) -> Result<(), String> {
+pub(super) fn send(mut socket: &TcpStream, total: usize) -> Result<(), String> {
     let mut chunk = [0; 64 << 10];
     let mut sent = 0;
     while sent < total {
@@ -60,7 +64,7 @@ fn send(mut socket: &TcpStream, total: usize) -> Result<(), String> {
 }
 
 /// Receives the pattern from `offset` until `total` bytes of the stream were there.
-fn receive(mut socket: &TcpStream, offset: usize, total: usize) -> Result<(), String> {
+pub(super) fn receive(mut socket: &TcpStream, offset: usize, total: usize) -> Result<(), String> {
     let (mut chunk, mut expected) = ([0; 64 << 10], [0; 64 << 10]);
     let mut received = offset;
     while received < total {
@@ -84,7 +88,7 @@ fn receive(mut socket: &TcpStream, offset: usize, total: usize) -> Result<(), St
     Ok(())
 }
 
-fn receive_end(mut socket: &TcpStream) -> Result<(), String> {
+pub(super) fn receive_end(mut socket: &TcpStream) -> Result<(), String> {
     wait_for(socket, PollFlags::POLLIN, PATIENCE)?;
     match socket.read(&mut [0]) {
         Ok(0) => Ok(()),

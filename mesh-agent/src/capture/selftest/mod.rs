@@ -8,6 +8,7 @@
 mod blocking;
 mod bulk;
 mod features;
+mod legs;
 mod polling;
 mod splicer;
 mod sys;
@@ -20,7 +21,7 @@ use std::{
 };
 
 use self::splicer::{Splicer, Wiring};
-use crate::model::splice::{SelfCheck, SelfCheckKind, SelfTest};
+use crate::model::splice::{AGENT_BACKLOG_CHECK, SelfCheck, SelfCheckKind, SelfTest};
 
 /// How long a check waits for what has to happen at once.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -50,6 +51,14 @@ const SPLICE_CHECKS: [(&str, SpliceCheck); 13] = [
     ("splice_ktls", splicer::ktls),
 ];
 
+/// As [`SPLICE_CHECKS`], of an application's socket and one of the agent's: what the agent
+/// relies on.
+const AGENT_CHECKS: [(&str, SpliceCheck); 3] = [
+    ("splice_agent_reset", legs::reset),
+    (AGENT_BACKLOG_CHECK, legs::backlog),
+    ("splice_agent_fallback", legs::fallback),
+];
+
 /// Tries everything. Blocks for a third of a second where the kernel is sound, never
 /// for more than one.
 pub fn self_test() -> SelfTest {
@@ -61,21 +70,21 @@ pub fn self_test() -> SelfTest {
     match Splicer::new() {
         Ok(splicer) => {
             let wiring = Wiring(Some(Arc::new(splicer)));
-            for (name, check) in SPLICE_CHECKS {
+            for (name, kind, check) in spliced() {
                 let wiring = wiring.clone();
-                spawn(name, SelfCheckKind::Splice, &results, move || check(&wiring));
+                spawn(name, kind, &results, move || check(&wiring));
             }
         }
         Err(why) => {
-            for (name, _) in SPLICE_CHECKS {
+            for (name, kind, _) in spliced() {
                 let why = why.clone();
-                spawn(name, SelfCheckKind::Splice, &results, move || Err(why));
+                spawn(name, kind, &results, move || Err(why));
             }
         }
     }
     drop(results);
     let mut found = collect(&collected, begun + DEADLINE);
-    let expected = SPLICE_CHECKS.map(|(name, _)| (name, SelfCheckKind::Splice));
+    let expected = spliced().map(|(name, kind, _)| (name, kind));
     let features = features::CHECKS.map(|(name, _)| (name, SelfCheckKind::Feature));
     let checks = features.into_iter().chain(expected).map(|(name, kind)| {
         found.remove(name).unwrap_or_else(|| SelfCheck {
@@ -87,6 +96,13 @@ pub fn self_test() -> SelfTest {
         })
     });
     SelfTest { checks: checks.collect(), micros: micros(begun) }
+}
+
+/// Every check of spliced sockets.
+fn spliced() -> impl Iterator<Item = (&'static str, SelfCheckKind, SpliceCheck)> {
+    let of = |kind| move |(name, check)| (name, kind, check);
+    let both = SPLICE_CHECKS.into_iter().map(of(SelfCheckKind::Splice));
+    both.chain(AGENT_CHECKS.into_iter().map(of(SelfCheckKind::SpliceAgent)))
 }
 
 fn spawn(

@@ -17,7 +17,7 @@ use mesh_common::{
     abi::map,
     address::Address,
     key::{SpliceKey, SpliceSide, TupleKey},
-    value::{Authorized, Splice, Way},
+    value::{Authorized, Leg, Splice, Way},
 };
 use nix::{
     errno::Errno,
@@ -98,6 +98,15 @@ impl Wiring {
         Ok(pair)
     }
 
+    /// A pair of an application's socket, the client, and one of the agent's.
+    pub(super) fn leg(&self, granted: u64) -> Result<Pair, String> {
+        let pair = self.pair_on_tcp()?;
+        pair.enter_as(SpliceSide::Client, Leg::ToAgent, granted)?;
+        pair.enter_as(SpliceSide::Server, Leg::FromAgent, 0)?;
+        pair.server.set_nonblocking(true).map_err(said("O_NONBLOCK"))?;
+        Ok(pair)
+    }
+
     /// A pair that is not spliced yet.
     pub(super) fn pair_on_tcp(&self) -> Result<Pair, String> {
         let connected = || {
@@ -151,6 +160,12 @@ impl Wiring {
 impl Pair {
     /// Puts one end where the other finds it.
     pub(super) fn enter(&self, side: SpliceSide) -> Result<(), String> {
+        self.enter_as(side, Leg::None, 0)
+    }
+
+    /// As [`Pair::enter`], where the agent has one of the ends; `granted`: what the other may
+    /// splice into it.
+    pub(super) fn enter_as(&self, side: SpliceSide, leg: Leg, granted: u64) -> Result<(), String> {
         let Some(splicer) = &self.wiring.0 else { return Ok(()) };
         let socket = match side {
             SpliceSide::Client => &self.client,
@@ -159,13 +174,22 @@ impl Pair {
         let splice = Splice {
             peer: SpliceKey::new(0, self.number, side.other()),
             tuple: self.tuple,
+            sent: 0,
+            granted,
             way: Way::Undecided as u32,
-            _zero: 0,
+            leg: leg as u32,
         };
         let key = SpliceKey::new(0, self.number, side);
         let mut maps = splicer.maps();
         maps.storage.insert(socket, splice, 0).map_err(|error| chain(&error))?;
         maps.sockets.insert(key, socket.as_raw_fd(), 0).map_err(|error| chain(&error))
+    }
+
+    /// Which way what the client sends goes, and how much of it was spliced into the agent's.
+    pub(super) fn client_way(&self) -> Result<Option<(Way, u64)>, String> {
+        let Some(splicer) = &self.wiring.0 else { return Ok(None) };
+        let found = splicer.maps().storage.get(&self.client, 0).map_err(|e| chain(&e))?;
+        Ok(Some((Way::from_number(found.way), found.sent)))
     }
 
     /// Fails unless so many bytes took the short way, from client to server and back.

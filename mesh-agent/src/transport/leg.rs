@@ -1,0 +1,190 @@
+//! A connection between the agent and a pod's application, whose bytes may go past TCP.
+//!
+//! TCP holds nobody up then. What the agent has sent and the application has not read is
+//! asked of the kernel every [`LOOK_BYTES`]; above [`BACKLOG_BYTES`] the agent waits. What
+//! the application may send ahead is granted as the agent reads; beyond that the programs
+//! leave it to TCP.
+
+use std::{
+    future::Future,
+    io,
+    os::fd::AsFd,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
+
+use super::relay::Abort;
+use crate::model::socket::{PodSockets, SplicedLeg};
+
+/// How much may be sent between two looks at what was not read.
+const LOOK_BYTES: u64 = 256 << 10;
+
+/// With so much not read nothing more is sent.
+const BACKLOG_BYTES: u64 = 512 << 10;
+
+/// Until the next look at an application that does not read; twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LAST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The agent's end.
+#[derive(Debug)]
+pub struct Leg {
+    stream: TcpStream,
+    /// `None` where the bytes are TCP's.
+    account: Option<Box<Account>>,
+}
+
+#[derive(Debug)]
+struct Account {
+    leg: Box<dyn SplicedLeg>,
+    read: u64,
+    granted: u64,
+    /// What may be sent until the next look.
+    room: u64,
+    pause: Duration,
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl Leg {
+    /// Asks whether a connected socket of the pod's is spliced.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn of(mut stream: TcpStream, sockets: &dyn PodSockets) -> io::Result<Self> {
+        let spliced = sockets.spliced(stream.as_fd()).inspect_err(|_| stream.abort())?;
+        Ok(Self { stream, account: spliced.map(|leg| Box::new(Account::new(leg))) })
+    }
+}
+
+impl From<TcpStream> for Leg {
+    /// One that nobody has offered.
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, account: None }
+    }
+}
+
+impl Account {
+    fn new(leg: Box<dyn SplicedLeg>) -> Self {
+        let granted = leg.ahead_bytes();
+        Self { leg, read: 0, granted, room: LOOK_BYTES, pause: FIRST_PAUSE, waiting: None }
+    }
+
+    fn has_read(&mut self, bytes: usize) {
+        let ahead = self.leg.ahead_bytes();
+        self.read = self.read.saturating_add(bytes as u64);
+        if self.read.saturating_add(ahead / 2) >= self.granted {
+            self.granted = self.read.saturating_add(ahead);
+            self.leg.grant(self.granted);
+        }
+    }
+
+    fn has_sent(&mut self, bytes: usize) {
+        self.room = self.room.saturating_sub(bytes as u64);
+    }
+
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.room == 0 {
+            if let Some(waiting) = &mut self.waiting {
+                ready!(waiting.as_mut().poll(cx));
+                self.waiting = None;
+            }
+            if self.leg.backlog()? < BACKLOG_BYTES {
+                (self.room, self.pause) = (LOOK_BYTES, FIRST_PAUSE);
+            } else {
+                self.waiting = Some(Box::pin(sleep(self.pause)));
+                self.pause = (self.pause * 2).min(LAST_PAUSE);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Abort for Leg {
+    fn abort(&mut self) {
+        self.stream.abort();
+    }
+
+    /// Not where it is spliced: splice(2) does not see such bytes.
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.account.is_none().then_some(&self.stream)
+    }
+}
+
+impl AsyncRead for Leg {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self { stream, account } = self.get_mut();
+        let Some(account) = account else { return Pin::new(stream).poll_read(cx, buf) };
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            // Less than was asked for is no sign that nothing is left: what was spliced and
+            // what TCP has are two queues, and one call takes from one of them. tokio's own
+            // reading would wait for an event that has been.
+            let read = stream.try_read(buf.initialize_unfilled());
+            match read {
+                Ok(n) => {
+                    buf.advance(n);
+                    account.has_read(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Leg {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Self { stream, account } = self.get_mut();
+        let Some(account) = account else { return Pin::new(stream).poll_write(cx, buf) };
+        ready!(account.poll_room(cx))?;
+        let sent = ready!(Pin::new(stream).poll_write(cx, buf))?;
+        account.has_sent(sent);
+        Poll::Ready(Ok(sent))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Self { stream, account } = self.get_mut();
+        let Some(account) = account else {
+            return Pin::new(stream).poll_write_vectored(cx, bufs);
+        };
+        ready!(account.poll_room(cx))?;
+        let sent = ready!(Pin::new(stream).poll_write_vectored(cx, bufs))?;
+        account.has_sent(sent);
+        Poll::Ready(Ok(sent))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
