@@ -219,7 +219,10 @@ fn connection_managers() {
             "tracing: {custom_tags: [{tag: a, literal: {}}]}",
             ".tracing.custom_tags[0].literal.value: is missing",
         ),
-        ("tracing: {random_sampling: {value: 101}}", ".tracing.random_sampling: 101 is not within"),
+        (
+            "tracing: {random_sampling: {value: 101}}",
+            ".tracing.random_sampling: 101 is not within 0 to 100",
+        ),
         (
             "tracing: {provider: {name: envoy.tracers.datadog}}",
             ".tracing.provider: envoy.tracers.datadog is not supported",
