@@ -2,8 +2,16 @@
 //! the same over the seeds as an ordinary test.
 
 use mesh_agent::{
-    codec::{compression, detect, grpc, http, jwt, session},
-    model::identity::Identity,
+    codec::{
+        client_hello::{Hello, HelloReader},
+        compression, detect, grpc, http, jwt,
+        proxy_protocol::{self, Parsed},
+        session,
+    },
+    model::{
+        gateway::{ProxyProtocol, TlsInspector},
+        identity::Identity,
+    },
     source,
     transport::hbone,
 };
@@ -15,11 +23,13 @@ type Target = fn(&[u8]);
 #[allow(dead_code, reason = "a fuzz target runs one, the test runs all")]
 pub(crate) const ALL: &[(&str, Target)] = &[
     ("chunks", chunks),
+    ("client_hello", client_hello),
     ("expand", expand),
     ("grpc", grpc),
     ("hbone_authority", hbone_authority),
     ("http1", http1),
     ("jwt", jwt),
+    ("proxy_header", proxy_header),
     ("sniff", sniff),
     ("spiffe_id", spiffe_id),
     ("xds_decode", xds_decode),
@@ -55,6 +65,25 @@ pub(crate) fn chunks(data: &[u8]) {
     }
 }
 
+/// What a TLS client of a gateway asks for; the first byte says how much of it comes at a time.
+/// It is the same however it comes.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn client_hello(data: &[u8]) {
+    let Some((size, bytes)) = data.split_first() else { return };
+    let options = TlsInspector { max_client_hello_bytes: 16 << 10, close_on_errors: false };
+    let whole = HelloReader::new(options).read(bytes);
+    let mut reader = HelloReader::new(options);
+    let ends = (1..).map(|n| n * usize::from(*size).max(1)).take_while(|end| *end < bytes.len());
+    for end in ends.chain([bytes.len()]) {
+        let told = reader.read(&bytes[..end]);
+        if told != Hello::NeedMore {
+            assert_eq!(told, whole, "after {end} bytes");
+            return;
+        }
+    }
+    assert_eq!(whole, Hello::NeedMore);
+}
+
 /// Compressed content, of a client or an upstream.
 #[allow(dead_code, reason = "see ALL")]
 pub(crate) fn expand(data: &[u8]) {
@@ -73,6 +102,26 @@ pub(crate) fn grpc(data: &[u8]) {
 pub(crate) fn jwt(data: &[u8]) {
     jwt::fuzz_token(data);
     let _ = session::of_cookie(data, std::time::UNIX_EPOCH);
+}
+
+/// What comes before a gateway's connection proper; the first byte says what is allowed. More
+/// bytes never change a decision.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn proxy_header(data: &[u8]) {
+    let Some((allowed, bytes)) = data.split_first() else { return };
+    let options =
+        ProxyProtocol { optional: allowed & 1 != 0, v1: allowed & 2 == 0, v2: allowed & 4 == 0 };
+    let whole = proxy_protocol::parse(bytes, options);
+    // The longest header of version 1 and the head of version 2 are shorter.
+    for end in 0..bytes.len().min(256) {
+        let told = proxy_protocol::parse(&bytes[..end], options);
+        if told != Parsed::NeedMore {
+            assert_eq!(told, whole, "after {end} bytes");
+        }
+    }
+    if let Parsed::Header { bytes: length, .. } = whole {
+        assert!(length <= bytes.len());
+    }
 }
 
 /// The first bytes of a captured connection: more bytes never change a decision.

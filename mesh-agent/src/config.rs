@@ -299,7 +299,10 @@ fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let bootstrap = bootstrap::read(layers);
     let (source, runtime, bootstrap_admin) = match bootstrap {
         None => (None, None, None),
-        Some(Some(Bootstrap { xds, runtime, admin })) => {
+        Some(Some(Bootstrap { mut xds, runtime, admin })) => {
+            if let Some(node) = node.as_ref().filter(|_| xds.node.id.is_empty()) {
+                xds.node.id.clone_from(&node.name);
+            }
             (Some(SourceConfig::ControlPlane(Box::new(xds))), Some(runtime), admin)
         }
         Some(None) => {

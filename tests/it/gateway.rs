@@ -1,6 +1,9 @@
 //! Gateway listeners: clients from outside the mesh, who know nothing of it, at a node's
 //! own address.
 
+mod life;
+mod limits;
+
 use std::{
     fs,
     io::Write as _,

@@ -420,6 +420,13 @@ impl MeshConfig {
         APPLICATION_HTTP2
     }
 
+    /// Adds any resource as it is, before all that may name it.
+    #[must_use]
+    pub fn raw(mut self, resource: Value) -> Self {
+        self.clusters.insert(0, resource);
+        self
+    }
+
     /// Adds a listener as it is (`@type` is filled in).
     #[must_use]
     pub fn raw_listener(mut self, mut listener: Value) -> Self {

@@ -66,6 +66,9 @@ pub struct XdsTypeView {
     #[serde(default)]
     pub refused: Vec<XdsRefusedView>,
     pub warming: Vec<XdsWarmingView>,
+    /// Names that were asked for and neither delivered nor denied, up to fifty.
+    #[serde(default)]
+    pub awaited: Vec<String>,
     /// What the server says it has no longer, and something still uses: up to fifty.
     #[serde(default)]
     pub withdrawn: Vec<String>,
@@ -157,6 +160,7 @@ impl From<&TypeStatus> for XdsTypeView {
             refusing: status.refusing,
             refused: refused.collect(),
             warming: warming.collect(),
+            awaited: status.awaited.iter().map(ToString::to_string).collect(),
             withdrawn: status.withdrawn.iter().map(ToString::to_string).collect(),
         }
     }

@@ -193,8 +193,14 @@ fn waits_for(status: &AdsStatus) -> String {
         };
     }
     let warming = status.types.iter().find_map(|of| Some((of.kind, of.warming.first()?)));
-    match warming {
-        Some((kind, of)) => format!("{kind} {} waits for {}", of.name, of.waits_for),
+    if let Some((kind, of)) = warming {
+        return format!("{kind} {} waits for {}", of.name, of.waits_for);
+    }
+    if let Some(of) = status.types.iter().find(|of| of.is_silent()) {
+        return format!("the control plane has not sent its {}", of.kind);
+    }
+    match status.types.iter().find_map(|of| Some((of.kind, of.awaited.first()?))) {
+        Some((kind, name)) => format!("{kind}[{name}] was asked for and has not come"),
         None => "the control plane has not said all that is needed".to_owned(),
     }
 }

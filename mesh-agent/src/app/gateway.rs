@@ -22,6 +22,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Somebody else may have the address for long.
 static FAILURES: LogLimit = LogLimit::new();
 
+/// A control plane may change its mind about many of them, again and again.
+static CHANGES: LogLimit = LogLimit::new();
+
 /// How many clients of one listener may be without a finished handshake.
 const HALF_OPEN_MAX: usize = 4096;
 
@@ -49,7 +52,9 @@ pub(super) async fn follow(agent: Arc<Agent>) {
         bound.retain(|address, socket| {
             let stays = wanted.get(address) == Some(&socket.options);
             if !stays {
-                tracing::info!(%address, "gateway listener closed");
+                if let Some(suppressed) = CHANGES.allows() {
+                    tracing::info!(%address, suppressed, "gateway listener closed");
+                }
                 socket.accepting.cancel();
             }
             stays
@@ -61,7 +66,9 @@ pub(super) async fn follow(agent: Arc<Agent>) {
             }
             match open(&agent, &pod, address, options) {
                 Ok(accepting) => {
-                    tracing::info!(%address, "gateway listener bound");
+                    if let Some(suppressed) = CHANGES.allows() {
+                        tracing::info!(%address, suppressed, "gateway listener bound");
+                    }
                     agent.gateways().insert(address, Ok(()));
                     bound.insert(address, Bound { options, accepting });
                 }

@@ -243,6 +243,10 @@ fn control_plane(text: &mut String, xds: &XdsView, now: Timestamp) {
             let line = format!("{} {} waits for {}", of.kind, warming.name, warming.waits_for);
             _ = writeln!(text, "  {}", printable(&line));
         }
+        for name in &of.awaited {
+            let line = format!("{}[{name}] was asked for and has not come", of.kind);
+            _ = writeln!(text, "  {}", printable(&line));
+        }
         for name in &of.withdrawn {
             let line = format!("{} {name}: the server has it no longer, it is in use", of.kind);
             _ = writeln!(text, "  {}", printable(&line));
@@ -326,6 +330,7 @@ mod tests {
                             name: "b".into(),
                             waits_for: "endpoints[b]".into(),
                         }],
+                        awaited: vec!["d\n".into()],
                         withdrawn: vec!["c\n".into()],
                     },
                 ],

@@ -22,6 +22,7 @@ use zstd::{
     zstd_safe::{CParameter, DParameter, Strategy},
 };
 
+use super::grpc_web::BadBase64;
 use crate::model::compression::{BrotliMode, Coding, CompressorLibrary, ZstdStrategy};
 
 /// The largest piece that comes out of a [`Decoder`] at a time, about.
@@ -44,6 +45,8 @@ pub enum CodingError {
     Trailing,
     #[error("the content is more than {0} times as large as what it came from")]
     Ratio(u64),
+    #[error(transparent)]
+    Base64(#[from] BadBase64),
     #[error("the content can't be compressed")]
     Encoder(#[source] io::Error),
 }

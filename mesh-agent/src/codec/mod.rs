@@ -9,6 +9,7 @@ pub mod compression;
 pub mod detect;
 pub mod ext_authz;
 pub mod grpc;
+pub mod grpc_web;
 pub mod guard;
 pub mod http;
 pub mod jwt;

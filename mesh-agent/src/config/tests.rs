@@ -203,6 +203,24 @@ fn what_only_the_guard_drops_is_not_asked_for_without_it() {
 }
 
 #[test]
+fn a_bootstrap_file_without_a_node_is_for_the_one_the_agent_is_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("envoy.yaml");
+    for (text, id) in [
+        ("static_resources: {}\n", "n1"),
+        ("node: {cluster: c}\nstatic_resources: {}\n", "n1"),
+        ("node: {id: other}\nstatic_resources: {}\n", "other"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let base = [("bootstrap", path.to_str().unwrap()), ("node_name", "n1")];
+        let SourceConfig::ControlPlane(xds) = try_load(&base, &[], None).unwrap().source else {
+            panic!("{text} is no bootstrap")
+        };
+        assert_eq!(xds.node.id, id, "{text}");
+    }
+}
+
+#[test]
 fn beside_a_bootstrap_file_an_sds_server_of_its_own_is_verified() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("envoy.yaml");

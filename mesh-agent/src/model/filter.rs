@@ -86,6 +86,8 @@ pub enum HttpFilter {
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.extensions.filters.http.ratelimit.v3.RateLimit`
     GlobalRateLimit(Arc<GlobalRateLimit>),
+    /// `envoy.extensions.filters.http.grpc_web.v3.GrpcWeb`
+    GrpcWeb,
     /// `envoy.extensions.filters.http.health_check.v3.HealthCheck`
     HealthCheck(Arc<HealthCheck>),
     /// `envoy.extensions.filters.http.set_metadata.v3.Config`, in order.

@@ -77,6 +77,12 @@ plain_operators! {
     BytesSent = "BYTES_SENT";
     UpstreamHost = "UPSTREAM_HOST";
     UpstreamRemoteAddress = "UPSTREAM_REMOTE_ADDRESS";
+    UpstreamRemoteAddressWithoutPort = "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT";
+    UpstreamRemotePort = "UPSTREAM_REMOTE_PORT";
+    UpstreamLocalAddress = "UPSTREAM_LOCAL_ADDRESS";
+    UpstreamLocalAddressWithoutPort = "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT";
+    UpstreamLocalPort = "UPSTREAM_LOCAL_PORT";
+    UpstreamTransportFailureReason = "UPSTREAM_TRANSPORT_FAILURE_REASON";
     UpstreamRequestAttemptCount = "UPSTREAM_REQUEST_ATTEMPT_COUNT";
     UpstreamCluster = "UPSTREAM_CLUSTER";
     UpstreamClusterRaw = "UPSTREAM_CLUSTER_RAW";
@@ -112,6 +118,8 @@ impl PlainOperator {
                 | Self::DownstreamRemotePort
                 | Self::DownstreamDirectRemotePort
                 | Self::DownstreamLocalPort
+                | Self::UpstreamRemotePort
+                | Self::UpstreamLocalPort
                 | Self::UpstreamRequestAttemptCount
         )
     }

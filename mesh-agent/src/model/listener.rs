@@ -14,11 +14,12 @@ use super::{
     access_log::AccessLogs,
     authz::Rbac,
     cluster::ClusterName,
-    filter::ChainFilter,
+    filter::{ChainFilter, TokenBucket},
     gateway::Gateway,
     http_options::HttpOptions,
     local_reply::LocalReply,
     route::{OnDemandClusters, RouteConfiguration},
+    runtime::RuntimeFlag,
     scope::ScopedRoutes,
     tls::DownstreamTls,
 };
@@ -59,6 +60,8 @@ pub struct Listener {
     pub filter_chains: Vec<Arc<FilterChain>>,
     /// Taken where no chain matches; without it the connection is closed.
     pub default_filter_chain: Option<Arc<FilterChain>>,
+    /// Of every connection, beside the agent's own.
+    pub access_logs: Arc<AccessLogs>,
 }
 
 /// Spec: `envoy.config.listener.v3.FilterChainMatch`; empty lists match everything.
@@ -142,7 +145,51 @@ pub struct GatewayTls {
 #[serde(rename_all = "snake_case")]
 pub enum NetworkFilter {
     /// `envoy.extensions.filters.network.rbac.v3.RBAC`
-    Rbac(Arc<Rbac>),
+    Rbac(NetworkRbac),
+    ConnectionLimit(Arc<ConnectionLimit>),
+    LocalRateLimit(Arc<ConnectionRateLimit>),
+    /// The name that the client asked for is the cluster's.
+    ///
+    /// Spec: `envoy.extensions.filters.network.sni_cluster.v3.SniCluster`.
+    SniCluster,
+}
+
+impl NetworkFilter {
+    /// Whether it is about one connection by itself, and nobody is told.
+    pub fn judges_alone(&self) -> bool {
+        match self {
+            Self::Rbac(rbac) => rbac.shadow.is_none(),
+            Self::ConnectionLimit(_) | Self::LocalRateLimit(_) | Self::SniCluster => false,
+        }
+    }
+}
+
+/// The rules of one `rbac` filter; one of them at least.
+#[derive(Debug, Clone, Serialize)]
+pub struct NetworkRbac {
+    pub rules: Option<Arc<Rbac>>,
+    /// Judged and told of, never enforced.
+    pub shadow: Option<Arc<Rbac>>,
+}
+
+/// Spec: `envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConnectionLimit {
+    /// At once; not zero.
+    pub max_connections: u64,
+    /// How long one over the limit is held before it is closed.
+    pub delay: Option<Duration>,
+    pub enabled: RuntimeFlag,
+}
+
+/// Spec: `envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConnectionRateLimit {
+    /// A token for each connection.
+    pub bucket: TokenBucket,
+    /// Filters with the same key and the same bucket share it; empty: none does.
+    pub share_key: Arc<str>,
+    pub enabled: RuntimeFlag,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -186,6 +233,8 @@ pub struct TcpProxy {
     pub clusters: Vec<WeightedCluster>,
     /// Closes the connection after this long without a byte either way; `None` never.
     pub idle_timeout: Option<Duration>,
+    /// Beside the agent's own.
+    pub access_logs: Arc<AccessLogs>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -35,6 +35,13 @@ macro_rules! response_flags {
 }
 
 response_flags! {
+    // First what Envoy notes before it knows how it ends.
+    /// DI: the request was delayed by a fault.
+    DelayInjected = 19, "DI";
+    /// URX: the upstream retry or connection attempt limit was reached.
+    UpstreamRetryLimitExceeded = 7, "URX";
+    /// UO: a pool or circuit breaker was full.
+    UpstreamOverflow = 5, "UO";
     /// UH: no healthy endpoint in the cluster.
     NoHealthyUpstream = 0, "UH";
     /// UF: the upstream could not be connected, or its TLS handshake failed.
@@ -45,12 +52,8 @@ response_flags! {
     UpstreamRequestTimeout = 3, "UT";
     /// UR: the upstream reset the stream.
     UpstreamRemoteReset = 4, "UR";
-    /// UO: a pool or circuit breaker was full.
-    UpstreamOverflow = 5, "UO";
     /// UPE: the upstream broke the protocol.
     UpstreamProtocolError = 6, "UPE";
-    /// URX: the upstream retry or connection attempt limit was reached.
-    UpstreamRetryLimitExceeded = 7, "URX";
     /// NR: no route, or no filter chain, for this connection or request.
     NoRouteFound = 8, "NR";
     /// NC: the route's cluster is not there.
@@ -73,8 +76,6 @@ response_flags! {
     DropOverload = 17, "DO";
     /// UDO: the control plane has all of the cluster's traffic dropped.
     UnconditionalDropOverload = 18, "UDO";
-    /// DI: the request was delayed by a fault.
-    DelayInjected = 19, "DI";
     /// FI: the request was aborted by a fault.
     FaultInjected = 20, "FI";
     /// RL: the request was over a limit.
@@ -89,7 +90,7 @@ impl fmt::Display for ResponseFlag {
     }
 }
 
-/// A set of [`ResponseFlag`]s; shown as `UF,URX`, and as `-` where empty.
+/// A set of [`ResponseFlag`]s; shown as `URX,UF`, and as `-` where empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ResponseFlags(u32);
 
@@ -163,7 +164,7 @@ mod tests {
             [ResponseFlag::UpstreamRetryLimitExceeded, ResponseFlag::UpstreamConnectionFailure]
                 .into_iter()
                 .collect();
-        assert_eq!(both.to_string(), "UF,URX");
+        assert_eq!(both.to_string(), "URX,UF");
     }
 
     #[test]

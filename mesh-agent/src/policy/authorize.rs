@@ -75,6 +75,7 @@ struct Denial {
     source: SocketAddr,
     original_destination: SocketAddr,
     request: Option<(Method, String)>,
+    shadow: Shadow,
 }
 
 impl Denied {
@@ -87,7 +88,19 @@ impl Denied {
             source: subject.flow.source(),
             original_destination: subject.flow.original_destination(),
             request: subject.head.map(|head| (head.method.clone(), quoted_path(head))),
+            shadow: Shadow::default(),
         }))
+    }
+
+    /// What a connection's shadow rules had said before.
+    fn after(mut self, shadow: Shadow) -> Self {
+        self.0.shadow = shadow;
+        self
+    }
+
+    /// What a connection's shadow rules had said.
+    pub fn shadow(&self) -> Shadow {
+        self.0.shadow
     }
 
     fn without_config(subject: Subject<'_>, filter: &str) -> Self {
@@ -144,8 +157,16 @@ impl Denied {
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Denial { policy, filter, reason, identity, source, original_destination, request } =
-            &*self.0;
+        let Denial {
+            policy,
+            filter,
+            reason,
+            identity,
+            source,
+            original_destination,
+            request,
+            shadow: _,
+        } = &*self.0;
         match identity {
             Some(identity) => write!(f, "{identity} at {source}")?,
             None => write!(f, "unauthenticated peer at {source}")?,
@@ -227,7 +248,7 @@ struct Basis {
     logged_by: Option<Arc<str>>,
 }
 
-/// How often shadow rules said so of one request.
+/// How often shadow rules said so of one connection or request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Shadow {
     pub allowed: u32,
@@ -264,6 +285,7 @@ impl Basis {
 pub struct Permit {
     flow: Flow,
     basis: Basis,
+    shadow: Shadow,
 }
 
 impl Permit {
@@ -286,6 +308,11 @@ impl Permit {
     /// The policy of a `LOG` filter that matched.
     pub fn logged_policy(&self) -> Option<&str> {
         self.basis.logged_by.as_deref()
+    }
+
+    /// What shadow rules have said.
+    pub fn shadow(&self) -> Shadow {
+        self.shadow
     }
 
     /// Judges the same connection by another snapshot. Take the permit returned:
@@ -327,18 +354,25 @@ impl Permit {
     }
 }
 
-/// Asks the network filters of the flow's chain, in order. A flow without a chain
+/// Asks the network filters of the flow's chain that judge, in order. A flow without a chain
 /// is passthrough and needs no one's leave.
 ///
 /// # Errors
 /// The first filter that denies.
 pub fn authorize(flow: Flow) -> Result<Permit, Denied> {
     let mut basis = Basis::default();
+    let mut shadow = Shadow::default();
     for filter in flow.chain().map_or(&[][..], |chain| &chain.filters) {
-        let NetworkFilter::Rbac(rbac) = filter;
-        basis.pass(rbac, Subject::connection(&flow))?;
+        let NetworkFilter::Rbac(rbac) = filter else { continue };
+        let subject = Subject::connection(&flow);
+        if let Some(rules) = &rbac.shadow {
+            shadow.note(chain::judge_in_shadow(rules, subject).0);
+        }
+        if let Some(rules) = &rbac.rules {
+            basis.pass(rules, subject).map_err(|denied| denied.after(shadow))?;
+        }
     }
-    Ok(Permit { flow, basis })
+    Ok(Permit { flow, basis, shadow })
 }
 
 /// Proof that a request passed the HTTP filters. Only [`Chain`] makes one.

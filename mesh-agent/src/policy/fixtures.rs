@@ -21,7 +21,7 @@ use crate::{
         identity::Identity,
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
-            NetworkFilter, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
+            NetworkFilter, NetworkRbac, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
             WeightedCluster,
         },
         metadata::DynamicMetadata,
@@ -167,7 +167,12 @@ pub(crate) fn weighted(entries: &[(&str, u32)]) -> Vec<WeightedCluster> {
 }
 
 pub(crate) fn tcp_proxy(clusters: &[(&str, u32)]) -> TcpProxy {
-    TcpProxy { stat_prefix: "tcp".to_owned(), clusters: weighted(clusters), idle_timeout: None }
+    TcpProxy {
+        stat_prefix: "tcp".to_owned(),
+        clusters: weighted(clusters),
+        idle_timeout: None,
+        access_logs: Arc::default(),
+    }
 }
 
 pub(crate) fn chain(name: &str, matches: FilterChainMatch) -> FilterChain {
@@ -180,7 +185,10 @@ pub(crate) fn for_transport(transport: TransportProtocol) -> FilterChainMatch {
 }
 
 pub(crate) fn with_filters(mut chain: FilterChain, filters: Vec<Rbac>) -> FilterChain {
-    chain.filters = filters.into_iter().map(|rbac| NetworkFilter::Rbac(Arc::new(rbac))).collect();
+    chain.filters = filters
+        .into_iter()
+        .map(|rbac| NetworkFilter::Rbac(NetworkRbac { rules: Some(Arc::new(rbac)), shadow: None }))
+        .collect();
     chain
 }
 
@@ -197,6 +205,7 @@ pub(crate) fn listener(
         gateway: None,
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         default_filter_chain: default.map(Arc::new),
+        access_logs: Arc::default(),
     }
 }
 

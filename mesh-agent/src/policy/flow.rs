@@ -20,7 +20,8 @@ use crate::{
         },
         identity::Identity,
         listener::{
-            Direction, FilterChain, Listener, SourceType, TerminalFilter, TransportProtocol,
+            Direction, FilterChain, Listener, NetworkFilter, SourceType, TerminalFilter,
+            TransportProtocol,
         },
         workload::{MtlsMode, WorkloadUid},
     },
@@ -287,6 +288,13 @@ impl Flow {
             GatewayPeer::Tls { server_name: Some(name), .. } => Some(name),
             _ => Some(&*accepted.server_name).filter(|name| !name.is_empty()),
         }
+    }
+
+    /// The cluster that the client has named, where the chain has it choose.
+    pub fn sni_cluster(&self) -> Option<&str> {
+        let chain = self.chain()?;
+        let chooses = chain.filters.iter().any(|of| matches!(of, NetworkFilter::SniCluster));
+        self.requested_server_name().filter(|_| chooses)
     }
 
     /// What was asked for. Never IPv4-mapped IPv6.

@@ -26,11 +26,13 @@ pub struct Failure {
     pub policy: Option<String>,
     /// The whole story in one line, causes included.
     pub detail: String,
+    /// What the transport upstream said, in Envoy's words where it has some.
+    pub transport: Option<String>,
 }
 
 impl Failure {
     fn new(flag: ResponseFlag, reason: &'static str, error: &(dyn Error + 'static)) -> Self {
-        Self { flag, reason, policy: None, detail: story(error) }
+        Self { flag, reason, policy: None, detail: story(error), transport: None }
     }
 
     /// No certificate to present: nothing may be dialled or accepted.
@@ -46,6 +48,7 @@ impl Failure {
             reason: "no_tls",
             policy: None,
             detail: format!("a connection of cluster `{cluster}` without its TLS"),
+            transport: None,
         }
     }
 
@@ -69,6 +72,7 @@ pub(super) fn cut() -> Failure {
         reason: "cut",
         policy: None,
         detail: "cut by the agent".to_owned(),
+        transport: None,
     }
 }
 
@@ -81,6 +85,7 @@ pub(super) fn drained() -> Failure {
         policy: None,
         detail: "cut at the drain timeout: its listener or filter chain was removed or changed"
             .to_owned(),
+        transport: None,
     }
 }
 
@@ -172,7 +177,9 @@ impl From<NoDestination> for Failure {
 
 impl From<DialError> for Failure {
     fn from(error: DialError) -> Self {
-        Self::new(ResponseFlag::UpstreamConnectionFailure, "dial_failed", &error)
+        let transport = error.transport_failure();
+        let flag = ResponseFlag::UpstreamConnectionFailure;
+        Self { transport, ..Self::new(flag, "dial_failed", &error) }
     }
 }
 
@@ -197,7 +204,9 @@ impl From<HboneError> for Failure {
         let mut failure = Self::new(ResponseFlag::UpstreamConnectionFailure, reason, &error);
         if let HboneFailure::Handshake(cause) = error.failure() {
             // In our words: rustls shows who was refused as a debug dump.
-            failure.detail = format!("{error}: {}", handshake(cause).1);
+            let (_, why) = handshake(cause);
+            failure.detail = format!("{error}: {why}");
+            failure.transport = Some(format!("TLS error: {why}"));
         }
         failure
     }

@@ -21,7 +21,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 pub use half_open::HalfOpen;
 
 use super::{
-    Dataplane, Failure, failure,
+    Dataplane, failure,
     session::{Facts, Session},
 };
 use crate::{
@@ -41,7 +41,7 @@ use crate::{
         workload::{MtlsMode, Workload, WorkloadUid},
     },
     observe::log_limit::LogLimit,
-    policy::{self, Flow, Permit},
+    policy::{self, Flow},
     snapshot::Snapshot,
     transport::{relay::Abort, replayed::Replayed},
 };
@@ -191,19 +191,16 @@ async fn go_on<D>(
     D: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static,
 {
     let mut session = Session::begin(&dataplane, Facts::from(&accepted));
-    let permit = match judge(accepted, &snapshot) {
+    let flow = Flow::gateway(Arc::new(accepted), &snapshot);
+    let permit = match session.admit(&dataplane, flow, &snapshot) {
         Ok(permit) => permit,
         Err(failure) => {
+            session.hold_back().await;
             downstream.abort();
             return session.end(&dataplane, Some(failure));
         }
     };
-    session.permitted(&permit);
     super::serve(&dataplane, session, &snapshot, permit, downstream).await;
-}
-
-fn judge(accepted: AcceptedByGateway, snapshot: &Snapshot) -> Result<Permit, Failure> {
-    Ok(policy::authorize(Flow::gateway(Arc::new(accepted), snapshot)?)?)
 }
 
 /// Reads what comes before the connection proper; what was read beyond that.

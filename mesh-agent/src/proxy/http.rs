@@ -127,6 +127,8 @@ pub struct ConnectFailure {
     pub flag: ResponseFlag,
     /// Names address and identity.
     pub message: String,
+    /// In Envoy's words, what the transport said.
+    pub transport: Option<String>,
 }
 
 /// Opens connections to upstreams. Implemented by the pipelines over `transport`.

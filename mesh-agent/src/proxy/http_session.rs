@@ -66,7 +66,7 @@ pub(super) async fn serve<D>(
     match failure {
         Some(failure) => session.end(dataplane, Some(failure)),
         // Every request has its own line.
-        None => drop(session),
+        None => session.end_of_requests(dataplane),
     }
 }
 
@@ -78,6 +78,7 @@ fn explain(outcome: HttpOutcome) -> Option<Failure> {
         reason: "http_protocol_error",
         policy: None,
         detail: failure::story(&error),
+        transport: None,
     })
 }
 

@@ -19,8 +19,7 @@ use crate::{
         listener::{Direction, TerminalFilter},
     },
     observe::{flags::ResponseFlag, log_limit::LogLimit},
-    policy::{self, Flow, Permit},
-    snapshot::Snapshot,
+    policy::Flow,
     transport::{
         hbone::{ConnectRequest, HboneServer, TlsAcceptError, accept_tls},
         relay::Abort,
@@ -38,14 +37,15 @@ pub async fn serve_plaintext(
 ) {
     let mut session = Session::begin(&dataplane, Facts::from(&captured));
     let snapshot = dataplane.snapshot.load();
-    let permit = match judge(&snapshot, captured) {
+    let flow = Flow::inbound(captured, &snapshot);
+    let permit = match session.admit(&dataplane, flow, &snapshot) {
         Ok(permit) => permit,
         Err(failure) => {
+            session.hold_back().await;
             downstream.abort();
             return session.end(&dataplane, Some(failure));
         }
     };
-    session.permitted(&permit);
     super::serve(&dataplane, session, &snapshot, permit, downstream).await;
 }
 
@@ -165,14 +165,15 @@ async fn serve_stream(
     };
     let mut session = Session::begin(&dataplane, Facts::from(&captured));
     let snapshot = dataplane.snapshot.load();
-    let permit = match judge(&snapshot, captured) {
+    let flow = Flow::inbound(captured, &snapshot);
+    let permit = match session.admit(&dataplane, flow, &snapshot) {
         Ok(permit) => permit,
         Err(failure) => {
+            session.hold_back().await;
             refuse(request, &failure);
             return session.end(&dataplane, Some(failure));
         }
     };
-    session.permitted(&permit);
     match permit.flow().terminal().cloned() {
         Some(TerminalFilter::Http(http)) => match request.accept() {
             Ok(stream) => {
@@ -208,10 +209,6 @@ async fn serve_stream(
     }
 }
 
-fn judge(snapshot: &Snapshot, captured: CapturedInbound) -> Result<Permit, Failure> {
-    Ok(policy::authorize(Flow::inbound(captured, snapshot)?)?)
-}
-
 /// The peer learns the class of the failure, not our addresses and policies.
 fn refuse(request: ConnectRequest, failure: &Failure) {
     let status = match failure.flag {
@@ -228,5 +225,6 @@ fn downstream_gone(error: &(dyn std::error::Error + 'static)) -> Failure {
         reason: "downstream_gone",
         policy: None,
         detail: format!("the peer gave the stream up: {}", failure::story(error)),
+        transport: None,
     }
 }

@@ -30,7 +30,7 @@ use crate::{
         kernel_path::{
             KernelBackend, KernelConnection, KernelPeer, KernelPlan, KernelService, KernelTraffic,
         },
-        listener::{Direction, FilterChain, Listener, TcpProxy, TerminalFilter},
+        listener::{Direction, FilterChain, Listener, NetworkFilter, TcpProxy, TerminalFilter},
         workload::WorkloadUid,
     },
     observe::flags::ResponseFlag,
@@ -226,6 +226,9 @@ fn opaque_cluster(permit: &Permit) -> Option<ClusterName> {
     let listener = permit.flow().listener()?;
     let by_port = |chain: &Arc<FilterChain>| !chain.matches.source_ports.is_empty();
     if listener.filter_chains.iter().chain(&listener.default_filter_chain).any(by_port) {
+        return None;
+    }
+    if !permit.flow().chain()?.filters.iter().all(NetworkFilter::judges_alone) {
         return None;
     }
     let tcp = opaque(permit)?;
@@ -573,7 +576,7 @@ fn off_path() -> Failure {
 }
 
 fn told(flag: ResponseFlag, reason: &'static str, detail: &str) -> Failure {
-    Failure { flag, reason, policy: None, detail: detail.to_owned() }
+    Failure { flag, reason, policy: None, detail: detail.to_owned(), transport: None }
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+mod connection_log;
+mod downstream_values;
 mod failure;
 pub mod gateway;
 pub mod health;
@@ -14,12 +16,15 @@ pub mod http;
 mod http_session;
 pub mod inbound;
 pub mod kernel_path;
+mod log_filter;
+mod network_filters;
 pub mod on_demand;
 mod originate;
 pub mod outbound;
 mod rejudge;
 mod session;
 mod tcp;
+mod token_bucket;
 mod upstream;
 
 use std::{sync::Arc, time::Duration};

@@ -109,7 +109,9 @@ impl Failure {
             (None, None) => ("tls_handshake_failed", failure::story(error)),
         };
         let detail = format!("{what}: {why}");
-        Self { flag: ResponseFlag::UpstreamConnectionFailure, reason, policy: None, detail }
+        let transport = Some(format!("TLS error: {why}"));
+        let flag = ResponseFlag::UpstreamConnectionFailure;
+        Self { flag, reason, policy: None, detail, transport }
     }
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::{
-    Dataplane, Failure, failure,
+    Dataplane, failure,
     session::{Facts, Session},
 };
 use crate::{
     model::captured::CapturedOutbound,
-    policy::{self, Flow, Permit},
-    snapshot::Snapshot,
+    policy::Flow,
     transport::{leg::Leg, relay::Abort},
 };
 
@@ -23,22 +22,14 @@ pub async fn serve(dataplane: Arc<Dataplane>, downstream: TcpStream, captured: C
         Err(error) => return session.end(&dataplane, Some(failure::unknown_leg(&error))),
     };
     let snapshot = dataplane.snapshot.load();
-    let permit = match judge(&dataplane, &snapshot, captured) {
+    let flow = Flow::outbound(captured, &snapshot, dataplane.options.outbound_policy);
+    let permit = match session.admit(&dataplane, flow, &snapshot) {
         Ok(permit) => permit,
         Err(failure) => {
+            session.hold_back().await;
             downstream.abort();
             return session.end(&dataplane, Some(failure));
         }
     };
-    session.permitted(&permit);
     super::serve(&dataplane, session, &snapshot, permit, downstream).await;
-}
-
-fn judge(
-    dataplane: &Dataplane,
-    snapshot: &Snapshot,
-    captured: CapturedOutbound,
-) -> Result<Permit, Failure> {
-    let flow = Flow::outbound(captured, snapshot, dataplane.options.outbound_policy)?;
-    Ok(policy::authorize(flow)?)
 }

@@ -7,7 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Dataplane, Failure, http::RequestRecord};
+use super::{
+    Dataplane, Failure, Upstream,
+    connection_log::ConnectionLog,
+    http::RequestRecord,
+    network_filters::{self, Counted, HeldBack, Limited},
+};
 use crate::{
     model::{
         captured::{AcceptedByGateway, CapturedInbound, CapturedOutbound, GatewayPeer, Pod},
@@ -23,8 +28,10 @@ use crate::{
         connections::{ConnectionGuard, ConnectionHandle, ConnectionInfo},
         metrics::{PeerLabels, RequestProtocol, TrafficLabels},
     },
-    policy::Permit,
-    route::{Destination, Target},
+    policy::{self, Denied, Flow, FlowError, Permit},
+    route::{Destination, NoDestination, Target},
+    snapshot::Snapshot,
+    transport::http_pool::Io as _,
 };
 
 /// What is known of a connection before anything is decided.
@@ -126,6 +133,11 @@ pub(super) struct Session {
     facts: Arc<Facts>,
     record: AccessRecord,
     began: Instant,
+    /// For access logs that the configuration asks for.
+    logging: Option<Box<ConnectionLog>>,
+    /// Where it is counted as long as it lives.
+    counted: Vec<Counted>,
+    held_back: Option<HeldBack>,
 }
 
 /// What all requests of a connection have in common.
@@ -250,7 +262,8 @@ impl Session {
         record.source_identity = facts.source_identity.clone();
         record.destination_identity = facts.destination_identity();
         record.connection_security_policy = facts.security();
-        Self { guard, facts: Arc::new(facts), record, began: Instant::now() }
+        let (facts, began) = (Arc::new(facts), Instant::now());
+        Self { guard, facts, record, began, logging: None, counted: Vec::new(), held_back: None }
     }
 
     /// For the requests of this connection.
@@ -262,9 +275,75 @@ impl Session {
         }
     }
 
+    /// Judges a connection that has just begun, by the filter chain that is for it.
+    ///
+    /// # Errors
+    /// There is none, a limit is reached, or policy denies it. Before it is closed,
+    /// [`Session::hold_back`].
+    pub(super) fn admit(
+        &mut self,
+        dataplane: &Dataplane,
+        flow: Result<Flow, FlowError>,
+        snapshot: &Snapshot,
+    ) -> Result<Permit, Failure> {
+        let flow = flow.inspect_err(|error| self.unchosen(error, snapshot))?;
+        self.logging = ConnectionLog::of(&flow);
+        let memory = &dataplane.http.filters;
+        match network_filters::enter(memory, &flow, &snapshot.runtime, Instant::now()) {
+            Ok(counted) => self.counted = counted,
+            Err(limited) => {
+                let Limited { failure, held_back } = *limited;
+                self.held_back = held_back;
+                dataplane.metrics.denied(self.facts.direction, failure.reason);
+                return Err(failure);
+            }
+        }
+        let judged = policy::authorize(flow);
+        let shadow = judged.as_ref().map_or_else(Denied::shadow, Permit::shadow);
+        dataplane.metrics.shadow(self.facts.direction, shadow.allowed, shadow.denied);
+        let permit = judged?;
+        self.permitted(&permit);
+        Ok(permit)
+    }
+
+    /// Waits where a connection over a limit is not to be closed at once.
+    pub(super) async fn hold_back(&mut self) {
+        if let Some(held) = self.held_back.take() {
+            let cut = self.guard.cancelled().cancelled();
+            // Cut is closed, too.
+            let _ = tokio::time::timeout(held.delay, cut).await;
+        }
+    }
+
+    /// Notes why there is no filter chain.
+    fn unchosen(&mut self, error: &FlowError, snapshot: &Snapshot) {
+        if let FlowError::NoFilterChain { listener, .. } = error {
+            let listener = snapshot.listeners.iter().find(|one| one.name == *listener);
+            self.logging = listener.and_then(|listener| ConnectionLog::unmatched(listener));
+        }
+    }
+
+    /// Notes the cluster that has nowhere for the connection to go.
+    pub(super) fn stranded(&mut self, error: &NoDestination) {
+        if !matches!(error, NoDestination::UnknownCluster { .. }) {
+            let cluster = error.cluster().map(|name| Arc::clone(&name.0));
+            self.record.upstream_cluster = cluster;
+        }
+    }
+
+    /// Notes the connection upstream.
+    pub(super) fn connected(&mut self, upstream: &Upstream) {
+        if let Some(logging) = &mut self.logging {
+            logging.upstream_local = upstream.local_address();
+        }
+    }
+
     /// Notes the listener, chain and policy that let the connection in.
     pub(super) fn permitted(&mut self, permit: &Permit) {
         let flow = permit.flow();
+        if self.logging.is_none() {
+            self.logging = ConnectionLog::of(flow);
+        }
         self.record.listener = flow.listener().map(|listener| Arc::clone(&listener.name));
         self.record.filter_chain = flow.chain().map(|chain| Arc::clone(&chain.name));
         self.record.policy = permit.policy().or(permit.logged_policy()).map(Into::into);
@@ -296,15 +375,38 @@ impl Session {
         self.guard.count_tcp(dataplane.metrics.tcp(&labels));
     }
 
+    /// Ends the session of a connection whose requests had lines of their own.
+    pub(super) fn end_of_requests(mut self, dataplane: &Dataplane) {
+        if self.logging.is_some() {
+            let counters = self.guard.counters();
+            self.record.bytes_received = counters.received();
+            self.record.bytes_sent = counters.sent();
+            self.record.duration = self.began.elapsed();
+            let protocol = &mut self.record.protocol;
+            self.guard.update(|progress| *protocol = progress.protocol);
+            self.write_lines(dataplane, None);
+        }
+    }
+
+    fn write_lines(&self, dataplane: &Dataplane, failure: Option<&Failure>) {
+        if let Some(logging) = &self.logging {
+            let runtime = &dataplane.snapshot.load().runtime;
+            logging.write(&self.record, failure, runtime, &dataplane.http.lines);
+        }
+    }
+
     /// Ends the session and writes its access log line.
     pub(super) fn end(mut self, dataplane: &Dataplane, failure: Option<Failure>) {
         let counters = self.guard.counters();
         self.record.bytes_received = counters.received();
         self.record.bytes_sent = counters.sent();
         self.record.duration = self.began.elapsed();
-        if let Some(failure) = failure {
+        if let Some(failure) = &failure {
             self.guard.add_flag(failure.flag);
             self.record.response_flags.insert(failure.flag);
+        }
+        self.write_lines(dataplane, failure.as_ref());
+        if let Some(failure) = failure {
             if failure.is_denial() {
                 dataplane.metrics.denied(self.facts.direction, failure.reason);
             }

@@ -33,6 +33,7 @@ pub(super) async fn open(
                 Instant::now(),
             );
             decided.inspect_err(|error| {
+                session.stranded(error);
                 if let NoDestination::DropOverload { category, .. } = error {
                     dataplane.metrics.drop_overload(category);
                 }
@@ -45,7 +46,9 @@ pub(super) async fn open(
     let outcome = if upstream.is_ok() { Outcome::Opened } else { Outcome::Failed };
     let random = &mut |below| rand::random_range(0..below);
     destination.reporter().report(outcome, Instant::now(), random);
-    Ok((upstream?, destination))
+    let upstream = upstream?;
+    session.connected(&upstream);
+    Ok((upstream, destination))
 }
 
 /// Relays until both ways have ended, or policy no longer lets the connection live.
@@ -94,5 +97,5 @@ fn explain(outcome: RelayOutcome) -> Option<Failure> {
         Some(error) => failure::story(&error),
         None => "idle timeout".to_owned(),
     };
-    Some(Failure { flag, reason, policy: None, detail })
+    Some(Failure { flag, reason, policy: None, detail, transport: None })
 }

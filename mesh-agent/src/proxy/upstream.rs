@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -28,7 +29,7 @@ use crate::{
     transport::{
         dial,
         hbone::{HBONE_PORT, HboneError, HboneFailure, HbonePool, HboneStream, HboneTarget},
-        http_pool::{BoxedIo, HttpProtocol},
+        http_pool::{BoxedIo, HttpProtocol, Io},
         leg::Leg,
         relay::{Abort, ReadBuffer},
         tls::TlsStream,
@@ -168,8 +169,8 @@ impl Upstreams for Connector {
     }
 }
 
-fn refused(Failure { flag, detail, .. }: Failure) -> ConnectFailure {
-    ConnectFailure { flag, message: detail }
+fn refused(Failure { flag, detail, transport, .. }: Failure) -> ConnectFailure {
+    ConnectFailure { flag, message: detail, transport }
 }
 
 impl AsyncRead for Upstream {
@@ -232,6 +233,17 @@ impl AsyncWrite for Upstream {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl Io for Upstream {
+    fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_address(),
+            Self::Tls(stream) => stream.local_address(),
+            // The tunnel's connection carries others, too.
+            Self::Hbone(_) => None,
         }
     }
 }

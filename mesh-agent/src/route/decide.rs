@@ -189,7 +189,8 @@ pub fn decide_tcp(
 ) -> Result<Destination, NoDestination> {
     match permit.flow().terminal() {
         Some(TerminalFilter::TcpProxy(own)) if std::ptr::eq(&raw const **own, proxy) => {
-            let cluster = choose_cluster(&proxy.clusters, random);
+            let named = permit.flow().sni_cluster().map(|name| ClusterName(name.into()));
+            let cluster = named.as_ref().or_else(|| choose_cluster(&proxy.clusters, random));
             decide(permit, cluster, Choice::default(), snapshot, balancers, random, now)
         }
         _ => Err(not_permitted(permit)),

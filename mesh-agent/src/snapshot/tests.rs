@@ -31,7 +31,12 @@ fn cluster(name: &str) -> Cluster {
 
 fn listener(name: &str, port: u16, to: &str) -> Listener {
     let cluster = WeightedCluster { cluster: ClusterName(to.into()), weight: 1 };
-    let tcp = TcpProxy { stat_prefix: String::new(), clusters: vec![cluster], idle_timeout: None };
+    let tcp = TcpProxy {
+        stat_prefix: String::new(),
+        clusters: vec![cluster],
+        idle_timeout: None,
+        access_logs: Arc::default(),
+    };
     let chain = FilterChain {
         name: "".into(),
         matches: FilterChainMatch::default(),
@@ -46,6 +51,7 @@ fn listener(name: &str, port: u16, to: &str) -> Listener {
         gateway: None,
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
+        access_logs: Arc::default(),
     }
 }
 

@@ -193,6 +193,10 @@ impl Walk {
 
     /// Whether the field may stay.
     fn field(&mut self, field: &FieldDescriptor, key: &str, value: &mut Value) -> bool {
+        if field.is_list() && !value.is_array() {
+            // Envoy's parser takes one value for a list of one, and people's files have it.
+            *value = Value::Array(vec![value.take()]);
+        }
         if field.is_map() {
             if let (Kind::Message(entry), Value::Object(entries)) = (field.kind(), &mut *value)
                 && let Kind::Message(message) = entry.map_entry_value_field().kind()

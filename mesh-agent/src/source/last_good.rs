@@ -351,14 +351,16 @@ fn format_of(bytes: &[u8]) -> Option<(u64, &[u8])> {
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Err(io::Error::other("is not a regular file"));
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_MAX_BYTES {
+    // Before any of it is in memory.
+    if metadata.len() > FILE_MAX_BYTES {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "is too large"));
     }
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -377,8 +379,13 @@ fn replace(path: &Path, body: &[u8]) -> io::Result<()> {
 }
 
 fn write_new(path: &Path, body: &[u8]) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // What somebody left there is not opened: it may be a link, a FIFO that nobody reads, or
+    // a file that others may read.
+    fs::remove_file(path).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(MAGIC)?;
     writeln!(file, "{FORMAT}")?;
     file.write_all(digest::digest(&digest::SHA256, body).as_ref())?;

@@ -76,6 +76,7 @@ fn a_shop_is_decoded_and_applies() {
 
     let chain = &inbound.filter_chains[0];
     let [NetworkFilter::Rbac(l4)] = chain.filters.as_slice() else { panic!("l4") };
+    let l4 = l4.rules.as_ref().unwrap();
     assert_eq!(l4.action, RbacAction::Deny);
     assert_eq!(l4.stat_prefix, "l4");
     assert!(matches!(

@@ -361,7 +361,8 @@ fn counts(event: &Event, directory: &Path) -> bool {
     }
 }
 
-fn identity(directory: &Path) -> io::Result<(u64, u64)> {
+/// Device and inode.
+pub(super) fn identity(directory: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::metadata(directory)?;
     Ok((metadata.dev(), metadata.ino()))
 }

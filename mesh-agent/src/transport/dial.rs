@@ -51,6 +51,21 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// In Envoy's words, what `connect(2)` said; `None`: nothing.
+    pub fn transport_failure(&self) -> Option<String> {
+        let (when, why) = match self {
+            Self::Socket { .. } | Self::TimedOut { .. } => return None,
+            Self::Refused { .. } => ("delayed", "Connection refused".to_owned()),
+            Self::Unreachable { source, .. } | Self::Connect { source, .. } => {
+                let later = source.kind() == io::ErrorKind::HostUnreachable;
+                let why = source.to_string();
+                let why = why.split(" (os error").next().unwrap_or_default();
+                (if later { "delayed" } else { "immediate" }, why.to_owned())
+            }
+        };
+        Some(format!("{when} connect error: {why}"))
+    }
+
     /// Where the connection was to go.
     pub fn destination(&self) -> SocketAddr {
         match self {

@@ -25,18 +25,33 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     sync::Semaphore,
     time::Instant,
 };
 
 pub use self::body::LeasedBody;
 use self::{http1::Http1, http2::Http2};
-use super::worker::PerWorker;
+use super::{tls::TlsStream, worker::PerWorker};
 use crate::model::{identity::Identity, workload::WorkloadUid};
 
 /// A connection's bytes, whatever carries them: a socket or an HBONE stream.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The socket's own end; `None` where it is not this connection's alone.
+    fn local_address(&self) -> Option<SocketAddr>;
+}
+
+impl Io for TcpStream {
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.local_addr().ok()
+    }
+}
+
+impl Io for TlsStream {
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.get_ref().0.local_address()
+    }
+}
 
 /// What a connector returns.
 pub type BoxedIo = Box<dyn Io>;
@@ -395,6 +410,14 @@ impl<B: UpstreamBody> Lease<B> {
     /// from the other side while the request was on its way.
     pub fn reused(&self) -> bool {
         self.reused
+    }
+
+    /// The connection's own end.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match &self.kind {
+            LeaseKind::Http1(connection, _) => connection.local,
+            LeaseKind::Http2(stream) => stream.local_address(),
+        }
     }
 
     /// Sends `request`, in the form its protocol wants, and waits for the response's

@@ -8,6 +8,7 @@
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -20,7 +21,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::relay::Abort;
+use super::{http_pool::Io, relay::Abort};
 use crate::model::socket::{PodSockets, SplicedLeg};
 
 /// How much may be sent between two looks at what was not read.
@@ -67,6 +68,12 @@ impl From<TcpStream> for Leg {
     /// One that nobody has offered.
     fn from(stream: TcpStream) -> Self {
         Self { stream, account: None }
+    }
+}
+
+impl Io for Leg {
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.stream.local_address()
     }
 }
 

@@ -32,10 +32,12 @@ mod changes;
 mod compare;
 mod compression;
 mod filters;
+mod grpc_web;
 mod http;
 mod limits;
 mod local_replies;
 mod mirroring;
+mod network;
 mod policy;
 mod resilience;
 mod routing;
@@ -128,6 +130,12 @@ impl Case {
     /// With these fields of the connection manager.
     pub(super) fn manager(mut self, fields: Value) -> Self {
         merge(&mut self.manager, fields);
+        self
+    }
+
+    /// With these fields of the listener.
+    pub(super) fn listener(mut self, fields: Value) -> Self {
+        merge(&mut self.listener, fields);
         self
     }
 
@@ -483,6 +491,8 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         upstream::cases(),
         asking::cases(),
         access_logs::cases(),
+        network::cases(),
+        grpc_web::cases(),
         mirroring::cases(),
         local_replies::cases(),
         timeouts::cases(),

@@ -50,7 +50,7 @@ pub struct LocalDescriptor {
     pub bucket: TokenBucket,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct TokenBucket {
     /// Zero: there is never one.
     pub max_tokens: u32,

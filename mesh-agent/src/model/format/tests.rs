@@ -53,7 +53,7 @@ fn what_is_no_format_is_refused() {
         ("%protocol%", "a `%` at byte 0 begins no operator; write `%%` for the sign itself"),
         ("%REQ(a%", "a `%` at byte 0 begins no operator; write `%%` for the sign itself"),
         ("%NONSENSE%", "%NONSENSE% is not supported"),
-        ("%UPSTREAM_LOCAL_ADDRESS%", "%UPSTREAM_LOCAL_ADDRESS% is not supported"),
+        ("%UPSTREAM_TLS_CIPHER%", "%UPSTREAM_TLS_CIPHER% is not supported"),
         ("%REQ%", "%REQ% is not supported"),
         ("%PROTOCOL:3%", "%PROTOCOL% takes neither argument nor length"),
         ("%PROTOCOL(a)%", "%PROTOCOL% takes neither argument nor length"),

@@ -187,3 +187,27 @@ fn our_own_series_read_well() {
     }
     assert!(!text.contains("sa/gone"));
 }
+
+#[test]
+fn accounts_of_memory_tell_what_is_taken_and_what_may_be() {
+    static ACCOUNT: Budget = Budget::new("test", 1000);
+    let metrics = Metrics::new();
+    let shown = |used: u64| {
+        metrics.memory_account(&ACCOUNT);
+        let text = metrics.encode(&Connections::default());
+        for line in [
+            format!("mesh_memory_account_bytes{{account=\"test\"}} {used}\n"),
+            "mesh_memory_account_limit_bytes{account=\"test\"} 1000\n".to_owned(),
+        ] {
+            assert!(text.contains(&line), "{line} is missing in:\n{text}");
+        }
+    };
+    let some = ACCOUNT.take(700).unwrap();
+    shown(700);
+    assert!(ACCOUNT.take(301).is_none());
+    drop(some);
+    shown(0);
+    // Those that the agent has are told apart.
+    let names = Budget::all().map(Budget::name);
+    assert_eq!(names, ["hash_tables", "regexes"]);
+}

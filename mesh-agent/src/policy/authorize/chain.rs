@@ -140,13 +140,13 @@ impl<'a> Chain<'a> {
 }
 
 /// Whether it would have denied, and what is noted of it.
-fn judge_in_shadow(rbac: &Rbac, subject: Subject<'_>) -> (bool, Map<String, Value>) {
+pub(super) fn judge_in_shadow(rbac: &Rbac, subject: Subject<'_>) -> (bool, Map<String, Value>) {
     let (denied, policy) = match evaluate(rbac, subject) {
         Outcome::Allowed(policy) | Outcome::Logged(policy) => (false, policy),
         Outcome::NoPolicy => (true, None),
         Outcome::Denied(policy) | Outcome::Unknown(policy) => (true, Some(policy)),
     };
-    tracing::debug!(denied, ?policy, prefix = rbac.stat_prefix, "shadow rules judged a request");
+    tracing::debug!(denied, ?policy, prefix = rbac.stat_prefix, "shadow rules have judged");
     let key = |name: &str| format!("{}{name}", rbac.stat_prefix);
     let policy = policy.map(|policy| (key("shadow_effective_policy_id"), (*policy).into()));
     let result = if denied { "denied" } else { "allowed" };

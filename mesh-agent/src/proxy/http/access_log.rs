@@ -4,7 +4,7 @@
 //! What lines are made of is kept only where there are logs, and heads only where a log
 //! reads them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, request::Parts};
@@ -16,13 +16,15 @@ use super::{
 };
 use crate::{
     model::{
-        access_log::{AccessLogs, Comparison, LogFilter, Reads},
+        access_log::{AccessLogs, Reads},
         listener::HttpConnectionManager,
         local_reply::{BodyFormat, LocalReply},
+        route::HeaderMatcher,
         runtime::Runtime,
     },
-    observe::access_log::Lines,
+    observe::{access_log::Lines, flags::ResponseFlags},
     policy::matcher::header_matches,
+    proxy::log_filter::{Ended, wants},
 };
 
 /// A request that will have lines.
@@ -148,37 +150,28 @@ pub(super) struct Worded {
     pub(super) headers: HeaderMap,
 }
 
-fn wants(filter: &LogFilter, values: &RequestValues<'_>, runtime: &Runtime) -> bool {
-    let compare = |comparison: &Comparison, value: u64| {
-        let Comparison { op, value: with, runtime_key } = comparison;
-        let with = match runtime_key.as_str() {
-            "" => u64::from(*with),
-            key => runtime.integer(key, u64::from(*with)),
-        };
-        op.holds(value, with)
-    };
-    let status = || values.response.map_or(0, |(status, _)| status.as_u16());
-    let set = values.log.record.flags;
-    match filter {
-        LogFilter::Status(comparison) => compare(comparison, status().into()),
-        LogFilter::Duration(comparison) => {
-            let elapsed = values.log.exchange.elapsed().as_millis();
-            compare(comparison, u64::try_from(elapsed).unwrap_or(u64::MAX))
-        }
-        LogFilter::Header(matcher) => values.head.is_some_and(|head| header_matches(matcher, head)),
-        LogFilter::Flags(flags) if flags.is_empty() => !set.is_empty(),
-        LogFilter::Flags(flags) => set.iter().any(|set| flags.iter().any(|f| f == set.as_str())),
-        LogFilter::Grpc { statuses, exclude } => {
-            // What the upstream says, or what the response's status stands for.
-            let headers = values.response.map(|(_, headers)| headers);
-            let told = [values.trailers, headers].into_iter().flatten();
-            let mut told =
-                told.filter_map(|from| from.get(grpc::STATUS)?.to_str().ok()?.parse().ok());
-            let code = told.next().unwrap_or_else(|| grpc::code_of(status()));
-            statuses.contains(&code) != *exclude
-        }
-        LogFilter::Runtime(fraction) => runtime.includes(fraction, rand::random()),
-        LogFilter::And(all) => all.iter().all(|filter| wants(filter, values, runtime)),
-        LogFilter::Or(all) => all.iter().any(|filter| wants(filter, values, runtime)),
+impl Ended for RequestValues<'_> {
+    fn status(&self) -> u16 {
+        self.response.map_or(0, |(status, _)| status.as_u16())
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.log.exchange.elapsed()
+    }
+
+    fn flags(&self) -> ResponseFlags {
+        self.log.record.envoy_flags()
+    }
+
+    fn has_header(&self, matcher: &HeaderMatcher) -> bool {
+        self.head.is_some_and(|head| header_matches(matcher, head))
+    }
+
+    fn grpc_status(&self) -> u32 {
+        // What the upstream says, or what the response's status stands for.
+        let headers = self.response.map(|(_, headers)| headers);
+        let told = [self.trailers, headers].into_iter().flatten();
+        let mut told = told.filter_map(|from| from.get(grpc::STATUS)?.to_str().ok()?.parse().ok());
+        told.next().unwrap_or_else(|| grpc::code_of(self.status()))
     }
 }

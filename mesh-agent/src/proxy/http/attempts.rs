@@ -130,6 +130,10 @@ impl Attempting<'_> {
             };
             progress.reporter = destination.reporter();
             let ended = self.attempt(&destination, this, log).await;
+            log.record.transport_failure = match &ended {
+                Err(Failure::Connect(failure)) => failure.transport.clone(),
+                _ => None,
+            };
             let broken = log.exchange.is_request_broken();
             let reporter = std::mem::take(&mut progress.reporter);
             if !broken {
@@ -232,11 +236,12 @@ impl Attempting<'_> {
         let key = key(self.permit, destination, self.protocol, tls.as_ref());
         log.record.upstream_identity = key.destination_identity.clone();
         self.connection.observer.routed(&log.record);
-        let to = (destination, tls.as_ref());
+        let to = (destination, tls.as_ref(), &key);
         let (services, limits) = (&self.connection.services, self.limits());
-        let response =
-            exchange(services, self.permit, to, &key, request, breaker.as_ref(), limits).await?;
-        Ok((response, admitted))
+        let (breaker, local) = (breaker.as_ref(), &mut log.record.upstream_local);
+        *local = None;
+        let sent = exchange(services, self.permit, to, request, breaker, limits, local).await;
+        Ok((sent?, admitted))
     }
 
     /// `None` where nothing is limited: there is no cluster.

@@ -201,8 +201,9 @@ impl Caller<'_> {
             .originate(destination, protocol, &authority, request.headers())
             .map_err(|failure| not_sent(Failure::Connect(failure)))?;
         let key = key(permit, destination, protocol, tls.as_ref());
-        let (to, limitless) = ((destination, tls.as_ref()), (None, None));
-        let response = exchange(services, permit, to, &key, request, breaker.as_ref(), limitless)
+        let (to, limitless) = ((destination, tls.as_ref(), &key), (None, None));
+        let (breaker, local) = (breaker.as_ref(), &mut None);
+        let response = exchange(services, permit, to, request, breaker, limitless, local)
             .await
             .map_err(not_sent)?;
         let (head, mut body) = response.into_parts();

@@ -6,7 +6,7 @@
 //! the response, an idempotent request without a body (RFC 9110 §9.2.2), since a server
 //! that closes an idle connection has most likely not seen it.
 
-use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
+use std::{borrow::Cow, error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::TryFutureExt;
@@ -230,15 +230,16 @@ pub(super) enum Failure {
     Attempt(&'static str),
 }
 
-/// Sends a request to `destination`. `limits` bounds it from when there is a connection.
+/// Sends a request to `destination`. `limits` bounds it from when there is a connection,
+/// whose own end becomes `local`.
 pub(super) async fn exchange(
     services: &HttpServices,
     permit: &Permit,
-    (destination, tls): (&Destination, Option<&Origination>),
-    key: &HttpKey,
+    (destination, tls, key): (&Destination, Option<&Origination>, &HttpKey),
     mut request: Request<RequestBody>,
     breaker: Option<&Arc<Breaker>>,
     limits: (Option<Duration>, Option<Duration>),
+    local: &mut Option<SocketAddr>,
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
     let connect = || async move {
         // Until it is there.
@@ -266,6 +267,7 @@ pub(super) async fn exchange(
                 }
                 LeaseError::Handshake { .. } => Failure::Handshake(story(&error)),
             })?;
+        *local = lease.local_address();
         let copy = if lease.reused() { repeatable(&request) } else { None };
         let retry = !fresh && lease.reused();
         let exchange = request.body().exchange();
@@ -376,10 +378,17 @@ impl Failure {
         let unconnected = ResponseFlag::UpstreamConnectionFailure;
         match self {
             // Not the upstream's fault.
+            _ if log.exchange.is_request_broken() && log.grpc_web => {
+                let body = "Bad gRPC-web request, invalid base64 data.";
+                let details = "grpc_base_64_decode_failed";
+                Reply { close: true, ..Reply::new(StatusCode::BAD_REQUEST, body, None, details) }
+            }
             _ if log.exchange.is_request_broken() => Reply::bad_request("malformed request body"),
-            Self::Connect(ConnectFailure { flag, message }) => {
+            Self::Connect(ConnectFailure { flag, message, .. }) => {
                 tracing::debug!(%message, "no upstream connection");
-                reset_reply(flag, CONNECTION_FAILURE, message, retried)
+                let reply = reset_reply(flag, CONNECTION_FAILURE, message, retried);
+                let transport = log.record.transport_failure.as_deref();
+                Reply { code: Some(reset_code(CONNECTION_FAILURE, transport).into()), ..reply }
             }
             Self::ConnectTimeout(message) => {
                 reset_reply(unconnected, CONNECTION_TIMEOUT, message, retried)
@@ -415,11 +424,25 @@ fn reset_reply(
     let body = format!(
         "upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}"
     );
-    let reply = Reply { body: Bytes::from(body), ..Reply::upstream_reset(flag, "", details) };
+    let reply = Reply {
+        body: Bytes::from(body),
+        code: Some(reset_code(reason, None).into()),
+        ..Reply::upstream_reset(flag, "", details)
+    };
     match reason {
         // What came was no HTTP, as opposed to nothing.
         PROTOCOL_ERROR => Reply { status: StatusCode::BAD_GATEWAY, ..reply },
         _ => reply,
+    }
+}
+
+/// Envoy's response code details.
+fn reset_code(reason: &str, transport: Option<&str>) -> String {
+    match transport {
+        Some(transport) => {
+            format!("upstream_reset_before_response_started{{{reason}|{transport}}}")
+        }
+        None => format!("upstream_reset_before_response_started{{{reason}}}"),
     }
 }
 

@@ -46,17 +46,21 @@ const EDGE: [&str; 5] = [
     "x-envoy-original-path",
 ];
 
-/// Before anything is judged by it.
+/// Before anything is judged by it. Returns the client, where the proxies before this one say
+/// who that is.
 pub(super) fn of_request(
     headers: &mut HeaderMap,
     options: &HttpOptions,
     (remote, local): (SocketAddr, SocketAddr),
     secure: bool,
-) {
+) -> Option<IpAddr> {
     let edge = options.use_remote_address;
     disbelieve(headers, edge);
+    // Who is no edge is told of its peer as well.
+    let hops = if edge { options.trusted_hops } else { options.trusted_hops.saturating_add(1) };
+    let believed = believed_client(headers, hops);
     if edge {
-        let client = believed_client(headers, options.trusted_hops).unwrap_or(remote.ip());
+        let client = believed.unwrap_or(remote.ip());
         if !options.skip_xff_append {
             let address = if remote.ip().is_loopback() { local.ip() } else { remote.ip() };
             append_address(headers, address);
@@ -78,6 +82,7 @@ pub(super) fn of_request(
     if options.generate_request_id && (foreign || !headers.contains_key(REQUEST_ID)) {
         headers.insert(REQUEST_ID, new_request_id());
     }
+    believed
 }
 
 /// Takes out what only the mesh's own may say. Found by what is there: looking for each of

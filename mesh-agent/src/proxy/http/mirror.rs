@@ -217,10 +217,10 @@ impl Shadow {
             .originate(&destination, *protocol, host, request.headers())
             .map_err(Failure::Connect)?;
         let key = call::key(permit, &destination, *protocol, tls.as_ref());
-        let to = (&destination, tls.as_ref());
+        let to = (&destination, tls.as_ref(), &key);
         let request = head_of(request).map(|()| body);
         let (breaker, limitless) = (breaker.as_ref(), (None, None));
-        let ended = exchange(services, permit, to, &key, request, breaker, limitless)
+        let ended = exchange(services, permit, to, request, breaker, limitless, &mut None)
             .map_ok(|response| (response, admitted))
             .await;
         outliers::tell(&destination.reporter(), grpc, &ended);

@@ -20,6 +20,7 @@ use super::{
     Judged,
     filter::{
         compression::{Agreed, Compress, ExpandResponse},
+        grpc_web,
         stateful_session::Session,
     },
     headers::append_value,
@@ -30,9 +31,9 @@ use crate::{
     model::{
         format::{HeaderNames, Operator, PlainOperator, Values},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
-        listener::Direction,
     },
     policy::{Flow, matcher::first_value},
+    proxy::downstream_values::{self, Downstream, one_word, shown},
     route::Matched,
 };
 
@@ -150,6 +151,7 @@ pub(super) enum OnTheWayOut {
     Compress(Box<Compress>),
     Expand(ExpandResponse),
     Session(Box<Session>),
+    GrpcWeb(grpc_web::Answered),
 }
 
 /// The place of what routes want, before the last filter.
@@ -250,6 +252,7 @@ impl ResponseMutations {
                     step.respond((status, has_body), headers, &mut agreed, &mut stages);
                 }
                 OnTheWayOut::Session(step) => step.respond(log.record.upstream, headers),
+                OnTheWayOut::GrpcWeb(step) => step.respond(has_body, headers, &mut stages),
                 OnTheWayOut::Expand(step) => step.respond(has_body, headers, &mut stages),
             }
         }
@@ -328,19 +331,20 @@ impl RequestValues<'_> {
     fn plain(&self, operator: PlainOperator, out: &mut Vec<u8>) -> bool {
         use PlainOperator as P;
         let record = &self.log.record;
-        let (remote, local) = (self.flow.source(), self.flow.original_destination());
-        let shown = |out: &mut Vec<u8>, value: &dyn std::fmt::Display| {
-            // Writing to a Vec does not fail.
-            let _ = write!(out, "{value}");
-            true
+        let mut downstream = Downstream::of(self.flow);
+        if let Some(client) = record.client {
+            // As Envoy: nothing is known of another's port.
+            downstream.remote = SocketAddr::new(client, 0);
+        }
+        if let Some(there) = downstream.append(operator, out) {
+            return there;
+        }
+        let text = |out: &mut Vec<u8>, value: Option<&[u8]>| {
+            value.is_some_and(|value| downstream_values::text(out, value))
         };
-        let text = |out: &mut Vec<u8>, value: Option<&[u8]>| match value {
-            Some(value) if !value.is_empty() => {
-                out.extend_from_slice(value);
-                true
-            }
-            _ => false,
-        };
+        // Where there was a connection.
+        let connected = record.upstream_local.is_some() || record.upstream_identity.is_some();
+        let remote_end = record.upstream.filter(|_| connected && self.response.is_some());
         match operator {
             P::Protocol => {
                 let http2 = record.protocol == crate::observe::Protocol::Http2;
@@ -348,45 +352,44 @@ impl RequestValues<'_> {
             }
             P::Duration => shown(out, &self.log.exchange.elapsed().as_millis()),
             P::ResponseCode => shown(out, &self.response.map_or(0, |(status, _)| status.as_u16())),
-            P::ResponseFlags => shown(out, &record.flags),
-            P::ResponseCodeDetails => match (&record.details, self.response) {
-                (Some(details), Some(_)) => text(out, Some(word(details).as_bytes())),
-                (None, Some(_)) => text(out, Some(b"via_upstream")),
-                (_, None) => false,
-            },
+            P::ResponseFlags => shown(out, &record.envoy_flags()),
+            P::ResponseCodeDetails => {
+                let details = match (&record.code_details, &record.details, self.response) {
+                    (Some(code), ..) => code,
+                    (None, Some(details), _) => details.split(": ").next().unwrap_or_default(),
+                    (None, None, Some(_)) => "via_upstream",
+                    (None, None, None) => return false,
+                };
+                one_word(details, out)
+            }
             P::BytesReceived => shown(out, &self.log.exchange.request_bytes()),
             P::BytesSent => shown(out, &self.log.exchange.response_bytes()),
-            P::UpstreamHost | P::UpstreamRemoteAddress => match (record.upstream, self.response) {
+            P::UpstreamHost => match (record.upstream, self.response) {
                 (Some(upstream), Some(_)) => shown(out, &upstream),
                 _ => false,
             },
+            P::UpstreamRemoteAddress => remote_end.is_some_and(|end| shown(out, &end)),
+            P::UpstreamRemoteAddressWithoutPort => {
+                remote_end.is_some_and(|end| shown(out, &end.ip()))
+            }
+            P::UpstreamRemotePort => remote_end.is_some_and(|end| shown(out, &end.port())),
+            P::UpstreamLocalAddress => {
+                record.upstream_local.is_some_and(|local| shown(out, &local))
+            }
+            P::UpstreamLocalAddressWithoutPort => {
+                record.upstream_local.is_some_and(|local| shown(out, &local.ip()))
+            }
+            P::UpstreamLocalPort => {
+                record.upstream_local.is_some_and(|local| shown(out, &local.port()))
+            }
+            P::UpstreamTransportFailureReason => {
+                record.transport_failure.as_ref().is_some_and(|why| one_word(why, out))
+            }
             P::UpstreamRequestAttemptCount => shown(out, &self.attempts),
-            P::FilterChainName => text(out, self.flow.chain().map(|chain| chain.name.as_bytes())),
             // There are no virtual clusters, and only connections without HTTP have details.
             P::VirtualClusterName | P::ConnectionTerminationDetails => false,
             P::UpstreamCluster | P::UpstreamClusterRaw => {
                 text(out, record.cluster.as_ref().map(|cluster| cluster.0.as_bytes()))
-            }
-            P::DownstreamRemoteAddress | P::DownstreamDirectRemoteAddress => shown(out, &remote),
-            P::DownstreamRemoteAddressWithoutPort | P::DownstreamDirectRemoteAddressWithoutPort => {
-                shown(out, &remote.ip())
-            }
-            P::DownstreamRemotePort | P::DownstreamDirectRemotePort => shown(out, &remote.port()),
-            P::DownstreamLocalAddress => shown(out, &local),
-            P::DownstreamLocalAddressWithoutPort => shown(out, &SocketAddr::ip(&local)),
-            P::DownstreamLocalPort => shown(out, &local.port()),
-            // Only a tunnel's handshake proves anything.
-            P::DownstreamPeerUriSan if self.flow.direction() != Direction::Outbound => {
-                self.flow.source_identity().is_some_and(|identity| shown(out, identity))
-            }
-            P::DownstreamPeerUriSan => false,
-            P::DownstreamLocalUriSan => {
-                let proven = self.flow.direction() == Direction::Inbound
-                    && self.flow.source_identity().is_some();
-                proven && shown(out, &self.flow.pod().workload.identity)
-            }
-            P::RequestedServerName => {
-                text(out, self.flow.requested_server_name().map(str::as_bytes))
             }
             P::RouteName => text(out, record.route.as_ref().map(|route| route.as_bytes())),
             // Elsewhere it is empty.
@@ -395,14 +398,10 @@ impl RequestValues<'_> {
                 true
             }
             P::StreamId => text(out, record.request_id.as_ref().map(HeaderValue::as_bytes)),
+            // The downstream end's, above.
+            _ => false,
         }
     }
-}
-
-/// The first part of what is told to people: `rbac_access_denied: ...`, as one word.
-fn word(details: &str) -> String {
-    let first = details.split(": ").next().unwrap_or_default();
-    first.replace(|c: char| !c.is_ascii_graphic(), "_")
 }
 
 impl Values for RequestValues<'_> {

@@ -63,7 +63,8 @@ pub(super) fn normalize(
     };
     if redirects {
         let reply = Reply::new(StatusCode::TEMPORARY_REDIRECT, "", None, "path_normalization");
-        return Err(Reply { location: HeaderValue::try_from(target).ok(), ..reply });
+        let location = HeaderValue::try_from(target).ok().map(Box::new);
+        return Err(Reply { location, ..reply });
     }
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|_| refused())?);

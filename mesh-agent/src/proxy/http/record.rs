@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -55,11 +55,15 @@ pub struct RequestRecord {
     pub authority: Option<HeaderValue>,
     pub request_id: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,
+    /// Whom proxies before this one have named as the client.
+    pub client: Option<IpAddr>,
     /// The route's name; empty where it has none.
     pub route: Option<Arc<str>>,
     pub cluster: Option<ClusterName>,
     /// The endpoint that was chosen.
     pub upstream: Option<SocketAddr>,
+    /// The agent's end of the connection to it, unless that is a tunnel.
+    pub upstream_local: Option<SocketAddr>,
     /// The identity that endpoint had to prove.
     pub upstream_identity: Option<Identity>,
     /// The category of `drop_overloads` that dropped it.
@@ -76,6 +80,10 @@ pub struct RequestRecord {
     pub flags: ResponseFlags,
     /// For people: why, where the agent answered itself or cut the exchange.
     pub details: Option<Cow<'static, str>>,
+    /// Envoy's response code details, where `details` does not begin with them.
+    pub code_details: Option<Cow<'static, str>>,
+    /// What the last connection to an upstream failed of.
+    pub transport_failure: Option<String>,
     /// Body bytes received from downstream.
     pub request_bytes: u64,
     /// Body bytes sent to downstream.
@@ -92,6 +100,15 @@ pub struct Origins {
 }
 
 impl RequestRecord {
+    /// [`RequestRecord::flags`] as Envoy has them, which gives RBAC's denials none.
+    pub(super) fn envoy_flags(&self) -> ResponseFlags {
+        let of_rbac = |code: &Cow<'_, str>| code.starts_with("rbac_access_denied");
+        match self.code_details.as_ref().is_some_and(of_rbac) {
+            true => self.flags.iter().filter(|flag| *flag != ResponseFlag::Denied).collect(),
+            false => self.flags,
+        }
+    }
+
     fn new(protocol: Protocol) -> Self {
         Self {
             protocol,
@@ -100,9 +117,11 @@ impl RequestRecord {
             authority: None,
             request_id: None,
             user_agent: None,
+            client: None,
             route: None,
             cluster: None,
             upstream: None,
+            upstream_local: None,
             upstream_identity: None,
             dropped: None,
             policy: None,
@@ -112,6 +131,8 @@ impl RequestRecord {
             response_code: None,
             flags: ResponseFlags::NONE,
             details: None,
+            code_details: None,
+            transport_failure: None,
             request_bytes: 0,
             response_bytes: 0,
             duration: Duration::ZERO,
@@ -134,6 +155,8 @@ pub(super) struct RequestLog {
     pub(super) logging: Option<Box<Logging>>,
     /// The body of an answer of the agent's own, while that is worded.
     pub(super) reply_body: Option<Bytes>,
+    /// The client speaks gRPC-Web, and to whom comes next gRPC.
+    pub(super) grpc_web: bool,
     /// The response was handed over to its end, or cut for a reason that was noted.
     ended: bool,
 }
@@ -160,6 +183,7 @@ impl RequestLog {
             logging,
             reply_body: None,
             wanted: None,
+            grpc_web: false,
             ended: false,
         }
     }

@@ -16,7 +16,8 @@ use crate::{
 pub(super) fn reply(redirect: &Redirect, matched: &PathMatch, head: &Parts) -> Reply {
     let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     let reply = Reply::new(status, "", None, "direct_response");
-    Reply { location: HeaderValue::from_bytes(&location(redirect, matched, head)).ok(), ..reply }
+    let location = HeaderValue::from_bytes(&location(redirect, matched, head)).ok();
+    Reply { location: location.map(Box::new), ..reply }
 }
 
 /// The URL that the request itself is for.

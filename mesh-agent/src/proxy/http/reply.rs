@@ -12,6 +12,9 @@ use http::{
 use super::{access_log::Worded, body::ResponseBody, grpc, record::RequestLog};
 use crate::observe::flags::ResponseFlag;
 
+/// The details of what an upstream has said, worded anew.
+pub(super) const VIA_UPSTREAM: &str = "via_upstream";
+
 /// A response of the agent's own.
 #[derive(Debug)]
 pub(super) struct Reply {
@@ -20,10 +23,12 @@ pub(super) struct Reply {
     pub(super) flag: Option<ResponseFlag>,
     /// For the log.
     pub(super) details: Cow<'static, str>,
+    /// Envoy's response code details, where `details` does not begin with them.
+    pub(super) code: Option<Cow<'static, str>>,
     /// Beside what each reply has.
     pub(super) headers: Option<Box<HeaderMap>>,
     /// Where what was asked for is to be found.
-    pub(super) location: Option<HeaderValue>,
+    pub(super) location: Option<Box<HeaderValue>>,
     /// HTTP/1: what follows on the connection can't be trusted to be a request.
     pub(super) close: bool,
     pub(super) grpc: ToGrpc,
@@ -54,6 +59,7 @@ impl Reply {
             body,
             flag,
             details: details.into(),
+            code: None,
             headers,
             location: None,
             close: false,
@@ -85,6 +91,7 @@ impl Reply {
         grpc: bool,
     ) -> Response<ResponseBody> {
         log.record.details = Some(self.details);
+        log.record.code_details = self.code;
         if let Some(flag) = self.flag {
             log.record.flags.insert(flag);
         }
@@ -94,12 +101,19 @@ impl Reply {
             content_type: HeaderValue::from_static("text/plain"),
             headers: self.headers.map_or_else(|| HeaderMap::with_capacity(4), |own| *own),
         };
-        log.word(head, &mut worded);
+        if log.record.details.as_deref() != Some(VIA_UPSTREAM) {
+            log.word(head, &mut worded);
+        }
         let Worded { status, body, content_type, mut headers } = worded;
         let is_grpc = grpc && self.grpc != ToGrpc::Plain;
         let (status, body) = if is_grpc {
-            grpc_headers(self.grpc, status, &body, &mut headers);
+            grpc_headers(self.grpc, status, body.trim_ascii_end(), &mut headers);
             (StatusCode::OK, Bytes::new())
+        } else if log.grpc_web && !body.is_empty() {
+            // As Envoy: told twice, by the status, too.
+            grpc_headers(ToGrpc::Mapped, status, &body, &mut headers);
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+            (status, Bytes::new())
         } else {
             if !body.is_empty() {
                 headers.entry(CONTENT_TYPE).or_insert(content_type);
@@ -110,7 +124,7 @@ impl Reply {
             (status, body)
         };
         if let Some(location) = self.location {
-            headers.insert(LOCATION, location);
+            headers.insert(LOCATION, *location);
         }
         let has_body = !body.is_empty() && head.method != Method::HEAD;
         let stages = log.mutate(head, (status, has_body), &mut headers);
@@ -142,7 +156,7 @@ fn grpc_headers(told: ToGrpc, status: StatusCode, message: &[u8], headers: &mut 
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));
     if !message.is_empty()
-        && let Ok(message) = HeaderValue::try_from(percent_encoded(message.trim_ascii_end()))
+        && let Ok(message) = HeaderValue::try_from(percent_encoded(message))
     {
         headers.insert("grpc-message", message);
     }

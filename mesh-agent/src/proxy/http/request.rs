@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{
     HeaderValue, Request, Response, StatusCode, Version, header::USER_AGENT, request::Parts,
 };
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use super::{
@@ -14,8 +15,8 @@ use super::{
     access_log::Logging,
     body::ResponseBody,
     breakers::Admitted,
-    filter::{self, Next, run::Filtering},
-    forward::{Forward, Upgrade, forward},
+    filter::{self, Next, grpc_web, run::Filtering},
+    forward::{Forward, Upgrade, expired_reply, forward},
     forwarding, grpc,
     headers::{self, Checked, REQUEST_ID, Rewrites},
     lookups::{Lookups, Unrouted, not_obtained},
@@ -24,7 +25,7 @@ use super::{
     normalize::normalize,
     record::RequestLog,
     redirect,
-    reply::Reply,
+    reply::{Reply, VIA_UPSTREAM},
     timing::{Deadline, Exchange},
     tunnel::Tunnel,
 };
@@ -44,6 +45,9 @@ use crate::{
     },
     snapshot::Snapshot,
 };
+
+/// Of a body that becomes a message, as Envoy.
+const PLAIN_MESSAGE_MAX_BYTES: usize = 16 << 10;
 
 /// Answers one request; never fails: what goes wrong before the response's head is
 /// answered, what goes wrong after cuts its body.
@@ -66,7 +70,13 @@ pub(super) async fn serve(
     let body = RequestBody::new(body, exchange, protocol == Protocol::Http2);
     let version = head.version;
     let grpc = headers::is_grpc(&head.headers);
-    match answer(&connection, &mut log, &mut head, body).await {
+    let answered = match answer(&connection, &mut log, &mut head, body).await {
+        Ok(answer) if log.grpc_web && !grpc_web::is_answer(answer.response.headers()) => {
+            Err(answer.told_by_grpc(&log).await)
+        }
+        answered => answered,
+    };
+    match answered {
         Ok(answer) => answer.into_response(log, &head),
         Err(reply) => reply.into_response(log, &head, version, grpc),
     }
@@ -116,6 +126,27 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// What a client of gRPC-Web is told of an answer that is not gRPC's: its status, and the
+    /// beginning of its body for a message.
+    async fn told_by_grpc(self, log: &RequestLog) -> Reply {
+        let Self { response, mut deadline, destination, admitted, .. } = self;
+        let _held = (destination.into_load(), admitted);
+        let (parts, mut body) = response.into_parts();
+        let mut message = BytesMut::new();
+        while message.len() < PLAIN_MESSAGE_MAX_BYTES {
+            match deadline.run(body.frame()).await {
+                Ok(Some(Ok(frame))) => message.extend(frame.into_data().unwrap_or_default()),
+                Ok(Some(Err(_)) | None) => break,
+                Err(expired) => return expired_reply(expired, log),
+            }
+        }
+        message.truncate(PLAIN_MESSAGE_MAX_BYTES);
+        let reply = Reply::new(parts.status, "", None, VIA_UPSTREAM);
+        Reply { body: message.freeze(), headers: Some(Box::new(parts.headers)), ..reply }
+    }
+}
+
 /// How a request goes to its filters.
 enum Begin {
     First,
@@ -155,7 +186,8 @@ async fn answer(
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
     let secure = flow.is_secure();
-    forwarding::of_request(&mut head.headers, &log.options, (remote, local), secure);
+    log.record.client =
+        forwarding::of_request(&mut head.headers, &log.options, (remote, local), secure);
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
 
     let mut lookups = Lookups::default();
@@ -317,6 +349,7 @@ async fn answer(
                 // As Envoy: what is created, or elsewhere, is where it was asked for.
                 let located = status == StatusCode::CREATED || status.is_redirection();
                 let location = if located { redirect::own_location(head) } else { None };
+                let location = location.map(Box::new);
                 return Err(Reply { body: Bytes::clone(&direct.body), location, ..reply });
             }
             RouteAction::Redirect(redirect) => {
@@ -402,7 +435,9 @@ fn is_gone(error: &NoDestination, wanted: WantedHost, snapshot: &Snapshot) -> bo
 }
 
 fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {
-    Reply::new(StatusCode::NOT_FOUND, "", Some(ResponseFlag::NoRouteFound), details)
+    let flag = Some(ResponseFlag::NoRouteFound);
+    let code = Some("route_not_found".into());
+    Reply { code, ..Reply::new(StatusCode::NOT_FOUND, "", flag, details) }
 }
 
 pub(super) fn path_and_query(head: &Parts) -> &str {
@@ -425,7 +460,12 @@ fn denied_reply(denied: &Denied) -> Reply {
         }
         _ => ("RBAC: access denied", ResponseFlag::Denied, "rbac_access_denied"),
     };
-    Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}"))
+    let by = denied.policy().unwrap_or("none");
+    let code = match flag {
+        ResponseFlag::Denied => Some(format!("rbac_access_denied_matched_policy[{by}]").into()),
+        _ => None,
+    };
+    Reply { code, ..Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}")) }
 }
 
 pub(super) fn no_destination(
@@ -450,7 +490,14 @@ pub(super) fn no_destination(
             (ResponseFlag::NoRouteFound, "no healthy upstream")
         }
     };
+    let code = match error {
+        NoDestination::UnknownCluster { .. } => "cluster_not_found",
+        NoDestination::DropOverload { unconditional: true, .. } => "unconditional_drop_overload",
+        NoDestination::DropOverload { .. } => "drop_overload",
+        _ => "no_healthy_upstream",
+    };
     let mut reply = Reply::upstream_reset(flag, body, error.to_string());
+    reply.code = Some(code.into());
     let no_endpoint = matches!(error, NoDestination::NoHealthyEndpoint { .. });
     // Envoy began one, and found nobody.
     if no_endpoint && let Some(logging) = &mut log.logging {

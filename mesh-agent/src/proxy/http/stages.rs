@@ -10,7 +10,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 
 use crate::{
-    codec::compression::{CodingError, Decoder, Encoder},
+    codec::{
+        compression::{CodingError, Decoder, Encoder},
+        grpc_web::{FromWeb, ToWeb},
+    },
     model::compression::Decompressor,
 };
 
@@ -18,6 +21,8 @@ use crate::{
 pub(super) enum Stage {
     Compress(Encoder),
     Expand(Box<Expand>),
+    FromWeb(FromWeb),
+    ToWeb(ToWeb),
 }
 
 impl fmt::Debug for Stage {
@@ -25,6 +30,8 @@ impl fmt::Debug for Stage {
         f.write_str(match self {
             Self::Compress(_) => "Compress",
             Self::Expand(_) => "Expand",
+            Self::FromWeb(_) => "FromWeb",
+            Self::ToWeb(_) => "ToWeb",
         })
     }
 }
@@ -94,6 +101,8 @@ impl Link {
                 expand.before += data.len() as u64;
                 expand.decoder.push(data);
             }
+            Stage::FromWeb(web) => self.out = some(web.push(data)?),
+            Stage::ToWeb(web) => self.out = some(web.push(data)),
         }
         Ok(())
     }
@@ -101,7 +110,7 @@ impl Link {
     /// What comes out of what was given.
     fn take(&mut self) -> Result<Option<Bytes>, CodingError> {
         match &mut self.stage {
-            Stage::Compress(_) => Ok(self.out.take()),
+            Stage::Compress(_) | Stage::FromWeb(_) | Stage::ToWeb(_) => Ok(self.out.take()),
             Stage::Expand(expand) => {
                 let out = expand.decoder.pull()?;
                 expand.after += out.as_ref().map_or(0, Bytes::len) as u64;
@@ -121,6 +130,9 @@ impl Link {
                     trailers.append(name, HeaderValue::from(bytes));
                 }
             }
+            Stage::FromWeb(web) => web.finish()?,
+            // They have become part of the body.
+            Stage::ToWeb(web) => self.out = some(web.finish(trailers.take().as_ref())),
         }
         self.end = Some(trailers);
         Ok(())

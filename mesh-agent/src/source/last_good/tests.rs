@@ -174,3 +174,43 @@ async fn what_could_not_be_written_is_tried_again_and_leaves_nothing_behind() {
     shutdown.cancel();
     writing.await.unwrap();
 }
+
+#[test]
+fn what_lies_where_the_file_is_written_is_neither_followed_nor_waited_for() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    let dir = tempfile::tempdir().unwrap();
+    let written = LastGood::new(dir.path(), "ads");
+    let temporary = dir.path().join("config").join("last-good.tmp");
+    fs::create_dir_all(temporary.parent().unwrap()).unwrap();
+    let other = dir.path().join("other");
+    fs::write(&other, "somebody's").unwrap();
+
+    symlink(&other, &temporary).unwrap();
+    written.replaced(raw(vec![cluster("a")]), "v1");
+    written.flush().unwrap();
+    assert_eq!(fs::read_to_string(&other).unwrap(), "somebody's");
+
+    // Opening it would wait for a reader.
+    nix::unistd::mkfifo(&temporary, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    written.replaced(raw(vec![cluster("b")]), "v2");
+    written.flush().unwrap();
+
+    fs::write(&temporary, "of a crash, once readable").unwrap();
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644)).unwrap();
+    written.replaced(raw(vec![cluster("c")]), "v3");
+    written.flush().unwrap();
+    let file = dir.path().join("config").join("last-good");
+    let metadata = fs::symlink_metadata(&file).unwrap();
+    assert!(metadata.is_file());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    let restored = LastGood::new(dir.path(), "ads").load().unwrap().unwrap();
+    assert_eq!(names(&restored), ["c"]);
+
+    // A directory is nobody's leftover: it is told, and what was there stays.
+    fs::create_dir(&temporary).unwrap();
+    written.replaced(raw(vec![cluster("d")]), "v4");
+    assert!(written.flush().is_err());
+    let restored = LastGood::new(dir.path(), "ads").load().unwrap().unwrap();
+    assert_eq!(names(&restored), ["c"]);
+}

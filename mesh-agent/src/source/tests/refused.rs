@@ -85,8 +85,17 @@ fn listeners() {
         ),
         (
             "access_log: [{name: envoy.access_loggers.file}]",
-            ".access_log[0]: envoy.access_loggers.file is not supported: \
-             the agent logs every connection itself",
+            ".access_log[0]: envoy.access_loggers.file is not supported",
+        ),
+        (
+            "per_connection_buffer_limit_bytes: 1",
+            ".per_connection_buffer_limit_bytes: is not supported",
+        ),
+        (
+            "access_log: [{filter: {and_filter: {filters: [{response_flag_filter: {}}, \
+             {grpc_status_filter: {}}]}}, typed_config: {'@type': \
+             t/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog}}]",
+            ".access_log[0].filter: looks at requests, and there are none",
         ),
         (
             "listener_filters: [{name: envoy.filters.listener.tls_inspector}]",
@@ -113,6 +122,48 @@ fn listeners() {
         "listeners[web]",
         ".filter_chains: is empty, and there is no default_filter_chain",
     );
+}
+
+#[test]
+fn filters_that_count_connections() {
+    let of = |kind: &str, fields: &str| {
+        let filter = format!(
+            "{{name: x, typed_config: {{'@type': t/envoy.extensions.filters.network.{kind}, {fields}}}}}"
+        );
+        listener(&format!("filter_chains: [{{filters: [{filter}, {TCP}]}}]"))
+    };
+    let at = "listeners[web].filter_chains[0].filters[0]";
+    let limit = |fields: &str| of("connection_limit.v3.ConnectionLimit", fields);
+    let rate = |fields: &str| of("local_ratelimit.v3.LocalRateLimit", fields);
+    let bucket = "stat_prefix: x, token_bucket: {max_tokens: 1, fill_interval: 1s}";
+    for whole in [
+        limit("stat_prefix: x, max_connections: 1"),
+        limit(
+            "stat_prefix: x, max_connections: 1, delay: 60s, runtime_enabled: {default_value: false}",
+        ),
+        rate(bucket),
+        rate(&format!("{bucket}, share_key: k")),
+    ] {
+        assert_eq!(accepted(&whole).listeners[0].filter_chains[0].filters.len(), 1);
+    }
+    for (yaml, expected) in [
+        (limit("max_connections: 1"), ".stat_prefix: is missing"),
+        (limit("stat_prefix: x"), ".max_connections: is missing"),
+        (limit("stat_prefix: x, max_connections: 0"), ".max_connections: must be above zero"),
+        (limit("stat_prefix: x, max_connections: 1, delay: 61s"), ".delay: is more than 60s"),
+        (rate("stat_prefix: x"), ".token_bucket: is missing"),
+        (
+            rate("stat_prefix: x, token_bucket: {fill_interval: 1s}"),
+            ".token_bucket.max_tokens: must be above zero",
+        ),
+        (
+            rate("stat_prefix: x, token_bucket: {max_tokens: 1, fill_interval: 0.04s}"),
+            ".token_bucket.fill_interval: is less than 50 ms",
+        ),
+        (of("sni_cluster.v3.SniCluster", ""), ": nobody looks for the name: that is for gateways"),
+    ] {
+        one(yaml, at, expected);
+    }
 }
 
 #[test]
@@ -456,7 +507,7 @@ fn authorization_rules() {
         ".rules.policies[p].principals[0].metadata: is not supported in \
          envoy.filters.network.rbac, where it never matches; use envoy.filters.http.rbac",
     );
-    one(network("shadow_rules: {}"), at, ".shadow_rules: is not supported");
+    one(network("shadow_matcher: {}"), at, ".shadow_matcher: is not supported");
     one(network("matcher: {}"), at, ".matcher: is not supported");
     one(network("enforcement_type: CONTINUOUS"), at, ".enforcement_type: is not supported");
 }

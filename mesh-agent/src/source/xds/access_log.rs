@@ -1,7 +1,9 @@
-//! Access logs of connection managers.
+//! Access logs of connection managers, of `tcp_proxy` and of listeners.
 //!
 //! Spec: `envoy/config/accesslog/v3/accesslog.proto`, `envoy/extensions/access_loggers/*/v3`,
 //! `envoy/config/core/v3/substitution_format_string.proto`.
+
+use std::sync::Arc;
 
 use envoy_types::pb::{
     envoy::{
@@ -34,8 +36,8 @@ use super::{
 use crate::{
     model::{
         access_log::{
-            AccessLog, Comparison, ComparisonOp, DEFAULT_FORMAT, JsonFormat, Line, LineFormat,
-            LogFilter, LogSink,
+            AccessLog, AccessLogs, Comparison, ComparisonOp, DEFAULT_FORMAT, JsonFormat, Line,
+            LineFormat, LogFilter, LogSink,
         },
         format::Format,
         metadata::from_json,
@@ -49,6 +51,29 @@ const DEPTH_MAX: usize = 16;
 
 pub(super) fn access_logs(d: &mut Decoder, logs: Vec<PbAccessLog>) -> Option<Vec<AccessLog>> {
     d.all("access_log", logs, access_log)
+}
+
+/// Of connections, which have no request to look at.
+pub(super) fn of_connections(d: &mut Decoder, logs: Vec<PbAccessLog>) -> Option<Arc<AccessLogs>> {
+    let logs = d.all("access_log", logs, |d, value| {
+        let log = access_log(d, value)?;
+        if log.filter.as_ref().is_some_and(looks_at_requests) {
+            return d.field("filter", |d| d.refused("looks at requests, and there are none"));
+        }
+        Some(log)
+    });
+    Some(Arc::new(logs?.into()))
+}
+
+fn looks_at_requests(filter: &LogFilter) -> bool {
+    match filter {
+        LogFilter::Header(_) | LogFilter::Grpc { .. } => true,
+        LogFilter::And(all) | LogFilter::Or(all) => all.iter().any(looks_at_requests),
+        LogFilter::Status(_)
+        | LogFilter::Duration(_)
+        | LogFilter::Flags(_)
+        | LogFilter::Runtime(_) => false,
+    }
 }
 
 fn access_log(d: &mut Decoder, value: PbAccessLog) -> Option<AccessLog> {

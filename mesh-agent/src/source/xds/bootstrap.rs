@@ -20,7 +20,6 @@ use envoy_types::pb::envoy::config::{
     },
     cluster::v3::Cluster as PbCluster,
     core::v3::{ConfigSource, Locality, Node},
-    listener::v3::Listener as PbListener,
 };
 use prost::Message as _;
 use serde_json::Value;
@@ -46,9 +45,12 @@ const FULL_NAME: &str = "envoy.config.bootstrap.v3.Bootstrap";
 /// More than any bootstrap file.
 const FILE_MAX_BYTES: u64 = 16 << 20;
 
+const GIVEN_TWICE: &str = "is given twice";
+
 /// What a bootstrap file says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bootstrap {
+    /// The node's `id` is empty where the file does not say one.
     pub xds: XdsOptions,
     /// Where the agent answers.
     pub admin: Option<SocketAddr>,
@@ -179,7 +181,7 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     );
     let node = match node {
         Some(value) => d.field("node", |d| self::node(d, value)),
-        None => d.field("node", |d| d.refused("is missing")),
+        None => Some(NodeInfo::default()),
     };
     let admin = match admin {
         Some(value) => d.field("admin", |d| self::admin(d, value)),
@@ -252,9 +254,6 @@ fn node(d: &mut Decoder, value: Node) -> Option<NodeInfo> {
         dynamic_parameters, user_agent_name, extensions, client_features, listening_addresses,
         user_agent_version_type,
     );
-    if id.is_empty() {
-        d.refuse_field("id", "is missing");
-    }
     let Locality { region, zone, sub_zone } = locality.unwrap_or_default();
     let metadata = metadata.map(json_of).unwrap_or_default();
     Some(NodeInfo { id, cluster, metadata, locality: [region, zone, sub_zone] })
@@ -339,22 +338,31 @@ struct Static {
 fn fixed(d: &mut Decoder, value: StaticResources, named: &BTreeSet<&str>) -> Option<Static> {
     let StaticResources { listeners, clusters, secrets } = value;
     let mut found = Static { servers: BTreeMap::new(), fixed: Vec::new() };
-    for (i, PbListener { name, .. }) in listeners.iter().enumerate() {
-        if name.is_empty() {
-            d.item("listeners", i, |d| d.refuse_field("name", "is missing"));
+    let mut names = BTreeSet::new();
+    for (i, mut listener) in listeners.into_iter().enumerate() {
+        if listener.name.is_empty() {
+            // Envoy makes up a name as well.
+            listener.name = format!("static-{i}");
+        }
+        if names.insert(listener.name.clone()) {
+            found.fixed(d, ResourceType::Listener, &listener.name, listener.encode_to_vec());
+        } else {
+            d.item("listeners", &listener.name, |d| d.refuse(GIVEN_TWICE));
         }
     }
-    for listener in listeners {
-        found.fixed(d, ResourceType::Listener, &listener.name, listener.encode_to_vec());
-    }
+    names.clear();
     for secret in secrets {
-        found.fixed(d, ResourceType::Secret, &secret.name, secret.encode_to_vec());
+        if names.insert(secret.name.clone()) {
+            found.fixed(d, ResourceType::Secret, &secret.name, secret.encode_to_vec());
+        } else {
+            d.item("secrets", &secret.name, |d| d.refuse(GIVEN_TWICE));
+        }
     }
-    let mut names = BTreeSet::new();
+    names.clear();
     for cluster in clusters {
         let name = cluster.name.clone();
         if !names.insert(name.clone()) {
-            d.item("clusters", &name, |d| d.refuse("is given twice"));
+            d.item("clusters", &name, |d| d.refuse(GIVEN_TWICE));
         } else if named.contains(name.as_str()) {
             let servers = d.item("clusters", &name, |d| server::cluster(d, cluster));
             found.servers.extend(servers.map(|servers| (name, servers)));

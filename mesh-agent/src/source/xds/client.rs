@@ -298,7 +298,7 @@ impl AdsSource {
             }
             Event::Refused(reasons) => {
                 session.refuse(at, reasons, Now::read());
-                update(&StreamStatus::answered);
+                update(&StreamStatus::refused);
             }
             Event::Ended(error) => {
                 stream.requests = None;

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use envoy_types::pb::{
     envoy::config::accesslog::v3::AccessLog,
     envoy::config::core::v3::{
-        Address, CidrRange, DataSource, RuntimeFractionalPercent, SocketAddress, TransportSocket,
-        address, data_source,
+        Address, CidrRange, DataSource, RuntimeFeatureFlag, RuntimeFractionalPercent,
+        SocketAddress, TransportSocket, address, data_source,
         socket_address::{self, Protocol},
         transport_socket,
     },
@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use prost::{Message, Name};
 
 use super::reject::{Decoder, unsupported};
-use crate::model::runtime::{Fraction, RuntimeFraction};
+use crate::model::runtime::{Fraction, RuntimeFlag, RuntimeFraction};
 
 /// The longest duration a `google.protobuf.Duration` may hold, in seconds.
 const DURATION_MAX_SECONDS: i64 = 315_576_000_000;
@@ -260,6 +260,12 @@ pub(super) fn refuse_transport_socket(d: &mut Decoder, socket: &TransportSocket,
     };
     let what = if type_name.is_empty() { name } else { &type_name };
     d.refuse(format!("{what} is not supported: {hint}"));
+}
+
+/// On, unless it says otherwise.
+pub(super) fn feature_flag(value: Option<RuntimeFeatureFlag>) -> RuntimeFlag {
+    let RuntimeFeatureFlag { default_value, runtime_key } = value.unwrap_or_default();
+    RuntimeFlag { key: runtime_key, default: default_value.is_none_or(|on| on.value) }
 }
 
 /// Refuses access logs by name.

@@ -9,6 +9,7 @@ mod cors;
 mod csrf;
 mod ext_authz;
 mod fault;
+mod grpc_web;
 mod header_mutation;
 mod health_check;
 mod jwt_authn;
@@ -19,6 +20,8 @@ mod rbac;
 mod router;
 mod set_metadata;
 mod stateful_session;
+
+pub(super) use self::local_rate_limit::bucket as token_bucket;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -34,6 +37,7 @@ use envoy_types::pb::{
                 decompressor::v3::Decompressor,
                 ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
+                grpc_web::v3::GrpcWeb,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 health_check::v3::HealthCheck,
                 jwt_authn::v3::{JwtAuthentication, PerRouteConfig as JwtPerRouteConfig},
@@ -69,7 +73,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 17] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -166,6 +170,13 @@ const KINDS: [Kind; 16] = [
         decode: stateful_session::filter,
         route_config: StatefulSessionPerRoute::full_name,
         decode_route: stateful_session::route,
+        discoverable: true,
+    },
+    Kind {
+        config: GrpcWeb::full_name,
+        decode: grpc_web::filter,
+        route_config: GrpcWeb::full_name,
+        decode_route: grpc_web::route,
         discoverable: true,
     },
     Kind {

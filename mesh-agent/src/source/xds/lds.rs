@@ -1,9 +1,10 @@
 //! Listeners, filter chains and network filters.
 //!
 //! Spec: `envoy/config/listener/v3/{listener,listener_components}.proto`,
-//! `envoy/extensions/filters/network/{rbac,tcp_proxy}/v3/*.proto`.
+//! `envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`.
 
 mod gateway;
+mod network;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,8 +18,11 @@ use envoy_types::pb::{
             },
         },
         extensions::filters::network::{
+            connection_limit::v3::ConnectionLimit as PbConnectionLimit,
             http_connection_manager::v3::HttpConnectionManager,
+            local_ratelimit::v3::LocalRateLimit as PbLocalRateLimit,
             rbac::v3::Rbac as PbNetworkRbac,
+            sni_cluster::v3::SniCluster,
             tcp_proxy::v3::{
                 TcpProxy as PbTcpProxy,
                 tcp_proxy::{ClusterSpecifier, weighted_cluster::ClusterWeight},
@@ -29,9 +33,7 @@ use envoy_types::pb::{
 };
 
 use super::{
-    common, downstream_tls, hcm,
-    rbac::{self, Place},
-    rds,
+    access_log, common, downstream_tls, hcm, rds,
     reject::{Decoder, unsupported},
 };
 use crate::model::listener::{
@@ -95,7 +97,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
         bypass_overload_manager, tcp_keepalive,
     );
-    common::refuse_access_logs(d, &access_log);
+    let access_logs = access_log::of_connections(d, access_log);
     if listener_specifier.is_some() {
         d.refuse_field("internal_listener", "is not supported");
     }
@@ -167,6 +169,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         gateway,
         filter_chains,
         default_filter_chain: default_filter_chain?,
+        access_logs: access_logs?,
     })
 }
 
@@ -217,7 +220,7 @@ fn filter_chain(
         Some(value) => d.field("filter_chain_match", |d| chain_match(d, value, direction)),
         None => Some(FilterChainMatch::default()),
     };
-    let chain = filters_of(d, filters);
+    let chain = filters_of(d, filters, direction);
     let (filters, terminal) = chain?;
     let timeout = timeout?;
     let tls = tls?.map(|settings| GatewayTls { settings, timeout });
@@ -284,7 +287,7 @@ fn chain_match(
 /// One decoded network filter.
 enum Decoded {
     Filter(NetworkFilter),
-    /// An RBAC filter without `rules`: Envoy enforces nothing, and so it is left out.
+    /// An RBAC filter without any rules: Envoy enforces nothing, and so it is left out.
     Nothing,
     Terminal(TerminalFilter),
 }
@@ -292,6 +295,7 @@ enum Decoded {
 fn filters_of(
     d: &mut Decoder,
     values: Vec<Filter>,
+    direction: Option<Direction>,
 ) -> Option<(Vec<NetworkFilter>, TerminalFilter)> {
     let count = values.len();
     if count == 0 {
@@ -300,7 +304,7 @@ fn filters_of(
     let mut at = 0;
     let decoded = d.all("filters", values, |d, value| {
         at += 1;
-        let decoded = network_filter(d, value)?;
+        let decoded = network_filter(d, value, direction)?;
         match (&decoded, at == count) {
             (Decoded::Terminal(_), false) => d.refused("must be the last filter of its chain"),
             (Decoded::Filter(_) | Decoded::Nothing, true) => d.refused(
@@ -321,7 +325,7 @@ fn filters_of(
     None
 }
 
-fn network_filter(d: &mut Decoder, value: Filter) -> Option<Decoded> {
+fn network_filter(d: &mut Decoder, value: Filter, direction: Option<Direction>) -> Option<Decoded> {
     let Filter { name, config_type } = value;
     let any: Any = match config_type {
         Some(filter::ConfigType::TypedConfig(any)) => any,
@@ -335,8 +339,20 @@ fn network_filter(d: &mut Decoder, value: Filter) -> Option<Decoded> {
     };
     if common::is::<PbNetworkRbac>(&any) {
         let value = common::unpack(d, &any)?;
-        let rbac = network_rbac(d, value)?;
+        let rbac = network::rbac(d, value)?;
         Some(rbac.map_or(Decoded::Nothing, Decoded::Filter))
+    } else if common::is::<PbConnectionLimit>(&any) {
+        let value = common::unpack(d, &any)?;
+        network::connection_limit(d, value).map(Decoded::Filter)
+    } else if common::is::<PbLocalRateLimit>(&any) {
+        let value = common::unpack(d, &any)?;
+        network::local_rate_limit(d, value).map(Decoded::Filter)
+    } else if common::is::<SniCluster>(&any) {
+        let SniCluster {} = common::unpack(d, &any)?;
+        if direction != Some(Direction::Gateway) {
+            return d.refused("nobody looks for the name: that is for gateways");
+        }
+        Some(Decoded::Filter(NetworkFilter::SniCluster))
     } else if common::is::<PbTcpProxy>(&any) {
         let value = common::unpack(d, &any)?;
         let proxy = tcp_proxy(d, value)?;
@@ -349,27 +365,6 @@ fn network_filter(d: &mut Decoder, value: Filter) -> Option<Decoded> {
         common::refuse_extension(d, &name, &common::type_name(&any));
         None
     }
-}
-
-fn network_rbac(d: &mut Decoder, value: PbNetworkRbac) -> Option<Option<NetworkFilter>> {
-    let PbNetworkRbac {
-        rules,
-        matcher,
-        shadow_rules,
-        shadow_matcher,
-        shadow_rules_stat_prefix,
-        stat_prefix,
-        enforcement_type,
-        delay_deny,
-    } = value;
-    unsupported!(
-        d;
-        matcher, shadow_rules, shadow_matcher, shadow_rules_stat_prefix, enforcement_type,
-        delay_deny,
-    );
-    let Some(rules) = rules else { return Some(None) };
-    let rbac = d.field("rules", |d| rbac::rbac(d, Place::Network, stat_prefix, rules))?;
-    Some(Some(NetworkFilter::Rbac(Arc::new(rbac))))
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
@@ -408,7 +403,7 @@ fn tcp_proxy(d: &mut Decoder, value: PbTcpProxy) -> Option<TcpProxy> {
         proxy_protocol_tlv_merge_policy, upstream_connect_mode, max_early_data_bytes,
         check_drain_close,
     );
-    common::refuse_access_logs(d, &access_log);
+    let access_logs = access_log::of_connections(d, access_log);
     let clusters = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => d.field("cluster", |d| rds::one_cluster(d, name)),
         Some(ClusterSpecifier::WeightedClusters(value)) => d.field("weighted_clusters", |d| {
@@ -423,5 +418,10 @@ fn tcp_proxy(d: &mut Decoder, value: PbTcpProxy) -> Option<TcpProxy> {
     };
     let idle_timeout =
         common::timeout(d, "idle_timeout", idle_timeout, Some(TCP_IDLE_TIMEOUT_DEFAULT));
-    Some(TcpProxy { stat_prefix, clusters: clusters?, idle_timeout: idle_timeout? })
+    Some(TcpProxy {
+        stat_prefix,
+        clusters: clusters?,
+        idle_timeout: idle_timeout?,
+        access_logs: access_logs?,
+    })
 }

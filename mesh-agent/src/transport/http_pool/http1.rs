@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -31,6 +32,7 @@ pub(super) struct Http1<B: UpstreamBody> {
     /// Boxed: it moves between pool and requests. `None` once it has ended, or has a
     /// task of its own.
     connection: Option<Pin<Box<Connection>>>,
+    pub(super) local: Option<SocketAddr>,
 }
 
 impl<B: UpstreamBody> Http1<B> {
@@ -39,11 +41,12 @@ impl<B: UpstreamBody> Http1<B> {
         options: &HttpPoolOptions,
     ) -> Result<Self, hyper::Error> {
         let head_max_bytes = usize::try_from(options.response_head_max_bytes).unwrap_or(usize::MAX);
+        let local = io.local_address();
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(head_max_bytes.clamp(BUFFER_MIN_BYTES, BUFFER_MAX_BYTES))
             .handshake(TokioIo::new(io))
             .await?;
-        Ok(Self { sender, connection: Some(Box::pin(connection.with_upgrades())) })
+        Ok(Self { sender, connection: Some(Box::pin(connection.with_upgrades())), local })
     }
 
     /// Moves bytes; the connection is let go of when it has ended.

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -32,6 +33,7 @@ pub(super) struct Http2<B> {
     streams_max: Arc<AtomicUsize>,
     /// When the last stream ended.
     idle_since: Mutex<Instant>,
+    local: Option<SocketAddr>,
 }
 
 /// A claim on one of the connection's streams.
@@ -82,6 +84,7 @@ impl<B: UpstreamBody> Http2<B> {
         io: BoxedIo,
         options: &HttpPoolOptions,
     ) -> Result<(Arc<Self>, Stream<B>), hyper::Error> {
+        let local = io.local_address();
         let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -103,13 +106,17 @@ impl<B: UpstreamBody> Http2<B> {
         }));
         let idle_since = Mutex::new(Instant::now());
         let streams = AtomicUsize::new(0);
-        let connection = Arc::new(Self { sender, streams, streams_max, idle_since });
+        let connection = Arc::new(Self { sender, streams, streams_max, idle_since, local });
         let stream = connection.stream();
         Ok((connection, stream))
     }
 }
 
 impl<B: UpstreamBody> Stream<B> {
+    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+        self.claim.0.local
+    }
+
     pub(super) async fn send(
         mut self,
         request: Request<B>,

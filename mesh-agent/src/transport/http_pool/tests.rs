@@ -32,6 +32,12 @@ fn key(client: &str, protocol: HttpProtocol) -> HttpKey {
 }
 
 /// A server at the end of a pipe.
+impl super::Io for tokio::io::DuplexStream {
+    fn local_address(&self) -> Option<std::net::SocketAddr> {
+        None
+    }
+}
+
 fn connect(protocol: HttpProtocol) -> BoxedIo {
     let (client, server) = tokio::io::duplex(1 << 16);
     tokio::spawn(async move {

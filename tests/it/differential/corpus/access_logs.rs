@@ -12,6 +12,33 @@ fn log(kind: &str, config: Value) -> Value {
     json!({ "name": "log", "typed_config": typed(kind, config) })
 }
 
+/// What Istio logs where its mesh configuration says nothing else.
+const ISTIO: &str = concat!(
+    "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% ",
+    "%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% ",
+    "\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% ",
+    "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" ",
+    "\"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% ",
+    "%UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% ",
+    "%REQUESTED_SERVER_NAME% %ROUTE_NAME%",
+);
+
+/// The same by name, without what is another at each time.
+fn istio_json() -> Value {
+    json!({
+        "authority": "%REQ(:AUTHORITY)%", "bytes_received": "%BYTES_RECEIVED%", "bytes_sent": "%BYTES_SENT%",
+        "connection_termination_details": "%CONNECTION_TERMINATION_DETAILS%",
+        "downstream_local_address": "%DOWNSTREAM_LOCAL_ADDRESS%", "downstream_remote_address": "%DOWNSTREAM_REMOTE_ADDRESS%",
+        "method": "%REQ(:METHOD)%", "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%", "protocol": "%PROTOCOL%",
+        "requested_server_name": "%REQUESTED_SERVER_NAME%", "response_code": "%RESPONSE_CODE%",
+        "response_code_details": "%RESPONSE_CODE_DETAILS%", "response_flags": "%RESPONSE_FLAGS%", "route_name": "%ROUTE_NAME%",
+        "upstream_cluster": "%UPSTREAM_CLUSTER_RAW%", "upstream_host": "%UPSTREAM_HOST%",
+        "upstream_local_address": "%UPSTREAM_LOCAL_ADDRESS%",
+        "upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+        "user_agent": "%REQ(USER-AGENT)%", "x_forwarded_for": "%REQ(X-FORWARDED-FOR)%",
+    })
+}
+
 fn text(format: &str) -> Value {
     let source = json!({ "inline_string": format!("@%REQ(X-CASE)%|{format}\n") });
     log(STDOUT, json!({ "log_format": { "text_format_source": source } }))
@@ -64,6 +91,88 @@ fn asked(case: Case) -> Case {
         .asks(get("/").answered(&answered).is(503))
 }
 
+const CONNECTION: &str = "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% [%UPSTREAM_TRANSPORT_FAILURE_REASON%] %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS% %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME% %PROTOCOL% %REQ(:METHOD)% %FILTER_CHAIN_NAME% %UPSTREAM_REQUEST_ATTEMPT_COUNT%";
+
+/// A log of connections: they have no header to be known by.
+fn of_connection(name: &str, who: &str) -> Value {
+    let source = json!({ "inline_string": format!("@{name}#0|{who} {CONNECTION}\n") });
+    log(STDOUT, json!({ "log_format": { "text_format_source": source } }))
+}
+
+/// A connection that `tcp_proxy` takes to `cluster`, behind other filters.
+pub(super) fn connection(name: &'static str, cluster: &str, mut filters: Vec<Value>) -> Case {
+    let proxy = json!({ "stat_prefix": name, "cluster": cluster, "access_log": [of_connection(name, "proxy")] });
+    filters.push(json!({ "name": "tcp", "typed_config": typed("extensions.filters.network.tcp_proxy.v3.TcpProxy", proxy) }));
+    let chain = json!({ "name": "chain", "filters": filters });
+    case(name, json!({})).listener(
+        json!({ "filter_chains": [chain], "access_log": [of_connection(name, "listener")] }),
+    )
+}
+
+pub(super) fn network_rbac(action: &str, port: u32) -> Value {
+    let policies = json!({ "no entry": { "permissions": [{ "destination_port": port }], "principals": [{ "any": true }] } });
+    let config =
+        json!({ "stat_prefix": "rbac", "rules": { "action": action, "policies": policies } });
+    json!({ "name": "rbac", "typed_config": typed("extensions.filters.network.rbac.v3.RBAC", config) })
+}
+
+#[rustfmt::skip]
+fn of_connections() -> Vec<Case> {
+    let filtered = |name: &'static str, filter: Value| {
+        let mut of = of_connection(name, "some");
+        of["filter"] = filter;
+        connection(name, "one", vec![]).listener(json!({ "access_log": [of, of_connection(name, "all")] })).asks(get("/"))
+    };
+    let status = json!({ "comparison": { "op": "EQ", "value": { "default_value": 0, "runtime_key": "none" } } });
+    // How many bytes are told by numbers that each side says in its own.
+    let http = |name: &'static str| {
+        let source = json!({ "inline_string": format!("@{name}#0|%PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %DOWNSTREAM_LOCAL_ADDRESS% %UPSTREAM_HOST% %ROUTE_NAME% %REQ(:PATH)%\n") });
+        case(name, to("one")).listener(json!({ "access_log": [log(STDOUT, json!({ "log_format": { "text_format_source": source } }))] }))
+    };
+    let elsewhere = json!([{ "filter_chain_match": { "source_prefix_ranges": [{ "address_prefix": "192.0.2.0", "prefix_len": 24 }] }, "filters": [] }]);
+    let mut unmatched = connection("log-unmatched", "one", vec![]);
+    let filters = unmatched.listener["filter_chains"][0]["filters"].clone();
+    unmatched.listener["filter_chains"] = elsewhere;
+    unmatched.listener["filter_chains"][0]["filters"] = filters;
+    vec![
+        connection("log-tcp", "one", vec![]).asks(Ask::bytes("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-case: CASE\r\n\r\n")),
+        connection("log-tcp-dead", "dead", vec![]).asks(get("/").is(0)),
+        connection("log-tcp-empty", "empty", vec![]).asks(get("/").is(0)),
+        connection("log-tcp-nowhere", "nowhere", vec![]).asks(get("/").is(0)),
+        connection("log-tcp-denied", "one", vec![network_rbac("ALLOW", 1)]).asks(get("/").is(0).differs("log", "nothing is connected before policy was asked")),
+        connection("log-tcp-allowed", "one", vec![network_rbac("DENY", 1)]).asks(get("/")),
+        http("log-listener-http").asks(get("/")),
+        http("log-listener-http2").asks(get("/").http2()),
+        unmatched.asks(get("/").is(0)),
+        filtered("log-tcp-flags", json!({ "response_flag_filter": { "flags": ["NR"] } })),
+        filtered("log-tcp-status", json!({ "status_code_filter": status })),
+        connection("log-tcp-header", "one", vec![]).listener(json!({ "access_log": [{ "name": "log", "filter": { "grpc_status_filter": {} }, "typed_config": typed(STDOUT, json!({})) }] }))
+            .refused(".access_log[0].filter: looks at requests"),
+    ]
+}
+
+/// Why answers are what they are, in words.
+#[rustfmt::skip]
+fn detailed() -> Case {
+    let path = json!({ "url_path": { "path": { "exact": "/denied" } } });
+    let denied = json!({ "action": "DENY", "policies": { "no entry": { "permissions": [path], "principals": [{ "any": true }] } } });
+    let config = routes(json!([
+        { "match": { "path": "/cut" }, "route": { "cluster": "one" } },
+        { "match": { "path": "/h2" }, "route": { "cluster": "h2" } },
+        { "match": { "prefix": "/nowhere" }, "route": { "cluster_header": "x-none" } },
+        { "match": { "path": "/redirect" }, "redirect": { "path_redirect": "/" } },
+        { "match": { "path": "/direct" }, "direct_response": { "status": 418 } },
+        { "match": { "path": "/full" }, "route": { "cluster": "full" } },
+        { "match": { "path": "/again" }, "route": { "cluster": "dead", "retry_policy": { "retry_on": "5xx" } } },
+        { "match": { "path": "/per-try" }, "route": { "cluster": "one", "retry_policy": { "retry_on": "reset", "per_try_timeout": "0.2s" } } },
+        { "match": { "path": "/" }, "route": { "cluster": "one" } },
+    ]));
+    case("log-details", config)
+        .manager(json!({ "access_log": [text("%RESPONSE_CODE_DETAILS% %UPSTREAM_TRANSPORT_FAILURE_REASON% %RESPONSE_FLAGS%")] }))
+        .filter("rbac", "extensions.filters.http.rbac.v3.RBAC", json!({ "rules": denied }))
+        .cluster("full", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } }))
+}
+
 #[rustfmt::skip]
 pub(super) fn cases() -> Vec<Case> {
     let comparison = |op: &str, value: u32| json!({ "comparison": { "op": op, "value": { "default_value": value, "runtime_key": "none" } } });
@@ -76,7 +185,8 @@ pub(super) fn cases() -> Vec<Case> {
         "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "port": "%DOWNSTREAM_LOCAL_PORT%",
         "virtual": "%VIRTUAL_CLUSTER_NAME%", "ended": "%CONNECTION_TERMINATION_DETAILS%", "bytes": "of %BYTES_SENT%", "none": "%REQ(X-NONE)%", "nones": "a %REQ(X-NONE)% b",
     });
-    vec![
+    let mut cases = of_connections();
+    cases.extend([
         asked(logging("log-text", json!([text("%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %REQUEST_HEADER(:PATH)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% [%RESP(X-A)%] [%RESPONSE_TRAILER(X-T)%] %REQ(X-A)% %ROUTE_NAME% %UPSTREAM_HOST% %UPSTREAM_CLUSTER_RAW% %DOWNSTREAM_LOCAL_ADDRESS% \"%REQ(USER-AGENT)%\" %REQ(X-NONE?:AUTHORITY)% %FILTER_CHAIN_NAME%")]))),
         asked(logging("log-json", json!([json_of(all.clone(), false)]))),
         asked(logging("log-json-without", json!([json_of(all, true)]))),
@@ -97,8 +207,15 @@ pub(super) fn cases() -> Vec<Case> {
         asked(filtered("log-none", json!({ "runtime_filter": { "runtime_key": "none" } }))),
         asked(filtered("log-all", json!({ "runtime_filter": { "runtime_key": "none", "percent_sampled": { "numerator": 100 } } }))),
         case("log-relative", to("one")).manager(json!({ "access_log": [log(FILE, json!({ "path": "log" }))] })).refused(".access_log[0].typed_config.path: `log` is not an absolute path"),
-        case("log-operator", to("one")).manager(json!({ "access_log": [text("%UPSTREAM_LOCAL_ADDRESS%")] })).refused("%UPSTREAM_LOCAL_ADDRESS% is not supported"),
+        asked(logging("log-istio", json!([text(ISTIO)]))),
+        asked(logging("log-istio-json", json!([json_of(istio_json(), false)]))),
+        asked(logging("log-addresses", json!([text("%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT% %UPSTREAM_REMOTE_ADDRESS%")]))),
+        detailed().asks(Ask::new("POST", "/cut").answered(&json!({ "cut": true })).is(503)).asks(Ask::new("POST", "/h2").answered(&json!({ "cut": true })).is(503)).asks(get("/nowhere/at/all").is(503))
+            .asks(get("/none").is(404)).asks(get("/redirect").is(301)).asks(get("/denied").is(403)).asks(get("/direct").is(418)).asks(get("/"))
+            .asks(get("/full").is(503)).asks(get("/again").is(503)).asks(get("/per-try").answered(&json!({ "delay_ms": 900 })).is(504)),
+        case("log-operator", to("one")).manager(json!({ "access_log": [text("%UPSTREAM_TLS_CIPHER%")] })).refused("%UPSTREAM_TLS_CIPHER% is not supported"),
         case("log-traceable", to("one")).manager(json!({ "access_log": [{ "name": "log", "filter": { "traceable_filter": {} }, "typed_config": typed(STDOUT, json!({})) }] }))
             .refused(".access_log[0].filter.traceable_filter: is not supported"),
-    ]
+    ]);
+    cases
 }

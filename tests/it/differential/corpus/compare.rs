@@ -8,6 +8,9 @@ use tests::{
     twins::ADDRESSES,
 };
 
+/// The first of the ports that the kernel gives out.
+const EPHEMERAL: u16 = 32768;
+
 /// By name: `status`, `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
 /// `more N` for later responses, `log N`, `upstream` (how many requests it saw), and for each of
 /// those `upstream N method` and so on.
@@ -21,7 +24,7 @@ pub(super) fn parts<'a>(
 ) -> Parts {
     let mut parts = Parts::new();
     for (index, line) in logged.enumerate() {
-        parts.insert(format!("log {index}"), line.replace(client, "CLIENT"));
+        parts.insert(format!("log {index}"), timeless(&portless(&line.replace(client, "CLIENT"))));
     }
     parts.insert("end".to_owned(), heard.end.clone());
     for (index, response) in heard.responses.iter().enumerate() {
@@ -57,6 +60,53 @@ pub(super) fn parts<'a>(
         }
     }
     parts
+}
+
+/// A line of a log without the ports that clients' own sockets have. Envoy's client is the
+/// service's first address, see `put`.
+fn portless(line: &str) -> String {
+    let line = line.replace(&format!("{}:", ADDRESSES[0]), "CLIENT:");
+    let mut pieces = line.split("CLIENT:");
+    let mut out = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let rest = piece.trim_start_matches(|c: char| c.is_ascii_digit());
+        let port: u16 = piece[..piece.len() - rest.len()].parse().unwrap_or_default();
+        out.push_str("CLIENT:");
+        out.push_str(&if port >= EPHEMERAL { "PORT".to_owned() } else { port.to_string() });
+        out.push_str(rest);
+    }
+    out
+}
+
+/// A line of Istio's format, which begins with a time, without times and ids.
+fn timeless(line: &str) -> String {
+    let Some((time, rest)) = line.strip_prefix('[').and_then(|line| line.split_once("] ")) else {
+        return line.to_owned();
+    };
+    let is_time = time.len() == "2026-01-01T00:00:00.000Z".len() && time.ends_with('Z');
+    let mut fields: Vec<String> = Vec::new();
+    for field in rest.split(' ') {
+        match fields.last_mut() {
+            Some(open) if open.starts_with('"') && (open.len() == 1 || !open.ends_with('"')) => {
+                open.push(' ');
+                open.push_str(field);
+            }
+            _ => fields.push(field.to_owned()),
+        }
+    }
+    // How long it took, by both counts, and the id.
+    for index in [8, 9] {
+        if let Some(field) = fields.get_mut(index)
+            && field.parse::<u64>().is_ok()
+        {
+            *field = "ms".to_owned();
+        }
+    }
+    let is_id = |field: &&mut String| field.len() == 38 && field.matches('-').count() == 4;
+    if let Some(field) = fields.iter_mut().find(is_id) {
+        *field = "id".to_owned();
+    }
+    format!("[{}] {}", if is_time { "TIME" } else { time }, fields.join(" "))
 }
 
 /// Of compressed content what is in it: two compressors never agree.

@@ -2,8 +2,6 @@
 //!
 //! Spec: `envoy.extensions.filters.http.local_ratelimit.v3`.
 
-mod bucket;
-
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
@@ -12,9 +10,11 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use self::bucket::Bucket;
 use super::super::descriptors::Descriptor;
-use crate::model::filter::{LocalDescriptor, LocalRateLimit};
+use crate::{
+    model::filter::{LocalDescriptor, LocalRateLimit},
+    proxy::token_bucket::Bucket,
+};
 
 /// The buckets of one filter's configuration.
 #[derive(Debug)]

@@ -11,9 +11,16 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{fault, jwks::Fetched, local_rate_limit::Limiter};
-use crate::model::{
-    captured::Pod, cluster::ClusterName, filter::LocalRateLimit, jwt_authn::HttpUri,
-    workload::WorkloadUid,
+use crate::{
+    model::{
+        captured::Pod,
+        cluster::ClusterName,
+        filter::{LocalRateLimit, TokenBucket},
+        jwt_authn::HttpUri,
+        listener::{ConnectionLimit, ConnectionRateLimit},
+        workload::WorkloadUid,
+    },
+    proxy::{network_filters::Population, token_bucket::Bucket},
 };
 
 type Pods = HashMap<WorkloadUid, Arc<OfPod>>;
@@ -36,6 +43,11 @@ struct OfPod {
     /// By where the configuration is, which nothing else can be as long as it is known here:
     /// two that say the same are two.
     limiters: HashMap<usize, (Weak<LocalRateLimit>, Arc<Limiter>)>,
+    /// As `limiters`, of network filters.
+    populations: HashMap<usize, (Weak<ConnectionLimit>, Arc<Population>)>,
+    rates: HashMap<usize, (Weak<ConnectionRateLimit>, Arc<Bucket>)>,
+    /// Those of `rates` that several may use, by key and measure.
+    shared: HashMap<(Arc<str>, TokenBucket), Weak<Bucket>>,
 }
 
 impl FilterMemory {
@@ -61,6 +73,46 @@ impl FilterMemory {
             pod,
             |of_pod| of_pod.limiters.get(&key).map(|(_, limiter)| Arc::clone(limiter)),
             |of_pod| Arc::clone(&of_pod.limiters.entry(key).or_insert_with(new).1),
+        )
+    }
+
+    /// The connections of `pod` that are counted by that configuration.
+    pub(in crate::proxy) fn population(
+        &self,
+        pod: &Arc<Pod>,
+        config: &Arc<ConnectionLimit>,
+    ) -> Arc<Population> {
+        let key = Arc::as_ptr(config).addr();
+        let new = || (Arc::downgrade(config), Arc::default());
+        self.find(
+            pod,
+            |of_pod| of_pod.populations.get(&key).map(|(_, living)| Arc::clone(living)),
+            |of_pod| Arc::clone(&of_pod.populations.entry(key).or_insert_with(new).1),
+        )
+    }
+
+    /// The bucket of `pod`'s connections for that configuration.
+    pub(in crate::proxy) fn rate(
+        &self,
+        pod: &Arc<Pod>,
+        config: &Arc<ConnectionRateLimit>,
+        now: Instant,
+    ) -> Arc<Bucket> {
+        let key = Arc::as_ptr(config).addr();
+        self.find(
+            pod,
+            |of_pod| of_pod.rates.get(&key).map(|(_, bucket)| Arc::clone(bucket)),
+            |of_pod| {
+                let ConnectionRateLimit { bucket: measure, share_key, .. } = &**config;
+                let by = (Arc::clone(share_key), *measure);
+                let shared = of_pod.shared.get(&by).and_then(Weak::upgrade);
+                let bucket = shared.unwrap_or_else(|| Arc::new(Bucket::new(*measure, now)));
+                if !share_key.is_empty() {
+                    of_pod.shared.insert(by, Arc::downgrade(&bucket));
+                }
+                of_pod.rates.insert(key, (Arc::downgrade(config), Arc::clone(&bucket)));
+                bucket
+            },
         )
     }
 
@@ -114,12 +166,15 @@ impl FilterMemory {
         let before = self.pods.load_full();
         let living = before.iter().filter(|(_, of_pod)| of_pod.pod.strong_count() > 0);
         let pods = living.map(|(uid, of_pod)| {
-            let OfPod { pod, faults, jwks, limiters } = &**of_pod;
+            let OfPod { pod, faults, jwks, limiters, populations, rates, shared } = &**of_pod;
             // Told apart before anything is copied: a copy counts as a use.
             let faults = faults.iter().filter(|(_, active)| Arc::strong_count(active) > 1);
             let jwks =
                 jwks.iter().filter(|(.., jwks)| Arc::strong_count(jwks) > 1 || !jwks.is_stale());
             let limiters = limiters.iter().filter(|(_, (config, _))| config.strong_count() > 0);
+            let populations = populations.iter().filter(|(_, (of, _))| of.strong_count() > 0);
+            let rates = rates.iter().filter(|(_, (config, _))| config.strong_count() > 0);
+            let shared = shared.iter().filter(|(_, bucket)| bucket.strong_count() > 0);
             let kept = OfPod {
                 pod: Weak::clone(pod),
                 faults: faults
@@ -127,6 +182,9 @@ impl FilterMemory {
                     .collect(),
                 jwks: jwks.cloned().collect(),
                 limiters: limiters.map(|(key, kept)| (*key, kept.clone())).collect(),
+                populations: populations.map(|(key, kept)| (*key, kept.clone())).collect(),
+                rates: rates.map(|(key, kept)| (*key, kept.clone())).collect(),
+                shared: shared.map(|(key, kept)| (key.clone(), Weak::clone(kept))).collect(),
             };
             (uid.clone(), Arc::new(kept))
         });

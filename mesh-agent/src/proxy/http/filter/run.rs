@@ -97,6 +97,10 @@ impl Filtering<'_> {
             HttpFilter::GlobalRateLimit(filter) => {
                 self.limit_globally(place, filter, log, head).await
             }
+            HttpFilter::GrpcWeb => {
+                self.grpc_web(place, log, head, body);
+                Ok(())
+            }
             HttpFilter::HealthCheck(check) => self.health_check(place, check, log, head),
             HttpFilter::SetMetadata(all) => {
                 set_metadata(all, &mut log.record.metadata);

@@ -98,9 +98,3 @@ fn the_least_specific_level_is_last_unless_asked_otherwise() {
         assert_eq!(order, expected);
     }
 }
-
-#[test]
-fn details_become_one_word() {
-    assert_eq!(word("rbac_access_denied: a may not"), "rbac_access_denied");
-    assert_eq!(word("the listener is not HTTP"), "the_listener_is_not_HTTP");
-}

@@ -99,6 +99,7 @@ impl Upstreams for Dialler {
                 Err(error) => Err(ConnectFailure {
                     flag: ResponseFlag::UpstreamConnectionFailure,
                     message: format!("{address}: {error}"),
+                    transport: None,
                 }),
             }
         })
@@ -360,6 +361,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         gateway: None,
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
+        access_logs: Arc::default(),
     };
     Resources {
         listeners: vec![listener],

@@ -148,7 +148,7 @@ async fn connections_that_fail_are_tried_again() {
                 retried and the latest reset reason: remote connection failure";
     assert!(response.ends_with(body), "{response}");
     assert_eq!(mesh.connections(), 3);
-    assert_eq!(mesh.record(0).await.flags.to_string(), "UF,URX");
+    assert_eq!(mesh.record(0).await.flags.to_string(), "URX,UF");
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn an_attempt_may_take_its_time_and_no_longer() {
         assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
         assert!(response.ends_with("\r\n\r\nupstream request timeout"), "{response}");
         let record = mesh.record(0).await;
-        assert_eq!(record.flags.to_string(), "UT,URX");
+        assert_eq!(record.flags.to_string(), "URX,UT");
         assert_eq!(record.details.as_deref(), Some(details));
         let heads = heads.lock().unwrap();
         let told = |head: &String| head.contains("x-envoy-is-timeout-retry: true\r\n");

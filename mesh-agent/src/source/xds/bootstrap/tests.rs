@@ -317,3 +317,74 @@ fn layers_of_the_runtime_are_read_in_their_order() {
         assert_eq!(parsed(&text).unwrap_err(), [reason]);
     }
 }
+
+/// As the samples of go-control-plane and java-control-plane are written.
+#[test]
+fn one_value_counts_for_a_list_of_one() {
+    let text = ISTIO_LIKE.replacen(
+        "    - envoy_grpc: {cluster_name: xds}\n    - envoy_grpc: {cluster_name: other}\n",
+        "      envoy_grpc: {cluster_name: xds}\n",
+        1,
+    );
+    assert_ne!(text, ISTIO_LIKE);
+    let Bootstrap { xds, .. } = parsed(&text).unwrap();
+    assert_eq!(xds.ads.unwrap().clusters, ["xds"]);
+    let faults = parsed(&text.replacen("{cluster_name: xds}", "{cluster: xds}", 1)).unwrap_err();
+    let path = "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster: unknown field";
+    assert!(faults.contains(&path.to_owned()), "{faults:?}");
+    // The other way about it is a mistake, as for Envoy.
+    let faults = parsed(&text.replacen("id: n1", "id: [n1]", 1)).unwrap_err();
+    assert!(faults[0].starts_with("node.id: invalid type"), "{faults:?}");
+}
+
+/// As Envoy's own first example, and the listeners for scrapers in Istio's bootstrap.
+const STATIC: &str = r#"
+static_resources:
+  listeners:
+  - address: {socket_address: {address: 127.0.0.1, port_value: 15090}}
+    filter_chains: &chains
+    - filters:
+      - name: tcp
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: tcp
+          cluster: app
+  - name: one
+    address: {socket_address: {address: 127.0.0.1, port_value: 15091}}
+    filter_chains: *chains
+  - name: two
+    address: {socket_address: {address: 127.0.0.1, port_value: 15092}}
+    filter_chains: *chains
+  clusters: {name: app}
+  secrets:
+  - {name: three, validation_context: &roots {trusted_ca: {inline_string: PEM}}}
+  - {name: four, validation_context: *roots}
+"#;
+
+fn with_roots(text: &str) -> String {
+    let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    text.replace("PEM", &Value::from(made.cert.pem()).to_string())
+}
+
+#[test]
+fn what_is_static_needs_neither_node_nor_listeners_names() {
+    let Bootstrap { xds, .. } = parsed(&with_roots(STATIC)).unwrap();
+    let fixed: Vec<_> = xds.fixed.iter().map(|fixed| &*fixed.name).collect();
+    assert_eq!(fixed, ["static-0", "one", "two", "three", "four", "app"]);
+    assert_eq!(xds.node, NodeInfo::default());
+}
+
+#[test]
+fn of_two_static_resources_with_one_name_none_is_left_out_silently() {
+    for (from, to, reason) in [
+        ("name: two", "name: one", "static_resources.listeners[one]: is given twice"),
+        ("name: four", "name: three", "static_resources.secrets[three]: is given twice"),
+        (
+            "clusters: {name: app}",
+            "clusters: [{name: app}, {name: app}]",
+            "static_resources.clusters[app]: is given twice",
+        ),
+    ] {
+        assert_eq!(parsed(&with_roots(&STATIC.replacen(from, to, 1))).unwrap_err(), [reason]);
+    }
+}

@@ -26,6 +26,15 @@ impl Backoff {
         pause
     }
 
+    /// What was good is over after that long. Pauses begin anew, unless it was shorter than
+    /// the next one: a server that says something and hangs up, again and again, is not
+    /// good.
+    pub(super) fn ended(&mut self, lived: Duration) {
+        if lived >= self.next {
+            self.reset();
+        }
+    }
+
     pub(super) fn reset(&mut self) {
         self.next = self.first;
     }
@@ -85,6 +94,20 @@ mod tests {
         assert!(pauses.len() > 10, "{pauses:?}");
         backoff.reset();
         assert!(backoff.pause() < first);
+    }
+
+    #[test]
+    fn what_is_over_at_once_does_not_shorten_pauses() {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+        for _ in 0..10 {
+            backoff.ended(Duration::from_millis(20));
+            backoff.pause();
+        }
+        assert!(backoff.pause() >= Duration::from_secs(15));
+        backoff.ended(Duration::from_secs(29));
+        assert!(backoff.pause() >= Duration::from_secs(15));
+        backoff.ended(Duration::from_secs(30));
+        assert!(backoff.pause() <= Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,10 @@ use std::{
     ffi::OsStr,
     io,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,10 +33,11 @@ use super::{
 };
 use crate::{
     snapshot::RejectedResource,
-    source::{file, json},
+    source::{file, json, watch::identity},
 };
 
-/// How often the file is looked at where the kernel grants no watch.
+/// How often the file is looked at where the kernel grants no watch, and where it does,
+/// whether the directory is still the one that is watched.
 const POLL: Duration = Duration::from_secs(5);
 
 /// After so long without a change, what was needed to read the file is given back.
@@ -135,8 +140,12 @@ fn decode(
 
 /// Tells when the file is to be read anew.
 struct Changes {
-    /// Kept for its watch.
-    _watcher: Option<RecommendedWatcher>,
+    directory: PathBuf,
+    watcher: Option<RecommendedWatcher>,
+    /// The directory that is being watched; `None` while there is none.
+    watched: Option<(u64, u64)>,
+    /// Whether the kernel has said that the directory is gone from its path.
+    lost: Arc<AtomicBool>,
     moved: mpsc::Receiver<()>,
     poll: Option<time::Interval>,
     /// Whether what was needed to read the file is still held.
@@ -146,10 +155,13 @@ struct Changes {
 impl Changes {
     fn of(watched: &WatchedFile) -> Self {
         let (sender, moved) = mpsc::channel(1);
+        let lost = Arc::new(AtomicBool::new(false));
+        let parent = watched.path.parent().unwrap_or(Path::new("/"));
+        let directory = watched.directory.as_deref().unwrap_or(parent).to_owned();
         let mut watcher = None;
         let mut every = watched.poll;
         if every.is_none() {
-            match Self::watch(watched, sender) {
+            match Self::watch(watched, &directory, sender, Arc::clone(&lost)) {
                 Ok(granted) => watcher = Some(granted),
                 Err(error) => {
                     let path = watched.path.display();
@@ -163,20 +175,29 @@ impl Changes {
             poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
             poll
         });
-        Self { _watcher: watcher, moved, poll, fresh: true }
+        let watching = identity(&directory).ok().filter(|_| watcher.is_some());
+        Self { directory, watcher, watched: watching, lost, moved, poll, fresh: true }
     }
 
     fn watch(
         watched: &WatchedFile,
+        directory: &Path,
         moved: mpsc::Sender<()>,
+        lost: Arc<AtomicBool>,
     ) -> Result<RecommendedWatcher, notify::Error> {
-        let parent = watched.path.parent().unwrap_or(Path::new("/"));
-        let directory = watched.directory.as_deref().unwrap_or(parent).to_owned();
         // Without a directory of its own, only the file itself counts.
         let name = watched.directory.is_none().then(|| watched.path.file_name()).flatten();
         let (name, in_place) = (name.map(OsStr::to_owned), watched.in_place);
-        let of = directory.clone();
+        let of = directory.to_owned();
         let mut watcher = notify::recommended_watcher(move |change: notify::Result<Change>| {
+            let goes = change.as_ref().is_ok_and(|change| {
+                let kind = EventKind::is_remove(&change.kind)
+                    || matches!(change.kind, EventKind::Modify(ModifyKind::Name(_)));
+                kind && change.paths.contains(&of)
+            });
+            if goes {
+                lost.store(true, Ordering::Release);
+            }
             let counts = change.as_ref().map_or(true, |change| {
                 let named = |path: &PathBuf| match &name {
                     Some(name) => path.file_name() == Some(name),
@@ -192,29 +213,112 @@ impl Changes {
                 };
                 change.need_rescan() || (kind && change.paths.iter().any(named))
             });
-            if counts {
+            if counts || goes {
                 // Full: it will be read anyway.
                 let _ = moved.try_send(());
             }
         })?;
-        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        watcher.watch(directory, RecursiveMode::NonRecursive)?;
         Ok(watcher)
     }
 
-    async fn next(&mut self) {
-        let Self { moved, poll, .. } = self;
-        let tick = async {
-            match poll {
-                Some(poll) => _ = poll.tick().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            moved = moved.recv() => if moved.is_none() {
-                // The watcher's thread is gone.
-                std::future::pending().await
-            },
-            () = tick => {}
+    /// Watches the directory that is at the path now, if it is another one; whether it is.
+    fn rewatch(&mut self) -> bool {
+        let Some(watcher) = &mut self.watcher else { return false };
+        // A new directory often takes over the inode.
+        let lost = self.lost.swap(false, Ordering::AcqRel);
+        let now = identity(&self.directory).ok();
+        if now == self.watched && !lost {
+            return false;
         }
+        // The kernel has dropped it already if the directory is gone.
+        let _ = watcher.unwatch(&self.directory);
+        let watch = |_: &_| watcher.watch(&self.directory, RecursiveMode::NonRecursive).is_ok();
+        self.watched = now.filter(watch);
+        self.watched.is_some()
+    }
+
+    async fn next(&mut self) {
+        loop {
+            let Self { moved, poll, watcher, .. } = self;
+            let told = async {
+                // None: it is not watched, or the watcher's thread is gone.
+                if moved.recv().await.is_none() {
+                    std::future::pending().await
+                }
+            };
+            let tick = async {
+                match poll {
+                    Some(poll) => _ = poll.tick().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = told => if self.rewatch() || self.watched.is_some() {
+                    return;
+                },
+                () = tick => return,
+                () = time::sleep(POLL), if watcher.is_some() => if self.rewatch() {
+                    return;
+                },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Longer than anything takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn watched(path: PathBuf, poll: Option<Duration>) -> WatchedFile {
+        WatchedFile { path, directory: None, in_place: false, poll }
+    }
+
+    async fn is_told(changes: &mut Changes) {
+        time::timeout(PATIENCE, changes.next()).await.expect("a change is seen");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_polled_is_looked_at_again_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = watched(dir.path().join("lds.yaml"), Some(Duration::from_millis(1)));
+        let mut changes = Changes::of(&file);
+        for _ in 0..100 {
+            is_told(&mut changes).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_was_made_anew_is_watched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = dir.path().join("xds");
+        let file = directory.join("lds.yaml");
+        let moves = || {
+            fs::write(directory.join("new"), "x").unwrap();
+            fs::rename(directory.join("new"), &file).unwrap();
+        };
+        fs::create_dir(&directory).unwrap();
+        let mut changes = Changes::of(&watched(file.clone(), None));
+        moves();
+        is_told(&mut changes).await;
+
+        // Deleted and made anew, often with the same inode.
+        fs::remove_dir_all(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        is_told(&mut changes).await;
+        moves();
+        is_told(&mut changes).await;
+
+        // Another one in its place.
+        fs::rename(&directory, dir.path().join("old")).unwrap();
+        fs::create_dir(&directory).unwrap();
+        is_told(&mut changes).await;
+        moves();
+        is_told(&mut changes).await;
     }
 }

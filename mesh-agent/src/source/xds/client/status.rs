@@ -122,6 +122,12 @@ impl StreamStatus {
         }
     }
 
+    /// What is there can't be used: that is told as a refusal.
+    pub(super) fn refused(&mut self) {
+        self.last_answer = Some(SystemTime::now());
+        self.enter(StreamState::Synced);
+    }
+
     pub(super) fn ended(&mut self, error: String) {
         tracing::warn!(
             server = self.server,

@@ -78,7 +78,7 @@ impl Stream {
                 // One that was kept to without a word had nothing new to say.
                 let good = answered || (heard && start.elapsed() > BACKOFF_MAX);
                 if good {
-                    backoff.reset();
+                    backoff.ended(start.elapsed());
                 }
                 if good && i == 0 {
                     look_back.reset();

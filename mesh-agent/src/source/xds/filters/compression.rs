@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::{
     envoy::{
-        config::core::v3::{RuntimeFeatureFlag, TypedExtensionConfig},
+        config::core::v3::TypedExtensionConfig,
         extensions::{
             compression::{
                 brotli::{
@@ -55,7 +55,6 @@ use crate::model::{
         CompressorPerRoute, Decompressor, Expandable, ZstdSettings, ZstdStrategy,
     },
     filter::{HttpFilter, RouteFilterConfig},
-    runtime::RuntimeFlag,
 };
 
 const MIN_CONTENT_LENGTH_DEFAULT: u32 = 30;
@@ -122,7 +121,7 @@ pub(super) fn compressor(d: &mut Decoder, any: &Any) -> Option<HttpFilter> {
         }),
         None => {
             let direction = Compressible {
-                enabled: flag(runtime_enabled),
+                enabled: common::feature_flag(runtime_enabled),
                 min_content_length: length(content_length),
                 content_types: content_types(content_type),
             };
@@ -160,16 +159,10 @@ fn direction(d: &mut Decoder, value: Option<CommonDirectionConfig>) -> Option<Co
         return None;
     }
     Some(Compressible {
-        enabled: flag(enabled),
+        enabled: common::feature_flag(enabled),
         min_content_length: length(min_content_length),
         content_types: content_types(content_type),
     })
-}
-
-/// On, unless it says otherwise.
-fn flag(value: Option<RuntimeFeatureFlag>) -> RuntimeFlag {
-    let RuntimeFeatureFlag { default_value, runtime_key } = value.unwrap_or_default();
-    RuntimeFlag { key: runtime_key, default: default_value.is_none_or(|on| on.value) }
 }
 
 fn length(value: Option<UInt32Value>) -> u64 {
@@ -390,7 +383,10 @@ pub(super) fn decompressor(d: &mut Decoder, any: &Any) -> Option<HttpFilter> {
 
 fn expandable(value: Option<PbExpandable>) -> Expandable {
     let PbExpandable { enabled, ignore_no_transform_header } = value.unwrap_or_default();
-    Expandable { enabled: flag(enabled), ignore_no_transform: ignore_no_transform_header }
+    Expandable {
+        enabled: common::feature_flag(enabled),
+        ignore_no_transform: ignore_no_transform_header,
+    }
 }
 
 fn ratio(d: &mut Decoder, value: Option<UInt32Value>) -> Option<u32> {

@@ -140,7 +140,7 @@ fn status(d: &mut Decoder, value: Option<HttpStatus>) -> Option<u16> {
     }
 }
 
-fn bucket(d: &mut Decoder, value: PbTokenBucket) -> Option<TokenBucket> {
+pub(in crate::source::xds) fn bucket(d: &mut Decoder, value: PbTokenBucket) -> Option<TokenBucket> {
     let PbTokenBucket { max_tokens, tokens_per_fill, fill_interval } = value;
     let tokens_per_fill = match tokens_per_fill.map_or(1, |tokens| tokens.value) {
         0 => d.field("tokens_per_fill", |d| d.refused("must be above zero")),

@@ -14,6 +14,14 @@ use crate::{
 /// Names with this prefix need `resource_locator`s, which we don't speak.
 pub(super) const LOCATOR: &str = "xdstp:";
 
+/// The longest name or version of a resource, in bytes: both are kept with each, said to
+/// servers, logged and shown.
+pub(super) const TEXT_MAX_BYTES: usize = 4096;
+
+pub(super) fn too_long() -> String {
+    format!("is longer than {TEXT_MAX_BYTES} bytes")
+}
+
 pub(super) fn digest_of<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Digest {
     let mut context = digest::Context::new(&SHA256);
     for value in values {
@@ -69,9 +77,14 @@ pub(super) fn decode(
     }
     let needs = Needs::of(&resource);
     let names = ResourceType::ALL.into_iter().flat_map(|kind| needs.named(kind));
-    if let Some(located) = names.into_iter().find(|name| name.starts_with(LOCATOR)) {
-        let reason = format!("`{located}`: xdstp names are not supported");
-        return Err(vec![rejection(&path, reason)]);
+    for name in names.chain(&needs.leads_to) {
+        if name.starts_with(LOCATOR) {
+            let reason = format!("`{name}`: xdstp names are not supported");
+            return Err(vec![rejection(&path, reason)]);
+        }
+        if name.len() > TEXT_MAX_BYTES {
+            return Err(vec![rejection(&path, format!("refers to a name that {}", too_long()))]);
+        }
     }
     let held = Held {
         version: version.to_owned(),

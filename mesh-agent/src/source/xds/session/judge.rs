@@ -16,7 +16,7 @@ use prost::{Message as _, Name as _};
 
 use super::{
     Now, Session, Variant,
-    decode::{LOCATOR, decode, digest_of},
+    decode::{LOCATOR, TEXT_MAX_BYTES, decode, digest_of, too_long},
     scopes::Keys,
     table::{Body, Digest, Held, Reply},
 };
@@ -66,6 +66,10 @@ impl Session {
         let mut judgement = Judgement::default();
         let table = self.table_mut(kind);
         table.hear(table.is_wildcard());
+        let too_long = self.too_long(kind, "version_info", &version_info, now);
+        // Each resource would have it.
+        let resources = if too_long.is_some() { Vec::new() } else { resources };
+        judgement.rejected.extend(too_long);
         for (i, any) in resources.into_iter().enumerate() {
             let wrapped = if any.type_url.ends_with(&Wrapped::full_name()) {
                 match Wrapped::decode(any.value.as_slice()) {
@@ -128,6 +132,9 @@ impl Session {
             judgement.mentioned = told.map(|name| name.as_str().into()).collect();
         }
         self.table_mut(kind).hear(false);
+        let too_long = self.too_long(kind, "system_version_info", &system_version_info, now);
+        let is_named = !system_version_info.is_empty() && too_long.is_none();
+        judgement.rejected.extend(too_long);
         for (i, wrapped) in resources.into_iter().enumerate() {
             self.judge(kind, i, wrapped, now, &mut judgement);
         }
@@ -136,10 +143,24 @@ impl Session {
         for name in removed_resources {
             self.removed(kind, name.into());
         }
-        if !system_version_info.is_empty() {
+        if is_named {
             self.label = system_version_info;
         }
         self.answer(kind, nonce, digest, judgement.rejected, now);
+    }
+
+    /// The refusal of a response's version, if it can't be kept.
+    fn too_long(
+        &mut self,
+        kind: ResourceType,
+        field: &str,
+        version: &str,
+        now: Now,
+    ) -> Option<RejectedResource> {
+        let refused = (version.len() > TEXT_MAX_BYTES)
+            .then(|| rejection(&format!("{}: {field}", kind.table()), too_long()))?;
+        self.table_mut(kind).judged("", std::slice::from_ref(&refused), now.wall);
+        Some(refused)
     }
 
     /// A resource was not confirmed in time.
@@ -275,6 +296,10 @@ impl Session {
         let path = || format!("{}[{name}]", kind.table());
         let refused = if name.is_empty() {
             Some(rejection(&place(), "has no name that could be read"))
+        } else if name.len() > TEXT_MAX_BYTES {
+            Some(rejection(&format!("{}.{}", place(), kind.name_field()), too_long()))
+        } else if version.len() > TEXT_MAX_BYTES {
+            Some(rejection(&format!("{}.version", path()), too_long()))
         } else if name.starts_with(LOCATOR) || resource_name.is_some() {
             Some(rejection(&path(), "xdstp names and resource locators are not supported"))
         } else if !aliases.is_empty() && kind != ResourceType::VirtualHost {

@@ -28,6 +28,16 @@ pub struct TypeStatus {
     pub warming: Vec<Warming>,
     /// What the server has no longer and something still uses, by name, up to fifty.
     pub withdrawn: Vec<Arc<str>>,
+    /// Names that were asked for and neither delivered nor denied, up to fifty.
+    pub awaited: Vec<Arc<str>>,
+}
+
+impl TypeStatus {
+    /// Whether it is a type that is asked for as a whole, and nothing was ever said of it.
+    pub fn is_silent(&self) -> bool {
+        let is_whole = [ResourceType::Listener, ResourceType::Cluster].map(ResourceType::table);
+        is_whole.contains(&self.kind) && self.acks + self.nacks == 0
+    }
 }
 
 /// A resource that is accepted and not in force yet.
@@ -37,7 +47,7 @@ pub struct Warming {
     pub waits_for: String,
 }
 
-/// More than this many warming, refused or withdrawn resources are not listed.
+/// More than this many warming, awaited, refused or withdrawn resources are not listed.
 const LISTED_MAX: usize = 50;
 
 impl Session {
@@ -73,6 +83,7 @@ impl Session {
             nacks: table.nacks,
             accepted: table.accepted.len() - table.made_up.len(),
             warming: warming.collect(),
+            awaited: table.waiting.names().take(LISTED_MAX).cloned().collect(),
             withdrawn: table.withdrawn.iter().take(LISTED_MAX).cloned().collect(),
         }
     }

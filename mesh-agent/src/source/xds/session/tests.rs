@@ -4,6 +4,7 @@ mod dangling;
 mod delta;
 mod filters;
 mod fuzz;
+mod long;
 mod messages;
 mod on_demand;
 mod scale;

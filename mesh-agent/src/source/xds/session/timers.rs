@@ -39,6 +39,11 @@ impl Timers {
         self.by_time.first().map(|(at, _)| *at)
     }
 
+    /// Those with a deadline, the nearest first.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_time.iter().map(|(_, name)| name)
+    }
+
     /// Takes out a name whose time has come.
     pub(super) fn due(&mut self, now: Instant) -> Option<Arc<str>> {
         let (at, _) = self.by_time.first()?;

@@ -9,7 +9,7 @@ use std::{
 use crate::model::filter::TokenBucket;
 
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(in crate::proxy) struct Bucket {
     max_tokens: f64,
     /// Tokens per second.
     rate: f64,
@@ -21,7 +21,7 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// A full one.
-    pub(super) fn new(config: TokenBucket, now: Instant) -> Self {
+    pub(in crate::proxy) fn new(config: TokenBucket, now: Instant) -> Self {
         let TokenBucket { max_tokens, tokens_per_fill, fill_interval } = config;
         let max_tokens = f64::from(max_tokens);
         let rate = f64::from(tokens_per_fill) / fill_interval.as_secs_f64();
@@ -29,11 +29,11 @@ impl Bucket {
         Self { max_tokens, rate, origin: now, empty_at }
     }
 
-    pub(super) fn rate(&self) -> f64 {
+    pub(in crate::proxy) fn rate(&self) -> f64 {
         self.rate
     }
 
-    pub(super) fn max_tokens(&self) -> u64 {
+    pub(in crate::proxy) fn max_tokens(&self) -> u64 {
         // Was a u32.
         self.max_tokens as u64
     }
@@ -47,7 +47,7 @@ impl Bucket {
     }
 
     /// Takes so many tokens, or none.
-    pub(super) fn consume(&self, tokens: u64, now: Instant) -> bool {
+    pub(in crate::proxy) fn consume(&self, tokens: u64, now: Instant) -> bool {
         let (now, wanted) = (self.seconds(now), tokens as f64);
         let take = |bits| {
             let there = self.tokens(f64::from_bits(bits), now);
@@ -57,14 +57,14 @@ impl Bucket {
     }
 
     /// Whole tokens.
-    pub(super) fn remaining(&self, now: Instant) -> u64 {
+    pub(in crate::proxy) fn remaining(&self, now: Instant) -> u64 {
         let empty_at = f64::from_bits(self.empty_at.load(Ordering::Relaxed));
         // Never below zero, but for what a clock's reading lags behind another's: saturates.
         self.tokens(empty_at, self.seconds(now)) as u64
     }
 
     /// Until there is a token.
-    pub(super) fn next(&self, now: Instant) -> Duration {
+    pub(in crate::proxy) fn next(&self, now: Instant) -> Duration {
         let empty_at = f64::from_bits(self.empty_at.load(Ordering::Relaxed));
         let lacks = 1.0 - self.tokens(empty_at, self.seconds(now));
         Duration::try_from_secs_f64(lacks.max(0.0) / self.rate).unwrap_or(Duration::MAX)

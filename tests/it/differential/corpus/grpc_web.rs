@@ -1,0 +1,59 @@
+//! gRPC-Web clients before gRPC servers.
+
+use serde_json::{Value, json};
+use tests::corpus::Ask;
+
+use super::{Case, case, routes};
+
+const WEB: &str = "extensions.filters.http.grpc_web.v3.GrpcWeb";
+/// A frame with the message `abc`, and its base64.
+const FRAME: &str = "\0\0\0\0\u{3}abc";
+const TEXT: &str = "AAAAAANhYmM=";
+
+fn web(name: &'static str) -> Case {
+    let config = routes(json!([
+        { "match": { "prefix": "/none" }, "direct_response": { "status": 403, "body": { "inline_string": "no entry" } } },
+        { "match": { "prefix": "/dead" }, "route": { "cluster": "dead" } },
+        { "match": { "prefix": "/svc" }, "route": { "cluster": "h2" } },
+    ]));
+    case(name, config).filter("envoy.filters.http.grpc_web", WEB, json!({}))
+}
+
+fn ask(path: &str, kind: &str, accept: &str, body: &str) -> Ask {
+    Ask::new("POST", path).with("content-type", kind).with("accept", accept).body(body)
+}
+
+fn binary(body: &str) -> Ask {
+    ask("/svc/Call", "application/grpc-web+proto", "application/grpc-web+proto", body)
+}
+
+fn text(body: &str) -> Ask {
+    ask("/svc/Call", "application/grpc-web-text", "application/grpc-web-text", body)
+}
+
+/// What a gRPC server answers.
+fn answer(body: &str, trailers: &[(&str, &str)]) -> Value {
+    json!({ "headers": [["content-type", "application/grpc"]], "body": body, "trailers": trailers })
+}
+
+#[rustfmt::skip]
+pub(super) fn cases() -> Vec<Case> {
+    let ok = [("grpc-status", "0"), ("grpc-message", "fine")];
+    let one = answer("\0\0\0\0\u{2}hi", &ok);
+    let two = answer("\0\0\0\0\u{2}hi\0\0\0\0\u{4}more\0\0\0\0\0", &ok);
+    let only = json!({ "headers": [["content-type", "application/grpc"], ["grpc-status", "5"], ["grpc-message", "not there"]], "body": "" });
+    let plain = |status: u16| json!({ "status": status, "headers": [["content-type", "text/plain"], ["x-a", "1"]], "body": "not % a frame\n" });
+    vec![
+        web("web-binary").asks(binary(FRAME).answered(&one)).asks(binary(FRAME).answered(&one).http2()).asks(binary("").answered(&two)).asks(binary(FRAME).answered(&two).http2())
+            .asks(ask("/svc/Call", "application/grpc-web", "*/*", FRAME).answered(&one)),
+        web("web-text").asks(text(TEXT).answered(&one)).asks(text(TEXT).answered(&two)).asks(text(TEXT).answered(&two).http2()).asks(text("").answered(&one))
+            .asks(ask("/svc/Call", "application/grpc-web-text+proto", "application/grpc-web-text+proto", TEXT).answered(&one))
+            .asks(ask("/svc/Call", "application/grpc-web-text", "application/grpc-web", TEXT).answered(&two)).asks(ask("/svc/Call", "application/grpc-web", "application/grpc-web-text", FRAME).answered(&two)),
+        web("web-broken").asks(text("AAA").answered(&one).is(400)).asks(text("????").answered(&one).is(400)).asks(text("AAAAAAN").answered(&one).http2().is(400)).asks(text("YQ==YQ==").answered(&one).is(400)),
+        web("web-trailers-only").asks(binary(FRAME).answered(&only)).asks(text(TEXT).answered(&only).http2()),
+        web("web-plain").asks(binary(FRAME).answered(&plain(503)).is(503)).asks(text(TEXT).answered(&plain(404)).http2().is(404)).asks(binary(FRAME).answered(&plain(200))).asks(binary(FRAME).answered(&json!({ "status": 403, "body": "" })).is(403)),
+        web("web-own").asks(ask("/none", "application/grpc-web", "*/*", FRAME).is(403)).asks(ask("/dead", "application/grpc-web-text", "application/grpc-web-text", "").is(503)).asks(ask("/nowhere", "application/grpc-web", "*/*", FRAME).http2().is(404)),
+        web("web-others").asks(ask("/svc/Call", "application/grpc", "*/*", FRAME).answered(&one).http2()).asks(ask("/svc/Call", "text/plain", "application/grpc-web-text", "x"))
+            .asks(ask("/svc/Call", "application/grpc-web+json", "*/*", "x")).asks(ask("/svc/Call", "application/grpc-web; charset=utf-8", "*/*", "x")).asks(ask("/svc/Call", "APPLICATION/grpc-web", "*/*", "x")),
+    ]
+}
