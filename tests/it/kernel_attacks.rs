@@ -270,7 +270,7 @@ fn a_namespace_inside_a_strict_pod_takes_no_plaintext() {
     let listener = nested.enter(|| TcpListener::bind((inside, 7000))).unwrap();
     let (to, patience) = (listener.local_addr().unwrap(), Duration::from_secs(1));
     let outsider = it.bed.node(2).pod("outsider").start();
-    let mut sent = outsider.netns().enter(|| TcpStream::connect_timeout(&to, patience)).unwrap();
+    let mut sent = outsider.netns().enter(|| TcpStream::connect(to)).unwrap();
     sent.write_all(b"words for the nested one").unwrap();
     let (mut taken, _) = listener.accept().unwrap();
     taken.set_read_timeout(Some(patience)).unwrap();

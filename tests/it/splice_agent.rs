@@ -66,6 +66,16 @@ impl Pair {
         });
     }
 
+    /// Waits until no connection is left that could still be counted.
+    fn is_quiet(&self) {
+        for agent in &self.agents {
+            eventually("earlier connections have ended", || {
+                let live = agent.connections();
+                if live.as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(live) }
+            });
+        }
+    }
+
     fn talk(&self) -> tests::conversation::Conversation {
         self.client.connects(SERVER.parse().unwrap())
     }
@@ -120,6 +130,7 @@ fn added(before: [u64; 2], after: [u64; 2]) -> [u64; 2] {
 fn bytes_arrive_whole_and_are_told_at_both_agents() {
     let it = Pair::start("splice-agent-bulk", "digest");
     for bytes in [64_u32 << 10, 1 << 20, 16 << 20, 64 << 20] {
+        it.is_quiet();
         let before = (it.entered(), it.directions());
         let bytes = bytes.to_string();
         it.client.run_peer(&["transfer", SERVER, &bytes, &bytes, "1"]).expect_success();
@@ -140,6 +151,7 @@ fn bytes_arrive_whole_and_are_told_at_both_agents() {
 #[test]
 fn a_half_close_is_passed_on_and_answered() {
     let it = Pair::start("splice-agent-half", "echo");
+    it.is_quiet();
     let before = it.directions();
     let mut talk = it.talk();
     talk.echoes("a secret").echoes("and more of the secret");
@@ -176,6 +188,7 @@ fn a_reset_is_passed_on_either_way() {
 #[test]
 fn two_hundred_and_fifty_connections_at_once() {
     let it = Pair::start("splice-agent-many", "digest");
+    it.is_quiet();
     let before = it.entered();
     it.client.run_peer(&["transfer", SERVER, "100000", "100000", "250"]).expect_success();
     assert_eq!(added(before, it.entered()), [500, 500]);

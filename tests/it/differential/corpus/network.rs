@@ -56,8 +56,6 @@ pub(super) fn cases() -> Vec<Case> {
         three(connection("net-rate-off", "one", vec![rate(1, off())]), [get("/"), get("/"), get("/")]),
         three(connection("net-limit", "one", vec![limit(json!({ "max_connections": 100 }))]), [get("/"), get("/"), get("/")]),
         connection("net-shadow", "one", vec![shadow]).asks(get("/")),
-        connection("net-limit-none", "one", vec![limit(json!({ "max_connections": 0 }))]).refused_by_both("max_connections: must be above zero", "net-limit-none"),
-        connection("net-rate-fast", "one", vec![rate(1, json!({ "token_bucket": { "fill_interval": "0.01s" } }))]).refused_by_both("fill_interval: is less than 50 ms", "must be >= 50ms"),
         connection("net-sni", "one", vec![sni]).refused("nobody looks for the name"),
     ]
 }
