@@ -50,7 +50,7 @@ use crate::{
     },
     proxy::{
         Connector, Dataplane, Options,
-        http::{HttpServices, Upstreams},
+        http::{Exporter, HttpServices, SpanSource, Spans, Upstreams},
         on_demand::{Discovery, OnDemand},
     },
     snapshot::SnapshotCell,
@@ -77,6 +77,9 @@ const UPDATES: usize = 4;
 
 /// What connections get to close after they were cut at the drain timeout.
 const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// For the last spans.
+const SPANS_GRACE: Duration = Duration::from_secs(1);
 
 /// What the access log gets to write its last lines.
 const LOG_GRACE: Duration = Duration::from_secs(2);
@@ -345,6 +348,23 @@ fn node_cluster(source: &SourceConfig) -> HeaderValue {
     HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static(""))
 }
 
+/// Where spans go that nobody else has said more of.
+fn spans(config: &AgentConfig, metrics: &Metrics) -> (Spans, Exporter) {
+    let (node, provider) = match &config.source {
+        SourceConfig::ControlPlane(options) => {
+            let node = &options.node;
+            let [_, zone, _] = node.locality.clone();
+            let source = SpanSource { id: node.id.clone(), cluster: node.cluster.clone(), zone };
+            (source, options.tracing.clone())
+        }
+        SourceConfig::Directory(_) => {
+            let id = config.node.name.clone();
+            (SpanSource { id, ..SpanSource::default() }, None)
+        }
+    };
+    Spans::new(node, provider, metrics.spans())
+}
+
 fn dataplane(
     config: &AgentConfig,
     discovery: Option<Arc<dyn Discovery>>,
@@ -363,7 +383,10 @@ fn dataplane(
         hbone: HbonePool::new(HbonePoolOptions { workers, ..HbonePoolOptions::default() }),
         metrics: metrics.clone(),
     });
+    let (spans, exporter) = spans(config, &metrics);
     let http = HttpServices {
+        spans,
+        clusters: metrics.clusters(),
         breakers: Arc::default(),
         filters: Arc::default(),
         node_cluster: node_cluster(&config.source),
@@ -375,6 +398,7 @@ fn dataplane(
         on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
         lines,
     };
+    tokio::spawn(exporter.run(http.clone()));
     Arc::new(Dataplane {
         snapshot,
         identities,
@@ -447,6 +471,7 @@ async fn drain(agent: &Agent) -> ExitReason {
         reason
     };
     let (reason, ()) = tokio::join!(served, pool);
+    dataplane.http.spans.flush(SPANS_GRACE).await;
     dataplane.identities.shutdown().await;
     if let Err(error) = agent.last_good.flush() {
         tracing::error!(%error, "the last good configuration can't be written");

@@ -32,6 +32,7 @@ mod splice;
 mod splice_agent;
 mod survival;
 mod tcp;
+mod tracing;
 mod upgrades;
 mod xds;
 mod xds_attacks;

@@ -435,6 +435,22 @@ impl MeshConfig {
         self
     }
 
+    /// Has every HTTP connection manager say these fields as well.
+    #[must_use]
+    pub fn managers(mut self, fields: &Value) -> Self {
+        for listener in &mut self.listeners {
+            let chains = listener["filter_chains"].as_array_mut().into_iter().flatten();
+            let filters = chains.filter_map(|chain| chain["filters"].as_array_mut()).flatten();
+            let configs = filters.map(|filter| &mut filter["typed_config"]);
+            for config in configs.filter(|config| config.get("http_filters").is_some()) {
+                for (name, value) in fields.as_object().into_iter().flatten() {
+                    config[name] = value.clone();
+                }
+            }
+        }
+        self
+    }
+
     /// Adds a cluster as it is (`@type` is filled in).
     #[must_use]
     pub fn raw_cluster(mut self, mut cluster: Value) -> Self {

@@ -1,7 +1,18 @@
 //! Accepting, and the limits that keep a careless or hostile client from costing
 //! the agent anything.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
@@ -14,8 +25,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::Semaphore,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -25,7 +35,7 @@ use super::{
     routes::{self, Access, Body},
 };
 
-/// Connections served at a time; more wait in the kernel's queue.
+/// Connections served at a time; one that comes then ends another.
 const MAX_CONNECTIONS: usize = 64;
 
 /// The largest request head, in bytes.
@@ -98,29 +108,28 @@ async fn serve<S, F>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>>,
 {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
+    let mut open = VecDeque::new();
     loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (accept().await, slot)
-        };
-        let (accepted, slot) = tokio::select! {
+        let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            next = next => next,
+            accepted = accept() => accepted,
         };
         match accepted {
             Ok(stream) => {
+                make_room(&mut open);
                 let control = Arc::clone(&control);
                 let shutdown = shutdown.clone();
-                connections.spawn(async move {
-                    let connection = serve_connection(stream, access, control, shutdown);
+                let answering = Arc::<AtomicBool>::default();
+                let busy = Arc::clone(&answering);
+                let task = connections.spawn(async move {
+                    let connection = serve_connection(stream, access, control, busy, shutdown);
                     if timeout(CONNECTION_TIMEOUT, connection).await.is_err() {
                         tracing::debug!("admin connection closed: it lived too long");
                     }
-                    drop(slot);
                 });
+                open.push_back(Open { task, answering });
             }
             Err(error) => {
                 tracing::warn!(%error, "admin connection can't be accepted");
@@ -133,17 +142,43 @@ async fn serve<S, F>(
     _ = timeout(SHUTDOWN_GRACE, ended).await;
 }
 
+struct Open {
+    task: AbortHandle,
+    /// Whether a request is being answered. What has been answered and is not read does not
+    /// count.
+    answering: Arc<AtomicBool>,
+}
+
+/// Ends a connection where there are too many, so that nobody who only holds theirs keeps
+/// others from seeing whether the agent is well: the oldest that asks for nothing.
+fn make_room(open: &mut VecDeque<Open>) {
+    open.retain(|connection| !connection.task.is_finished());
+    if open.len() < MAX_CONNECTIONS {
+        return;
+    }
+    let idle = open.iter().position(|connection| !connection.answering.load(Ordering::Relaxed));
+    if let Some(connection) = open.remove(idle.unwrap_or(0)) {
+        connection.task.abort();
+    }
+}
+
 async fn serve_connection<S>(
     stream: S,
     access: Access,
     control: Arc<dyn AgentControl>,
+    answering: Arc<AtomicBool>,
     shutdown: CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request| {
-        let control = Arc::clone(&control);
-        async move { Ok::<_, Infallible>(answer(request, access, &*control).await) }
+        let (control, answering) = (Arc::clone(&control), Arc::clone(&answering));
+        async move {
+            answering.store(true, Ordering::Relaxed);
+            let answer = answer(request, access, &*control).await;
+            answering.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -308,6 +308,20 @@ async fn garbage_and_long_heads_end_the_connection_only() {
 }
 
 #[tokio::test]
+async fn whoever_only_holds_connections_keeps_nobody_out() {
+    let served = serve(true).await;
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        held.push(TcpStream::connect(served.address).await.unwrap());
+    }
+    for _ in 0..3 {
+        assert_status(&served.tcp("GET", "/healthz", "localhost").await, 200);
+    }
+    // The oldest made room.
+    assert_eq!(held[0].read(&mut [0; 8]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
 async fn shutdown_closes_the_listeners_and_removes_the_socket() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("agent.sock");

@@ -23,6 +23,9 @@ pub enum CaptureError {
     /// Another agent holds the state directory.
     #[error("another agent uses the state directory {0}: give each agent its own")]
     InUse(PathBuf),
+    /// Another agent, with a state directory of its own, holds the pins.
+    #[error("another agent uses what is pinned in {0}: give each its own --instance or --bpffs")]
+    PinsInUse(PathBuf),
     /// The instance name cannot name a directory.
     #[error("`{0}` is not an instance name: use letters, digits, `.`, `-`, `_`")]
     Instance(String),

@@ -45,6 +45,7 @@ use super::{
     layout,
     maps::MapCapacities,
     netns::PodNetns,
+    persist,
 };
 
 /// The object that `build.rs` found.
@@ -77,6 +78,8 @@ pub(super) struct Pins {
     /// Kept, for making one reads the kernel's BTF, a tenth of a second each time.
     loader: Mutex<EbpfLoader<'static>>,
     pub(super) holds: Holds,
+    /// Held for as long as the agent lives.
+    _lock: File,
 }
 
 impl Pins {
@@ -88,7 +91,10 @@ impl Pins {
     ) -> Result<Self, CaptureError> {
         bpffs::prepare(bpffs)?;
         let root = bpffs.join(instance);
-        let this = Self { root, loader: Mutex::new(loader()), holds: Holds::default() };
+        bpffs::create(&root)?;
+        let lock = persist::lock_pins(&root)?;
+        let this =
+            Self { root, loader: Mutex::new(loader()), holds: Holds::default(), _lock: lock };
         {
             let mut loader = this.loader();
             for name in map::PINNED {

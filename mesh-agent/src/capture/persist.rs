@@ -206,6 +206,24 @@ pub(super) fn lock(state_dir: &Path) -> Result<fs::File, CaptureError> {
         .write(true)
         .open(&path)
         .map_err(|source| CaptureError::File { act: "open", path: path.clone(), source })?;
+    hold(file, path, || CaptureError::InUse(state_dir.to_owned()))
+}
+
+/// As [`lock`], the directory of what is pinned, which another agent's state may go with.
+pub(super) fn lock_pins(root: &Path) -> Result<fs::File, CaptureError> {
+    let directory = fs::File::open(root).map_err(|source| CaptureError::File {
+        act: "open",
+        path: root.to_owned(),
+        source,
+    })?;
+    hold(directory, root.to_owned(), || CaptureError::PinsInUse(root.to_owned()))
+}
+
+fn hold(
+    file: fs::File,
+    path: PathBuf,
+    in_use: impl FnOnce() -> CaptureError,
+) -> Result<fs::File, CaptureError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match file.try_lock() {
@@ -213,9 +231,7 @@ pub(super) fn lock(state_dir: &Path) -> Result<fs::File, CaptureError> {
             Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
                 std::thread::sleep(LOCK_PATIENCE / 20);
             }
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(CaptureError::InUse(state_dir.to_owned()));
-            }
+            Err(fs::TryLockError::WouldBlock) => return Err(in_use()),
             Err(fs::TryLockError::Error(source)) => {
                 return Err(CaptureError::File { act: "lock", path, source });
             }

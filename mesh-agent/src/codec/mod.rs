@@ -17,4 +17,5 @@ mod octets;
 pub mod proxy_protocol;
 pub mod rate_limit;
 pub mod session;
+pub mod spans;
 mod structs;

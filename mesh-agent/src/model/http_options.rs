@@ -32,6 +32,7 @@ pub struct HttpOptions {
     pub server_name: HeaderValue,
     pub server_header: ServerHeader,
     pub underscores: Underscores,
+    pub request_ids: RequestIds,
     pub upgrades: Upgrades,
 }
 
@@ -53,6 +54,7 @@ impl Default for HttpOptions {
             server_name: HeaderValue::from_static("envoy"),
             server_header: ServerHeader::Overwrite,
             underscores: Underscores::Allow,
+            request_ids: RequestIds::default(),
             upgrades: Upgrades::default(),
         }
     }
@@ -67,6 +69,23 @@ fn shown<S: Serializer>(value: &Option<HeaderValue>, s: S) -> Result<S::Ok, S::E
 
 fn shown_one<S: Serializer>(value: &HeaderValue, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&String::from_utf8_lossy(value.as_bytes()))
+}
+
+/// What a request's id tells of its trace.
+///
+/// Spec: `envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RequestIds {
+    /// Whether the id says why the request is traced.
+    pub pack_trace_reason: bool,
+    /// Whether the id decides if it is.
+    pub sampling: bool,
+}
+
+impl Default for RequestIds {
+    fn default() -> Self {
+        Self { pack_trace_reason: true, sampling: true }
+    }
 }
 
 /// What becomes of headers with `_` in their names.

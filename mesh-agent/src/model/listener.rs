@@ -22,6 +22,7 @@ use super::{
     runtime::RuntimeFlag,
     scope::ScopedRoutes,
     tls::DownstreamTls,
+    tracing::Tracing,
 };
 
 /// Spec: `envoy.config.core.v3.TrafficDirection`.
@@ -264,6 +265,7 @@ pub struct HttpConnectionManager {
     /// Beside the agent's own.
     pub access_logs: Arc<AccessLogs>,
     pub local_reply: Option<Arc<LocalReply>>,
+    pub tracing: Option<Arc<Tracing>>,
     pub options: Arc<HttpOptions>,
     /// Closes an idle downstream connection. Envoy's default: 1 hour; `None` never.
     pub idle_timeout: Option<Duration>,

@@ -41,5 +41,6 @@ pub mod socket;
 pub mod socket_match;
 pub mod splice;
 pub mod tls;
+pub mod tracing;
 pub mod upgrade;
 pub mod workload;

@@ -184,6 +184,7 @@ impl Listener {
                     let scopes = http.routes.own_scopes().into_iter().flat_map(ScopeTable::iter);
                     names.extend(scopes.flat_map(|scope| scope.cluster_names()));
                     names.extend(http.http_filters.iter().flat_map(|f| f.filter.clusters()));
+                    names.extend(http.tracing.iter().filter_map(|tracing| tracing.cluster()));
                 }
             }
         }

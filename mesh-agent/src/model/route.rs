@@ -17,7 +17,7 @@ pub use self::action::{
 pub use self::mirror::{MirrorHost, MirrorPolicy};
 use super::{
     authz::StringMatcher, filter::PerFilter, header_mutation::HeaderMutations, regex::WholeRegex,
-    rewrite::UriTemplate, runtime::RuntimeFraction,
+    rewrite::UriTemplate, runtime::RuntimeFraction, tracing::RouteTracing,
 };
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -101,6 +101,7 @@ pub struct Route {
     pub headers: HeaderMutations,
     /// Replaces what the connection manager says of clusters that are not there.
     pub on_demand: Option<OnDemandRoute>,
+    pub tracing: Option<Arc<RouteTracing>>,
     pub per_filter: PerFilter,
 }
 

@@ -135,6 +135,7 @@ pub(crate) fn manager(filters: Vec<Rbac>) -> HttpConnectionManager {
     HttpConnectionManager {
         access_logs: std::sync::Arc::default(),
         local_reply: None,
+        tracing: None,
         request_timeout: None,
         max_stream_duration: None,
         max_connection_duration: None,

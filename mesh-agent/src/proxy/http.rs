@@ -34,6 +34,7 @@ mod redirect;
 mod replay;
 mod reply;
 mod request;
+mod spans;
 mod stages;
 #[cfg(test)]
 mod tests;
@@ -75,6 +76,7 @@ pub use self::{
     breakers::Breakers,
     filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
+    spans::export::{Exporter, SpanSource, Spans},
 };
 use crate::{
     codec::{
@@ -85,7 +87,7 @@ use crate::{
         filter::LocalRateLimit,
         listener::{CodecType, HttpConnectionManager},
     },
-    observe::{Protocol, access_log::Lines, flags::ResponseFlag},
+    observe::{Protocol, access_log::Lines, flags::ResponseFlag, metrics::ClusterMetrics},
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
@@ -175,6 +177,9 @@ pub struct HttpServices {
     pub on_demand: Arc<OnDemand>,
     /// Where configured access logs are written.
     pub lines: Lines,
+    /// Where spans go.
+    pub spans: Spans,
+    pub clusters: ClusterMetrics,
 }
 
 impl fmt::Debug for HttpServices {

@@ -24,7 +24,7 @@ use crate::{
         access_log::{AccessLog, HttpRecord},
         counters::Counters,
         flags::ResponseFlag,
-        metrics::{HttpMetrics, Metrics},
+        metrics::{HttpMetrics, Metrics, Observed},
     },
     policy::Permit,
     snapshot::Snapshot,
@@ -111,7 +111,8 @@ impl RequestObserver for Observer {
 
     fn request(&self, request: RequestRecord) {
         let code = request.response_code.map_or(0, |code| code.as_u16());
-        self.metrics(&request).observe(code, request.flags, request.duration);
+        let observed = Observed { duration: request.duration, trace_id: request.trace_id };
+        self.metrics(&request).observe(code, request.flags, observed);
         self.base.show(&request);
         if request.flags.contains(ResponseFlag::Denied) {
             self.metrics.denied(self.base.direction(), "http_rbac");

@@ -288,6 +288,12 @@ async fn without_an_agent_connections_fail_and_the_next_one_adopts() {
         Capture::start(bed.options()).unwrap_err(),
         mesh_agent::capture::CaptureError::InUse(_)
     ));
+    let mut elsewhere = bed.options();
+    elsewhere.state_dir.push("of-another");
+    assert!(matches!(
+        Capture::start(elsewhere).unwrap_err(),
+        mesh_agent::capture::CaptureError::PinsInUse(_)
+    ));
 
     // As if killed: listeners and programs' descriptors are closed, nothing more.
     drop(pod);

@@ -14,7 +14,8 @@
 //! - The clusters are there: `one` and `two` (HTTP/1, witnesses `web-a` and `web-b`), `both`
 //!   (the two of them), `h2` (`web-a` by HTTP/2), `dead` (nobody listens), `empty` (no
 //!   endpoint), `labelled` (`web-a` with the label `who: a`, `web-b` with `who: b`, for subsets);
-//!   `grpc-authority` and `http-authority` are for filters that ask somebody.
+//!   `grpc-authority` and `http-authority` are for filters that ask somebody,
+//!   `grpc-collector` and `http-collector` take spans ([`Case::spans`]).
 //!   [`Case::cluster`] adds one.
 //! - [`Case::manager`], [`Case::listener`], [`Case::filter`] say more than routes.
 //! - A question ([`Ask`]) says the status that Envoy must answer with: 200 unless told. How
@@ -43,6 +44,7 @@ mod resilience;
 mod routing;
 mod sessions;
 mod smuggling;
+mod spans;
 mod timeouts;
 mod upstream;
 
@@ -64,6 +66,9 @@ const WITNESS: u16 = 9200;
 /// Where `authority.py` is on the second backend.
 const AUTHORITY_GRPC: u16 = 9400;
 const AUTHORITY_HTTP: u16 = 9401;
+/// Where `collector.py` is on the third backend.
+const COLLECTOR_GRPC: u16 = 9402;
+const COLLECTOR_HTTP: u16 = 9403;
 /// Where nobody is.
 const NOBODY: u16 = 9300;
 /// What a witness says of a health check.
@@ -79,6 +84,8 @@ pub(super) struct Case {
     listener: Value,
     clusters: Vec<Value>,
     asks: Vec<Ask>,
+    /// How many Envoy tells of.
+    spans: usize,
     refused: Option<&'static str>,
     refused_by_envoy: Option<&'static str>,
 }
@@ -91,6 +98,7 @@ pub(super) fn case(name: &'static str, route_config: Value) -> Case {
         listener: json!({}),
         clusters: Vec::new(),
         asks: Vec::new(),
+        spans: 0,
         refused: None,
         refused_by_envoy: None,
     }
@@ -161,6 +169,12 @@ impl Case {
     /// And one question more.
     pub(super) fn asks(mut self, ask: Ask) -> Self {
         self.asks.push(ask);
+        self
+    }
+
+    /// Both send so many spans to the collectors.
+    pub(super) fn spans(mut self, count: usize) -> Self {
+        self.spans = count;
         self
     }
 
@@ -268,6 +282,8 @@ fn clusters(twins: &Twins, cases: &[Case]) -> Vec<Value> {
         cluster("empty", &[], false),
         cluster("grpc-authority", &[at(1, AUTHORITY_GRPC)], true),
         cluster("http-authority", &[at(1, AUTHORITY_HTTP)], false),
+        cluster("grpc-collector", &[at(2, COLLECTOR_GRPC)], true),
+        cluster("http-collector", &[at(2, COLLECTOR_HTTP)], false),
     ];
     let mut labelled = cluster("labelled", &[a, b], false);
     for (index, labels) in
@@ -297,6 +313,8 @@ struct Side {
     logged: Vec<(String, String)>,
     heard: Vec<Vec<Heard>>,
     seen: Vec<Seen>,
+    /// What collectors were told.
+    spans: Vec<Value>,
     client: String,
 }
 
@@ -307,7 +325,9 @@ impl Side {
         let is = |seen: &&Seen| seen.case == case && seen.whole;
         let seen: Vec<&Seen> = self.seen.iter().filter(is).collect();
         let logged = self.logged.iter().filter(|(of, _)| *of == case).map(|(_, line)| &**line);
-        parts(&self.heard[script][index], &seen, logged, &self.client)
+        let mut parts = parts(&self.heard[script][index], &seen, logged, &self.client);
+        spans::parts(&self.spans, &case, &self.client, &mut parts);
+        parts
     }
 }
 
@@ -372,6 +392,7 @@ fn run(name: &str, cases: Vec<Case>) {
         })
         .collect();
     let _authority = authority(&twins.backends[1]);
+    let collector = spans::Collector::start(&twins.backends[2]);
     let ports = FIRST..;
     let scripts: Vec<Script> = cases
         .iter()
@@ -401,6 +422,7 @@ fn run(name: &str, cases: Vec<Case>) {
             logged: Vec::new(),
             heard: heard.collect(),
             seen: Vec::new(),
+            spans: Vec::new(),
             client: pod.ip().to_string(),
         }
     });
@@ -430,6 +452,7 @@ fn run(name: &str, cases: Vec<Case>) {
         }
         side.seen.push(seen);
     }
+    [sides.0.spans, sides.1.spans] = collector.told([&sides.0.client, &sides.1.client], &asked);
     sides.0.refused = refused.envoy.values().map(String::as_str).collect::<Vec<_>>().join("\n");
     sides.1.refused = reasons(&twins);
     let [of_envoy, of_agent] = twins.logged();
@@ -438,6 +461,7 @@ fn run(name: &str, cases: Vec<Case>) {
     let (envoy, agent) = sides;
     let mut wrong = nowhere;
     for (index, case) in asked.iter().enumerate() {
+        wrong.extend(spans::count(case, [&envoy.spans, &agent.spans]));
         let of = judge(case, index, &envoy, &agent);
         if !of.is_empty() {
             wrong.push(format!("{}\n{}", case.name, of.join("\n")));
@@ -499,6 +523,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         limits::cases(),
         compression::cases(),
         sessions::cases(),
+        spans::cases(),
     ];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     let word = std::env::var("CORPUS").unwrap_or_default();

@@ -43,7 +43,8 @@ impl Exposition {
     }
 }
 
-/// OpenMetrics declares a counter without the `_total` of its samples, and ends in `# EOF`.
+/// OpenMetrics declares a counter without the `_total` of its samples, has exemplars behind
+/// them, and ends in `# EOF`.
 fn text(open_metrics: &str) -> String {
     let mut out = String::with_capacity(open_metrics.len() + 1024);
     let mut help: Option<(&str, &str)> = None;
@@ -67,7 +68,9 @@ fn text(open_metrics: &str) -> String {
             }
             line_of(["# TYPE ", name, suffix, kind]);
         } else if !line.starts_with('#') {
-            line_of([line, "", "", ""]);
+            // No label's value has that: a quote in it is escaped.
+            let sample = line.split(" # {trace_id=\"").next().unwrap_or_default();
+            line_of([sample, "", "", ""]);
         }
     }
     out
@@ -95,12 +98,12 @@ mod tests {
     #[test]
     fn the_text_format_declares_counters_by_the_names_of_their_samples() {
         let open_metrics = "# HELP istio_requests HTTP requests.\n# TYPE istio_requests counter\n\
-                            istio_requests_total{a=\"x # y\"} 3\n# HELP up Up.\n# TYPE up gauge\n\
+                            istio_requests_total{a=\"x # y\"} 3\nh_bucket{a=\"# {trace_id=\\\"\"} 2 # {trace_id=\"1f\"} 7 1.5\n# HELP up Up.\n# TYPE up gauge\n\
                             up 1\n# EOF\n";
         assert_eq!(
             Exposition::Text.of(open_metrics.to_owned()),
             "# HELP istio_requests_total HTTP requests.\n# TYPE istio_requests_total counter\n\
-             istio_requests_total{a=\"x # y\"} 3\n# HELP up Up.\n# TYPE up gauge\nup 1\n"
+             istio_requests_total{a=\"x # y\"} 3\nh_bucket{a=\"# {trace_id=\\\"\"} 2\n# HELP up Up.\n# TYPE up gauge\nup 1\n"
         );
         assert_eq!(Exposition::OpenMetrics.of(open_metrics.to_owned()), open_metrics);
     }

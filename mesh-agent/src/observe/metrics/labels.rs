@@ -272,3 +272,29 @@ impl EncodeLabelSet for ByTypeAndResult {
         ("result", self.result).encode(set.encode_label())
     }
 }
+
+/// A trace, as exemplars name it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TraceId(pub(super) u128);
+
+impl EncodeLabelSet for TraceId {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("trace_id", format!("{:032x}", self.0)).encode(set.encode_label())
+    }
+}
+
+single_label!(ByCluster, "cluster", Arc<str>);
+
+/// A cluster, and one of a fixed few.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ByClusterAnd {
+    pub(super) cluster: Arc<str>,
+    pub(super) and: (&'static str, &'static str),
+}
+
+impl EncodeLabelSet for ByClusterAnd {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("cluster", &*self.cluster).encode(set.encode_label())?;
+        self.and.encode(set.encode_label())
+    }
+}

@@ -1,7 +1,9 @@
 //! Prometheus metrics: Istio's names where they exist, our own under `mesh_`.
 
+mod clusters;
 mod exposition;
 mod labels;
+mod spans;
 mod traffic;
 mod xds;
 
@@ -18,9 +20,11 @@ use prometheus_client::{
 };
 
 pub use self::{
+    clusters::{AttemptFailure, ClusterMetrics, OfCluster},
     exposition::Exposition,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
-    traffic::{HttpMetrics, TcpMetrics},
+    spans::SpanCounters,
+    traffic::{HttpMetrics, Observed, TcpMetrics},
     xds::{XdsStreams, XdsType},
 };
 use self::{
@@ -73,6 +77,8 @@ struct Own {
     account_used: Family<ByAccount, Gauge>,
     account_limit: Family<ByAccount, Gauge>,
     access_log_dropped: Counter,
+    spans: SpanCounters,
+    clusters: ClusterMetrics,
     label_sets_overflowed: Counter,
     ready: Gauge,
     xds: xds::XdsFamilies,
@@ -186,6 +192,8 @@ impl Own {
             "1 where the kernel passed the check at start, 0 where it did not",
             self.self_test.clone(),
         );
+        self.spans.register(r);
+        self.clusters.register(r);
         r.register(
             "mesh_access_log_dropped",
             "Access log lines that were not written",
@@ -389,6 +397,16 @@ impl Metrics {
     /// Counts access log lines that could not be written; give it to the access log.
     pub fn access_log_dropped(&self) -> Counter {
         self.0.own.access_log_dropped.clone()
+    }
+
+    /// Counts what becomes of requests to clusters.
+    pub fn clusters(&self) -> ClusterMetrics {
+        self.0.own.clusters.clone()
+    }
+
+    /// Counts spans; give it to who sends them.
+    pub fn spans(&self) -> SpanCounters {
+        self.0.own.spans.clone()
     }
 
     /// The exposition in OpenMetrics text, live connections' bytes included.

@@ -14,6 +14,10 @@ fn identity(service_account: &str) -> Identity {
     format!("spiffe://cluster.local/ns/shop/sa/{service_account}").parse().unwrap()
 }
 
+fn after(duration: Duration) -> Observed {
+    Observed { duration, trace_id: None }
+}
+
 fn labels(protocol: RequestProtocol) -> TrafficLabels {
     TrafficLabels {
         reporter: Reporter::Source,
@@ -82,9 +86,13 @@ fn tcp_series_have_istios_names_and_follow_a_live_connection() {
 fn http_series_have_istios_names_and_milliseconds() {
     let metrics = Metrics::new();
     let http = metrics.http(&labels(RequestProtocol::Http));
-    http.observe(200, ResponseFlags::NONE, Duration::from_millis(7));
-    http.observe(200, ResponseFlags::NONE, Duration::from_millis(70));
-    http.observe(403, ResponseFlag::Denied.into(), Duration::from_micros(300));
+    http.observe(200, ResponseFlags::NONE, after(Duration::from_millis(7)));
+    http.observe(
+        200,
+        ResponseFlags::NONE,
+        Observed { duration: Duration::from_millis(70), trace_id: Some(0x1f) },
+    );
+    http.observe(403, ResponseFlag::Denied.into(), after(Duration::from_micros(300)));
 
     let rest = r#"request_protocol="http",connection_security_policy="mutual_tls","#;
     let text = metrics.encode(&Connections::default());
@@ -92,10 +100,15 @@ fn http_series_have_istios_names_and_milliseconds() {
     assert_line(&text, &format!("istio_requests_total{{{ok}}} 2"));
     assert_line(&text, &format!("istio_request_duration_milliseconds_count{{{ok}}} 2"));
     assert_line(&text, &format!("istio_request_duration_milliseconds_sum{{{ok}}} 77.0"));
-    for (le, count) in [("5.0", 0), ("10.0", 1), ("100.0", 2), ("+Inf", 2)] {
-        let name = "istio_request_duration_milliseconds_bucket";
+    let name = "istio_request_duration_milliseconds_bucket";
+    for (le, count) in [("5.0", 0), ("10.0", 1), ("+Inf", 2)] {
         assert_line(&text, &format!("{name}{{le=\"{le}\",{ok}}} {count}"));
     }
+    // The trace of one that fell into it.
+    let exemplar = format!("# {{trace_id=\"{:032x}\"}} 70.0 ", 0x1f);
+    let line = format!("{name}{{le=\"100.0\",{ok}}} 2 {exemplar}");
+    assert!(text.lines().any(|known| known.starts_with(&line)), "{line}\n{text}");
+    assert!(!Exposition::Text.of(text.clone()).contains("trace_id"));
     let denied = format!(r#"{SERIES}{rest}response_code="403",response_flags="UAEX""#);
     assert_line(&text, &format!("istio_requests_total{{{denied}}} 1"));
     assert_line(&text, "# TYPE istio_request_duration_milliseconds histogram");
@@ -107,7 +120,7 @@ fn an_upstream_can_not_make_up_series() {
     let metrics = Metrics::new();
     let http = metrics.http(&labels(RequestProtocol::Http));
     for code in 200..999 {
-        http.observe(code, ResponseFlags::NONE, Duration::ZERO);
+        http.observe(code, ResponseFlags::NONE, after(Duration::ZERO));
     }
     let text = metrics.encode(&Connections::default());
     let series = text.lines().filter(|line| line.starts_with("istio_requests_total")).count();

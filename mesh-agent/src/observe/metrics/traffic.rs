@@ -7,15 +7,15 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, exemplar::HistogramWithExemplars, family::Family},
     registry::Registry,
 };
 
-use super::labels::{HttpSeries, TcpSeries, TrafficLabels};
+use super::labels::{HttpSeries, TcpSeries, TraceId, TrafficLabels};
 use crate::observe::flags::ResponseFlags;
 
 /// The most pairs of workloads that have series of their own.
@@ -54,6 +54,17 @@ const DURATION_BUCKETS_MS: [f64; 19] = [
     3_600_000.0,
 ];
 
+/// Each bucket with the trace of a request that fell into it.
+type Durations = HistogramWithExemplars<TraceId>;
+
+/// A request that ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed {
+    pub duration: Duration,
+    /// Of the trace that collectors are told of.
+    pub trace_id: Option<u128>,
+}
+
 /// The families of `istio_*`.
 #[derive(Debug, Clone)]
 pub(super) struct Families {
@@ -62,7 +73,7 @@ pub(super) struct Families {
     sent: Family<TcpSeries, Counter>,
     received: Family<TcpSeries, Counter>,
     requests: Family<HttpSeries, Counter>,
-    durations: Family<HttpSeries, Histogram>,
+    durations: Family<HttpSeries, Durations>,
 }
 
 impl Families {
@@ -73,7 +84,9 @@ impl Families {
             sent: Family::default(),
             received: Family::default(),
             requests: Family::default(),
-            durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_MS)),
+            durations: Family::new_with_constructor(|| {
+                Durations::new(DURATION_BUCKETS_MS.into_iter())
+            }),
         };
         for (name, help, family) in [
             ("istio_tcp_connections_opened", "Opened TCP connections", &families.opened),
@@ -157,20 +170,20 @@ struct Http {
 struct Outcome {
     key: (u16, ResponseFlags),
     requests: Counter,
-    durations: Histogram,
+    durations: Durations,
 }
 
 impl HttpMetrics {
     /// A request ended: `response_code` 0 where no response was sent.
-    pub fn observe(&self, response_code: u16, flags: ResponseFlags, duration: Duration) {
+    pub fn observe(&self, response_code: u16, flags: ResponseFlags, observed: Observed) {
         let key = (response_code, flags);
         {
             let outcomes = self.0.outcomes.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(outcome) = outcomes.iter().find(|outcome| outcome.key == key) {
-                return outcome.observe(duration);
+                return outcome.observe(observed);
             }
         }
-        self.0.observe_first(key, duration);
+        self.0.observe_first(key, observed);
     }
 }
 
@@ -181,20 +194,22 @@ impl fmt::Debug for HttpMetrics {
 }
 
 impl Outcome {
-    fn observe(&self, duration: Duration) {
+    fn observe(&self, Observed { duration, trace_id }: Observed) {
         self.requests.inc();
-        self.durations.observe(duration.as_secs_f64() * 1_000.0);
+        let trace = trace_id.map(TraceId);
+        let now = trace.is_some().then(SystemTime::now);
+        self.durations.observe(duration.as_secs_f64() * 1_000.0, trace, now);
     }
 }
 
 impl Http {
-    fn observe_first(&self, (code, flags): (u16, ResponseFlags), duration: Duration) {
+    fn observe_first(&self, (code, flags): (u16, ResponseFlags), observed: Observed) {
         let mut outcomes = self.outcomes.write().unwrap_or_else(PoisonError::into_inner);
         // An upstream that makes up statuses must not make up series.
         let code = if outcomes.len() < MAX_OUTCOMES { code } else { code / 100 * 100 };
         let key = (code, flags);
         if let Some(outcome) = outcomes.iter().find(|outcome| outcome.key == key) {
-            return outcome.observe(duration);
+            return outcome.observe(observed);
         }
         let series = self.series(key);
         let outcome = Outcome {
@@ -202,7 +217,7 @@ impl Http {
             requests: self.families.requests.get_or_create_owned(&series),
             durations: self.families.durations.get_or_create_owned(&series),
         };
-        outcome.observe(duration);
+        outcome.observe(observed);
         outcomes.push(outcome);
     }
 

@@ -19,6 +19,7 @@ use super::{
     replay::Replay,
     reply::Reply,
     request::no_destination,
+    spans::Ending,
     timing::Exchange,
 };
 use crate::{
@@ -130,11 +131,22 @@ impl Attempting<'_> {
             };
             progress.reporter = destination.reporter();
             let ended = self.attempt(&destination, this, log).await;
+            let counted = destination.cluster().map(|cluster| {
+                let counted = self.connection.services.clusters.of(cluster);
+                match &ended {
+                    Ok((response, _)) => counted.answered(response.status()),
+                    Err(failure) => counted.failed(failure.kind()),
+                }
+                counted
+            });
             log.record.transport_failure = match &ended {
                 Err(Failure::Connect(failure)) => failure.transport.clone(),
                 _ => None,
             };
             let broken = log.exchange.is_request_broken();
+            if let (Some(trace), Err(failure)) = (&mut log.trace, &ended) {
+                trace.attempt_ended(failure.into());
+            }
             let reporter = std::mem::take(&mut progress.reporter);
             if !broken {
                 outliers::tell(&reporter, self.grpc, &ended);
@@ -175,6 +187,12 @@ impl Attempting<'_> {
             {
                 request.headers_mut().insert(TIMEOUT_RETRY, HeaderValue::from_static("true"));
             }
+            if let (Some(trace), Ok((response, _))) = (&mut log.trace, &ended) {
+                trace.attempt_ended(Ending::Cancelled(Some(response.status()), None));
+            }
+            if let Some(counted) = &counted {
+                counted.retried();
+            }
             avoid.push(destination.address());
             let cluster = destination.cluster().cloned();
             // Neither is busy for this request any more.
@@ -213,6 +231,10 @@ impl Attempting<'_> {
                 None => return Err(Reply::bad_request("no cluster")),
             };
             log.record.upstream = Some(destination.address());
+            if let Some(trace) = &mut log.trace {
+                let to = (destination.address(), self.protocol);
+                trace.attempt(request.headers_mut(), to, progress.count);
+            }
         }
     }
 

@@ -27,11 +27,12 @@ use super::{
     record::RequestLog,
     reply::{Reply, ToGrpc},
     request::Answer,
+    spans::Ending,
     timing::{Deadline, Expired},
 };
 use crate::{
     model::{cluster::UpstreamProtocol, listener::Direction, socket_match::Labels},
-    observe::flags::ResponseFlag,
+    observe::{flags::ResponseFlag, metrics::AttemptFailure},
     policy::{Permit, RequestPermit},
     proxy::{Origination, story},
     route::{Destination, Reporter, Reset, Target},
@@ -121,6 +122,9 @@ pub(super) async fn forward(
     } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
         headers::tell_no_body(head);
     }
+    if let Some(trace) = &mut log.trace {
+        trace.attempt(&mut head.headers, (destination.address(), protocol), 1);
+    }
     log.forwarded(head);
     let mut request = Request::new(());
     *request.method_mut() = std::mem::take(&mut head.method);
@@ -150,7 +154,14 @@ pub(super) async fn forward(
             if let Expired::Route = expired {
                 outliers::timed_out(&progress.reporter);
             }
-            return Err(counted(expired_reply(expired, log), count));
+            if let Some(cluster) = &log.record.cluster {
+                connection.services.clusters.of(cluster).failed(AttemptFailure::Timeout);
+            }
+            let reply = expired_reply(expired, log);
+            if let Some(trace) = &mut log.trace {
+                trace.attempt_ended(Ending::Cancelled(None, reply.flag));
+            }
+            return Err(counted(reply, count));
         }
     };
     if let Some(idle) = action.attempts.retry.as_ref().and_then(|r| r.per_try_idle_timeout) {
@@ -370,6 +381,34 @@ impl Failure {
             Self::Send(_, began) => (Reset::Other, *began),
             Self::Overflow => (Reset::Overflow, false),
             Self::Attempt(_) => (Reset::Other, true),
+        }
+    }
+
+    /// For the cluster's metrics.
+    pub(super) fn kind(&self) -> AttemptFailure {
+        match self {
+            Self::Connect(_) | Self::ConnectTimeout(_) | Self::Handshake(_) => {
+                AttemptFailure::Connect
+            }
+            Self::Overflow => AttemptFailure::Overflow,
+            Self::Send(..) => AttemptFailure::Reset,
+            Self::Attempt(_) => AttemptFailure::Timeout,
+        }
+    }
+
+    /// The flag, the reason in Envoy's words, and whether there was a connection.
+    pub(super) fn told(&self) -> (ResponseFlag, &'static str, bool) {
+        let unconnected = ResponseFlag::UpstreamConnectionFailure;
+        match self {
+            Self::Connect(ConnectFailure { flag, .. }) => (*flag, CONNECTION_FAILURE, false),
+            Self::ConnectTimeout(_) => (unconnected, CONNECTION_TIMEOUT, false),
+            Self::Handshake(_) => (unconnected, CONNECTION_FAILURE, false),
+            Self::Overflow => (ResponseFlag::UpstreamOverflow, OVERFLOW, false),
+            Self::Send(error, _) => {
+                let (flag, reason) = classify(error);
+                (flag, reason, true)
+            }
+            Self::Attempt(details) => (ResponseFlag::UpstreamRequestTimeout, details, true),
         }
     }
 

@@ -11,6 +11,7 @@ use http::{
 };
 
 use super::headers::{FORWARDED_PROTO, REQUEST_ID, append_value, new_request_id};
+use super::spans::forget;
 use crate::model::http_options::{HttpOptions, ServerHeader};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -79,6 +80,9 @@ pub(super) fn of_request(
         append_value(headers, VIA, via, ", ");
     }
     let foreign = edge && !options.preserve_external_request_id;
+    if edge && !foreign {
+        forget(headers, options.request_ids);
+    }
     if options.generate_request_id && (foreign || !headers.contains_key(REQUEST_ID)) {
         headers.insert(REQUEST_ID, new_request_id());
     }

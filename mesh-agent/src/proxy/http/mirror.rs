@@ -5,13 +5,16 @@
 //! route's timeout. What becomes of it is told to outlier detection and nobody else.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::TryFutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, request::Parts, uri::Authority};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request::Parts,
+    uri::Authority,
+};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
@@ -25,6 +28,7 @@ use super::{
     headers::{self, Hosts, Rewrites},
     mutations, outliers,
     record::RequestLog,
+    spans::Copied,
     timing::{Deadline, Exchange},
 };
 use crate::{
@@ -141,6 +145,8 @@ impl Mirroring<'_> {
             mutations::mutate_head(mutation, log, flow, &mut head);
         }
         told(&mut head.headers, &flow.pod().workload.addresses);
+        let span = log.trace.as_ref();
+        let span = span.and_then(|trace| trace.copied(&mut head.headers, &self.services.spans));
         let mut request = Request::new(());
         *request.method_mut() = head.method;
         *request.uri_mut() = head.uri;
@@ -155,6 +161,7 @@ impl Mirroring<'_> {
             host,
             request,
             timeout: rewrites.timeout,
+            span,
         })
     }
 }
@@ -188,22 +195,36 @@ struct Shadow {
     host: Authority,
     request: Request<()>,
     timeout: Option<Duration>,
+    span: Option<Copied>,
 }
 
 impl Shadow {
     /// Until its answer has ended, which nobody reads.
-    async fn run(self, body: RequestBody, on_its_way: Arc<Exchange>) -> Result<(), Why> {
+    async fn run(mut self, body: RequestBody, on_its_way: Arc<Exchange>) -> Result<(), Why> {
         let mut deadline = Deadline::new(on_its_way, Some(IDLE_TIMEOUT));
         deadline.set_route(self.timeout);
-        deadline.run(self.send(body)).await.unwrap_or(Err(Why::Late))
+        let span = self.span.take();
+        let (mut to, mut status) = (None, None);
+        let sent = deadline.run(self.send(body, &mut to, &mut status)).await;
+        let sent = sent.unwrap_or(Err(Why::Late));
+        if let Some(span) = span {
+            span.ended(&self.cluster.0, to.map(|to| (to, self.protocol)), status);
+        }
+        sent
     }
 
-    async fn send(self, body: RequestBody) -> Result<(), Why> {
-        let Self { services, judged, snapshot, cluster, protocol, host, request, .. } = &self;
+    async fn send(
+        &self,
+        body: RequestBody,
+        told_to: &mut Option<SocketAddr>,
+        status: &mut Option<StatusCode>,
+    ) -> Result<(), Why> {
+        let Self { services, judged, snapshot, cluster, protocol, host, request, .. } = self;
         let permit = &judged.permit;
         let random = &mut |below| rand::random_range(0..below);
         let now = Instant::now();
         let destination = decide_call(permit, cluster, snapshot, &services.balancers, random, now)?;
+        *told_to = Some(destination.address());
         let breaker = destination.circuit_breakers().map(|limits| {
             services.breakers.of(&permit.flow().pod().workload.uid, cluster, limits, false)
         });
@@ -225,6 +246,7 @@ impl Shadow {
             .await;
         outliers::tell(&destination.reporter(), grpc, &ended);
         let (response, _admitted) = ended?;
+        *status = Some(response.status());
         let mut answer = response.into_body();
         while let Some(frame) = answer.frame().await {
             frame.map_err(|error| Why::Broken(error.to_string()))?;

@@ -15,6 +15,7 @@ use super::{
     access_log::{Logging, Worded},
     forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
+    spans::Trace,
     stages::Stages,
     timing::Exchange,
     tunnel::Tunnel,
@@ -55,6 +56,8 @@ pub struct RequestRecord {
     pub authority: Option<HeaderValue>,
     pub request_id: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,
+    /// Of the trace that collectors are told of.
+    pub trace_id: Option<u128>,
     /// Whom proxies before this one have named as the client.
     pub client: Option<IpAddr>,
     /// The route's name; empty where it has none.
@@ -117,6 +120,7 @@ impl RequestRecord {
             authority: None,
             request_id: None,
             user_agent: None,
+            trace_id: None,
             client: None,
             route: None,
             cluster: None,
@@ -153,6 +157,7 @@ pub(super) struct RequestLog {
     /// Where the client wants to go again, and what it is told if that is not there.
     pub(super) wanted: Option<(WantedHost, StatusCode)>,
     pub(super) logging: Option<Box<Logging>>,
+    pub(super) trace: Option<Box<Trace>>,
     /// The body of an answer of the agent's own, while that is worded.
     pub(super) reply_body: Option<Bytes>,
     /// The client speaks gRPC-Web, and to whom comes next gRPC.
@@ -181,6 +186,7 @@ impl RequestLog {
             options,
             mutations,
             logging,
+            trace: None,
             reply_body: None,
             wanted: None,
             grpc_web: false,
@@ -195,6 +201,14 @@ impl RequestLog {
         }
         if let Some(logging) = &mut self.logging {
             logging.request(head);
+        }
+        self.trace_request(head);
+    }
+
+    fn trace_request(&mut self, head: &Parts) {
+        if let Some(mut trace) = self.trace.take() {
+            trace.request(head, self);
+            self.trace = Some(trace);
         }
     }
 
@@ -219,12 +233,19 @@ impl RequestLog {
             }
             logging.response(status, headers);
         }
+        self.trace_request(head);
+        if let Some(trace) = &mut self.trace {
+            trace.answered(status, headers);
+        }
     }
 
     /// The response ends with these.
     pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
         if let Some(logging) = &mut self.logging {
             logging.trailers(trailers);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.trailers(trailers);
         }
     }
 
@@ -241,6 +262,9 @@ impl RequestLog {
             None => Stages::default(),
         };
         forwarding::of_response(headers, &self.options, self.record.request_id.as_ref());
+        if let Some(trace) = &mut self.trace {
+            trace.response(headers);
+        }
         stages
     }
 
@@ -282,6 +306,10 @@ impl Drop for RequestLog {
         if !self.ended {
             self.record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
             self.record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
+        }
+        if let Some(trace) = self.trace.take() {
+            self.record.trace_id = trace.sampled_id();
+            trace.finish(self, &self.connection.services.spans);
         }
         if let Some(logging) = self.logging.take() {
             let services = &self.connection.services;

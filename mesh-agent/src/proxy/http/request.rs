@@ -26,6 +26,7 @@ use super::{
     record::RequestLog,
     redirect,
     reply::{Reply, VIA_UPSTREAM},
+    spans::Trace,
     timing::{Deadline, Exchange},
     tunnel::Tunnel,
 };
@@ -218,6 +219,8 @@ async fn answer(
             match_route(routes, head, &snapshot.runtime, random)
                 .map_err(|error| Unrouted::Route(Arc::clone(routes), error))
         });
+        let route = matched.as_ref().ok().map(|matched| matched.route);
+        Trace::begin(log, http, route, head, (&judged, &snapshot), &connection.services.spans);
         let chosen = match matched.as_ref().map(|matched| &matched.route.action) {
             Ok(RouteAction::Forward(action)) => {
                 choose(&action.clusters, head, &snapshot.runtime, random)

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use hyper::body::Incoming;
@@ -62,6 +62,12 @@ impl Exchange {
             0 => None,
             micros => Some(self.start + Duration::from_micros(micros)),
         }
+    }
+
+    /// By the clock of the wall.
+    pub(super) fn started(&self) -> SystemTime {
+        let now = SystemTime::now();
+        now.checked_sub(self.elapsed()).unwrap_or(now)
     }
 
     pub(super) fn elapsed(&self) -> Duration {

@@ -31,6 +31,7 @@ fn route(name: &str, path: PathMatch) -> Route {
         action,
         headers: HeaderMutations::default(),
         on_demand: None,
+        tracing: None,
         per_filter: PerFilter::default(),
     }
 }

@@ -265,7 +265,23 @@ fn connection_managers() {
             ".upgrade_configs[0].filters: is not supported",
         ),
         ("codec_type: HTTP3", ".codec_type: HTTP3 is not supported"),
-        ("tracing: {}", ".tracing: is not supported"),
+        ("tracing: {verbose: true}", ".tracing.verbose: is not supported"),
+        (
+            "tracing: {custom_tags: [{tag: a, literal: {}}]}",
+            ".tracing.custom_tags[0].literal.value: is missing",
+        ),
+        (
+            "tracing: {random_sampling: {value: 101}}",
+            ".tracing.random_sampling: 101 is not within 0 to 100",
+        ),
+        (
+            "tracing: {provider: {name: envoy.tracers.datadog}}",
+            ".tracing.provider: envoy.tracers.datadog is not supported",
+        ),
+        (
+            "tracing: {provider: {name: t, typed_config: {\"@type\": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig}}}",
+            ".tracing.provider.typed_config: has neither grpc_service nor http_service",
+        ),
         (
             "local_reply_config: {mappers: [{}]}",
             ".local_reply_config.mappers[0].filter: is missing",

@@ -11,6 +11,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::Path,
+    sync::Arc,
 };
 
 use envoy_types::pb::envoy::config::{
@@ -30,6 +31,7 @@ use super::{
     decode_with_references, layered_runtime,
     options::{Fixed, NodeInfo, Origin, Service, Subscription, XdsOptions, json_of},
     reject::{Decoder, rejection, unsupported},
+    traces,
 };
 use crate::{
     model::runtime::LayeredRuntime,
@@ -169,7 +171,7 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     unsupported!(
         d;
         node_context_params, cluster_manager, hds_config, flags_path, stats_sinks,
-        deferred_stat_options, stats_config, watchdog, watchdogs, tracing,
+        deferred_stat_options, stats_config, watchdog, watchdogs,
         overload_manager, enable_dispatcher_stats, header_prefix, stats_server_version_override,
         use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config,
         bootstrap_extensions, fatal_actions, config_sources, default_config_source,
@@ -199,6 +201,12 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
         Some(value) => d.field("layered_runtime", |d| layered_runtime::layered_runtime(d, value)),
         None => Some(LayeredRuntime::default()),
     };
+    let tracing = match tracing.and_then(|tracing| tracing.http) {
+        Some(provider) => d
+            .field("tracing", |d| d.field("http", |d| traces::provider(d, provider)))
+            .map(|provider| Some(Arc::new(provider))),
+        None => Some(None),
+    };
     let Dynamic { ads, listeners, clusters } = dynamic?;
     let layers = d.take_references();
     one_source(d, &layers, ads.is_some());
@@ -214,8 +222,17 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     }
     let Static { servers, fixed } =
         d.field("static_resources", |d| fixed(d, static_resources.unwrap_or_default(), &named))?;
-    let xds =
-        XdsOptions { node: node?, servers, ads, listeners, clusters, secrets: None, layers, fixed };
+    let xds = XdsOptions {
+        node: node?,
+        servers,
+        ads,
+        listeners,
+        clusters,
+        secrets: None,
+        layers,
+        fixed,
+        tracing: tracing?,
+    };
     Some(Bootstrap { xds, admin: admin?, runtime: runtime? })
 }
 

@@ -186,8 +186,18 @@ impl AdsSource {
     /// A session over the streams that are known from the start; resources may ask for
     /// more.
     fn session(&self) -> Session {
-        let XdsOptions { node, servers, ads, listeners, clusters, secrets, layers, fixed } =
-            self.options.as_ref();
+        let XdsOptions {
+            node,
+            servers,
+            ads,
+            listeners,
+            clusters,
+            secrets,
+            layers,
+            fixed,
+            // The data path's.
+            tracing: _,
+        } = self.options.as_ref();
         let mut session = Session::new([], node.clone().into(), INITIAL_FETCH_TIMEOUT);
         session.knows(servers.keys().cloned().collect());
         if let Some(Service { variant, .. }) = ads {

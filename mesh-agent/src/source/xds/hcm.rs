@@ -17,10 +17,10 @@ use envoy_types::pb::{
 use super::{
     ResourceType, access_log, common, config_source, filters, http_options, local_reply, rds,
     reject::{Decoder, unsupported},
-    scopes, upgrades,
+    scopes, traces, upgrades,
 };
 use crate::model::{
-    http_options::HttpOptions,
+    http_options::{HttpOptions, RequestIds},
     listener::{CodecType, HttpConnectionManager, RouteSource},
 };
 
@@ -97,13 +97,13 @@ pub(super) fn connection_manager(
     } = value;
     unsupported!(
         d;
-        add_user_agent, tracing, http1_safe_max_connection_duration, http3_protocol_options,
+        add_user_agent, http1_safe_max_connection_duration, http3_protocol_options,
         scheme_header_transformation, stream_flush_timeout, drain_timeout,
         drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
         flush_access_log_on_new_request, access_log_options, original_ip_detection_extensions,
         early_header_mutation_extensions, internal_address_config, forward_client_cert_details,
         set_current_client_cert_details, forward_client_cert_matcher, proxy_100_continue,
-        represent_ipv4_remote_address_as_ipv4_mapped_ipv6, request_id_extension,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         stream_error_on_invalid_http_message, path_normalization_options,
         proxy_status_config, typed_header_validation_config, append_x_forwarded_port,
         append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
@@ -125,6 +125,16 @@ pub(super) fn connection_manager(
         via,
         server_name,
         server_header_transformation,
+    };
+    let tracing = match tracing {
+        None => Some(None),
+        Some(value) => d
+            .field("tracing", |d| traces::of_manager(d, value))
+            .map(|tracing| Some(Arc::new(tracing))),
+    };
+    let request_ids = match request_id_extension {
+        None => Some(RequestIds::default()),
+        Some(value) => d.field("request_id_extension", |d| traces::request_ids(d, value)),
     };
     let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);
@@ -178,9 +188,11 @@ pub(super) fn connection_manager(
         http_filters: http_filters?,
         access_logs: Arc::new(access_logs?.into()),
         local_reply: local_reply?,
+        tracing: tracing?,
         options: Arc::new(HttpOptions {
             upgrades: upgrades?,
             underscores: common_options.underscores,
+            request_ids: request_ids?,
             ..options?
         }),
         request_timeout: request_timeout?,

@@ -45,6 +45,7 @@ mod services;
 mod session;
 mod tls;
 mod tls_context;
+mod traces;
 mod unknown;
 mod upgrades;
 mod upstream_tls;

@@ -8,6 +8,8 @@ use envoy_types::pb::{
     google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 
+use crate::model::tracing::TracingProvider;
+
 use super::{ResourceType, address::Server, config_source::Reference, session::Variant};
 
 /// A name that was asked for and does not come holds others up for this long, unless its
@@ -39,6 +41,8 @@ pub struct XdsOptions {
     pub(super) layers: Vec<Reference>,
     /// What the bootstrap file itself holds.
     pub fixed: Vec<Fixed>,
+    /// For connection managers that trace and name no provider.
+    pub tracing: Option<Arc<TracingProvider>>,
 }
 
 impl XdsOptions {
@@ -55,6 +59,7 @@ impl XdsOptions {
             secrets: None,
             layers: Vec::new(),
             fixed: Vec::new(),
+            tracing: None,
         }
     }
 
@@ -70,6 +75,7 @@ impl XdsOptions {
             secrets: Some(Service { variant, clusters, rate: None, message_max: None }),
             layers: Vec::new(),
             fixed: Vec::new(),
+            tracing: None,
         }
     }
 

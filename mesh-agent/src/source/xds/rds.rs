@@ -25,6 +25,7 @@ pub(super) use self::matches::matches as route_match;
 use super::{
     ResourceType, config_source, filters, header_mutation, rate_limits,
     reject::{Decoder, unsupported},
+    traces,
 };
 use crate::model::{
     filter::PerFilter,
@@ -229,6 +230,7 @@ fn virtual_host(
             action: RouteAction::Redirect(Redirect::to_tls()),
             headers: HeaderMutations::default(),
             on_demand: None,
+            tracing: None,
             per_filter: PerFilter::default(),
         }),
     });
@@ -296,10 +298,8 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         route_specifiers,
         action,
     } = value;
-    unsupported!(
-        d;
-        decorator, tracing, route_specifiers,
-    );
+    unsupported!(d; route_specifiers);
+    let tracing = traces::of_route(d, tracing, decorator);
     let buffer_max_bytes =
         retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let per_filter = filters::per_filter(d, typed_per_filter_config);
@@ -341,6 +341,7 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         action,
         headers: headers?,
         on_demand,
+        tracing: tracing?,
         per_filter: per_filter?,
     })
 }

@@ -124,9 +124,13 @@ fn put(parts: &mut Parts, kind: &str, fields: &[Field], client: &str) {
         let value = match name.as_str() {
             "date" => "a date".to_owned(),
             "x-envoy-upstream-service-time" if value.parse::<u64>().is_ok() => "time".to_owned(),
-            "x-request-id" if value.len() == 36 => "an id".to_owned(),
+            // Why it is traced.
+            "x-request-id" if value.len() == 36 => format!("an id {}", &value[14..15]),
+            name if super::spans::PROPAGATION.contains(&name) => super::spans::unnamed(value),
             // Envoy names itself by the first address of its pod, which is a service's.
-            "x-forwarded-for" => value.replace(client, "CLIENT").replace(ADDRESSES[0], "CLIENT"),
+            "x-forwarded-for" | "x-envoy-external-address" => {
+                value.replace(client, "CLIENT").replace(ADDRESSES[0], "CLIENT")
+            }
             _ => value.replace(client, "CLIENT"),
         };
         let part = parts.entry(format!("{kind} {name}"));

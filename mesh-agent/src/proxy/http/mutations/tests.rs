@@ -70,6 +70,7 @@ fn the_least_specific_level_is_last_unless_asked_otherwise() {
         action: RouteAction::Forward(Box::new(ForwardAction::to(Clusters::Header("x".into())))),
         headers: level("route"),
         on_demand: None,
+        tracing: None,
         per_filter: PerFilter::default(),
     };
     let virtual_host = VirtualHost {

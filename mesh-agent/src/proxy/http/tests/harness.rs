@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{
     ConnectFailure, HttpConnection, HttpOutcome, HttpServices, RequestObserver, RequestRecord,
-    Upstreams, serve_http,
+    Spans, Upstreams, serve_http,
 };
 use crate::{
     model::{
@@ -179,6 +179,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
         headers: HeaderMutations::default(),
         on_demand: None,
+        tracing: None,
         per_filter: PerFilter::default(),
         name: prefix.into(),
         matches: RouteMatch::path(PathMatch::Prefix(prefix.to_owned())),
@@ -332,6 +333,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         routes: RouteSource::Inline(Arc::new(configuration)),
         access_logs: Arc::new(setup.access_logs.clone().into()),
         local_reply: None,
+        tracing: None,
         request_timeout: None,
         max_stream_duration: None,
         max_connection_duration: None,
@@ -397,6 +399,8 @@ impl Mesh {
             snapshots,
             on_demand: Arc::new(on_demand),
             lines: Lines::off(),
+            spans: Spans::off(),
+            clusters: Metrics::new().clusters(),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,

@@ -74,6 +74,7 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         server_name: server_name?.unwrap_or(default.server_name),
         server_header: server_header?,
         underscores: default.underscores,
+        request_ids: default.request_ids,
         upgrades: default.upgrades,
     })
 }
