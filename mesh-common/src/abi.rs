@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// In the BPF object, in a section of its own: which version it was built with.
 pub const ABI_TAG: [u8; 16] = {
@@ -40,6 +40,11 @@ pub const APPLICATION_RULE_PRIORITY: u32 = 15_006;
 /// What may be spliced into an end of the agent's before the agent reads any of it, and
 /// how far whoever sends may be ahead of it from then on: bytes.
 pub const SPLICE_AHEAD_BYTES: u64 = 1 << 20;
+
+/// How many messages may go that way until the agent is seen to have read those before them:
+/// each is memory of the kernel's own, which no socket is charged for (about 1 KiB), even one
+/// of a single byte.
+pub const SPLICE_AHEAD_MESSAGES: u32 = 2048;
 
 /// `lo` has this index in every network namespace.
 pub const LOOPBACK_IFINDEX: u32 = 1;

@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         APPLICATION_MARK, HBONE_PORT, INBOUND_PORT, MAX_BACKENDS, OUTBOUND_PORT,
-        SYN_COOKIE_LIFE_NS, UPSTREAM_MARK,
+        SPLICE_AHEAD_MESSAGES, SYN_COOKIE_LIFE_NS, UPSTREAM_MARK,
     },
     address::Address,
     key::ListenerKind,
@@ -208,6 +208,22 @@ pub const fn may_run_ahead(sent: u64, size: u64, granted: u64) -> bool {
     sent.saturating_add(size) <= granted
 }
 
+/// Counts one message more of that application's: the new `mark` and `messages` of
+/// [`crate::value::Splice`]. `None` where the agent, which has `read` so many bytes, is behind
+/// by too many: then the direction is TCP's as well.
+#[inline(always)]
+pub const fn one_more_message(
+    mark: u64,
+    messages: u32,
+    sent: u64,
+    read: u64,
+) -> Option<(u64, u32)> {
+    if messages < SPLICE_AHEAD_MESSAGES {
+        return Some((mark, messages + 1));
+    }
+    if read >= mark { Some((sent, 1)) } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use core::net::IpAddr;
@@ -381,6 +397,23 @@ mod tests {
             (u64::MAX, 1, u64::MAX - 1, false),
         ] {
             assert_eq!(may_run_ahead(sent, size, granted), expected, "{sent} {size} {granted}");
+        }
+    }
+
+    #[test]
+    fn who_is_ahead_by_too_many_messages_goes_by_tcp() {
+        const MOST: u32 = SPLICE_AHEAD_MESSAGES;
+        for (mark, messages, sent, read, expected) in [
+            (0, 0, 0, 0, Some((0, 1))),
+            (0, MOST - 1, 5000, 0, Some((0, MOST))),
+            // The first may all wait, and as many again.
+            (0, MOST, 5000, 0, Some((5000, 1))),
+            (5000, MOST, 9000, 4999, None),
+            (5000, MOST, 9000, 5000, Some((9000, 1))),
+            (5000, 7, 9000, 0, Some((5000, 8))),
+        ] {
+            let found = one_more_message(mark, messages, sent, read);
+            assert_eq!(found, expected, "{mark} {messages} {sent} {read}");
         }
     }
 

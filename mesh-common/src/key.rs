@@ -92,8 +92,8 @@ pub struct TupleKey {
     pub destination_port: u32,
 }
 
-/// One end of a connection of the kernel path. No address is part of it: pods may have
-/// equal ones. 24 bytes.
+/// One end of a spliced connection. No address is part of it: pods may have equal ones.
+/// 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct SpliceKey {
@@ -101,16 +101,35 @@ pub struct SpliceKey {
     pub netns_cookie: u64,
     /// The client's socket.
     pub socket_cookie: u64,
+    /// `CLOCK_MONOTONIC` when its SYN left, nanoseconds: a socket may have other connections
+    /// later. 0 for the agent's, which dial once.
+    pub opened_ns: u64,
     /// A [`SpliceSide`].
     pub side: u32,
     pub _zero: u32,
 }
 
 impl SpliceKey {
-    /// The key of one end of the connection that `socket_cookie` opened.
+    /// The key of one end of the connection that `socket_cookie` opened then.
     #[inline(always)]
-    pub const fn new(netns_cookie: u64, socket_cookie: u64, side: SpliceSide) -> Self {
-        Self { netns_cookie, socket_cookie, side: side as u32, _zero: 0 }
+    pub const fn new(
+        netns_cookie: u64,
+        socket_cookie: u64,
+        opened_ns: u64,
+        side: SpliceSide,
+    ) -> Self {
+        Self { netns_cookie, socket_cookie, opened_ns, side: side as u32, _zero: 0 }
+    }
+
+    /// The key of the connection's other end.
+    #[inline(always)]
+    pub const fn other_end(self) -> Self {
+        let other = if self.side == SpliceSide::Client as u32 {
+            SpliceSide::Server
+        } else {
+            SpliceSide::Client
+        };
+        Self { side: other as u32, ..self }
     }
 }
 
@@ -120,17 +139,6 @@ impl SpliceKey {
 pub enum SpliceSide {
     Client = 0,
     Server = 1,
-}
-
-impl SpliceSide {
-    /// The other end.
-    #[inline(always)]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Server,
-            Self::Server => Self::Client,
-        }
-    }
 }
 
 /// Which of the agent's listeners in a pod. Stable numbers.
@@ -168,7 +176,7 @@ const _: () = assert!(size_of::<AddressKey>() == 24);
 const _: () = assert!(size_of::<ListenerKey>() == 16);
 const _: () = assert!(size_of::<ServiceKey>() == 32);
 const _: () = assert!(size_of::<TupleKey>() == 48);
-const _: () = assert!(size_of::<SpliceKey>() == 24);
+const _: () = assert!(size_of::<SpliceKey>() == 32);
 
 #[cfg(feature = "user")]
 mod user {

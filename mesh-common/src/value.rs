@@ -221,10 +221,15 @@ pub struct Splice {
     pub sent: u64,
     /// How much may be, as far as it knows.
     pub granted: u64,
+    /// What `sent` was when `messages` began.
+    pub mark: u64,
+    /// How many messages were spliced since.
+    pub messages: u32,
     /// A [`Way`]: decided when it first sends, and for ever.
     pub way: u32,
     /// A [`Leg`].
     pub leg: u32,
+    pub _zero: u32,
 }
 
 /// Whose the two ends are. Stable numbers.
@@ -322,7 +327,7 @@ const _: () = assert!(size_of::<Backend>() == 40);
 const _: () = assert!(size_of::<Service>() == 16 + 40 * MAX_BACKENDS);
 const _: () = assert!(size_of::<Authorized>() == 96);
 const _: () = assert!(size_of::<Event>() == 184);
-const _: () = assert!(size_of::<Splice>() == 96);
+const _: () = assert!(size_of::<Splice>() == 120);
 const _: () = assert!(size_of::<Probe>() == 8);
 const _: () = assert!(size_of::<Outside>() == 32);
 const _: () = assert!(size_of::<Passed>() == 24);

@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use mesh_common::{
-    key::{ConnectionKey, SpliceSide, TupleKey},
+    key::{ConnectionKey, SpliceKey, SpliceSide, TupleKey},
     value::{Asked, Leg, vouched},
     verdict::Verdict,
 };
@@ -31,11 +31,12 @@ pub fn application(ctx: &SockOpsContext, asked: &Asked) {
     let cookie = socket_cookie(ctx);
     let key = connection_key(ctx, asked);
     // SAFETY: read at once; the entry is only replaced whole.
-    let mine = unsafe { ORIGINAL_DESTINATIONS.get(&key) }
-        .is_some_and(|published| published.socket_cookie == cookie && published.splice != 0);
-    if !mine {
-        return;
-    }
+    let opened_ns = match unsafe { ORIGINAL_DESTINATIONS.get(&key) } {
+        Some(published) if published.socket_cookie == cookie && published.splice != 0 => {
+            published.published_ns
+        }
+        _ => return,
+    };
     let (source, port) = local(ctx, asked);
     // Nothing is accounted for by it.
     let tuple = TupleKey {
@@ -45,7 +46,8 @@ pub fn application(ctx: &SockOpsContext, asked: &Asked) {
         source_port: u32::from(port),
         destination_port: asked.port,
     };
-    enter(ctx, &tuple, asked.netns_cookie, cookie, SpliceSide::Client, Leg::ToAgent);
+    let own = SpliceKey::new(asked.netns_cookie, cookie, opened_ns, SpliceSide::Client);
+    enter(ctx, &tuple, own, Leg::ToAgent);
 }
 
 /// The agent's listener for what the pod asks for got a connection, `tuple`. Nothing else
@@ -55,11 +57,14 @@ pub fn captured(ctx: &SockOpsContext, tuple: &TupleKey) {
     let netns = tuple.netns_cookie;
     let key = ConnectionKey::new(netns, tuple.source, tuple.source_port as u16);
     // SAFETY: read at once; the entry is only replaced whole.
-    let client = match unsafe { ORIGINAL_DESTINATIONS.get(&key) } {
-        Some(published) if published.splice != 0 => published.socket_cookie,
+    let (client, opened_ns) = match unsafe { ORIGINAL_DESTINATIONS.get(&key) } {
+        Some(published) if published.splice != 0 => {
+            (published.socket_cookie, published.published_ns)
+        }
         _ => return,
     };
-    enter(ctx, tuple, netns, client, SpliceSide::Server, Leg::FromAgent);
+    let own = SpliceKey::new(netns, client, opened_ns, SpliceSide::Server);
+    enter(ctx, tuple, own, Leg::FromAgent);
 }
 
 /// Before the SYN of somebody whom the connect hook does not know leaves: where it is a dial
@@ -88,8 +93,8 @@ pub fn agent(ctx: &SockOpsContext) {
     }
     let key = own_tuple(ctx);
     if is_announced(ctx, &key) {
-        let (netns, cookie) = (key.netns_cookie, socket_cookie(ctx));
-        enter(ctx, &key, netns, cookie, SpliceSide::Client, Leg::FromAgent);
+        let own = SpliceKey::new(key.netns_cookie, socket_cookie(ctx), 0, SpliceSide::Client);
+        enter(ctx, &key, own, Leg::FromAgent);
     }
 }
 
@@ -102,8 +107,8 @@ pub fn dialled(ctx: &SockOpsContext, tuple: &TupleKey) {
     }
     // SAFETY: read at once; the entry is only replaced whole.
     let Some(cookie) = (unsafe { LEGS.get(tuple) }) else { return };
-    let cookie = *cookie;
-    enter(ctx, tuple, netns, cookie, SpliceSide::Server, Leg::ToAgent);
+    let own = SpliceKey::new(netns, *cookie, 0, SpliceSide::Server);
+    enter(ctx, tuple, own, Leg::ToAgent);
 }
 
 /// A state of the agent's dial has changed.

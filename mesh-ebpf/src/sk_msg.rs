@@ -1,7 +1,7 @@
 //! `sk_msg`: what a spliced socket sends goes straight into its peer's.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, bpf_sock, sk_action},
+    bindings::{BPF_F_INGRESS, BPF_TCP_CLOSE_WAIT, BPF_TCP_ESTABLISHED, bpf_sock, sk_action},
     helpers::{
         bpf_ktime_get_coarse_ns,
         generated::{bpf_msg_redirect_hash, bpf_sk_storage_get},
@@ -10,7 +10,8 @@ use aya_ebpf::{
     programs::SkMsgContext,
 };
 use mesh_common::{
-    decide::{may_run_ahead, way_after},
+    abi::{SPLICE_AHEAD_BYTES, SPLICE_AHEAD_MESSAGES},
+    decide::{may_run_ahead, one_more_message, way_after},
     key::SpliceSide,
     value::{Leg, Splice, Way},
     verdict::Verdict,
@@ -25,7 +26,11 @@ use crate::{
 /// answer, as for any connection whose peer is gone.
 #[sk_msg]
 pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
-    let Some(splice) = splice(&ctx) else { return sk_action::SK_PASS };
+    let Some((splice, sends)) = splice(&ctx) else { return sk_action::SK_PASS };
+    if !sends {
+        // After `shutdown`, or disconnected: TCP says so.
+        splice.way = Way::Tcp as u32;
+    }
     let way = Way::from_number(splice.way);
     if way == Way::Tcp {
         return sk_action::SK_PASS;
@@ -52,23 +57,38 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
 /// Whether the agent, which may have read on, lets so much more be queued for it.
 #[inline(always)]
 fn is_granted(splice: &mut Splice, size: u64) -> bool {
-    if may_run_ahead(splice.sent, size, splice.granted) {
-        return true;
+    if splice.messages >= SPLICE_AHEAD_MESSAGES
+        || !may_run_ahead(splice.sent, size, splice.granted)
+    {
+        // SAFETY: read at once; entries are only replaced whole.
+        if let Some(granted) = unsafe { GRANTS.get(&splice.peer) } {
+            splice.granted = *granted;
+        }
     }
-    // SAFETY: read at once; entries are only replaced whole.
-    if let Some(granted) = unsafe { GRANTS.get(&splice.peer) } {
-        splice.granted = *granted;
+    if !may_run_ahead(splice.sent, size, splice.granted) {
+        return false;
     }
-    may_run_ahead(splice.sent, size, splice.granted)
+    let read = splice.granted.saturating_sub(SPLICE_AHEAD_BYTES);
+    match one_more_message(splice.mark, splice.messages, splice.sent, read) {
+        Some((mark, messages)) => {
+            splice.mark = mark;
+            splice.messages = messages;
+            true
+        }
+        None => false,
+    }
 }
 
+/// What the socket knows, and whether TCP would let it send: nobody else asks before.
 #[inline(always)]
-fn splice(ctx: &SkMsgContext) -> Option<&'static mut Splice> {
+fn splice(ctx: &SkMsgContext) -> Option<(&'static mut Splice, bool)> {
     // SAFETY: every sk_msg context has this field; it may be null.
     let sk: *mut bpf_sock = unsafe { (*ctx.msg).__bindgen_anon_3.sk };
     if sk.is_null() {
         return None;
     }
+    // SAFETY: not null, and the kernel holds it for the length of the program.
+    let state = unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*sk).state)) };
     // SAFETY: a map of socket storage and a socket that is not null; nothing is created.
     let splice: *mut Splice = unsafe {
         bpf_sk_storage_get(
@@ -84,7 +104,8 @@ fn splice(ctx: &SkMsgContext) -> Option<&'static mut Splice> {
     }
     // SAFETY: not null, the storage lives as long as the socket, and the socket's lock,
     // which is held, keeps other senders away.
-    Some(unsafe { &mut *splice })
+    let splice = unsafe { &mut *splice };
+    Some((splice, matches!(state, BPF_TCP_ESTABLISHED | BPF_TCP_CLOSE_WAIT)))
 }
 
 #[inline(always)]

@@ -31,15 +31,18 @@ use crate::{
 #[sock_ops]
 pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match read!((*ctx.ops).op) {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => match asked(&ctx) {
-            Some(asked) => match asked.path {
-                path::KERNEL => authorize::vouch(&ctx, asked),
-                path::PROBE => probe::vouch(&ctx, asked),
-                path::AGENT => publish(&ctx, asked),
-                _ => {}
-            },
-            None => leg::announce(&ctx),
-        },
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            splice::part(&ctx);
+            match asked(&ctx) {
+                Some(asked) => match asked.path {
+                    path::KERNEL => authorize::vouch(&ctx, asked),
+                    path::PROBE => probe::vouch(&ctx, asked),
+                    path::AGENT => publish(&ctx, asked),
+                    _ => {}
+                },
+                None => leg::announce(&ctx),
+            }
+        }
         BPF_SOCK_OPS_STATE_CB => match asked(&ctx) {
             Some(asked) => match asked.path {
                 path::KERNEL => authorize::follow(&ctx, asked),

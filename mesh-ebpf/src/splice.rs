@@ -4,7 +4,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    helpers::generated::{bpf_sk_storage_get, bpf_sock_hash_update},
+    helpers::{
+        bpf_map_delete_elem,
+        generated::{bpf_sk_storage_get, bpf_sock_hash_update},
+    },
     programs::SockOpsContext,
 };
 use mesh_common::{
@@ -35,12 +38,13 @@ pub fn client(ctx: &SockOpsContext, asked: &Asked) {
     }
     let key = tuple(ctx, asked);
     // SAFETY: read at once.
-    let owner = match unsafe { AUTHORIZED.get(&key) } {
-        Some(connection) => connection.socket_cookie,
+    let (owner, opened_ns) = match unsafe { AUTHORIZED.get(&key) } {
+        Some(connection) => (connection.socket_cookie, connection.opened_ns),
         None => return,
     };
     if owner == socket_cookie(ctx) {
-        enter(ctx, &key, asked.netns_cookie, owner, SpliceSide::Client, Leg::None);
+        let own = SpliceKey::new(asked.netns_cookie, owner, opened_ns, SpliceSide::Client);
+        enter(ctx, &key, own, Leg::None);
     }
 }
 
@@ -62,8 +66,48 @@ pub fn server(ctx: &SockOpsContext) {
     if connection.splice == 0 || connection.seen == 0 {
         return;
     }
-    let (netns, cookie) = (connection.source_cookie, connection.socket_cookie);
-    enter(ctx, &key, netns, cookie, SpliceSide::Server, Leg::None);
+    let own = SpliceKey::new(
+        connection.source_cookie,
+        connection.socket_cookie,
+        connection.opened_ns,
+        SpliceSide::Server,
+    );
+    enter(ctx, &key, own, Leg::None);
+}
+
+/// Before the SYN of a socket that was connected before: the kernel leaves one that is
+/// disconnected in the map, with what it has not read. Both are of the earlier connection,
+/// and that one's other end may still be there.
+#[inline(always)]
+pub fn part(ctx: &SockOpsContext) {
+    // SAFETY: every sock_ops context has this field; it may be null.
+    let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: a map of socket storage and a socket that is not null; nothing is created.
+    let stored: *mut Splice = unsafe {
+        bpf_sk_storage_get(
+            core::ptr::addr_of!(SPLICE).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            0,
+        )
+    }
+    .cast();
+    if stored.is_null() {
+        return;
+    }
+    // SAFETY: not null, and the storage lives as long as the socket; then a map of sockets,
+    // and a key of its size; then a socket that is not null. Nothing to delete is no failure.
+    unsafe {
+        let own = (*stored).peer.other_end();
+        bpf_map_delete_elem(
+            core::ptr::addr_of!(SPLICED).cast_mut().cast(),
+            core::ptr::from_ref(&own).cast(),
+        );
+        let _ = SPLICE.delete(sk);
+    }
 }
 
 /// What the socket is marked with; an accepted one by what asked for it
@@ -95,28 +139,23 @@ fn accepted(ctx: &SockOpsContext) -> TupleKey {
 /// First what the socket must know, then the place where its peer finds it: it may be
 /// handed data from then on.
 #[inline(always)]
-pub fn enter(
-    ctx: &SockOpsContext,
-    tuple: &TupleKey,
-    netns: u64,
-    cookie: u64,
-    side: SpliceSide,
-    leg: Leg,
-) {
+pub fn enter(ctx: &SockOpsContext, tuple: &TupleKey, mut own: SpliceKey, leg: Leg) {
     // SAFETY: every sock_ops context has this field; it may be null.
     let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
         return;
     }
     let mut splice = Splice {
-        peer: SpliceKey::new(netns, cookie, side.other()),
+        peer: own.other_end(),
         tuple: *tuple,
         sent: 0,
         granted: SPLICE_AHEAD_BYTES,
+        mark: 0,
+        messages: 0,
         way: Way::Undecided as u32,
         leg: leg as u32,
+        _zero: 0,
     };
-    let mut key = SpliceKey::new(netns, cookie, side);
     // SAFETY: a map of socket storage, a socket that is not null, and its value.
     let stored: *mut Splice = unsafe {
         bpf_sk_storage_get(
@@ -136,7 +175,7 @@ pub fn enter(
             bpf_sock_hash_update(
                 ctx.ops,
                 core::ptr::addr_of!(SPLICED).cast_mut().cast(),
-                core::ptr::from_mut(&mut key).cast(),
+                core::ptr::from_mut(&mut own).cast(),
                 NO_EXIST,
             ) == 0
         }

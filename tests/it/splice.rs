@@ -163,6 +163,19 @@ fn two_hundred_connections_at_once() {
     });
 }
 
+/// The kernel keeps such a socket in the map, and its peer, who has not closed yet, is there
+/// as well.
+#[test]
+fn a_socket_that_connects_again_talks_to_nobody_of_before() {
+    let it = spliced("splice-again", "once");
+    it.wait_for_services(2);
+    let before = directions(&it);
+    it.client.run_peer(&["parts", "20", SERVER]).expect_success();
+    let (begun, left) = directions(&it);
+    assert_eq!((begun - before.0, left - before.1), (40, 0));
+    assert_eq!(it.verdict("splice_refused"), 0);
+}
+
 #[test]
 fn a_change_of_policy_cuts_a_spliced_connection() {
     let it = spliced("splice-revoke", "echo");

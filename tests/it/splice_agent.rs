@@ -1,11 +1,12 @@
 //! Sockets of applications and of the agent that hand each other their data past TCP.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::{
     Agent, Allow, Capture, Inbound, MeshConfig, Pod, Process, Service, Testbed,
     conversation::end,
     eventually,
-    mesh::{SERVER, SERVER_PORT},
+    mesh::{SERVER, SERVER_PORT, SERVER6},
 };
 
 /// A pod and an agent on each of two nodes.
@@ -20,7 +21,7 @@ struct Pair {
 }
 
 fn mesh(client: &Pod, server: &Pod) -> MeshConfig {
-    let service = Service::tcp("server", SERVER).backed_by(server, SERVER_PORT);
+    let service = Service::tcp("server", SERVER).at(SERVER6).backed_by(server, SERVER_PORT);
     let inbound = Inbound::tcp(server, SERVER_PORT).allow(Allow::policy("all").from(client));
     MeshConfig::new().service(&service).inbound(&inbound)
 }
@@ -171,6 +172,31 @@ fn a_half_close_is_passed_on_and_answered() {
 }
 
 #[test]
+fn a_socket_that_connects_again_talks_to_nobody_of_before() {
+    let it = Pair::start("splice-agent-again", "once");
+    it.is_quiet();
+    let before = it.directions();
+    it.client.run_peer(&["parts", "200", SERVER]).expect_success();
+    let after = it.directions();
+    assert_eq!(after[0] - before[0], 400, "{before:?} {after:?}");
+    assert_eq!(it.verdicts("splice_refused"), [0, 0]);
+    it.is_quiet();
+    it.wire.expect_only_tls();
+}
+
+#[test]
+fn over_every_address_family() {
+    let it = Pair::start("splice-agent-families", "echo");
+    it.is_quiet();
+    let before = it.directions();
+    it.client.connects(SERVER6.parse().unwrap()).echoes("a secret over IPv6");
+    it.client.connects_mapped(SERVER.parse().unwrap()).echoes("a secret by a mapped address");
+    assert_eq!(added(before, it.directions()), [4, 4]);
+    it.is_empty();
+    it.was_never_in_the_clear("secret");
+}
+
+#[test]
 fn a_reset_is_passed_on_either_way() {
     let it = Pair::start("splice-agent-reset", "echo");
     let mut talk = it.talk();
@@ -229,6 +255,30 @@ fn who_does_not_read_holds_up_who_writes() {
         assert!(up.0 < BETWEEN && down.0 < BETWEEN, "{up:?} {down:?}");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+    it.wire.expect_only_tls();
+}
+
+/// Each message is memory of the kernel's that no socket is charged for.
+#[test]
+fn short_messages_that_nobody_reads_are_left_to_tcp() {
+    let it = Pair::start("splice-agent-crumbs", "echo");
+    it.is_quiet();
+    let before = it.verdicts("splice_overdrawn");
+    let server = it.agents[1].process();
+    server.signal(Signal::SIGSTOP);
+    let mut command = std::process::Command::new(tests::process::peer());
+    command.args(["crumbs", SERVER, "20000"]);
+    let crumbs = it.client.starts("crumbs", command);
+    eventually("the client is left to TCP", || {
+        let overdrawn = verdict(&it.agents[0], "splice_overdrawn");
+        if overdrawn > before[0] { Ok(()) } else { Err(overdrawn) }
+    });
+    server.signal(Signal::SIGCONT);
+    // Maybe too late for its timeouts.
+    crumbs.wait();
+    it.is_quiet();
+    it.client.run_peer(&["crumbs", SERVER, "20000"]).expect_success();
+    it.is_empty();
     it.wire.expect_only_tls();
 }
 

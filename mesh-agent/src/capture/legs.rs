@@ -13,7 +13,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
 use mesh_common::{
     abi::{SPLICE_AHEAD_BYTES, map},
-    key::{SpliceKey, SpliceSide},
+    key::SpliceKey,
     value::Splice,
 };
 use socket2::SockRef;
@@ -89,12 +89,8 @@ impl Legs {
         };
         let socket = SockRef::from(&socket);
         let (agent, application) = (address(socket.local_addr())?, address(socket.peer_addr())?);
-        let side = match splice.peer.side {
-            side if side == SpliceSide::Client as u32 => SpliceSide::Server,
-            _ => SpliceSide::Client,
-        };
         Ok(Some(Box::new(Leg {
-            key: SpliceKey::new(splice.peer.netns_cookie, splice.peer.socket_cookie, side),
+            key: splice.peer.other_end(),
             agent,
             application,
             granted: false,

@@ -3,7 +3,8 @@
 //! TCP holds nobody up then. What the agent has sent and the application has not read is
 //! asked of the kernel every [`LOOK_BYTES`]; above [`BACKLOG_BYTES`] the agent waits. What
 //! the application may send ahead is granted as the agent reads; beyond that the programs
-//! leave it to TCP.
+//! leave it to TCP. Each message is memory of the kernel's as well, which nobody is charged
+//! for: their number is bounded besides, both ways.
 
 use std::{
     future::Future,
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -29,6 +31,17 @@ const LOOK_BYTES: u64 = 256 << 10;
 
 /// With so much not read nothing more is sent.
 const BACKLOG_BYTES: u64 = 512 << 10;
+
+/// What a message costs that is shorter.
+const LEAST_BYTES: u64 = 1 << 10;
+
+/// After so many messages, none of them seen to be read, they are sent one in
+/// [`LAST_PAUSE`]: what comes meanwhile goes with the next. Not held up for ever: who reads
+/// may want more before it does.
+const BACKLOG_MESSAGES: u32 = 2048;
+
+/// How often may be read without the application's being told.
+const GRANT_READS: u32 = 64;
 
 /// Until the next look at an application that does not read; twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -46,7 +59,14 @@ pub struct Leg {
 struct Account {
     leg: Box<dyn SplicedLeg>,
     read: u64,
+    /// How often, since it was granted more.
+    reads: u32,
     granted: u64,
+    sent: u64,
+    /// What `sent` was when `messages` began.
+    mark: u64,
+    /// How many were sent since.
+    messages: u32,
     /// What may be sent until the next look.
     room: u64,
     pause: Duration,
@@ -80,33 +100,86 @@ impl Io for Leg {
 impl Account {
     fn new(leg: Box<dyn SplicedLeg>) -> Self {
         let granted = leg.ahead_bytes();
-        Self { leg, read: 0, granted, room: LOOK_BYTES, pause: FIRST_PAUSE, waiting: None }
+        Self {
+            leg,
+            read: 0,
+            reads: 0,
+            granted,
+            sent: 0,
+            mark: 0,
+            messages: 0,
+            room: LOOK_BYTES,
+            pause: FIRST_PAUSE,
+            waiting: None,
+        }
     }
 
     fn has_read(&mut self, bytes: usize) {
         let ahead = self.leg.ahead_bytes();
         self.read = self.read.saturating_add(bytes as u64);
-        if self.read.saturating_add(ahead / 2) >= self.granted {
-            self.granted = self.read.saturating_add(ahead);
-            self.leg.grant(self.granted);
+        self.reads += 1;
+        let may = self.read.saturating_add(ahead);
+        if may.saturating_sub(self.granted) >= ahead / 8 || self.reads >= GRANT_READS {
+            (self.granted, self.reads) = (may, 0);
+            self.leg.grant(may);
         }
     }
 
     fn has_sent(&mut self, bytes: usize) {
-        self.room = self.room.saturating_sub(bytes as u64);
+        let bytes = bytes as u64;
+        self.sent = self.sent.saturating_add(bytes);
+        self.messages = self.messages.saturating_add(1);
+        self.room = self.room.saturating_sub(bytes.max(LEAST_BYTES));
+        if self.messages < BACKLOG_MESSAGES {
+            self.pause = FIRST_PAUSE;
+        }
+    }
+
+    fn wait(&mut self) {
+        self.room = 0;
+        self.waiting = Some(Box::pin(sleep(self.pause)));
+        self.pause = (self.pause * 2).min(LAST_PAUSE);
+    }
+
+    /// Where the kernel has no memory left, it says so at once, or EAGAIN, with no event to
+    /// follow: what is spliced is not TCP's to send later. Nothing was taken then.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        send: impl Fn() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_room(cx))?;
+            match send() {
+                Ok(sent) => {
+                    self.has_sent(sent);
+                    return Poll::Ready(Ok(sent));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory => self.wait(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.room == 0 {
+            let mut waited = false;
             if let Some(waiting) = &mut self.waiting {
                 ready!(waiting.as_mut().poll(cx));
-                self.waiting = None;
+                (self.waiting, waited) = (None, self.pause == LAST_PAUSE);
             }
-            if self.leg.backlog()? < BACKLOG_BYTES {
-                (self.room, self.pause) = (LOOK_BYTES, FIRST_PAUSE);
+            let backlog = self.leg.backlog()?;
+            if self.sent.saturating_sub(backlog) >= self.mark {
+                (self.mark, self.messages) = (self.sent, 0);
+            }
+            if backlog >= BACKLOG_BYTES || (self.messages >= BACKLOG_MESSAGES && !waited) {
+                self.wait();
+            } else if self.messages >= BACKLOG_MESSAGES {
+                self.room = 1;
             } else {
-                self.waiting = Some(Box::pin(sleep(self.pause)));
-                self.pause = (self.pause * 2).min(LAST_PAUSE);
+                self.room = LOOK_BYTES;
             }
         }
         Poll::Ready(Ok(()))
@@ -159,10 +232,8 @@ impl AsyncWrite for Leg {
     ) -> Poll<io::Result<usize>> {
         let Self { stream, account } = self.get_mut();
         let Some(account) = account else { return Pin::new(stream).poll_write(cx, buf) };
-        ready!(account.poll_room(cx))?;
-        let sent = ready!(Pin::new(stream).poll_write(cx, buf))?;
-        account.has_sent(sent);
-        Poll::Ready(Ok(sent))
+        let socket = SockRef::from(&*stream);
+        account.poll_send(cx, || socket.send_with_flags(buf, libc::MSG_NOSIGNAL))
     }
 
     fn poll_write_vectored(
@@ -174,10 +245,8 @@ impl AsyncWrite for Leg {
         let Some(account) = account else {
             return Pin::new(stream).poll_write_vectored(cx, bufs);
         };
-        ready!(account.poll_room(cx))?;
-        let sent = ready!(Pin::new(stream).poll_write_vectored(cx, bufs))?;
-        account.has_sent(sent);
-        Poll::Ready(Ok(sent))
+        let socket = SockRef::from(&*stream);
+        account.poll_send(cx, || socket.send_vectored_with_flags(bufs, libc::MSG_NOSIGNAL))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -171,15 +171,18 @@ impl Pair {
             SpliceSide::Client => &self.client,
             SpliceSide::Server => &self.server,
         };
+        let key = SpliceKey::new(0, self.number, 0, side);
         let splice = Splice {
-            peer: SpliceKey::new(0, self.number, side.other()),
+            peer: key.other_end(),
             tuple: self.tuple,
             sent: 0,
             granted,
+            mark: 0,
+            messages: 0,
             way: Way::Undecided as u32,
             leg: leg as u32,
+            _zero: 0,
         };
-        let key = SpliceKey::new(0, self.number, side);
         let mut maps = splicer.maps();
         maps.storage.insert(socket, splice, 0).map_err(|error| chain(&error))?;
         maps.sockets.insert(key, socket.as_raw_fd(), 0).map_err(|error| chain(&error))

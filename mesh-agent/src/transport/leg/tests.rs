@@ -54,10 +54,17 @@ async fn leg() -> (Leg, TcpStream, Arc<Kernel>) {
 async fn more_is_granted_as_it_is_read() {
     let (mut leg, mut application, kernel) = leg().await;
     application.write_all(&[7; 600]).await.unwrap();
-    leg.read_exact(&mut [0; 400]).await.unwrap();
-    assert_eq!(kernel.granted.load(Ordering::Relaxed), 0, "less than half is read");
-    leg.read_exact(&mut [0; 200]).await.unwrap();
+    leg.read_exact(&mut [0; 100]).await.unwrap();
+    assert_eq!(kernel.granted.load(Ordering::Relaxed), 0, "too little is read");
+    leg.read_exact(&mut [0; 500]).await.unwrap();
     assert_eq!(kernel.granted.load(Ordering::Relaxed), 600 + AHEAD);
+    application.write_all(&[7; 64]).await.unwrap();
+    for _ in 0..GRANT_READS - 1 {
+        leg.read_exact(&mut [0]).await.unwrap();
+    }
+    assert_eq!(kernel.granted.load(Ordering::Relaxed), 600 + AHEAD, "not often enough");
+    leg.read_exact(&mut [0]).await.unwrap();
+    assert_eq!(kernel.granted.load(Ordering::Relaxed), 664 + AHEAD, "but in small pieces");
     drop(application);
     assert_eq!(leg.read(&mut [0; 10]).await.unwrap(), 0);
 }
@@ -81,6 +88,53 @@ async fn nothing_is_sent_to_who_does_not_read() {
     leg.shutdown().await.unwrap();
     let read = reader.await.unwrap().unwrap();
     assert_eq!((read.len(), &read[read.len() - 4..]), (data.len() + 4, &b"more"[..]));
+}
+
+#[tokio::test]
+async fn what_the_kernel_has_no_memory_for_is_sent_later() {
+    let (mut leg, _application, _kernel) = leg().await;
+    let account = leg.account.as_mut().unwrap();
+    for refused in [libc::ENOMEM, libc::EAGAIN] {
+        let tries = AtomicU64::new(0);
+        let send = || match tries.fetch_add(1, Ordering::Relaxed) {
+            0..3 => Err(io::Error::from_raw_os_error(refused)),
+            _ => Ok(7),
+        };
+        let sent = std::future::poll_fn(|cx| account.poll_send(cx, send)).await;
+        assert_eq!((sent.unwrap(), tries.into_inner()), (7, 4));
+    }
+    let gone = || Err(io::Error::from_raw_os_error(libc::EPIPE));
+    let failed = std::future::poll_fn(|cx| account.poll_send(cx, gone)).await;
+    assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_messages_are_memory_too() {
+    let (mut leg, _application, kernel) = leg().await;
+    // None of them is read, which is few bytes. Until the first look nobody knows.
+    let free = LOOK_BYTES / LEAST_BYTES;
+    for sent in 0..free + u64::from(BACKLOG_MESSAGES) {
+        kernel.backlog.store(sent + 1, Ordering::Relaxed);
+        leg.write_all(b"1").await.unwrap();
+    }
+    let account = leg.account.as_ref().unwrap();
+    let before = (account.sent, tokio::time::Instant::now());
+    // More come, slowly.
+    for _ in 0..3 {
+        kernel.backlog.fetch_add(1, Ordering::Relaxed);
+        leg.write_all(b"1").await.unwrap();
+    }
+    let account = leg.account.as_ref().unwrap();
+    assert_eq!(account.sent, before.0 + 3);
+    assert!(before.1.elapsed() >= LAST_PAUSE * 3, "{:?}", before.1.elapsed());
+    // All is read: as many again are free.
+    kernel.backlog.store(0, Ordering::Relaxed);
+    leg.write_all(b"1").await.unwrap();
+    let begun = tokio::time::Instant::now();
+    for _ in 1..free {
+        leg.write_all(b"1").await.unwrap();
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]

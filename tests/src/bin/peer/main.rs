@@ -9,6 +9,7 @@ mod digest;
 mod drive;
 mod flood;
 mod load;
+mod parts;
 mod talk;
 
 use std::{
@@ -24,6 +25,7 @@ const HELP: &str = "usage:
   peer who PORT                says `you are ADDRESS, I am ADDRESS` and closes
   peer mute PORT               accepts and never reads
   peer digest PORT             the other side of `transfer`
+  peer once PORT               sends back the first line and `unread`; then neither reads nor closes
   peer talk ADDRESS [--mapped|--late]
                                stdin and stdout over one connection; exits with 0 after
                                FIN, 3 after RST, 4 when it cannot connect; `--mapped` dials
@@ -34,6 +36,8 @@ const HELP: &str = "usage:
   peer watches ADDRESS         connects again and again; prints the time (in seconds) and
                                what it heard whenever that changes
   peer asks ADDRESS            connects and prints getpeername and getsockname
+  peer parts TIMES ADDRESS...  one socket for one connection after the other, to each address
+                               so often: says a line, expects it back, and disconnects
   peer transfer ADDRESS UP DOWN STREAMS
                                moves bytes both ways at once on each stream, checks SHA-256
   peer echoed ADDRESS BYTES STREAMS [--greeting] [--again]
@@ -42,6 +46,7 @@ const HELP: &str = "usage:
                                `open` when all are; with `--greeting` it waits for the
                                server's first line before; with `--again` it asks again
                                where a blocking read says EAGAIN
+  peer crumbs ADDRESS COUNT    sends so many bytes one by one, and expects them back
   peer load ADDRESS HOST CONNECTIONS SECONDS
                                GET / over keep-alive connections; prints JSON
   peer sink PORT               reads to the end and answers how many bytes there were
@@ -77,6 +82,9 @@ fn main() -> ExitCode {
             Ok(())
         }),
         ["digest", port] => serve(port, digest::serve),
+        ["once", port] => serve(port, parts::once),
+        ["crumbs", address, count] => parts::crumbs(address, count),
+        ["parts", times, ref addresses @ ..] => parts::parts(times, addresses),
         ["sink", port] => serve(port, load::sink),
         ["source", port] => serve(port, drive::source),
         ["grpc", port] => drive::serve_grpc(port),
