@@ -181,7 +181,8 @@ pub fn run_with(binary: &Path, pod: &Pod, bootstrap: &Value, flags: &[&str]) -> 
     let file = pod.node().directory().join(format!("{}-envoy.json", pod.name()));
     fs::write(&file, bootstrap.to_string()).expect("write Envoy's bootstrap");
     let mut command = Command::new(binary);
-    command.arg("-c").arg(&file);
+    // Where a path is relative it writes beside its bootstrap, not into the sources.
+    command.current_dir(pod.node().directory()).arg("-c").arg(&file);
     command.arg("--disable-hot-restart").args(flags);
     command.args(["--log-level", "warning", "--component-log-level", "config:info"]);
     let process = pod.starts("envoy", command);
