@@ -18,6 +18,8 @@ const PODS: [usize; 4] = [1, 10, 100, 500];
 /// Sidecars beyond this many do not fit beside everything else.
 const SIDECARS_MAX: usize = 100;
 const SERVICES: [usize; 3] = [10, 1_000, 10_000];
+/// For hundreds of pods, or thousands of services.
+const START_PATIENCE: Duration = Duration::from_secs(300);
 /// How long an idle mesh is watched.
 const IDLE: Duration = Duration::from_secs(10);
 /// For what goes on after a start: the agent gives back what reading its configuration
@@ -78,7 +80,8 @@ fn of_agent(count: usize, journal: &mut Journal) {
     config.write_to(&node.config_dir());
     let agent = node.agent().flags(&["--log", "info", "--access-log", "off"]);
     let start = Instant::now();
-    let agent = pods.iter().fold(agent, |agent, pod| agent.with_pod(pod)).start();
+    let agent = pods.iter().fold(agent, |agent, pod| agent.with_pod(pod)).start_unready();
+    agent.wait_ready_within(START_PATIENCE);
     journal.add_figure(figure("start", AGENT, count, start.elapsed().as_secs_f64(), "s"));
     thread::sleep(SETTLE);
     memory("memory", AGENT, count, &[agent.process()], journal);
@@ -133,7 +136,7 @@ fn agent_with_services(count: usize, journal: &mut Journal) {
         .flags(&["--log", "info", "--access-log", "off"])
         .with_pod(&pod)
         .start_unready();
-    agent.wait_ready_within(Duration::from_secs(120));
+    agent.wait_ready_within(START_PATIENCE);
     let took = start.elapsed().as_secs_f64();
     journal.add_figure(figure("start by services", AGENT, count, took, "s"));
     thread::sleep(SETTLE);
