@@ -52,7 +52,7 @@ pub struct ClusterMetrics(Arc<Clusters>);
 #[derive(Default)]
 struct Clusters {
     families: Families,
-    known: ArcSwap<HashMap<ClusterName, Arc<OfCluster>>>,
+    known: ArcSwap<HashMap<Arc<str>, Arc<OfCluster>>>,
 }
 
 #[derive(Clone, Default)]
@@ -107,22 +107,28 @@ impl ClusterMetrics {
         r.register("mesh_cluster_retries", "Attempts that are not a request's first", retries);
     }
 
-    /// The handle of a cluster.
-    pub fn of(&self, cluster: &ClusterName) -> Arc<OfCluster> {
-        if let Some(known) = self.0.known.load().get(cluster) {
-            return Arc::clone(known);
+    /// Counts something of a cluster.
+    pub fn count(&self, cluster: &ClusterName, what: impl Fn(&OfCluster)) {
+        let known = self.0.known.load();
+        let of_all_others = || {
+            let full = known.len() >= CLUSTERS_MAX;
+            full.then(|| known.get(OVERFLOW)).flatten()
+        };
+        match known.get(&*cluster.0).or_else(of_all_others) {
+            Some(known) => what(known),
+            None => what(&self.enter(cluster, known.len())),
         }
-        self.enter(cluster)
     }
 
-    fn enter(&self, cluster: &ClusterName) -> Arc<OfCluster> {
-        let full = self.0.known.load().len() >= CLUSTERS_MAX;
-        let name = if full { ClusterName(OVERFLOW.into()) } else { cluster.clone() };
+    /// A cluster's first time, or the first of all that are too many.
+    fn enter(&self, cluster: &ClusterName, known: usize) -> Arc<OfCluster> {
+        let own = known < CLUSTERS_MAX;
+        let name = if own { cluster.clone() } else { ClusterName(OVERFLOW.into()) };
         let new = Arc::new(self.0.families.of(&name));
         // Who comes second has the same counters.
         self.0.known.rcu(|known| {
             let mut more = HashMap::clone(known);
-            more.entry(name.clone()).or_insert_with(|| Arc::clone(&new));
+            more.entry(Arc::clone(&name.0)).or_insert_with(|| Arc::clone(&new));
             more
         });
         new
@@ -156,15 +162,21 @@ mod tests {
         metrics.register(&mut registry);
         let name = |n: usize| ClusterName(format!("c{n}").into());
         for n in 0..CLUSTERS_MAX + 5 {
-            metrics.of(&name(n)).retried();
+            metrics.count(&name(n), OfCluster::retried);
         }
-        metrics.of(&name(1)).answered(StatusCode::NOT_FOUND);
-        metrics.of(&name(1)).answered(StatusCode::from_u16(999).unwrap());
-        metrics.of(&name(1)).failed(AttemptFailure::Timeout);
+        metrics.count(&name(1), |of| of.answered(StatusCode::NOT_FOUND));
+        metrics.count(&name(1), |of| of.answered(StatusCode::from_u16(999).unwrap()));
+        metrics.count(&name(1), |of| of.failed(AttemptFailure::Timeout));
+        let known = metrics.0.known.load_full();
+        metrics.count(&name(CLUSTERS_MAX + 7), OfCluster::retried);
+        assert!(
+            Arc::ptr_eq(&known, &metrics.0.known.load()),
+            "made anew for each that is too many"
+        );
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
-            r#"mesh_cluster_retries_total{cluster="overflow"} 5"#,
+            r#"mesh_cluster_retries_total{cluster="overflow"} 6"#,
             r#"mesh_cluster_retries_total{cluster="c1"} 1"#,
             r#"mesh_cluster_responses_total{cluster="c1",response_class="4xx"} 1"#,
             r#"mesh_cluster_responses_total{cluster="c1",response_class="5xx"} 0"#,

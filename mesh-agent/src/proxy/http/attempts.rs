@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     model::{retry::Attempts, route::ForwardAction, socket_match::Labels},
-    observe::flags::ResponseFlag,
+    observe::{flags::ResponseFlag, metrics::OfCluster},
     policy::{Permit, RequestPermit},
     route::{Choice, Destination, Reporter, RetryState, Verdict, decide_request},
     snapshot::Snapshot,
@@ -131,14 +131,13 @@ impl Attempting<'_> {
             };
             progress.reporter = destination.reporter();
             let ended = self.attempt(&destination, this, log).await;
-            let counted = destination.cluster().map(|cluster| {
-                let counted = self.connection.services.clusters.of(cluster);
-                match &ended {
-                    Ok((response, _)) => counted.answered(response.status()),
-                    Err(failure) => counted.failed(failure.kind()),
-                }
-                counted
-            });
+            let clusters = &self.connection.services.clusters;
+            if let Some(cluster) = destination.cluster() {
+                clusters.count(cluster, |of| match &ended {
+                    Ok((response, _)) => of.answered(response.status()),
+                    Err(failure) => of.failed(failure.kind()),
+                });
+            }
             log.record.transport_failure = match &ended {
                 Err(Failure::Connect(failure)) => failure.transport.clone(),
                 _ => None,
@@ -190,8 +189,8 @@ impl Attempting<'_> {
             if let (Some(trace), Ok((response, _))) = (&mut log.trace, &ended) {
                 trace.attempt_ended(Ending::Cancelled(Some(response.status()), None));
             }
-            if let Some(counted) = &counted {
-                counted.retried();
+            if let Some(cluster) = destination.cluster() {
+                clusters.count(cluster, OfCluster::retried);
             }
             avoid.push(destination.address());
             let cluster = destination.cluster().cloned();

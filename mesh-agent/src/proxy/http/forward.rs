@@ -155,7 +155,8 @@ pub(super) async fn forward(
                 outliers::timed_out(&progress.reporter);
             }
             if let Some(cluster) = &log.record.cluster {
-                connection.services.clusters.of(cluster).failed(AttemptFailure::Timeout);
+                let clusters = &connection.services.clusters;
+                clusters.count(cluster, |of| of.failed(AttemptFailure::Timeout));
             }
             let reply = expired_reply(expired, log);
             if let Some(trace) = &mut log.trace {
