@@ -386,7 +386,7 @@ impl Trace {
         tags.extend(&request.unwrap_or_default());
         tags.put("request_size", log.exchange.request_bytes().to_string());
         tags.put("response_size", log.exchange.response_bytes().to_string());
-        tags.common(cluster, record.response_code, record.flags);
+        tags.common(cluster, record.response_code, record.envoy_flags());
         tags.extend(&response);
         tags.extend(&custom);
         let name = self.operation().map_or(name, |format| tags::filled(format, &values));
