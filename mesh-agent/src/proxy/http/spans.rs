@@ -333,7 +333,7 @@ impl Trace {
         self.custom_tags().for_each(|tag| custom.custom(tag, &values));
 
         let record = &log.record;
-        let cluster = record.cluster.as_ref();
+        let cluster = log.cluster();
         let cluster = cluster.filter(|_| !record.flags.contains(ResponseFlag::NoClusterFound));
         let cluster = cluster.map(|cluster| &*cluster.0);
         let send = |context: &Context, name: String, kind, (start, end), tags: Tags| {
