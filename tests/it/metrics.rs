@@ -269,8 +269,7 @@ fn connections_of_the_kernel_path_are_in_the_access_logs_that_listeners_want() {
     talk.half_closes();
     assert_eq!(talk.expect_closed(), "");
     let (from, to) = (client.ip(), server.at(SERVER_PORT));
-    // The line's end is echoed as well.
-    let rest = "in=13 out=13 flags=-";
+    let rest = "in=12 out=12 flags=-";
     for line in [
         format!("KERNEL server {from} {SERVER} {to} {rest}"),
         format!("KERNEL application {from} {to} {to} {rest}"),
