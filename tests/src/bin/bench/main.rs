@@ -6,9 +6,10 @@
 mod compare;
 mod xds;
 
-use std::process::ExitCode;
+use std::{panic, process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Compares no mesh, Envoy sidecars and the node agent, and writes a report.
 #[derive(Debug, Parser)]
@@ -36,6 +37,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let Arguments { command, compare } = Arguments::parse();
+    thread::spawn(clean_up_when_interrupted);
     match command {
         None => compare::run(&compare),
         Some(Command::Kernel { rounds, seconds }) => {
@@ -46,4 +48,28 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Ctrl-C and SIGTERM leave no namespace, program or file behind but the samples. What is
+/// killed cannot tidy up: the next run does it.
+fn clean_up_when_interrupted() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("make a runtime").block_on(async {
+        let mut asked = signal(SignalKind::terminate()).expect("hear SIGTERM");
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => (),
+            _ = asked.recv() => (),
+        }
+    });
+    // What fails from here on does so because its programs are being ended.
+    panic::set_hook(Box::new(|_| {
+        loop {
+            thread::park();
+        }
+    }));
+    eprintln!("interrupted: the samples taken so far are kept");
+    for problem in tests::run::remove_own() {
+        eprintln!("not removed: {problem}");
+    }
+    std::process::exit(130);
 }
