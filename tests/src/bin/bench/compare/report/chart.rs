@@ -19,19 +19,21 @@ pub(super) fn bars(bars: &[Bar]) -> String {
     // Of the line's width, what the longest takes: the figure stands behind it.
     const LONGEST: f64 = 62.0;
     let finite = |value: f64| if value.is_finite() { value.max(0.0) } else { 0.0 };
-    let most = bars.iter().map(|bar| finite(bar.value)).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let end = |bar: &Bar| finite(bar.value).max(finite(bar.spread.1));
+    let most = bars.iter().map(end).fold(f64::MIN_POSITIVE, f64::max);
     let mut chart = "<div class=\"bars\">".to_owned();
     for bar in bars {
-        let value = finite(bar.value);
-        let share = |part: f64| 100.0 * finite(part) / value.max(f64::MIN_POSITIVE);
+        let share = |part: f64| 100.0 * finite(part) / end(bar).max(f64::MIN_POSITIVE);
         let (least, wide) = (share(bar.spread.0), share(bar.spread.1 - bar.spread.0));
         let _ = write!(
             chart,
             "<span>{}</span><div class=\"bar\"><i style=\"--c:var({});width:{:.2}%\">\
-             <b style=\"left:{least:.1}%;width:{wide:.1}%\"></b></i>{}</div>",
+             <u style=\"width:{:.1}%\"></u><b style=\"left:{least:.1}%;width:{wide:.1}%\"></b>\
+             </i>{}</div>",
             bar.name,
             colour(&bar.name),
-            LONGEST * value / most,
+            LONGEST * end(bar) / most,
+            share(bar.value),
             bar.told
         );
     }
