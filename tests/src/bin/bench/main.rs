@@ -6,7 +6,12 @@
 mod compare;
 mod xds;
 
-use std::{panic, process::ExitCode, thread};
+use std::{
+    panic,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,6 +55,15 @@ fn main() -> ExitCode {
     }
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Does not return once the run is being ended: what fails then tells nothing.
+fn wait_for_the_end_if_interrupted() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        thread::park();
+    }
+}
+
 /// Ctrl-C and SIGTERM leave no namespace, program or file behind but the samples. What is
 /// killed cannot tidy up: the next run does it.
 fn clean_up_when_interrupted() {
@@ -61,12 +75,8 @@ fn clean_up_when_interrupted() {
             _ = asked.recv() => (),
         }
     });
-    // What fails from here on does so because its programs are being ended.
-    panic::set_hook(Box::new(|_| {
-        loop {
-            thread::park();
-        }
-    }));
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    panic::set_hook(Box::new(|_| wait_for_the_end_if_interrupted()));
     eprintln!("interrupted: the samples taken so far are kept");
     for problem in tests::run::remove_own() {
         eprintln!("not removed: {problem}");

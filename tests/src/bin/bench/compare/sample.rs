@@ -187,6 +187,7 @@ impl Journal {
 
     /// Tells it at once as well: hours may go by until the report.
     pub(crate) fn add_failure(&mut self, failure: Failure) {
+        crate::wait_for_the_end_if_interrupted();
         eprintln!("  {}", failure.told());
         self.write(&failure);
         self.failures.push(failure);
