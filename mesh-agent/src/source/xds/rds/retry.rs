@@ -25,7 +25,8 @@ use super::super::{
 };
 use crate::model::{
     retry::{
-        Attempts, BackOff, RateLimitedBackOff, ResetFormat, ResetHeader, RetryOn, RetryPolicy,
+        Attempts, BackOff, BodyBuffer, RateLimitedBackOff, ResetFormat, ResetHeader, RetryOn,
+        RetryPolicy,
     },
     route::{Route, RouteAction},
 };
@@ -54,20 +55,21 @@ pub(super) fn policy(
     }
 }
 
-/// How much of a request's body is kept. The outer `None` says it was refused.
-#[expect(clippy::option_option, reason = "refused is not absent")]
+/// How much of a request's body is kept.
 pub(super) fn buffer_limit(
     d: &mut Decoder,
     per_request_buffer_limit_bytes: Option<UInt32Value>,
     request_body_buffer_limit: Option<UInt64Value>,
-) -> Option<Option<u64>> {
+) -> Option<BodyBuffer> {
     if per_request_buffer_limit_bytes.is_some() && request_body_buffer_limit.is_some() {
         let reason = "means nothing beside request_body_buffer_limit";
         return d.field("per_request_buffer_limit_bytes", |d| d.refused(reason));
     }
-    let per_request = per_request_buffer_limit_bytes
-        .map(|limit| u64::from(limit.value).min(Attempts::BUFFER_MAX_BYTES));
-    Some(request_body_buffer_limit.map(|limit| limit.value).or(per_request))
+    Some(match (request_body_buffer_limit, per_request_buffer_limit_bytes) {
+        (Some(limit), _) => BodyBuffer::Exactly(limit.value),
+        (None, Some(limit)) => BodyBuffer::Within(limit.value.into()),
+        (None, None) => BodyBuffer::Connection,
+    })
 }
 
 /// A virtual host's word on routes that say nothing themselves; counting is its own.
@@ -77,7 +79,7 @@ pub(super) fn inherit(routes: &mut [Route], host: &Attempts) {
         let own = std::mem::take(&mut action.attempts);
         action.attempts = Attempts {
             retry: own.retry.or_else(|| host.retry.clone()),
-            buffer_max_bytes: own.buffer_max_bytes.or(host.buffer_max_bytes),
+            buffer: own.buffer.or(host.buffer),
             ..host.clone()
         };
     }
