@@ -20,41 +20,9 @@ pub struct Attempts {
     /// Whether the upstream is told that the last one took too long:
     /// `x-envoy-is-timeout-retry`.
     pub timeout_in_request: bool,
-    pub buffer: BodyBuffer,
-}
-
-/// How much of a body is kept for another attempt.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BodyBuffer {
-    /// As much as the connection's limit allows.
-    #[default]
-    Connection,
-    /// In bytes, and not more than the connection's limit.
-    ///
-    /// Spec: `per_request_buffer_limit_bytes`.
-    Within(u64),
-    /// In bytes, whatever the connection's limit.
-    ///
-    /// Spec: `request_body_buffer_limit`.
-    Exactly(u64),
-}
-
-impl BodyBuffer {
-    /// In bytes, on a connection of that limit.
-    pub fn max_bytes(self, of_connection: u64) -> u64 {
-        match self {
-            Self::Connection => of_connection,
-            Self::Within(bytes) => bytes.min(of_connection),
-            Self::Exactly(bytes) => bytes,
-        }
-    }
-
-    /// This, or what a virtual host says for routes that say nothing.
-    #[must_use]
-    pub fn or(self, host: Self) -> Self {
-        if self == Self::Connection { host } else { self }
-    }
+    /// How much of a body is kept for another attempt; `None`: as much as the connection's
+    /// limit allows.
+    pub buffer_max_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -108,7 +108,7 @@ pub(super) async fn forward(
         hash: forward.hash,
         subset: forward.subset,
         retries: attempts::retries(&action.attempts, head),
-        buffer_max_bytes: action.attempts.buffer.max_bytes(of_connection),
+        buffer_max_bytes: action.attempts.buffer_max_bytes.unwrap_or(of_connection),
         grpc: headers::is_grpc(&head.headers),
     };
     let body = match &forward.mirroring {

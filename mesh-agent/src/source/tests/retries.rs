@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::{
-    retry::{Attempts, BackOff, BodyBuffer, RateLimitedBackOff, ResetFormat, ResetHeader, RetryOn},
+    retry::{Attempts, BackOff, RateLimitedBackOff, ResetFormat, ResetHeader, RetryOn},
     route::RouteAction,
 };
 
@@ -37,7 +37,7 @@ fn a_retry_policy_is_read_whole() {
          retriable_request_headers: [{name: x-b}]},",
     );
     assert!(attempts.count_in_request && !attempts.count_in_response);
-    assert_eq!(attempts.buffer, BodyBuffer::Exactly(77));
+    assert_eq!(attempts.buffer_max_bytes, Some(77));
     let policy = attempts.retry.unwrap();
     let asked = RetryOn::RESET.and(RetryOn::UNAVAILABLE).and(RetryOn::RETRIABLE_STATUS_CODES);
     assert_eq!((policy.retry_on, policy.num_retries), (asked, 7));
@@ -69,11 +69,9 @@ fn a_routes_policy_goes_before_its_hosts() {
     assert_eq!(read("", ""), None);
     assert_eq!(read(host, ""), Some((RetryOn::RESET, 9)));
     assert_eq!(read(host, own), Some((RetryOn::SERVER_ERROR, 1)));
-    let limit = |host| attempts(host, "").buffer;
-    assert_eq!(limit(""), BodyBuffer::Connection);
-    assert_eq!(limit("per_request_buffer_limit_bytes: 5,"), BodyBuffer::Within(5));
-    // Legacy: no more than the connection's.
-    assert_eq!(limit("per_request_buffer_limit_bytes: 2000,").max_bytes(100), 100);
-    assert_eq!(limit("request_body_buffer_limit: 2000,").max_bytes(100), 2000);
-    assert_eq!(limit("").max_bytes(100), 100);
+    let limit = |host, route| attempts(host, route).buffer_max_bytes;
+    assert_eq!(limit("", ""), None);
+    assert_eq!(limit("per_request_buffer_limit_bytes: 5,", ""), Some(5));
+    // Also where the connection's is less.
+    assert_eq!(limit("per_request_buffer_limit_bytes: 2000000,", ""), Some(2_000_000));
 }

@@ -182,7 +182,8 @@ fn virtual_host(
     );
     let mirrors = mirror::policies(d, request_mirror_policies);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
-    let buffer = retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let headers = header_mutation::Fields {
         request_headers_to_add,
         request_headers_to_remove,
@@ -238,7 +239,7 @@ fn virtual_host(
         count_in_request: include_request_attempt_count,
         count_in_response: include_attempt_count_in_response,
         timeout_in_request: include_is_timeout_retry_header,
-        buffer: buffer?,
+        buffer_max_bytes: buffer_max_bytes?,
     };
     let mut routes = routes?;
     retry::inherit(&mut routes, &attempts);
@@ -299,7 +300,8 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     } = value;
     unsupported!(d; route_specifiers);
     let tracing = traces::of_route(d, tracing, decorator);
-    let buffer = retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
+    let buffer_max_bytes =
+        retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
     let per_filter = filters::per_filter(d, typed_per_filter_config);
     let on_demand = per_filter.as_ref().and_then(PerFilter::on_demand);
     let headers = header_mutation::Fields {
@@ -331,7 +333,7 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     };
     let mut action = action?;
     if let RouteAction::Forward(action) = &mut action {
-        action.attempts.buffer = buffer?;
+        action.attempts.buffer_max_bytes = buffer_max_bytes?;
     }
     Some(Route {
         name: name.into(),

@@ -95,9 +95,9 @@ pub(super) fn cases() -> Vec<Case> {
             config
         }).cluster("exactly", "one", many_retries()).listener(small(3)).asks(post(&answers(503)).is(503)).asks(post(&answers(503)).http2().is(503)),
         case("buffers-small", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "narrow" } }])))
-            .cluster("narrow", "one", small(1)).listener(small(1)).asks(large()).asks(large().http2()),
+            .cluster("narrow", "one", small(1)).listener(small(1)).asks(large()),
         case("buffers-small-h2", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "narrow-h2" } }])))
-            .cluster("narrow-h2", "h2", small(1)).listener(small(1)).asks(large()).asks(large().http2()),
+            .cluster("narrow-h2", "h2", small(16_384)).listener(small(1)).asks(large()),
         case("breakers-requests", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "full" } }])))
             .cluster("full", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } })).asks(get("/").is(503)),
         case("breakers-priority", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "low", "priority": "HIGH" } }])))

@@ -14,7 +14,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 
 use super::harness::{BoxBody, Mesh, Setup, http_upstream, raw_upstream, read_head, within};
-use crate::model::retry::{Attempts, BackOff, BodyBuffer, RetryOn, RetryPolicy};
+use crate::model::retry::{Attempts, BackOff, RetryOn, RetryPolicy};
 
 fn policy(retry_on: RetryOn) -> RetryPolicy {
     RetryPolicy {
@@ -38,7 +38,7 @@ fn setup(upstream: SocketAddr, policy: RetryPolicy) -> Setup {
         count_in_request: true,
         count_in_response: true,
         timeout_in_request: true,
-        buffer: BodyBuffer::Exactly(100_000),
+        buffer_max_bytes: Some(100_000),
     };
     Setup { attempts, ..Setup::new(upstream) }
 }
@@ -183,16 +183,16 @@ async fn a_body_too_large_to_keep_is_sent_once() {
 #[tokio::test]
 async fn the_listeners_limit_is_that_of_bodies_kept() {
     for (buffer, length, expected) in [
-        (BodyBuffer::Connection, 1000, 2),
-        (BodyBuffer::Connection, 1001, 1),
-        (BodyBuffer::Within(5000), 1001, 1),
-        (BodyBuffer::Within(10), 11, 1),
-        (BodyBuffer::Exactly(5000), 1001, 2),
+        (None, 1000, 2),
+        (None, 1001, 1),
+        (Some(10), 11, 1),
+        // As Envoy: the route's or host's own word holds.
+        (Some(5000), 1001, 2),
     ] {
         let upstream = Upstream::default();
         let address = upstream.failing(false, 1).await;
         let mut setup = setup(address, policy(RetryOn::SERVER_ERROR));
-        (setup.attempts.buffer, setup.buffer_max_bytes) = (buffer, 1000);
+        (setup.attempts.buffer_max_bytes, setup.buffer_max_bytes) = (buffer, 1000);
         let response = Mesh::new(setup).connect().await.ask(&post(length)).await;
         assert_eq!(upstream.asked(), expected, "{buffer:?} {length}: {response}");
         let status = if expected == 2 { "HTTP/1.1 200 " } else { "HTTP/1.1 503 " };

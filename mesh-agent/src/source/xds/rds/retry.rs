@@ -25,8 +25,7 @@ use super::super::{
 };
 use crate::model::{
     retry::{
-        Attempts, BackOff, BodyBuffer, RateLimitedBackOff, ResetFormat, ResetHeader, RetryOn,
-        RetryPolicy,
+        Attempts, BackOff, RateLimitedBackOff, ResetFormat, ResetHeader, RetryOn, RetryPolicy,
     },
     route::{Route, RouteAction},
 };
@@ -55,21 +54,19 @@ pub(super) fn policy(
     }
 }
 
-/// How much of a request's body is kept.
+/// How much of a request's body is kept. The outer `None` says it was refused.
+#[expect(clippy::option_option, reason = "refused is not absent")]
 pub(super) fn buffer_limit(
     d: &mut Decoder,
     per_request_buffer_limit_bytes: Option<UInt32Value>,
     request_body_buffer_limit: Option<UInt64Value>,
-) -> Option<BodyBuffer> {
+) -> Option<Option<u64>> {
     if per_request_buffer_limit_bytes.is_some() && request_body_buffer_limit.is_some() {
         let reason = "means nothing beside request_body_buffer_limit";
         return d.field("per_request_buffer_limit_bytes", |d| d.refused(reason));
     }
-    Some(match (request_body_buffer_limit, per_request_buffer_limit_bytes) {
-        (Some(limit), _) => BodyBuffer::Exactly(limit.value),
-        (None, Some(limit)) => BodyBuffer::Within(limit.value.into()),
-        (None, None) => BodyBuffer::Connection,
-    })
+    let per_request = per_request_buffer_limit_bytes.map(|limit| u64::from(limit.value));
+    Some(request_body_buffer_limit.map(|limit| limit.value).or(per_request))
 }
 
 /// A virtual host's word on routes that say nothing themselves; counting is its own.
@@ -79,7 +76,7 @@ pub(super) fn inherit(routes: &mut [Route], host: &Attempts) {
         let own = std::mem::take(&mut action.attempts);
         action.attempts = Attempts {
             retry: own.retry.or_else(|| host.retry.clone()),
-            buffer: own.buffer.or(host.buffer),
+            buffer_max_bytes: own.buffer_max_bytes.or(host.buffer_max_bytes),
             ..host.clone()
         };
     }
