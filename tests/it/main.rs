@@ -27,6 +27,7 @@ mod kernel_path;
 mod leaks;
 mod lifecycle;
 mod map_sizes;
+mod metrics;
 mod mptcp;
 mod programs;
 mod sds;
