@@ -34,6 +34,8 @@ pub struct HttpOptions {
     pub underscores: Underscores,
     pub request_ids: RequestIds,
     pub upgrades: Upgrades,
+    /// HTTP/2: requests may ask for other protocols. Spec: RFC 8441.
+    pub extended_connect: bool,
 }
 
 impl Default for HttpOptions {
@@ -56,6 +58,7 @@ impl Default for HttpOptions {
             underscores: Underscores::Allow,
             request_ids: RequestIds::default(),
             upgrades: Upgrades::default(),
+            extended_connect: false,
         }
     }
 }

@@ -8,7 +8,7 @@ use http::{
 };
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{body::Incoming, ext, upgrade::OnUpgrade};
 
 use super::{
     HttpConnection, Judged, RequestBody,
@@ -27,8 +27,9 @@ use super::{
     redirect,
     reply::{Reply, VIA_UPSTREAM},
     spans::Trace,
+    switch::{self, Switch},
     timing::{Deadline, Exchange},
-    tunnel::Tunnel,
+    tunnel::{Tunnel, Upstream},
 };
 use crate::{
     codec::{guard::GuardShared, http::Refusal},
@@ -78,7 +79,7 @@ pub(super) async fn serve(
         answered => answered,
     };
     match answered {
-        Ok(answer) => answer.into_response(log, &head),
+        Ok(answer) => answer.into_response(log, &head, version),
         Err(reply) => reply.into_response(log, &head, version, grpc),
     }
 }
@@ -109,7 +110,13 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
+    fn into_response(
+        self,
+        mut log: RequestLog,
+        head: &Parts,
+        downstream: Version,
+    ) -> Response<ResponseBody> {
+        let by_stream = downstream == Version::HTTP_2;
         let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
         let has_body = !head_request && !response.body().is_end_stream();
@@ -117,8 +124,14 @@ impl Answer {
         log.answered(head, status, response.headers());
         let held = (destination.into_load(), admitted);
         if let Some((downstream, upstream)) = switched {
+            let (mut parts, body) = response.into_parts();
+            let upstream = Upstream::of(upstream, body);
             log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
-            return response.map(|_| ResponseBody::switched());
+            if by_stream {
+                parts.status = StatusCode::OK;
+                switch::unswitch(&mut parts.headers);
+            }
+            return Response::from_parts(parts, ResponseBody::switched());
         }
         response.map(|body| {
             let body = ResponseBody::upstream(body, deadline, held, log).through(stages);
@@ -163,8 +176,12 @@ async fn answer(
     head: &mut Parts,
     mut body: RequestBody,
 ) -> Result<Answer, Reply> {
+    let extended = head.extensions.remove::<ext::Protocol>();
+    if let Some(protocol) = &extended {
+        switch::from_extended(head, protocol)?;
+    }
     log.record.method = Some(head.method.clone());
-    log.record.path = Some(path_and_query(head).to_owned());
+    log.record.path = head.uri.path_and_query().map(|path| path.as_str().to_owned());
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
     headers::sanitize(&mut head.headers);
@@ -258,13 +275,15 @@ async fn answer(
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
         ResponseMutations::keep(&mut log.mutations, wanted);
 
-        let upgrade = headers::upgrade(head);
-        if let Some(protocol) = &upgrade {
+        let switch = Switch::asked(head);
+        // By a stream, what Envoy does not take for an offer would be one all the same.
+        if switch.is_some() || extended.is_some() {
             let of_route = match matched.as_ref().map(|matched| &matched.route.action) {
                 Ok(RouteAction::Forward(action)) => Some(&action.upgrades),
                 _ => None,
             };
-            let allowed = http.options.upgrades.allow(of_route, protocol.as_bytes());
+            let name = switch.as_ref().map_or(&b""[..], Switch::name);
+            let allowed = http.options.upgrades.allow(of_route, name);
             if !allowed || downstream.is_none() || !body.is_end_stream() {
                 // What comes next may be no request.
                 let reply = Reply::new(StatusCode::FORBIDDEN, "", None, "upgrade_failed");
@@ -415,9 +434,11 @@ async fn answer(
                 rewrites,
                 authority,
                 deadline,
-                upgrade: upgrade
-                    .zip(downstream.take())
-                    .map(|(protocol, downstream)| Upgrade { protocol, downstream }),
+                upgrade: switch.zip(downstream.take()).map(|(switch, downstream)| Upgrade {
+                    switch,
+                    of_stream: head.version == Version::HTTP_2,
+                    downstream,
+                }),
                 mirroring,
             },
             log,
