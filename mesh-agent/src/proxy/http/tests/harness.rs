@@ -141,7 +141,10 @@ pub(super) struct Setup {
     /// Of the virtual host.
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
+    /// Extended CONNECT is on where there are any.
     pub(super) upgrades: Upgrades,
+    /// Whether the route for CONNECT ends it.
+    pub(super) terminates_connect: bool,
     /// Of the virtual host.
     pub(super) mirrors: Vec<MirrorPolicy>,
     pub(super) access_logs: Vec<AccessLog>,
@@ -164,6 +167,7 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            terminates_connect: false,
             mirrors: Vec::new(),
             access_logs: Vec::new(),
             shadow: None,
@@ -301,12 +305,24 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         forward("/dead", "dead"),
         forward("/", "app"),
         forward("*", "app"),
+        Route {
+            matches: RouteMatch::path(PathMatch::Connect),
+            ..route(
+                "connect",
+                RouteAction::Forward(Box::new(ForwardAction {
+                    terminates_connect: setup.terminates_connect,
+                    // Not for what has no end of a request.
+                    timeout: Some(Duration::from_millis(100)),
+                    ..to("app")
+                })),
+            )
+        },
     ];
     let configuration = RouteConfiguration {
         name: "test".into(),
         virtual_hosts: vec![Arc::new(VirtualHost {
             name: "app".into(),
-            domains: vec![Domain::Exact("app.test".into())],
+            domains: ["app.test", "app.test:443"].map(|host| Domain::Exact(host.into())).into(),
             routes,
             require_tls: None,
             headers: HeaderMutations::default(),
@@ -342,6 +358,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
             upgrades: setup.upgrades.clone(),
+            extended_connect: !setup.upgrades.0.is_empty(),
             ..HttpOptions::default()
         }),
         idle_timeout: setup.idle_timeout,
