@@ -31,9 +31,7 @@ fn envoy_and_the_agent_open_the_same_tunnels() {
     let (endpoint, opaque) = (backend.at(PORT), backend.at(OPAQUE));
     let at = format!("{}:80", ADDRESSES[0]);
     let ends = json!([{ "upgrade_type": "CONNECT", "connect_config": {} }]);
-    let host = |name: &str, routes: Value| {
-        json!({ "name": name, "domains": [format!("{name}.test:443")], "routes": routes })
-    };
+    let host = |name: &str, routes: Value| json!({ "name": name, "domains": [format!("{name}.test:443")], "routes": routes });
     let to = |cluster: &str, more: Value| {
         let mut route = json!({ "cluster": cluster });
         route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -38,7 +38,9 @@ use crate::{
     proxy::{Origination, story},
     route::{Destination, Reporter, Reset, Target},
     snapshot::Snapshot,
-    transport::http_pool::{BoxedIo, HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
+    transport::http_pool::{
+        BoxedIo, Held, HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure,
+    },
 };
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -131,7 +133,8 @@ pub(super) async fn forward(
         }
         (Some(Switch::Protocol(name)), HttpProtocol::Http2) => switch::to_extended(head, name)?,
         (None, HttpProtocol::Http1) if body.is_end_stream() => headers::tell_no_body(head),
-        (None, _) => {}
+        (None, HttpProtocol::Http1) => headers::tell_body(head),
+        (None, HttpProtocol::Http2) => {}
     }
     if let Some(trace) = &mut log.trace {
         trace.attempt(&mut head.headers, (destination.address(), protocol), 1);
@@ -146,7 +149,7 @@ pub(super) async fn forward(
         request.extensions_mut().insert(protocol);
     }
 
-    let mut progress = Progress { count: 1, reporter: Reporter::default() };
+    let mut progress = Progress { count: 1, reporter: Reporter::default(), counted: None };
     let all = attempting.run(destination, request, body, log, &mut progress);
     let ended = deadline.run(all).await;
     let count = progress.count;
@@ -168,9 +171,8 @@ pub(super) async fn forward(
             if let Expired::Route = expired {
                 outliers::timed_out(&progress.reporter);
             }
-            if let Some(cluster) = &log.record.cluster {
-                let clusters = &connection.services.clusters;
-                clusters.count(cluster, |of| of.failed(AttemptFailure::Timeout));
+            if let Some(counted) = &progress.counted {
+                counted.failed(AttemptFailure::Timeout);
             }
             let reply = expired_reply(expired, log);
             if let Some(trace) = &mut log.trace {
@@ -336,9 +338,13 @@ async fn connect(
     let connecting = services.upstreams.connect(permit, destination, tls);
     let connecting = connecting.map_err(ConnectError::Failed);
     let limit = destination.connect_timeout();
-    tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
+    let io = tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
         let message = format!("connecting to {} took longer than {limit:?}", destination.address());
         Err(ConnectError::Timeout(message))
+    })?;
+    Ok(match breaker {
+        Some(breaker) => Box::new(Held::new(io, breaker.counted.connected())),
+        None => io,
     })
 }
 

@@ -17,6 +17,7 @@ pub struct LeasedBody<B: UpstreamBody> {
     /// `None`: there is none, the connection carries no HTTP.
     incoming: Option<Incoming>,
     held: Held<B>,
+    cut: bool,
 }
 
 enum Held<B: UpstreamBody> {
@@ -29,16 +30,20 @@ enum Held<B: UpstreamBody> {
 
 impl<B: UpstreamBody> LeasedBody<B> {
     pub(super) fn http1(incoming: Incoming, connection: Http1<B>, home: Home<B>) -> Self {
-        Self { incoming: Some(incoming), held: Held::Http1(Box::new((connection, home))) }
+        Self {
+            incoming: Some(incoming),
+            held: Held::Http1(Box::new((connection, home))),
+            cut: false,
+        }
     }
 
     pub(super) fn http2(incoming: Incoming, claim: Claim<B>) -> Self {
-        Self { incoming: Some(incoming), held: Held::Http2(claim) }
+        Self { incoming: Some(incoming), held: Held::Http2(claim), cut: false }
     }
 
     /// No body, and a connection that is for something else than HTTP.
     pub fn opaque(io: BoxedIo) -> Self {
-        Self { incoming: None, held: Held::Opaque(io) }
+        Self { incoming: None, held: Held::Opaque(io), cut: false }
     }
 
     /// The connection that is for something else than HTTP.
@@ -60,6 +65,14 @@ impl<B: UpstreamBody> LeasedBody<B> {
         if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
             self.release(cx);
         }
+    }
+
+    /// Whether it has ended before the server said so: hyper takes a stream that is reset
+    /// without an error for one that has come to its end.
+    ///
+    /// Spec: RFC 9113 §8.1.
+    pub fn is_cut(&self) -> bool {
+        self.cut
     }
 
     fn release(&mut self, cx: &mut Context<'_>) {
@@ -92,6 +105,9 @@ impl<B: UpstreamBody> Body for LeasedBody<B> {
             polled = Pin::new(&mut *incoming).poll_frame(cx);
         }
         let frame = ready!(polled);
+        if frame.is_none() && matches!(this.held, Held::Http2(_)) {
+            this.cut = !incoming.is_end_stream();
+        }
         match &frame {
             Some(Ok(_)) if !incoming.is_end_stream() => {}
             Some(Ok(_)) | None => this.release(cx),
