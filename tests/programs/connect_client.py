@@ -2,8 +2,7 @@
 
 usage: connect_client.py HOST:PORT AUTHORITY HOW [HEADER...]
 
-HOW is `both` (each side ends by itself), `early` (says something before it is answered),
-`wait` (says nothing until the proxy ends it). Prints in one line what came of it: the status,
+HOW is `talk`, `early` (says something before it is answered), or `wait` (says nothing). Prints in one line what came of it: the status,
 the headers that frame or route, what was heard through the tunnel, and how it ended.
 """
 
@@ -42,15 +41,14 @@ def main(proxy, authority, how, *headers):
     lines = [f"CONNECT {authority} HTTP/1.1", f"host: {authority}", *headers]
     stream.sendall("\r\n".join([*lines, "", ""]).encode())
     if how == "early":
-        stream.sendall(b"early;")
+        stream.sendall(b"early;quit;")
     (status, *lines), heard = head(stream)
     shown = sorted(line.lower() for line in lines if line.lower().split(":")[0] in SHOWN)
-    if how == "both" and " 200 " in status:
+    if how == "talk" and " 200 " in status:
         stream.sendall(b"hello;")
         while not heard.endswith(b"HELLO;"):
             heard += stream.recv(4096)
-    if how in ("both", "early") and " 200 " in status:
-        stream.shutdown(socket.SHUT_WR)
+        stream.sendall(b"quit;")
     heard, end = rest_of(stream, heard)
     print(status, *shown, heard, end, sep=" | ")
 

@@ -1,4 +1,4 @@
-"""Says everything back in capitals until the client has ended, and then `bye`.
+"""Says everything back in capitals until the client has said `quit`.
 
 usage: connect_server.py PORT OPAQUE_PORT
 
@@ -18,7 +18,8 @@ class Opaque(socketserver.StreamRequestHandler):
     def handle(self):
         while said := self.connection.recv(4096):
             self.connection.sendall(said.upper())
-        self.connection.sendall(b"bye")
+            if said.endswith(b"quit;"):
+                return
 
 
 class Asked(Opaque):

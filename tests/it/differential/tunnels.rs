@@ -66,25 +66,26 @@ fn envoy_and_the_agent_open_the_same_tunnels() {
         assert!(envoy.contains(expected), "{authority} {how} {headers:?}: {envoy}");
     };
     play.step("without upgrade_configs", &[(get("/"), status(204))]);
-    agree(&play, "ends.test:443", "both", &[], " 403 ");
-    agree(&play, "other.test:443", "both", &[], " 403 ");
+    // What the route says of it goes first.
+    agree(&play, "ends.test:443", "talk", &[], "HELLO;QUIT;' | end");
+    agree(&play, "other.test:443", "talk", &[], " 403 ");
     let upgrades = json!([{ "upgrade_type": "CONNECT" }]);
     manager(play.world.at(LISTENER, "one"))["upgrade_configs"] = upgrades;
     play.step("with them", &[(get("/"), status(204))]);
     for authority in ["ends.test:443", "other.test:443"] {
-        agree(&play, authority, "both", &[], "HELLO;bye' | end");
-        agree(&play, authority, "early", &[], "EARLY;bye' | end");
-        agree(&play, authority, "both", &["content-length: 0"], "HELLO;bye' | end");
-        agree(&play, authority, "both", &["content-length: 6"], " 400 ");
-        agree(&play, authority, "both", &["x-more: yes"], "HELLO;bye' | end");
+        agree(&play, authority, "talk", &[], "HELLO;QUIT;' | end");
+        agree(&play, authority, "early", &[], "EARLY;QUIT;' | end");
+        agree(&play, authority, "talk", &["content-length: 0"], "HELLO;QUIT;' | end");
+        agree(&play, authority, "talk", &["content-length: 6"], " 400 ");
+        agree(&play, authority, "talk", &["x-more: yes"], "HELLO;QUIT;' | end");
     }
-    agree(&play, "short.test:443", "both", &[], "HELLO;bye' | end");
+    agree(&play, "short.test:443", "talk", &[], "HELLO;QUIT;' | end");
     agree(&play, "idle.test:443", "wait", &[], " 200 ");
-    agree(&play, "dead.test:443", "both", &[], " 503 ");
-    agree(&play, "off.test:443", "both", &[], " 403 ");
+    agree(&play, "dead.test:443", "talk", &[], " 503 ");
+    agree(&play, "off.test:443", "talk", &[], " 403 ");
     agree(&play, "direct.test:443", "wait", &[], " 418 ");
-    agree(&play, "prefix.test:443", "both", &[], " 404 ");
+    agree(&play, "prefix.test:443", "talk", &[], " 404 ");
     agree(&play, "refused.test:443", "wait", &[], "no;");
-    agree(&play, "closed.test:443", "both", &[], " 503 ");
+    agree(&play, "closed.test:443", "talk", &[], " 503 ");
     play.twins.control_plane.expect_no_violations();
 }
