@@ -44,13 +44,14 @@ def main(proxy, authority, how, *headers):
         stream.sendall(b"early;quit;")
     (status, *lines), heard = head(stream)
     shown = sorted(line.lower() for line in lines if line.lower().split(":")[0] in SHOWN)
-    if how == "talk" and " 200 " in status:
+    if how == "talk" and status.split()[1:2] == ["200"]:
         stream.sendall(b"hello;")
         while not heard.endswith(b"HELLO;"):
             heard += stream.recv(4096)
         stream.sendall(b"quit;")
     heard, end = rest_of(stream, heard)
-    print(status, *shown, heard, end, sep=" | ")
+    # Whatever the code is called.
+    print(" ".join(status.split()[:2]), *shown, heard, end, sep=" | ")
 
 
 main(*sys.argv[1:])

@@ -60,15 +60,17 @@ fn envoy_and_the_agent_open_the_same_tunnels() {
     world.fixed("tunnels", &[endpoint]).fixed("opaque", &[opaque]).fixed("dead", &[dead]);
     world.inline("one", &at, json!([]));
     manager(world.at(LISTENER, "one"))["route_config"]["virtual_hosts"] = hosts;
-    let agree = |play: &Play, authority: &str, how: &str, headers: &[&str], expected: &str| {
+    let mut differing = Vec::new();
+    let mut agree = |play: &Play, authority: &str, how: &str, headers: &[&str], expected: &str| {
         let (envoy, agent) = play.twins.both(|pod| asks(pod, &at, authority, how, headers));
-        assert_eq!(envoy, agent, "{authority} {how} {headers:?}");
-        assert!(envoy.contains(expected), "{authority} {how} {headers:?}: {envoy}");
+        if envoy != agent || !envoy.contains(expected) {
+            differing.push(format!("{authority} {how} {headers:?}: {expected}\n{envoy}{agent}"));
+        }
     };
     play.step("without upgrade_configs", &[(get("/"), status(204))]);
     // What the route says of it goes first.
     agree(&play, "ends.test:443", "talk", &[], "HELLO;QUIT;' | end");
-    agree(&play, "other.test:443", "talk", &[], " 403 ");
+    agree(&play, "other.test:443", "talk", &[], " 403 |");
     let upgrades = json!([{ "upgrade_type": "CONNECT" }]);
     manager(play.world.at(LISTENER, "one"))["upgrade_configs"] = upgrades;
     play.step("with them", &[(get("/"), status(204))]);
@@ -76,16 +78,17 @@ fn envoy_and_the_agent_open_the_same_tunnels() {
         agree(&play, authority, "talk", &[], "HELLO;QUIT;' | end");
         agree(&play, authority, "early", &[], "EARLY;QUIT;' | end");
         agree(&play, authority, "talk", &["content-length: 0"], "HELLO;QUIT;' | end");
-        agree(&play, authority, "talk", &["content-length: 6"], " 400 ");
+        agree(&play, authority, "talk", &["content-length: 6"], " 400 |");
         agree(&play, authority, "talk", &["x-more: yes"], "HELLO;QUIT;' | end");
     }
     agree(&play, "short.test:443", "talk", &[], "HELLO;QUIT;' | end");
-    agree(&play, "idle.test:443", "wait", &[], " 200 ");
-    agree(&play, "dead.test:443", "talk", &[], " 503 ");
-    agree(&play, "off.test:443", "talk", &[], " 403 ");
-    agree(&play, "direct.test:443", "wait", &[], " 418 ");
-    agree(&play, "prefix.test:443", "talk", &[], " 404 ");
+    agree(&play, "idle.test:443", "wait", &[], " 200 |");
+    agree(&play, "dead.test:443", "talk", &[], " 503 |");
+    agree(&play, "off.test:443", "talk", &[], " 403 |");
+    agree(&play, "direct.test:443", "wait", &[], " 418 |");
+    agree(&play, "prefix.test:443", "talk", &[], " 404 |");
     agree(&play, "refused.test:443", "wait", &[], "no;");
-    agree(&play, "closed.test:443", "talk", &[], " 503 ");
+    agree(&play, "closed.test:443", "talk", &[], " 503 |");
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
     play.twins.control_plane.expect_no_violations();
 }

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version,
-    header::{CONTENT_LENGTH, USER_AGENT},
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, USER_AGENT},
     request::Parts,
 };
 use http_body::Body as _;
@@ -138,6 +138,10 @@ impl Answer {
                 switch::unswitch(&mut parts.headers);
             }
             return Response::from_parts(parts, ResponseBody::switched());
+        }
+        // As Envoy: a CONNECT has no end after which another request might come.
+        if log.record.method == Some(Method::CONNECT) && !by_stream {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let announces = status == StatusCode::NOT_MODIFIED && version < Version::HTTP_2;
         if announces && response.headers().contains_key(CONTENT_LENGTH) {

@@ -145,6 +145,7 @@ pub(super) struct Setup {
     pub(super) upgrades: Upgrades,
     /// Whether the route for CONNECT ends it.
     pub(super) terminates_connect: bool,
+    pub(super) buffer_max_bytes: u64,
     /// Of the virtual host.
     pub(super) mirrors: Vec<MirrorPolicy>,
     pub(super) access_logs: Vec<AccessLog>,
@@ -168,6 +169,7 @@ impl Setup {
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
             terminates_connect: false,
+            buffer_max_bytes: HttpOptions::BUFFER_MAX_BYTES,
             mirrors: Vec::new(),
             access_logs: Vec::new(),
             shadow: None,
@@ -359,6 +361,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         options: Arc::new(HttpOptions {
             upgrades: setup.upgrades.clone(),
             extended_connect: !setup.upgrades.0.is_empty(),
+            buffer_max_bytes: setup.buffer_max_bytes,
             ..HttpOptions::default()
         }),
         idle_timeout: setup.idle_timeout,
