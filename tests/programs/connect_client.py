@@ -46,8 +46,8 @@ def main(proxy, authority, how, *headers):
     shown = sorted(line.lower() for line in lines if line.lower().split(":")[0] in SHOWN)
     if how == "talk" and status.split()[1:2] == ["200"]:
         stream.sendall(b"hello;")
-        while not heard.endswith(b"HELLO;"):
-            heard += stream.recv(4096)
+        while not heard.endswith(b"HELLO;") and (more := stream.recv(4096)):
+            heard += more
         stream.sendall(b"quit;")
     heard, end = rest_of(stream, heard)
     # Whatever the code is called.
