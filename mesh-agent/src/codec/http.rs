@@ -484,8 +484,8 @@ impl Head {
     }
 }
 
-/// Digits only, and a number that every other parser can hold too.
-fn content_length(value: &[u8]) -> Option<u64> {
+/// A `content-length`: digits only, and a number that every other parser can hold too.
+pub fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
     }

@@ -78,6 +78,7 @@ fn envoy_and_the_agent_open_the_same_tunnels() {
         agree(&play, authority, "talk", &[], "HELLO;QUIT;' | end");
         agree(&play, authority, "early", &[], "EARLY;QUIT;' | end");
         agree(&play, authority, "talk", &["content-length: 0"], "HELLO;QUIT;' | end");
+        agree(&play, authority, "talk", &["content-length: 6"], " 400 |");
         agree(&play, authority, "talk", &["x-more: yes"], "HELLO;QUIT;' | end");
     }
     agree(&play, "short.test:443", "talk", &[], "HELLO;QUIT;' | end");

@@ -15,7 +15,7 @@ use http::{
     uri::Authority,
 };
 use http_body::Body;
-use hyper::{ext::Protocol, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 
 use super::{
     ConnectFailure, HttpConnection, HttpServices, RequestBody,
@@ -128,12 +128,15 @@ pub(super) async fn forward(
         _ => body,
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
+    let mut extended = None;
     match (switch, protocol) {
         (Some(Switch::Connect), _) => {}
         (Some(Switch::Protocol(name)), HttpProtocol::Http1) => {
             switch::offer(&mut head.headers, name.clone());
         }
-        (Some(Switch::Protocol(name)), HttpProtocol::Http2) => switch::to_extended(head, name)?,
+        (Some(Switch::Protocol(name)), HttpProtocol::Http2) => {
+            extended = Some(switch::to_extended(head, name)?);
+        }
         (None, HttpProtocol::Http1) if body.is_end_stream() => headers::tell_no_body(head),
         (None, HttpProtocol::Http1) => headers::tell_body(head),
         (None, HttpProtocol::Http2) => {}
@@ -147,7 +150,7 @@ pub(super) async fn forward(
     *request.uri_mut() = std::mem::take(&mut head.uri);
     *request.version_mut() = head.version;
     *request.headers_mut() = std::mem::take(&mut head.headers);
-    if let Some(protocol) = head.extensions.remove::<Protocol>() {
+    if let Some(protocol) = extended {
         request.extensions_mut().insert(protocol);
     }
 

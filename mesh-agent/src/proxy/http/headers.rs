@@ -22,6 +22,7 @@ use super::{
     switch::{self, Switch},
 };
 use crate::{
+    codec::http::content_length,
     model::{
         http_options::Underscores,
         route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
@@ -105,9 +106,9 @@ pub(super) fn sanitize(headers: &mut HeaderMap) {
 pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     if head.version < Version::HTTP_2 {
         check_http1(head)?;
-    }
-    // Of two that are the same HTTP/2 looks at one; both would go on.
-    if head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+    } else if head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        // Of two that are the same HTTP/2 looks at one, and both would go on. By HTTP/1 the
+        // scanner takes none.
         return Err(Reply::bad_request("several content-length headers"));
     }
     let mut hosts = head.headers.get_all(HOST).iter();
@@ -473,7 +474,7 @@ pub(super) fn sanitize_response(
     }
     // Not looked at by hyper where there is no body, and none of a list.
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next().map(length_of);
+    let length = lengths.next().map(|length| content_length(length.as_bytes()));
     if length == Some(None) || lengths.next().is_some() {
         return Err("upstream told no valid content-length");
     }
@@ -491,12 +492,6 @@ pub(super) fn sanitize_response(
         headers.remove(CONTENT_LENGTH);
     }
     Ok(())
-}
-
-fn length_of(value: &HeaderValue) -> Option<u64> {
-    let digits = value.to_str().ok()?;
-    let sound = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-    digits.parse().ok().filter(|_| sound)
 }
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {

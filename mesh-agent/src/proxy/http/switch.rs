@@ -82,13 +82,15 @@ pub(super) fn from_extended(head: &mut Parts, protocol: &Protocol) -> Result<(),
     Ok(())
 }
 
-/// And back: a GET that asks for another protocol, as it goes by HTTP/2.
-pub(super) fn to_extended(head: &mut Parts, protocol: &HeaderValue) -> Result<(), Reply> {
+/// And back: what a request that asks for another protocol is to be sent by HTTP/2 with.
+///
+/// # Errors
+/// As [`from_extended`].
+pub(super) fn to_extended(head: &mut Parts, protocol: &HeaderValue) -> Result<Protocol, Reply> {
     let protocol = protocol.to_str().map_err(|_| Reply::bad_request("invalid upgrade"))?;
     head.method = Method::CONNECT;
-    head.extensions.insert(Protocol::from(protocol));
     head.headers.remove(CONTENT_LENGTH);
-    Ok(())
+    Ok(Protocol::from(protocol))
 }
 
 /// What says by HTTP/1.1 that a connection has changed its protocol is said by HTTP/2 without

@@ -253,3 +253,27 @@ async fn an_upstream_that_declines_is_heard_and_one_that_lies_is_not() {
     let response = within(client.send_request(extended("websocket"))).await.unwrap();
     assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
 }
+
+#[tokio::test]
+async fn a_connection_that_is_cut_takes_its_tunnels_with_it() {
+    let setup = Setup { terminates_connect: true, ..with(opaque_upstream().await, "CONNECT") };
+    let mesh = Mesh::new(setup);
+    let client = mesh.connect().await;
+    let served = client.served.abort_handle();
+    let mut client = client.http2().await;
+    let mut io = opened(&mut client, connect()).await;
+    io.write_all(b"x").await.unwrap();
+    let mut heard = [0; 1];
+    within(io.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(mesh.recorded(), 0, "it goes on");
+    // As where policy has been found to deny it.
+    served.abort();
+    let record = mesh.record(0).await;
+    assert!(!record.flags.is_empty(), "{record:?}");
+    within(async {
+        while io.write_all(b"x").await.is_ok() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+}
