@@ -226,6 +226,35 @@ impl Capture {
         }
     }
 
+    /// What it means that a pod that had the interfaces `known` has `all` of these now; whether
+    /// there is a difference. To be called by whoever is about to have new ones guarded: the
+    /// pod's own news may come later than the node's.
+    pub(super) fn note_interfaces(
+        &self,
+        uid: &WorkloadUid,
+        netns_cookie: u64,
+        known: &[u32],
+        all: &[Interface],
+    ) -> bool {
+        let gone = known.iter().find(|index| all.iter().all(|link| link.index != **index));
+        if let Some(gone) = gone {
+            tracing::warn!(
+                pod = %uid, interface = gone,
+                "an interface is gone: the pod's connections of the kernel path are cut"
+            );
+            self.cut_kernel_connections_of(netns_cookie);
+        }
+        let new = all.iter().find(|link| link.up && !known.contains(&link.index));
+        if let Some(new) = new {
+            tracing::warn!(
+                pod = %uid, interface = new.name,
+                "an interface is new: guarded; plaintext that the pod takes may need it enrolled \
+                 again"
+            );
+        }
+        gone.is_some() || new.is_some()
+    }
+
     async fn follow_interfaces(
         &self,
         request: &EnrollPod,
@@ -236,24 +265,9 @@ impl Capture {
         let uid = &request.uid;
         let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
         let all = netns.links().await.map_err(in_netns)?;
-        let gone = known.iter().find(|index| all.iter().all(|link| link.index != **index));
-        if let Some(gone) = gone {
-            tracing::warn!(
-                pod = %uid, interface = gone,
-                "an interface is gone: the pod's connections of the kernel path are cut"
-            );
-            self.cut_kernel_connections_of(netns.cookie());
-        }
+        let changed = self.note_interfaces(uid, netns.cookie(), known, &all);
         let interfaces: Vec<_> = all.into_iter().filter(|link| link.up).collect();
-        let new = interfaces.iter().find(|interface| !known.contains(&interface.index));
-        if let Some(new) = new {
-            tracing::warn!(
-                pod = %uid, interface = new.name,
-                "an interface is new: guarded; plaintext that the pod takes may need it enrolled \
-                 again"
-            );
-        }
-        if gone.is_none() && new.is_none() {
+        if !changed {
             return Ok(false);
         }
         self.attach_programs(request, netns, addresses, &interfaces)
