@@ -120,11 +120,14 @@ pub enum Verdict {
     SpliceAgentEntered = 55,
     /// sk_msg: an application is so far ahead of the agent that it goes on by TCP.
     SpliceOverdrawn = 56,
+    /// guard: dropped, data for a client of the kernel path whose socket has been gone for a
+    /// while.
+    GuardEnded = 57,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 58] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -182,6 +185,7 @@ impl Verdict {
         Self::Bridged,
         Self::SpliceAgentEntered,
         Self::SpliceOverdrawn,
+        Self::GuardEnded,
     ];
 
     /// Room for later verdicts without a new map.
@@ -247,6 +251,7 @@ impl Verdict {
             Self::Bridged => "bridged",
             Self::SpliceAgentEntered => "splice_agent_entered",
             Self::SpliceOverdrawn => "splice_overdrawn",
+            Self::GuardEnded => "guard_ended",
         }
     }
 }
