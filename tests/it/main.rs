@@ -27,6 +27,7 @@ mod kernel_revocation;
 mod leaks;
 mod lifecycle;
 mod map_sizes;
+mod metrics;
 mod programs;
 mod sds;
 mod splice;

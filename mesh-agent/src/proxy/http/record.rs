@@ -156,6 +156,8 @@ pub(super) struct RequestLog {
     pub(super) mutations: Option<Box<ResponseMutations>>,
     /// Where the client wants to go again, and what it is told if that is not there.
     pub(super) wanted: Option<(WantedHost, StatusCode)>,
+    /// The cluster that its route leads to, for who tells of a request that went nowhere.
+    pub(super) chosen: Option<ClusterName>,
     pub(super) logging: Option<Box<Logging>>,
     pub(super) trace: Option<Box<Trace>>,
     /// The body of an answer of the agent's own, while that is worded.
@@ -189,9 +191,15 @@ impl RequestLog {
             trace: None,
             reply_body: None,
             wanted: None,
+            chosen: None,
             grpc_web: false,
             ended: false,
         }
+    }
+
+    /// The cluster it went to or, if it went nowhere, would have.
+    pub(super) fn cluster(&self) -> Option<&ClusterName> {
+        self.record.cluster.as_ref().or(self.chosen.as_ref())
     }
 
     /// The request goes upstream like this.

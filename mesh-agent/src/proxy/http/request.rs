@@ -257,6 +257,10 @@ async fn answer(
         let wanted = progress.as_ref().and_then(|_| log.mutations.take());
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
         ResponseMutations::keep(&mut log.mutations, wanted);
+        if log.mutations.is_some() || log.logging.is_some() || log.trace.is_some() {
+            let cluster = chosen.as_ref().map(|chosen| &*chosen.cluster);
+            log.chosen = cluster.filter(|cluster| snapshot.cluster(cluster).is_some()).cloned();
+        }
 
         let upgrade = headers::upgrade(head);
         if let Some(protocol) = &upgrade {
