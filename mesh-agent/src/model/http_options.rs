@@ -34,6 +34,8 @@ pub struct HttpOptions {
     pub underscores: Underscores,
     pub request_ids: RequestIds,
     pub upgrades: Upgrades,
+    /// HTTP/2: requests may ask for other protocols. Spec: RFC 8441.
+    pub extended_connect: bool,
     /// How much of a request's body is kept in memory where it has to be, on connections of
     /// HTTP/1. Spec: `Listener.per_connection_buffer_limit_bytes`.
     pub buffer_max_bytes: u64,
@@ -69,6 +71,7 @@ impl Default for HttpOptions {
             underscores: Underscores::Allow,
             request_ids: RequestIds::default(),
             upgrades: Upgrades::default(),
+            extended_connect: false,
             buffer_max_bytes: Self::BUFFER_MAX_BYTES,
         }
     }

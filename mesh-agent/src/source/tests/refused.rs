@@ -254,8 +254,8 @@ fn connection_managers() {
     assert_eq!(accepted(&http(&base)).listeners.len(), 1);
     for (fields, expected) in [
         (
-            "upgrade_configs: [{upgrade_type: CONNECT}]",
-            ".upgrade_configs[0].upgrade_type: CONNECT is not supported",
+            "upgrade_configs: [{upgrade_type: CONNECT-UDP}]",
+            ".upgrade_configs[0].upgrade_type: CONNECT-UDP is not supported",
         ),
         (
             "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: WebSocket}]",

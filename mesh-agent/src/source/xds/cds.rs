@@ -371,7 +371,7 @@ fn http_protocol(
                 Some(UpstreamProtocol::Http1)
             }
             Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
-                d.field("http2_protocol_options", |d| http_options::http2(d, options));
+                d.field("http2_protocol_options", |d| _ = http_options::http2(d, options));
                 Some(UpstreamProtocol::Http2)
             }
             Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
@@ -391,7 +391,7 @@ fn http_protocol(
                     d.field("http_protocol_options", |d| http_options::http1(d, options));
                 }
                 if let Some(options) = http2_protocol_options {
-                    d.field("http2_protocol_options", |d| http_options::http2(d, options));
+                    d.field("http2_protocol_options", |d| _ = http_options::http2(d, options));
                 }
             });
             Some(UpstreamProtocol::SameAsDownstream)

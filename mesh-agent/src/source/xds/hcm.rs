@@ -149,9 +149,9 @@ pub(super) fn connection_manager(
     if let Some(options) = http_protocol_options {
         d.field("http_protocol_options", |d| http_options::http1(d, options));
     }
-    if let Some(options) = http2_protocol_options {
-        d.field("http2_protocol_options", |d| http_options::http2(d, options));
-    }
+    let http2 = http2_protocol_options
+        .map(|options| d.field("http2_protocol_options", |d| http_options::http2(d, options)))
+        .unwrap_or_default();
 
     let codec = match PbCodecType::try_from(codec_type) {
         Ok(PbCodecType::Auto) => Some(CodecType::Auto),
@@ -192,6 +192,7 @@ pub(super) fn connection_manager(
         tracing: tracing?,
         options: Arc::new(HttpOptions {
             upgrades: upgrades?,
+            extended_connect: http2.allow_connect,
             buffer_max_bytes,
             underscores: common_options.underscores,
             request_ids: request_ids?,
