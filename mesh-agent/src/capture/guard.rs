@@ -276,15 +276,8 @@ impl Capture {
             self.pins.sweep_guards(netns.cookie(), &all).map_err(kernel)?;
         }
         let interfaces: Vec<_> = all.into_iter().filter(|link| link.up).collect();
-        let new = interfaces.iter().find(|interface| !known.contains(&interface.index));
-        if let Some(new) = new {
-            tracing::warn!(
-                pod = %uid, interface = new.name,
-                "an interface is new: guarded; plaintext that the pod takes may need it enrolled \
-                 again"
-            );
-        }
-        if gone.is_none() && new.is_none() {
+        let new = tell_of_new(uid, known, &interfaces);
+        if gone.is_none() && !new {
             return Ok(false);
         }
         self.attach_programs(request, netns, addresses, &interfaces).await.map_err(kernel)?;
@@ -336,6 +329,19 @@ impl Capture {
         });
         unguarded.collect()
     }
+}
+
+/// Whether one of a pod's interfaces is none of those that were `known`; the log says so.
+/// To be asked by whoever is about to have it guarded.
+pub(super) fn tell_of_new(uid: &WorkloadUid, known: &[u32], interfaces: &[Interface]) -> bool {
+    let Some(new) = interfaces.iter().find(|interface| !known.contains(&interface.index)) else {
+        return false;
+    };
+    tracing::warn!(
+        pod = %uid, interface = new.name,
+        "an interface is new: guarded; plaintext that the pod takes may need it enrolled again"
+    );
+    true
 }
 
 /// Takes a guard off that was attached by a filter.
