@@ -196,6 +196,7 @@ impl Capture {
         }
         // What cannot be listed is looked at again.
         let Ok(all) = netns.links().await else { return false };
+        let swept = self.pins.sweep_guards(netns.cookie(), &all);
         let interfaces: Vec<_> = all.iter().filter(|link| link.up).cloned().collect();
         let now = self.road(&netns, &interfaces, &addresses).await;
         match (&known, &now) {
@@ -210,7 +211,8 @@ impl Capture {
             ),
         }
         self.note_interfaces(uid, netns.cookie(), &inside, &all);
-        match self.attach_programs(&request, &netns, &addresses, &interfaces).await {
+        let attached = self.attach_programs(&request, &netns, &addresses, &interfaces).await;
+        match swept.and(attached) {
             Ok(()) => true,
             Err(error) => {
                 let error = chain(&error);
