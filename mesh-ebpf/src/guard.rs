@@ -14,8 +14,8 @@ use aya_ebpf::{
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{
-        bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_peer, bpf_sk_fullsock, bpf_sk_release,
-        bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+        bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_peer, bpf_sk_fullsock,
+        bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
         generated::{bpf_fib_lookup, bpf_sk_storage_get},
     },
     macros::classifier,
@@ -474,7 +474,8 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
     };
     // The entry goes with the client's socket, which may be before this one's end.
     // Without room for the note, the entry is asked again.
-    let mut passed = Passed { client: key.source, client_port: key.source_port, path: way, ended_ns: 0 };
+    let mut passed =
+        Passed { client: key.source, client_port: key.source_port, path: way, ended_ns: 0 };
     if !noted.is_null() {
         // SAFETY: not null, and the storage lives as long as the socket.
         unsafe { *noted = passed };

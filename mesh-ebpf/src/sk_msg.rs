@@ -63,8 +63,7 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
 /// Whether the agent, which may have read on, lets so much more be queued for it.
 #[inline(always)]
 fn is_granted(splice: &mut Splice, size: u64) -> bool {
-    if splice.messages >= SPLICE_AHEAD_MESSAGES
-        || !may_run_ahead(splice.sent, size, splice.granted)
+    if splice.messages >= SPLICE_AHEAD_MESSAGES || !may_run_ahead(splice.sent, size, splice.granted)
     {
         // SAFETY: read at once; entries are only replaced whole.
         if let Some(granted) = unsafe { GRANTS.get(&splice.peer) } {
