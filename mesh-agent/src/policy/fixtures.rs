@@ -271,7 +271,7 @@ pub(crate) fn authorize_request(
     snapshot: &Snapshot,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
-    let mut chain = Chain::new(permit, http, snapshot, Levels::default(), head)?;
+    let mut chain = Chain::new(permit, http, snapshot, Levels::default(), (head, None))?;
     match chain.next(head, &mut DynamicMetadata::default())? {
         Step::Passed(permit) => Ok(permit),
         Step::Run(place, _) => panic!("{} judges nothing", place.name),

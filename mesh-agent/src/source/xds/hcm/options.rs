@@ -76,6 +76,7 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         underscores: default.underscores,
         request_ids: default.request_ids,
         upgrades: default.upgrades,
+        original_ip: default.original_ip,
     })
 }
 
