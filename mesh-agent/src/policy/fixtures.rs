@@ -226,6 +226,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
         table_space: None,
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
+        connection_limits: Default::default(),
         circuit_breakers: Arc::default(),
     }
 }

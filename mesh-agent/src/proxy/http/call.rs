@@ -268,6 +268,7 @@ pub(super) fn key(
         source_identity: Some(workload.identity.clone()),
         client: None,
         tls: tls.map(Origination::key),
+        limits: destination.connection_limits(),
         protocol,
     }
 }
