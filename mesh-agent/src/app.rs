@@ -46,11 +46,11 @@ use crate::{
     observe::{
         access_log::{AccessLog, AccessLogWriter, Lines, LinesWriter},
         connections::Connections,
-        metrics::Metrics,
+        metrics::{ClusterStates, Metrics},
     },
     proxy::{
         Connector, Dataplane, Options,
-        http::{Exporter, HttpServices, SpanSource, Spans, Upstreams},
+        http::{Breakers, Exporter, HttpServices, SpanSource, Spans, Upstreams},
         on_demand::{Discovery, OnDemand},
     },
     snapshot::SnapshotCell,
@@ -384,10 +384,22 @@ fn dataplane(
         metrics: metrics.clone(),
     });
     let (spans, exporter) = spans(config, &metrics);
+    let clusters = metrics.clusters();
+    let breakers = Arc::new(Breakers::new(clusters.clone()));
+    clusters.show(ClusterStates {
+        endpoints: Box::new({
+            let balancers = Arc::clone(&balancers);
+            move || balancers.states()
+        }),
+        breakers: Box::new({
+            let breakers = Arc::clone(&breakers);
+            move || breakers.states()
+        }),
+    });
     let http = HttpServices {
         spans,
-        clusters: metrics.clusters(),
-        breakers: Arc::default(),
+        clusters,
+        breakers,
         filters: Arc::default(),
         node_cluster: node_cluster(&config.source),
         snapshots: Arc::clone(&snapshot),

@@ -36,14 +36,14 @@ const IDENTITY: &str = "spiffe://cluster.local/ns/mesh-system/sa/gateway";
 const WEB_PORT: u16 = 8080;
 
 /// A mesh with `web` behind it on the other node, and a client that is not of it.
-struct Gateway {
-    mesh: Mesh,
-    outside: Pod,
+pub(crate) struct Gateway {
+    pub(crate) mesh: Mesh,
+    pub(crate) outside: Pod,
 }
 
 impl Gateway {
     /// With listeners on the first node that `listeners` makes of its address.
-    fn start(name: &str, listeners: impl FnOnce(&str) -> Vec<Value>) -> Self {
+    pub(crate) fn start(name: &str, listeners: impl FnOnce(&str) -> Vec<Value>) -> Self {
         let bed = Testbed::two_nodes(name);
         let (client, web) = (bed.node(1).pod("client").start(), bed.node(2).pod("web").start());
         let outside = bed.node(1).pod("outside").start();
@@ -80,11 +80,11 @@ impl Gateway {
         (self.mesh.bed.node(1).gateway(), port).into()
     }
 
-    fn agent(&self) -> &Agent {
+    pub(crate) fn agent(&self) -> &Agent {
         self.mesh.near()
     }
 
-    fn url(&self, scheme: &str, port: u16) -> String {
+    pub(crate) fn url(&self, scheme: &str, port: u16) -> String {
         format!("{scheme}://{}:{port}/", self.mesh.bed.node(1).gateway())
     }
 }
@@ -99,7 +99,7 @@ fn behind(web: &Pod) -> MeshConfig {
 }
 
 /// A listener of the node's own.
-fn listener(name: &str, (address, port): (&str, u16), chains: Value) -> Value {
+pub(crate) fn listener(name: &str, (address, port): (&str, u16), chains: Value) -> Value {
     json!({
         "name": name,
         "address": { "socket_address": { "address": address, "port_value": port } },
@@ -108,7 +108,7 @@ fn listener(name: &str, (address, port): (&str, u16), chains: Value) -> Value {
 }
 
 /// Everything to `cluster`.
-fn http_to(cluster: &str) -> Value {
+pub(crate) fn http_to(cluster: &str) -> Value {
     json!({
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {

@@ -26,6 +26,7 @@ mod kernel_path;
 mod leaks;
 mod lifecycle;
 mod map_sizes;
+mod metrics;
 mod programs;
 mod sds;
 mod splice;

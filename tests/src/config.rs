@@ -437,12 +437,22 @@ impl MeshConfig {
 
     /// Has every HTTP connection manager say these fields as well.
     #[must_use]
-    pub fn managers(mut self, fields: &Value) -> Self {
+    pub fn managers(self, fields: &Value) -> Self {
+        self.terminals(|config| config.get("http_filters").is_some(), fields)
+    }
+
+    /// Has every TCP proxy say these fields as well.
+    #[must_use]
+    pub fn tcp_proxies(self, fields: &Value) -> Self {
+        self.terminals(|config| config["@type"].to_string().contains("TcpProxy"), fields)
+    }
+
+    fn terminals(mut self, wanted: impl Fn(&Value) -> bool, fields: &Value) -> Self {
         for listener in &mut self.listeners {
             let chains = listener["filter_chains"].as_array_mut().into_iter().flatten();
             let filters = chains.filter_map(|chain| chain["filters"].as_array_mut()).flatten();
             let configs = filters.map(|filter| &mut filter["typed_config"]);
-            for config in configs.filter(|config| config.get("http_filters").is_some()) {
+            for config in configs.filter(|config| wanted(config)) {
                 for (name, value) in fields.as_object().into_iter().flatten() {
                     config[name] = value.clone();
                 }

@@ -24,17 +24,29 @@ pub fn get(socket: &Path, path: &str) -> io::Result<Answer> {
     request(socket, "GET", path, "")
 }
 
+/// As [`get`], for who takes this.
+///
+/// # Errors
+/// If there is no answer, or none that is HTTP.
+pub fn get_accepting(socket: &Path, path: &str, accept: &str) -> io::Result<Answer> {
+    send(socket, "GET", path, &format!("accept: {accept}\r\n"), "")
+}
+
 /// One request over the Unix socket at `socket`, with a JSON body unless empty.
 ///
 /// # Errors
 /// If there is no answer, or none that is HTTP.
 pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    send(socket, method, path, "", body)
+}
+
+fn send(socket: &Path, method: &str, path: &str, headers: &str, body: &str) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n{headers}\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = Vec::new();

@@ -37,6 +37,7 @@ pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod run;
+pub mod scrape;
 pub mod sniff;
 pub mod twins;
 pub mod wire;

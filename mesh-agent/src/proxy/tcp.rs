@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Dataplane, Failure, Upstream, failure, rejudge, session::Session};
 use crate::{
     model::listener::TcpProxy,
-    observe::flags::ResponseFlag,
+    observe::{flags::ResponseFlag, metrics::AttemptFailure},
     policy::Permit,
     route::{self, Destination, NoDestination, Outcome},
     snapshot::Snapshot,
@@ -46,6 +46,9 @@ pub(super) async fn open(
     let outcome = if upstream.is_ok() { Outcome::Opened } else { Outcome::Failed };
     let random = &mut |below| rand::random_range(0..below);
     destination.reporter().report(outcome, Instant::now(), random);
+    if let (Some(cluster), Err(_)) = (destination.cluster(), &upstream) {
+        dataplane.http.clusters.of(cluster).failed(AttemptFailure::Connect);
+    }
     let upstream = upstream?;
     session.connected(&upstream);
     Ok((upstream, destination))
@@ -65,6 +68,8 @@ where
     D: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     session.count_tcp(dataplane);
+    let cluster = destination.cluster();
+    let _counted = cluster.map(|cluster| dataplane.http.clusters.of(cluster).connected());
     let _load = destination.into_load();
     let idle = tcp.and_then(|tcp| tcp.idle_timeout);
     let cancel = session.guard.cancelled();

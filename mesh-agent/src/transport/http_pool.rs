@@ -8,6 +8,7 @@
 //! The room below `proxy`: it must not know policy, routes or what a body is.
 
 mod body;
+mod held;
 mod http1;
 mod http2;
 #[cfg(test)]
@@ -33,7 +34,7 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::body::LeasedBody;
+pub use self::{body::LeasedBody, held::Held};
 use self::{http1::Http1, http2::Http2};
 use super::{tls::TlsStream, worker::PerWorker};
 use crate::model::{cluster::ConnectionLimits, identity::Identity, workload::WorkloadUid};

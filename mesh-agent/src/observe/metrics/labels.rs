@@ -298,3 +298,19 @@ impl EncodeLabelSet for ByClusterAnd {
         self.and.encode(set.encode_label())
     }
 }
+
+/// One limit of a cluster's circuit breakers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ByBreaker {
+    pub(super) cluster: Arc<str>,
+    pub(super) priority: &'static str,
+    pub(super) resource: &'static str,
+}
+
+impl EncodeLabelSet for ByBreaker {
+    fn encode(&self, set: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        ("cluster", &*self.cluster).encode(set.encode_label())?;
+        ("priority", self.priority).encode(set.encode_label())?;
+        ("resource", self.resource).encode(set.encode_label())
+    }
+}

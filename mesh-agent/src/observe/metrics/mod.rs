@@ -1,5 +1,6 @@
 //! Prometheus metrics: Istio's names where they exist, our own under `mesh_`.
 
+mod cluster_states;
 mod clusters;
 mod exposition;
 mod labels;
@@ -20,7 +21,8 @@ use prometheus_client::{
 };
 
 pub use self::{
-    clusters::{AttemptFailure, ClusterMetrics, OfCluster},
+    cluster_states::{BreakerState, ClusterStates, EJECTION_REASONS, EndpointStates},
+    clusters::{AttemptFailure, ClusterMetrics, OfCluster, OpenConnection},
     exposition::Exposition,
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
     spans::SpanCounters,

@@ -11,7 +11,7 @@ use http_body::Body as _;
 
 use super::{
     HttpConnection, RequestBody,
-    breakers::{Admitted, Breaker, Counted, Overflow},
+    breakers::{self, Admitted, Breaker, Counted, Overflow},
     forward::{Failure, exchange, key},
     headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
     outliers,
@@ -40,6 +40,8 @@ pub(super) struct Progress {
     pub(super) count: u32,
     /// Of the attempt in hand.
     pub(super) reporter: Reporter,
+    /// Where what becomes of it is counted; `None`: it has no cluster.
+    pub(super) counted: Option<Arc<OfCluster>>,
 }
 
 /// What stays the same for all attempts.
@@ -130,13 +132,12 @@ impl Attempting<'_> {
                 false => std::mem::take(&mut request).map(|()| body),
             };
             progress.reporter = destination.reporter();
-            let ended = self.attempt(&destination, this, log).await;
-            let clusters = &self.connection.services.clusters;
-            if let Some(cluster) = destination.cluster() {
-                clusters.count(cluster, |of| match &ended {
-                    Ok((response, _)) => of.answered(response.status()),
-                    Err(failure) => of.failed(failure.kind()),
-                });
+            let breaker = self.breaker(&destination);
+            progress.counted = breaker.as_ref().map(|breaker| Arc::clone(&breaker.counted));
+            let ended = self.attempt(&destination, breaker.as_ref(), this, log).await;
+            if let Some(counted) = &progress.counted {
+                let answered = ended.as_ref().map(|(response, _)| response.status());
+                breakers::count(counted, answered);
             }
             log.record.transport_failure = match &ended {
                 Err(Failure::Connect(failure)) => failure.transport.clone(),
@@ -167,7 +168,7 @@ impl Attempting<'_> {
                 Verdict::Retry(pause) => {
                     // The place of the retry before this one is free again.
                     drop(retrying.take());
-                    match self.breaker(&destination).map(|breaker| breaker.retry()).transpose() {
+                    match breaker.as_ref().map(|breaker| breaker.retry()).transpose() {
                         Ok(place) => retrying = place,
                         Err(Overflow) => {
                             log.record.flags.insert(ResponseFlag::UpstreamOverflow);
@@ -189,8 +190,8 @@ impl Attempting<'_> {
             if let (Some(trace), Ok((response, _))) = (&mut log.trace, &ended) {
                 trace.attempt_ended(Ending::Cancelled(Some(response.status()), None));
             }
-            if let Some(cluster) = destination.cluster() {
-                clusters.count(cluster, OfCluster::retried);
+            if let Some(counted) = progress.counted.take() {
+                counted.retried();
             }
             avoid.push(destination.address());
             let cluster = destination.cluster().cloned();
@@ -240,11 +241,11 @@ impl Attempting<'_> {
     async fn attempt(
         &self,
         destination: &Destination,
+        breaker: Option<&Arc<Breaker>>,
         request: Request<RequestBody>,
         log: &mut RequestLog,
     ) -> Ended {
-        let breaker = self.breaker(destination);
-        let admitted = match &breaker {
+        let admitted = match breaker {
             Some(breaker) => {
                 breaker.admit(self.protocol).await.map_err(|Overflow| Failure::Overflow)?
             }
@@ -259,7 +260,7 @@ impl Attempting<'_> {
         self.connection.observer.routed(&log.record);
         let to = (destination, tls.as_ref(), &key);
         let (services, limits) = (&self.connection.services, self.limits());
-        let (breaker, local) = (breaker.as_ref(), &mut log.record.upstream_local);
+        let local = &mut log.record.upstream_local;
         *local = None;
         let sent = exchange(services, self.permit, to, request, breaker, limits, local).await;
         Ok((sent?, admitted))

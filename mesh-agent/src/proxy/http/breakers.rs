@@ -14,13 +14,16 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::forward::Failure;
 use crate::{
     model::{
         cluster::{CircuitBreakers, ClusterName, Thresholds},
         workload::WorkloadUid,
     },
+    observe::metrics::{BreakerState, ClusterMetrics, OfCluster},
     transport::http_pool::HttpProtocol,
 };
 
@@ -32,6 +35,7 @@ type Pods = HashMap<WorkloadUid, Arc<OfPod>>;
 /// All pods'. Requests read the table without a lock.
 #[derive(Debug, Default)]
 pub struct Breakers {
+    clusters: ClusterMetrics,
     pods: ArcSwap<Pods>,
     /// Who changes the table.
     writing: Mutex<()>,
@@ -40,12 +44,22 @@ pub struct Breakers {
 /// What one pod has on its way to one cluster.
 #[derive(Debug)]
 pub(super) struct Breaker {
+    /// Where what becomes of it is counted.
+    pub(super) counted: Arc<OfCluster>,
     limits: Thresholds,
     requests: AtomicU32,
     pending: AtomicU32,
     retries: AtomicU32,
     /// A request by HTTP/1 takes a connection.
     connections: Arc<Semaphore>,
+}
+
+/// Counts how an attempt ended.
+pub(super) fn count(counted: &OfCluster, ended: Result<StatusCode, &Failure>) {
+    match ended {
+        Ok(status) => counted.answered(status),
+        Err(failure) => counted.failed(failure.kind()),
+    }
 }
 
 /// There is no room.
@@ -75,6 +89,11 @@ pub(super) struct Admitted {
 }
 
 impl Breakers {
+    /// What goes to clusters is counted there.
+    pub fn new(clusters: ClusterMetrics) -> Self {
+        Self { clusters, ..Self::default() }
+    }
+
     /// What `pod` has on its way to `cluster`. Other limits than before count anew.
     pub(super) fn of(
         &self,
@@ -97,7 +116,7 @@ impl Breakers {
         if let Some(known) = known(&before) {
             return known;
         }
-        let breaker = Arc::new(Breaker::new(limits));
+        let breaker = Arc::new(Breaker::new(limits, self.clusters.of(cluster)));
         let mut of_pod = before.get(pod).map(|known| OfPod::clone(known)).unwrap_or_default();
         of_pod.entry(cluster.clone()).or_default()[place] = Some(Arc::clone(&breaker));
         let mut pods = Pods::clone(&before);
@@ -130,19 +149,44 @@ impl Breakers {
         self.pods.store(Arc::new(pods.collect()));
         drop(writing);
     }
+
+    /// Every breaker, as it is now.
+    pub fn states(&self) -> Vec<(ClusterName, BreakerState)> {
+        let pods = self.pods.load();
+        let of_pods = pods.values().flat_map(|of_pod| of_pod.iter());
+        let states = of_pods.flat_map(|(cluster, breakers)| {
+            let by_priority = [false, true].into_iter().zip(breakers);
+            by_priority.filter_map(|(high, breaker)| {
+                Some((cluster.clone(), breaker.as_ref()?.state(high)))
+            })
+        });
+        states.collect()
+    }
 }
 
 impl Breaker {
-    fn new(limits: Thresholds) -> Self {
+    fn new(limits: Thresholds, counted: Arc<OfCluster>) -> Self {
         // As Envoy: one connection may always be had.
         let connections = usize::try_from(limits.max_connections.max(1)).unwrap_or(usize::MAX);
         Self {
+            counted,
             limits,
             requests: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             retries: AtomicU32::new(0),
             connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
         }
+    }
+
+    fn state(&self, high: bool) -> BreakerState {
+        let Thresholds { max_connections, max_pending_requests, max_requests, .. } = self.limits;
+        let max = [max_connections.max(1), max_pending_requests, max_requests, self.retries_max()];
+        let free = u64::try_from(self.connections.available_permits()).unwrap_or(u64::MAX);
+        let max = max.map(u64::from);
+        let now = |of| u64::from(self.counter(of).load(Ordering::Relaxed));
+        let connections = max[0].saturating_sub(free);
+        let used = [connections, now(Of::Pending), now(Of::Requests), now(Of::Retries)];
+        BreakerState { high, used, max }
     }
 
     fn counter(&self, of: Of) -> &AtomicU32 {
@@ -189,18 +233,17 @@ impl Breaker {
 
     /// While a request is sent again.
     pub(super) fn retry(self: &Arc<Self>) -> Result<Counted, Overflow> {
-        let max = match self.limits.retry_budget {
-            None => self.limits.max_retries,
-            Some(budget) => {
-                let requests = self.requests.load(Ordering::Relaxed);
-                let pending = self.pending.load(Ordering::Relaxed);
-                let active = f64::from(requests) + f64::from(pending);
-                // Whole, and not negative: percentages are checked.
-                let part = (active * budget.percent / 100.0) as u32;
-                part.max(budget.min_concurrency)
-            }
-        };
-        self.count(Of::Retries, max)
+        self.count(Of::Retries, self.retries_max()).inspect_err(|_| self.counted.retry_refused())
+    }
+
+    fn retries_max(&self) -> u32 {
+        let Some(budget) = self.limits.retry_budget else { return self.limits.max_retries };
+        let requests = self.requests.load(Ordering::Relaxed);
+        let pending = self.pending.load(Ordering::Relaxed);
+        let active = f64::from(requests) + f64::from(pending);
+        // Whole, and not negative: percentages are checked.
+        let part = (active * budget.percent / 100.0) as u32;
+        part.max(budget.min_concurrency)
     }
 }
 
@@ -293,5 +336,29 @@ mod tests {
         let second = breaker.retry().unwrap();
         assert_eq!(breaker.retry().unwrap_err(), Overflow);
         drop((first, second));
+    }
+
+    #[tokio::test]
+    async fn what_is_on_its_way_is_told() {
+        let breakers = Breakers::default();
+        let thresholds = Thresholds {
+            max_connections: 7,
+            max_requests: 3,
+            max_retries: 2,
+            ..Thresholds::default()
+        };
+        let breaker = breaker(&breakers, "p", &limits(thresholds));
+        let told = || match &breakers.states()[..] {
+            [(_, state)] => (state.used, state.max),
+            other => panic!("{other:?}"),
+        };
+        let max = [7, u64::from(thresholds.max_pending_requests), 3, 2];
+        assert_eq!(told(), ([0; 4], max));
+        let held = breaker.admit(HttpProtocol::Http1).await.unwrap();
+        let more = (breaker.admit(HttpProtocol::Http2).await.unwrap(), breaker.retry().unwrap());
+        let pending = breaker.pending().unwrap();
+        assert_eq!(told(), ([1, 1, 2, 1], max));
+        drop((held, more, pending));
+        assert_eq!(told(), ([0; 4], max));
     }
 }

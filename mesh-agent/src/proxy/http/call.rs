@@ -17,7 +17,8 @@ use prost::Message;
 
 use super::{
     HttpServices, RequestBody,
-    breakers::Overflow,
+    attempts::Ended,
+    breakers::{self, Admitted, Overflow},
     forward::{Failure, exchange},
     grpc,
     timing::Exchange,
@@ -25,6 +26,7 @@ use super::{
 use crate::{
     codec::grpc::{GrpcMessageError, PREFIX_BYTES, decode, encode},
     model::cluster::{ClusterName, UpstreamProtocol},
+    observe::metrics::AttemptFailure,
     policy::Permit,
     proxy::Origination,
     route::{Destination, NoDestination, Target, decide_call},
@@ -109,7 +111,8 @@ impl Caller<'_> {
             UpstreamProtocol::Http2 => HttpProtocol::Http2,
             UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream => HttpProtocol::Http1,
         };
-        self.within(limits, self.ask(&destination, protocol, question, limits)).await
+        let asked = self.ask(&destination, protocol, question, limits);
+        self.within(limits, cluster, asked).await
     }
 
     /// Calls a unary gRPC method: `/package.Service/Method`. `headers` go with it.
@@ -142,7 +145,7 @@ impl Caller<'_> {
             ..limits
         };
         let asked = self.ask(&destination, HttpProtocol::Http2, question, within);
-        let Answered { head, body, trailers } = self.within(limits, asked).await?;
+        let Answered { head, body, trailers } = self.within(limits, cluster, asked).await?;
         if head.status != StatusCode::OK {
             return Err(CallError::NotGrpc(head.status));
         }
@@ -164,13 +167,15 @@ impl Caller<'_> {
     async fn within<T>(
         self,
         limits: Limits,
+        cluster: &ClusterName,
         asked: impl Future<Output = Result<T, CallError>>,
     ) -> Result<T, CallError> {
         match limits.timeout {
             None => asked.await,
-            Some(limit) => {
-                tokio::time::timeout(limit, asked).await.unwrap_or(Err(CallError::Timeout(limit)))
-            }
+            Some(limit) => tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
+                self.services.clusters.of(cluster).failed(AttemptFailure::Timeout);
+                Err(CallError::Timeout(limit))
+            }),
         }
     }
 
@@ -182,30 +187,12 @@ impl Caller<'_> {
         limits: Limits,
     ) -> Result<Answered, CallError> {
         let Self { services, permit, .. } = self;
-        let not_sent = |failure: Failure| CallError::NotSent(failure.to_string());
-        let breaker =
-            destination.cluster().zip(destination.circuit_breakers()).map(|(c, limits)| {
-                services.breakers.of(&permit.flow().pod().workload.uid, c, limits, false)
-            });
-        let _admitted = match &breaker {
-            Some(breaker) => {
-                let admitted = breaker.admit(protocol).await;
-                Some(admitted.map_err(|Overflow| not_sent(Failure::Overflow))?)
-            }
-            None => None,
-        };
         let authority = question.authority.clone();
         let request = request(protocol, question)?;
-        let tls = services
-            .upstreams
-            .originate(destination, protocol, &authority, request.headers())
-            .map_err(|failure| not_sent(Failure::Connect(failure)))?;
-        let key = key(permit, destination, protocol, tls.as_ref());
-        let (to, limitless) = ((destination, tls.as_ref(), &key), (None, None));
-        let (breaker, local) = (breaker.as_ref(), &mut None);
-        let response = exchange(services, permit, to, request, breaker, limitless, local)
-            .await
-            .map_err(not_sent)?;
+        let (response, _admitted) =
+            send(services, permit, (destination, protocol), &authority, request)
+                .await
+                .map_err(|failure| CallError::NotSent(failure.to_string()))?;
         let (head, mut body) = response.into_parts();
         let (mut whole, mut trailers) = (BytesMut::new(), HeaderMap::new());
         while let Some(frame) = body.frame().await {
@@ -219,6 +206,42 @@ impl Caller<'_> {
         }
         Ok(Answered { head, body: whole.freeze(), trailers })
     }
+}
+
+/// Sends a request of the agent's own, by the circuit breakers of the destination's cluster, and
+/// counts how it ended there.
+pub(super) async fn send(
+    services: &HttpServices,
+    permit: &Permit,
+    (destination, protocol): (&Destination, HttpProtocol),
+    host: &Authority,
+    request: Request<RequestBody>,
+) -> Ended {
+    let limited = destination.cluster().zip(destination.circuit_breakers());
+    let breaker = limited.map(|(cluster, limits)| {
+        services.breakers.of(&permit.flow().pod().workload.uid, cluster, limits, false)
+    });
+    let sending = async {
+        let admitted = match &breaker {
+            Some(breaker) => breaker.admit(protocol).await.map_err(|Overflow| Failure::Overflow)?,
+            None => Admitted::default(),
+        };
+        let tls = services
+            .upstreams
+            .originate(destination, protocol, host, request.headers())
+            .map_err(Failure::Connect)?;
+        let key = key(permit, destination, protocol, tls.as_ref());
+        let (to, limitless) = ((destination, tls.as_ref(), &key), (None, None));
+        let breaker = breaker.as_ref();
+        let sent = exchange(services, permit, to, request, breaker, limitless, &mut None).await;
+        Ok((sent?, admitted))
+    };
+    let ended = sending.await;
+    if let Some(breaker) = &breaker {
+        let answered = ended.as_ref().map(|(response, _)| response.status());
+        breakers::count(&breaker.counted, answered);
+    }
+    ended
 }
 
 /// In the form that the protocol wants.

@@ -37,7 +37,9 @@ use crate::{
     proxy::{Origination, story},
     route::{Destination, Reporter, Reset, Target},
     snapshot::Snapshot,
-    transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure},
+    transport::http_pool::{
+        BoxedIo, Held, HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure,
+    },
 };
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -119,8 +121,11 @@ pub(super) async fn forward(
     headers::forwarded(head, hosts, rewrites, protocol)?;
     if let Some(upgrade) = &forward.upgrade {
         headers::switch(&mut head.headers, upgrade.protocol.clone());
-    } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
-        headers::tell_no_body(head);
+    } else if protocol == HttpProtocol::Http1 {
+        match body.is_end_stream() {
+            true => headers::tell_no_body(head),
+            false => headers::tell_body(head),
+        }
     }
     if let Some(trace) = &mut log.trace {
         trace.attempt(&mut head.headers, (destination.address(), protocol), 1);
@@ -132,7 +137,7 @@ pub(super) async fn forward(
     *request.version_mut() = head.version;
     *request.headers_mut() = std::mem::take(&mut head.headers);
 
-    let mut progress = Progress { count: 1, reporter: Reporter::default() };
+    let mut progress = Progress { count: 1, reporter: Reporter::default(), counted: None };
     let all = attempting.run(destination, request, body, log, &mut progress);
     let ended = deadline.run(all).await;
     let count = progress.count;
@@ -154,9 +159,8 @@ pub(super) async fn forward(
             if let Expired::Route = expired {
                 outliers::timed_out(&progress.reporter);
             }
-            if let Some(cluster) = &log.record.cluster {
-                let clusters = &connection.services.clusters;
-                clusters.count(cluster, |of| of.failed(AttemptFailure::Timeout));
+            if let Some(counted) = &progress.counted {
+                counted.failed(AttemptFailure::Timeout);
             }
             let reply = expired_reply(expired, log);
             if let Some(trace) = &mut log.trace {
@@ -263,11 +267,16 @@ pub(super) async fn exchange(
         let connecting = services.upstreams.connect(permit, destination, tls);
         let connecting = connecting.map_err(ConnectError::Failed);
         let limit = destination.connect_timeout();
-        tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
+        let io = tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
             let message =
                 format!("connecting to {} took longer than {limit:?}", destination.address());
             Err(ConnectError::Timeout(message))
-        })
+        })?;
+        let counted: BoxedIo = match breaker {
+            Some(breaker) => Box::new(Held::new(io, breaker.counted.connected())),
+            None => io,
+        };
+        Ok(counted)
     };
     let mut fresh = false;
     loop {

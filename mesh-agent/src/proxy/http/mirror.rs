@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::TryFutureExt as _;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, request::Parts,
     uri::Authority,
@@ -21,10 +20,9 @@ use http_body_util::BodyExt as _;
 use super::{
     HttpServices, Judged, RequestBody,
     attempts::head_of,
-    breakers::{Admitted, Overflow},
     call,
     copy::Tee,
-    forward::{Failure, exchange},
+    forward::Failure,
     headers::{self, Hosts, Rewrites},
     mutations, outliers,
     record::RequestLog,
@@ -36,6 +34,7 @@ use crate::{
         cluster::{ClusterName, UpstreamProtocol},
         route::{MirrorHost, MirrorPolicy, RouteClusterName},
     },
+    observe::metrics::AttemptFailure,
     policy::matcher::first_value,
     route::{Matched, NoDestination, decide_call},
     snapshot::Snapshot,
@@ -100,7 +99,9 @@ impl Mirroring<'_> {
                 true => RequestBody::whole(bytes::Bytes::new(), Arc::clone(&exchange)),
                 false => RequestBody::copied(tee.add(), Arc::clone(&exchange)),
             };
-            let Some(shadow) = self.shadow(policy, cluster, head, hosts, rewrites, log) else {
+            let Some(shadow) =
+                self.shadow((policy, cluster), (head, bodiless), hosts, rewrites, log)
+            else {
                 continue;
             };
             tokio::spawn(async move {
@@ -114,9 +115,8 @@ impl Mirroring<'_> {
 
     fn shadow(
         &self,
-        policy: &MirrorPolicy,
-        cluster: ClusterName,
-        head: &Parts,
+        (policy, cluster): (&MirrorPolicy, ClusterName),
+        (head, bodiless): (&Parts, bool),
         hosts: &Hosts,
         rewrites: Rewrites<'_>,
         log: &RequestLog,
@@ -141,6 +141,9 @@ impl Mirroring<'_> {
             head.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
         }
         headers::forwarded(&mut head, hosts, rewrites, protocol).ok()?;
+        if protocol == HttpProtocol::Http1 && !bodiless {
+            headers::tell_body(&mut head);
+        }
         for mutation in &policy.headers {
             mutations::mutate_head(mutation, log, flow, &mut head);
         }
@@ -206,7 +209,10 @@ impl Shadow {
         let span = self.span.take();
         let (mut to, mut status) = (None, None);
         let sent = deadline.run(self.send(body, &mut to, &mut status)).await;
-        let sent = sent.unwrap_or(Err(Why::Late));
+        let sent = sent.unwrap_or_else(|_| {
+            self.services.clusters.of(&self.cluster).failed(AttemptFailure::Timeout);
+            Err(Why::Late)
+        });
         if let Some(span) = span {
             span.ended(&self.cluster.0, to.map(|to| (to, self.protocol)), status);
         }
@@ -225,25 +231,9 @@ impl Shadow {
         let now = Instant::now();
         let destination = decide_call(permit, cluster, snapshot, &services.balancers, random, now)?;
         *told_to = Some(destination.address());
-        let breaker = destination.circuit_breakers().map(|limits| {
-            services.breakers.of(&permit.flow().pod().workload.uid, cluster, limits, false)
-        });
-        let admitted = match &breaker {
-            Some(breaker) => breaker.admit(*protocol).await?,
-            None => Admitted::default(),
-        };
         let grpc = headers::is_grpc(request.headers());
-        let tls = services
-            .upstreams
-            .originate(&destination, *protocol, host, request.headers())
-            .map_err(Failure::Connect)?;
-        let key = call::key(permit, &destination, *protocol, tls.as_ref());
-        let to = (&destination, tls.as_ref(), &key);
         let request = head_of(request).map(|()| body);
-        let (breaker, limitless) = (breaker.as_ref(), (None, None));
-        let ended = exchange(services, permit, to, request, breaker, limitless, &mut None)
-            .map_ok(|response| (response, admitted))
-            .await;
+        let ended = call::send(services, permit, (&destination, *protocol), host, request).await;
         outliers::tell(&destination.reporter(), grpc, &ended);
         let (response, _admitted) = ended?;
         *status = Some(response.status());
@@ -271,11 +261,5 @@ enum Why {
 impl From<Failure> for Why {
     fn from(failure: Failure) -> Self {
         Self::NotSent(failure.to_string())
-    }
-}
-
-impl From<Overflow> for Why {
-    fn from(Overflow: Overflow) -> Self {
-        Failure::Overflow.into()
     }
 }

@@ -389,7 +389,7 @@ impl RequestValues<'_> {
             // There are no virtual clusters, and only connections without HTTP have details.
             P::VirtualClusterName | P::ConnectionTerminationDetails => false,
             P::UpstreamCluster | P::UpstreamClusterRaw => {
-                text(out, record.cluster.as_ref().map(|cluster| cluster.0.as_bytes()))
+                text(out, self.log.cluster().map(|cluster| cluster.0.as_bytes()))
             }
             P::RouteName => text(out, record.route.as_ref().map(|route| route.as_bytes())),
             // Elsewhere it is empty.

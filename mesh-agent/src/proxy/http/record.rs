@@ -157,6 +157,8 @@ pub(super) struct RequestLog {
     pub(super) mutations: Option<Box<ResponseMutations>>,
     /// Where the client wants to go again, and what it is told if that is not there.
     pub(super) wanted: Option<(WantedHost, StatusCode)>,
+    /// The cluster that its route leads to, for who tells of a request that went nowhere.
+    pub(super) chosen: Option<ClusterName>,
     pub(super) logging: Option<Box<Logging>>,
     pub(super) trace: Option<Box<Trace>>,
     /// The body of an answer of the agent's own, while that is worded.
@@ -190,6 +192,7 @@ impl RequestLog {
             trace: None,
             reply_body: None,
             wanted: None,
+            chosen: None,
             grpc_web: false,
             ended: false,
         }
@@ -198,6 +201,11 @@ impl RequestLog {
     /// Who the request is from.
     pub(super) fn client(&self, flow: &Flow) -> IpAddr {
         self.record.client.unwrap_or_else(|| flow.source().ip())
+    }
+
+    /// The cluster it went to or, if it went nowhere, would have.
+    pub(super) fn cluster(&self) -> Option<&ClusterName> {
+        self.record.cluster.as_ref().or(self.chosen.as_ref())
     }
 
     /// The request goes upstream like this.

@@ -333,7 +333,7 @@ impl Trace {
         self.custom_tags().for_each(|tag| custom.custom(tag, &values));
 
         let record = &log.record;
-        let cluster = record.cluster.as_ref();
+        let cluster = log.cluster();
         let cluster = cluster.filter(|_| !record.flags.contains(ResponseFlag::NoClusterFound));
         let cluster = cluster.map(|cluster| &*cluster.0);
         let send = |context: &Context, name: String, kind, (start, end), tags: Tags| {
@@ -386,7 +386,7 @@ impl Trace {
         tags.extend(&request.unwrap_or_default());
         tags.put("request_size", log.exchange.request_bytes().to_string());
         tags.put("response_size", log.exchange.response_bytes().to_string());
-        tags.common(cluster, record.response_code, record.flags);
+        tags.common(cluster, record.response_code, record.envoy_flags());
         tags.extend(&response);
         tags.extend(&custom);
         let name = self.operation().map_or(name, |format| tags::filled(format, &values));

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     model::cluster::{Cluster, HealthCheck, LoadAssignment, OutlierDetection},
-    observe::log_limit::LogLimit,
+    observe::{log_limit::LogLimit, metrics::EndpointStates},
 };
 
 static SHORT: LogLimit = LogLimit::new();
@@ -241,6 +241,14 @@ impl ClusterBalancer {
 
     pub(super) fn has_failed(&self, endpoint: SocketAddr) -> bool {
         self.hosts().get(&endpoint).is_some_and(|host| host.checked.has_failed())
+    }
+
+    /// How its endpoints are; `None`: nobody has asked for them yet.
+    pub(super) fn states(&self) -> Option<EndpointStates> {
+        let candidates = self.candidates.load_full()?;
+        let states = candidates.states();
+        let panic = candidates.in_panic(&self.hosts());
+        Some(EndpointStates { panic, ejections: self.detector.counted(), ..states })
     }
 
     /// There is traffic.

@@ -11,16 +11,19 @@ use std::{
 use super::{
     hashing::{self, Room, Table},
     hosts::{HostState, Hosts, Standing},
-    layout::{Kind, layout},
+    layout::{self, Kind, layout},
     random_below,
     round_robin::Rotation,
     schedule::Schedule,
     subsets::{Asked, SubsetTable},
 };
-use crate::model::{
-    cluster::{Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Place},
-    runtime::Runtime,
-    socket_match::Labels,
+use crate::{
+    model::{
+        cluster::{Balancing, Cluster, Endpoint, Health, LbPolicy, LoadAssignment, Place},
+        runtime::Runtime,
+        socket_match::Labels,
+    },
+    observe::metrics::EndpointStates,
 };
 
 /// When and by which values something is picked.
@@ -173,6 +176,31 @@ impl Candidates {
         let found = all.find(|(endpoint, _)| endpoint.address == address)?;
         let (endpoint, state) = found;
         (state.standing(endpoint, false).health != Health::Unhealthy).then_some(found)
+    }
+
+    /// How all endpoints are, whether they take traffic or not.
+    pub(super) fn states(&self) -> EndpointStates {
+        let mut states = EndpointStates::default();
+        for (endpoint, state) in self.assignment.endpoints().zip(&self.all) {
+            match state.standing(endpoint, false).health {
+                Health::Healthy => states.healthy += 1,
+                Health::Degraded => states.degraded += 1,
+                Health::Unhealthy => states.unhealthy += 1,
+            }
+            states.ejected += u64::from(state.outlier.is_ejected());
+        }
+        states
+    }
+
+    /// Whether a priority's traffic goes to all of its endpoints.
+    pub(super) fn in_panic(&self, hosts: &Hosts) -> bool {
+        let ignore_new = self.balancing.ignore_new_hosts;
+        layout::panics(&self.assignment, &self.balancing, &|endpoint| match hosts
+            .get(&endpoint.address)
+        {
+            Some(state) => state.standing(endpoint, ignore_new),
+            None => Standing::configured(endpoint),
+        })
     }
 
     /// The state of every endpoint of the assignment.

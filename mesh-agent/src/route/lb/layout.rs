@@ -56,18 +56,10 @@ pub(super) fn layout<'a>(
     balancing: &Balancing,
     standing: StandingOf<'_>,
 ) -> Vec<Part<'a>> {
-    let mut priorities: BTreeMap<u32, Vec<&Locality>> = BTreeMap::new();
-    for locality in &assignment.localities {
-        priorities.entry(locality.priority).or_default().push(locality);
-    }
-    let weighted = assignment.weighted_priority_health;
-    let levels: Vec<_> =
-        priorities.values().map(|localities| level(localities, weighted, standing)).collect();
     let factor = assignment.overprovisioning_factor;
-    let shares = distribute(&levels, factor, balancing.panic_threshold);
     let mut parts = Vec::new();
-    for ((priority, localities), Share { healthy, degraded, panic }) in
-        priorities.iter().zip(shares)
+    for (priority, localities, Share { healthy, degraded, panic }) in
+        priorities(assignment, balancing, standing)
     {
         let healthy_kind = if panic { Kind::All } else { Kind::Healthy };
         // In panic both shares go to the same endpoints.
@@ -78,12 +70,40 @@ pub(super) fn layout<'a>(
         for (kind, percent) in taken.into_iter().filter(|(_, percent)| *percent > 0) {
             let groups = match kind {
                 Kind::All if balancing.fail_traffic_on_panic => Vec::new(),
-                _ => groups(localities, kind, factor, balancing.locality_weighted, standing),
+                _ => groups(&localities, kind, factor, balancing.locality_weighted, standing),
             };
-            parts.push(Part { priority: *priority, kind, percent, groups });
+            parts.push(Part { priority, kind, percent, groups });
         }
     }
     parts
+}
+
+/// Whether a priority is in panic.
+pub(super) fn panics(
+    assignment: &LoadAssignment,
+    balancing: &Balancing,
+    standing: StandingOf<'_>,
+) -> bool {
+    priorities(assignment, balancing, standing).any(|(.., share)| share.panic)
+}
+
+/// Each priority with its localities and its share, the highest first.
+fn priorities<'a>(
+    assignment: &'a LoadAssignment,
+    balancing: &Balancing,
+    standing: StandingOf<'_>,
+) -> impl Iterator<Item = (u32, Vec<&'a Locality>, Share)> {
+    let mut priorities: BTreeMap<u32, Vec<&Locality>> = BTreeMap::new();
+    for locality in &assignment.localities {
+        priorities.entry(locality.priority).or_default().push(locality);
+    }
+    let weighted = assignment.weighted_priority_health;
+    let levels: Vec<_> =
+        priorities.values().map(|localities| level(localities, weighted, standing)).collect();
+    let factor = assignment.overprovisioning_factor;
+    let shares = distribute(&levels, factor, balancing.panic_threshold);
+    let priorities = priorities.into_iter().zip(shares);
+    priorities.map(|((priority, localities), share)| (priority, localities, share))
 }
 
 fn level(localities: &[&Locality], weighted: bool, standing: StandingOf<'_>) -> Level {

@@ -49,6 +49,7 @@ use crate::{
         },
         socket_match::Labels,
     },
+    observe::metrics::EndpointStates,
     snapshot::Snapshot,
 };
 
@@ -226,6 +227,13 @@ impl Balancers {
     /// How much is in flight to an endpoint.
     pub fn active(&self, cluster: &ClusterName, endpoint: SocketAddr) -> u32 {
         self.clusters.load().get(cluster).map_or(0, |balancer| balancer.active(endpoint))
+    }
+
+    /// How the endpoints are of clusters that have had traffic or are monitored.
+    pub fn states(&self) -> Vec<(ClusterName, EndpointStates)> {
+        let clusters = self.clusters.load();
+        let states = clusters.iter();
+        states.filter_map(|(name, balancer)| Some((name.clone(), balancer.states()?))).collect()
     }
 
     /// Forgets clusters and endpoints that `snapshot` does not have. Call it with

@@ -13,7 +13,10 @@ use std::{
 };
 
 use super::{hosts::HostState, random_below};
-use crate::model::cluster::{Consecutive, OutlierDetection};
+use crate::{
+    model::cluster::{Consecutive, OutlierDetection},
+    observe::metrics::EJECTION_REASONS,
+};
 
 /// How a connection or request to an endpoint went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +81,11 @@ struct Ejections {
 
 /// One cluster's.
 #[derive(Debug, Default)]
-pub(super) struct Detector(Mutex<State>);
+pub(super) struct Detector {
+    state: Mutex<State>,
+    /// In the order of [`EJECTION_REASONS`].
+    ejections: [AtomicU64; EJECTION_REASONS.len()],
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -178,6 +185,19 @@ fn reached(counter: &AtomicU32, limit: Consecutive, reason: Reason) -> Option<Re
     (before.wrapping_add(1) == limit.failures).then_some(reason)
 }
 
+impl Reason {
+    /// Among [`EJECTION_REASONS`].
+    fn place(self) -> usize {
+        match self {
+            Self::Consecutive5xx => 0,
+            Self::GatewayFailure => 1,
+            Self::LocalOriginFailure => 2,
+            Self::SuccessRate(_) => 3,
+            Self::FailurePercentage(_) => 4,
+        }
+    }
+}
+
 /// How often, in percent, a reason leads to an ejection.
 fn enforcing(reason: Reason, config: &OutlierDetection) -> u32 {
     match reason {
@@ -215,7 +235,7 @@ impl Detector {
             if host.outlier.is_ejected() {
                 break;
             }
-            changed |= eject(config, host, &hosts, reason, now, random);
+            changed |= self.eject(config, host, &hosts, reason, now, random);
             if let Some(counter) = host.outlier.counter(reason) {
                 counter.store(0, Ordering::Relaxed);
             }
@@ -303,7 +323,7 @@ impl Detector {
             for (host, reason) in outliers(&config, &seen, hosts.len(), origin) {
                 // Two reasons in one interval are one ejection.
                 if !host.outlier.is_ejected() {
-                    changed |= eject(&config, host, hosts, reason, now, random);
+                    changed |= self.eject(&config, host, hosts, reason, now, random);
                 }
             }
         }
@@ -317,8 +337,30 @@ impl Detector {
         changed
     }
 
+    /// How often it has ejected somebody, by reason; `None`: it does not look.
+    pub(super) fn counted(&self) -> Option<[u64; EJECTION_REASONS.len()]> {
+        let looks = self.state().config.is_some();
+        looks.then(|| self.ejections.each_ref().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    fn eject(
+        &self,
+        config: &OutlierDetection,
+        host: &HostState,
+        hosts: &[Arc<HostState>],
+        reason: Reason,
+        now: Instant,
+        random: &mut impl FnMut(u32) -> u32,
+    ) -> bool {
+        let ejected = eject(config, host, hosts, reason, now, random);
+        if ejected && let Some(count) = self.ejections.get(reason.place()) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        ejected
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

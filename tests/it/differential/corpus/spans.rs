@@ -269,6 +269,9 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/a?b=c")).asks(get("/direct").is(204)).asks(get("/dead").is(503)).asks(get("/retry").answered(&answers(503)).is(503))
             .asks(get("/").answered(&answers(404)).is(404)).asks(get("/h2").http2())
             .spans(12),
+        traced("spans-denied", otel(json!({})), spawn())
+            .filter("rbac", "extensions.filters.http.rbac.v3.RBAC", json!({ "rules": { "action": "DENY", "policies": { "no": { "permissions": [{ "url_path": { "path": { "prefix": "/no" } } }], "principals": [{ "any": true }] } } } }))
+            .asks(get("/no").is(403)).asks(get("/no").http2().is(403)).asks(get("/")).spans(4),
         traced("spans-by-http", otel(by_http), json!({})).asks(get("/")).asks(follows("01")).spans(2),
         traced("spans-name", otel(json!({})), json!({}))
             .asks(get("/named")).asks(get("/unsaid")).asks(get("/named").with("x-envoy-decorator-operation", "theirs"))
