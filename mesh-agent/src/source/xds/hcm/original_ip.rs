@@ -56,9 +56,8 @@ fn header(d: &mut Decoder, value: CustomHeaderConfig) -> Option<OriginalIp> {
         reject_with_status,
     } = value;
     let name = d.field("header_name", |d| matchers::header_name(d, &header_name))?;
-    let rejected = reject_with_status.map(|HttpStatus { code }| match u16::try_from(code) {
-        Ok(code @ 400..=511) => code,
-        _ => 403,
+    let rejected = reject_with_status.map(|HttpStatus { code }| {
+        u16::try_from(code).ok().filter(|code| (400..=511).contains(code)).unwrap_or(403)
     });
     Some(OriginalIp::Header { name, rejected })
 }
