@@ -112,11 +112,5 @@ pub(super) fn cases() -> Vec<Case> {
         telling("client: header, or none").manager(detected(&[header(json!({ "reject_with_status": { "code": 401 } }))])).asks(real("192.0.2.7")).asks(real("me").is(401)).asks(get("/").is(401)),
         telling("client: header, no error").manager(detected(&[header(json!({ "reject_with_status": { "code": 200 } }))])).asks(get("/").is(403)),
         telling("client: header, then xff").manager(detected(&[header(json!({})), xff(json!({}))])).asks(real("192.0.2.7")).asks(from("192.0.2.8")).asks(real("192.0.2.7").with("x-forwarded-for", "192.0.2.8")),
-        telling("client: two ways").manager(detected(&[xff(json!({}))])).manager(json!({ "use_remote_address": true }))
-            .refused_by_both("use_remote_address: can't go with original_ip_detection_extensions", "may not be mixed"),
-        telling("client: hops twice").manager(detected(&[xff(json!({}))])).manager(json!({ "xff_num_trusted_hops": 1 }))
-            .refused_by_both("xff_num_trusted_hops: can't go with original_ip_detection_extensions", "may not be mixed"),
-        telling("client: both kinds").manager(detected(&[xff(json!({ "xff_num_trusted_hops": 1, "xff_trusted_cidrs": { "cidrs": [{ "address_prefix": "10.0.0.0", "prefix_len": 8 }] } }))]))
-            .refused_by_both("can't have both xff_num_trusted_hops and xff_trusted_cidrs", "Cannot set both"),
     ]
 }
