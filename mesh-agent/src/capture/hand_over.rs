@@ -35,7 +35,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
 
 use crate::model::workload::WorkloadUid;
 
@@ -135,7 +135,7 @@ impl Inherited {
 
 /// Where an agent that is to follow this one asks.
 #[derive(Debug)]
-pub struct HandOverSocket(AsyncFd<Socket>);
+pub struct HandOverSocket(UnixListener);
 
 impl HandOverSocket {
     /// Replaces what an earlier agent left: the caller holds the state directory's lock, and
@@ -155,7 +155,8 @@ impl HandOverSocket {
             .set_permissions(Permissions::from_mode(0o600))?;
         socket.bind(&SockAddr::unix(short_path(&directory))?)?;
         socket.listen(4)?;
-        Ok(Self(AsyncFd::register(socket)?))
+        // Of another type than it is named after; accept(2) is the same.
+        Ok(Self(UnixListener::from_std(OwnedFd::from(socket).into())?))
     }
 
     /// The next one that asks. Cancel safe.
@@ -163,12 +164,8 @@ impl HandOverSocket {
     /// # Errors
     /// accept(2)'s.
     pub async fn accept(&self) -> io::Result<Follower> {
-        loop {
-            let mut ready = self.0.readable().await?;
-            if let Ok(accepted) = ready.try_io(|socket| socket.get_ref().accept()) {
-                return accepted.map(|(socket, _)| Follower(socket));
-            }
-        }
+        let (socket, _) = self.0.accept().await?;
+        Ok(Follower(OwnedFd::from(socket.into_std()?).into()))
     }
 }
 
