@@ -25,7 +25,10 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -157,6 +160,8 @@ struct Agent {
     kernel_services: AtomicUsize,
     /// What the kernel does, once that is known.
     self_test: OnceLock<SelfTest>,
+    /// Whether what it found is acted on.
+    tested: AtomicBool,
     last_good: Arc<LastGood>,
     /// Of the resources in force.
     versions: Mutex<Versions>,
@@ -275,6 +280,7 @@ async fn start(
         kernel_path,
         kernel_services: AtomicUsize::new(0),
         self_test: OnceLock::new(),
+        tested: AtomicBool::new(false),
         last_good: Arc::new(last_good),
         versions: Mutex::default(),
         restored: Mutex::default(),
@@ -347,6 +353,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         bpf_log,
         splice,
         agent_down,
+        hung_after,
         map_sizes,
         exclusions,
         ..
@@ -377,6 +384,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         probe_cgroups: config.probe_cgroups,
         splice,
         agent_down,
+        hung_after,
         capacities: map_sizes,
         ..CaptureOptions::default()
     }

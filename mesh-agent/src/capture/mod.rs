@@ -19,6 +19,7 @@ mod error;
 mod fullness;
 mod guard;
 mod hand_over;
+mod heartbeat;
 mod holds;
 mod kernel_events;
 mod kernel_path;

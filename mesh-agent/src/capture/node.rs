@@ -30,6 +30,7 @@ use super::{
     fullness,
     guard::{GuardAttachment, GuardMode},
     hand_over::{Inherited, Listening},
+    heartbeat::Heartbeat,
     kernel_path::KernelMaps,
     legs::Legs,
     loader::{self, Pins},
@@ -68,6 +69,8 @@ pub struct Capture {
     /// Whether sockets can be spliced at all, and why not.
     pub(super) splice: Result<(), String>,
     log: Option<tokio::task::JoinHandle<()>>,
+    /// While this agent is the one that keeps the kernel's verdicts.
+    heartbeat: Mutex<Option<Heartbeat>>,
     /// From the agent before this one, where that one has handed over.
     pub(super) inherited: Option<Arc<Inherited>>,
     /// Held until another agent takes over.
@@ -195,6 +198,7 @@ impl Capture {
             }
         }
         maps.configure(options.bpf_log, options.kernel_path, options.drop_non_tcp)?;
+        let heartbeat = Heartbeat::start(&pins.maps(), options.hung_after)?;
         maps.set_probers(&cgroup_ids(&options.probe_cgroups))?;
         if inherited.is_none() {
             // No listener is open yet: whoever published these has been refused since. And
@@ -247,6 +251,7 @@ impl Capture {
             capacities: options.capacities,
             splice,
             log,
+            heartbeat: Mutex::new(Some(heartbeat)),
             inherited,
             lock: Mutex::new(Some(lock)),
         })
@@ -332,6 +337,8 @@ impl Capture {
         if let Some(log) = &self.log {
             log.abort();
         }
+        // Else it would hide that the other one hangs.
+        self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.pins.give_up();
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -367,9 +374,9 @@ impl Capture {
     }
 
     /// Takes packets off the short way that rules of the node may be about. Called when
-    /// rules change, and by [`Capture::maintain`].
-    pub fn look_at_rules(&self) {
-        self.retire_redirects(&mut self.state());
+    /// rules change, and by [`Capture::maintain`]. Says whether it did.
+    pub fn look_at_rules(&self) -> bool {
+        self.retire_redirects(&mut self.state())
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

@@ -174,7 +174,12 @@ fn of_metadata(matcher: &MetadataMatcher, subject: Subject<'_>) -> Truth {
 
 fn of_path(path: &StringMatcher, subject: Subject<'_>) -> Truth {
     let Some(head) = subject.head else { return Truth::Unknown };
-    let as_sent = path.matches(url_path(head).as_bytes());
+    let as_sent = url_path(head);
+    // As Envoy: CONNECT has no path, which is not an empty one.
+    if as_sent.is_empty() {
+        return Truth::False;
+    }
+    let as_sent = path.matches(as_sent.as_bytes());
     match subject.lenient_path {
         Some(lenient) if !LenientPath::is_foreign_to(path) => {
             both(as_sent, path.matches(lenient.path()))

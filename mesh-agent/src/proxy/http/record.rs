@@ -289,7 +289,13 @@ impl RequestLog {
     /// The connection goes on with a tunnel, which has the log.
     pub(super) fn carry(self, tunnel: impl FnOnce(Self) -> Tunnel) {
         let connection = Arc::clone(&self.connection);
-        connection.carry(tunnel(self));
+        let http1 = self.guard.is_some();
+        let tunnel = tunnel(self);
+        if http1 {
+            connection.carry(tunnel);
+        } else {
+            tokio::spawn(tunnel.run_stream());
+        }
     }
 
     /// The response has been handed over to its end.

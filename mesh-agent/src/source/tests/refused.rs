@@ -89,8 +89,8 @@ fn listeners() {
             ".access_log[0]: envoy.access_loggers.file is not supported",
         ),
         (
-            "per_connection_buffer_limit_bytes: 1",
-            ".per_connection_buffer_limit_bytes: is not supported",
+            "per_connection_buffer_limit_bytes: 0",
+            ".per_connection_buffer_limit_bytes: 0, for no limit, is not supported",
         ),
         (
             "access_log: [{filter: {and_filter: {filters: [{response_flag_filter: {}}, \
@@ -254,8 +254,8 @@ fn connection_managers() {
     assert_eq!(accepted(&http(&base)).listeners.len(), 1);
     for (fields, expected) in [
         (
-            "upgrade_configs: [{upgrade_type: CONNECT}]",
-            ".upgrade_configs[0].upgrade_type: CONNECT is not supported",
+            "upgrade_configs: [{upgrade_type: CONNECT-UDP}]",
+            ".upgrade_configs[0].upgrade_type: CONNECT-UDP is not supported",
         ),
         (
             "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: WebSocket}]",

@@ -34,6 +34,7 @@ const REQUEST_HEADERS_MAX_KIB: u32 = 8192;
 pub(super) fn connection_manager(
     d: &mut Decoder,
     value: PbHttpConnectionManager,
+    buffer_max_bytes: u64,
 ) -> Option<HttpConnectionManager> {
     let PbHttpConnectionManager {
         codec_type,
@@ -148,9 +149,9 @@ pub(super) fn connection_manager(
     if let Some(options) = http_protocol_options {
         d.field("http_protocol_options", |d| http_options::http1(d, options));
     }
-    if let Some(options) = http2_protocol_options {
-        d.field("http2_protocol_options", |d| http_options::http2(d, options));
-    }
+    let http2 = http2_protocol_options
+        .map(|options| d.field("http2_protocol_options", |d| http_options::http2(d, options)))
+        .unwrap_or_default();
 
     let codec = match PbCodecType::try_from(codec_type) {
         Ok(PbCodecType::Auto) => Some(CodecType::Auto),
@@ -191,6 +192,8 @@ pub(super) fn connection_manager(
         tracing: tracing?,
         options: Arc::new(HttpOptions {
             upgrades: upgrades?,
+            extended_connect: http2.allow_connect,
+            buffer_max_bytes,
             underscores: common_options.underscores,
             request_ids: request_ids?,
             ..options?

@@ -1,5 +1,5 @@
-//! Options of HTTP. None of those that tune the codecs is honoured yet: each is refused by its
-//! own name.
+//! Options of HTTP. Of those that tune the codecs only `allow_connect` is honoured: each other
+//! one is refused by its own name.
 //!
 //! Spec: `envoy/config/core/v3/protocol.proto`.
 
@@ -45,8 +45,16 @@ pub(super) fn http1(d: &mut Decoder, value: Http1ProtocolOptions) {
     );
 }
 
+/// What is honoured of [`Http2ProtocolOptions`].
+#[derive(Debug, Default)]
+pub(super) struct Http2 {
+    /// Towards servers it means nothing, as with Envoy: they say themselves whether they take
+    /// such requests.
+    pub(super) allow_connect: bool,
+}
+
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) {
+pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) -> Http2 {
     let Http2ProtocolOptions {
         hpack_table_size,
         max_concurrent_streams,
@@ -74,7 +82,7 @@ pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) {
     unsupported!(
         d;
         hpack_table_size, max_concurrent_streams, initial_stream_window_size,
-        initial_connection_window_size, allow_connect, allow_metadata, max_outbound_frames,
+        initial_connection_window_size, allow_metadata, max_outbound_frames,
         max_outbound_control_frames, max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent,
@@ -83,6 +91,7 @@ pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) {
         enable_huffman_encoding, max_header_field_size_kb, disallow_obs_text,
         stream_reset_burst, stream_reset_rate,
     );
+    Http2 { allow_connect }
 }
 
 /// A connection manager's `common_http_protocol_options`.

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -79,6 +79,7 @@ impl<B: UpstreamBody> Http1<B> {
         request: Request<B>,
         home: Home<B>,
     ) -> Result<Response<LeasedBody<B>>, SendFailure<B>> {
+        let connect = request.method() == Method::CONNECT;
         let sent = (!request.body().is_end_stream()).then(Arc::<AtomicBool>::default);
         let request = request.map(|inner| Upload { inner, dropped: SetOnDrop(sent.clone()) });
         let response = {
@@ -99,7 +100,8 @@ impl<B: UpstreamBody> Http1<B> {
             error: failed.into_error(),
         })?;
         let uploading = sent.is_some_and(|sent| !sent.load(Ordering::Acquire));
-        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let status = response.status();
+        let switching = status == StatusCode::SWITCHING_PROTOCOLS || connect && status.is_success();
         if (uploading || switching)
             && let Some(connection) = self.connection.take()
         {

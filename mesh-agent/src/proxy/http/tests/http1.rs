@@ -72,12 +72,7 @@ async fn the_agent_answers_for_itself() {
             "upstream request timeout",
             "UT",
         ),
-        (
-            "CONNECT app.test:80 HTTP/1.1\r\nhost: app.test\r\n\r\n",
-            "501 Not Implemented",
-            "not supported by this proxy",
-            "DPE",
-        ),
+        ("CONNECT app.test:80 HTTP/1.1\r\nhost: app.test\r\n\r\n", "403 Forbidden", "", "-"),
         (
             "GET / HTTP/1.1\r\nhost: app.test\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
             "403 Forbidden",
@@ -186,6 +181,24 @@ async fn a_client_may_ask_before_it_sends() {
     // Denied at once: nothing is asked for.
     let denied = client.ask(&head.replace(" / ", " /secret ")).await;
     assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
+}
+
+#[tokio::test]
+async fn an_upstreams_words_for_a_status_go_no_further() {
+    let upstream = raw_upstream(|mut stream, _| async move {
+        while let Some(head) = read_head(&mut stream).await {
+            let status = head.split(' ').nth(1).unwrap().trim_start_matches('/');
+            let reply = format!("HTTP/1.1 {status} <b>theirs</b>\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    let mesh = Mesh::new(Setup::new(upstream.await));
+    let mut client = mesh.connect().await;
+    for (status, line) in [("200", "200 OK"), ("599", "599 Unknown"), ("201", "201 Created")] {
+        let response =
+            client.ask(&format!("GET /{status} HTTP/1.1\r\nhost: app.test\r\n\r\n")).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {line}\r\n")), "{response}");
+    }
 }
 
 #[tokio::test]
