@@ -109,7 +109,7 @@ fn upgrades_under_load_refuse_and_cut_nobody() {
 }
 
 #[test]
-fn who_asks_and_goes_away_changes_nothing_and_who_takes_and_dies_opens_nothing() {
+fn who_asks_and_goes_away_changes_nothing_and_death_opens_nothing() {
     let bed = Testbed::two_nodes("hand-over-attacks");
     let node = bed.node(1);
     let (near, server) = (node.pod("near").start(), node.pod("server").start());
