@@ -41,6 +41,12 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
         count(Verdict::SpliceOverdrawn);
         return sk_action::SK_PASS;
     }
+    // The map of sockets keeps one that its owner has disconnected, or that was cut, for as
+    // long as it is open: what it would be handed could be read.
+    if splice.leg == Leg::None as u32 && AUTHORIZED.get_ptr(&splice.tuple).is_none() {
+        splice.way = Way::Tcp as u32;
+        return sk_action::SK_PASS;
+    }
     let taken = redirect(&ctx, splice);
     if way == Way::Undecided {
         splice.way = way_after(way, taken) as u32;

@@ -25,6 +25,7 @@ mod kernel_attacks;
 mod kernel_identity;
 mod kernel_news;
 mod kernel_path;
+mod kernel_revocation;
 mod leaks;
 mod lifecycle;
 mod map_sizes;

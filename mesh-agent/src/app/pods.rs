@@ -344,11 +344,13 @@ async fn watch_links(
                 "the pod's interfaces can't be watched any more: they are looked at now and then"
             );
         }
+        let begun = time::Instant::now();
         if agent.capture.look_at_interfaces(&uid).await {
             tracing::debug!(pod = %uid, "the kernel told of the pod's interfaces");
             agent.pods.changed.notify_one();
         }
-        time::sleep(NEWS_PAUSE).await;
+        // Whoever makes looks long waits long for the next.
+        time::sleep(NEWS_PAUSE.max(begun.elapsed() * 4)).await;
     }
 }
 

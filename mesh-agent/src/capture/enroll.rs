@@ -221,7 +221,9 @@ impl Capture {
             .run(Multicast::links)
             .and_then(|links| links)
             .map_err(|source| EnrollError::Watch { uid: uid.clone(), source })?;
-        let interfaces = netns.interfaces().await.map_err(in_netns)?;
+        let interfaces = netns.links().await.map_err(in_netns)?;
+        self.pins.sweep_guards(cookie, &interfaces).map_err(&kernel)?;
+        let interfaces: Vec<_> = interfaces.into_iter().filter(|link| link.up).collect();
         let interface = match &interfaces[..] {
             [only] => NonZeroU32::new(only.index),
             _ => None,

@@ -5,7 +5,7 @@
 //! with the interface by themselves.
 #![forbid(unsafe_code)]
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
 
 use aya::{
     Ebpf,
@@ -57,6 +57,9 @@ pub(super) const GUARD_PROGRAMS: [(&str, TcAttachType); 2] =
 /// The one for outside the pod, on the peer of its interface, where that is a veth.
 pub(super) const HOST_PROGRAM: (&str, TcAttachType) = ("mesh_guard_host", TcAttachType::Ingress);
 
+/// How many interfaces of a pod are guarded, the oldest first.
+pub(super) const MOST_INTERFACES: usize = 64;
+
 /// Before what others may have there. The numbers tell our filters from theirs.
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x6d);
@@ -75,13 +78,37 @@ impl Pins {
         interfaces: &[Interface],
         attachment: GuardAttachment,
     ) -> Result<(), CaptureError> {
+        let mut oldest: Vec<&Interface> = interfaces.iter().collect();
+        oldest.sort_by_key(|interface| interface.index);
         // One that fails, or has gone meanwhile, does not leave those behind it without.
         let mut outcome = Ok(());
-        for interface in interfaces {
+        for interface in oldest.into_iter().take(MOST_INTERFACES) {
             let attached = self.attach_both(ebpf, netns, interface, attachment);
             outcome = outcome.and(attached);
         }
-        outcome
+        let too_many = interfaces.len() > MOST_INTERFACES;
+        outcome.and(if too_many { Err(CaptureError::Interfaces(interfaces.len())) } else { Ok(()) })
+    }
+
+    /// Lets go of the guards of interfaces that are gone, and with them of the kernel's
+    /// objects: whoever is root in a pod can make ever new ones. `links`: those that are left.
+    pub(super) fn sweep_guards(
+        &self,
+        cookie: u64,
+        links: &[Interface],
+    ) -> Result<(), CaptureError> {
+        let directory = self.guards(cookie);
+        // What is not there has no pins.
+        let Ok(entries) = fs::read_dir(&directory) else { return Ok(()) };
+        let names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+        for name in names.filter_map(|name| name.into_string().ok()) {
+            let Some((index, program)) = name.split_once('-') else { continue };
+            let is_inside = GUARD_PROGRAMS.iter().any(|(guard, _)| *guard == program);
+            if is_inside && links.iter().all(|link| link.index.to_string() != index) {
+                self.holds.remove(&directory.join(&name))?;
+            }
+        }
+        Ok(())
     }
 
     fn attach_both(
@@ -244,6 +271,10 @@ impl Capture {
             );
             self.cut_kernel_connections_of(netns.cookie());
         }
+        let kernel = |source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) };
+        if gone.is_some() {
+            self.pins.sweep_guards(netns.cookie(), &all).map_err(kernel)?;
+        }
         let interfaces: Vec<_> = all.into_iter().filter(|link| link.up).collect();
         let new = interfaces.iter().find(|interface| !known.contains(&interface.index));
         if let Some(new) = new {
@@ -256,9 +287,7 @@ impl Capture {
         if gone.is_none() && new.is_none() {
             return Ok(false);
         }
-        self.attach_programs(request, netns, addresses, &interfaces)
-            .await
-            .map_err(|source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) })?;
+        self.attach_programs(request, netns, addresses, &interfaces).await.map_err(kernel)?;
         Ok(true)
     }
 
