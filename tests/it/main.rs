@@ -13,6 +13,7 @@ mod differential;
 mod envoy;
 mod gateway;
 mod guard;
+mod hand_over;
 mod hbone_client;
 mod hostile;
 mod hostile_http2;

@@ -30,6 +30,7 @@
 mod access_logs;
 mod asking;
 mod changes;
+mod clients;
 mod compare;
 mod compression;
 mod filters;
@@ -519,6 +520,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         http::cases(),
         smuggling::cases(),
         changes::cases(),
+        clients::cases(),
         resilience::cases(),
         filters::cases(),
         upstream::cases(),

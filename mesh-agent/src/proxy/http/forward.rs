@@ -256,6 +256,7 @@ pub(super) fn key(
         },
         client: inbound.then(|| flow.source().ip()),
         tls: tls.map(Origination::key),
+        limits: destination.connection_limits(),
         protocol,
     }
 }

@@ -30,7 +30,7 @@ use crate::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
     },
-    policy::{Place, Shadow},
+    policy::{Flow, Place, Shadow},
     route::WantedHost,
 };
 
@@ -58,7 +58,8 @@ pub struct RequestRecord {
     pub user_agent: Option<HeaderValue>,
     /// Of the trace that collectors are told of.
     pub trace_id: Option<u128>,
-    /// Whom proxies before this one have named as the client.
+    /// The client, where it is another one than the connection's source: whom proxies before
+    /// this one have named.
     pub client: Option<IpAddr>,
     /// The route's name; empty where it has none.
     pub route: Option<Arc<str>>,
@@ -195,6 +196,11 @@ impl RequestLog {
             grpc_web: false,
             ended: false,
         }
+    }
+
+    /// Who the request is from.
+    pub(super) fn client(&self, flow: &Flow) -> IpAddr {
+        self.record.client.unwrap_or_else(|| flow.source().ip())
     }
 
     /// The cluster it went to or, if it went nowhere, would have.

@@ -218,8 +218,12 @@ async fn answer(
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
     let secure = flow.is_secure();
+    let peers = forwarding::Peers { remote, local, secure };
     log.record.client =
-        forwarding::of_request(&mut head.headers, &log.options, (remote, local), secure);
+        forwarding::of_request(&mut head.headers, &log.options, peers).map_err(|status| {
+            let details = "rejecting_because_detection_failed";
+            Reply::new(status, "", None, details)
+        })?;
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
 
     let mut lookups = Lookups::default();
@@ -314,7 +318,8 @@ async fn answer(
             tracing::debug!(%denied, "request denied");
             denied_reply(&denied)
         };
-        let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
+        let from = (&*head, log.record.client);
+        let mut chain = Chain::new(permit, http, &snapshot, filter_levels, from)
             .map_err(|why| denied(why, log))?;
         let filtering = Filtering {
             connection,
@@ -396,7 +401,7 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
-        let client = permit.flow().source().ip();
+        let client = log.client(permit.flow());
         let subset = match entry {
             Some(entry) => entry.metadata_match.as_deref(),
             None => action.metadata_match.as_deref(),

@@ -14,7 +14,7 @@ use super::{
     common,
     reject::{Decoder, unsupported},
 };
-use crate::model::http_options::Underscores;
+use crate::model::{cluster::ConnectionLimits, http_options::Underscores};
 
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 const HEADERS_COUNT_DEFAULT: u32 = 100;
@@ -92,6 +92,37 @@ pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) -> Http2 {
         stream_reset_burst, stream_reset_rate,
     );
     Http2 { allow_connect }
+}
+
+/// A cluster's `common_http_protocol_options`.
+pub(super) fn of_upstream(d: &mut Decoder, value: HttpProtocolOptions) -> Option<ConnectionLimits> {
+    let HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = value;
+    unsupported!(
+        d;
+        max_connection_duration_jitter, max_headers_count, max_response_headers_kb,
+        max_stream_duration, headers_with_underscores_action,
+    );
+    let idle_timeout = match idle_timeout {
+        None => Some(None),
+        Some(value) => common::duration(d, "idle_timeout", value)
+            .map(|timeout| Some(if timeout.is_zero() { Duration::MAX } else { timeout })),
+    };
+    let max_duration = common::timeout(d, "max_connection_duration", max_connection_duration, None);
+    let max_requests = max_requests_per_connection.map(|max| max.value).filter(|max| *max > 0);
+    Some(ConnectionLimits {
+        idle_timeout: idle_timeout?,
+        max_duration: max_duration?,
+        max_requests,
+    })
 }
 
 /// A connection manager's `common_http_protocol_options`.

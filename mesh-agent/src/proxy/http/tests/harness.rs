@@ -224,6 +224,7 @@ fn cluster(
         table_space: None,
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
+        connection_limits: Default::default(),
         circuit_breakers: Arc::default(),
     }
 }

@@ -78,6 +78,7 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         upgrades: default.upgrades,
         extended_connect: default.extended_connect,
         buffer_max_bytes: default.buffer_max_bytes,
+        original_ip: default.original_ip,
     })
 }
 
