@@ -2,6 +2,7 @@
 //!
 //! Spec: `envoy/extensions/filters/network/http_connection_manager/v3/*.proto`.
 
+mod http2;
 mod options;
 
 use std::{sync::Arc, time::Duration};
@@ -20,7 +21,7 @@ use super::{
     scopes, traces, upgrades,
 };
 use crate::model::{
-    http_options::{HttpOptions, RequestIds},
+    http_options::{Http2Limits, HttpOptions, RequestIds},
     listener::{CodecType, HttpConnectionManager, RouteSource},
 };
 
@@ -44,7 +45,7 @@ pub(super) fn connection_manager(
         common_http_protocol_options,
         http1_safe_max_connection_duration,
         http_protocol_options,
-        http2_protocol_options,
+        mut http2_protocol_options,
         http3_protocol_options,
         server_name,
         server_header_transformation,
@@ -138,6 +139,10 @@ pub(super) fn connection_manager(
     };
     let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);
+    let http2 = match &mut http2_protocol_options {
+        None => Some(Http2Limits::default()),
+        Some(of) => d.field("http2_protocol_options", |d| http2::limits(d, of)),
+    };
     let access_logs = access_log::access_logs(d, access_log);
     let local_reply = match local_reply_config {
         None => Some(None),
@@ -190,6 +195,7 @@ pub(super) fn connection_manager(
         local_reply: local_reply?,
         tracing: tracing?,
         options: Arc::new(HttpOptions {
+            http2: http2?,
             upgrades: upgrades?,
             underscores: common_options.underscores,
             request_ids: request_ids?,

@@ -41,7 +41,7 @@ use crate::{
         },
         filter::{ChainFilter, PerFilter},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
-        http_options::HttpOptions,
+        http_options::{Http2Limits, HttpOptions},
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
             RouteSource, TerminalFilter,
@@ -142,6 +142,7 @@ pub(super) struct Setup {
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
     pub(super) upgrades: Upgrades,
+    pub(super) http2: Http2Limits,
     /// Of the virtual host.
     pub(super) mirrors: Vec<MirrorPolicy>,
     pub(super) access_logs: Vec<AccessLog>,
@@ -164,6 +165,7 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            http2: Http2Limits::default(),
             mirrors: Vec::new(),
             access_logs: Vec::new(),
             shadow: None,
@@ -341,6 +343,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         max_headers_count: 100,
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
+            http2: setup.http2,
             upgrades: setup.upgrades.clone(),
             ..HttpOptions::default()
         }),
