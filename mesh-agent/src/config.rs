@@ -73,6 +73,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Pods to enrol at start.
     pub pods: Option<PathBuf>,
+    /// Whether an agent that is there is asked to hand over.
+    pub take_over: bool,
 }
 
 /// What is captured, and where the kernel objects live.
@@ -96,6 +98,8 @@ pub struct CaptureConfig {
     pub probe_cgroups: Vec<PathBuf>,
     pub splice: SpliceMode,
     pub agent_down: AgentDown,
+    /// Without a sign of life for so long the agent is taken for dead; `None`: never.
+    pub hung_after: Option<Duration>,
     pub map_sizes: MapCapacities,
     pub exclusions: Exclusions,
 }
@@ -349,12 +353,14 @@ fn node(layers: &mut Layers<'_>) -> Option<NodeConfig> {
     });
     let state_dir = layers.one("state_dir", absolute);
     let pods = layers.optional("pods", absolute);
+    let take_over = layers.one("take_over", boolean);
     Some(NodeConfig {
         name: name?,
         trust_domain: trust_domain?,
         gateway: gateway?,
         state_dir: state_dir?,
         pods: pods?,
+        take_over: take_over?,
     })
 }
 
@@ -362,11 +368,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     let cgroup_root = layers.optional("cgroup_root", absolute);
     let bpffs = layers.one("bpffs", absolute);
     let instance = layers.one("instance", name);
-    let bpf_log = layers.one("bpf_log", |s| match s {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        other => Err(format!("`{other}` is neither true nor false")),
-    });
+    let bpf_log = layers.one("bpf_log", boolean);
     let kernel_path = layers.one("kernel_path", choice::<KernelPath>);
     let guard = layers.one("guard", choice::<Guard>);
     let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
@@ -377,6 +379,10 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     let probe_cgroups = layers.many("probe_cgroup", absolute);
     let splice = layers.one("splice", splice_mode);
     let agent_down = layers.one("agent_down", agent_down);
+    let hung_after = layers.one("hung_after", |s| match s {
+        "off" => Ok(None),
+        s => between(s, Duration::from_secs(2), Duration::from_secs(3600)).map(Some),
+    });
     let map_sizes = map_sizes(layers);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
@@ -393,6 +399,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         probe_cgroups: probe_cgroups?,
         splice: splice?,
         agent_down: agent_down?,
+        hung_after: hung_after?,
         map_sizes: map_sizes?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,
@@ -549,6 +556,14 @@ fn choice<T: ValueEnum>(s: &str) -> Result<T, String> {
         let names: Vec<_> = names.map(|value| value.get_name().to_owned()).collect();
         format!("`{s}` is none of {}", names.join(", "))
     })
+}
+
+fn boolean(s: &str) -> Result<bool, String> {
+    match s {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(format!("`{other}` is neither true nor false")),
+    }
 }
 
 fn between(s: &str, least: Duration, most: Duration) -> Result<Duration, String> {

@@ -120,11 +120,16 @@ pub enum Verdict {
     SpliceAgentEntered = 55,
     /// sk_msg: an application is so far ahead of the agent that it goes on by TCP.
     SpliceOverdrawn = 56,
+    /// connect: refused, the agent has given no sign of life for too long.
+    OutboundNoAgent = 57,
+    /// guard: dropped, data for a client of the kernel path whose socket has been gone for a
+    /// while.
+    GuardEnded = 58,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 59] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -182,6 +187,8 @@ impl Verdict {
         Self::Bridged,
         Self::SpliceAgentEntered,
         Self::SpliceOverdrawn,
+        Self::OutboundNoAgent,
+        Self::GuardEnded,
     ];
 
     /// Room for later verdicts without a new map.
@@ -247,6 +254,8 @@ impl Verdict {
             Self::Bridged => "bridged",
             Self::SpliceAgentEntered => "splice_agent_entered",
             Self::SpliceOverdrawn => "splice_overdrawn",
+            Self::OutboundNoAgent => "outbound_no_agent",
+            Self::GuardEnded => "guard_ended",
         }
     }
 }

@@ -12,14 +12,14 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
-    MeshConfig, Node, Pod, Process, Ran, eventually_within,
+    MeshConfig, Node, Pod, Process, Ran, eventually, eventually_within,
     http::{self, Answer},
     pod::TRUST_DOMAIN,
     process::{self, agent_binary},
 };
 
 /// A debug build of the agent loads its descriptor pool and BPF programs at start.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_PATIENCE: Duration = Duration::from_secs(90);
 
 /// How an agent will run.
 #[derive(Debug, Clone)]
@@ -184,6 +184,19 @@ impl Agent {
                 other => Err(format!("{other:?}\n{}", tail(&self.log()))),
             }
         });
+        if self.builder.flags.iter().any(|flag| flag == "--splice") {
+            self.wait_tested();
+        }
+    }
+
+    /// Waits until it has tried the kernel and acts on what it found: before that nothing is
+    /// spliced.
+    fn wait_tested(&self) {
+        eventually("the kernel is tested", || {
+            let status = self.status();
+            let off = status["kernel_path"]["splice"]["off"].to_string();
+            if off.contains("not tested") { Err(status) } else { Ok(()) }
+        });
     }
 
     /// Kills it as a crash would: nothing is cleaned up.
@@ -207,6 +220,34 @@ impl Agent {
         self.builder = self.builder.clone().flags(flags);
         self.restart_unready();
         self.wait_ready();
+    }
+
+    /// Starts another one beside it that takes over, and waits until that one is ready. What
+    /// is left is the old one's process, which drains.
+    ///
+    /// # Panics
+    /// If the new one ends, or the old one goes on.
+    pub fn upgrade(&mut self) -> Process {
+        let before = self.status()["started_at"].clone();
+        let builder = self.builder.clone().flags(&["--take-over"]);
+        let new = spawn(&builder, &self.pods_file);
+        let old = std::mem::replace(&mut self.process, new);
+        eventually_within(2 * START_PATIENCE, "another agent has taken over", || {
+            if let Some(status) = self.process.ended() {
+                panic!("the new agent ended: {status}\n{}", tail(&self.log()));
+            }
+            let answer = http::get(&self.node().socket(), "/status");
+            let answer = answer.map_err(|error| error.to_string())?;
+            let status: Value = serde_json::from_str(&answer.body).map_err(|e| e.to_string())?;
+            if status["started_at"] == before { Err(status.to_string()) } else { Ok(()) }
+        });
+        self.wait_ready_within(2 * START_PATIENCE);
+        old
+    }
+
+    /// Starts another one beside it that was not told to take over: how it ended.
+    pub fn refuses_to_start_beside(&self) -> ExitStatus {
+        spawn(&self.builder, &self.pods_file).wait()
     }
 
     /// As [`Agent::restart`], for one that has no hope of being ready: it answers at the end.
@@ -292,7 +333,7 @@ impl Agent {
     /// With the entries there are, if it does not come.
     pub fn logs_access(&self, texts: &[&str]) -> Value {
         let what = format!("{} logs an access with {texts:?}", self.node().name());
-        eventually_within(Duration::from_secs(5), &what, || {
+        eventually(&what, || {
             let entries = self.access_log();
             let holds = |entry: &&Value| {
                 let line = entry.to_string();
@@ -314,7 +355,7 @@ impl Agent {
     /// With the log's end, if it does not come.
     pub fn logs(&self, texts: &[&str]) -> String {
         let what = format!("{} logs {texts:?}", self.node().name());
-        eventually_within(Duration::from_secs(5), &what, || {
+        eventually(&what, || {
             let log = self.log();
             let holds = |line: &&str| {
                 let line = line.to_lowercase();
@@ -328,7 +369,7 @@ impl Agent {
     pub fn configure(&self, config: &MeshConfig) {
         let before = self.snapshot_version();
         config.write_to(&self.node().config_dir());
-        eventually_within(Duration::from_secs(10), "the configuration is in force", || {
+        eventually("the configuration is in force", || {
             let now = self.snapshot_version();
             if now > before { Ok(()) } else { Err(format!("{before} -> {now}")) }
         });

@@ -140,6 +140,7 @@ impl Work {
             Err(_) => KernelPlan::default(),
         };
         let capture = &self.agent.capture;
+        let tested = self.agent.self_test.get().is_some();
         let applied = capture.apply_kernel_plan(&plan, self.agent.fitness()).or_else(|error| {
             tracing::error!(%error, "the kernel path is closed: its plan can't be changed");
             capture.apply_kernel_plan(&KernelPlan::default(), Fitness::default())
@@ -155,6 +156,7 @@ impl Work {
         self.left_out = left_out;
         dataplane.metrics.kernel_path_services(services, left_out);
         self.agent.kernel_services.store(services, Ordering::Relaxed);
+        self.agent.tested.store(tested, Ordering::Release);
     }
 
     /// Who has a certificate to show, and until when. Its last second counts as over: what the kernel
@@ -257,9 +259,13 @@ impl Work {
 
     /// What live connections have moved; which were idle for too long; which are gone.
     fn look(&mut self, events: &mut KernelEvents) {
+        let pods = self.pods();
+        // Where there is no room for more, what follows takes long enough for more to be lost.
+        for event in events.drain(&self.agent.capture) {
+            self.take(event, &pods);
+        }
         let connections = self.agent.capture.kernel_connections();
         let exist: HashSet<u64> = connections.iter().map(|c| c.socket_cookie).collect();
-        let pods = self.pods();
         for connection in connections.iter().filter(|connection| connection.established) {
             // Its first event may have been lost.
             let judgement = self.sessions.adopt(&self.agent.dataplane, connection, &pods);

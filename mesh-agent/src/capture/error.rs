@@ -56,6 +56,9 @@ pub enum CaptureError {
     /// A map could not be read or written.
     #[error("map {map}")]
     Map { map: &'static str, source: MapError },
+    /// A thread of capture's own could not be started.
+    #[error("start a thread")]
+    Thread(#[source] io::Error),
     /// A map has no room left.
     #[error("map {map} is full ({capacity} entries): raise its capacity")]
     MapFull { map: &'static str, capacity: u32 },
@@ -75,6 +78,9 @@ pub enum CaptureError {
     /// The guard reads Ethernet headers.
     #[error("interface {0} of the pod is not Ethernet: the guard cannot work there")]
     Interface(String),
+    /// Each interface costs the agent descriptors, and whoever is root in a pod can make them.
+    #[error("the pod has {0} interfaces: those beyond the first {most} have no guard", most = super::guard::MOST_INTERFACES)]
+    Interfaces(usize),
     /// A record of an enrolled pod cannot be read or written.
     #[error("pod record {path}")]
     Record { path: PathBuf, source: serde_json::Error },

@@ -185,17 +185,19 @@ impl Capture {
             state.pods.get(uid).filter(|slot| slot.unguarded.is_none()).and_then(|slot| {
                 let request = slot.record.as_ref()?.pod.clone();
                 let (addresses, road) = (slot.addresses.clone(), slot.road.clone());
-                Some((request, Arc::clone(&slot.netns), addresses, road))
+                Some((request, Arc::clone(&slot.netns), addresses, slot.interfaces.clone(), road))
             })
         };
-        let Some((request, netns, addresses, known)) = slot else { return false };
+        let Some((request, netns, addresses, inside, known)) = slot else { return false };
         if let Ok(road) = &known
             && self.holds(netns.cookie(), road, links, netlink).await
         {
             return false;
         }
         // What cannot be listed is looked at again.
-        let Ok(interfaces) = netns.interfaces().await else { return false };
+        let Ok(all) = netns.links().await else { return false };
+        let swept = self.pins.sweep_guards(netns.cookie(), &all);
+        let interfaces: Vec<_> = all.iter().filter(|link| link.up).cloned().collect();
         let now = self.road(&netns, &interfaces, &addresses).await;
         match (&known, &now) {
             (Ok(known), Ok(now)) if known.is_as(now) => return false,
@@ -208,7 +210,9 @@ impl Capture {
                 pod = %uid, why, "the way to the pod has changed: it is off the kernel path"
             ),
         }
-        match self.attach_programs(&request, &netns, &addresses, &interfaces).await {
+        self.note_interfaces(uid, netns.cookie(), &inside, &all);
+        let attached = self.attach_programs(&request, &netns, &addresses, &interfaces).await;
+        match swept.and(attached) {
             Ok(()) => true,
             Err(error) => {
                 let error = chain(&error);
@@ -299,8 +303,9 @@ impl Capture {
     }
 
     /// Rules that came since a pod was enrolled may be about it.
-    pub(super) fn retire_redirects(&self, state: &mut State) {
-        let Ok(Some(why)) = self.own.run(netfilter) else { return };
+    pub(super) fn retire_redirects(&self, state: &mut State) -> bool {
+        let Ok(Some(why)) = self.own.run(netfilter) else { return false };
+        let mut any = false;
         for (uid, slot) in &mut state.pods {
             let Some(record) = &slot.record else { continue };
             let mode = record.pod.redirect_peer.unwrap_or(self.redirect_peer);
@@ -308,10 +313,14 @@ impl Capture {
                 continue;
             }
             match state.maps.stop_redirect(slot.cookie) {
-                Ok(()) => slot.not_redirected = Some(why.clone()),
+                Ok(()) => {
+                    slot.not_redirected = Some(why.clone());
+                    any = true;
+                }
                 Err(error) => tracing::warn!(pod = %uid, %error, "packets still go straight"),
             }
         }
+        any
     }
 
     /// Pods whose packets of the kernel path are not handed straight in, and why.

@@ -8,11 +8,12 @@ use std::{
 
 use http::{HeaderValue, Request, Response, request::Parts, uri::Authority};
 use http_body::Body as _;
+use hyper::ext::Protocol;
 
 use super::{
     HttpConnection, RequestBody,
     breakers::{self, Admitted, Breaker, Counted, Overflow},
-    forward::{Failure, exchange, key},
+    forward::{Failure, exchange, key, terminate},
     headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
     outliers,
     record::RequestLog,
@@ -57,10 +58,14 @@ pub(super) struct Attempting<'a> {
     /// The host that goes upstream.
     pub(super) host: Authority,
     pub(super) retries: Option<RetryState<'a>>,
+    /// How much of the body is kept for them.
+    pub(super) buffer_max_bytes: u64,
     /// What the endpoint is chosen by.
     pub(super) hash: Option<u64>,
     pub(super) subset: Option<&'a Labels>,
     pub(super) grpc: bool,
+    /// It ends in a connection that carries no HTTP.
+    pub(super) opaque: bool,
 }
 
 /// What a retry policy makes of a request; `None` without one.
@@ -77,14 +82,13 @@ enum Bodies {
 }
 
 impl Bodies {
-    fn new(body: RequestBody, again: bool, attempts: &Attempts) -> Self {
+    fn new(body: RequestBody, again: bool, max_bytes: u64) -> Self {
         if !again {
             return Self::Once(Some(body));
         }
         if body.is_end_stream() {
             return Self::Empty;
         }
-        let max_bytes = attempts.buffer_max_bytes.unwrap_or(Attempts::BUFFER_MAX_BYTES);
         Self::Kept(Replay::new(body, max_bytes))
     }
 
@@ -118,7 +122,7 @@ impl Attempting<'_> {
         progress: &mut Progress,
     ) -> Result<Answered, Reply> {
         let random = &mut |below| rand::random_range(0..below);
-        let mut bodies = Bodies::new(body, self.retries.is_some(), &self.action.attempts);
+        let mut bodies = Bodies::new(body, self.retries.is_some(), self.buffer_max_bytes);
         let mut avoid: Vec<SocketAddr> = Vec::new();
         let mut retrying: Option<Counted> = None;
         loop {
@@ -262,6 +266,11 @@ impl Attempting<'_> {
         let (services, limits) = (&self.connection.services, self.limits());
         let local = &mut log.record.upstream_local;
         *local = None;
+        if self.opaque {
+            let to = (destination, tls.as_ref());
+            let opened = terminate(services, self.permit, to, breaker, local).await;
+            return Ok((opened?, admitted));
+        }
         let sent = exchange(services, self.permit, to, request, breaker, limits, local).await;
         Ok((sent?, admitted))
     }
@@ -305,5 +314,8 @@ pub(super) fn head_of<B>(request: &Request<B>) -> Request<()> {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    if let Some(protocol) = request.extensions().get::<Protocol>() {
+        copy.extensions_mut().insert(protocol.clone());
+    }
     copy
 }

@@ -141,8 +141,12 @@ pub(super) struct Setup {
     /// Of the virtual host.
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
+    /// Extended CONNECT is on where there are any.
     pub(super) upgrades: Upgrades,
     pub(super) http2: Http2Limits,
+    /// Whether the route for CONNECT ends it.
+    pub(super) terminates_connect: bool,
+    pub(super) buffer_max_bytes: u64,
     /// Of the virtual host.
     pub(super) mirrors: Vec<MirrorPolicy>,
     pub(super) access_logs: Vec<AccessLog>,
@@ -166,6 +170,8 @@ impl Setup {
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
             http2: Http2Limits::default(),
+            terminates_connect: false,
+            buffer_max_bytes: HttpOptions::BUFFER_MAX_BYTES,
             mirrors: Vec::new(),
             access_logs: Vec::new(),
             shadow: None,
@@ -220,6 +226,7 @@ fn cluster(
         table_space: None,
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
+        connection_limits: Default::default(),
         circuit_breakers: Arc::default(),
     }
 }
@@ -303,12 +310,24 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         forward("/dead", "dead"),
         forward("/", "app"),
         forward("*", "app"),
+        Route {
+            matches: RouteMatch::path(PathMatch::Connect),
+            ..route(
+                "connect",
+                RouteAction::Forward(Box::new(ForwardAction {
+                    terminates_connect: setup.terminates_connect,
+                    // Not for what has no end of a request.
+                    timeout: Some(Duration::from_millis(100)),
+                    ..to("app")
+                })),
+            )
+        },
     ];
     let configuration = RouteConfiguration {
         name: "test".into(),
         virtual_hosts: vec![Arc::new(VirtualHost {
             name: "app".into(),
-            domains: vec![Domain::Exact("app.test".into())],
+            domains: ["app.test", "app.test:443"].map(|host| Domain::Exact(host.into())).into(),
             routes,
             require_tls: None,
             headers: HeaderMutations::default(),
@@ -345,6 +364,8 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         options: Arc::new(HttpOptions {
             http2: setup.http2,
             upgrades: setup.upgrades.clone(),
+            extended_connect: !setup.upgrades.0.is_empty(),
+            buffer_max_bytes: setup.buffer_max_bytes,
             ..HttpOptions::default()
         }),
         idle_timeout: setup.idle_timeout,
