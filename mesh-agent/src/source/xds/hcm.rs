@@ -157,7 +157,7 @@ pub(super) fn connection_manager(
     };
     let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);
-    let http2 = match &mut http2_protocol_options {
+    let http2_limits = match &mut http2_protocol_options {
         None => Some(Http2Limits::default()),
         Some(of) => d.field("http2_protocol_options", |d| http2::limits(d, of)),
     };
@@ -213,7 +213,7 @@ pub(super) fn connection_manager(
         local_reply: local_reply?,
         tracing: tracing?,
         options: Arc::new(HttpOptions {
-            http2: http2?,
+            http2: http2_limits?,
             upgrades: upgrades?,
             extended_connect: http2.allow_connect,
             buffer_max_bytes,
