@@ -38,11 +38,7 @@ fn answer(body: &str, trailers: &[(&str, &str)]) -> Value {
 }
 
 fn counted(name: &'static str, config: Value) -> Case {
-    let config = super::typed(STATS, config);
-    web(name).manager(json!({ "http_filters": [
-        { "name": "envoy.filters.http.grpc_stats", "typed_config": config },
-        { "name": "router", "typed_config": super::typed("extensions.filters.http.router.v3.Router", json!({})) },
-    ] }))
+    web(name).filter("envoy.filters.http.grpc_stats", STATS, config)
 }
 
 #[rustfmt::skip]
