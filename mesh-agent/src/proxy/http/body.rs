@@ -69,6 +69,9 @@ enum Content {
 pub enum RequestBodyError {
     #[error(transparent)]
     Client(#[from] hyper::Error),
+    /// By HTTP/2 and without an error, which hyper takes for the end.
+    #[error("the client reset its request")]
+    Reset,
     #[error(transparent)]
     Coding(#[from] CodingError),
     /// It is a copy, and what it is copied from was not read to its end, or too fast.
@@ -153,7 +156,7 @@ impl RequestBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let Self { content, exchange, .. } = self;
+        let Self { content, exchange, http2, .. } = self;
         let incoming = match content {
             Content::Nothing => return Poll::Ready(None),
             Content::Whole(body) => {
@@ -195,6 +198,10 @@ impl RequestBody {
             Some(Err(error)) => {
                 exchange.request_broke();
                 Some(Err(error.into()))
+            }
+            None if *http2 && !incoming.is_end_stream() => {
+                exchange.request_broke();
+                Some(Err(RequestBodyError::Reset))
             }
             None => {
                 exchange.request_completed();
@@ -350,6 +357,8 @@ pub(super) struct ResponseBody {
 
 enum Source {
     Local(Bytes),
+    /// Its length is told, and there is none.
+    Announced,
     Upstream(Box<Upstream>),
 }
 
@@ -365,6 +374,8 @@ struct Upstream {
 pub(super) enum CutShort {
     #[error("upstream broke off its response")]
     Upstream(#[source] hyper::Error),
+    #[error("upstream reset its response")]
+    Reset,
     #[error("the response took too long")]
     Expired(Expired),
     #[error(transparent)]
@@ -403,6 +414,13 @@ impl ResponseBody {
         self
     }
 
+    /// What a 304 says of its length is another response's: hyper would leave it out where it
+    /// knows that there is no body.
+    pub(super) fn announced(mut log: RequestLog) -> Self {
+        log.end();
+        Self { source: Source::Announced, stages: Stages::default(), log: Some(log) }
+    }
+
     /// The response ends with its head, and the exchange does not.
     pub(super) fn switched() -> Self {
         Self { source: Source::Local(Bytes::new()), stages: Stages::default(), log: None }
@@ -412,6 +430,7 @@ impl ResponseBody {
 impl Source {
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Announced => false,
             Self::Local(body) => body.is_empty(),
             Self::Upstream(upstream) => upstream.body.is_end_stream(),
         }
@@ -428,6 +447,7 @@ impl Source {
                 let body = std::mem::take(body);
                 return Poll::Ready((!body.is_empty()).then(|| Ok(Frame::data(body))));
             }
+            Self::Announced => return Poll::Ready(None),
             Self::Upstream(upstream) => upstream,
         };
         match Pin::new(&mut upstream.body).poll_frame(cx) {
@@ -435,6 +455,11 @@ impl Source {
                 outliers::broke_off(&upstream.held.0.reporter());
                 log.cut(ResponseFlag::UpstreamConnectionTermination, error.to_string());
                 Poll::Ready(Some(Err(CutShort::Upstream(error))))
+            }
+            Poll::Ready(None) if upstream.body.is_cut() => {
+                outliers::broke_off(&upstream.held.0.reporter());
+                log.cut(ResponseFlag::UpstreamRemoteReset, CutShort::Reset.to_string());
+                Poll::Ready(Some(Err(CutShort::Reset)))
             }
             Poll::Ready(polled) => {
                 Poll::Ready(polled.map(|polled| polled.map_err(CutShort::Upstream)))
@@ -512,6 +537,7 @@ impl Body for ResponseBody {
         match &self.source {
             _ if !self.stages.is_empty() => SizeHint::default(),
             Source::Local(body) => SizeHint::with_exact(body.len() as u64),
+            Source::Announced => SizeHint::default(),
             Source::Upstream(upstream) => upstream.body.size_hint(),
         }
     }

@@ -121,8 +121,11 @@ pub(super) async fn forward(
     headers::forwarded(head, hosts, rewrites, protocol)?;
     if let Some(upgrade) = &forward.upgrade {
         headers::switch(&mut head.headers, upgrade.protocol.clone());
-    } else if protocol == HttpProtocol::Http1 && body.is_end_stream() {
-        headers::tell_no_body(head);
+    } else if protocol == HttpProtocol::Http1 {
+        match body.is_end_stream() {
+            true => headers::tell_no_body(head),
+            false => headers::tell_body(head),
+        }
     }
     if let Some(trace) = &mut log.trace {
         trace.attempt(&mut head.headers, (destination.address(), protocol), 1);

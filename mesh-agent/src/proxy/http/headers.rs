@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version,
     header::{
         CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, TE, TRAILER,
         TRANSFER_ENCODING, UPGRADE,
@@ -14,6 +14,7 @@ use http::{
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
+use hyper::ext::ReasonPhrase;
 
 use super::{grpc, reply::Reply};
 use crate::{
@@ -108,6 +109,10 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     }
     if head.version < Version::HTTP_2 {
         check_http1(head)?;
+    }
+    // Of two that are the same HTTP/2 looks at one; both would go on.
+    if head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Reply::bad_request("several content-length headers"));
     }
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -220,8 +225,12 @@ pub(super) fn forwarded(
 ) -> Result<(), Reply> {
     let trailers = wants_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
-    // Answered by the agent: the body is asked for when the upstream wants it.
-    head.headers.remove(EXPECT);
+    // Answered by the agent: the body is asked for when the upstream wants it. Of other
+    // expectations the upstream has to say whether it meets them.
+    let asked = head.headers.get(EXPECT).map(HeaderValue::as_bytes);
+    if asked.is_some_and(|expected| expected.eq_ignore_ascii_case(b"100-continue")) {
+        head.headers.remove(EXPECT);
+    }
     let action = rewrites.action;
     let per_try = action.attempts.retry.as_ref().and_then(|retry| retry.per_try_timeout);
     if let Some(timeout) = per_try.or(rewrites.timeout) {
@@ -424,6 +433,24 @@ pub(super) fn tell_no_body(head: &mut Parts) {
     }
 }
 
+/// A body of unknown length is in chunks, whatever the method: hyper would leave out that of
+/// a GET or HEAD unless it is told.
+pub(super) fn tell_body(head: &mut Parts) {
+    if matches!(head.method, Method::GET | Method::HEAD)
+        && !head.headers.contains_key(CONTENT_LENGTH)
+    {
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+/// Envoy's words for a status that has none; those of an upstream are never passed on.
+pub(super) fn name_status<B>(response: &mut Response<B>) {
+    response.extensions_mut().remove::<ReasonPhrase>();
+    if response.status().canonical_reason().is_none() {
+        response.extensions_mut().insert(ReasonPhrase::from_static(b"Unknown"));
+    }
+}
+
 fn misconfigured(details: &'static str) -> Reply {
     Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None, details)
 }
@@ -446,8 +473,21 @@ pub(super) fn sanitize_response(
         return Ok(());
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+    let coding = codings.next();
+    let is_other =
+        |coding: &HeaderValue| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if coding.is_some_and(is_other) || codings.next().is_some() {
         return Err("upstream used an unsupported transfer-encoding");
+    }
+    // Not looked at by hyper where there is no body, and none of a list.
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next().map(length_of);
+    if length == Some(None) || lengths.next().is_some() {
+        return Err("upstream told no valid content-length");
+    }
+    let framed = coding.is_some() || length.flatten().is_some_and(|length| length > 0);
+    if status == StatusCode::NO_CONTENT && framed {
+        return Err("upstream framed a body of a response that has none");
     }
     // Spec: RFC 9112 §6.3, item 3: "ought to be handled as an error". Somebody else may have
     // taken the other one for the response's end.
@@ -459,6 +499,12 @@ pub(super) fn sanitize_response(
         headers.remove(CONTENT_LENGTH);
     }
     Ok(())
+}
+
+fn length_of(value: &HeaderValue) -> Option<u64> {
+    let digits = value.to_str().ok()?;
+    let sound = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    digits.parse().ok().filter(|_| sound)
 }
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {

@@ -99,7 +99,9 @@ impl Mirroring<'_> {
                 true => RequestBody::whole(bytes::Bytes::new(), Arc::clone(&exchange)),
                 false => RequestBody::copied(tee.add(), Arc::clone(&exchange)),
             };
-            let Some(shadow) = self.shadow(policy, cluster, head, hosts, rewrites, log) else {
+            let Some(shadow) =
+                self.shadow((policy, cluster), (head, bodiless), hosts, rewrites, log)
+            else {
                 continue;
             };
             tokio::spawn(async move {
@@ -113,9 +115,8 @@ impl Mirroring<'_> {
 
     fn shadow(
         &self,
-        policy: &MirrorPolicy,
-        cluster: ClusterName,
-        head: &Parts,
+        (policy, cluster): (&MirrorPolicy, ClusterName),
+        (head, bodiless): (&Parts, bool),
         hosts: &Hosts,
         rewrites: Rewrites<'_>,
         log: &RequestLog,
@@ -140,6 +141,9 @@ impl Mirroring<'_> {
             head.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
         }
         headers::forwarded(&mut head, hosts, rewrites, protocol).ok()?;
+        if protocol == HttpProtocol::Http1 && !bodiless {
+            headers::tell_body(&mut head);
+        }
         for mutation in &policy.headers {
             mutations::mutate_head(mutation, log, flow, &mut head);
         }

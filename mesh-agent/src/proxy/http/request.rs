@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version, header::USER_AGENT, request::Parts,
+    HeaderValue, Request, Response, StatusCode, Version,
+    header::{CONTENT_LENGTH, USER_AGENT},
+    request::Parts,
 };
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -77,10 +79,14 @@ pub(super) async fn serve(
         }
         answered => answered,
     };
-    match answered {
-        Ok(answer) => answer.into_response(log, &head),
+    let mut response = match answered {
+        Ok(answer) => answer.into_response(log, &head, version),
         Err(reply) => reply.into_response(log, &head, version, grpc),
+    };
+    if protocol == Protocol::Http1 {
+        headers::name_status(&mut response);
     }
+    response
 }
 
 /// What the guard refused.
@@ -109,7 +115,12 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn into_response(self, mut log: RequestLog, head: &Parts) -> Response<ResponseBody> {
+    fn into_response(
+        self,
+        mut log: RequestLog,
+        head: &Parts,
+        version: Version,
+    ) -> Response<ResponseBody> {
         let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
         let has_body = !head_request && !response.body().is_end_stream();
@@ -119,6 +130,10 @@ impl Answer {
         if let Some((downstream, upstream)) = switched {
             log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
             return response.map(|_| ResponseBody::switched());
+        }
+        let announces = status == StatusCode::NOT_MODIFIED && version < Version::HTTP_2;
+        if announces && response.headers().contains_key(CONTENT_LENGTH) {
+            return response.map(|_| ResponseBody::announced(log));
         }
         response.map(|body| {
             let body = ResponseBody::upstream(body, deadline, held, log).through(stages);

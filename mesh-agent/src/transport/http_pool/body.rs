@@ -16,6 +16,7 @@ use super::{Home, UpstreamBody, http1::Http1, http2::Claim};
 pub struct LeasedBody<B: UpstreamBody> {
     incoming: Incoming,
     held: Held<B>,
+    cut: bool,
 }
 
 enum Held<B: UpstreamBody> {
@@ -27,11 +28,11 @@ enum Held<B: UpstreamBody> {
 
 impl<B: UpstreamBody> LeasedBody<B> {
     pub(super) fn http1(incoming: Incoming, connection: Http1<B>, home: Home<B>) -> Self {
-        Self { incoming, held: Held::Http1(Box::new((connection, home))) }
+        Self { incoming, held: Held::Http1(Box::new((connection, home))), cut: false }
     }
 
     pub(super) fn http2(incoming: Incoming, claim: Claim<B>) -> Self {
-        Self { incoming, held: Held::Http2(claim) }
+        Self { incoming, held: Held::Http2(claim), cut: false }
     }
 }
 
@@ -42,6 +43,14 @@ impl<B: UpstreamBody> LeasedBody<B> {
         if self.incoming.is_end_stream() {
             self.release(cx);
         }
+    }
+
+    /// Whether it has ended before the server said so: hyper takes a stream that is reset
+    /// without an error for one that has come to its end.
+    ///
+    /// Spec: RFC 9113 §8.1.
+    pub fn is_cut(&self) -> bool {
+        self.cut
     }
 
     fn release(&mut self, cx: &mut Context<'_>) {
@@ -73,6 +82,9 @@ impl<B: UpstreamBody> Body for LeasedBody<B> {
             polled = Pin::new(&mut this.incoming).poll_frame(cx);
         }
         let frame = ready!(polled);
+        if frame.is_none() && matches!(this.held, Held::Http2(_)) {
+            this.cut = !this.incoming.is_end_stream();
+        }
         match &frame {
             Some(Ok(_)) if !this.incoming.is_end_stream() => {}
             Some(Ok(_)) | None => this.release(cx),

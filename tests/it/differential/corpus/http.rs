@@ -40,6 +40,12 @@ fn post(body: &str) -> Ask {
     Ask::new("POST", "/post").body(body)
 }
 
+/// HEAD, answered with this `content-length`, which nothing is framed by.
+fn told(length: &str) -> Ask {
+    let bytes = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+    Ask::new("HEAD", "/").answered(&json!({ "bytes": bytes }))
+}
+
 /// A gRPC message of that text, as one frame.
 fn message(text: &str) -> String {
     let length = u8::try_from(text.len()).expect("a short message");
@@ -77,7 +83,8 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("http://absolute.test/path?q").host("other.test").differs("status", "two hosts that are not the same are refused"))
             .asks(post("five!")).asks(post("")).asks(post(&big)).asks(post("five!").http2()).asks(post(&big).http2())
             .asks(post("chunks").with("transfer-encoding", "chunked")).asks(post("").with("transfer-encoding", "chunked"))
-            .asks(get("/").body("a body of a GET"))
+            .asks(get("/").body("a body of a GET")).asks(get("/").body("in chunks").with("transfer-encoding", "chunked")).asks(get("/").body("of no length").http2())
+            .asks(Ask::new("HEAD", "/").body("in chunks").with("transfer-encoding", "chunked").differs("header transfer-encoding", "the agent does not tell how a body would be framed that is not there"))
             .asks(trailer_of_http1(cluster)).asks(post("t").trailer("x-trailer", "1").http2())
             .asks(get("/").with("connection", "close")).asks(get("/").with("connection", "x-hop, keep-alive").with("x-hop", "1"))
             .asks(get("/").with("keep-alive", "timeout=5")).asks(get("/").with("proxy-connection", "keep-alive"))
@@ -87,7 +94,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/").with("x-many", "1").with("x-many", "2")).asks(get("/").with("x-empty", ""))
             .asks(cookies()).asks(get("/").with("cookie", "a=1; b=2"))
             .asks(get("/").with("user-agent", "me")).asks(get("/").with("accept-encoding", "gzip"))
-            .asks(post("hello").with("expect", "100-continue"))
+            .asks(post("hello").with("expect", "100-continue")).asks(get("/").with("expect", "more"))
             .asks(get("/").with("x-latin", "caf\u{e9}"))
             .asks(get("/").with("x_under", "1")).asks(get("/").with("x-odd!#$%&'*+.^_`|~", "1"))
             .asks(get("/").hostless().is(400).differs("body", WORDS).differs("header content-length", WORDS).differs("header content-type", WORDS)).asks(get("/").host("").is(if cluster == "one" { 200 } else { 502 }).differs("status", "an empty host is refused")).asks(get("/").host("bad host").is(400))
@@ -129,6 +136,13 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n" })).is(502))
             .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" })).is(0))
             .asks(get("/").answered(&json!({ "bytes": "nonsense\r\n\r\n" })).is(502))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nab" })).is(502))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nab" })).is(502))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n" })).is(502))
+            .asks(told("+2").is(502)).asks(told("-2").is(502)).asks(told("0x2").is(502)).asks(told("2, 2").is(502)).asks(told("").is(502)).asks(told("18446744073709551616").is(502)).asks(told("0002"))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 204 None\r\ncontent-length: 2\r\n\r\n" })).is(502)).asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 204 None\r\ncontent-length: 0\r\n\r\n" })).is(204))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 204 None\r\ntransfer-encoding: chunked\r\n\r\n" })).is(502))
+            .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 304 Same\r\ncontent-length: 42\r\n\r\n" })).is(304))
             .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 99 Low\r\ncontent-length: 0\r\n\r\n" })).is(0).differs("status", "Envoy waits for ever for another response"))
             .asks(get("/").answered(&json!({ "bytes": "HTTP/1.1 200 OK\r\nbad name: 1\r\ncontent-length: 0\r\n\r\n" })).is(502)),
         case("grpc", to("h2"))

@@ -189,6 +189,24 @@ async fn a_client_may_ask_before_it_sends() {
 }
 
 #[tokio::test]
+async fn an_upstreams_words_for_a_status_go_no_further() {
+    let upstream = raw_upstream(|mut stream, _| async move {
+        while let Some(head) = read_head(&mut stream).await {
+            let status = head.split(' ').nth(1).unwrap().trim_start_matches('/');
+            let reply = format!("HTTP/1.1 {status} <b>theirs</b>\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    let mesh = Mesh::new(Setup::new(upstream.await));
+    let mut client = mesh.connect().await;
+    for (status, line) in [("200", "200 OK"), ("599", "599 Unknown"), ("201", "201 Created")] {
+        let response =
+            client.ask(&format!("GET /{status} HTTP/1.1\r\nhost: app.test\r\n\r\n")).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {line}\r\n")), "{response}");
+    }
+}
+
+#[tokio::test]
 async fn http_1_0_is_refused_and_closed() {
     let mesh = Mesh::new(Setup::new(mirror_upstream().await));
     let mut client = mesh.connect().await;

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 
 use super::harness::{
     BoxBody, Mesh, Setup, eventually, http_upstream, mirror_upstream, raw_upstream, read_head,
-    within,
+    silent_upstream, within,
 };
 use crate::model::{cluster::UpstreamProtocol, listener::CodecType};
 
@@ -162,6 +162,17 @@ async fn hosts_that_differ_are_refused() {
 }
 
 #[tokio::test]
+async fn a_length_that_is_told_twice_is_refused() {
+    let mesh = Mesh::new(Setup::new(mirror_upstream().await));
+    let mut client = mesh.connect().await.http2().await;
+    // The same one: HTTP/2 itself compares the first with what comes.
+    let request = request("/").method("POST").header("content-length", "2");
+    let request = request.header("content-length", "2").body(full("ab")).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), StatusCode::BAD_REQUEST);
+    assert_eq!(mesh.connections(), 0);
+}
+
+#[tokio::test]
 async fn a_response_that_breaks_off_is_reset() {
     let upstream = raw_upstream(|mut stream, _| async move {
         read_head(&mut stream).await.unwrap();
@@ -176,6 +187,53 @@ async fn a_response_that_breaks_off_is_reset() {
         assert!(within(response.into_body().collect()).await.is_err());
     }
     assert_eq!(mesh.record(0).await.flags.to_string(), "UC");
+}
+
+#[tokio::test]
+async fn a_reset_without_an_error_is_no_end_of_a_response() {
+    let upstream = raw_upstream(|stream, _| async move {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            let ends = request.uri().path() == "/whole";
+            body.send_data(Bytes::from_static(b"half"), ends).unwrap();
+            tokio::spawn(async move {
+                // Once the data is gone.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                body.send_reset(h2::Reason::NO_ERROR);
+            });
+        }
+    });
+    let mesh = Mesh::new(Setup::http2(upstream.await));
+    let mut client = mesh.connect().await;
+    client.write("GET /part HTTP/1.1\r\nhost: app.test\r\n\r\n").await;
+    let (cut, _) = client.rest().await;
+    assert!(!cut.ends_with("0\r\n\r\n"), "{cut}");
+    assert_eq!(mesh.record(0).await.flags.to_string(), "UR");
+    let mut client = mesh.connect().await;
+    let whole = client.ask("GET /whole HTTP/1.1\r\nhost: app.test\r\n\r\n").await;
+    assert!(whole.contains("4\r\nhalf\r\n"), "{whole}");
+    assert!(mesh.record(1).await.flags.is_empty());
+}
+
+#[tokio::test]
+async fn a_reset_without_an_error_is_no_end_of_a_request() {
+    for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL] {
+        let (upstream, seen) = silent_upstream().await;
+        let mesh = Mesh::new(Setup::new(upstream));
+        let client = mesh.connect().await;
+        let (sender, connection) = h2::client::handshake(client.stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = request("/").method("POST").body(()).unwrap();
+        let mut sender = sender.ready().await.unwrap();
+        let (_response, mut body) = sender.send_request(request, false).unwrap();
+        body.send_data(Bytes::from_static(b"half of it"), false).unwrap();
+        let text = || String::from_utf8_lossy(&seen.lock().unwrap()).into_owned();
+        eventually(|| text().contains("half of it").then_some(())).await;
+        body.send_reset(reason);
+        mesh.record(0).await;
+        assert!(!text().contains("\r\n0\r\n"), "{reason}: {}", text());
+    }
 }
 
 #[tokio::test]
