@@ -23,7 +23,10 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -154,6 +157,8 @@ struct Agent {
     kernel_services: AtomicUsize,
     /// What the kernel does, once that is known.
     self_test: OnceLock<SelfTest>,
+    /// Whether what it found is acted on.
+    tested: AtomicBool,
     last_good: Arc<LastGood>,
     /// Of the resources in force.
     versions: Mutex<Versions>,
@@ -239,6 +244,7 @@ async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<A
         kernel_path,
         kernel_services: AtomicUsize::new(0),
         self_test: OnceLock::new(),
+        tested: AtomicBool::new(false),
         last_good: Arc::new(last_good),
         versions: Mutex::default(),
         restored: Mutex::default(),
@@ -304,6 +310,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         bpf_log,
         splice,
         agent_down,
+        hung_after,
         map_sizes,
         exclusions,
         ..
@@ -334,6 +341,7 @@ pub(crate) fn capture_options(config: config::CaptureConfig) -> CaptureOptions {
         probe_cgroups: config.probe_cgroups,
         splice,
         agent_down,
+        hung_after,
         capacities: map_sizes,
         ..CaptureOptions::default()
     }

@@ -96,6 +96,8 @@ pub struct CaptureConfig {
     pub probe_cgroups: Vec<PathBuf>,
     pub splice: SpliceMode,
     pub agent_down: AgentDown,
+    /// Without a sign of life for so long the agent is taken for dead; `None`: never.
+    pub hung_after: Option<Duration>,
     pub map_sizes: MapCapacities,
     pub exclusions: Exclusions,
 }
@@ -377,6 +379,10 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     let probe_cgroups = layers.many("probe_cgroup", absolute);
     let splice = layers.one("splice", splice_mode);
     let agent_down = layers.one("agent_down", agent_down);
+    let hung_after = layers.one("hung_after", |s| match s {
+        "off" => Ok(None),
+        s => between(s, Duration::from_secs(2), Duration::from_secs(3600)).map(Some),
+    });
     let map_sizes = map_sizes(layers);
     let outbound_ports = layers.many("exclude_outbound_port", port);
     let outbound_cidrs = layers.many("exclude_outbound_cidr", cidr);
@@ -393,6 +399,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
         probe_cgroups: probe_cgroups?,
         splice: splice?,
         agent_down: agent_down?,
+        hung_after: hung_after?,
         map_sizes: map_sizes?,
         exclusions: Exclusions {
             outbound_ports: outbound_ports?,

@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// In the BPF object, in a section of its own: which version it was built with.
 pub const ABI_TAG: [u8; 16] = {
@@ -104,6 +104,10 @@ pub mod map {
     pub const AUTHORIZED: &str = "AUTHORIZED";
     /// `Array<u64>`, one entry: how many those are.
     pub const AUTHORIZED_COUNT: &str = "AUTHORIZED_COUNT";
+    /// `Array<u64>`, one entry: until when (`CLOCK_MONOTONIC`, nanoseconds) the agent is
+    /// taken for alive. It puts that off each second; a process that is stopped does not,
+    /// and its listeners stay open.
+    pub const ALIVE_UNTIL: &str = "ALIVE_UNTIL";
     /// `RingBuf<Event>`.
     pub const EVENTS: &str = "EVENTS";
     /// `SockHash<SpliceKey>`: sockets that hand each other their data.
@@ -130,7 +134,7 @@ pub mod map {
     pub const OUTSIDES: &str = "OUTSIDES";
 
     /// Every map that outlives the agent by a pin.
-    pub const PINNED: [&str; 24] = [
+    pub const PINNED: [&str; 25] = [
         CONFIG,
         PODS,
         ADDRESSES,
@@ -145,6 +149,7 @@ pub mod map {
         SERVICES,
         AUTHORIZED,
         AUTHORIZED_COUNT,
+        ALIVE_UNTIL,
         EVENTS,
         PASSED,
         PROBERS,

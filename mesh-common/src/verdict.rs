@@ -120,11 +120,13 @@ pub enum Verdict {
     SpliceAgentEntered = 55,
     /// sk_msg: an application is so far ahead of the agent that it goes on by TCP.
     SpliceOverdrawn = 56,
+    /// connect: refused, the agent has given no sign of life for too long.
+    OutboundNoAgent = 57,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 58] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -182,6 +184,7 @@ impl Verdict {
         Self::Bridged,
         Self::SpliceAgentEntered,
         Self::SpliceOverdrawn,
+        Self::OutboundNoAgent,
     ];
 
     /// Room for later verdicts without a new map.
@@ -247,6 +250,7 @@ impl Verdict {
             Self::Bridged => "bridged",
             Self::SpliceAgentEntered => "splice_agent_entered",
             Self::SpliceOverdrawn => "splice_overdrawn",
+            Self::OutboundNoAgent => "outbound_no_agent",
         }
     }
 }

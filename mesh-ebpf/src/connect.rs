@@ -1,7 +1,7 @@
 //! `cgroup/connect4` and `connect6`: an enrolled pod's TCP dials go to the agent.
 
 use aya_ebpf::{
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, generated::bpf_set_retval},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
@@ -10,19 +10,24 @@ use mesh_common::{
     abi::OUTBOUND_PORT,
     address::Address,
     decide::{Dial, Outbound, Tables, is_agent_mark, outbound, pick},
-    key::{ListenerKey, ListenerKind, ServiceKey},
+    key::ServiceKey,
     value::{Asked, Backend, Owner, path},
     verdict::Verdict,
 };
 
 use crate::{
     ctx::{self, IPPROTO_TCP, read},
-    maps::{ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_listening, log_enabled, pod_entry},
+    maps::{
+        ASKED, KernelTables, SERVICES, VOUCHED, count, has_room, is_alive, is_served, log_enabled,
+        pod_entry,
+    },
     probe,
 };
 
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
+
+const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(connect4)]
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
@@ -81,9 +86,8 @@ fn kernel_path(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> Option<&'static 
     let service = unsafe { SERVICES.get(&key) }?;
     // Verdicts are as good as the agent that keeps them up to date, unless the operator
     // wants them kept without.
-    let agent = ListenerKey::new(dial.netns_cookie, ListenerKind::Inbound, false);
     // SAFETY: takes no argument.
-    if !is_listening(&agent) && unsafe { bpf_ktime_get_ns() } >= service.keep_until_ns {
+    if !is_served(dial.netns_cookie) && unsafe { bpf_ktime_get_ns() } >= service.keep_until_ns {
         count(Verdict::KernelPathNoAgent);
         return None;
     }
@@ -132,6 +136,14 @@ fn shortcut(ctx: &SockAddrContext, v6: bool, dial: &Dial, backend: &Backend) -> 
 
 #[inline(always)]
 fn capture(ctx: &SockAddrContext, v6: bool, dial: &Dial) -> i32 {
+    if !is_alive() {
+        count(Verdict::OutboundNoAgent);
+        log(ctx, dial, Verdict::OutboundNoAgent);
+        // As where nobody listens.
+        // SAFETY: takes a number; where the kernel refuses it, EPERM is what is left.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        return REFUSE;
+    }
     let asked = Asked {
         netns_cookie: dial.netns_cookie,
         address: dial.destination,

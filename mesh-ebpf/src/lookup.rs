@@ -17,7 +17,7 @@ use mesh_common::{
 
 use crate::{
     ctx::{AF_INET6, IPPROTO_TCP, read},
-    maps::{AUTHORIZED, KernelTables, LISTENERS, PROBES, SERVICES, count, is_listening},
+    maps::{AUTHORIZED, KernelTables, LISTENERS, PROBES, SERVICES, count, is_alive, is_served},
 };
 
 /// `ENOENT`: no socket under the key.
@@ -101,7 +101,7 @@ fn vouched_for(ctx: &SkLookupContext, arrival: &Arrival) -> Option<Verdict> {
     unsafe {
         // A SYN may come long after the connect hook has looked for the agent.
         if (*connection).established_ns == 0
-            && !is_listening(&ListenerKey::new(arrival.netns_cookie, ListenerKind::Inbound, false))
+            && !is_served(arrival.netns_cookie)
             && !is_kept(&*connection)
         {
             count(Verdict::KernelPathNoAgent);
@@ -126,11 +126,15 @@ fn is_kept(connection: &Authorized) -> bool {
     unsafe { SERVICES.get(&key).is_some_and(|s| bpf_ktime_get_ns() < s.keep_until_ns) }
 }
 
-/// Without the agent's listener the connection is refused, never passed.
+/// Without an agent that listens the connection is refused, never passed.
 #[inline(always)]
 fn steer(ctx: &SkLookupContext, netns_cookie: u64, kind: ListenerKind) -> u32 {
     let v6 = read!((*ctx.lookup).family) == AF_INET6;
     let key = ListenerKey::new(netns_cookie, kind, v6);
+    if !is_alive() {
+        count(Verdict::InboundNoListener);
+        return sk_action::SK_DROP;
+    }
     match LISTENERS.redirect_sk_lookup(ctx, &key, 0) {
         Ok(()) => {
             count(match kind {

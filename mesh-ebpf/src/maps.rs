@@ -5,7 +5,7 @@ use core::{arch::asm, ptr};
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
     btf_maps::SkStorage,
-    helpers::{bpf_map_lookup_elem, bpf_sk_release, generated::bpf_sk_storage_get},
+    helpers::{bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release, generated::bpf_sk_storage_get},
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
     programs::SockAddrContext,
@@ -14,7 +14,9 @@ use mesh_common::{
     abi::capacity,
     address::Address,
     decide::Tables,
-    key::{AddressKey, ConnectionKey, ListenerKey, PortKey, ServiceKey, SpliceKey, TupleKey},
+    key::{
+        AddressKey, ConnectionKey, ListenerKey, ListenerKind, PortKey, ServiceKey, SpliceKey, TupleKey,
+    },
     value::{
         Asked, Authorized, Config, OriginalDestination, Outside, Owner, Passed, PodEntry, Probe,
         Service, Splice,
@@ -55,6 +57,8 @@ pub static AUTHORIZED: HashMap<TupleKey, Authorized> =
     HashMap::with_max_entries(capacity::AUTHORIZED, NO_PREALLOC);
 #[map]
 pub static AUTHORIZED_COUNT: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub static ALIVE_UNTIL: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTES, 0);
 /// Two sockets for each connection.
@@ -179,10 +183,24 @@ pub fn has_room() -> bool {
     AUTHORIZED_COUNT.get(0).is_some_and(|count| (*count as i64) < i64::from(max))
 }
 
+/// Whether the agent has given a sign of life lately. One that is stopped, and not dead,
+/// does not, and keeps its listeners.
+#[inline(always)]
+pub fn is_alive() -> bool {
+    // SAFETY: takes no argument.
+    ALIVE_UNTIL.get(0).is_some_and(|until| unsafe { bpf_ktime_get_ns() } < *until)
+}
+
+/// Whether there is an agent that serves the pod.
+#[inline(always)]
+pub fn is_served(netns_cookie: u64) -> bool {
+    is_listening(&ListenerKey::new(netns_cookie, ListenerKind::Inbound, false)) && is_alive()
+}
+
 /// Whether the agent listens there. The kernel takes a socket out of the map when
 /// it is closed, with its owner's death if need be.
 #[inline(always)]
-pub fn is_listening(key: &ListenerKey) -> bool {
+fn is_listening(key: &ListenerKey) -> bool {
     let map = core::ptr::addr_of!(LISTENERS).cast_mut().cast();
     // SAFETY: a map and a key of its size; the reference is given back at once.
     unsafe {

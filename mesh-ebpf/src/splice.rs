@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
         bpf_map_delete_elem,
-        generated::{bpf_sk_storage_get, bpf_sock_hash_update},
+        generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock, bpf_sock_hash_update},
     },
     programs::SockOpsContext,
 };
@@ -143,6 +143,13 @@ pub fn enter(ctx: &SockOpsContext, tuple: &TupleKey, mut own: SpliceKey, leg: Le
     // SAFETY: every sock_ops context has this field; it may be null.
     let sk: *mut bpf_sock = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
+        return;
+    }
+    // A subflow of Multipath TCP: what is read and written of it is past the map's hooks, and
+    // what its peer hands it would never be read.
+    // SAFETY: a socket that is not null.
+    if !unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.is_null() {
+        count(Verdict::SpliceRefused);
         return;
     }
     let mut splice = Splice {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
@@ -11,31 +11,33 @@ use tests::{conversation::end, eventually, mesh::SERVER, netns::Netns};
 
 use crate::kernel_path::Neighbours;
 
-/// The agent looks by itself every five seconds.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// The agent looks by itself every five seconds: now and then it may be first, on a machine
+/// that is slow more often. Where nobody told it, it always is.
+const ROUNDS: u32 = 5;
 
-/// Whether it is so all three times: by looking now and then, it would hardly be.
-#[track_caller]
-fn expect_at_once(begun: Instant) {
-    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+/// Whether the agent was told, and acted on it, before it looked by itself.
+fn is_told(it: &Neighbours, of: &str) -> bool {
+    it.agent.log().contains(&format!("the kernel told of {of}"))
 }
 
 #[test]
 fn a_new_interface_is_guarded_at_once() {
     let it = Neighbours::start_with("news-link", "echo", &[]);
-    for number in 1..=3 {
+    let told = (1..=ROUNDS).any(|number| {
         let name = format!("new{number}");
         it.client.netns().ip(&[&format!("link add {name} type veth peer name far{number}")]);
         it.client.netns().ip(&[&format!("link set {name} up")]);
-        let begun = Instant::now();
         it.agent.logs(&[&name, "an interface is new"]);
-        expect_at_once(begun);
-    }
+        // It is logged after what it leads to.
+        std::thread::sleep(Duration::from_millis(50));
+        is_told(&it, "the pod's interfaces")
+    });
+    assert!(told, "{}", it.agent.log());
 }
 
 #[test]
 fn a_pod_whose_interface_vanishes_loses_its_kernel_path_connections_at_once() {
-    for number in 1..=3 {
+    let told = (1..=ROUNDS).any(|number| {
         let name = format!("news-gone{number}");
         let it = Neighbours::start_with(&name, "echo", &["--redirect-peer", "off"]);
         it.wait_for_services(2);
@@ -45,18 +47,20 @@ fn a_pod_whose_interface_vanishes_loses_its_kernel_path_connections_at_once() {
         it.server.netns().ip(&["link del eth0"]);
         let (there, _) = it.bed.node(2).wire_addresses();
         it.bed.node(1).netns().ip(&[&format!("route replace {}/32 via {there}", it.server.ip())]);
-        let begun = Instant::now();
         assert_eq!(talk.rest().1, end::RESET);
-        expect_at_once(begun);
         it.talk().says("words for a pod that is gone\n").expect_cut_off();
         wire.expect_no_trace_of("words for a pod");
-    }
+        is_told(&it, "the pod's interfaces")
+    });
+    assert!(told);
 }
 
 /// Who opens and closes without end fills what the kernel tells the agent by.
 #[test]
 fn a_connection_that_the_kernel_could_not_tell_of_is_on_the_table_all_the_same() {
-    let it = Neighbours::start("news-lost", "echo");
+    // Opened while it is stopped, for as long as the machine needs.
+    let it = Neighbours::start_with("news-lost", "echo", &["--hung-after", "off"]);
+    it.wait_for_services(2);
     it.agent.process().signal(Signal::SIGSTOP);
     for _ in 0..4 {
         it.client.run_peer(&["echoed", SERVER, "10", "1000"]).expect_success();
@@ -136,7 +140,7 @@ fn add_table(netns: &Netns) {
 
 #[test]
 fn rules_that_appear_take_packets_off_the_short_way_at_once() {
-    for number in 1..=3 {
+    let told = (1..=ROUNDS).any(|number| {
         let it = Neighbours::start(&format!("news-rules{number}"), "echo");
         let talks = || {
             let before = it.verdict("redirected");
@@ -145,13 +149,13 @@ fn rules_that_appear_take_packets_off_the_short_way_at_once() {
         };
         assert!(talks() > 0);
         add_table(it.bed.node(1).netns());
-        let begun = Instant::now();
         eventually("the pods are told of", || {
             let status = it.agent.status();
             let told = status["not_redirected"].to_string().matches("nftables").count();
             if told == 2 { Ok(()) } else { Err(status) }
         });
-        expect_at_once(begun);
         assert_eq!(talks(), 0, "{}", it.agent.status());
-    }
+        is_told(&it, "rules")
+    });
+    assert!(told);
 }

@@ -207,6 +207,42 @@ fn a_slow_reader_gets_everything_and_its_reset_is_told_by_every_road() {
     });
 }
 
+/// Has many connections open at once, asks on each, and ends every other one by a reset.
+const MANY: &str = "
+import resource, socket, struct, sys
+host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+asked, answer = (text.encode().decode('unicode_escape').encode('latin1') for text in sys.argv[4:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+all = [socket.create_connection((host, port), 120) for _ in range(count)]
+for s in all:
+    s.sendall(asked)
+for s in all:
+    got = b''
+    while answer not in got:
+        piece = s.recv(1 << 16)
+        assert piece, got
+        got += piece
+for s in all[::2]:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+for s in all:
+    s.close()
+";
+
+/// `count` connections that [`MANY`] opens; resets are told as such, at both ends.
+fn has_many(bed: &Bed, count: usize, asked: &str, answer: &str) {
+    let resets = || bed.agent.stdout().matches("reset by either side").count();
+    let (before, verdicts) = (resets(), bed.verdicts());
+    let (port, connections) = (bed.port.to_string(), count.to_string());
+    let script = ["python3", "-c", MANY, VIP, &port, &connections, asked, answer];
+    bed.client.run(&script).expect_success();
+    let authorized = bed.verdicts()[0] - verdicts[0];
+    assert!((authorized - count as f64).abs() < 0.5, "{authorized} by the kernel path");
+    eventually("the resets are logged", || {
+        let told = resets() - before;
+        if told >= count { Ok(()) } else { Err(told) }
+    });
+}
+
 #[test]
 fn python_asyncio_greets_and_echoes() {
     let words = ["python3", &program("echo_asyncio.py"), "7001"];
@@ -228,9 +264,13 @@ fn java_nio_echoes() {
     echoes("java", 7004, &["java", &program("Echo.java"), "7004"], false);
 }
 
-/// A file of noise to be served, and its digest.
+/// What a small file holds.
+const SMALL: &str = "so much and no more";
+
+/// A file of noise to be served, and its digest; and a small one.
 fn noise(directory: &Path, megabytes: u32) -> String {
     fs::create_dir_all(directory).unwrap();
+    fs::write(directory.join("small"), SMALL).unwrap();
     let file = directory.join("noise").display().to_string();
     let script = format!("head -c {megabytes}M /dev/urandom >{file}; sha256sum <{file}");
     let made = Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -250,6 +290,7 @@ fn serves_a_file(mut bed: Bed, digest: &str) {
             .client_runs(&format!("curl -sS --fail --limit-rate 8M -r 0-16777215 {url} | wc -c"));
         assert_eq!(slow, (16 << 20).to_string());
         bed.client_runs(&format!("curl -sS {url} 2>/dev/null | head -c 100000 | wc -c"));
+        has_many(bed, 1000, "GET /small HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n", SMALL);
     });
 }
 
@@ -292,19 +333,21 @@ fn caddy_which_is_go_serves_a_large_file() {
 fn iperf3_moves_bulk_both_ways() {
     let mut bed = Bed::serving("iperf3", 7012, |_| command(&["iperf3", "-s", "-p", "7012"]));
     bed.is_used(|bed, road| {
-        for way in ["", "-R", "--bidir", "-P 8"] {
+        for way in ["", "-R", "--bidir", "-P 100"] {
             let script = format!("iperf3 -J -c {VIP} -p {} -n 128M {way}", bed.port);
             let report: serde_json::Value =
                 serde_json::from_str(&bed.client_runs(&script)).unwrap();
             let received = |sum: &str| report["end"][sum]["bytes"].as_f64().unwrap_or_default();
             // Of two ways, the one that is through first ends the transfer. Nobody holds a
-            // spliced writer up: it is through, and ends it, before half was read. Of eight
-            // at once, the sockets' buffers hold as much.
+            // spliced writer up: it is through, and ends it, before half was read. Of a
+            // hundred at once, the sockets' buffers hold as much.
             let bytes = match (way, road) {
-                ("-P 8", _) | (_, Road::Spliced) => received("sum_sent"),
+                ("-P 100", _) | (_, Road::Spliced) => received("sum_sent"),
                 _ => received("sum_received").max(received("sum_received_bidir_reverse")),
             };
             assert!(bytes >= f64::from(64 << 20), "{way}: {report}");
+            let streams = report["end"]["streams"].as_array().map_or(0, Vec::len);
+            assert_eq!(streams == 100, way == "-P 100", "{way}: {streams} streams");
         }
     });
 }
@@ -340,10 +383,12 @@ fn redis_keeps_what_it_was_given() {
         let got = bed.client_runs(&format!("{cli} --raw get big | head -c -1 | sha256sum"));
         assert_eq!(got, given);
         let report = bed.client_runs(&format!(
-            "redis-benchmark -h {VIP} -p {} -c 200 -n 20000 -P 16 -t set,get -q --csv",
+            "ulimit -n 8192 && redis-benchmark -h {VIP} -p {} -c 1000 -n 20000 -P 16 -t set,get -q \
+             --csv",
             bed.port
         ));
         assert!(report.contains("\"GET\""), "{report}");
+        has_many(bed, 1000, "PING\\r\\n", "+PONG\\r\\n");
     });
 }
 
@@ -360,7 +405,7 @@ fn postgresql_answers_as_by_loopback() {
             "cd / && bin=$(echo /usr/lib/postgresql/*/bin) && $bin/initdb -A trust -D {here} && \
              echo 'host all all 0.0.0.0/0 trust' >>{here}/pg_hba.conf && \
              exec $bin/postgres -D {here} -p 7014 -c listen_addresses='*' -c fsync=off \
-             -c unix_socket_directories='' -c max_connections=150"
+             -c unix_socket_directories='' -c max_connections=300"
         );
         command(&[
             "setpriv",
@@ -388,7 +433,13 @@ fn postgresql_answers_as_by_loopback() {
             psql(VIP, "SELECT count(*), sum(v::bigint) FROM t")
         ));
         assert_eq!(count, "2000000|2000001000000");
-        let many = psql(VIP, "SELECT pg_sleep(0.2)");
-        bed.client_runs(&format!("for i in $(seq 100); do {many} & done; wait"));
+        let report = bed.client_runs(&format!(
+            "echo 'SELECT 1;' >/tmp/$$; pgbench -n -f /tmp/$$ -c 200 -j 2 -t 5 -h {VIP} -p {} \
+             -U postgres postgres; rm /tmp/$$",
+            bed.port
+        ));
+        assert!(report.contains("actually processed: 1000/1000"), "{report}");
+        // Whether it speaks TLS, which it does not.
+        has_many(bed, 200, "\\0\\0\\0\\x08\\x04\\xd2\\x16/", "N");
     });
 }

@@ -25,9 +25,14 @@ fn a_server_that_speaks_first_is_not_delayed() {
     let mesh = mesh::server_and_client("tcp-greet", "greet");
     // The first connection makes the tunnel; the second is the one to time.
     mesh.client.connects(mesh::SERVER.parse().unwrap()).hears("220 ready");
-    let start = Instant::now();
-    mesh.client.connects(mesh::SERVER.parse().unwrap()).hears("220 ready");
-    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    let took = || {
+        let start = Instant::now();
+        mesh.client.connects(mesh::SERVER.parse().unwrap()).hears("220 ready");
+        start.elapsed()
+    };
+    // A slow machine may delay some, and who waits for the client to speak delays all.
+    let fastest = (0..10).map(|_| took()).find(|took| *took < Duration::from_millis(500));
+    assert!(fastest.is_some());
 }
 
 #[test]

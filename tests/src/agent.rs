@@ -12,14 +12,14 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
-    MeshConfig, Node, Pod, Process, Ran, eventually_within,
+    MeshConfig, Node, Pod, Process, Ran, eventually, eventually_within,
     http::{self, Answer},
     pod::TRUST_DOMAIN,
     process::{self, agent_binary},
 };
 
 /// A debug build of the agent loads its descriptor pool and BPF programs at start.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_PATIENCE: Duration = Duration::from_secs(90);
 
 /// How an agent will run.
 #[derive(Debug, Clone)]
@@ -184,6 +184,19 @@ impl Agent {
                 other => Err(format!("{other:?}\n{}", tail(&self.log()))),
             }
         });
+        if self.builder.flags.iter().any(|flag| flag == "--splice") {
+            self.wait_tested();
+        }
+    }
+
+    /// Waits until it has tried the kernel and acts on what it found: before that nothing is
+    /// spliced.
+    fn wait_tested(&self) {
+        eventually("the kernel is tested", || {
+            let status = self.status();
+            let off = status["kernel_path"]["splice"]["off"].to_string();
+            if off.contains("not tested") { Err(status) } else { Ok(()) }
+        });
     }
 
     /// Kills it as a crash would: nothing is cleaned up.
@@ -292,7 +305,7 @@ impl Agent {
     /// With the entries there are, if it does not come.
     pub fn logs_access(&self, texts: &[&str]) -> Value {
         let what = format!("{} logs an access with {texts:?}", self.node().name());
-        eventually_within(Duration::from_secs(5), &what, || {
+        eventually(&what, || {
             let entries = self.access_log();
             let holds = |entry: &&Value| {
                 let line = entry.to_string();
@@ -314,7 +327,7 @@ impl Agent {
     /// With the log's end, if it does not come.
     pub fn logs(&self, texts: &[&str]) -> String {
         let what = format!("{} logs {texts:?}", self.node().name());
-        eventually_within(Duration::from_secs(5), &what, || {
+        eventually(&what, || {
             let log = self.log();
             let holds = |line: &&str| {
                 let line = line.to_lowercase();
@@ -328,7 +341,7 @@ impl Agent {
     pub fn configure(&self, config: &MeshConfig) {
         let before = self.snapshot_version();
         config.write_to(&self.node().config_dir());
-        eventually_within(Duration::from_secs(10), "the configuration is in force", || {
+        eventually("the configuration is in force", || {
             let now = self.snapshot_version();
             if now > before { Ok(()) } else { Err(format!("{before} -> {now}")) }
         });

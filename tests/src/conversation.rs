@@ -15,7 +15,7 @@ use crate::{
     process::{Place, peer},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How `peer talk` says that a connection ended.
 pub mod end {

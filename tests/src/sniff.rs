@@ -8,13 +8,13 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::netns::Netns;
+use crate::{eventually, netns::Netns};
 
 /// Recording more than this is a mistake of the test.
 const LIMIT_BYTES: usize = 256 << 20;
@@ -24,6 +24,8 @@ const LIMIT_BYTES: usize = 256 << 20;
 pub struct Capture {
     recorded: Arc<Mutex<Vec<Packet>>>,
     stop: Arc<AtomicBool>,
+    /// How often nothing was left to record.
+    idle: Arc<AtomicU64>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -51,24 +53,24 @@ impl Capture {
         let socket = netns.enter(|| packet_socket(interface)).expect("open a packet socket");
         let recorded = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
+        let idle = Arc::new(AtomicU64::new(0));
         let reader = thread::spawn({
             let (recorded, stop) = (Arc::clone(&recorded), Arc::clone(&stop));
-            move || record(&socket, &recorded, &stop)
+            let idle = Arc::clone(&idle);
+            move || record(&socket, &recorded, &stop, &idle)
         });
-        Self { recorded, stop, reader: Some(reader) }
+        Self { recorded, stop, idle, reader: Some(reader) }
     }
 
     fn packets(&self) -> std::sync::MutexGuard<'_, Vec<Packet>> {
-        // What was sent before the call must be in: wait for a quiet moment.
-        let settle = Instant::now();
-        let mut before = usize::MAX;
-        while settle.elapsed() < Duration::from_secs(2) {
-            let now = self.recorded.lock().unwrap_or_else(PoisonError::into_inner).len();
-            if now == before {
-                break;
-            }
-            before = now;
-            thread::sleep(Duration::from_millis(60));
+        // What was sent before the call must be in: the second time that nothing is left, all
+        // of it was looked for after the call. Somebody may send without end.
+        let begun = Instant::now();
+        let before = self.idle.load(Ordering::Acquire);
+        while self.idle.load(Ordering::Acquire) < before + 2
+            && begun.elapsed() < Duration::from_secs(5)
+        {
+            thread::sleep(Duration::from_millis(5));
         }
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,10 +101,12 @@ impl Capture {
     }
 
     /// # Panics
-    /// Unless `needle` was on the wire.
+    /// Unless `needle` was on the wire, or comes: the neighbour may not be known yet.
     #[track_caller]
     pub fn expect_plaintext(&self, needle: &str) {
-        assert!(self.contains(needle.as_bytes()), "`{needle}` was not on the wire: {self}");
+        eventually(&format!("`{needle}` is on the wire"), || {
+            if self.contains(needle.as_bytes()) { Ok(()) } else { Err(self.to_string()) }
+        });
     }
 
     /// How many whole TLS records were seen.
@@ -200,13 +204,14 @@ fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn record(socket: &OwnedFd, recorded: &Mutex<Vec<Packet>>, stop: &AtomicBool) {
+fn record(socket: &OwnedFd, recorded: &Mutex<Vec<Packet>>, stop: &AtomicBool, idle: &AtomicU64) {
     let mut buffer = vec![0u8; 1 << 18];
     let mut total = 0;
     while !stop.load(Ordering::Relaxed) {
         let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid `pollfd`.
         if unsafe { libc::poll(&raw mut poll, 1, 20) } != 1 {
+            idle.fetch_add(1, Ordering::Release);
             continue;
         }
         // SAFETY: the pointer and the length are those of `buffer`.

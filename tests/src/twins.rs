@@ -184,6 +184,13 @@ impl Twins {
         [envoy.log(), self.agent.stdout()]
     }
 
+    /// All that Envoy says of what it has refused. What it answers the control plane is cut at
+    /// 4 KiB, whatever is behind that; its log tells it whole.
+    pub fn rejections(&self) -> String {
+        let log = self.processes.last().expect("Envoy is the last one").log();
+        rejections(&log)
+    }
+
     /// What is known when the two disagree.
     fn tell(&self) -> String {
         let page = self.agent.cli(&["status"]);
@@ -192,6 +199,25 @@ impl Twins {
         let latest = lines[lines.len().saturating_sub(30)..].join("\n");
         format!("the agent's status:\n{}\nthe journal's end:\n{latest}", page.stdout())
     }
+}
+
+/// The entries of Envoy's log that tell why configuration was refused. An entry may have
+/// several lines; those of access logs lie between.
+fn rejections(log: &str) -> String {
+    let mut told = String::new();
+    let mut telling = false;
+    for line in log.lines() {
+        if line.starts_with("[20") {
+            telling = line.contains("config for type.googleapis.com") && line.contains("rejected");
+        } else if line.starts_with(['@', '{']) {
+            telling = false;
+        }
+        if telling {
+            told.push_str(line);
+            told.push('\n');
+        }
+    }
+    told
 }
 
 /// The types of which a response was refused, and why.

@@ -140,6 +140,7 @@ impl Work {
             Err(_) => KernelPlan::default(),
         };
         let capture = &self.agent.capture;
+        let tested = self.agent.self_test.get().is_some();
         let applied = capture.apply_kernel_plan(&plan, self.agent.fitness()).or_else(|error| {
             tracing::error!(%error, "the kernel path is closed: its plan can't be changed");
             capture.apply_kernel_plan(&KernelPlan::default(), Fitness::default())
@@ -155,6 +156,7 @@ impl Work {
         self.left_out = left_out;
         dataplane.metrics.kernel_path_services(services, left_out);
         self.agent.kernel_services.store(services, Ordering::Relaxed);
+        self.agent.tested.store(tested, Ordering::Release);
     }
 
     /// Who has a certificate to show, and until when. Its last second counts as over: what the kernel

@@ -338,6 +338,7 @@ async fn watch_links(
             );
         }
         if agent.capture.look_at_interfaces(&uid).await {
+            tracing::debug!(pod = %uid, "the kernel told of the pod's interfaces");
             agent.pods.changed.notify_one();
         }
         time::sleep(NEWS_PAUSE).await;
@@ -351,9 +352,11 @@ pub(super) async fn watch_rules(agent: Arc<Agent>) {
         match agent.capture.rules_watch() {
             Ok(rules) => {
                 // What came before the watch.
-                agent.capture.look_at_rules();
+                let _ = agent.capture.look_at_rules();
                 while let Ok(()) = rules.news().await {
-                    agent.capture.look_at_rules();
+                    if agent.capture.look_at_rules() {
+                        tracing::debug!("the kernel told of rules that may be about pods");
+                    }
                     // A bridge may be what they are about.
                     agent.look_at_roads().await;
                     time::sleep(NEWS_PAUSE).await;

@@ -1,14 +1,14 @@
 //! Finds out what the kernel does with spliced sockets, beside everything else that
 //! happens at start; the kernel's plan is made anew when it is known.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use tokio::task::JoinHandle;
 
 use super::Agent;
 use crate::{
     admin::SpliceView,
-    model::splice::{AGENT_BACKLOG_CHECK, Fitness, SelfTest, SpliceMode},
+    model::splice::{Fit, Fitness, SelfCheck, SelfTest, SpliceMode},
 };
 
 /// Waits for the test and says what came of it.
@@ -22,12 +22,22 @@ pub(super) async fn finish(agent: Arc<Agent>, test: JoinHandle<SelfTest>) {
     let failed = test.agent_failures();
     match agent.config.capture.splice {
         SpliceMode::On => {
+            let vetoes = test.agent_vetoes();
             for check in &failed {
-                tracing::warn!(
-                    check = check.name,
-                    seen = check.detail,
-                    "splice is on although this kernel fails a check of it"
-                );
+                let (check, seen) = (check.name.as_str(), check.detail.as_str());
+                if vetoes.contains(&check) {
+                    tracing::warn!(
+                        check,
+                        seen,
+                        "splice can't be on, for this kernel fails a check that is final"
+                    );
+                } else {
+                    tracing::warn!(
+                        check,
+                        seen,
+                        "splice is on although this kernel fails a check of it"
+                    );
+                }
             }
         }
         SpliceMode::Auto if !failed.is_empty() => {
@@ -48,37 +58,41 @@ impl Agent {
         self.self_test.get().map(SelfTest::fitness).unwrap_or_default()
     }
 
-    /// Whether applications and the agent are spliced, and why not.
-    fn agent_spliced(&self) -> Result<(), String> {
-        self.capture.splice_attached()?;
-        let test = self.self_test.get().ok_or("the kernel is not tested yet")?;
-        let fitness = test.fitness();
-        if !fitness.agent_bounded {
-            return Err(format!("this kernel fails {AGENT_BACKLOG_CHECK}: no bound for the queue"));
-        }
-        if self.config.capture.splice == SpliceMode::On || fitness.agent {
-            return Ok(());
-        }
-        let failed = test.agent_failures();
-        let names: Vec<_> = failed.iter().map(|check| check.name.as_str()).collect();
-        Err(format!("this kernel fails {}", names.join(", ")))
-    }
-
     pub(super) fn splice(&self) -> SpliceView {
         let mode = self.config.capture.splice;
-        let off = match self.capture.splice_attached() {
-            Err(why) => Some(why.to_owned()),
-            Ok(()) if mode == SpliceMode::On => None,
-            Ok(()) => match self.self_test.get() {
-                None => Some("the kernel is not tested yet".to_owned()),
-                Some(test) if test.splice_passes() => None,
-                Some(test) => {
-                    let failed = test.splice_failures();
-                    let names: Vec<_> = failed.iter().map(|check| check.name.as_str()).collect();
-                    Some(format!("this kernel fails {}", names.join(", ")))
-                }
-            },
+        let of = |off: Result<(), String>| {
+            let attached = self.capture.splice_attached().map_err(str::to_owned);
+            attached.and(off).err()
         };
-        SpliceView { mode, off, agent_off: self.agent_spliced().err() }
+        let test = self.self_test.get();
+        // Known, and acted on.
+        let test = test.filter(|_| self.tested.load(Ordering::Acquire));
+        let Some(test) = test else {
+            let off = of(Err("the kernel is not tested yet".to_owned()));
+            return SpliceView { mode, agent_off: off.clone(), off };
+        };
+        let Fitness { applications, agent } = test.fitness();
+        SpliceView {
+            mode,
+            off: of(spliced(mode, applications, &test.splice_vetoes(), &test.splice_failures())),
+            agent_off: of(spliced(mode, agent, &test.agent_vetoes(), &test.agent_failures())),
+        }
     }
+}
+
+/// Whether sockets are spliced, and why not.
+fn spliced(
+    mode: SpliceMode,
+    kernel: Fit,
+    vetoes: &[&str],
+    failures: &[&SelfCheck],
+) -> Result<(), String> {
+    if mode.allows(None, kernel) {
+        return Ok(());
+    }
+    let failed: Vec<_> = match mode {
+        SpliceMode::On => vetoes.to_vec(),
+        _ => failures.iter().map(|check| check.name.as_str()).collect(),
+    };
+    Err(format!("this kernel fails {}", failed.join(", ")))
 }

@@ -16,7 +16,7 @@ use super::{
     selftest::self_test,
     sock_diag,
 };
-use crate::model::splice::{AGENT_BACKLOG_CHECK, SelfCheck, SpliceMode};
+use crate::model::splice::{SelfCheck, SpliceMode};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -120,22 +120,20 @@ fn self_tested(mode: SpliceMode) -> Vec<Check> {
             check(format!("self-test {}", found.name), status(found.passed), detail)
         })
         .collect();
-    checks.push(spliced("splice", mode, &test.splice_failures()));
-    checks.push(match test.fitness().agent_bounded {
-        false if mode != SpliceMode::Off => {
-            let detail = format!("off: this kernel fails {AGENT_BACKLOG_CHECK}");
-            check("splice agent", CheckStatus::Ok, detail)
-        }
-        _ => spliced("splice agent", mode, &test.agent_failures()),
-    });
+    checks.push(spliced("splice", mode, &test.splice_vetoes(), &test.splice_failures()));
+    checks.push(spliced("splice agent", mode, &test.agent_vetoes(), &test.agent_failures()));
     checks
 }
 
-fn spliced(name: &str, mode: SpliceMode, failures: &[&SelfCheck]) -> Check {
+fn spliced(name: &str, mode: SpliceMode, vetoes: &[&str], failures: &[&SelfCheck]) -> Check {
     let failed: Vec<_> = failures.iter().map(|check| check.name.as_str()).collect();
     let failed = failed.join(", ");
     match mode {
         SpliceMode::Off => check(name, CheckStatus::Ok, "off: switched off"),
+        SpliceMode::On if !vetoes.is_empty() => {
+            let detail = format!("off all the same: this kernel fails {}", vetoes.join(", "));
+            check(name, CheckStatus::Warn, detail)
+        }
         _ if failed.is_empty() => check(name, CheckStatus::Ok, "on: every check passes"),
         SpliceMode::Auto => {
             check(name, CheckStatus::Ok, format!("off: this kernel fails {failed}"))
@@ -150,8 +148,8 @@ fn check(name: impl Into<String>, status: CheckStatus, detail: impl Into<String>
     Check { name: name.into(), status, detail: detail.into() }
 }
 
-/// The lookup program's `ingress_ifindex` is the newest thing capture cannot do without.
-const OLDEST: (u32, u32) = (5, 17);
+/// `bpf_set_retval` in the connect hooks is the newest thing capture cannot do without.
+const OLDEST: (u32, u32) = (6, 1);
 
 fn kernel_version() -> Check {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -56,6 +56,9 @@ pub enum CaptureError {
     /// A map could not be read or written.
     #[error("map {map}")]
     Map { map: &'static str, source: MapError },
+    /// A thread of capture's own could not be started.
+    #[error("start a thread")]
+    Thread(#[source] io::Error),
     /// A map has no room left.
     #[error("map {map} is full ({capacity} entries): raise its capacity")]
     MapFull { map: &'static str, capacity: u32 },

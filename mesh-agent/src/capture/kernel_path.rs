@@ -84,7 +84,15 @@ impl KernelMaps {
         let keys: Vec<_> = this.services.keys().filter_map(Result::ok).collect();
         for key in keys {
             match this.services.get(&key, 0) {
-                Ok(service) if keep && service.keep_until_ns > now => {
+                Ok(mut service) if keep && service.keep_until_ns > now => {
+                    // Nothing is spliced before this agent has tested the kernel.
+                    let is_spliced = |backend: &Backend| backend.splice != 0;
+                    if service.backends.iter().any(is_spliced) {
+                        service.backends.iter_mut().for_each(|backend| backend.splice = 0);
+                        this.services
+                            .insert(key, service, 0)
+                            .map_err(|source| CaptureError::Map { map: map::SERVICES, source })?;
+                    }
                     this.written.insert(key, service);
                     this.inherited.insert(key);
                 }
@@ -248,7 +256,7 @@ impl Capture {
         for slot in pods.values() {
             let Some(record) = &slot.record else { continue };
             let wanted = self.splice_mode.allows(record.pod.splice, fitness.agent);
-            let mut wanted = wanted && fitness.agent_bounded && self.splice.is_ok();
+            let mut wanted = wanted && self.splice.is_ok();
             if wanted && let Err(error) = slot.legs.allow(&self.pins.maps(), &slot.netns) {
                 tracing::error!(
                     pod = %record.pod.uid, error = %chain(&error),

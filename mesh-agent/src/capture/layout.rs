@@ -68,7 +68,7 @@ fn sizes(name: &str) -> (u32, u32) {
         // Sockets, by descriptor.
         map::LISTENERS => (size_of::<ListenerKey>(), U32),
         map::SPLICED => (size_of::<SpliceKey>(), U32),
-        map::VERDICTS | map::AUTHORIZED_COUNT => (U32, U64),
+        map::VERDICTS | map::AUTHORIZED_COUNT | map::ALIVE_UNTIL => (U32, U64),
         map::SERVICES => (size_of::<ServiceKey>(), size_of::<Service>()),
         map::AUTHORIZED => (size_of::<TupleKey>(), size_of::<Authorized>()),
         map::PASSED => (U32, size_of::<Passed>()),

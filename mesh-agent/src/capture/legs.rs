@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
+use aya::maps::{HashMap, MapData, MapError, SkStorage};
 use mesh_common::{
     abi::{SPLICE_AHEAD_BYTES, map},
     key::SpliceKey,
@@ -19,7 +19,11 @@ use mesh_common::{
 use socket2::SockRef;
 
 use super::{
-    error::CaptureError, maps::is_absent, netns::PodNetns, sock_diag::Backlogs, sockets::Vouched,
+    error::CaptureError,
+    maps::{is_absent, pinned},
+    netns::PodNetns,
+    sock_diag::Backlogs,
+    sockets::Vouched,
 };
 use crate::model::socket::SplicedLeg;
 
@@ -97,12 +101,6 @@ impl Legs {
             shared: Arc::clone(shared),
         })))
     }
-}
-
-fn pinned(maps: &Path, name: &'static str) -> Result<Map, CaptureError> {
-    let failed = |source| CaptureError::Map { map: name, source };
-    let data = MapData::from_pin(maps.join(name)).map_err(failed)?;
-    Map::from_map_data(data).map_err(failed)
 }
 
 #[derive(Debug)]

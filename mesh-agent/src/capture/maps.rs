@@ -527,6 +527,13 @@ fn mine<K>(
     keys.filter_map(Result::ok).filter(is_mine).collect()
 }
 
+/// Another handle of a pinned map, in the directory of them all.
+pub(super) fn pinned(maps: &Path, name: &'static str) -> Result<Map, CaptureError> {
+    let failed = |source| CaptureError::Map { map: name, source };
+    let data = MapData::from_pin(maps.join(name)).map_err(failed)?;
+    Map::from_map_data(data).map_err(failed)
+}
+
 /// Nanoseconds of the clock that `bpf_ktime_get_ns` reads.
 pub(super) fn monotonic_ns() -> u64 {
     nix::time::ClockId::CLOCK_MONOTONIC.now().map_or(0, |now| {

@@ -18,6 +18,7 @@ mod enroll;
 mod error;
 mod fullness;
 mod guard;
+mod heartbeat;
 mod holds;
 mod kernel_events;
 mod kernel_path;

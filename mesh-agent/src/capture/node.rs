@@ -27,6 +27,7 @@ use super::{
     error::{CaptureError, brief, chain},
     fullness,
     guard::{GuardAttachment, GuardMode},
+    heartbeat::Heartbeat,
     kernel_path::KernelMaps,
     legs::Legs,
     loader::{self, Pins},
@@ -65,6 +66,7 @@ pub struct Capture {
     /// Whether sockets can be spliced at all, and why not.
     pub(super) splice: Result<(), String>,
     log: Option<tokio::task::JoinHandle<()>>,
+    _heartbeat: Heartbeat,
     /// Held for as long as the agent lives.
     _lock: File,
 }
@@ -169,6 +171,7 @@ impl Capture {
             }
         }
         maps.configure(options.bpf_log, options.kernel_path, options.drop_non_tcp)?;
+        let heartbeat = Heartbeat::start(&pins.maps(), options.hung_after)?;
         maps.set_probers(&cgroup_ids(&options.probe_cgroups))?;
         // No listener is open yet: whoever published these has been refused since.
         maps.withdraw(|_, _| true);
@@ -218,6 +221,7 @@ impl Capture {
             capacities: options.capacities,
             splice,
             log,
+            _heartbeat: heartbeat,
             _lock: lock,
         })
     }
@@ -307,9 +311,9 @@ impl Capture {
     }
 
     /// Takes packets off the short way that rules of the node may be about. Called when
-    /// rules change, and by [`Capture::maintain`].
-    pub fn look_at_rules(&self) {
-        self.retire_redirects(&mut self.state());
+    /// rules change, and by [`Capture::maintain`]. Says whether it did.
+    pub fn look_at_rules(&self) -> bool {
+        self.retire_redirects(&mut self.state())
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

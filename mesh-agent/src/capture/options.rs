@@ -1,7 +1,7 @@
 //! What an operator decides: where capture works, which pods, what it leaves alone.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,9 @@ pub struct CaptureOptions {
     pub splice: SpliceMode,
     /// Whether the kernel path goes on without the agent.
     pub agent_down: AgentDown,
+    /// After how long without a sign of life the programs take the agent for dead; `None`:
+    /// never.
+    pub hung_after: Option<Duration>,
     /// How many entries the maps hold.
     pub capacities: MapCapacities,
 }
@@ -71,6 +74,7 @@ impl Default for CaptureOptions {
             probe_cgroups: Vec::new(),
             splice: SpliceMode::default(),
             agent_down: AgentDown::default(),
+            hung_after: Some(Duration::from_secs(15)),
             capacities: MapCapacities::default(),
         }
     }

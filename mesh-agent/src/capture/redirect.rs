@@ -299,8 +299,9 @@ impl Capture {
     }
 
     /// Rules that came since a pod was enrolled may be about it.
-    pub(super) fn retire_redirects(&self, state: &mut State) {
-        let Ok(Some(why)) = self.own.run(netfilter) else { return };
+    pub(super) fn retire_redirects(&self, state: &mut State) -> bool {
+        let Ok(Some(why)) = self.own.run(netfilter) else { return false };
+        let mut any = false;
         for (uid, slot) in &mut state.pods {
             let Some(record) = &slot.record else { continue };
             let mode = record.pod.redirect_peer.unwrap_or(self.redirect_peer);
@@ -308,10 +309,14 @@ impl Capture {
                 continue;
             }
             match state.maps.stop_redirect(slot.cookie) {
-                Ok(()) => slot.not_redirected = Some(why.clone()),
+                Ok(()) => {
+                    slot.not_redirected = Some(why.clone());
+                    any = true;
+                }
                 Err(error) => tracing::warn!(pod = %uid, %error, "packets still go straight"),
             }
         }
+        any
     }
 
     /// Pods whose packets of the kernel path are not handed straight in, and why.

@@ -214,7 +214,8 @@ const SETTINGS: &[Setting] = &[
         &["auto", "on", "off"],
         "auto",
         "Let those sockets, and the agent and applications, hand each other their data past TCP; \
-         auto: if the self-test of this kernel passes; on: whatever it says",
+         auto: if the self-test of this kernel passes; on: although it fails, but for \
+         splice_ktls, which is final",
     ),
     choice(
         Group::Capture,
@@ -223,6 +224,14 @@ const SETTINGS: &[Setting] = &[
         "refuse",
         "New connections of the kernel path while no agent is there: refuse them, or keep to \
          the verdicts last compiled, until a certificate expires",
+    ),
+    value(
+        Group::Capture,
+        "hung_after",
+        "DURATION",
+        Some("15s"),
+        "A process that has given the kernel no sign of life for so long is taken for dead: new \
+         connections are refused, or go by agent_down; 2s to 1h, or off",
     ),
     list(
         Group::Capture,

@@ -126,6 +126,8 @@ fn bounds_hold() {
     for (key, value) in [
         ("certificate_ttl", "1s"),
         ("certificate_ttl", "365d"),
+        ("hung_after", "1s"),
+        ("hung_after", "never"),
         ("drain_timeout", "2h"),
         ("data_threads", "0"),
         ("data_threads", "1025"),

@@ -34,6 +34,19 @@ pub struct HttpOptions {
     pub underscores: Underscores,
     pub request_ids: RequestIds,
     pub upgrades: Upgrades,
+    /// How much of a request's body is kept in memory where it has to be, on connections of
+    /// HTTP/1. Spec: `Listener.per_connection_buffer_limit_bytes`.
+    pub buffer_max_bytes: u64,
+}
+
+impl HttpOptions {
+    /// Envoy's default, and what holds for HTTP/2, where no listener says how much.
+    pub const BUFFER_MAX_BYTES: u64 = 1 << 20;
+
+    /// [`HttpOptions::buffer_max_bytes`], or what holds for HTTP/2.
+    pub const fn buffer_max_bytes(&self, http2: bool) -> u64 {
+        if http2 { Self::BUFFER_MAX_BYTES } else { self.buffer_max_bytes }
+    }
 }
 
 impl Default for HttpOptions {
@@ -56,6 +69,7 @@ impl Default for HttpOptions {
             underscores: Underscores::Allow,
             request_ids: RequestIds::default(),
             upgrades: Upgrades::default(),
+            buffer_max_bytes: Self::BUFFER_MAX_BYTES,
         }
     }
 }

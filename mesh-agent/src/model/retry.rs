@@ -20,14 +20,9 @@ pub struct Attempts {
     /// Whether the upstream is told that the last one took too long:
     /// `x-envoy-is-timeout-retry`.
     pub timeout_in_request: bool,
-    /// How much of a body is kept for another attempt; `None`:
-    /// [`Attempts::BUFFER_MAX_BYTES`].
+    /// How much of a body is kept for another attempt; `None`: as much as the connection's
+    /// limit allows.
     pub buffer_max_bytes: Option<u64>,
-}
-
-impl Attempts {
-    /// Envoy's default of a listener's `per_connection_buffer_limit_bytes`.
-    pub const BUFFER_MAX_BYTES: u64 = 1 << 20;
 }
 
 #[derive(Debug, Clone, Serialize)]

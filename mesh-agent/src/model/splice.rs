@@ -10,7 +10,8 @@ pub enum SpliceMode {
     /// Where the self-test of the running kernel passes every check.
     #[default]
     Auto,
-    /// Whatever the self-test says.
+    /// Although checks of it fail, but for [`TLS_CHECK`] and, with the agent,
+    /// [`AGENT_BACKLOG_CHECK`].
     On,
     Off,
 }
@@ -18,12 +19,12 @@ pub enum SpliceMode {
 impl SpliceMode {
     /// Whether a workload may be spliced on an agent of this mode. Both ends of a
     /// connection have to; an agent's `Off` is final.
-    pub fn allows(self, workload: Option<Self>, kernel_passes: bool) -> bool {
-        if self == Self::Off {
+    pub fn allows(self, workload: Option<Self>, kernel: Fit) -> bool {
+        if self == Self::Off || kernel == Fit::Unfit {
             return false;
         }
         match workload.unwrap_or(self) {
-            Self::Auto => kernel_passes,
+            Self::Auto => kernel == Fit::Sound,
             Self::On => true,
             Self::Off => false,
         }
@@ -62,19 +63,34 @@ pub enum SelfCheckKind {
     SpliceAgent,
 }
 
+/// The check without which nothing is spliced, whatever the operator wants: whether an
+/// application that turns such a socket into one with TLS of the kernel's is refused, or its
+/// data goes in the clear.
+pub const TLS_CHECK: &str = "splice_ktls";
+
 /// The check without which no socket of the agent's is spliced, whatever the operator wants:
 /// whether it can find out what an application has not read.
 pub const AGENT_BACKLOG_CHECK: &str = "splice_agent_backlog";
 
-/// What of splicing the running kernel was found fit for.
+/// Whom the running kernel was found fit to splice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Fitness {
-    /// Of applications with each other.
-    pub applications: bool,
-    /// Of an application with the agent, too.
-    pub agent: bool,
-    /// What is queued for an application that does not read can be bounded.
-    pub agent_bounded: bool,
+    /// Applications with each other.
+    pub applications: Fit,
+    /// An application with the agent, too.
+    pub agent: Fit,
+}
+
+/// How fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fit {
+    /// A check fails that nobody overrides, or the kernel is not tested yet.
+    #[default]
+    Unfit,
+    /// A check fails whose consequences an operator may accept.
+    OnDemand,
+    /// Every check passes.
+    Sound,
 }
 
 impl SelfTest {
@@ -96,13 +112,35 @@ impl SelfTest {
             .collect()
     }
 
+    /// What keeps applications from being spliced with each other, whatever the operator
+    /// wants.
+    pub fn splice_vetoes(&self) -> Vec<&'static str> {
+        self.vetoes(&[TLS_CHECK])
+    }
+
+    /// The same of applications with the agent.
+    pub fn agent_vetoes(&self) -> Vec<&'static str> {
+        self.vetoes(&[TLS_CHECK, AGENT_BACKLOG_CHECK])
+    }
+
+    /// Those that did not pass, be it that they were not tried.
+    fn vetoes(&self, needed: &[&'static str]) -> Vec<&'static str> {
+        let passed = |name| self.checks.iter().any(|check| check.name == name && check.passed);
+        needed.iter().copied().filter(|name| !passed(*name)).collect()
+    }
+
     /// What comes of it.
     pub fn fitness(&self) -> Fitness {
-        let bounded = |check: &SelfCheck| check.name == AGENT_BACKLOG_CHECK && check.passed;
-        let agent_bounded = self.checks.iter().any(bounded);
-        let applications = self.splice_passes();
-        let agent = applications && agent_bounded && self.agent_failures().is_empty();
-        Fitness { applications, agent, agent_bounded }
+        let fit = |vetoes: &[&str], sound| match sound {
+            _ if !vetoes.is_empty() => Fit::Unfit,
+            true => Fit::Sound,
+            false => Fit::OnDemand,
+        };
+        let passes = self.splice_passes();
+        Fitness {
+            applications: fit(&self.splice_vetoes(), passes),
+            agent: fit(&self.agent_vetoes(), passes && self.agent_failures().is_empty()),
+        }
     }
 
     fn splice_checks(&self) -> impl Iterator<Item = &SelfCheck> {
@@ -112,35 +150,37 @@ impl SelfTest {
 
 #[cfg(test)]
 mod tests {
-    use super::{SpliceMode::*, *};
+    use super::{Fit::*, SpliceMode::*, *};
+
+    fn check(kind: SelfCheckKind, name: &str, passed: bool) -> SelfCheck {
+        let (name, detail) = (name.to_owned(), String::new());
+        SelfCheck { name, kind, passed, detail, micros: 0 }
+    }
 
     #[test]
     fn who_may_be_spliced() {
-        for (agent, workload, passes, expected) in [
-            (Auto, None, true, true),
-            (Auto, None, false, false),
-            (Auto, Some(On), false, true),
-            (Auto, Some(Off), true, false),
-            (On, None, false, true),
-            (On, Some(Auto), false, false),
-            (On, Some(Off), true, false),
-            (Off, Some(On), true, false),
+        for (agent, workload, kernel, expected) in [
+            (Auto, None, Sound, true),
+            (Auto, None, OnDemand, false),
+            (Auto, Some(On), OnDemand, true),
+            (Auto, Some(On), Unfit, false),
+            (Auto, Some(Off), Sound, false),
+            (On, None, OnDemand, true),
+            (On, None, Unfit, false),
+            (On, Some(On), Unfit, false),
+            (On, Some(Auto), OnDemand, false),
+            (On, Some(Off), Sound, false),
+            (Off, Some(On), Sound, false),
         ] {
-            let found = agent.allows(workload, passes);
-            assert_eq!(found, expected, "agent {agent:?}, workload {workload:?}, {passes}");
+            let found = agent.allows(workload, kernel);
+            assert_eq!(found, expected, "agent {agent:?}, workload {workload:?}, {kernel:?}");
         }
     }
 
     #[test]
     fn a_kernel_passes_only_what_was_tried() {
-        let check = |kind, passed| SelfCheck {
-            name: String::new(),
-            kind,
-            passed,
-            detail: String::new(),
-            micros: 0,
-        };
         let test = |checks: &[SelfCheck]| SelfTest { checks: checks.to_vec(), micros: 0 };
+        let check = |kind, passed| check(kind, "", passed);
         let (feature, splice) = (SelfCheckKind::Feature, SelfCheckKind::Splice);
         assert!(!SelfTest::default().splice_passes());
         assert!(!test(&[check(feature, true)]).splice_passes());
@@ -148,30 +188,42 @@ mod tests {
         assert!(!test(&[check(splice, true), check(splice, false)]).splice_passes());
     }
 
+    /// What a kernel is fit for that passes or fails these checks.
+    fn fitness(tls: bool, both: bool, backlog: bool, other: bool) -> (Fit, Fit) {
+        let (splice, agent) = (SelfCheckKind::Splice, SelfCheckKind::SpliceAgent);
+        let checks = vec![
+            check(splice, TLS_CHECK, tls),
+            check(splice, "both", both),
+            check(agent, AGENT_BACKLOG_CHECK, backlog),
+            check(agent, "other", other),
+        ];
+        let Fitness { applications, agent } = SelfTest { checks, micros: 0 }.fitness();
+        (applications, agent)
+    }
+
     #[test]
     fn the_agent_is_spliced_only_where_its_queue_is_bounded() {
-        let check = |kind, name: &str, passed| SelfCheck {
-            name: name.to_owned(),
-            kind,
-            passed,
-            detail: String::new(),
+        assert_eq!(fitness(true, true, true, true), (Sound, Sound));
+        assert_eq!(fitness(true, false, true, true), (OnDemand, OnDemand));
+        assert_eq!(fitness(true, true, false, true), (Sound, Unfit));
+        assert_eq!(fitness(true, true, true, false), (Sound, OnDemand));
+    }
+
+    #[test]
+    fn nothing_is_spliced_where_tls_of_the_kernel_could_go_in_the_clear_or_nobody_has_looked() {
+        for (both, other) in [(true, true), (false, true), (true, false)] {
+            assert_eq!(fitness(false, both, true, other), (Unfit, Unfit));
+        }
+        let untried = SelfTest {
+            checks: vec![
+                check(SelfCheckKind::Splice, "both", true),
+                check(SelfCheckKind::SpliceAgent, AGENT_BACKLOG_CHECK, true),
+            ],
             micros: 0,
         };
-        let (splice, agent) = (SelfCheckKind::Splice, SelfCheckKind::SpliceAgent);
-        let fitness = |both, backlog, other| {
-            let checks = vec![
-                check(splice, "both", both),
-                check(agent, AGENT_BACKLOG_CHECK, backlog),
-                check(agent, "other", other),
-            ];
-            let Fitness { applications, agent, agent_bounded } =
-                SelfTest { checks, micros: 0 }.fitness();
-            (applications, agent, agent_bounded)
-        };
-        assert_eq!(fitness(true, true, true), (true, true, true));
-        assert_eq!(fitness(false, true, true), (false, false, true));
-        assert_eq!(fitness(true, false, true), (true, false, false));
-        assert_eq!(fitness(true, true, false), (true, false, true));
+        assert_eq!(untried.fitness(), Fitness::default());
+        assert_eq!(untried.splice_vetoes(), [TLS_CHECK]);
         assert_eq!(SelfTest::default().fitness(), Fitness::default());
+        assert_eq!(SelfTest::default().agent_vetoes(), [TLS_CHECK, AGENT_BACKLOG_CHECK]);
     }
 }

@@ -34,6 +34,8 @@ impl Programs {
         let drop_non_tcp = drop_non_tcp.into();
         let entry = Config { abi_version: ABI_VERSION, log: 0, kernel_path_max: 0, drop_non_tcp };
         config.set(0, entry, 0).unwrap();
+        let alive: Result<Array<_, u64>, _> = ebpf.map_mut(map::ALIVE_UNTIL).unwrap().try_into();
+        alive.unwrap().set(0, u64::MAX, 0).unwrap();
         let mut this = Self(ebpf);
         this.enroll(true);
         this.insert(

@@ -21,7 +21,7 @@ use std::{
 };
 
 use self::splicer::{Splicer, Wiring};
-use crate::model::splice::{AGENT_BACKLOG_CHECK, SelfCheck, SelfCheckKind, SelfTest};
+use crate::model::splice::{AGENT_BACKLOG_CHECK, SelfCheck, SelfCheckKind, SelfTest, TLS_CHECK};
 
 /// How long a check waits for what has to happen at once.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -35,7 +35,7 @@ type Seen = Result<String, String>;
 /// A check of spliced sockets, which plain TCP passes.
 type SpliceCheck = fn(&Wiring) -> Seen;
 
-const SPLICE_CHECKS: [(&str, SpliceCheck); 13] = [
+const SPLICE_CHECKS: [(&str, SpliceCheck); 14] = [
     ("splice_recv_after_shutdown", blocking::recv_after_shutdown),
     ("splice_reset", blocking::reset),
     ("splice_read_by_splice", blocking::read_by_splice),
@@ -48,7 +48,8 @@ const SPLICE_CHECKS: [(&str, SpliceCheck); 13] = [
     ("splice_peek", polling::peek),
     ("splice_epoll_level", polling::epoll_level),
     ("splice_epoll_edge", polling::epoll_edge),
-    ("splice_ktls", splicer::ktls),
+    ("splice_zerocopy", polling::zerocopy),
+    (TLS_CHECK, splicer::ktls),
 ];
 
 /// As [`SPLICE_CHECKS`], of an application's socket and one of the agent's: what the agent

@@ -50,6 +50,25 @@ pub(super) fn peek(wiring: &Wiring) -> Seen {
     }
 }
 
+/// Who sends without a copy must not touch what he sent before he is told that he may
+/// (`MSG_ZEROCOPY`): he waits for it.
+pub(super) fn zerocopy(wiring: &Wiring) -> Seen {
+    static SENT: [u8; 16 << 10] = [7; 16 << 10];
+    let mut pair = wiring.pair()?;
+    sys::allow_zerocopy(&pair.client).map_err(said("SO_ZEROCOPY"))?;
+    let sent = sys::send_zerocopy(&pair.client, &SENT).map_err(said("send"))?;
+    let mut got = vec![0; sent];
+    pair.server.read_exact(&mut got).map_err(said("recv"))?;
+    if got != SENT[..sent] {
+        return Err("other bytes came than were sent".to_owned());
+    }
+    if sys::wait(|| sys::takes_completion(&pair.client)) {
+        Ok("a sender without a copy is told when it is done".to_owned())
+    } else {
+        Err("a sender without a copy (MSG_ZEROCOPY) is never told that it is done".to_owned())
+    }
+}
+
 /// One watched socket.
 struct Watch(Epoll);
 

@@ -8,9 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::unistd::Pid;
+use nix::{
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    unistd::Pid,
+};
 
 use super::PATIENCE;
+
+/// Of `linux/errqueue.h`.
+const SO_EE_ORIGIN_ZEROCOPY: u8 = 5;
 
 /// `TCP_FIN_WAIT2`: our FIN was acknowledged.
 pub(super) const FIN_WAIT2: u8 = 5;
@@ -21,6 +27,48 @@ pub(super) fn readable_bytes(socket: &TcpStream) -> io::Result<i32> {
     // SAFETY: an open socket and a live integer, which is what FIONREAD writes.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
     if result == 0 { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets a socket send without a copy.
+pub(super) fn allow_zerocopy(socket: &TcpStream) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: an open socket, a live integer and its size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sends without a copy; how much. The kernel may read it for as long as it likes.
+pub(super) fn send_zerocopy(socket: &TcpStream, bytes: &'static [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL;
+    // SAFETY: an open socket, and the pointer and length of bytes that live for ever.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether the kernel has said that such a send is done.
+pub(super) fn takes_completion(socket: &TcpStream) -> bool {
+    let mut space = nix::cmsg_space!([u64; 8]);
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut [], Some(&mut space), flags);
+    message.is_ok_and(|message| {
+        message.cmsgs().is_ok_and(|mut messages| {
+            messages.any(|message| {
+                matches!(
+                    message,
+                    ControlMessageOwned::Ipv4RecvErr(error, _)
+                        if error.ee_origin == SO_EE_ORIGIN_ZEROCOPY
+                )
+            })
+        })
+    })
 }
 
 /// Waits until the connection is in `state`.

@@ -57,6 +57,8 @@ pub(super) struct Attempting<'a> {
     /// The host that goes upstream.
     pub(super) host: Authority,
     pub(super) retries: Option<RetryState<'a>>,
+    /// How much of the body is kept for them.
+    pub(super) buffer_max_bytes: u64,
     /// What the endpoint is chosen by.
     pub(super) hash: Option<u64>,
     pub(super) subset: Option<&'a Labels>,
@@ -77,14 +79,13 @@ enum Bodies {
 }
 
 impl Bodies {
-    fn new(body: RequestBody, again: bool, attempts: &Attempts) -> Self {
+    fn new(body: RequestBody, again: bool, max_bytes: u64) -> Self {
         if !again {
             return Self::Once(Some(body));
         }
         if body.is_end_stream() {
             return Self::Empty;
         }
-        let max_bytes = attempts.buffer_max_bytes.unwrap_or(Attempts::BUFFER_MAX_BYTES);
         Self::Kept(Replay::new(body, max_bytes))
     }
 
@@ -118,7 +119,7 @@ impl Attempting<'_> {
         progress: &mut Progress,
     ) -> Result<Answered, Reply> {
         let random = &mut |below| rand::random_range(0..below);
-        let mut bodies = Bodies::new(body, self.retries.is_some(), &self.action.attempts);
+        let mut bodies = Bodies::new(body, self.retries.is_some(), self.buffer_max_bytes);
         let mut avoid: Vec<SocketAddr> = Vec::new();
         let mut retrying: Option<Counted> = None;
         loop {

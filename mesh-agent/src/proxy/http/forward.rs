@@ -97,6 +97,7 @@ pub(super) async fn forward(
     }
     let hosts = rewrites.hosts(head, &authority)?;
     let head_request = head.method == Method::HEAD;
+    let of_connection = connection.http.options.buffer_max_bytes(head.version == Version::HTTP_2);
     let attempting = Attempting {
         connection,
         permit,
@@ -109,6 +110,7 @@ pub(super) async fn forward(
         hash: forward.hash,
         subset: forward.subset,
         retries: attempts::retries(&action.attempts, head),
+        buffer_max_bytes: action.attempts.buffer_max_bytes.unwrap_or(of_connection),
         grpc: headers::is_grpc(&head.headers),
     };
     let body = match &forward.mirroring {

@@ -89,8 +89,8 @@ fn listeners() {
             ".access_log[0]: envoy.access_loggers.file is not supported",
         ),
         (
-            "per_connection_buffer_limit_bytes: 1",
-            ".per_connection_buffer_limit_bytes: is not supported",
+            "per_connection_buffer_limit_bytes: 0",
+            ".per_connection_buffer_limit_bytes: 0, for no limit, is not supported",
         ),
         (
             "access_log: [{filter: {and_filter: {filters: [{response_flag_filter: {}}, \

@@ -70,7 +70,8 @@ fn a_routes_policy_goes_before_its_hosts() {
     assert_eq!(read(host, ""), Some((RetryOn::RESET, 9)));
     assert_eq!(read(host, own), Some((RetryOn::SERVER_ERROR, 1)));
     let limit = |host, route| attempts(host, route).buffer_max_bytes;
+    assert_eq!(limit("", ""), None);
     assert_eq!(limit("per_request_buffer_limit_bytes: 5,", ""), Some(5));
-    // Legacy: no more than the connection's.
-    assert_eq!(limit("per_request_buffer_limit_bytes: 2000000,", ""), Some(1 << 20));
+    // Also where the connection's is less.
+    assert_eq!(limit("per_request_buffer_limit_bytes: 2000000,", ""), Some(2_000_000));
 }

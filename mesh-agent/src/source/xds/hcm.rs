@@ -34,6 +34,7 @@ const REQUEST_HEADERS_MAX_KIB: u32 = 8192;
 pub(super) fn connection_manager(
     d: &mut Decoder,
     value: PbHttpConnectionManager,
+    buffer_max_bytes: u64,
 ) -> Option<HttpConnectionManager> {
     let PbHttpConnectionManager {
         codec_type,
@@ -191,6 +192,7 @@ pub(super) fn connection_manager(
         tracing: tracing?,
         options: Arc::new(HttpOptions {
             upgrades: upgrades?,
+            buffer_max_bytes,
             underscores: common_options.underscores,
             request_ids: request_ids?,
             ..options?

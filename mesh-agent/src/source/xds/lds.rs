@@ -36,10 +36,21 @@ use super::{
     access_log, common, downstream_tls, hcm, rds,
     reject::{Decoder, unsupported},
 };
-use crate::model::listener::{
-    Direction, FilterChain, FilterChainMatch, GatewayTls, Listener, NetworkFilter, TcpProxy,
-    TerminalFilter, TransportProtocol,
+use crate::model::{
+    http_options::HttpOptions,
+    listener::{
+        Direction, FilterChain, FilterChainMatch, GatewayTls, Listener, NetworkFilter, TcpProxy,
+        TerminalFilter, TransportProtocol,
+    },
 };
+
+/// What filters have to know of their listener.
+#[derive(Debug, Clone, Copy)]
+struct OfListener {
+    /// `None` where it was refused.
+    direction: Option<Direction>,
+    buffer_max_bytes: u64,
+}
 
 const TCP_IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 
@@ -89,8 +100,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
     unsupported!(
         d;
         additional_addresses, stats_matcher, fcds_config, filter_chain_matcher,
-        use_original_dst, per_connection_buffer_limit_bytes,
-        per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type,
+        use_original_dst, per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type,
         continue_on_listener_filters_timeout, transparent,
         socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener,
         connection_balance_config, reuse_port, enable_reuse_port,
@@ -125,6 +135,18 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         ),
         _ => {}
     }
+    let buffer_max_bytes = match per_connection_buffer_limit_bytes {
+        None => HttpOptions::BUFFER_MAX_BYTES,
+        Some(limit) if limit.value == 0 => {
+            d.refuse_field(
+                "per_connection_buffer_limit_bytes",
+                "0, for no limit, is not supported",
+            );
+            0
+        }
+        Some(limit) => limit.value.into(),
+    };
+    let of = OfListener { direction, buffer_max_bytes };
     let socket =
         gateway::Fields { listener_filters, listener_filters_timeout, tcp_backlog_size, freebind };
     let gateway = match direction {
@@ -138,7 +160,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
     }
     let mut seen: Vec<FilterChainMatch> = Vec::new();
     let filter_chains = d.all("filter_chains", filter_chains, |d, value| {
-        let chain = filter_chain(d, value, direction)?;
+        let chain = filter_chain(d, value, of)?;
         if seen.contains(&chain.matches) {
             return d.field("filter_chain_match", |d| d.refused("is the same as an earlier one's"));
         }
@@ -155,7 +177,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
             if value.filter_chain_match.is_some() {
                 d.refuse_field("filter_chain_match", "has no effect on the default chain");
             }
-            filter_chain(d, value, direction).map(|chain| Some(Arc::new(chain)))
+            filter_chain(d, value, of).map(|chain| Some(Arc::new(chain)))
         }),
     };
     let (mut gateway, filter_chains) = (gateway?, filter_chains?);
@@ -174,11 +196,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
 }
 
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-fn filter_chain(
-    d: &mut Decoder,
-    value: PbFilterChain,
-    direction: Option<Direction>,
-) -> Option<FilterChain> {
+fn filter_chain(d: &mut Decoder, value: PbFilterChain, of: OfListener) -> Option<FilterChain> {
     let PbFilterChain {
         filter_chain_match,
         filters,
@@ -190,7 +208,7 @@ fn filter_chain(
         name,
     } = value;
     unsupported!(d; use_proxy_proto);
-    let is_gateway = direction == Some(Direction::Gateway);
+    let is_gateway = of.direction == Some(Direction::Gateway);
     if !is_gateway {
         unsupported!(d; transport_socket_connect_timeout);
     }
@@ -217,10 +235,10 @@ fn filter_chain(
         None,
     );
     let matches = match filter_chain_match {
-        Some(value) => d.field("filter_chain_match", |d| chain_match(d, value, direction)),
+        Some(value) => d.field("filter_chain_match", |d| chain_match(d, value, of.direction)),
         None => Some(FilterChainMatch::default()),
     };
-    let chain = filters_of(d, filters, direction);
+    let chain = filters_of(d, filters, of);
     let (filters, terminal) = chain?;
     let timeout = timeout?;
     let tls = tls?.map(|settings| GatewayTls { settings, timeout });
@@ -295,7 +313,7 @@ enum Decoded {
 fn filters_of(
     d: &mut Decoder,
     values: Vec<Filter>,
-    direction: Option<Direction>,
+    of: OfListener,
 ) -> Option<(Vec<NetworkFilter>, TerminalFilter)> {
     let count = values.len();
     if count == 0 {
@@ -304,7 +322,7 @@ fn filters_of(
     let mut at = 0;
     let decoded = d.all("filters", values, |d, value| {
         at += 1;
-        let decoded = network_filter(d, value, direction)?;
+        let decoded = network_filter(d, value, of)?;
         match (&decoded, at == count) {
             (Decoded::Terminal(_), false) => d.refused("must be the last filter of its chain"),
             (Decoded::Filter(_) | Decoded::Nothing, true) => d.refused(
@@ -325,7 +343,7 @@ fn filters_of(
     None
 }
 
-fn network_filter(d: &mut Decoder, value: Filter, direction: Option<Direction>) -> Option<Decoded> {
+fn network_filter(d: &mut Decoder, value: Filter, of: OfListener) -> Option<Decoded> {
     let Filter { name, config_type } = value;
     let any: Any = match config_type {
         Some(filter::ConfigType::TypedConfig(any)) => any,
@@ -349,7 +367,7 @@ fn network_filter(d: &mut Decoder, value: Filter, direction: Option<Direction>) 
         network::local_rate_limit(d, value).map(Decoded::Filter)
     } else if common::is::<SniCluster>(&any) {
         let SniCluster {} = common::unpack(d, &any)?;
-        if direction != Some(Direction::Gateway) {
+        if of.direction != Some(Direction::Gateway) {
             return d.refused("nobody looks for the name: that is for gateways");
         }
         Some(Decoded::Filter(NetworkFilter::SniCluster))
@@ -359,7 +377,7 @@ fn network_filter(d: &mut Decoder, value: Filter, direction: Option<Direction>) 
         Some(Decoded::Terminal(TerminalFilter::TcpProxy(Arc::new(proxy))))
     } else if common::is::<HttpConnectionManager>(&any) {
         let value = common::unpack(d, &any)?;
-        let manager = hcm::connection_manager(d, value)?;
+        let manager = hcm::connection_manager(d, value, of.buffer_max_bytes)?;
         Some(Decoded::Terminal(TerminalFilter::Http(Arc::new(manager))))
     } else {
         common::refuse_extension(d, &name, &common::type_name(&any));

@@ -9,6 +9,7 @@ const STATS: &str = "extensions.filters.http.grpc_stats.v3.FilterConfig";
 const WEB: &str = "extensions.filters.http.grpc_web.v3.GrpcWeb";
 /// A frame with the message `abc`, and its base64.
 const FRAME: &str = "\0\0\0\0\u{3}abc";
+const BINARY: &str = "application/grpc-web+proto";
 const TEXT: &str = "AAAAAANhYmM=";
 
 fn web(name: &'static str) -> Case {
@@ -16,6 +17,7 @@ fn web(name: &'static str) -> Case {
         { "match": { "prefix": "/none" }, "direct_response": { "status": 403, "body": { "inline_string": "no entry" } } },
         { "match": { "prefix": "/dead" }, "route": { "cluster": "dead" } },
         { "match": { "prefix": "/svc" }, "route": { "cluster": "h2" } },
+        { "match": { "prefix": "/one" }, "route": { "cluster": "one" } },
     ]));
     case(name, config).filter("envoy.filters.http.grpc_web", WEB, json!({}))
 }
@@ -25,7 +27,16 @@ fn ask(path: &str, kind: &str, accept: &str, body: &str) -> Ask {
 }
 
 fn binary(body: &str) -> Ask {
-    ask("/svc/Call", "application/grpc-web+proto", "application/grpc-web+proto", body)
+    ask("/svc/Call", BINARY, BINARY, body)
+}
+
+fn by_http1(kind: &str, body: &str) -> Ask {
+    let why = "RFC 9110 §10.1.4: who sends TE names it in Connection";
+    ask("/one/Call", kind, kind, body).differs("upstream header connection", why)
+}
+
+fn trailed(ask: Ask) -> Ask {
+    ask.differs("body", "the agent passes trailers of HTTP/1 on")
 }
 
 fn text(body: &str) -> Ask {
@@ -66,6 +77,10 @@ pub(super) fn cases() -> Vec<Case> {
         web("web-trailers-only").asks(binary(FRAME).answered(&only)).asks(text(TEXT).answered(&only).http2()),
         web("web-plain").asks(binary(FRAME).answered(&plain(503)).is(503)).asks(text(TEXT).answered(&plain(404)).http2().is(404)).asks(binary(FRAME).answered(&plain(200))).asks(binary(FRAME).answered(&json!({ "status": 403, "body": "" })).is(403)),
         web("web-own").asks(ask("/none", "application/grpc-web", "*/*", FRAME).is(403)).asks(ask("/dead", "application/grpc-web-text", "application/grpc-web-text", "").is(503)).asks(ask("/nowhere", "application/grpc-web", "*/*", FRAME).http2().is(404)),
+        web("web-http1").asks(trailed(by_http1(BINARY, FRAME).answered(&one))).asks(trailed(by_http1(BINARY, FRAME).answered(&two).http2())).asks(trailed(by_http1(BINARY, "").answered(&one)))
+            .asks(ask("/one/Call", "application/grpc-web-text", "application/grpc-web-text", TEXT).answered(&two).is(0).differs("status", "Envoy waits for ever for trailers that it does not take"))
+            .asks(by_http1(BINARY, FRAME).answered(&only)).asks(by_http1("application/grpc-web-text", TEXT).answered(&only).http2().differs("header content-length", "the agent passes on that there is no body"))
+            .asks(by_http1(BINARY, FRAME).answered(&plain(503)).is(503)).asks(by_http1(BINARY, FRAME).answered(&plain(200)).http2()),
         web("web-others").asks(ask("/svc/Call", "application/grpc", "*/*", FRAME).answered(&one).http2()).asks(ask("/svc/Call", "text/plain", "application/grpc-web-text", "x"))
             .asks(ask("/svc/Call", "application/grpc-web+json", "*/*", "x")).asks(ask("/svc/Call", "application/grpc-web; charset=utf-8", "*/*", "x")).asks(ask("/svc/Call", "APPLICATION/grpc-web", "*/*", "x")),
     ]

@@ -31,6 +31,18 @@ fn answers(status: u16) -> Value {
     json!({ "status": status, "body": "theirs" })
 }
 
+/// A listener's or cluster's field.
+fn small(bytes: u32) -> Value {
+    json!({ "per_connection_buffer_limit_bytes": bytes })
+}
+
+/// Much more than what is small, both ways.
+fn large() -> Ask {
+    Ask::new("POST", "/")
+        .body(&"up".repeat(20_000))
+        .answered(&json!({ "body": "down", "times": 20_000 }))
+}
+
 fn post(answer: &Value) -> Ask {
     Ask::new("POST", "/").body("five!").answered(answer)
 }
@@ -69,6 +81,23 @@ pub(super) fn cases() -> Vec<Case> {
             config["virtual_hosts"][0]["request_body_buffer_limit"] = 3.into();
             config
         }).cluster("kept", "one", many_retries()).asks(post(&answers(503)).is(503)),
+        // Of HTTP/1; HTTP/2 has its windows.
+        patient("retries-buffer", "one", on("5xx")).listener(small(3))
+            .asks(post(&answers(503)).is(503)).asks(Ask::new("POST", "/").body("two").answered(&answers(503)).is(503)).asks(post(&answers(503)).http2().is(503)).asks(get("/").answered(&answers(503)).is(503)),
+        case("retries-buffer-within", {
+            let mut config = retried("within", on("5xx"));
+            config["virtual_hosts"][0]["per_request_buffer_limit_bytes"] = 1000.into();
+            config
+        }).cluster("within", "one", many_retries()).listener(small(3)).asks(post(&answers(503)).is(503)).asks(post(&answers(503)).http2().is(503)),
+        case("retries-buffer-exactly", {
+            let mut config = retried("exactly", on("5xx"));
+            config["virtual_hosts"][0]["request_body_buffer_limit"] = 1000.into();
+            config
+        }).cluster("exactly", "one", many_retries()).listener(small(3)).asks(post(&answers(503)).is(503)).asks(post(&answers(503)).http2().is(503)),
+        case("buffers-small", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "narrow" } }])))
+            .cluster("narrow", "one", small(1)).listener(small(1)).asks(large()),
+        case("buffers-small-h2", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "narrow-h2" } }])))
+            .cluster("narrow-h2", "h2", small(16_384)).listener(small(1)).asks(large()),
         case("breakers-requests", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "full" } }])))
             .cluster("full", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } })).asks(get("/").is(503)),
         case("breakers-priority", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "low", "priority": "HIGH" } }])))

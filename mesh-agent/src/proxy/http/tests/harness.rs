@@ -142,6 +142,7 @@ pub(super) struct Setup {
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
     pub(super) upgrades: Upgrades,
+    pub(super) buffer_max_bytes: u64,
     /// Of the virtual host.
     pub(super) mirrors: Vec<MirrorPolicy>,
     pub(super) access_logs: Vec<AccessLog>,
@@ -164,6 +165,7 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            buffer_max_bytes: HttpOptions::BUFFER_MAX_BYTES,
             mirrors: Vec::new(),
             access_logs: Vec::new(),
             shadow: None,
@@ -344,6 +346,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
             upgrades: setup.upgrades.clone(),
+            buffer_max_bytes: setup.buffer_max_bytes,
             ..HttpOptions::default()
         }),
         idle_timeout: setup.idle_timeout,

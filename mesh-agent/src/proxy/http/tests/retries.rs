@@ -181,6 +181,26 @@ async fn a_body_too_large_to_keep_is_sent_once() {
 }
 
 #[tokio::test]
+async fn the_listeners_limit_is_that_of_bodies_kept() {
+    for (buffer, length, expected) in [
+        (None, 1000, 2),
+        (None, 1001, 1),
+        (Some(10), 11, 1),
+        // As Envoy: the route's or host's own word holds.
+        (Some(5000), 1001, 2),
+    ] {
+        let upstream = Upstream::default();
+        let address = upstream.failing(false, 1).await;
+        let mut setup = setup(address, policy(RetryOn::SERVER_ERROR));
+        (setup.attempts.buffer_max_bytes, setup.buffer_max_bytes) = (buffer, 1000);
+        let response = Mesh::new(setup).connect().await.ask(&post(length)).await;
+        assert_eq!(upstream.asked(), expected, "{buffer:?} {length}: {response}");
+        let status = if expected == 2 { "HTTP/1.1 200 " } else { "HTTP/1.1 503 " };
+        assert!(response.starts_with(status), "{buffer:?} {length}: {response}");
+    }
+}
+
+#[tokio::test]
 async fn what_the_client_has_not_sent_yet_follows_the_attempt() {
     let seen = Arc::<Mutex<Vec<String>>>::default();
     let shared = Arc::clone(&seen);

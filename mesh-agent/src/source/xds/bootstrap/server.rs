@@ -61,7 +61,8 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Vec<Server>> 
         stats_matcher,
         eds_cluster_config,
         connect_timeout,
-        per_connection_buffer_limit_bytes,
+        // What is kept of a connection has limits of its own, below the default.
+        per_connection_buffer_limit_bytes: _,
         per_connection_buffer_high_watermark_timeout,
         lb_policy,
         load_assignment,
@@ -112,7 +113,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Vec<Server>> 
     unsupported!(
         d;
         transport_socket_matches, transport_socket_matcher, stats_matcher, eds_cluster_config,
-        per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout,
+        per_connection_buffer_high_watermark_timeout,
         health_checks, max_requests_per_connection, circuit_breakers,
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options,
         dns_jitter, dns_failure_refresh_rate, dns_resolvers, use_tcp_for_dns_lookups,

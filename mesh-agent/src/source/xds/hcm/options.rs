@@ -76,6 +76,7 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         underscores: default.underscores,
         request_ids: default.request_ids,
         upgrades: default.upgrades,
+        buffer_max_bytes: default.buffer_max_bytes,
     })
 }
 

@@ -65,8 +65,7 @@ pub(super) fn buffer_limit(
         let reason = "means nothing beside request_body_buffer_limit";
         return d.field("per_request_buffer_limit_bytes", |d| d.refused(reason));
     }
-    let per_request = per_request_buffer_limit_bytes
-        .map(|limit| u64::from(limit.value).min(Attempts::BUFFER_MAX_BYTES));
+    let per_request = per_request_buffer_limit_bytes.map(|limit| u64::from(limit.value));
     Some(request_body_buffer_limit.map(|limit| limit.value).or(per_request))
 }
 
