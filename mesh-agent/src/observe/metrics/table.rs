@@ -21,8 +21,10 @@ pub(super) struct Table<K, V> {
     max: usize,
     started: Instant,
     known: ArcSwap<HashMap<K, Arc<Entry<V>>>>,
-    /// Who changes what is known; when idle ones were last looked for.
-    writing: Mutex<Option<Duration>>,
+    /// Who changes what is known.
+    writing: Mutex<()>,
+    /// When idle ones may be looked for again, in seconds after the table's beginning.
+    next_sweep: AtomicU64,
 }
 
 pub(super) struct Entry<V> {
@@ -33,11 +35,17 @@ pub(super) struct Entry<V> {
 
 impl<K: Hash + Eq + Clone, V> Table<K, V> {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, started: Instant::now(), known: ArcSwap::default(), writing: Mutex::new(None) }
+        Self {
+            max,
+            started: Instant::now(),
+            known: ArcSwap::default(),
+            writing: Mutex::new(()),
+            next_sweep: AtomicU64::new(0),
+        }
     }
 
     /// What `key` has, or `overflow` where there is no room for it. `make` and `forget` open and
-    /// close series. Takes a lock only for who is new.
+    /// close series. Takes a lock only for who is new, and to look for idle ones.
     pub(super) fn of(
         &self,
         key: &K,
@@ -45,19 +53,34 @@ impl<K: Hash + Eq + Clone, V> Table<K, V> {
         make: impl FnOnce(&K) -> V,
         forget: impl Fn(&K),
     ) -> Arc<Entry<V>> {
-        let now = self.started.elapsed();
-        if let Some(known) = self.known.load().get(key) {
-            known.used.store(now.as_secs(), Ordering::Relaxed);
-            return Arc::clone(known);
+        let now = self.started.elapsed().as_secs();
+        let found = |known: &HashMap<K, Arc<Entry<V>>>, key: &K| {
+            let entry = known.get(key)?;
+            entry.used.store(now, Ordering::Relaxed);
+            Some(Arc::clone(entry))
+        };
+        let known = self.known.load();
+        if let Some(entry) = found(&known, key) {
+            return entry;
         }
-        let mut swept = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = overflow();
+        let is_full = |known: &HashMap<K, Arc<Entry<V>>>| {
+            known.len() - usize::from(known.contains_key(&shared)) >= self.max
+        };
+        let is_due = || now >= self.next_sweep.load(Ordering::Relaxed);
+        if is_full(&known)
+            && !is_due()
+            && let Some(entry) = found(&known, &shared)
+        {
+            return entry;
+        }
+        drop(known);
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = self.known.load_full();
-        let due = swept.is_none_or(|swept| now.saturating_sub(swept) >= SWEEP);
-        if known.len() >= self.max && due {
-            *swept = Some(now);
+        if is_full(&known) && is_due() {
+            self.next_sweep.store(now + SWEEP.as_secs(), Ordering::Relaxed);
             let idle = |entry: &Entry<V>| {
-                let used = entry.used.load(Ordering::Relaxed);
-                now.as_secs().saturating_sub(used) >= IDLE.as_secs()
+                now.saturating_sub(entry.used.load(Ordering::Relaxed)) >= IDLE.as_secs()
             };
             let (gone, rest): (Vec<_>, Vec<_>) =
                 known.iter().partition(|(_, entry)| idle(entry) && Arc::strong_count(entry) == 1);
@@ -66,19 +89,17 @@ impl<K: Hash + Eq + Clone, V> Table<K, V> {
             known = Arc::new(rest.collect());
             self.known.store(Arc::clone(&known));
         }
-        let own = known.contains_key(key) || known.len() < self.max;
-        let key = if own { key.clone() } else { overflow() };
+        let own = known.contains_key(key) || !is_full(&known);
+        let key = if own { key.clone() } else { shared };
         // Who comes second has the same one.
-        if let Some(entry) = known.get(&key) {
-            entry.used.store(now.as_secs(), Ordering::Relaxed);
-            return Arc::clone(entry);
+        if let Some(entry) = found(&known, &key) {
+            return entry;
         }
-        let used = AtomicU64::new(now.as_secs());
-        let new = Arc::new(Entry { value: make(&key), used });
+        let new = Arc::new(Entry { value: make(&key), used: AtomicU64::new(now) });
         let mut more = HashMap::clone(&known);
         more.insert(key, Arc::clone(&new));
         self.known.store(Arc::new(more));
-        drop(swept);
+        drop(writing);
         new
     }
 }
@@ -101,11 +122,12 @@ mod tests {
         // As if an hour had gone by.
         table.started = table.started.checked_sub(IDLE).unwrap();
         assert_eq!(of(&table, 2), 2);
+        *table.next_sweep.get_mut() = (IDLE + SWEEP).as_secs();
         assert_eq!(of(&table, 5), 0, "it was looked a moment ago");
-        *table.writing.get_mut().unwrap() = None;
+        *table.next_sweep.get_mut() = 0;
         assert_eq!(of(&table, 5), 5);
         assert_eq!(of(&table, 2), 2);
-        // The other idle one, and what the others had shared.
+        // The other idle one.
         assert_eq!(forgotten.load(Ordering::Relaxed), 1);
     }
 }
