@@ -159,7 +159,8 @@ impl World {
 
     fn judge(&self) -> RequestPermit {
         let levels = Default::default();
-        let chain = Chain::new(&self.permit, &self.http, &self.snapshot, levels, &self.head);
+        let request = (&self.head, None);
+        let chain = Chain::new(&self.permit, &self.http, &self.snapshot, levels, request);
         match chain.expect("one host").next(&self.head, &mut DynamicMetadata::default()) {
             Ok(Step::Passed(permit)) => permit,
             other => panic!("{other:?}"),

@@ -9,7 +9,9 @@ mod certificates;
 mod configuration;
 mod control;
 mod dns;
+mod drain;
 mod gateway;
+mod hand_over;
 mod kernel_path;
 mod maps;
 mod memory;
@@ -24,7 +26,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize},
     },
     time::{Duration, SystemTime},
@@ -33,6 +35,7 @@ use std::{
 use anyhow::Context;
 use http::HeaderValue;
 use tokio::{
+    net::TcpListener,
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
@@ -42,7 +45,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, PodsFile, RejectedConfig},
-    capture::{self, Capture, CaptureOptions, Exclusions, GuardMode},
+    capture::{self, Capture, CaptureOptions, Exclusions, GuardMode, Inherited, Taker},
     config::{self, AgentConfig, SourceConfig},
     identity::{IdentityManager, IdentityOptions},
     model::{redirect::RedirectMode, splice::SelfTest},
@@ -81,9 +84,6 @@ const UPDATES: usize = 4;
 /// What connections get to close after they were cut at the drain timeout.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// For the last spans.
-const SPANS_GRACE: Duration = Duration::from_secs(1);
-
 /// What the access log gets to write its last lines.
 const LOG_GRACE: Duration = Duration::from_secs(2);
 
@@ -105,8 +105,8 @@ pub fn run(config: AgentConfig) -> anyhow::Result<ExitReason> {
     memory::share_arenas();
     let (data, threads) = Workers::start(data_threads(&config), CUT_GRACE)?;
     let control = control_runtime()?;
-    let (agent, writers) = control.block_on(start(config, data))?;
-    let ended = control.block_on(serve(&agent));
+    let (agent, writers, takers) = control.block_on(start(config, data))?;
+    let ended = control.block_on(serve(&agent, takers));
     drop(agent);
     control.shutdown_timeout(CUT_GRACE);
     threads.end();
@@ -143,6 +143,9 @@ fn raise_file_limit() {
     }
 }
 
+/// Listeners by what they are bound to.
+type Gateways = BTreeMap<SocketAddr, Result<Weak<TcpListener>, String>>;
+
 /// All that lives as long as the agent does.
 struct Agent {
     config: AgentConfig,
@@ -169,11 +172,19 @@ struct Agent {
     /// The connection to who speaks SDS, if that is somebody else.
     sds: Option<watch::Receiver<Arc<AdsStatus>>>,
     /// Gateway listeners that are bound, and why others are not.
-    gateways: Mutex<BTreeMap<SocketAddr, Result<(), String>>>,
+    gateways: Mutex<Gateways>,
     /// Where connections are served.
     data: Arc<Workers>,
+    /// Listeners of the agent before this one, until somebody asks for them.
+    inherited: Arc<Inherited>,
     /// Cancelled by SIGTERM and by whoever asks for a drain.
     stop: CancellationToken,
+    /// Cancelled then, and when another agent takes over: nothing new is this one's.
+    given: CancellationToken,
+    /// Cancelled when another agent takes over: its admin answers.
+    answering: CancellationToken,
+    /// Who changes what would be the other agent's.
+    owning: TaskTracker,
 }
 
 impl Agent {
@@ -185,8 +196,17 @@ impl Agent {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gateways(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Result<(), String>>> {
+    fn gateways(&self) -> MutexGuard<'_, Gateways> {
         self.gateways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs until nothing new is this agent's.
+    fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let given = self.given.clone();
+        self.owning.spawn(async move {
+            // Ended or cancelled, it is over.
+            let _ = given.run_until_cancelled(task).await;
+        });
     }
 
     fn restored(&self) -> MutexGuard<'_, Option<SystemTime>> {
@@ -197,7 +217,13 @@ impl Agent {
 /// Who writes the agent's own log, and those that are configured.
 type Writers = (AccessLogWriter, LinesWriter);
 
-async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<Agent>, Writers)> {
+/// Who is to take this agent's place.
+type Takers = mpsc::Receiver<Taker>;
+
+async fn start(
+    config: AgentConfig,
+    data: Arc<Workers>,
+) -> anyhow::Result<(Arc<Agent>, Writers, Takers)> {
     // What is the operator's to mend comes first, before anything is attached.
     let last_good = LastGood::new(&config.node.state_dir, config.source.to_string());
     let source = Source::open(&config.source, &last_good)?;
@@ -218,15 +244,25 @@ async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<A
     if let (config::KernelPath::On, Err(why)) = (config.capture.kernel_path, &kernel_path) {
         anyhow::bail!("kernel path: {why}");
     }
+    let inherited = match config.node.take_over {
+        true => hand_over::take_over(&config.node.state_dir, &last_good).await?,
+        false => None,
+    };
+    let inherited = inherited.map(Arc::new);
     let capture = {
         // Its listeners belong to the runtime that serves connections.
         let _guard = data.in_turn().enter();
-        Capture::start(CaptureOptions {
+        let options = CaptureOptions {
             state_dir: config.node.state_dir.clone(),
             kernel_path: kernel_path.is_ok(),
             ..capture_options(config.capture.clone())
-        })?
+        };
+        match &inherited {
+            Some(inherited) => Capture::take_over(options, Arc::clone(inherited))?,
+            None => Capture::start(options)?,
+        }
     };
+    let stop = CancellationToken::new();
     let behind = Arc::default();
     let agent = Arc::new(Agent {
         started_at: SystemTime::now(),
@@ -252,7 +288,11 @@ async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<A
         ads: source.ads_status(),
         sds: certificates.status(),
         data,
-        stop: CancellationToken::new(),
+        inherited: inherited.unwrap_or_default(),
+        given: stop.child_token(),
+        answering: CancellationToken::new(),
+        owning: TaskTracker::new(),
+        stop,
         config,
     });
     tables::before_each(&agent.dataplane);
@@ -270,19 +310,21 @@ async fn start(config: AgentConfig, data: Arc<Workers>) -> anyhow::Result<(Arc<A
     tokio::spawn(tls.follow_files(stop.clone()));
     let tls = Arc::clone(&agent.dataplane.downstream_tls);
     tokio::spawn(tls.follow_files(stop.clone()));
-    tokio::spawn(gateway::follow(Arc::clone(&agent)));
-    tokio::spawn(Arc::clone(&agent.last_good).write(stop));
+    agent.owning.spawn(gateway::follow(Arc::clone(&agent)));
+    agent.owning.spawn(Arc::clone(&agent.last_good).write(agent.given.clone()));
     let (found, resolved) = mpsc::channel(RESOLVED_MAX);
     tokio::spawn(configuration::follow(Arc::clone(&agent), received, resolved));
     tokio::spawn(dns::follow(Arc::clone(&agent), found));
-    tokio::spawn(pods::restore(Arc::clone(&agent), wanted));
-    tokio::spawn(pods::watch_rules(Arc::clone(&agent)));
-    tokio::spawn(pods::watch_roads(Arc::clone(&agent)));
-    tokio::spawn(kernel_path::follow(Arc::clone(&agent)));
+    agent.own(pods::restore(Arc::clone(&agent), wanted));
+    agent.own(pods::watch_rules(Arc::clone(&agent)));
+    agent.own(pods::watch_roads(Arc::clone(&agent)));
+    agent.own(kernel_path::follow(Arc::clone(&agent)));
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
     tokio::spawn(tables::follow(Arc::clone(&agent), behind));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));
-    Ok((agent, (log_writer, lines_writer)))
+    let (taking, takers) = mpsc::channel(1);
+    tokio::spawn(hand_over::answer(Arc::clone(&agent), taking));
+    Ok((agent, (log_writer, lines_writer), takers))
 }
 
 /// The admin address and the control socket.
@@ -295,9 +337,10 @@ async fn listen(agent: &Arc<Agent>) -> anyhow::Result<()> {
         "admin is served"
     );
     let control = || Arc::new(control::Control(Arc::clone(agent))) as Arc<dyn admin::AgentControl>;
-    // They answer until the very end: their owner is the runtime.
-    tokio::spawn(admin::serve_tcp(tcp, control(), CancellationToken::new()));
-    tokio::spawn(admin::serve_unix(socket, control(), CancellationToken::new()));
+    // They answer until the very end, or until another agent does.
+    let until = &agent.answering;
+    agent.owning.spawn(admin::serve_tcp(tcp, control(), until.clone()));
+    agent.owning.spawn(admin::serve_unix(socket, control(), until.clone()));
     Ok(())
 }
 
@@ -447,16 +490,28 @@ fn dataplane(
 }
 
 /// Until the agent is told to stop; then drains.
-async fn serve(agent: &Arc<Agent>) -> anyhow::Result<ExitReason> {
+async fn serve(agent: &Arc<Agent>, mut takers: Takers) -> anyhow::Result<ExitReason> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = agent.stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
     let mut maps = maps::Watch::default();
     let mut maintenance = time::interval(MAINTENANCE_INTERVAL);
     loop {
         tokio::select! {
-            _ = terminate.recv() => agent.stop.cancel(),
-            _ = interrupt.recv() => agent.stop.cancel(),
-            () = agent.stop.cancelled() => break,
+            () = agent.stop.cancelled() => return Ok(drain::drain(agent).await),
+            Some(taker) = takers.recv() => {
+                if !hand_over::give_up(agent, taker).await {
+                    agent.stop.cancel();
+                }
+                return Ok(drain::drain(agent).await);
+            }
             _ = maintenance.tick() => {
                 agent.dataplane.http.pool.sweep();
                 agent.look_after_pods().await;
@@ -464,40 +519,4 @@ async fn serve(agent: &Arc<Agent>) -> anyhow::Result<ExitReason> {
             }
         }
     }
-    Ok(drain(agent).await)
-}
-
-/// Takes nothing new, lets what runs come to its end, cuts the rest. Capture stays
-/// attached: new connections of enrolled pods are refused until an agent is back.
-async fn drain(agent: &Agent) -> ExitReason {
-    let dataplane = &agent.dataplane;
-    let timeout = agent.config.traffic.drain_timeout;
-    tracing::info!(connections = dataplane.connections.len(), ?timeout, "draining");
-    dataplane.draining.cancel();
-    agent.pods.stop_accepting();
-    dataplane.tasks.close();
-    // Tunnels of connections that run on stay open until these are cut.
-    let pool = dataplane.connector.hbone.close_all(timeout + CUT_GRACE);
-    let served = async {
-        let reason = match time::timeout(timeout, dataplane.tasks.wait()).await {
-            Ok(()) => ExitReason::Drained,
-            Err(_) => match dataplane.connections.cancel_all() {
-                // Idle keep-alive connections of peers are no loss.
-                0 => ExitReason::Drained,
-                connections => ExitReason::Cut { connections },
-            },
-        };
-        if time::timeout(CUT_GRACE, dataplane.tasks.wait()).await.is_err() {
-            tracing::debug!("connections were dropped, not closed");
-        }
-        reason
-    };
-    let (reason, ()) = tokio::join!(served, pool);
-    dataplane.http.spans.flush(SPANS_GRACE).await;
-    dataplane.identities.shutdown().await;
-    if let Err(error) = agent.last_good.flush() {
-        tracing::error!(%error, "the last good configuration can't be written");
-    }
-    tracing::info!(?reason, "stopped; capture stays attached and refuses new connections");
-    reason
 }

@@ -73,6 +73,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Pods to enrol at start.
     pub pods: Option<PathBuf>,
+    /// Whether an agent that is there is asked to hand over.
+    pub take_over: bool,
 }
 
 /// What is captured, and where the kernel objects live.
@@ -351,12 +353,14 @@ fn node(layers: &mut Layers<'_>) -> Option<NodeConfig> {
     });
     let state_dir = layers.one("state_dir", absolute);
     let pods = layers.optional("pods", absolute);
+    let take_over = layers.one("take_over", boolean);
     Some(NodeConfig {
         name: name?,
         trust_domain: trust_domain?,
         gateway: gateway?,
         state_dir: state_dir?,
         pods: pods?,
+        take_over: take_over?,
     })
 }
 
@@ -364,11 +368,7 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     let cgroup_root = layers.optional("cgroup_root", absolute);
     let bpffs = layers.one("bpffs", absolute);
     let instance = layers.one("instance", name);
-    let bpf_log = layers.one("bpf_log", |s| match s {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        other => Err(format!("`{other}` is neither true nor false")),
-    });
+    let bpf_log = layers.one("bpf_log", boolean);
     let kernel_path = layers.one("kernel_path", choice::<KernelPath>);
     let guard = layers.one("guard", choice::<Guard>);
     let redirect_peer = layers.one("redirect_peer", choice::<RedirectPeer>);
@@ -556,6 +556,14 @@ fn choice<T: ValueEnum>(s: &str) -> Result<T, String> {
         let names: Vec<_> = names.map(|value| value.get_name().to_owned()).collect();
         format!("`{s}` is none of {}", names.join(", "))
     })
+}
+
+fn boolean(s: &str) -> Result<bool, String> {
+    match s {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(format!("`{other}` is neither true nor false")),
+    }
 }
 
 fn between(s: &str, least: Duration, most: Duration) -> Result<Duration, String> {

@@ -3,7 +3,7 @@
 /// Version of every layout in [`crate::key`] and [`crate::value`], and of what the
 /// programs read into them. Raise it with any change of either: an agent never
 /// adopts maps of another version.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 
 /// In the BPF object, in a section of its own: which version it was built with.
 pub const ABI_TAG: [u8; 16] = {
@@ -56,6 +56,10 @@ pub const MAX_BACKENDS: usize = 16;
 /// destination's lookup program again: a SYN cookie, which makes the kernel look the
 /// listener up once more, is good for two minutes.
 pub const SYN_COOKIE_LIFE_NS: u64 = 120_000_000_000;
+
+/// For so long data may be on its way to a client of the kernel path whose socket is gone,
+/// nanoseconds: then its server should have been told.
+pub const AFTER_END_NS: u64 = 1_000_000_000;
 
 /// What the guard inside a pod writes on packets that it lets out (`tc_index`), for those
 /// outside and in the destination's pod: neither a socket nor a raw frame can. Who has

@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{
-        APPLICATION_MARK, HBONE_PORT, INBOUND_PORT, MAX_BACKENDS, OUTBOUND_PORT,
+        AFTER_END_NS, APPLICATION_MARK, HBONE_PORT, INBOUND_PORT, MAX_BACKENDS, OUTBOUND_PORT,
         SPLICE_AHEAD_MESSAGES, SYN_COOKIE_LIFE_NS, UPSTREAM_MARK,
     },
     address::Address,
@@ -185,6 +185,14 @@ pub fn leads_to(service: &Service, asked: &Asked) -> bool {
 pub const fn may_knock(connection: &Authorized, now_ns: u64) -> bool {
     connection.established_ns == 0
         || now_ns.wrapping_sub(connection.established_ns) < SYN_COOKIE_LIFE_NS
+}
+
+/// Whether a server may still send to a client of the kernel path whose socket is gone: its
+/// kernel answers with a reset, unless whoever is root there keeps it from doing so.
+/// `ended_ns`: when that was first seen.
+#[inline(always)]
+pub const fn may_still_send(ended_ns: u64, now_ns: u64) -> bool {
+    now_ns.wrapping_sub(ended_ns) < AFTER_END_NS
 }
 
 /// How one direction of a connection travels once a message was offered to the peer's
@@ -438,5 +446,12 @@ mod tests {
         let connection = Authorized { established_ns: 10, ..connection };
         assert!(may_knock(&connection, 10 + SYN_COOKIE_LIFE_NS - 1));
         assert!(!may_knock(&connection, 10 + SYN_COOKIE_LIFE_NS));
+    }
+
+    #[test]
+    fn who_is_gone_is_sent_to_for_a_moment_only() {
+        assert!(may_still_send(10, 10));
+        assert!(may_still_send(10, 10 + AFTER_END_NS - 1));
+        assert!(!may_still_send(10, 10 + AFTER_END_NS));
     }
 }

@@ -146,6 +146,9 @@ pub struct Passed {
     pub client_port: u32,
     /// One of [`path`].
     pub path: u32,
+    /// `CLOCK_MONOTONIC` when something was first sent to a client of the kernel path that had
+    /// no socket any more, nanoseconds; coarse. 0 before.
+    pub ended_ns: u64,
 }
 
 /// One endpoint of a service that the kernel path may pick.
@@ -330,7 +333,7 @@ const _: () = assert!(size_of::<Event>() == 184);
 const _: () = assert!(size_of::<Splice>() == 120);
 const _: () = assert!(size_of::<Probe>() == 8);
 const _: () = assert!(size_of::<Outside>() == 32);
-const _: () = assert!(size_of::<Passed>() == 24);
+const _: () = assert!(size_of::<Passed>() == 32);
 
 #[cfg(feature = "user")]
 mod user {

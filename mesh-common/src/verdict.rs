@@ -122,11 +122,14 @@ pub enum Verdict {
     SpliceOverdrawn = 56,
     /// connect: refused, the agent has given no sign of life for too long.
     OutboundNoAgent = 57,
+    /// guard: dropped, data for a client of the kernel path whose socket has been gone for a
+    /// while.
+    GuardEnded = 58,
 }
 
 impl Verdict {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 59] = [
         Self::OutboundCaptured,
         Self::OutboundNotTcp,
         Self::OutboundNotEnrolled,
@@ -185,6 +188,7 @@ impl Verdict {
         Self::SpliceAgentEntered,
         Self::SpliceOverdrawn,
         Self::OutboundNoAgent,
+        Self::GuardEnded,
     ];
 
     /// Room for later verdicts without a new map.
@@ -251,6 +255,7 @@ impl Verdict {
             Self::SpliceAgentEntered => "splice_agent_entered",
             Self::SpliceOverdrawn => "splice_overdrawn",
             Self::OutboundNoAgent => "outbound_no_agent",
+            Self::GuardEnded => "guard_ended",
         }
     }
 }

@@ -14,8 +14,8 @@ use aya_ebpf::{
         tcx_action_base::{TCX_DROP, TCX_NEXT},
     },
     helpers::{
-        bpf_check_mtu, bpf_redirect, bpf_redirect_peer, bpf_sk_fullsock, bpf_sk_release,
-        bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+        bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_peer, bpf_sk_fullsock,
+        bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
         generated::{bpf_fib_lookup, bpf_sk_storage_get},
     },
     macros::classifier,
@@ -24,12 +24,13 @@ use aya_ebpf::{
 use mesh_common::{
     abi::stamp,
     address::Address,
+    decide::{Tables, may_still_send},
     guard::{
         Frame, Handover, Holder, Kind, Look, Onward, Packet, Way, classify, ends, handover,
         is_vouched_for, judge, look, onward, stamp_of, unseen,
     },
     key::TupleKey,
-    value::{Asked, Passed, PodEntry, path},
+    value::{Asked, Owner, Passed, PodEntry, path},
     verdict::Verdict,
 };
 
@@ -97,6 +98,9 @@ fn verdict(ctx: &TcContext, way: Way, netns_cookie: u64, entry: &PodEntry) -> Re
             let holder = sender(&frame, &packet, netns_cookie);
             judge(&packet, way, holder, netns_cookie, strict, &KernelTables)?;
             if matches!(holder, Holder::KernelPath) {
+                if packet.payload && is_left_alone(&frame, &served(&packet, netns_cookie)) {
+                    return Err(Verdict::GuardEnded);
+                }
                 return frame.let_out(&packet, entry);
             }
             frame.stamp(stamp::SEEN);
@@ -128,7 +132,7 @@ pub fn mesh_guard_host(ctx: TcContext) -> i32 {
     let netns_cookie = pod();
     let Some(entry) = pod_entry(netns_cookie) else { return TCX_NEXT };
     let judged = if matches!(said, Onward::KernelPath) {
-        hand_over(&frame, entry)
+        hand_over(&frame, entry, netns_cookie)
     } else {
         classify(&frame)
             .and_then(|packet| unseen(&packet, netns_cookie, drops_non_tcp(), &KernelTables))
@@ -141,8 +145,13 @@ pub fn mesh_guard_host(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn hand_over(frame: &Skb, entry: &PodEntry) -> Result<i32, Verdict> {
+fn hand_over(frame: &Skb, entry: &PodEntry, netns_cookie: u64) -> Result<i32, Verdict> {
     let (source, destination) = ends(frame).ok_or(Verdict::GuardMalformed)?;
+    // Whoever is root in a pod can rewrite what the guard inside has seen. Nothing else on
+    // this way asks whether a source address can be true.
+    if !matches!(KernelTables.owner(netns_cookie, &source), Owner::Pod) {
+        return Err(Verdict::GuardAstray);
+    }
     // SAFETY: entries are only replaced whole; the kernel keeps what was looked up until
     // the program ends.
     let to = unsafe { OUTSIDES.get(&destination) };
@@ -323,6 +332,39 @@ fn sender(frame: &Skb, packet: &Packet, netns_cookie: u64) -> Holder {
     }
 }
 
+/// Whether a server's socket sends to a client that has had none for a while. It was let in
+/// when there was one; nothing cuts what the kernel's map of connections does not hold.
+#[inline(always)]
+fn is_left_alone(frame: &Skb, key: &TupleKey) -> bool {
+    // SAFETY: every context of a classifier has this field; it may be null.
+    let sk = unsafe { (*frame.0).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: not null, and alive as long as its packet.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return false;
+    }
+    let noted: *mut Passed = stored(&PASSED, sk).cast();
+    // A client's own socket has no note of this connection.
+    if noted.is_null() {
+        return false;
+    }
+    // SAFETY: not null, and the storage lives as long as the socket.
+    let passed = unsafe { &mut *noted };
+    let noted_for = is(&passed.client, &key.source) && passed.client_port == key.source_port;
+    if !noted_for || AUTHORIZED.get_ptr(key).is_some() {
+        return false;
+    }
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    if passed.ended_ns == 0 {
+        passed.ended_ns = now;
+    }
+    !may_still_send(passed.ended_ns, now)
+}
+
 /// Whether a packet says that it is from where its socket is bound.
 #[inline(always)]
 fn is_sent_from(sk: *mut bpf_sock, packet: &Packet) -> bool {
@@ -432,7 +474,8 @@ fn holder(sk: *mut bpf_sock, key: &TupleKey) -> Holder {
     };
     // The entry goes with the client's socket, which may be before this one's end.
     // Without room for the note, the entry is asked again.
-    let mut passed = Passed { client: key.source, client_port: key.source_port, path: way };
+    let mut passed =
+        Passed { client: key.source, client_port: key.source_port, path: way, ended_ns: 0 };
     if !noted.is_null() {
         // SAFETY: not null, and the storage lives as long as the socket.
         unsafe { *noted = passed };

@@ -3,9 +3,7 @@
 //! in the clear, and never those by which the agent reaches anybody else.
 
 use aya_ebpf::{
-    bindings::BPF_TCP_CLOSE,
-    helpers::generated::bpf_sk_storage_get,
-    programs::SockOpsContext,
+    bindings::BPF_TCP_CLOSE, helpers::generated::bpf_sk_storage_get, programs::SockOpsContext,
 };
 use mesh_common::{
     key::{ConnectionKey, SpliceKey, SpliceSide, TupleKey},

@@ -5,7 +5,9 @@ use core::{arch::asm, ptr};
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
     btf_maps::SkStorage,
-    helpers::{bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release, generated::bpf_sk_storage_get},
+    helpers::{
+        bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release, generated::bpf_sk_storage_get,
+    },
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
     programs::SockAddrContext,
@@ -15,7 +17,8 @@ use mesh_common::{
     address::Address,
     decide::Tables,
     key::{
-        AddressKey, ConnectionKey, ListenerKey, ListenerKind, PortKey, ServiceKey, SpliceKey, TupleKey,
+        AddressKey, ConnectionKey, ListenerKey, ListenerKind, PortKey, ServiceKey, SpliceKey,
+        TupleKey,
     },
     value::{
         Asked, Authorized, Config, OriginalDestination, Outside, Owner, Passed, PodEntry, Probe,

@@ -41,6 +41,12 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
         count(Verdict::SpliceOverdrawn);
         return sk_action::SK_PASS;
     }
+    // The map of sockets keeps one that its owner has disconnected, or that was cut, for as
+    // long as it is open: what it would be handed could be read.
+    if splice.leg == Leg::None as u32 && AUTHORIZED.get_ptr(&splice.tuple).is_none() {
+        splice.way = Way::Tcp as u32;
+        return sk_action::SK_PASS;
+    }
     let taken = redirect(&ctx, splice);
     if way == Way::Undecided {
         splice.way = way_after(way, taken) as u32;
@@ -57,8 +63,7 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
 /// Whether the agent, which may have read on, lets so much more be queued for it.
 #[inline(always)]
 fn is_granted(splice: &mut Splice, size: u64) -> bool {
-    if splice.messages >= SPLICE_AHEAD_MESSAGES
-        || !may_run_ahead(splice.sent, size, splice.granted)
+    if splice.messages >= SPLICE_AHEAD_MESSAGES || !may_run_ahead(splice.sent, size, splice.granted)
     {
         // SAFETY: read at once; entries are only replaced whole.
         if let Some(granted) = unsafe { GRANTS.get(&splice.peer) } {

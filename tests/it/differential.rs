@@ -7,6 +7,7 @@ mod orders;
 mod scopes;
 mod script;
 mod secrets;
+mod tunnels;
 mod upgrades;
 mod walk;
 mod world;

@@ -125,6 +125,45 @@ fn a_stamp_that_is_forged_lets_in_nothing_but_what_gets_in_without() {
     }
 }
 
+/// What is of the kernel path is handed over without a look at the node's routes, which would
+/// not believe such a source.
+#[test]
+fn a_stamp_that_is_forged_lets_nobody_speak_for_another() {
+    let it = Neighbours::start("attack-source", "echo");
+    let other = it.bed.node(1).pod("other").start();
+    it.agent.enroll(&other).expect_success();
+    let (near, pod) = (it.bed.node(1).netns(), it.client.netns());
+    for interface in ["all", it.client.veth()] {
+        near.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "1");
+    }
+    pod.ip(&[&format!("addr add {}/32 dev lo", other.ip())]);
+    let at_server = it.server.netns().enter(|| UdpSocket::bind((it.server.ip(), 7000))).unwrap();
+    at_server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let says = |source: Ipv4Addr, words: &str| {
+        let send = || UdpSocket::bind((source, 0))?.send_to(words.as_bytes(), it.server.at(7000));
+        pod.enter(send).unwrap();
+    };
+    let hears = || {
+        let mut words = [0; 64];
+        let read = at_server.recv(&mut words).ok()?;
+        Some(String::from_utf8_lossy(&words[..read]).into_owned())
+    };
+    for stamp in [0x6d01, 0x6d02, 0x6d03] {
+        forges_the_stamp(&it.client, stamp);
+        says(other.ip(), "words of somebody else");
+        eventually("its own words are heard, and nothing before", || {
+            says(it.client.ip(), "its own words");
+            match hears() {
+                Some(words) if words == "its own words" => Ok(()),
+                Some(words) => panic!("{stamp:x}: {words}"),
+                None => Err(stamp),
+            }
+        });
+        while hears().is_some() {}
+    }
+    assert!(it.verdict("guard_astray") >= 2, "{}", it.agent.status());
+}
+
 /// A program that dials without waiting until it is told not to, from ever new addresses and
 /// ports of loopback.
 const DIALS: &str = "
@@ -278,4 +317,44 @@ fn a_namespace_inside_a_strict_pod_takes_no_plaintext() {
     assert!(heard.is_err(), "{heard:?}");
     assert!(it.verdict("guard_ingress_plaintext") > 0, "{}", it.agent.status());
     it.talk().echoes("the pod itself is well");
+}
+
+/// Each guard is a descriptor of the agent's, which all pods share.
+#[test]
+fn a_pod_that_makes_interfaces_without_end_takes_nothing_from_the_agent() {
+    const MANY: usize = 40;
+    let it = Neighbours::start("attack-interfaces", "echo");
+    let descriptors = || {
+        let process = it.agent.process().pid();
+        std::fs::read_dir(format!("/proc/{process}/fd")).expect("descriptors").count()
+    };
+    let with_guards = |pairs: std::ops::Range<usize>| {
+        for n in pairs {
+            let pair = format!("link add near{n} type veth peer name far{n}");
+            let up = [format!("link set near{n} up"), format!("link set far{n} up")];
+            it.client.netns().ip(&[&pair, &up[0], &up[1]]);
+        }
+    };
+    let unguarded = || it.agent.status()["unguarded"].clone();
+    let before = descriptors();
+    with_guards(0..MANY);
+    eventually("there are too many", || {
+        let told = unguarded();
+        if told.to_string().contains("those beyond the first 64") { Ok(()) } else { Err(told) }
+    });
+    eventually("descriptors are bounded", || {
+        let now = descriptors();
+        if now < before + 2 * 64 + 40 { Ok(()) } else { Err((before, now)) }
+    });
+    // New ones, and those that there were before are gone.
+    for n in 0..MANY {
+        it.client.netns().ip(&[&format!("link del near{n}")]);
+    }
+    eventually("all that is left is guarded, and nothing is held of the rest", || {
+        let (told, now) = (unguarded(), descriptors());
+        let well = told.as_array().is_some_and(Vec::is_empty) && now < before + 40;
+        if well { Ok(()) } else { Err((told, before, now)) }
+    });
+    it.wait_for_services(2);
+    it.talk().echoes("as before");
 }

@@ -406,3 +406,55 @@ fn requests_go_past_tcp_at_both_ends() {
     wire.expect_only_tls();
     wire.expect_no_trace_of("secret");
 }
+
+/// Hides from whoever asks for sockets by their addresses alone, and never reads.
+const HIDES: &str = "
+import socket, sys, time
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+if sys.argv[2] == 'listener':
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'lo')
+listener.bind(('0.0.0.0', int(sys.argv[1])))
+listener.listen(64)
+held = []
+while True:
+    s, _ = listener.accept()
+    if sys.argv[2] == 'later':
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'eth0')
+    held.append(s)
+";
+
+#[test]
+fn an_application_that_hides_its_socket_gets_no_more_than_others() {
+    for how in ["listener", "later"] {
+        let it = Pair::start(&format!("splice-agent-hides-{how}"), "echo");
+        it.is_quiet();
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", HIDES, &SERVER_PORT.to_string(), how]);
+        it._program.kill_9();
+        let _hides = it.server.starts("hides", command);
+        eventually("it listens", || {
+            let ports = it.server.netns().listening_ports();
+            if ports.contains(&SERVER_PORT) { Ok(()) } else { Err(ports) }
+        });
+        let talk = format!(
+            "head -c 2000000000 /dev/zero | {} talk {SERVER}",
+            tests::process::peer().display()
+        );
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &talk]);
+        let writer = it.client.starts("writer", command);
+        // It is cut, or goes on and is held up.
+        let mut most = 0;
+        for _ in 0..60 {
+            let (up, down) = (moved(&it.agents[0]), moved(&it.agents[1]));
+            most = most.max(up.0).max(down.0);
+            assert!(most < BETWEEN, "{how}: {up:?} {down:?}");
+            if writer.ended().is_some() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        it.wire.expect_only_tls();
+    }
+}

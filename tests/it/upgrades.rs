@@ -14,7 +14,7 @@ pub(crate) const PORT: u16 = 9500;
 /// What a client hears whom nothing stands in the way.
 pub(crate) const ALL: &str = "subprotocol=chat True True True after closed=4001\n";
 
-fn program(file: &str) -> String {
+pub(crate) fn program(file: &str) -> String {
     format!("{}/programs/{file}", env!("CARGO_MANIFEST_DIR"))
 }
 

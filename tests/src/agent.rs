@@ -222,6 +222,34 @@ impl Agent {
         self.wait_ready();
     }
 
+    /// Starts another one beside it that takes over, and waits until that one is ready. What
+    /// is left is the old one's process, which drains.
+    ///
+    /// # Panics
+    /// If the new one ends, or the old one goes on.
+    pub fn upgrade(&mut self) -> Process {
+        let before = self.status()["started_at"].clone();
+        let builder = self.builder.clone().flags(&["--take-over"]);
+        let new = spawn(&builder, &self.pods_file);
+        let old = std::mem::replace(&mut self.process, new);
+        eventually_within(2 * START_PATIENCE, "another agent has taken over", || {
+            if let Some(status) = self.process.ended() {
+                panic!("the new agent ended: {status}\n{}", tail(&self.log()));
+            }
+            let answer = http::get(&self.node().socket(), "/status");
+            let answer = answer.map_err(|error| error.to_string())?;
+            let status: Value = serde_json::from_str(&answer.body).map_err(|e| e.to_string())?;
+            if status["started_at"] == before { Err(status.to_string()) } else { Ok(()) }
+        });
+        self.wait_ready_within(2 * START_PATIENCE);
+        old
+    }
+
+    /// Starts another one beside it that was not told to take over: how it ended.
+    pub fn refuses_to_start_beside(&self) -> ExitStatus {
+        spawn(&self.builder, &self.pods_file).wait()
+    }
+
     /// As [`Agent::restart`], for one that has no hope of being ready: it answers at the end.
     pub fn restart_unready(&mut self) {
         if self.process.ended().is_none() {

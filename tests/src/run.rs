@@ -142,6 +142,13 @@ pub fn reap() -> Vec<RunId> {
     gone
 }
 
+/// Removes the runs of this process, whatever its threads are at; returns what is left.
+pub fn remove_own() -> Vec<String> {
+    let owner = format!("{PREFIX}-{}-", std::process::id());
+    let own = |run: &RunId| run.0.starts_with(&owner) && run.owner_lives() && !run.is_kept();
+    all_runs().iter().filter(|run| own(run)).flat_map(RunId::remove).collect()
+}
+
 /// [`reap`], once per process.
 pub(crate) fn reap_once() {
     static ONCE: Once = Once::new();

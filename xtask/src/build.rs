@@ -195,7 +195,9 @@ impl fmt::Display for Tally {
 /// `cargo xtask ci`.
 pub(crate) fn ci() -> Result<()> {
     components()?;
-    run("cargo", &["fmt", "--all", "--check"])?;
+    for manifest in ["Cargo.toml", "mesh-ebpf/Cargo.toml", "fuzz/Cargo.toml"] {
+        run("cargo", &["fmt", "--all", "--check", "--manifest-path", manifest])?;
+    }
     // The agent's build script embeds the BPF object: it must exist before clippy.
     setup::run()?;
     ebpf::build()?;

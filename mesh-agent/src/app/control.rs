@@ -68,7 +68,7 @@ impl AgentControl for Control {
             started_at: agent.started_at.into(),
             uptime_seconds: agent.started_at.elapsed().unwrap_or_default().as_secs(),
             readiness: self.readiness(),
-            draining: agent.stop.is_cancelled(),
+            draining: agent.given.is_cancelled(),
             snapshot: SnapshotView::from(&*agent.dataplane.snapshot.load()),
             last_rejected: agent.last_rejected().clone(),
             xds: agent.xds(),
@@ -112,7 +112,7 @@ impl AgentControl for Control {
 
     fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
-        if self.0.stop.is_cancelled() {
+        if self.0.given.is_cancelled() {
             reasons.push("draining".to_owned());
         }
         if self.0.dataplane.snapshot.load().version == 0 {

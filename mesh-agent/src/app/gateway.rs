@@ -1,6 +1,13 @@
 //! The sockets of gateway listeners: bound, served and closed as the configuration says.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -11,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Agent, workers::Accepting};
 use crate::{
+    capture::Listening,
     model::{captured::Pod, gateway::Gateway, listener::Direction},
     observe::log_limit::LogLimit,
     proxy::{self, gateway::HalfOpen},
@@ -65,11 +73,11 @@ pub(super) async fn follow(agent: Arc<Agent>) {
                 continue;
             }
             match open(&agent, &pod, address, options) {
-                Ok(accepting) => {
+                Ok((accepting, listener)) => {
                     if let Some(suppressed) = CHANGES.allows() {
                         tracing::info!(%address, suppressed, "gateway listener bound");
                     }
-                    agent.gateways().insert(address, Ok(()));
+                    agent.gateways().insert(address, Ok(listener));
                     bound.insert(address, Bound { options, accepting });
                 }
                 Err(error) => {
@@ -81,8 +89,12 @@ pub(super) async fn follow(agent: Arc<Agent>) {
                 }
             }
         }
+        // Once the configuration is there, what nobody wanted by now nobody wants.
+        if *changes.borrow() > 0 {
+            agent.inherited.close(false);
+        }
         tokio::select! {
-            () = agent.stop.cancelled() => break,
+            () = agent.given.cancelled() => break,
             changed = changes.changed() => if changed.is_err() { break },
             () = time::sleep(RETRY), if !whole => {}
         }
@@ -101,7 +113,7 @@ fn wanted(agent: &Agent) -> Wanted {
 pub(super) fn unbound(agent: &Agent) -> Vec<(SocketAddr, String)> {
     let gateways = agent.gateways();
     let why = |address: &SocketAddr| match gateways.get(address) {
-        Some(Ok(())) => None,
+        Some(Ok(_)) => None,
         Some(Err(why)) => Some(why.clone()),
         None => Some("not yet".to_owned()),
     };
@@ -129,12 +141,16 @@ fn open(
     pod: &Arc<Pod>,
     address: SocketAddr,
     (backlog, freebind): (u32, bool),
-) -> io::Result<CancellationToken> {
+) -> io::Result<(CancellationToken, Weak<TcpListener>)> {
     let worker = agent.data.in_turn();
     let listener = {
         let _guard = worker.enter();
-        listen(address, backlog, freebind)?
+        Arc::new(match agent.inherited.take(None, address) {
+            Some(listener) => adopt(listener, backlog)?,
+            None => listen(address, backlog, freebind)?,
+        })
     };
+    let open = Arc::downgrade(&listener);
     let accepting = CancellationToken::new();
     let (dataplane, pod) = (Arc::clone(&agent.dataplane), Arc::clone(pod));
     let half_open = Arc::new(HalfOpen::new(HALF_OPEN_MAX));
@@ -147,8 +163,29 @@ fn open(
             proxy::gateway::serve(dataplane, pod, &half_open, stream, source).await;
         }))
     });
-    worker.spawn(accepted);
-    Ok(accepting)
+    agent.owning.spawn_on(accepted, worker);
+    Ok((accepting, open))
+}
+
+/// Every gateway listener that is open.
+pub(super) fn listening(agent: &Agent) -> io::Result<Vec<Listening>> {
+    let gateways = agent.gateways();
+    let open = gateways.iter().filter_map(|(address, bound)| {
+        let listener = bound.as_ref().ok()?.upgrade()?;
+        Some((*address, listener))
+    });
+    open.map(|(address, listener)| {
+        Ok(Listening { pod: None, address, socket: listener.as_fd().try_clone_to_owned()? })
+    })
+    .collect()
+}
+
+/// Goes on with an earlier agent's listener, and what waits in it.
+fn adopt(listener: std::net::TcpListener, backlog: u32) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    // Again, for it may be another one now.
+    SockRef::from(&listener).listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    TcpListener::from_std(listener)
 }
 
 fn listen(address: SocketAddr, backlog: u32, freebind: bool) -> io::Result<TcpListener> {

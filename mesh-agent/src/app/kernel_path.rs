@@ -259,9 +259,13 @@ impl Work {
 
     /// What live connections have moved; which were idle for too long; which are gone.
     fn look(&mut self, events: &mut KernelEvents) {
+        let pods = self.pods();
+        // Where there is no room for more, what follows takes long enough for more to be lost.
+        for event in events.drain(&self.agent.capture) {
+            self.take(event, &pods);
+        }
         let connections = self.agent.capture.kernel_connections();
         let exist: HashSet<u64> = connections.iter().map(|c| c.socket_cookie).collect();
-        let pods = self.pods();
         for connection in connections.iter().filter(|connection| connection.established) {
             // Its first event may have been lost.
             let judgement = self.sessions.adopt(&self.agent.dataplane, connection, &pods);

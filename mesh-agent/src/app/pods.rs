@@ -42,7 +42,7 @@ pub(super) type Wanted = BTreeMap<WorkloadUid, EnrollPod>;
 pub(super) struct Pods {
     running: Mutex<BTreeMap<WorkloadUid, RunningPod>>,
     /// One change at a time.
-    changing: tokio::sync::Mutex<()>,
+    pub(super) changing: tokio::sync::Mutex<()>,
     /// Pods that are to be enrolled as soon as that is possible, and why it is not yet.
     waiting: Mutex<BTreeMap<WorkloadUid, String>>,
     /// Told whenever a pod comes or goes.
@@ -105,7 +105,7 @@ impl Agent {
     /// connections are captured. Not cancel safe.
     pub(super) async fn enroll(self: &Arc<Self>, request: EnrollPod) -> Result<(), ControlError> {
         let _one_at_a_time = self.pods.changing.lock().await;
-        if self.stop.is_cancelled() {
+        if self.given.is_cancelled() {
             return Err(ControlError::Draining);
         }
         let uid = request.uid.clone();
@@ -142,7 +142,8 @@ impl Agent {
         let pod = Arc::clone(&enrolled.pod);
         let accepting = CancellationToken::new();
         let links = serve(self, enrolled, &accepting);
-        tokio::spawn(watch_links(Arc::clone(self), uid.clone(), links, accepting.clone()));
+        let links = watch_links(Arc::clone(self), uid.clone(), links, accepting.clone());
+        self.owning.spawn(links);
         if let Err(error) = self.capture.activate(&uid) {
             accepting.cancel();
             if let Err(error) = self.capture.unenroll(&uid).await {
@@ -206,6 +207,9 @@ impl Agent {
     /// application dials again, without it. Not cancel safe.
     pub(super) async fn unenroll(&self, uid: &WorkloadUid) -> Result<(), ControlError> {
         let _one_at_a_time = self.pods.changing.lock().await;
+        if self.given.is_cancelled() {
+            return Err(ControlError::Draining);
+        }
         let unenrolled = self.capture.unenroll(uid).await.map_err(refused);
         self.pods.waiting().remove(uid);
         self.cut(uid);
@@ -296,7 +300,7 @@ pub(super) async fn restore(agent: Arc<Agent>, mut wanted: Wanted) {
     if !agent.hold(&wanted).await {
         return;
     }
-    while !wanted.is_empty() && !agent.stop.is_cancelled() {
+    while !wanted.is_empty() && !agent.given.is_cancelled() {
         for pod in std::mem::take(&mut wanted).into_values() {
             let uid = pod.uid.clone();
             if !agent.pods.waiting().contains_key(&uid) {
@@ -315,8 +319,11 @@ pub(super) async fn restore(agent: Arc<Agent>, mut wanted: Wanted) {
                 }
             }
         }
+        // Of pods that are not to be enrolled any more.
+        agent.inherited.close(true);
         time::sleep(RESTORE_PAUSE).await;
     }
+    agent.inherited.close(true);
 }
 
 /// Looks at the pod's interfaces whenever they change.
@@ -337,11 +344,13 @@ async fn watch_links(
                 "the pod's interfaces can't be watched any more: they are looked at now and then"
             );
         }
+        let begun = time::Instant::now();
         if agent.capture.look_at_interfaces(&uid).await {
             tracing::debug!(pod = %uid, "the kernel told of the pod's interfaces");
             agent.pods.changed.notify_one();
         }
-        time::sleep(NEWS_PAUSE).await;
+        // Whoever makes looks long waits long for the next.
+        time::sleep(NEWS_PAUSE.max(begun.elapsed() * 4)).await;
     }
 }
 
@@ -394,20 +403,20 @@ fn serve(agent: &Agent, enrolled: EnrolledPod, accepting: &CancellationToken) ->
     let EnrolledPod { pod, outbound, inbound, hbone, links } = enrolled;
     let accepting = || Accepting::new(agent, &pod, accepting.clone());
     let dataplane = Arc::clone(&agent.dataplane);
-    tokio::spawn(accepting().run(async move || {
+    agent.owning.spawn(accepting().run(async move || {
         let (stream, captured) = outbound.accept().await?;
         let dataplane = Arc::clone(&dataplane);
         Ok((stream, move |stream| outbound::serve(dataplane, stream, captured)))
     }));
     let dataplane = Arc::clone(&agent.dataplane);
-    tokio::spawn(accepting().run(async move || {
+    agent.owning.spawn(accepting().run(async move || {
         let (stream, captured) = inbound.accept().await?;
         let dataplane = Arc::clone(&dataplane);
         Ok((stream, move |stream| inbound::serve_plaintext(dataplane, stream, captured)))
     }));
     let tunnels = accepting();
     let dataplane = Arc::clone(&agent.dataplane);
-    tokio::spawn(tunnels.run(async move || {
+    agent.owning.spawn(tunnels.run(async move || {
         let (stream, source) = hbone.accept().await?;
         let (dataplane, pod) = (Arc::clone(&dataplane), Arc::clone(&pod));
         Ok((stream, move |stream| inbound::serve_hbone(dataplane, pod, stream, source)))

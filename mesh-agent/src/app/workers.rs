@@ -196,7 +196,11 @@ impl Accepting {
     {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let slot = tokio::select! {
+                () = self.until.cancelled() => return,
+                slot = Arc::clone(&slots).acquire_owned() => slot,
+            };
+            let Ok(slot) = slot else { return };
             let accepted = tokio::select! {
                 () = self.until.cancelled() => return,
                 accepted = next() => accepted,

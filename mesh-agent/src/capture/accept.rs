@@ -14,7 +14,10 @@ use mesh_common::abi::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{netns::PodNetns, orig_dst::OriginalDestinations};
+use super::{
+    netns::{PodNetns, socket_netns_cookie},
+    orig_dst::OriginalDestinations,
+};
 use crate::{
     model::captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
     observe::log_limit::LogLimit,
@@ -37,15 +40,19 @@ impl DualListener {
     /// Opens both inside the pod. The caller is in a tokio runtime.
     ///
     /// `interface` binds the listeners, and what they accept, to the only interface
-    /// that outside connections can come by.
+    /// that outside connections can come by. `inherited` has what an earlier agent listened
+    /// on there.
     pub(super) fn open(
         netns: &PodNetns,
         v4: SocketAddr,
         v6: SocketAddr,
         interface: Option<NonZeroU32>,
+        inherited: &dyn Fn(SocketAddr) -> Option<std::net::TcpListener>,
     ) -> Result<Self, (SocketAddr, io::Error)> {
-        let open = |address: SocketAddr| {
-            netns.run(|| listen(address, interface)).and_then(|listener| listener)
+        let open = |address: SocketAddr| match inherited(address) {
+            Some(socket) if is_in(netns, &socket) => adopt(socket, interface),
+            // Closed, if there was one: it would be in the way.
+            _ => netns.run(|| listen(address, interface)).and_then(|listener| listener),
         };
         let v4 = open(v4).map_err(|error| (v4, error))?;
         let v6 = match open(v6) {
@@ -125,6 +132,29 @@ fn listen(address: SocketAddr, interface: Option<NonZeroU32>) -> io::Result<TcpL
     TcpListener::from_std(socket.into())
 }
 
+/// Goes on with an earlier agent's listener, and what waits in it.
+fn adopt(socket: std::net::TcpListener, interface: Option<NonZeroU32>) -> io::Result<TcpListener> {
+    let bound = SockRef::from(&socket);
+    if socket.local_addr()?.is_ipv4() {
+        bound.bind_device_by_index_v4(interface)?;
+    } else {
+        bound.bind_device_by_index_v6(interface)?;
+    }
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket)
+}
+
+fn is_in(netns: &PodNetns, socket: &std::net::TcpListener) -> bool {
+    let there = socket_netns_cookie(socket.as_fd()).is_ok_and(|cookie| cookie == netns.cookie());
+    if !there {
+        tracing::warn!(
+            netns = %netns.path().display(),
+            "a listener that was handed over is in another namespace: closed"
+        );
+    }
+    there
+}
+
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -138,7 +168,7 @@ fn reset(stream: &TcpStream) {
 /// What the pod's application dials.
 #[derive(Debug)]
 pub struct OutboundListener {
-    pub(super) listener: DualListener,
+    pub(super) listener: Arc<DualListener>,
     pub(super) pod: Arc<Pod>,
     pub(super) destinations: OriginalDestinations,
 }
@@ -192,7 +222,7 @@ impl OutboundListener {
 /// What arrives in plaintext from outside the pod, on any port.
 #[derive(Debug)]
 pub struct InboundListener {
-    pub(super) listener: DualListener,
+    pub(super) listener: Arc<DualListener>,
     pub(super) pod: Arc<Pod>,
 }
 
@@ -228,7 +258,7 @@ impl InboundListener {
 /// TLS connections of other nodes' agents.
 #[derive(Debug)]
 pub struct HboneListener {
-    pub(super) listener: DualListener,
+    pub(super) listener: Arc<DualListener>,
 }
 
 impl HboneListener {

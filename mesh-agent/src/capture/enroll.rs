@@ -184,6 +184,7 @@ impl Capture {
             record: None,
             held: false,
             legs: Arc::default(),
+            listeners: Vec::new(),
             addresses: Vec::new(),
             interfaces: Vec::new(),
             unguarded: None,
@@ -220,7 +221,9 @@ impl Capture {
             .run(Multicast::links)
             .and_then(|links| links)
             .map_err(|source| EnrollError::Watch { uid: uid.clone(), source })?;
-        let interfaces = netns.interfaces().await.map_err(in_netns)?;
+        let interfaces = netns.links().await.map_err(in_netns)?;
+        self.pins.sweep_guards(cookie, &interfaces).map_err(&kernel)?;
+        let interfaces: Vec<_> = interfaces.into_iter().filter(|link| link.up).collect();
         let interface = match &interfaces[..] {
             [only] => NonZeroU32::new(only.index),
             _ => None,
@@ -233,8 +236,14 @@ impl Capture {
         }
 
         let open = |(v4, v6), interface| {
-            DualListener::open(netns, v4, v6, interface).map_err(|(address, source)| {
-                EnrollError::Listen { uid: uid.clone(), address, source }
+            DualListener::open(netns, v4, v6, interface, &|address| {
+                self.inherited.as_ref()?.take(Some(uid), address)
+            })
+            .map(Arc::new)
+            .map_err(|(address, source)| EnrollError::Listen {
+                uid: uid.clone(),
+                address,
+                source,
             })
         };
         let outbound = open(OutboundListener::ADDRESSES, None)?;
@@ -250,8 +259,12 @@ impl Capture {
             state.maps.set_facts(cookie, &addresses, &node, &exclusions).map_err(&kernel)?;
             if let Some(slot) = state.pods.get_mut(uid) {
                 slot.addresses.clone_from(&addresses);
+                slot.listeners = [&outbound, &inbound, &hbone].map(Arc::downgrade).to_vec();
             }
-            state.maps.remove_listeners(cookie).map_err(&kernel)?;
+            if self.inherited.is_none() {
+                // Else they are what is there, and nobody must find none for a moment.
+                state.maps.remove_listeners(cookie).map_err(&kernel)?;
+            }
             for (kind, listener) in
                 [(ListenerKind::Inbound, &inbound), (ListenerKind::Hbone, &hbone)]
             {

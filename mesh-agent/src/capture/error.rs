@@ -78,6 +78,9 @@ pub enum CaptureError {
     /// The guard reads Ethernet headers.
     #[error("interface {0} of the pod is not Ethernet: the guard cannot work there")]
     Interface(String),
+    /// Each interface costs the agent descriptors, and whoever is root in a pod can make them.
+    #[error("the pod has {0} interfaces: those beyond the first {most} have no guard", most = super::guard::MOST_INTERFACES)]
+    Interfaces(usize),
     /// A record of an enrolled pod cannot be read or written.
     #[error("pod record {path}")]
     Record { path: PathBuf, source: serde_json::Error },

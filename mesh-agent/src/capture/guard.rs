@@ -5,7 +5,7 @@
 //! with the interface by themselves.
 #![forbid(unsafe_code)]
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{fs, net::IpAddr, path::PathBuf, sync::Arc};
 
 use aya::{
     Ebpf,
@@ -57,6 +57,9 @@ pub(super) const GUARD_PROGRAMS: [(&str, TcAttachType); 2] =
 /// The one for outside the pod, on the peer of its interface, where that is a veth.
 pub(super) const HOST_PROGRAM: (&str, TcAttachType) = ("mesh_guard_host", TcAttachType::Ingress);
 
+/// How many interfaces of a pod are guarded, the oldest first.
+pub(super) const MOST_INTERFACES: usize = 64;
+
 /// Before what others may have there. The numbers tell our filters from theirs.
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x6d);
@@ -75,13 +78,37 @@ impl Pins {
         interfaces: &[Interface],
         attachment: GuardAttachment,
     ) -> Result<(), CaptureError> {
+        let mut oldest: Vec<&Interface> = interfaces.iter().collect();
+        oldest.sort_by_key(|interface| interface.index);
         // One that fails, or has gone meanwhile, does not leave those behind it without.
         let mut outcome = Ok(());
-        for interface in interfaces {
+        for interface in oldest.into_iter().take(MOST_INTERFACES) {
             let attached = self.attach_both(ebpf, netns, interface, attachment);
             outcome = outcome.and(attached);
         }
-        outcome
+        let too_many = interfaces.len() > MOST_INTERFACES;
+        outcome.and(if too_many { Err(CaptureError::Interfaces(interfaces.len())) } else { Ok(()) })
+    }
+
+    /// Lets go of the guards of interfaces that are gone, and with them of the kernel's
+    /// objects: whoever is root in a pod can make ever new ones. `links`: those that are left.
+    pub(super) fn sweep_guards(
+        &self,
+        cookie: u64,
+        links: &[Interface],
+    ) -> Result<(), CaptureError> {
+        let directory = self.guards(cookie);
+        // What is not there has no pins.
+        let Ok(entries) = fs::read_dir(&directory) else { return Ok(()) };
+        let names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+        for name in names.filter_map(|name| name.into_string().ok()) {
+            let Some((index, program)) = name.split_once('-') else { continue };
+            let is_inside = GUARD_PROGRAMS.iter().any(|(guard, _)| *guard == program);
+            if is_inside && links.iter().all(|link| link.index.to_string() != index) {
+                self.holds.remove(&directory.join(&name))?;
+            }
+        }
+        Ok(())
     }
 
     fn attach_both(
@@ -226,6 +253,35 @@ impl Capture {
         }
     }
 
+    /// What it means that a pod that had the interfaces `known` has `all` of these now; whether
+    /// there is a difference. To be called by whoever is about to have new ones guarded: the
+    /// pod's own news may come later than the node's.
+    pub(super) fn note_interfaces(
+        &self,
+        uid: &WorkloadUid,
+        netns_cookie: u64,
+        known: &[u32],
+        all: &[Interface],
+    ) -> bool {
+        let gone = known.iter().find(|index| all.iter().all(|link| link.index != **index));
+        if let Some(gone) = gone {
+            tracing::warn!(
+                pod = %uid, interface = gone,
+                "an interface is gone: the pod's connections of the kernel path are cut"
+            );
+            self.cut_kernel_connections_of(netns_cookie);
+        }
+        let new = all.iter().find(|link| link.up && !known.contains(&link.index));
+        if let Some(new) = new {
+            tracing::warn!(
+                pod = %uid, interface = new.name,
+                "an interface is new: guarded; plaintext that the pod takes may need it enrolled \
+                 again"
+            );
+        }
+        gone.is_some() || new.is_some()
+    }
+
     async fn follow_interfaces(
         &self,
         request: &EnrollPod,
@@ -236,29 +292,14 @@ impl Capture {
         let uid = &request.uid;
         let in_netns = |source| EnrollError::Netns { uid: uid.clone(), source };
         let all = netns.links().await.map_err(in_netns)?;
-        let gone = known.iter().find(|index| all.iter().all(|link| link.index != **index));
-        if let Some(gone) = gone {
-            tracing::warn!(
-                pod = %uid, interface = gone,
-                "an interface is gone: the pod's connections of the kernel path are cut"
-            );
-            self.cut_kernel_connections_of(netns.cookie());
-        }
-        let interfaces: Vec<_> = all.into_iter().filter(|link| link.up).collect();
-        let new = interfaces.iter().find(|interface| !known.contains(&interface.index));
-        if let Some(new) = new {
-            tracing::warn!(
-                pod = %uid, interface = new.name,
-                "an interface is new: guarded; plaintext that the pod takes may need it enrolled \
-                 again"
-            );
-        }
-        if gone.is_none() && new.is_none() {
+        if !self.note_interfaces(uid, netns.cookie(), known, &all) {
             return Ok(false);
         }
-        self.attach_programs(request, netns, addresses, &interfaces)
-            .await
-            .map_err(|source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) })?;
+        let kernel = |source| EnrollError::Kernel { uid: uid.clone(), source: Box::new(source) };
+        let swept = self.pins.sweep_guards(netns.cookie(), &all);
+        let interfaces: Vec<_> = all.into_iter().filter(|link| link.up).collect();
+        let attached = self.attach_programs(request, netns, addresses, &interfaces).await;
+        swept.and(attached).map_err(kernel)?;
         Ok(true)
     }
 

@@ -58,6 +58,11 @@ impl Holds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is pinned is somebody else's to hold.
+    pub(super) fn let_go(&self) {
+        self.lock().clear();
+    }
+
     /// Pins a new link; what was pinned there before goes only now that it is attached.
     pub(super) fn replace(&self, link: FdLink, pin: &Path) -> Result<(), CaptureError> {
         let mut holds = self.lock();

@@ -185,6 +185,7 @@ pub(super) fn describe(
     KernelConnection {
         socket_cookie: connection.socket_cookie,
         source_netns: connection.source_cookie,
+        destination_netns: tuple.netns_cookie,
         source_pod: state.peer(connection.source_cookie),
         destination_pod: state.peer(tuple.netns_cookie),
         source: socket(tuple.source, tuple.source_port),

@@ -178,6 +178,19 @@ impl KernelMaps {
         self.authorized.iter().filter_map(Result::ok).collect()
     }
 
+    /// Whether the client's socket is still there.
+    fn holds(&self, connection: &KernelConnection) -> bool {
+        let KernelConnection { source, destination, .. } = connection;
+        let key = TupleKey {
+            netns_cookie: connection.destination_netns,
+            source: source.ip().into(),
+            destination: destination.ip().into(),
+            source_port: source.port().into(),
+            destination_port: destination.port().into(),
+        };
+        self.authorized.get(&key, 0).is_ok_and(|a| a.socket_cookie == connection.socket_cookie)
+    }
+
     /// Forgets handshakes that cannot be under way any more, and counts the rest.
     pub(super) fn sweep(&mut self) {
         let oldest = monotonic_ns()
@@ -289,14 +302,22 @@ impl Capture {
     /// Ends a connection: both applications see it. `false` where it has ended already.
     ///
     /// # Errors
-    /// The client's namespace could not be entered, or the kernel refused.
+    /// A namespace could not be entered, or the kernel refused.
     pub fn cut_kernel_connection(&self, connection: &KernelConnection) -> io::Result<bool> {
-        let Some(netns) = self.netns_of(connection.source_netns) else {
-            return Ok(false);
-        };
-        netns.run(|| {
-            sock_diag::destroy(connection.source, connection.destination, connection.socket_cookie)
-        })?
+        let KernelConnection { source, destination, socket_cookie, .. } = *connection;
+        let client = self.place_of(connection.source_netns).map(|(netns, interfaces)| {
+            let lives = || self.state().kernel.holds(connection);
+            netns.run(|| sock_diag::destroy(source, destination, socket_cookie, &interfaces, lives))
+        });
+        // The reset may be kept from it, and the client's namespace be gone.
+        let server = self.place_of(connection.destination_netns).map(|(netns, interfaces)| {
+            netns.run(|| sock_diag::destroy_connected(destination, source, &interfaces))
+        });
+        let mut cut = false;
+        for end in [client, server].into_iter().flatten() {
+            cut |= end??;
+        }
+        Ok(cut)
     }
 
     /// Ends every connection from or to the pod of `cookie`.
@@ -341,19 +362,24 @@ impl Capture {
         all
     }
 
-    /// The namespace of a pod that is enrolled or was by an earlier agent.
     fn netns_of(&self, cookie: u64) -> Option<Arc<PodNetns>> {
+        self.place_of(cookie).map(|(netns, _)| netns)
+    }
+
+    /// The namespace of a pod that is enrolled or was by an earlier agent, and its interfaces
+    /// as far as they are known.
+    fn place_of(&self, cookie: u64) -> Option<(Arc<PodNetns>, Vec<u32>)> {
         {
             let state = self.state();
             let mut pods = state.pods.values();
             if let Some(slot) = pods.find(|slot| slot.cookie == cookie) {
-                return Some(Arc::clone(&slot.netns));
+                return Some((Arc::clone(&slot.netns), slot.interfaces.clone()));
             }
         }
         let records = self.records.load_all().ok()?;
         let record = records.into_iter().find(|record| record.netns_cookie == cookie)?;
         let netns = PodNetns::open(&record.pod.netns).ok()?;
-        (netns.cookie() == cookie).then(|| Arc::new(netns))
+        (netns.cookie() == cookie).then(|| (Arc::new(netns), Vec::new()))
     }
 }
 

@@ -14,7 +14,7 @@ use aya::maps::{HashMap, MapData, MapError, SkStorage};
 use mesh_common::{
     abi::{SPLICE_AHEAD_BYTES, map},
     key::SpliceKey,
-    value::Splice,
+    value::{Splice, Way},
 };
 use socket2::SockRef;
 
@@ -129,8 +129,20 @@ impl SplicedLeg for Leg {
             locked(&self.shared.grants).insert(self.key, bytes, 0).is_ok() || self.granted;
     }
 
-    fn backlog(&self) -> io::Result<u64> {
-        locked(&self.shared.backlogs).of(self.application, self.agent)
+    fn backlog(&self, socket: BorrowedFd<'_>) -> io::Result<u64> {
+        if let Some(bytes) = locked(&self.shared.backlogs).of(self.application, self.agent)? {
+            return Ok(bytes);
+        }
+        let splice = self.shared.splices.get(&socket, 0).map_err(io::Error::other)?;
+        if Way::from_number(splice.way) == Way::Spliced {
+            // Gone, or bound to another interface: what it has not read would have no bound.
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionReset,
+                "the application's socket cannot be asked what it has not read",
+            ));
+        }
+        // It is about to be accepted, or TCP's to refuse.
+        Ok(0)
     }
 }
 

@@ -78,8 +78,8 @@ pub(super) struct Pins {
     /// Kept, for making one reads the kernel's BTF, a tenth of a second each time.
     loader: Mutex<EbpfLoader<'static>>,
     pub(super) holds: Holds,
-    /// Held for as long as the agent lives.
-    _lock: File,
+    /// Held until another agent takes over.
+    lock: Mutex<Option<File>>,
 }
 
 impl Pins {
@@ -93,8 +93,12 @@ impl Pins {
         let root = bpffs.join(instance);
         bpffs::create(&root)?;
         let lock = persist::lock_pins(&root)?;
-        let this =
-            Self { root, loader: Mutex::new(loader()), holds: Holds::default(), _lock: lock };
+        let this = Self {
+            root,
+            loader: Mutex::new(loader()),
+            holds: Holds::default(),
+            lock: Mutex::new(Some(lock)),
+        };
         {
             let mut loader = this.loader();
             for name in map::PINNED {
@@ -123,6 +127,12 @@ impl Pins {
     /// Sees to it that everything is pinned that was.
     pub(super) fn keep(&self) {
         self.holds.keep(&self.root);
+    }
+
+    /// Another agent may have what is pinned.
+    pub(super) fn give_up(&self) {
+        self.holds.let_go();
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn links(&self) -> PathBuf {
@@ -300,6 +310,17 @@ pub(super) fn try_load() -> Result<Vec<Loaded>, CaptureError> {
             Ok((name, load(program)))
         })
         .collect()
+}
+
+/// Whether the kernel takes every program, without attaching or pinning anything.
+///
+/// # Errors
+/// What it said of the first that it does not take.
+pub fn rehearse() -> Result<(), CaptureError> {
+    for (program, loaded) in try_load()? {
+        loaded.map_err(|source| CaptureError::Program { program, source: Box::new(source) })?;
+    }
+    Ok(())
 }
 
 /// The programs relocate against no kernel type: the kernel's BTF, megabytes of it,

@@ -265,7 +265,7 @@ impl Maps {
         node: &[IpAddr],
         exclusions: &Exclusions,
     ) -> Result<(), CaptureError> {
-        self.remove_facts(cookie)?;
+        self.forget_facts(cookie)?;
         let owned = node
             .iter()
             .map(|ip| (ip, Owner::Node))
@@ -304,9 +304,14 @@ impl Maps {
         Ok(())
     }
 
-    /// Forgets what the decisions ask about one pod, its listeners, and what it has
-    /// published.
+    /// Forgets what the decisions ask about one pod, and what it has published.
     pub(super) fn remove_facts(&mut self, cookie: u64) -> Result<(), CaptureError> {
+        self.withdraw(|key, _| key.netns_cookie == cookie);
+        self.forget_facts(cookie)
+    }
+
+    /// Leaves what was published: connections may wait in a listener that was handed over.
+    fn forget_facts(&mut self, cookie: u64) -> Result<(), CaptureError> {
         let keys: Vec<_> = mine(self.addresses.keys(), |key| key.netns_cookie == cookie);
         for key in keys {
             absent_is_fine(self.addresses.remove(&key))
@@ -328,7 +333,6 @@ impl Maps {
             absent_is_fine(self.outbound_cidrs.remove(&key))
                 .map_err(refused(&self.capacities, map::OUTBOUND_CIDRS))?;
         }
-        self.withdraw(|key, _| key.netns_cookie == cookie);
         Ok(())
     }
 

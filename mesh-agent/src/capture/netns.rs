@@ -341,7 +341,7 @@ fn is_dialable(ip: IpAddr) -> bool {
     !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local)
 }
 
-fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+pub(super) fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the pointers are to a u64 and to its size, both live for the call.

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::MetadataExt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -19,14 +19,17 @@ use mesh_common::{
     key::SpliceKey,
     verdict::Verdict,
 };
+use socket2::SockRef;
 
 use super::{
+    accept::DualListener,
     bpffs,
     cgroup::{cgroup2_root, is_cgroup2},
     enroll::is_name,
     error::{CaptureError, brief, chain},
     fullness,
     guard::{GuardAttachment, GuardMode},
+    hand_over::{Inherited, Listening},
     heartbeat::Heartbeat,
     kernel_path::KernelMaps,
     legs::Legs,
@@ -66,9 +69,12 @@ pub struct Capture {
     /// Whether sockets can be spliced at all, and why not.
     pub(super) splice: Result<(), String>,
     log: Option<tokio::task::JoinHandle<()>>,
-    _heartbeat: Heartbeat,
-    /// Held for as long as the agent lives.
-    _lock: File,
+    /// While this agent is the one that keeps the kernel's verdicts.
+    heartbeat: Mutex<Option<Heartbeat>>,
+    /// From the agent before this one, where that one has handed over.
+    pub(super) inherited: Option<Arc<Inherited>>,
+    /// Held until another agent takes over.
+    lock: Mutex<Option<File>>,
 }
 
 pub(super) struct State {
@@ -111,6 +117,8 @@ pub(super) struct Slot {
     pub(super) held: bool,
     /// Its sockets that may be spliced with its application's.
     pub(super) legs: Arc<Legs>,
+    /// Those that are open.
+    pub(super) listeners: Vec<Weak<DualListener>>,
     /// What it was enrolled with: whoever is root inside may give it any other.
     pub(super) addresses: Vec<IpAddr>,
     /// Indexes of those that were up when programs were attached.
@@ -133,6 +141,25 @@ impl Capture {
     /// # Errors
     /// [`CaptureError`]; nothing that was pinned before is taken away.
     pub fn start(options: CaptureOptions) -> Result<Self, CaptureError> {
+        Self::begin(options, None)
+    }
+
+    /// As [`Capture::start`], after an agent that has handed over and may still serve what it
+    /// had: nothing that it needs for that is touched.
+    ///
+    /// # Errors
+    /// As of [`Capture::start`].
+    pub fn take_over(
+        options: CaptureOptions,
+        inherited: Arc<Inherited>,
+    ) -> Result<Self, CaptureError> {
+        Self::begin(options, Some(inherited))
+    }
+
+    fn begin(
+        options: CaptureOptions,
+        inherited: Option<Arc<Inherited>>,
+    ) -> Result<Self, CaptureError> {
         if !is_name(&options.instance) {
             return Err(CaptureError::Instance(options.instance));
         }
@@ -173,13 +200,16 @@ impl Capture {
         maps.configure(options.bpf_log, options.kernel_path, options.drop_non_tcp)?;
         let heartbeat = Heartbeat::start(&pins.maps(), options.hung_after)?;
         maps.set_probers(&cgroup_ids(&options.probe_cgroups))?;
-        // No listener is open yet: whoever published these has been refused since.
-        maps.withdraw(|_, _| true);
-        // An earlier agent's sockets are closed; nobody has asked this kernel yet.
+        if inherited.is_none() {
+            // No listener is open yet: whoever published these has been refused since. And
+            // what an earlier agent let applications send ahead is nobody's to take any more.
+            maps.withdraw(|_, _| true);
+            forget_grants(&mut ebpf)?;
+        }
+        // Nobody has asked this kernel yet.
         for cookie in maps.pods() {
             maps.set_splicing(cookie, false)?;
         }
-        forget_grants(&mut ebpf)?;
         // Before the links run programs that use these maps, which may be new.
         for record in known.iter().filter(|record| record.active) {
             maps.add_pod(record.netns_cookie, record.pod.mtls)?;
@@ -221,8 +251,9 @@ impl Capture {
             capacities: options.capacities,
             splice,
             log,
-            _heartbeat: heartbeat,
-            _lock: lock,
+            heartbeat: Mutex::new(Some(heartbeat)),
+            inherited,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -280,6 +311,38 @@ impl Capture {
         Ok(verdicts.into_iter().map(|(verdict, count)| (verdict.name(), count)).collect())
     }
 
+    /// Every listener inside a pod that is open.
+    ///
+    /// # Errors
+    /// The system's: out of descriptors, most likely.
+    pub fn listening(&self) -> io::Result<Vec<Listening>> {
+        let state = self.state();
+        let mut all = Vec::new();
+        for (uid, slot) in &state.pods {
+            for listener in slot.listeners.iter().filter_map(Weak::upgrade) {
+                for socket in listener.sockets().map(|(_, socket)| socket) {
+                    let address = SockRef::from(&socket).local_addr()?.as_socket();
+                    let address = address.ok_or(io::ErrorKind::InvalidData)?;
+                    let socket = socket.try_clone_to_owned()?;
+                    all.push(Listening { pod: Some(uid.clone()), address, socket });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Another agent may have all of this from now on. Nothing of it is to be changed by this
+    /// one any more; what it serves goes on.
+    pub fn give_up(&self) {
+        if let Some(log) = &self.log {
+            log.abort();
+        }
+        // Else it would hide that the other one hangs.
+        self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.pins.give_up();
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// Leaves with everything pinned: enrolled pods' new connections are refused until
     /// an agent of this instance is back.
     pub fn suspend(self) {
@@ -330,7 +393,7 @@ impl Drop for Capture {
     }
 }
 
-/// What an earlier agent let applications send ahead is nobody's to take any more.
+/// What applications may send ahead.
 fn forget_grants(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     let failed = |source| CaptureError::Map { map: map::GRANTS, source };
     // Not taken out: programs that are still to be loaded use it.

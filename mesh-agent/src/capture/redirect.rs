@@ -185,17 +185,19 @@ impl Capture {
             state.pods.get(uid).filter(|slot| slot.unguarded.is_none()).and_then(|slot| {
                 let request = slot.record.as_ref()?.pod.clone();
                 let (addresses, road) = (slot.addresses.clone(), slot.road.clone());
-                Some((request, Arc::clone(&slot.netns), addresses, road))
+                Some((request, Arc::clone(&slot.netns), addresses, slot.interfaces.clone(), road))
             })
         };
-        let Some((request, netns, addresses, known)) = slot else { return false };
+        let Some((request, netns, addresses, inside, known)) = slot else { return false };
         if let Ok(road) = &known
             && self.holds(netns.cookie(), road, links, netlink).await
         {
             return false;
         }
         // What cannot be listed is looked at again.
-        let Ok(interfaces) = netns.interfaces().await else { return false };
+        let Ok(all) = netns.links().await else { return false };
+        let swept = self.pins.sweep_guards(netns.cookie(), &all);
+        let interfaces: Vec<_> = all.iter().filter(|link| link.up).cloned().collect();
         let now = self.road(&netns, &interfaces, &addresses).await;
         match (&known, &now) {
             (Ok(known), Ok(now)) if known.is_as(now) => return false,
@@ -208,7 +210,9 @@ impl Capture {
                 pod = %uid, why, "the way to the pod has changed: it is off the kernel path"
             ),
         }
-        match self.attach_programs(&request, &netns, &addresses, &interfaces).await {
+        self.note_interfaces(uid, netns.cookie(), &inside, &all);
+        let attached = self.attach_programs(&request, &netns, &addresses, &interfaces).await;
+        match swept.and(attached) {
             Ok(()) => true,
             Err(error) => {
                 let error = chain(&error);

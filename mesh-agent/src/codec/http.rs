@@ -65,6 +65,9 @@ pub enum Refusal {
     /// A chunk-size, its line, a chunk's end or a trailer is malformed.
     #[error("malformed chunked body")]
     Chunk,
+    /// CONNECT with a body. Spec: RFC 9110 §9.3.6: its content means nothing.
+    #[error("a body of CONNECT")]
+    ConnectBody,
 }
 
 impl Refusal {
@@ -145,6 +148,7 @@ struct Head {
     bytes: usize,
     lines: usize,
     http_10: bool,
+    method: Short<7>,
     name: Short<20>,
     value: Short<24>,
     field: Field,
@@ -215,8 +219,8 @@ impl RequestScanner {
         )
     }
 
-    /// Whether the head that ended last offers to change the protocol, and has no body. What
-    /// follows is a request only if the offer is not taken.
+    /// Whether the head that ended last offers to change the protocol, or is a CONNECT, and has
+    /// no body. What follows is a request only if the offer is not taken.
     pub fn offers_upgrade(&self) -> bool {
         self.upgrade && self.at_start()
     }
@@ -277,7 +281,11 @@ impl RequestScanner {
     /// worth not to go through [`RequestScanner::step`] for each byte.
     fn run(&mut self, bytes: &[u8]) -> usize {
         match self.state {
-            State::Method => run_of(TOKEN, bytes),
+            State::Method => {
+                let run = run_of(TOKEN, bytes);
+                self.head.method.extend(&bytes[..run]);
+                run
+            }
             State::Target => run_of(TARGET, bytes),
             State::Name => {
                 let run = run_of(TOKEN, bytes);
@@ -295,10 +303,16 @@ impl RequestScanner {
         let head = &mut self.head;
         Ok(match (self.state, byte) {
             (State::Start, b'\r') => State::StartLf,
-            (State::Start, b) if is_token(b) => State::Method,
+            (State::Start, b) if is_token(b) => {
+                head.method.push(b);
+                State::Method
+            }
             (State::StartLf, b'\n') => State::Start,
             (State::StartLf, _) => return Err(Refusal::BareCr),
-            (State::Method, b) if is_token(b) => State::Method,
+            (State::Method, b) if is_token(b) => {
+                head.method.push(b);
+                State::Method
+            }
             (State::Method, b' ') => State::TargetStart,
             // hyper would cut it off.
             (State::TargetStart | State::Target, b'#') => return Err(Refusal::Fragment),
@@ -367,9 +381,11 @@ impl RequestScanner {
 
     fn end_of_head(&mut self) -> Result<State, Refusal> {
         let head = std::mem::take(&mut self.head);
-        self.upgrade = head.upgrade;
+        let connect = head.method.as_bytes() == Some(b"connect");
+        self.upgrade = head.upgrade || connect;
         match (head.chunked, head.content_length) {
             (true, Some(_)) => Err(Refusal::FramedTwice),
+            (true, None) | (false, Some(1..)) if connect => Err(Refusal::ConnectBody),
             (true, None) if head.http_10 => Err(Refusal::TransferEncoding),
             (true, None) => Ok(State::Chunked(Chunk::Size { value: 0, digits: 0 })),
             (false, None | Some(0)) => Ok(State::Start),
@@ -468,8 +484,8 @@ impl Head {
     }
 }
 
-/// Digits only, and a number that every other parser can hold too.
-fn content_length(value: &[u8]) -> Option<u64> {
+/// A `content-length`: digits only, and a number that every other parser can hold too.
+pub fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 {
         return None;
     }

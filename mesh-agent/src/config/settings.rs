@@ -174,6 +174,14 @@ const SETTINGS: &[Setting] = &[
     ),
     path(Group::Node, "pods", None, "YAML file of pods to enrol at start"),
     path(Group::Node, "state_dir", Some("/var/lib/mesh"), "State that survives restarts"),
+    value(
+        Group::Node,
+        "take_over",
+        "BOOL",
+        Some("false"),
+        "Take the place of the agent of this instance and state directory, if one runs: it hands \
+         its listeners over and drains",
+    ),
     path(
         Group::Capture,
         "cgroup_root",

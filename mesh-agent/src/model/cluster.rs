@@ -57,6 +57,7 @@ pub struct Cluster {
     /// Envoy's default: 5 s.
     pub connect_timeout: Duration,
     pub upstream_protocol: UpstreamProtocol,
+    pub connection_limits: ConnectionLimits,
     pub circuit_breakers: Arc<CircuitBreakers>,
     /// TLS to endpoints that are not reached by HBONE; `None`: in the clear.
     pub tls: Option<Arc<UpstreamTls>>,
@@ -64,6 +65,19 @@ pub struct Cluster {
     /// In place of `tls`: the first that an endpoint's labels match.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub socket_matches: Vec<TransportSocketMatch>,
+}
+
+/// How long HTTP connections to endpoints are used; of each `None` is as the agent has it.
+///
+/// Spec: `envoy.config.core.v3.HttpProtocolOptions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct ConnectionLimits {
+    /// Closed when nothing has been asked for so long; [`Duration::MAX`]: never.
+    pub idle_timeout: Option<Duration>,
+    /// Nothing is asked on one that is older.
+    pub max_duration: Option<Duration>,
+    /// At least 1.
+    pub max_requests: Option<u32>,
 }
 
 /// How the agent tells by itself which endpoints are well.

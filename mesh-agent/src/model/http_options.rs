@@ -3,6 +3,7 @@
 //! Spec: `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
 
 use http::HeaderValue;
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::upgrade::Upgrades;
@@ -21,6 +22,9 @@ pub struct HttpOptions {
     /// How many proxies before this one are to be believed.
     pub trusted_hops: u32,
     pub skip_xff_append: bool,
+    /// Who tells where a request comes from, in place of all that; the first that knows is
+    /// believed.
+    pub original_ip: Vec<OriginalIp>,
     pub generate_request_id: bool,
     /// Whether a client's own request id stays, where the peer is the client.
     pub preserve_external_request_id: bool,
@@ -34,6 +38,8 @@ pub struct HttpOptions {
     pub underscores: Underscores,
     pub request_ids: RequestIds,
     pub upgrades: Upgrades,
+    /// HTTP/2: requests may ask for other protocols. Spec: RFC 8441.
+    pub extended_connect: bool,
     /// How much of a request's body is kept in memory where it has to be, on connections of
     /// HTTP/1. Spec: `Listener.per_connection_buffer_limit_bytes`.
     pub buffer_max_bytes: u64,
@@ -60,6 +66,7 @@ impl Default for HttpOptions {
             use_remote_address: false,
             trusted_hops: 0,
             skip_xff_append: false,
+            original_ip: Vec::new(),
             generate_request_id: true,
             preserve_external_request_id: false,
             request_id_in_response: false,
@@ -69,6 +76,7 @@ impl Default for HttpOptions {
             underscores: Underscores::Allow,
             request_ids: RequestIds::default(),
             upgrades: Upgrades::default(),
+            extended_connect: false,
             buffer_max_bytes: Self::BUFFER_MAX_BYTES,
         }
     }
@@ -100,6 +108,33 @@ impl Default for RequestIds {
     fn default() -> Self {
         Self { pack_trace_reason: true, sampling: true }
     }
+}
+
+/// Spec: `envoy.extensions.http.original_ip_detection`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OriginalIp {
+    /// `x-forwarded-for`.
+    ForwardedFor {
+        trusted: TrustedProxies,
+        /// Whether the peer is told of in it.
+        append: bool,
+    },
+    Header {
+        name: String,
+        /// What a request without an address there is answered.
+        rejected: Option<u16>,
+    },
+}
+
+/// Which proxies' entries of `x-forwarded-for` are passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrustedProxies {
+    /// So many, beside the peer.
+    Hops(u32),
+    /// Those that are in one of these ranges, if the peer is. Never empty.
+    Ranges(Vec<IpNet>),
 }
 
 /// What becomes of headers with `_` in their names.

@@ -53,6 +53,8 @@ pub struct KernelConnection {
     pub socket_cookie: u64,
     /// Names the client's network namespace until reboot.
     pub source_netns: u64,
+    /// The same of the server's.
+    pub destination_netns: u64,
     pub source_pod: KernelPeer,
     pub destination_pod: KernelPeer,
     pub source: SocketAddr,

@@ -54,9 +54,9 @@ pub trait SplicedLeg: Send + Sync + Debug {
     /// granted from the beginning.
     fn grant(&mut self, bytes: u64);
 
-    /// How many bytes wait for the application to read them; 0 where it is gone.
+    /// How many bytes wait for the application to read them. `socket`: the agent's.
     ///
     /// # Errors
-    /// The kernel does not say.
-    fn backlog(&self) -> io::Result<u64>;
+    /// The kernel does not say, or the application's socket is gone, or hidden.
+    fn backlog(&self, socket: BorrowedFd<'_>) -> io::Result<u64>;
 }

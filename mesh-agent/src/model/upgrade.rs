@@ -6,6 +6,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
+/// The name of CONNECT among them.
+pub const CONNECT: &[u8] = b"CONNECT";
+
 /// By the name that requests give in `upgrade`, whose case means nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]

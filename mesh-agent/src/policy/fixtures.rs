@@ -226,6 +226,7 @@ pub(crate) fn cluster(name: &str, lb_policy: LbPolicy, discovery: Discovery) -> 
         table_space: None,
         connect_timeout: Duration::from_secs(1),
         upstream_protocol: UpstreamProtocol::Http1,
+        connection_limits: Default::default(),
         circuit_breakers: Arc::default(),
     }
 }
@@ -271,7 +272,7 @@ pub(crate) fn authorize_request(
     snapshot: &Snapshot,
     head: &Parts,
 ) -> Result<RequestPermit, Denied> {
-    let mut chain = Chain::new(permit, http, snapshot, Levels::default(), head)?;
+    let mut chain = Chain::new(permit, http, snapshot, Levels::default(), (head, None))?;
     match chain.next(head, &mut DynamicMetadata::default())? {
         Step::Passed(permit) => Ok(permit),
         Step::Run(place, _) => panic!("{} judges nothing", place.name),

@@ -66,6 +66,8 @@ pub(super) fn is_plain(head: &Parts) -> bool {
     match url_path(head) {
         // RFC 9110 §9.3.7: the server as a whole.
         "*" => head.method == Method::OPTIONS,
+        // §9.3.6: there is none.
+        "" => head.method == Method::CONNECT,
         path => path.starts_with('/') && path_is_plain(path),
     }
 }

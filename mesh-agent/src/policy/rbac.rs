@@ -9,7 +9,7 @@
 //! about a path that can be read in two ways ([`super::path`]). Unknown spreads as in
 //! Kleene's logic, an `ALLOW` policy must be true, and a `DENY` policy must be false.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use http::request::Parts;
 
@@ -29,6 +29,8 @@ use crate::model::{
 pub(super) struct Subject<'a> {
     pub flow: &'a Flow,
     pub head: Option<&'a Parts>,
+    /// Whom a request is from, if not from the connection's source.
+    pub client: Option<IpAddr>,
     /// What filters have noted about a request; none about a connection.
     pub metadata: Option<&'a DynamicMetadata>,
     /// Where it differs from the path as sent.
@@ -37,7 +39,7 @@ pub(super) struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     pub(super) fn connection(flow: &'a Flow) -> Self {
-        Self { flow, head: None, metadata: None, lenient_path: None }
+        Self { flow, head: None, client: None, metadata: None, lenient_path: None }
     }
 }
 
@@ -161,7 +163,11 @@ fn principal(rule: &Principal, subject: Subject<'_>) -> Truth {
         Principal::DirectRemoteIp(range) => {
             range.contains(&subject.flow.direct_source().ip()).into()
         }
-        Principal::RemoteIp(range) => range.contains(&subject.flow.source().ip()).into(),
+        Principal::RemoteIp(range) => {
+            let client = subject.client.unwrap_or_else(|| subject.flow.source().ip());
+            // Ranges are of IPv4, also for who writes `::ffff:192.0.2.1`.
+            range.contains(&client.to_canonical()).into()
+        }
         Principal::Header(header) => of_header(header, subject),
         Principal::UrlPath(path) => of_path(path, subject),
         Principal::Metadata(metadata) => of_metadata(metadata, subject),
@@ -174,7 +180,12 @@ fn of_metadata(matcher: &MetadataMatcher, subject: Subject<'_>) -> Truth {
 
 fn of_path(path: &StringMatcher, subject: Subject<'_>) -> Truth {
     let Some(head) = subject.head else { return Truth::Unknown };
-    let as_sent = path.matches(url_path(head).as_bytes());
+    let as_sent = url_path(head);
+    // As Envoy: CONNECT has no path, which is not an empty one.
+    if as_sent.is_empty() {
+        return Truth::False;
+    }
+    let as_sent = path.matches(as_sent.as_bytes());
     match subject.lenient_path {
         Some(lenient) if !LenientPath::is_foreign_to(path) => {
             both(as_sent, path.matches(lenient.path()))

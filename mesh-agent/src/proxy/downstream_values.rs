@@ -22,7 +22,7 @@ pub(super) struct Downstream<'a> {
 impl<'a> Downstream<'a> {
     pub(super) fn of(flow: &'a Flow) -> Self {
         let (remote, local) = (flow.source(), flow.original_destination());
-        Self { remote, direct: remote, local, flow: Some(flow) }
+        Self { remote, direct: flow.direct_source(), local, flow: Some(flow) }
     }
 
     /// Appends the operator's value, and says whether there is one; `None`: it tells of

@@ -36,6 +36,7 @@ mod reply;
 mod request;
 mod spans;
 mod stages;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -455,7 +456,11 @@ where
         })
     };
     let headers_max_bytes = u32::try_from(connection.head_max_bytes()).unwrap_or(u32::MAX);
-    let served = http2::Builder::new(TokioExecutor::new())
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    if connection.http.options.extended_connect {
+        builder.enable_connect_protocol();
+    }
+    let served = builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(HTTP2_STREAMS_MAX)
         .max_header_list_size(headers_max_bytes)
@@ -524,10 +529,7 @@ fn serve_request(
         let (http1, retiring) = (guard.is_some(), connection.retiring.clone());
         let mut response = request::serve(connection, guard, request).await;
         // An idle connection is not closed right away: a request may be on its way.
-        if http1
-            && retiring.is_cancelled()
-            && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
-        {
+        if http1 && retiring.is_cancelled() && !response.body().is_switched() {
             response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
         }
         Ok(response)

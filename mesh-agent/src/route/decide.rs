@@ -10,7 +10,8 @@ use super::lb::{self, At, Balancers, Choice, LoadGuard, Reporter};
 use crate::{
     model::{
         cluster::{
-            CircuitBreakers, Cluster, ClusterName, Discovery, Endpoint, Tunnel, UpstreamProtocol,
+            CircuitBreakers, Cluster, ClusterName, ConnectionLimits, Discovery, Endpoint, Tunnel,
+            UpstreamProtocol,
         },
         identity::Identity,
         listener::{Direction, TcpProxy, TerminalFilter, WeightedCluster},
@@ -46,6 +47,7 @@ pub struct Destination {
     cluster: Option<ClusterName>,
     connect_timeout: Duration,
     upstream_protocol: UpstreamProtocol,
+    connection_limits: ConnectionLimits,
     circuit_breakers: Option<Arc<CircuitBreakers>>,
     tls: Option<TlsOrigination>,
     load: LoadGuard,
@@ -83,6 +85,11 @@ impl Destination {
     /// How much may be on its way there; `None`: there is no limit.
     pub fn circuit_breakers(&self) -> Option<&CircuitBreakers> {
         self.circuit_breakers.as_deref()
+    }
+
+    /// How long HTTP connections there are used.
+    pub fn connection_limits(&self) -> ConnectionLimits {
+        self.connection_limits
     }
 
     /// TLS to speak there; never together with HBONE.
@@ -166,6 +173,7 @@ pub fn decide_passthrough(
             cluster: None,
             connect_timeout: PASSTHROUGH_CONNECT_TIMEOUT,
             upstream_protocol: UpstreamProtocol::SameAsDownstream,
+            connection_limits: ConnectionLimits::default(),
             circuit_breakers: None,
             tls: None,
             load: LoadGuard::default(),
@@ -264,6 +272,7 @@ pub fn decide_check(
         cluster: Some(cluster.name.clone()),
         connect_timeout: cluster.connect_timeout,
         upstream_protocol: cluster.upstream_protocol,
+        connection_limits: cluster.connection_limits,
         circuit_breakers: None,
         tls: originate(cluster, Some(endpoint), snapshot),
         load: LoadGuard::default(),
@@ -307,7 +316,7 @@ fn decide(
             (reach(endpoint), load)
         }
     };
-    let Cluster { connect_timeout, upstream_protocol, .. } = **cluster;
+    let Cluster { connect_timeout, upstream_protocol, connection_limits, .. } = **cluster;
     let tls = match &target {
         // The endpoint's metadata chose another transport than the cluster's own.
         Target::Hbone { .. } => None,
@@ -320,6 +329,7 @@ fn decide(
         cluster: Some(name.clone()),
         connect_timeout,
         upstream_protocol,
+        connection_limits,
         circuit_breakers: Some(Arc::clone(&cluster.circuit_breakers)),
         load,
     })

@@ -25,6 +25,7 @@ fn cluster(name: &str) -> Cluster {
         table_space: None,
         connect_timeout: Duration::from_secs(5),
         upstream_protocol: UpstreamProtocol::Http1,
+        connection_limits: Default::default(),
         circuit_breakers: Arc::default(),
     }
 }

@@ -18,7 +18,10 @@ use std::{
     collections::HashMap,
     future::Future,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,7 +37,7 @@ use tokio::{
 pub use self::{body::LeasedBody, held::Held};
 use self::{http1::Http1, http2::Http2};
 use super::{tls::TlsStream, worker::PerWorker};
-use crate::model::{identity::Identity, workload::WorkloadUid};
+use crate::model::{cluster::ConnectionLimits, identity::Identity, workload::WorkloadUid};
 
 /// A connection's bytes, whatever carries them: a socket or an HBONE stream.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
@@ -87,6 +90,8 @@ pub struct HttpKey {
     pub client: Option<IpAddr>,
     /// TLS to the endpoint itself; `None` in the clear, and by HBONE.
     pub tls: Option<TlsKey>,
+    /// As the cluster wants it.
+    pub limits: ConnectionLimits,
     pub protocol: HttpProtocol,
 }
 
@@ -107,7 +112,8 @@ pub struct HttpPoolOptions {
     pub workers: usize,
     /// Idle HTTP/1.1 connections per key.
     pub idle_max: usize,
-    /// Idle connections of both kinds are closed after this long. Shorter than the
+    /// Idle connections of both kinds are closed after this long, unless their cluster says
+    /// otherwise. Shorter than the
     /// usual keep-alive of servers, so that it is rarely they who close.
     pub idle_timeout: Duration,
     /// HTTP/2 connections per key; requests beyond wait within the least loaded one.
@@ -183,6 +189,29 @@ struct Idle<B: UpstreamBody> {
     since: Instant,
 }
 
+/// What a connection has been used for.
+pub(super) struct Use {
+    since: Instant,
+    requests: AtomicU32,
+}
+
+impl Use {
+    fn new() -> Self {
+        Self { since: Instant::now(), requests: AtomicU32::new(0) }
+    }
+
+    fn count(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether another request may be sent.
+    fn allows(&self, limits: ConnectionLimits) -> bool {
+        let requests = self.requests.load(Ordering::Relaxed);
+        limits.max_requests.is_none_or(|most| requests < most)
+            && limits.max_duration.is_none_or(|most| self.since.elapsed() < most)
+    }
+}
+
 /// Where a leased HTTP/1.1 connection goes back to.
 pub(super) struct Home<B: UpstreamBody> {
     pool: Arc<HttpPool<B>>,
@@ -248,9 +277,11 @@ impl<B: UpstreamBody> HttpPool<B> {
         let (slot, mut idle) = self.take_idle(key, fresh);
         let home = Home { pool: Arc::clone(self), key: key.clone(), slot };
         loop {
-            let Some(Idle { mut connection, .. }) = idle else { break };
+            let Some(Idle { mut connection, since }) = idle else { break };
+            let timeout = key.limits.idle_timeout;
+            let fresh_enough = timeout.is_none_or(|timeout| since.elapsed() < timeout);
             // Nobody has looked at it since: it may have been closed.
-            if connection.is_alive() {
+            if fresh_enough && connection.used.allows(key.limits) && connection.is_alive() {
                 return Ok(Lease { reused: true, kind: LeaseKind::Http1(connection, home) });
             }
             idle = self.take_idle(key, fresh).1;
@@ -306,7 +337,11 @@ impl<B: UpstreamBody> HttpPool<B> {
     fn take_http2(&self, key: &HttpKey, waited: bool) -> Option<Lease<B>> {
         let mut table = self.table();
         let slot = table.slot(key);
-        slot.http2.retain(|connection| !connection.is_closed());
+        let now = Instant::now();
+        slot.http2.retain(|connection| {
+            let idle = key.limits.idle_timeout.is_some_and(|most| connection.idle_for(now, most));
+            !connection.is_closed() && !idle && connection.allows(key.limits)
+        });
         let least = slot.http2.iter().min_by_key(|connection| connection.load())?;
         let full = least.load() >= least.streams_max(self.options.http2_streams_max);
         let may_open = slot.http2.len() < self.options.http2_connections_max;
@@ -341,12 +376,17 @@ impl<B: UpstreamBody> HttpPool<B> {
         let idle_timeout = self.options.idle_timeout;
         let now = Instant::now();
         for table in self.tables.iter() {
-            lock(table).slots.retain(|_, slot| {
+            lock(table).slots.retain(|key, slot| {
+                let idle_timeout = key.limits.idle_timeout.unwrap_or(idle_timeout);
                 slot.idle.retain_mut(|idle| {
-                    now.duration_since(idle.since) < idle_timeout && idle.connection.is_alive()
+                    now.duration_since(idle.since) < idle_timeout
+                        && idle.connection.used.allows(key.limits)
+                        && idle.connection.is_alive()
                 });
                 slot.http2.retain(|connection| {
-                    !connection.is_closed() && !connection.idle_for(now, idle_timeout)
+                    !connection.is_closed()
+                        && !connection.idle_for(now, idle_timeout)
+                        && connection.allows(key.limits)
                 });
                 let in_use =
                     Arc::strong_count(&slot.mark) > 1 || Arc::strong_count(&slot.connecting) > 1;
@@ -400,7 +440,10 @@ impl<B: UpstreamBody> Home<B> {
             return;
         }
         let Some(slot) = table.slots.get_mut(&self.key) else { return };
-        if Arc::ptr_eq(&slot.mark, &self.slot) && slot.idle.len() < self.pool.options.idle_max {
+        if Arc::ptr_eq(&slot.mark, &self.slot)
+            && connection.used.allows(self.key.limits)
+            && slot.idle.len() < self.pool.options.idle_max
+        {
             slot.idle.push(Idle { connection, since: Instant::now() });
         }
     }

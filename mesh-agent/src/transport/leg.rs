@@ -146,11 +146,12 @@ impl Account {
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
-        send: impl Fn() -> io::Result<usize>,
+        stream: &TcpStream,
+        send: impl Fn(SockRef<'_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.poll_room(cx))?;
-            match send() {
+            ready!(self.poll_room(cx, stream))?;
+            match send(SockRef::from(stream)) {
                 Ok(sent) => {
                     self.has_sent(sent);
                     return Poll::Ready(Ok(sent));
@@ -163,14 +164,14 @@ impl Account {
         }
     }
 
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_room(&mut self, cx: &mut Context<'_>, stream: &TcpStream) -> Poll<io::Result<()>> {
         while self.room == 0 {
             let mut waited = false;
             if let Some(waiting) = &mut self.waiting {
                 ready!(waiting.as_mut().poll(cx));
                 (self.waiting, waited) = (None, self.pause == LAST_PAUSE);
             }
-            let backlog = self.leg.backlog()?;
+            let backlog = self.leg.backlog(stream.as_fd())?;
             if self.sent.saturating_sub(backlog) >= self.mark {
                 (self.mark, self.messages) = (self.sent, 0);
             }
@@ -232,8 +233,7 @@ impl AsyncWrite for Leg {
     ) -> Poll<io::Result<usize>> {
         let Self { stream, account } = self.get_mut();
         let Some(account) = account else { return Pin::new(stream).poll_write(cx, buf) };
-        let socket = SockRef::from(&*stream);
-        account.poll_send(cx, || socket.send_with_flags(buf, libc::MSG_NOSIGNAL))
+        account.poll_send(cx, stream, |socket| socket.send_with_flags(buf, libc::MSG_NOSIGNAL))
     }
 
     fn poll_write_vectored(
@@ -245,8 +245,9 @@ impl AsyncWrite for Leg {
         let Some(account) = account else {
             return Pin::new(stream).poll_write_vectored(cx, bufs);
         };
-        let socket = SockRef::from(&*stream);
-        account.poll_send(cx, || socket.send_vectored_with_flags(bufs, libc::MSG_NOSIGNAL))
+        account.poll_send(cx, stream, |socket| {
+            socket.send_vectored_with_flags(bufs, libc::MSG_NOSIGNAL)
+        })
     }
 
     fn is_write_vectored(&self) -> bool {

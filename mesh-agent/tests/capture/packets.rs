@@ -523,6 +523,9 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
     programs.insert(map::OUTSIDES, ip("10.77.8.9"), outside);
     let v6_to = "fefe:fefe:fefe:fefe:fefe:fefe:fefe:fefe";
     programs.insert(map::OUTSIDES, ip(v6_to), outside);
+    let own =
+        AddressKey { netns_cookie: POD, address: ip("fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd") };
+    programs.insert(map::ADDRESSES, own, Owner::Pod as u32);
     crate::bed::ip(&format!("-n {node} -6 route add {v6_to}/128 dev door"));
     let host: &mut SchedClassifier =
         programs.0.program_mut("mesh_guard_host").unwrap().try_into().unwrap();
@@ -532,8 +535,12 @@ fn outside_a_pod_packets_of_the_kernel_path_go_where_their_pod_was() {
 
     let data = tcp(DATA, (5000, 80), 9);
     let to = |destination| frame(0x0800, &v4(6, 0, 0, destination, &data));
-    let table: [(&str, Vec<u8>, i32, Option<Verdict>); 4] = [
+    let mut lie = to([10, 77, 7, 9]);
+    // The last byte of the source.
+    lie[14 + 15] = 3;
+    let table: [(&str, Vec<u8>, i32, Option<Verdict>); 5] = [
         ("to the pod", to([10, 77, 7, 9]), PASSED, None),
+        ("from another's address", lie, DROPPED, Some(Verdict::GuardAstray)),
         ("to the pod by IPv6", frame(0x86dd, &v6(6, &data)), PASSED, None),
         ("rerouted", to([10, 77, 8, 9]), DROPPED, Some(Verdict::GuardAstray)),
         ("to no pod", to([10, 77, 7, 8]), DROPPED, Some(Verdict::GuardAstray)),

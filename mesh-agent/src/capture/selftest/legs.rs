@@ -49,7 +49,10 @@ pub(super) fn backlog(wiring: &Wiring) -> Seen {
     let own = address(pair.client.local_addr())?;
     let peer = address(pair.client.peer_addr())?;
     let mut backlogs = Backlogs::open().map_err(said("sock_diag"))?;
-    let mut asked = || backlogs.of(own, peer).map_err(said("sock_diag"));
+    let mut asked = || match backlogs.of(own, peer).map_err(said("sock_diag"))? {
+        Some(bytes) => Ok(bytes),
+        None => Err("a socket is not to be found".to_owned()),
+    };
     if asked()? != 0 {
         return Err("bytes wait before any was sent".to_owned());
     }

@@ -58,6 +58,10 @@ pub struct ForwardAction {
     /// host's.
     pub cors: Vec<Arc<CorsPolicy>>,
     pub upgrades: Upgrades,
+    /// CONNECT ends here: what it carries goes to the cluster's endpoints as it is.
+    ///
+    /// Spec: `RouteAction.UpgradeConfig.ConnectConfig`.
+    pub terminates_connect: bool,
     pub rate_limits: RouteRateLimits,
     pub mirrors: Vec<MirrorPolicy>,
 }
@@ -81,6 +85,7 @@ impl ForwardAction {
             metadata_match: None,
             cors: Vec::new(),
             upgrades: Upgrades::default(),
+            terminates_connect: false,
             rate_limits: RouteRateLimits::default(),
             mirrors: Vec::new(),
         }

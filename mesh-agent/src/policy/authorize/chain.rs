@@ -1,6 +1,6 @@
 //! A request's way through its connection manager's HTTP filters.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use http::request::Parts;
 use serde_json::{Map, Value};
@@ -29,6 +29,7 @@ const RBAC: &str = "envoy.filters.http.rbac";
 /// the caller to run; only what comes out at the end is a permit.
 pub struct Chain<'a> {
     permit: &'a Permit,
+    client: Option<IpAddr>,
     snapshot: &'a Snapshot,
     levels: Levels<'a>,
     filters: &'a [ChainFilter],
@@ -61,7 +62,8 @@ pub enum Step<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// At the first filter. Filters that are configured apart from the manager are as
+    /// At the first filter. `client` is whom the request is from, if not from the
+    /// connection's source. Filters that are configured apart from the manager are as
     /// `snapshot` has them; `levels` are those of the request's route.
     ///
     /// # Errors
@@ -71,14 +73,14 @@ impl<'a> Chain<'a> {
         http: &'a HttpConnectionManager,
         snapshot: &'a Snapshot,
         levels: Levels<'a>,
-        head: &Parts,
+        (head, client): (&Parts, Option<IpAddr>),
     ) -> Result<Self, Denied> {
         if authority_is_ambiguous(head) {
-            let subject = Subject { head: Some(head), ..Subject::connection(&permit.flow) };
+            let subject = Subject { head: Some(head), client, ..Subject::connection(&permit.flow) };
             return Err(Denied::new(subject, None, DenyReason::AmbiguousAuthority));
         }
         let (filters, progress) = (http.http_filters.as_slice(), Progress::default());
-        Ok(Self { permit, snapshot, levels, filters, progress })
+        Ok(Self { permit, client, snapshot, levels, filters, progress })
     }
 
     /// Goes on where another chain of the same connection manager and snapshot was left: the
@@ -116,7 +118,11 @@ impl<'a> Chain<'a> {
             if !self.levels.runs(filter) {
                 continue;
             }
-            let subject = Subject { head: Some(head), ..Subject::connection(&self.permit.flow) };
+            let subject = Subject {
+                head: Some(head),
+                client: self.client,
+                ..Subject::connection(&self.permit.flow)
+            };
             match resolve(filter, self.snapshot) {
                 None => return Err(Denied::without_config(subject, &filter.name)),
                 Some(HttpFilter::Rbac(own)) => {

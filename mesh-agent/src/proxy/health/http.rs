@@ -13,7 +13,11 @@ use http_body_util::{BodyExt, Full};
 
 use super::{Ill, Session, Verdict, connect, has_all};
 use crate::{
-    model::{cluster::HttpProbe, header_mutation::HeaderMutation, workload::WorkloadUid},
+    model::{
+        cluster::{ConnectionLimits, HttpProbe},
+        header_mutation::HeaderMutation,
+        workload::WorkloadUid,
+    },
     proxy::{Origination, http::mutate_literally, story},
     route::Destination,
     transport::http_pool::{HttpKey, HttpProtocol, LeaseError, LeasedBody},
@@ -75,6 +79,8 @@ impl Session {
             source_identity: None,
             client: None,
             tls: tls.as_ref().map(Origination::key),
+            // Those are for requests.
+            limits: ConnectionLimits::default(),
             protocol,
         };
         let (address, timeout) = (self.address(), self.check.timeout);

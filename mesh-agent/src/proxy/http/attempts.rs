@@ -8,11 +8,12 @@ use std::{
 
 use http::{HeaderValue, Request, Response, request::Parts, uri::Authority};
 use http_body::Body as _;
+use hyper::ext::Protocol;
 
 use super::{
     HttpConnection, RequestBody,
     breakers::{self, Admitted, Breaker, Counted, Overflow},
-    forward::{Failure, exchange, key},
+    forward::{Failure, exchange, key, terminate},
     headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
     outliers,
     record::RequestLog,
@@ -63,6 +64,8 @@ pub(super) struct Attempting<'a> {
     pub(super) hash: Option<u64>,
     pub(super) subset: Option<&'a Labels>,
     pub(super) grpc: bool,
+    /// It ends in a connection that carries no HTTP.
+    pub(super) opaque: bool,
 }
 
 /// What a retry policy makes of a request; `None` without one.
@@ -263,6 +266,11 @@ impl Attempting<'_> {
         let (services, limits) = (&self.connection.services, self.limits());
         let local = &mut log.record.upstream_local;
         *local = None;
+        if self.opaque {
+            let to = (destination, tls.as_ref());
+            let opened = terminate(services, self.permit, to, breaker, local).await;
+            return Ok((opened?, admitted));
+        }
         let sent = exchange(services, self.permit, to, request, breaker, limits, local).await;
         Ok((sent?, admitted))
     }
@@ -306,5 +314,8 @@ pub(super) fn head_of<B>(request: &Request<B>) -> Request<()> {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    if let Some(protocol) = request.extensions().get::<Protocol>() {
+        copy.extensions_mut().insert(protocol.clone());
+    }
     copy
 }

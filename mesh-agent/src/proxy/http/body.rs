@@ -425,6 +425,11 @@ impl ResponseBody {
     pub(super) fn switched() -> Self {
         Self { source: Source::Local(Bytes::new()), stages: Stages::default(), log: None }
     }
+
+    /// Of a response that has not been touched since it was made.
+    pub(super) fn is_switched(&self) -> bool {
+        self.log.is_none()
+    }
 }
 
 impl Source {

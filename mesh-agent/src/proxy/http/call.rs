@@ -291,6 +291,7 @@ pub(super) fn key(
         source_identity: Some(workload.identity.clone()),
         client: None,
         tls: tls.map(Origination::key),
+        limits: destination.connection_limits(),
         protocol,
     }
 }

@@ -28,6 +28,7 @@ use super::{
     reply::{Reply, ToGrpc},
     request::Answer,
     spans::Ending,
+    switch::{self, Switch},
     timing::{Deadline, Expired},
 };
 use crate::{
@@ -72,7 +73,9 @@ pub(super) struct Forward<'a> {
 
 /// A change of the protocol that is to go through.
 pub(super) struct Upgrade {
-    pub(super) protocol: HeaderValue,
+    pub(super) switch: Switch,
+    /// Of a stream of HTTP/2, whose client takes every success for an agreement.
+    pub(super) of_stream: bool,
     /// The client's side, once it was told.
     pub(super) downstream: OnUpgrade,
 }
@@ -91,9 +94,12 @@ pub(super) async fn forward(
         (UpstreamProtocol::SameAsDownstream, Version::HTTP_2) => HttpProtocol::Http2,
         (UpstreamProtocol::Http1 | UpstreamProtocol::SameAsDownstream, _) => HttpProtocol::Http1,
     };
-    if forward.upgrade.is_some() && protocol == HttpProtocol::Http2 {
-        let details = "another protocol is only asked of an HTTP/1.1 upstream";
-        return Err(reset_reply(ResponseFlag::UpstreamProtocolError, REMOTE_RESET, details, false));
+    let switch = forward.upgrade.as_ref().map(|upgrade| &upgrade.switch);
+    let connect = matches!(switch, Some(Switch::Connect));
+    let of_stream = forward.upgrade.as_ref().is_some_and(|upgrade| upgrade.of_stream);
+    if connect {
+        // As Envoy: it runs from the end of a request, which a tunnel has none of.
+        deadline.set_route(None);
     }
     let hosts = rewrites.hosts(head, &authority)?;
     let head_request = head.method == Method::HEAD;
@@ -112,6 +118,7 @@ pub(super) async fn forward(
         retries: attempts::retries(&action.attempts, head),
         buffer_max_bytes: action.attempts.buffer_max_bytes.unwrap_or(of_connection),
         grpc: headers::is_grpc(&head.headers),
+        opaque: connect && action.terminates_connect,
     };
     let body = match &forward.mirroring {
         // As Envoy: what follows an upgrade is no request.
@@ -121,13 +128,18 @@ pub(super) async fn forward(
         _ => body,
     };
     headers::forwarded(head, hosts, rewrites, protocol)?;
-    if let Some(upgrade) = &forward.upgrade {
-        headers::switch(&mut head.headers, upgrade.protocol.clone());
-    } else if protocol == HttpProtocol::Http1 {
-        match body.is_end_stream() {
-            true => headers::tell_no_body(head),
-            false => headers::tell_body(head),
+    let mut extended = None;
+    match (switch, protocol) {
+        (Some(Switch::Connect), _) => {}
+        (Some(Switch::Protocol(name)), HttpProtocol::Http1) => {
+            switch::offer(&mut head.headers, name.clone());
         }
+        (Some(Switch::Protocol(name)), HttpProtocol::Http2) => {
+            extended = Some(switch::to_extended(head, name)?);
+        }
+        (None, HttpProtocol::Http1) if body.is_end_stream() => headers::tell_no_body(head),
+        (None, HttpProtocol::Http1) => headers::tell_body(head),
+        (None, HttpProtocol::Http2) => {}
     }
     if let Some(trace) = &mut log.trace {
         trace.attempt(&mut head.headers, (destination.address(), protocol), 1);
@@ -138,6 +150,9 @@ pub(super) async fn forward(
     *request.uri_mut() = std::mem::take(&mut head.uri);
     *request.version_mut() = head.version;
     *request.headers_mut() = std::mem::take(&mut head.headers);
+    if let Some(protocol) = extended {
+        request.extensions_mut().insert(protocol);
+    }
 
     let mut progress = Progress { count: 1, reporter: Reporter::default(), counted: None };
     let all = attempting.run(destination, request, body, log, &mut progress);
@@ -175,17 +190,26 @@ pub(super) async fn forward(
         deadline.limit_idle(idle);
     }
     let mut response = response;
-    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let status = response.status();
     let switched = match forward.upgrade {
-        Some(upgrade) if switching => {
+        Some(Upgrade { switch, downstream, .. }) if switch.is_agreed(protocol, status) => {
             deadline.set_route(None);
-            Some((upgrade.downstream, hyper::upgrade::on(&mut response)))
+            Some((switch, downstream, hyper::upgrade::on(&mut response)))
         }
         _ => None,
     };
     let (mut parts, mut body) = response.into_parts();
-    let sanitized =
-        headers::sanitize_response(parts.status, &mut parts.headers, switched.is_some());
+    if let (Some((Switch::Protocol(name), ..)), HttpProtocol::Http2) = (&switched, protocol) {
+        parts.status = StatusCode::SWITCHING_PROTOCOLS;
+        switch::offer(&mut parts.headers, name.clone());
+    }
+    let switch = switched.as_ref().map(|(switch, ..)| switch);
+    let sanitized = match switch {
+        None if (connect || of_stream) && status.is_success() => {
+            Err("upstream did not switch protocols, and calls it a success")
+        }
+        _ => headers::sanitize_response(parts.status, &mut parts.headers, switch),
+    };
     if let Err(details) = sanitized {
         let flag = ResponseFlag::UpstreamProtocolError;
         return Err(counted(reset_reply(flag, PROTOCOL_ERROR, details, count > 1), count));
@@ -202,6 +226,7 @@ pub(super) async fn forward(
         std::task::Poll::Ready(())
     })
     .await;
+    let switched = switched.map(|(_, downstream, upstream)| (downstream, upstream));
     let response = Response::from_parts(parts, body);
     Ok(Answer { response, deadline, destination, admitted, head_request, switched })
 }
@@ -231,6 +256,7 @@ pub(super) fn key(
         },
         client: inbound.then(|| flow.source().ip()),
         tls: tls.map(Origination::key),
+        limits: destination.connection_limits(),
         protocol,
     }
 }
@@ -259,35 +285,12 @@ pub(super) async fn exchange(
     limits: (Option<Duration>, Option<Duration>),
     local: &mut Option<SocketAddr>,
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
-    let connect = || async move {
-        // Until it is there.
-        let _pending = match breaker {
-            Some(breaker) => Some(breaker.pending().map_err(|_| ConnectError::Overflow)?),
-            None => None,
-        };
-        let connecting = services.upstreams.connect(permit, destination, tls);
-        let connecting = connecting.map_err(ConnectError::Failed);
-        let limit = destination.connect_timeout();
-        let io = tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
-            let message =
-                format!("connecting to {} took longer than {limit:?}", destination.address());
-            Err(ConnectError::Timeout(message))
-        })?;
-        let counted: BoxedIo = match breaker {
-            Some(breaker) => Box::new(Held::new(io, breaker.counted.connected())),
-            None => io,
-        };
-        Ok(counted)
-    };
+    let connect = || connect(services, permit, (destination, tls), breaker);
     let mut fresh = false;
     loop {
         let lease =
             services.pool.lease(key, fresh, connect).await.map_err(|error| match error {
-                LeaseError::Connect(ConnectError::Failed(failure)) => Failure::Connect(failure),
-                LeaseError::Connect(ConnectError::Overflow) => Failure::Overflow,
-                LeaseError::Connect(ConnectError::Timeout(message)) => {
-                    Failure::ConnectTimeout(message)
-                }
+                LeaseError::Connect(error) => error.into(),
                 LeaseError::Handshake { .. } => Failure::Handshake(story(&error)),
             })?;
         *local = lease.local_address();
@@ -323,6 +326,54 @@ pub(super) async fn exchange(
             (_, unsent, _) => return Err(Failure::Send(error, unsent.is_none())),
         };
         fresh = true;
+    }
+}
+
+/// A connection to `destination`, in the time that its cluster gives.
+async fn connect(
+    services: &HttpServices,
+    permit: &Permit,
+    (destination, tls): (&Destination, Option<&Origination>),
+    breaker: Option<&Arc<Breaker>>,
+) -> Result<BoxedIo, ConnectError> {
+    // Until it is there.
+    let _pending = match breaker {
+        Some(breaker) => Some(breaker.pending().map_err(|_| ConnectError::Overflow)?),
+        None => None,
+    };
+    let connecting = services.upstreams.connect(permit, destination, tls);
+    let connecting = connecting.map_err(ConnectError::Failed);
+    let limit = destination.connect_timeout();
+    let io = tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
+        let message = format!("connecting to {} took longer than {limit:?}", destination.address());
+        Err(ConnectError::Timeout(message))
+    })?;
+    Ok(match breaker {
+        Some(breaker) => Box::new(Held::new(io, breaker.counted.connected())),
+        None => io,
+    })
+}
+
+/// Ends a CONNECT here: a connection to `destination` for what it carries.
+pub(super) async fn terminate(
+    services: &HttpServices,
+    permit: &Permit,
+    to: (&Destination, Option<&Origination>),
+    breaker: Option<&Arc<Breaker>>,
+    local: &mut Option<SocketAddr>,
+) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
+    let io = connect(services, permit, to, breaker).await?;
+    *local = io.local_address();
+    Ok(Response::new(LeasedBody::opaque(io)))
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Failed(failure) => Self::Connect(failure),
+            ConnectError::Overflow => Self::Overflow,
+            ConnectError::Timeout(message) => Self::ConnectTimeout(message),
+        }
     }
 }
 

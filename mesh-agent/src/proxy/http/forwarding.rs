@@ -6,13 +6,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{SERVER, VIA},
 };
 
 use super::headers::{FORWARDED_PROTO, REQUEST_ID, append_value, new_request_id};
 use super::spans::forget;
-use crate::model::http_options::{HttpOptions, ServerHeader};
+use crate::model::http_options::{HttpOptions, OriginalIp, ServerHeader, TrustedProxies};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
@@ -47,24 +47,46 @@ const EDGE: [&str; 5] = [
     "x-envoy-original-path",
 ];
 
+/// The ends of a connection.
+#[derive(Clone, Copy)]
+pub(super) struct Peers {
+    pub(super) remote: SocketAddr,
+    pub(super) local: SocketAddr,
+    /// Whether the client speaks TLS.
+    pub(super) secure: bool,
+}
+
+impl Peers {
+    /// What is said of the remote end: who comes by loopback is this host.
+    fn told(self) -> IpAddr {
+        if self.remote.ip().is_loopback() { self.local.ip() } else { self.remote.ip() }
+    }
+}
+
 /// Before anything is judged by it. Returns the client, where the proxies before this one say
 /// who that is.
+///
+/// # Errors
+/// They must say so and do not: what the request is to be answered.
 pub(super) fn of_request(
     headers: &mut HeaderMap,
     options: &HttpOptions,
-    (remote, local): (SocketAddr, SocketAddr),
-    secure: bool,
-) -> Option<IpAddr> {
+    peers: Peers,
+) -> Result<Option<IpAddr>, StatusCode> {
+    let Peers { remote, secure, .. } = peers;
+    join_forwarded_for(headers);
     let edge = options.use_remote_address;
     disbelieve(headers, edge);
-    // Who is no edge is told of its peer as well.
-    let hops = if edge { options.trusted_hops } else { options.trusted_hops.saturating_add(1) };
-    let believed = believed_client(headers, hops);
+    let believed = match options.original_ip.as_slice() {
+        [] if edge => options.trusted_hops.checked_sub(1).and_then(|skip| entry(headers, skip)),
+        // Who is no edge is told of its peer as well.
+        [] => entry(headers, options.trusted_hops),
+        all => detect(headers, all, peers)?,
+    };
     if edge {
         let client = believed.unwrap_or(remote.ip());
         if !options.skip_xff_append {
-            let address = if remote.ip().is_loopback() { local.ip() } else { remote.ip() };
-            append_address(headers, address);
+            append_address(headers, peers.told());
         }
         if let Ok(client) = HeaderValue::try_from(client.to_string()) {
             headers.insert(EXTERNAL_ADDRESS, client);
@@ -86,7 +108,47 @@ pub(super) fn of_request(
     if options.generate_request_id && (foreign || !headers.contains_key(REQUEST_ID)) {
         headers.insert(REQUEST_ID, new_request_id());
     }
-    believed
+    Ok(believed)
+}
+
+/// Asks one after the other.
+///
+/// Spec: Envoy's `ConnectionManagerUtility::mutateRequestHeaders`.
+fn detect(
+    headers: &mut HeaderMap,
+    all: &[OriginalIp],
+    peers: Peers,
+) -> Result<Option<IpAddr>, StatusCode> {
+    for one in all {
+        let (found, append) = match one {
+            OriginalIp::ForwardedFor { trusted: TrustedProxies::Hops(skip), append } => {
+                (entry(headers, *skip), *append)
+            }
+            OriginalIp::ForwardedFor { trusted: TrustedProxies::Ranges(ranges), append } => {
+                let trusts = |ip: IpAddr| ranges.iter().any(|range| range.contains(&ip));
+                match trusts(peers.remote.ip()) {
+                    true => (first_foreign(headers, trusts), *append),
+                    false => (None, true),
+                }
+            }
+            OriginalIp::Header { name, rejected } => {
+                let value = headers.get(name).and_then(|value| value.to_str().ok());
+                match (value.and_then(|value| value.parse().ok()), rejected) {
+                    (None, Some(status)) => {
+                        return Err(StatusCode::from_u16(*status).unwrap_or(StatusCode::FORBIDDEN));
+                    }
+                    (found, _) => (found, false),
+                }
+            }
+        };
+        if append {
+            append_address(headers, peers.told());
+        }
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// Takes out what only the mesh's own may say. Found by what is there: looking for each of
@@ -103,15 +165,44 @@ fn disbelieve(headers: &mut HeaderMap, edge: bool) {
     }
 }
 
-/// The address that the first of the proxies that are believed saw.
-fn believed_client(headers: &HeaderMap, trusted_hops: u32) -> Option<IpAddr> {
-    let back = usize::try_from(trusted_hops.checked_sub(1)?).ok()?;
+/// The entry of `x-forwarded-for` that so many come after: whom the first of the proxies that
+/// are believed saw.
+fn entry(headers: &HeaderMap, skip: u32) -> Option<IpAddr> {
+    entries(headers)?.nth(usize::try_from(skip).ok()?)?.trim().parse().ok()
+}
+
+/// The last entry that is not trusted; the first one, where all are. None where one on the way
+/// is no address.
+fn first_foreign(headers: &HeaderMap, trusts: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+    let mut last = None;
+    for entry in entries(headers)? {
+        let ip = entry.trim().parse().ok()?;
+        last = Some(ip);
+        if !trusts(ip) {
+            break;
+        }
+    }
+    last
+}
+
+/// Those of `x-forwarded-for`, the last first.
+fn entries(headers: &HeaderMap) -> Option<impl Iterator<Item = &str>> {
     let mut lines: Vec<&str> = Vec::new();
     for line in headers.get_all(FORWARDED_FOR) {
         lines.push(line.to_str().ok()?);
     }
-    let mut addresses = lines.into_iter().rev().flat_map(|line| line.rsplit(','));
-    addresses.nth(back)?.trim().parse().ok()
+    Some(lines.into_iter().rev().flat_map(|line| line.rsplit(',')))
+}
+
+/// As Envoy: one line, whoever reads on.
+fn join_forwarded_for(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+    let (Some(first), Some(second)) = (lines.next(), lines.next()) else { return };
+    let all: Vec<&[u8]> = [first, second].into_iter().chain(lines).collect();
+    // Parts of valid values, joined by a visible character, are one.
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b","[..])) {
+        headers.insert(FORWARDED_FOR, joined);
+    }
 }
 
 fn append_address(headers: &mut HeaderMap, address: IpAddr) {

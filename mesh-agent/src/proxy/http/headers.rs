@@ -16,8 +16,13 @@ use http::{
 };
 use hyper::ext::ReasonPhrase;
 
-use super::{grpc, reply::Reply};
+use super::{
+    grpc,
+    reply::Reply,
+    switch::{self, Switch},
+};
 use crate::{
+    codec::http::content_length,
     model::{
         http_options::Underscores,
         route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
@@ -43,11 +48,12 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// The methods that Envoy takes by HTTP/1, CONNECT aside.
-const METHODS: [&str; 33] = [
+/// The methods that Envoy takes by HTTP/1.
+const METHODS: [&str; 34] = [
     "ACL",
     "BIND",
     "CHECKOUT",
+    "CONNECT",
     "COPY",
     "DELETE",
     "GET",
@@ -96,22 +102,13 @@ pub(super) fn sanitize(headers: &mut HeaderMap) {
     headers.remove(FORWARDED_CLIENT_CERT);
 }
 
-/// Refuses heads that could not be forwarded unambiguously, and methods that the agent
-/// does not proxy.
+/// Refuses heads that could not be forwarded unambiguously.
 pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
-    let unsupported = |details: &'static str| {
-        let flag = Some(ResponseFlag::DownstreamProtocolError);
-        let body = "not supported by this proxy";
-        Reply { close: true, ..Reply::new(StatusCode::NOT_IMPLEMENTED, body, flag, details) }
-    };
-    if head.method == Method::CONNECT {
-        return Err(unsupported("CONNECT is not supported"));
-    }
     if head.version < Version::HTTP_2 {
         check_http1(head)?;
-    }
-    // Of two that are the same HTTP/2 looks at one; both would go on.
-    if head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+    } else if head.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        // Of two that are the same HTTP/2 looks at one, and both would go on. By HTTP/1 the
+        // scanner takes none.
         return Err(Reply::bad_request("several content-length headers"));
     }
     let mut hosts = head.headers.get_all(HOST).iter();
@@ -133,8 +130,15 @@ pub(super) fn check(head: &Parts) -> Result<Checked, Reply> {
     if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
         return Err(Reply::bad_request("unsupported scheme"));
     }
-    let path = head.uri.path();
-    if !(path.starts_with('/') || path == "*" && head.method == Method::OPTIONS) {
+    let target = match head.uri.path() {
+        // RFC 9110 §9.3.6: host and port, and nothing else.
+        _ if head.method == Method::CONNECT => {
+            head.uri.path_and_query().is_none() && head.uri.authority().is_some()
+        }
+        "*" => head.method == Method::OPTIONS,
+        path => path.starts_with('/'),
+    };
+    if !target {
         return Err(Reply::bad_request("invalid request target"));
     }
     Ok(Checked { authority })
@@ -194,28 +198,6 @@ fn check_http1(head: &Parts) -> Result<(), Reply> {
     Ok(())
 }
 
-/// The protocol that a client wants to go on in. An offer of HTTP/2 may be ignored: the
-/// client goes on in HTTP/1.1.
-pub(super) fn upgrade(head: &Parts) -> Option<HeaderValue> {
-    let mut asked = head.headers.get_all(CONNECTION).iter();
-    let is_asked = asked.any(|value| {
-        value
-            .as_bytes()
-            .split(|b| *b == b',')
-            .any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-    });
-    let protocol = head.headers.get(UPGRADE).filter(|_| is_asked)?;
-    let mut offers = protocol.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-    let ignored = offers.all(|offer| offer.is_empty() || offer.eq_ignore_ascii_case(b"h2c"));
-    (!ignored).then(|| protocol.clone())
-}
-
-/// Asks for another protocol, or agrees to it.
-pub(super) fn switch(headers: &mut HeaderMap, protocol: HeaderValue) {
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, protocol);
-}
-
 /// Turns a request's head into the one that goes upstream, to `host`.
 pub(super) fn forwarded(
     head: &mut Parts,
@@ -243,6 +225,7 @@ pub(super) fn forwarded(
     if let Some(original) = original {
         original_host(&mut head.headers, &original, rewrites.action.append_x_forwarded_host)?;
     }
+    let connect = head.method == Method::CONNECT;
     let path = match rewrites.path(&head.uri)? {
         Some(path) => {
             let original = head.uri.path_and_query().map_or("/", |path| path.as_str());
@@ -259,14 +242,14 @@ pub(super) fn forwarded(
         HttpProtocol::Http1 => {
             head.version = Version::HTTP_11;
             // Always the authority that was judged, whatever form it came in.
-            let host = HeaderValue::from_str(host.as_str())
+            let value = HeaderValue::from_str(host.as_str())
                 .map_err(|_| Reply::bad_request("invalid authority"))?;
-            head.headers.insert(HOST, host);
+            head.headers.insert(HOST, value);
             if trailers {
                 head.headers.insert(TE, HeaderValue::from_static("trailers"));
                 head.headers.insert(CONNECTION, HeaderValue::from_static("te"));
             }
-            head.uri = Uri::from(path);
+            head.uri = if connect { Uri::from(host) } else { Uri::from(path) };
         }
         HttpProtocol::Http2 => {
             head.version = Version::HTTP_2;
@@ -274,13 +257,15 @@ pub(super) fn forwarded(
             if trailers {
                 head.headers.insert(TE, HeaderValue::from_static("trailers"));
             }
-            let scheme = scheme(head);
-            head.uri = Uri::builder()
-                .scheme(scheme)
-                .authority(host)
-                .path_and_query(path)
-                .build()
-                .map_err(|_| Reply::bad_request("invalid request target"))?;
+            head.uri = match connect {
+                true => Uri::from(host),
+                false => Uri::builder()
+                    .scheme(scheme(head))
+                    .authority(host)
+                    .path_and_query(path)
+                    .build()
+                    .map_err(|_| Reply::bad_request("invalid request target"))?,
+            };
         }
     }
     join_cookies(&mut head.headers);
@@ -389,6 +374,8 @@ impl Rewrites<'_> {
         let path = uri.path();
         let rewritten = match &self.action.path_rewrite {
             None => return Ok(None),
+            // CONNECT has none.
+            Some(_) if path.is_empty() => return Ok(None),
             Some(PathRewrite::Prefix(prefix)) => with_prefix(path, self.matched, prefix),
             Some(PathRewrite::Regex(rewrite)) => rewrite.replace_all(path),
             Some(PathRewrite::Template(rewrite)) => {
@@ -462,14 +449,20 @@ fn misconfigured(details: &'static str) -> Reply {
 pub(super) fn sanitize_response(
     status: StatusCode,
     headers: &mut HeaderMap,
-    switching: bool,
+    switching: Option<&Switch>,
 ) -> Result<(), &'static str> {
+    if let Some(Switch::Connect) = switching {
+        // Spec: RFC 9110 §9.3.6: what frames a body means nothing here.
+        strip_hop_by_hop(headers);
+        headers.remove(CONTENT_LENGTH);
+        return Ok(());
+    }
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        let protocol = headers.get(UPGRADE).cloned().filter(|_| switching);
+        let protocol = headers.get(UPGRADE).cloned().filter(|_| switching.is_some());
         let protocol = protocol.ok_or("upstream switched protocols without being asked")?;
         strip_hop_by_hop(headers);
         headers.remove(CONTENT_LENGTH);
-        switch(headers, protocol);
+        switch::offer(headers, protocol);
         return Ok(());
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -481,7 +474,7 @@ pub(super) fn sanitize_response(
     }
     // Not looked at by hyper where there is no body, and none of a list.
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next().map(length_of);
+    let length = lengths.next().map(|length| content_length(length.as_bytes()));
     if length == Some(None) || lengths.next().is_some() {
         return Err("upstream told no valid content-length");
     }
@@ -499,12 +492,6 @@ pub(super) fn sanitize_response(
         headers.remove(CONTENT_LENGTH);
     }
     Ok(())
-}
-
-fn length_of(value: &HeaderValue) -> Option<u64> {
-    let digits = value.to_str().ok()?;
-    let sound = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-    digits.parse().ok().filter(|_| sound)
 }
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {

@@ -35,7 +35,7 @@ use crate::{
         flags::{ResponseFlag, ResponseFlags},
         metrics::{OfRoute, RouteKey, RouteOrCluster},
     },
-    policy::{Place, Shadow, matcher::header_matches},
+    policy::{Flow, Place, Shadow, matcher::header_matches},
     route::WantedHost,
 };
 
@@ -66,7 +66,8 @@ pub struct RequestRecord {
     pub user_agent: Option<HeaderValue>,
     /// Of the trace that collectors are told of.
     pub trace_id: Option<u128>,
-    /// Whom proxies before this one have named as the client.
+    /// The client, where it is another one than the connection's source: whom proxies before
+    /// this one have named.
     pub client: Option<IpAddr>,
     /// The route's name; empty where it has none.
     pub route: Option<Arc<str>>,
@@ -234,6 +235,11 @@ impl RequestLog {
         self.virtual_cluster = own;
     }
 
+    /// Who the request is from.
+    pub(super) fn client(&self, flow: &Flow) -> IpAddr {
+        self.record.client.unwrap_or_else(|| flow.source().ip())
+    }
+
     /// The cluster it went to or, if it went nowhere, would have.
     pub(super) fn cluster(&self) -> Option<&ClusterName> {
         self.record.cluster.as_ref().or(self.chosen.as_ref())
@@ -326,7 +332,13 @@ impl RequestLog {
     /// The connection goes on with a tunnel, which has the log.
     pub(super) fn carry(self, tunnel: impl FnOnce(Self) -> Tunnel) {
         let connection = Arc::clone(&self.connection);
-        connection.carry(tunnel(self));
+        let http1 = self.guard.is_some();
+        let tunnel = tunnel(self);
+        if http1 {
+            connection.carry(tunnel);
+        } else {
+            tokio::spawn(tunnel.run_stream());
+        }
     }
 
     /// The response has been handed over to its end.

@@ -132,8 +132,9 @@ impl Reply {
         if body.is_empty() && version < Version::HTTP_2 && !is_grpc {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
         }
-        // As Envoy: what is left of the request is not waited for.
-        let unread = !log.exchange.is_request_complete();
+        // As Envoy: what is left of the request is not waited for. CONNECT has no end.
+        let connect = log.record.method == Some(Method::CONNECT);
+        let unread = connect || !log.exchange.is_request_complete();
         if (self.close || unread) && version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

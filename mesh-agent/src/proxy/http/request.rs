@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version,
-    header::{CONTENT_LENGTH, USER_AGENT},
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONNECTION, CONTENT_LENGTH, USER_AGENT},
     request::Parts,
 };
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{body::Incoming, ext, upgrade::OnUpgrade};
 
 use super::{
     HttpConnection, Judged, RequestBody,
@@ -29,8 +29,9 @@ use super::{
     redirect,
     reply::{Reply, VIA_UPSTREAM},
     spans::Trace,
+    switch::{self, Switch},
     timing::{Deadline, Exchange},
-    tunnel::Tunnel,
+    tunnel::{Tunnel, Upstream},
 };
 use crate::{
     codec::{guard::GuardShared, http::Refusal},
@@ -121,6 +122,7 @@ impl Answer {
         head: &Parts,
         version: Version,
     ) -> Response<ResponseBody> {
+        let by_stream = version == Version::HTTP_2;
         let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
         let status = response.status();
         let has_body = !head_request && !response.body().is_end_stream();
@@ -128,8 +130,18 @@ impl Answer {
         log.answered(head, status, response.headers());
         let held = (destination.into_load(), admitted);
         if let Some((downstream, upstream)) = switched {
+            let (mut parts, body) = response.into_parts();
+            let upstream = Upstream::of(upstream, body);
             log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
-            return response.map(|_| ResponseBody::switched());
+            if by_stream {
+                parts.status = StatusCode::OK;
+                switch::unswitch(&mut parts.headers);
+            }
+            return Response::from_parts(parts, ResponseBody::switched());
+        }
+        // As Envoy: a CONNECT has no end after which another request might come.
+        if log.record.method == Some(Method::CONNECT) && !by_stream {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let announces = status == StatusCode::NOT_MODIFIED && version < Version::HTTP_2;
         if announces && response.headers().contains_key(CONTENT_LENGTH) {
@@ -178,8 +190,12 @@ async fn answer(
     head: &mut Parts,
     mut body: RequestBody,
 ) -> Result<Answer, Reply> {
+    let extended = head.extensions.remove::<ext::Protocol>();
+    if let Some(protocol) = &extended {
+        switch::from_extended(head, protocol)?;
+    }
     log.record.method = Some(head.method.clone());
-    log.record.path = Some(path_and_query(head).to_owned());
+    log.record.path = head.uri.path_and_query().map(|path| path.as_str().to_owned());
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
     headers::sanitize(&mut head.headers);
@@ -202,8 +218,12 @@ async fn answer(
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
     let secure = flow.is_secure();
+    let peers = forwarding::Peers { remote, local, secure };
     log.record.client =
-        forwarding::of_request(&mut head.headers, &log.options, (remote, local), secure);
+        forwarding::of_request(&mut head.headers, &log.options, peers).map_err(|status| {
+            let details = "rejecting_because_detection_failed";
+            Reply::new(status, "", None, details)
+        })?;
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
 
     let mut lookups = Lookups::default();
@@ -280,13 +300,15 @@ async fn answer(
             log.chosen = cluster.filter(|cluster| snapshot.cluster(cluster).is_some()).cloned();
         }
 
-        let upgrade = headers::upgrade(head);
-        if let Some(protocol) = &upgrade {
+        let switch = Switch::asked(head);
+        // By a stream, what Envoy does not take for an offer would be one all the same.
+        if switch.is_some() || extended.is_some() {
             let of_route = match matched.as_ref().map(|matched| &matched.route.action) {
                 Ok(RouteAction::Forward(action)) => Some(&action.upgrades),
                 _ => None,
             };
-            let allowed = http.options.upgrades.allow(of_route, protocol.as_bytes());
+            let name = switch.as_ref().map_or(&b""[..], Switch::name);
+            let allowed = http.options.upgrades.allow(of_route, name);
             if !allowed || downstream.is_none() || !body.is_end_stream() {
                 // What comes next may be no request.
                 let reply = Reply::new(StatusCode::FORBIDDEN, "", None, "upgrade_failed");
@@ -299,7 +321,8 @@ async fn answer(
             tracing::debug!(%denied, "request denied");
             denied_reply(&denied)
         };
-        let mut chain = Chain::new(permit, http, &snapshot, filter_levels, head)
+        let from = (&*head, log.record.client);
+        let mut chain = Chain::new(permit, http, &snapshot, filter_levels, from)
             .map_err(|why| denied(why, log))?;
         let filtering = Filtering {
             connection,
@@ -382,7 +405,7 @@ async fn answer(
             }
         };
         log.goes_by(matched.virtual_host, matched.route, head);
-        let client = permit.flow().source().ip();
+        let client = log.client(permit.flow());
         let subset = match entry {
             Some(entry) => entry.metadata_match.as_deref(),
             None => action.metadata_match.as_deref(),
@@ -438,9 +461,11 @@ async fn answer(
                 rewrites,
                 authority,
                 deadline,
-                upgrade: upgrade
-                    .zip(downstream.take())
-                    .map(|(protocol, downstream)| Upgrade { protocol, downstream }),
+                upgrade: switch.zip(downstream.take()).map(|(switch, downstream)| Upgrade {
+                    switch,
+                    of_stream: head.version == Version::HTTP_2,
+                    downstream,
+                }),
                 mirroring,
             },
             log,

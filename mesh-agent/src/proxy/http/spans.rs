@@ -224,7 +224,7 @@ impl Trace {
         if own.request.is_some() {
             return;
         }
-        let client = own.judged.permit.flow().source().ip();
+        let client = own.judged.permit.flow().direct_source().ip();
         own.request = Some(Tags::of_request(head, log.record.protocol, client, path_max));
         if let Some(kept) = &mut own.kept {
             kept.request = Some(head.clone());

@@ -5,6 +5,7 @@ mod access_logs;
 mod allocations;
 mod breakers;
 mod compression;
+mod connect;
 mod drain;
 mod filters;
 mod harness;

@@ -55,6 +55,7 @@ fn deliver(snapshots: &SnapshotCell, name: &str) {
         lb_policy: LbPolicy::RoundRobin,
         connect_timeout: SOON,
         upstream_protocol: UpstreamProtocol::Http1,
+        connection_limits: Default::default(),
         circuit_breakers: Arc::default(),
         tls: None,
         monitoring: crate::model::cluster::Monitoring::default(),

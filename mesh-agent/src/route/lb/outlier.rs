@@ -343,6 +343,7 @@ impl Detector {
         looks.then(|| self.ejections.each_ref().map(|count| count.load(Ordering::Relaxed)))
     }
 
+    /// Leaves an endpoint out, if so many may be and the dice want it; whether it did.
     fn eject(
         &self,
         config: &OutlierDetection,
@@ -352,11 +353,28 @@ impl Detector {
         now: Instant,
         random: &mut impl FnMut(u32) -> u32,
     ) -> bool {
-        let ejected = eject(config, host, hosts, reason, now, random);
-        if ejected && let Some(count) = self.ejections.get(reason.place()) {
+        let ejected = hosts.iter().filter(|host| host.outlier.is_ejected()).count();
+        let percent = 100.0 * (ejected as f64 + 1.0) / hosts.len().max(1) as f64;
+        let room = percent <= f64::from(config.max_ejection_percent)
+            || config.always_eject_one && ejected == 0;
+        if !room || random(100) >= enforcing(reason, config) {
+            return false;
+        }
+        let most = u64::try_from(config.max_ejection_time_jitter.as_millis()).unwrap_or(u64::MAX);
+        let jitter = random_below(most.saturating_add(1), random).unwrap_or(0);
+        let mut ejections = host.outlier.ejections();
+        ejections.since = Some(now);
+        ejections.jitter = Duration::from_millis(jitter);
+        let (base, most) = (config.base_ejection_time, config.max_ejection_time);
+        if base.saturating_mul(ejections.backoff) < most.saturating_add(base) {
+            ejections.backoff = ejections.backoff.saturating_add(1);
+        }
+        drop(ejections);
+        host.outlier.ejected.store(true, Ordering::Relaxed);
+        if let Some(count) = self.ejections.get(reason.place()) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        ejected
+        true
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -409,36 +427,6 @@ fn outliers<'a>(
         found.extend(bad.map(|seen| (seen.host, Reason::FailurePercentage(origin))));
     }
     found
-}
-
-/// Leaves an endpoint out, if so many may be and the dice want it; whether it did.
-fn eject(
-    config: &OutlierDetection,
-    host: &HostState,
-    hosts: &[Arc<HostState>],
-    reason: Reason,
-    now: Instant,
-    random: &mut impl FnMut(u32) -> u32,
-) -> bool {
-    let ejected = hosts.iter().filter(|host| host.outlier.is_ejected()).count();
-    let percent = 100.0 * (ejected as f64 + 1.0) / hosts.len().max(1) as f64;
-    let room = percent <= f64::from(config.max_ejection_percent)
-        || config.always_eject_one && ejected == 0;
-    if !room || random(100) >= enforcing(reason, config) {
-        return false;
-    }
-    let most = u64::try_from(config.max_ejection_time_jitter.as_millis()).unwrap_or(u64::MAX);
-    let jitter = random_below(most.saturating_add(1), random).unwrap_or(0);
-    let mut ejections = host.outlier.ejections();
-    ejections.since = Some(now);
-    ejections.jitter = Duration::from_millis(jitter);
-    let (base, most) = (config.base_ejection_time, config.max_ejection_time);
-    if base.saturating_mul(ejections.backoff) < most.saturating_add(base) {
-        ejections.backoff = ejections.backoff.saturating_add(1);
-    }
-    drop(ejections);
-    host.outlier.ejected.store(true, Ordering::Relaxed);
-    true
 }
 
 #[cfg(test)]

@@ -252,10 +252,33 @@ fn filter_chains() {
 fn connection_managers() {
     let base = format!("rds: {{route_config_name: r}}, http_filters: [{ROUTER}]");
     assert_eq!(accepted(&http(&base)).listeners.len(), 1);
+    let detected = |more: &str| {
+        let kind = "type.googleapis.com/\
+            envoy.extensions.http.original_ip_detection.xff.v3.XffConfig";
+        format!(
+            "original_ip_detection_extensions: [{{name: xff, typed_config: {{'@type': {kind}{more}}}}}]"
+        )
+    };
     for (fields, expected) in [
         (
-            "upgrade_configs: [{upgrade_type: CONNECT}]",
-            ".upgrade_configs[0].upgrade_type: CONNECT is not supported",
+            format!("use_remote_address: true, {}", detected("")).as_str(),
+            ".use_remote_address: can't go with original_ip_detection_extensions",
+        ),
+        (
+            format!("xff_num_trusted_hops: 1, {}", detected("")).as_str(),
+            ".xff_num_trusted_hops: can't go with original_ip_detection_extensions",
+        ),
+        (
+            detected(
+                ", xff_num_trusted_hops: 1, \
+                 xff_trusted_cidrs: {cidrs: [{address_prefix: 10.0.0.0, prefix_len: 8}]}",
+            )
+            .as_str(),
+            ".original_ip_detection_extensions[0].typed_config: can't have both xff_num_trusted_hops and xff_trusted_cidrs",
+        ),
+        (
+            "upgrade_configs: [{upgrade_type: CONNECT-UDP}]",
+            ".upgrade_configs[0].upgrade_type: CONNECT-UDP is not supported",
         ),
         (
             "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: WebSocket}]",

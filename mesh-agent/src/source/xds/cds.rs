@@ -17,11 +17,17 @@ use envoy_types::pb::{
             },
             core::v3::HealthCheck as PbHealthCheck,
         },
-        extensions::upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
-                explicit_http_config::ProtocolConfig,
+        extensions::{
+            filters::{
+                http::upstream_codec::v3::UpstreamCodec,
+                network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
+            },
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+                    explicit_http_config::ProtocolConfig,
+                },
             },
         },
     },
@@ -38,8 +44,8 @@ use super::{
 };
 use crate::model::{
     cluster::{
-        CircuitBreakers, Cluster, ClusterName, Discovery, HealthCheck, LoadAssignment, Monitoring,
-        Tunnel, UpstreamProtocol,
+        CircuitBreakers, Cluster, ClusterName, ConnectionLimits, Discovery, HealthCheck,
+        LoadAssignment, Monitoring, Tunnel, UpstreamProtocol,
     },
     socket_match::TransportSocketMatch,
     tls::HostNames,
@@ -176,12 +182,12 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     let tls = match (transport_socket, &http) {
         (None, _) => Some(None),
         (Some(_), None) => None,
-        (Some(socket), Some((_, by_host))) => d.field("transport_socket", |d| {
+        (Some(socket), Some(Http { by_host, .. })) => d.field("transport_socket", |d| {
             upstream_tls::transport_socket(d, socket, by_host.clone())
         }),
     };
     let socket_matches = match &http {
-        Some((_, by_host)) => {
+        Some(Http { by_host, .. }) => {
             d.all("transport_socket_matches", transport_socket_matches, |d, value| {
                 socket_match(d, value, by_host)
             })
@@ -195,7 +201,8 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         balancing,
         table_space,
         connect_timeout: connect_timeout?,
-        upstream_protocol: http?.0,
+        upstream_protocol: http.as_ref()?.protocol,
+        connection_limits: http?.limits,
         circuit_breakers: Arc::new(breakers?),
         tls: tls?,
         monitoring: Monitoring {
@@ -315,14 +322,24 @@ fn discovery(
     }
 }
 
-/// What HTTP speaks, and what its hosts decide.
-fn protocol(
-    d: &mut Decoder,
-    options: HashMap<String, Any>,
-) -> Option<(UpstreamProtocol, HostNames)> {
+/// What HTTP speaks, what its hosts decide, and how long connections are used.
+struct Http {
+    protocol: UpstreamProtocol,
+    by_host: HostNames,
+    limits: ConnectionLimits,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        let (by_host, limits) = (HostNames::default(), ConnectionLimits::default());
+        Self { protocol: UpstreamProtocol::Http1, by_host, limits }
+    }
+}
+
+fn protocol(d: &mut Decoder, options: HashMap<String, Any>) -> Option<Http> {
     let mut options: Vec<_> = options.into_iter().collect();
     options.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let mut protocol = Some((UpstreamProtocol::Http1, HostNames::default()));
+    let mut protocol = Some(Http::default());
     for (key, any) in options {
         let decoded = d.item("typed_extension_protocol_options", &key, |d| {
             if key != HTTP_OPTIONS || !common::is::<HttpProtocolOptions>(&any) {
@@ -336,10 +353,7 @@ fn protocol(
     protocol
 }
 
-fn http_protocol(
-    d: &mut Decoder,
-    value: HttpProtocolOptions,
-) -> Option<(UpstreamProtocol, HostNames)> {
+fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Http> {
     let HttpProtocolOptions {
         common_http_protocol_options,
         upstream_http_protocol_options,
@@ -353,8 +367,7 @@ fn http_protocol(
     } = value;
     unsupported!(
         d;
-        common_http_protocol_options, http_filters, header_validation_config,
-        outlier_detection, request_mirror_policies, hash_policy, retry_policy,
+        header_validation_config, outlier_detection, request_mirror_policies, hash_policy, retry_policy,
     );
     let by_host = match upstream_http_protocol_options {
         None => Some(HostNames::default()),
@@ -371,7 +384,7 @@ fn http_protocol(
                 Some(UpstreamProtocol::Http1)
             }
             Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
-                d.field("http2_protocol_options", |d| http_options::http2(d, options));
+                d.field("http2_protocol_options", |d| _ = http_options::http2(d, options));
                 Some(UpstreamProtocol::Http2)
             }
             Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
@@ -391,7 +404,7 @@ fn http_protocol(
                     d.field("http_protocol_options", |d| http_options::http1(d, options));
                 }
                 if let Some(options) = http2_protocol_options {
-                    d.field("http2_protocol_options", |d| http_options::http2(d, options));
+                    d.field("http2_protocol_options", |d| _ = http_options::http2(d, options));
                 }
             });
             Some(UpstreamProtocol::SameAsDownstream)
@@ -399,5 +412,29 @@ fn http_protocol(
         Some(UpstreamProtocolOptions::AutoConfig(_)) => d.not_supported("auto_config"),
         None => d.refused("has no upstream protocol: say explicit_http_config"),
     };
-    Some((protocol?, by_host?))
+    let limits = d.field("common_http_protocol_options", |d| {
+        http_options::of_upstream(d, common_http_protocol_options.unwrap_or_default())
+    });
+    let last = http_filters.len();
+    for (i, filter) in http_filters.into_iter().enumerate() {
+        d.item("http_filters", i, |d| upstream_filter(d, filter, i + 1 == last));
+    }
+    Some(Http { protocol: protocol?, by_host: by_host?, limits: limits? })
+}
+
+/// Only the codec, which is there anyway.
+fn upstream_filter(d: &mut Decoder, value: HttpFilter, last: bool) {
+    let HttpFilter { name, is_optional: _, disabled, config_type } = value;
+    d.unsupported("disabled", &disabled);
+    match config_type {
+        Some(ConfigType::TypedConfig(any)) if common::is::<UpstreamCodec>(&any) => {
+            if !last {
+                d.refuse("has to be the last one");
+            }
+        }
+        Some(ConfigType::TypedConfig(any)) => {
+            common::refuse_extension(d, &name, &common::type_name(&any));
+        }
+        Some(ConfigType::ConfigDiscovery(_)) | None => common::refuse_extension(d, &name, ""),
+    }
 }

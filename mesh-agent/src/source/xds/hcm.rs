@@ -3,6 +3,7 @@
 //! Spec: `envoy/extensions/filters/network/http_connection_manager/v3/*.proto`.
 
 mod options;
+mod original_ip;
 
 use std::{sync::Arc, time::Duration};
 
@@ -101,7 +102,7 @@ pub(super) fn connection_manager(
         add_user_agent, http1_safe_max_connection_duration, http3_protocol_options,
         scheme_header_transformation, stream_flush_timeout, drain_timeout,
         drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
-        flush_access_log_on_new_request, access_log_options, original_ip_detection_extensions,
+        flush_access_log_on_new_request, access_log_options,
         early_header_mutation_extensions, internal_address_config, forward_client_cert_details,
         set_current_client_cert_details, forward_client_cert_matcher, proxy_100_continue,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
@@ -109,6 +110,22 @@ pub(super) fn connection_manager(
         proxy_status_config, typed_header_validation_config, append_x_forwarded_port,
         append_local_overload, add_proxy_protocol_connection_state, forward_proto_config,
     );
+    let use_remote_address = use_remote_address.is_some_and(|value| value.value);
+    let original_ip = d.all(
+        "original_ip_detection_extensions",
+        original_ip_detection_extensions,
+        original_ip::extension,
+    );
+    if original_ip.as_ref().is_some_and(|all| !all.is_empty()) {
+        for (field, set) in [
+            ("use_remote_address", use_remote_address),
+            ("xff_num_trusted_hops", xff_num_trusted_hops > 0),
+        ] {
+            if set {
+                d.refuse_field(field, "can't go with original_ip_detection_extensions");
+            }
+        }
+    }
     let on = |value: Option<BoolValue>, default| value.map_or(default, |value| value.value);
     let options = options::Fields {
         normalize_path: on(normalize_path, false),
@@ -117,7 +134,7 @@ pub(super) fn connection_manager(
         strip_matching_host_port,
         strip_port_mode,
         strip_trailing_host_dot,
-        use_remote_address: on(use_remote_address, false),
+        use_remote_address,
         xff_num_trusted_hops,
         skip_xff_append,
         generate_request_id: on(generate_request_id, true),
@@ -149,9 +166,9 @@ pub(super) fn connection_manager(
     if let Some(options) = http_protocol_options {
         d.field("http_protocol_options", |d| http_options::http1(d, options));
     }
-    if let Some(options) = http2_protocol_options {
-        d.field("http2_protocol_options", |d| http_options::http2(d, options));
-    }
+    let http2 = http2_protocol_options
+        .map(|options| d.field("http2_protocol_options", |d| http_options::http2(d, options)))
+        .unwrap_or_default();
 
     let codec = match PbCodecType::try_from(codec_type) {
         Ok(PbCodecType::Auto) => Some(CodecType::Auto),
@@ -192,9 +209,11 @@ pub(super) fn connection_manager(
         tracing: tracing?,
         options: Arc::new(HttpOptions {
             upgrades: upgrades?,
+            extended_connect: http2.allow_connect,
             buffer_max_bytes,
             underscores: common_options.underscores,
             request_ids: request_ids?,
+            original_ip: original_ip?,
             ..options?
         }),
         request_timeout: request_timeout?,

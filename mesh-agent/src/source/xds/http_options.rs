@@ -1,5 +1,5 @@
-//! Options of HTTP. None of those that tune the codecs is honoured yet: each is refused by its
-//! own name.
+//! Options of HTTP. Of those that tune the codecs only `allow_connect` is honoured: each other
+//! one is refused by its own name.
 //!
 //! Spec: `envoy/config/core/v3/protocol.proto`.
 
@@ -14,7 +14,7 @@ use super::{
     common,
     reject::{Decoder, unsupported},
 };
-use crate::model::http_options::Underscores;
+use crate::model::{cluster::ConnectionLimits, http_options::Underscores};
 
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 const HEADERS_COUNT_DEFAULT: u32 = 100;
@@ -45,8 +45,16 @@ pub(super) fn http1(d: &mut Decoder, value: Http1ProtocolOptions) {
     );
 }
 
+/// What is honoured of [`Http2ProtocolOptions`].
+#[derive(Debug, Default)]
+pub(super) struct Http2 {
+    /// Towards servers it means nothing, as with Envoy: they say themselves whether they take
+    /// such requests.
+    pub(super) allow_connect: bool,
+}
+
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) {
+pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) -> Http2 {
     let Http2ProtocolOptions {
         hpack_table_size,
         max_concurrent_streams,
@@ -74,7 +82,7 @@ pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) {
     unsupported!(
         d;
         hpack_table_size, max_concurrent_streams, initial_stream_window_size,
-        initial_connection_window_size, allow_connect, allow_metadata, max_outbound_frames,
+        initial_connection_window_size, allow_metadata, max_outbound_frames,
         max_outbound_control_frames, max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent,
@@ -83,6 +91,38 @@ pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) {
         enable_huffman_encoding, max_header_field_size_kb, disallow_obs_text,
         stream_reset_burst, stream_reset_rate,
     );
+    Http2 { allow_connect }
+}
+
+/// A cluster's `common_http_protocol_options`.
+pub(super) fn of_upstream(d: &mut Decoder, value: HttpProtocolOptions) -> Option<ConnectionLimits> {
+    let HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = value;
+    unsupported!(
+        d;
+        max_connection_duration_jitter, max_headers_count, max_response_headers_kb,
+        max_stream_duration, headers_with_underscores_action,
+    );
+    let idle_timeout = match idle_timeout {
+        None => Some(None),
+        Some(value) => common::duration(d, "idle_timeout", value)
+            .map(|timeout| Some(if timeout.is_zero() { Duration::MAX } else { timeout })),
+    };
+    let max_duration = common::timeout(d, "max_connection_duration", max_connection_duration, None);
+    let max_requests = max_requests_per_connection.map(|max| max.value).filter(|max| *max > 0);
+    Some(ConnectionLimits {
+        idle_timeout: idle_timeout?,
+        max_duration: max_duration?,
+        max_requests,
+    })
 }
 
 /// A connection manager's `common_http_protocol_options`.

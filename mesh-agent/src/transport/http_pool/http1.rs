@@ -11,12 +11,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::{BoxedIo, Home, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody};
+use super::{BoxedIo, Home, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use};
 
 /// The smallest that hyper takes.
 const BUFFER_MIN_BYTES: usize = 8192;
@@ -33,6 +33,7 @@ pub(super) struct Http1<B: UpstreamBody> {
     /// task of its own.
     connection: Option<Pin<Box<Connection>>>,
     pub(super) local: Option<SocketAddr>,
+    pub(super) used: Use,
 }
 
 impl<B: UpstreamBody> Http1<B> {
@@ -46,7 +47,8 @@ impl<B: UpstreamBody> Http1<B> {
             .max_buf_size(head_max_bytes.clamp(BUFFER_MIN_BYTES, BUFFER_MAX_BYTES))
             .handshake(TokioIo::new(io))
             .await?;
-        Ok(Self { sender, connection: Some(Box::pin(connection.with_upgrades())), local })
+        let connection = Some(Box::pin(connection.with_upgrades()) as Pin<Box<Connection>>);
+        Ok(Self { sender, connection, local, used: Use::new() })
     }
 
     /// Moves bytes; the connection is let go of when it has ended.
@@ -79,6 +81,8 @@ impl<B: UpstreamBody> Http1<B> {
         request: Request<B>,
         home: Home<B>,
     ) -> Result<Response<LeasedBody<B>>, SendFailure<B>> {
+        let connect = request.method() == Method::CONNECT;
+        self.used.count();
         let sent = (!request.body().is_end_stream()).then(Arc::<AtomicBool>::default);
         let request = request.map(|inner| Upload { inner, dropped: SetOnDrop(sent.clone()) });
         let response = {
@@ -99,7 +103,8 @@ impl<B: UpstreamBody> Http1<B> {
             error: failed.into_error(),
         })?;
         let uploading = sent.is_some_and(|sent| !sent.load(Ordering::Acquire));
-        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let status = response.status();
+        let switching = status == StatusCode::SWITCHING_PROTOCOLS || connect && status.is_success();
         if (uploading || switching)
             && let Some(connection) = self.connection.take()
         {

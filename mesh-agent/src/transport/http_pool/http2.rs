@@ -16,7 +16,8 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::Instant;
 
-use super::{BoxedIo, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody};
+use super::{BoxedIo, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use};
+use crate::model::cluster::ConnectionLimits;
 
 /// A slow reader holds at most this much of its response in the agent.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -34,6 +35,7 @@ pub(super) struct Http2<B> {
     /// When the last stream ended.
     idle_since: Mutex<Instant>,
     local: Option<SocketAddr>,
+    used: Use,
 }
 
 /// A claim on one of the connection's streams.
@@ -58,6 +60,10 @@ impl<B> Http2<B> {
         self.sender.is_closed()
     }
 
+    pub(super) fn allows(&self, limits: ConnectionLimits) -> bool {
+        self.used.allows(limits)
+    }
+
     /// Requests that are on their way.
     pub(super) fn load(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
@@ -75,6 +81,7 @@ impl<B> Http2<B> {
 
     pub(super) fn stream(self: &Arc<Self>) -> Stream<B> {
         self.streams.fetch_add(1, Ordering::Relaxed);
+        self.used.count();
         Stream { sender: self.sender.clone(), claim: Claim(Arc::clone(self)) }
     }
 }
@@ -106,7 +113,8 @@ impl<B: UpstreamBody> Http2<B> {
         }));
         let idle_since = Mutex::new(Instant::now());
         let streams = AtomicUsize::new(0);
-        let connection = Arc::new(Self { sender, streams, streams_max, idle_since, local });
+        let used = Use::new();
+        let connection = Arc::new(Self { sender, streams, streams_max, idle_since, local, used });
         let stream = connection.stream();
         Ok((connection, stream))
     }

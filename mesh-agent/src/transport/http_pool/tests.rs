@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use super::{BoxedIo, HttpKey, HttpPool, HttpPoolOptions, HttpProtocol, Lease, LeaseError};
-use crate::model::workload::WorkloadUid;
+use crate::model::{cluster::ConnectionLimits, workload::WorkloadUid};
 
 type Body = Empty<Bytes>;
 
@@ -27,6 +27,7 @@ fn key(client: &str, protocol: HttpProtocol) -> HttpKey {
         source_identity: None,
         client: Some(client.parse().unwrap()),
         tls: None,
+        limits: ConnectionLimits::default(),
         protocol,
     }
 }
@@ -181,5 +182,52 @@ async fn a_connector_that_fails_or_is_dropped_leaves_nothing() {
         let given_up = pool.pool.lease(&key, false, pending);
         assert!(tokio::time::timeout(Duration::from_secs(1), given_up).await.is_err());
         pool.ask(&key).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clusters_limits_end_the_use_of_connections() {
+    let limits = ConnectionLimits::default();
+    let seconds = |s| Some(Duration::from_secs(s));
+    for protocol in PROTOCOLS {
+        for (limits, pause, asks, expected) in [
+            (limits, 1, 4, 1),
+            (ConnectionLimits { max_requests: Some(2), ..limits }, 1, 5, 3),
+            (ConnectionLimits { max_requests: Some(1), ..limits }, 1, 3, 3),
+            (ConnectionLimits { idle_timeout: seconds(5), ..limits }, 4, 3, 1),
+            (ConnectionLimits { idle_timeout: seconds(5), ..limits }, 6, 3, 3),
+            (ConnectionLimits { max_duration: seconds(10), ..limits }, 4, 3, 1),
+            (ConnectionLimits { max_duration: seconds(10), ..limits }, 4, 6, 2),
+        ] {
+            let pool = Pool::new();
+            let key = HttpKey { limits, ..key("10.1.0.1", protocol) };
+            for _ in 0..asks {
+                pool.ask(&key).await;
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+            }
+            assert_eq!(pool.connections(), expected, "{protocol:?} {limits:?} {pause} s");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clusters_idle_timeout_is_in_place_of_the_pools() {
+    for (idle_timeout, after, kept) in [
+        (Duration::from_secs(90), 80, 1),
+        (Duration::from_secs(9), 10, 0),
+        (Duration::MAX, 9999, 1),
+    ] {
+        for protocol in PROTOCOLS {
+            let pool = Pool::new();
+            let limits = ConnectionLimits {
+                idle_timeout: Some(idle_timeout),
+                ..ConnectionLimits::default()
+            };
+            pool.ask(&HttpKey { limits, ..key("10.1.0.1", protocol) }).await;
+            // Past the pings of HTTP/2 as well.
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            pool.pool.sweep();
+            assert_eq!(pool.pool.len(), kept, "{protocol:?} {idle_timeout:?}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 use std::{
     net::SocketAddr,
+    os::fd::BorrowedFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -35,7 +36,7 @@ impl SplicedLeg for Spliced {
         self.0.granted.store(bytes, Ordering::Relaxed);
     }
 
-    fn backlog(&self) -> io::Result<u64> {
+    fn backlog(&self, _: BorrowedFd<'_>) -> io::Result<u64> {
         self.0.looks.fetch_add(1, Ordering::Relaxed);
         Ok(self.0.backlog.load(Ordering::Relaxed))
     }
@@ -93,18 +94,18 @@ async fn nothing_is_sent_to_who_does_not_read() {
 #[tokio::test]
 async fn what_the_kernel_has_no_memory_for_is_sent_later() {
     let (mut leg, _application, _kernel) = leg().await;
-    let account = leg.account.as_mut().unwrap();
+    let (account, stream) = (leg.account.as_mut().unwrap(), &leg.stream);
     for refused in [libc::ENOMEM, libc::EAGAIN] {
         let tries = AtomicU64::new(0);
-        let send = || match tries.fetch_add(1, Ordering::Relaxed) {
+        let send = |_: SockRef<'_>| match tries.fetch_add(1, Ordering::Relaxed) {
             0..3 => Err(io::Error::from_raw_os_error(refused)),
             _ => Ok(7),
         };
-        let sent = std::future::poll_fn(|cx| account.poll_send(cx, send)).await;
+        let sent = std::future::poll_fn(|cx| account.poll_send(cx, stream, send)).await;
         assert_eq!((sent.unwrap(), tries.into_inner()), (7, 4));
     }
-    let gone = || Err(io::Error::from_raw_os_error(libc::EPIPE));
-    let failed = std::future::poll_fn(|cx| account.poll_send(cx, gone)).await;
+    let gone = |_: SockRef<'_>| Err(io::Error::from_raw_os_error(libc::EPIPE));
+    let failed = std::future::poll_fn(|cx| account.poll_send(cx, stream, gone)).await;
     assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
 

@@ -128,7 +128,7 @@ fn put(parts: &mut Parts, kind: &str, fields: &[Field], client: &str) {
             "x-request-id" if value.len() == 36 => format!("an id {}", &value[14..15]),
             name if super::spans::PROPAGATION.contains(&name) => super::spans::unnamed(value),
             // Envoy names itself by the first address of its pod, which is a service's.
-            "x-forwarded-for" | "x-envoy-external-address" => {
+            "x-forwarded-for" | "x-envoy-external-address" | "x-told" | "x-asked" => {
                 value.replace(client, "CLIENT").replace(ADDRESSES[0], "CLIENT")
             }
             _ => value.replace(client, "CLIENT"),

@@ -18,6 +18,7 @@ mod scale;
 mod workload;
 
 use std::{
+    collections::HashSet,
     fs,
     path::PathBuf,
     process::ExitCode,
@@ -30,7 +31,7 @@ use self::{
     bed::Bed,
     lane::{Contender, Lane, Place, Settings, lane_name},
     machine::Machine,
-    sample::{Journal, Sample},
+    sample::{Failure, Journal, Sample},
     workload::Workload,
 };
 
@@ -66,6 +67,9 @@ pub(crate) struct Options {
     /// Where samples and report go; a run that is there already is gone on with.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
+    /// Throw away the samples that are there.
+    #[arg(long, conflicts_with = "report_only")]
+    fresh: bool,
     /// Only make the report anew from the samples that are there.
     #[arg(long)]
     report_only: bool,
@@ -96,6 +100,7 @@ impl Options {
             loads: list(&["http1-1", "connections", "stream-up-1", "stream-down-1"]),
             plugins: None,
             out: PathBuf::from("target/bench-kernel"),
+            fresh: true,
             report_only: false,
             no_scale: true,
         }
@@ -129,8 +134,6 @@ impl Options {
 
 /// Measures anew, and prints the report as well.
 pub(crate) fn show(options: &Options) -> ExitCode {
-    // Nothing is there the first time.
-    let _ = fs::remove_dir_all(&options.out);
     let done = run(options);
     println!("{}", fs::read_to_string(options.out.join("report.md")).expect("read the report"));
     done
@@ -138,75 +141,137 @@ pub(crate) fn show(options: &Options) -> ExitCode {
 
 /// Measures what is missing, and writes the report.
 pub(crate) fn run(options: &Options) -> ExitCode {
-    fs::create_dir_all(&options.out).expect("make the directory of the report");
-    let mut journal = Journal::open(&options.out.join("samples.jsonl"));
-    let machine = Machine::of_this();
-    if !options.report_only {
-        measure(options, &mut journal);
-        if !options.no_scale && !options.as_shipped {
-            scale::measure(options, &mut journal);
+    let out = &options.out;
+    if options.fresh {
+        // Nothing is there the first time; what others keep in that directory stays.
+        for file in running::FILES.into_iter().chain(report::FILES) {
+            let _ = fs::remove_file(out.join(file));
         }
     }
-    let written = report::write(&options.out, &machine, &journal);
-    for file in written {
+    fs::create_dir_all(out).expect("make the directory of the report");
+    let mut journal = Journal::open(&out.join(running::SAMPLES));
+    if options.report_only {
+        if journal.is_empty() {
+            eprintln!("{} has no samples", out.display());
+            return ExitCode::FAILURE;
+        }
+        let machine = running::kept_machine(out).unwrap_or_else(Machine::of_this);
+        return write_report(options, &machine, &journal);
+    }
+    let machine = Machine::of_this();
+    let of_another =
+        running::kept_machine(out).is_none_or(|kept| kept.agent_build != machine.agent_build);
+    if !journal.is_empty() && of_another {
+        eprintln!(
+            "{} has samples of another build of the agent: --fresh throws them away, --out \
+             DIRECTORY puts these elsewhere, --report-only makes their report",
+            out.display()
+        );
+        return ExitCode::FAILURE;
+    }
+    running::keep_machine(out, &machine);
+    measure(options, &mut journal);
+    if !options.no_scale && !options.as_shipped {
+        scale::measure(options, &mut journal);
+    }
+    write_report(options, &machine, &journal)
+}
+
+/// Fails where a contender did.
+fn write_report(options: &Options, machine: &Machine, journal: &Journal) -> ExitCode {
+    for file in report::write(&options.out, machine, journal) {
         println!("{}", file.display());
     }
-    ExitCode::SUCCESS
+    let failures = journal.unmended();
+    for failure in &failures {
+        eprintln!("{}", failure.told());
+    }
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn measure(options: &Options, journal: &mut Journal) {
-    let (loads, rounds) = (options.loads(), options.rounds());
+    let (loads, rounds, settings) = (options.loads(), options.rounds(), options.settings());
     let bed = Bed::start(options);
-    running::keep(&options.out, options.settings(), &bed.programs());
-    let todo: Vec<(u32, &Workload, &Lane)> = (0..rounds)
+    running::keep(&options.out, settings, &bed.programs());
+    for (lane, why) in bed.failed() {
+        let (failed, why) = (lane.clone(), why.clone());
+        journal.add_failure(Failure { settings, failed, load: None, why });
+    }
+    let all: Vec<(u32, &Workload, &Lane)> = (0..rounds)
         .flat_map(|round| loads.iter().map(move |load| (round, load)))
         .flat_map(|(round, load)| bed.lanes().iter().map(move |lane| (round, load, lane)))
         .filter(|(_, load, lane)| lane.takes(load))
-        .filter(|(round, load, lane)| {
-            !journal.has(options.settings(), &lane.name, load.name, *round)
-        })
         .collect();
+    let mut todo = all.clone();
+    todo.retain(|(round, load, lane)| !journal.has(settings, &lane.name, load.name, *round));
     println!(
-        "{} samples of {} s: {} lanes, {} loads, {rounds} rounds",
-        todo.len(),
+        "{} samples of {} s: {} lanes, {} loads, {rounds} rounds; {} are there{}",
+        all.len(),
         options.seconds(),
         bed.lanes().len(),
         loads.len(),
+        all.len() - todo.len(),
+        if todo.is_empty() { " (--fresh measures anew)" } else { "" }
     );
-    warm_up(&bed, &loads);
+    let broken = if todo.is_empty() { HashSet::new() } else { warm_up(&bed, &loads, journal) };
+    todo.retain(|(_, load, lane)| !broken.contains(&(lane.name.as_str(), load.name)));
     let start = Instant::now();
     for (done, (round, load, lane)) in todo.iter().enumerate() {
-        let sample = take(&bed, lane, load, *round, options.seconds());
-        let left = start.elapsed().mul_f64((todo.len() - done) as f64 / (done + 1) as f64);
-        println!("  {:>4}/{} {}   {} left", done + 1, todo.len(), sample.line(), short(left));
-        journal.add(&sample);
+        let left = start.elapsed().mul_f64((todo.len() - done) as f64 / done.max(1) as f64);
+        match take(&bed, lane, load, *round, options.seconds()) {
+            Ok(sample) => {
+                let (number, line) = (done + 1, sample.line());
+                println!("  {number:>4}/{} {line}   {} left", todo.len(), short(left));
+                journal.add(&sample);
+            }
+            Err(why) => journal.add_failure(failure(&bed, lane, load, why)),
+        }
     }
     bed.stop();
 }
 
-/// Tunnels, pools, caches; and every lane is seen to work before hours are spent.
-fn warm_up(bed: &Bed, loads: &[Workload]) {
-    for load in loads {
-        for lane in bed.lanes().iter().filter(|lane| lane.takes(load)) {
-            let sample = bed.sample(lane, load, 0, 0.2);
-            assert!(
-                sample.errors == 0 && (sample.requests > 0 || sample.bytes > 0),
-                "{} does not get {} through: {:?}",
-                lane.name,
-                load.name,
-                sample.error
-            );
-        }
-    }
+fn failure(bed: &Bed, lane: &Lane, load: &Workload, why: String) -> Failure {
+    let (failed, load) = (lane.name.clone(), Some(load.name.to_owned()));
+    Failure { settings: bed.settings(), failed, load, why }
 }
 
-fn take(bed: &Bed, lane: &Lane, load: &Workload, round: u32, seconds: f64) -> Sample {
+/// Tunnels, pools, caches; and every lane is seen to work before hours are spent. Returns
+/// those that do not, with the load.
+fn warm_up<'a>(
+    bed: &'a Bed,
+    loads: &[Workload],
+    journal: &mut Journal,
+) -> HashSet<(&'a str, &'static str)> {
+    let mut broken = HashSet::new();
+    for load in loads {
+        for lane in bed.lanes().iter().filter(|lane| lane.takes(load)) {
+            let works = bed.sample(lane, load, 0, 0.2).and_then(|sample| {
+                let moved = sample.requests > 0 || sample.bytes > 0;
+                let why = || sample.error.unwrap_or_else(|| "nothing got through".to_owned());
+                if sample.errors == 0 && moved { Ok(()) } else { Err(why()) }
+            });
+            if let Err(why) = works {
+                journal.add_failure(failure(bed, lane, load, why));
+                broken.insert((lane.name.as_str(), load.name));
+            }
+        }
+    }
+    broken
+}
+
+fn take(
+    bed: &Bed,
+    lane: &Lane,
+    load: &Workload,
+    round: u32,
+    seconds: f64,
+) -> Result<Sample, String> {
     for attempt in 1.. {
-        let mut sample = bed.sample(lane, load, round, seconds);
+        let mut sample = bed.sample(lane, load, round, seconds)?;
         sample.attempt = attempt;
         if sample.foreign <= FOREIGN_MAX || attempt == ATTEMPTS {
             sample.disturbed = sample.foreign > FOREIGN_MAX;
-            return sample;
+            return Ok(sample);
         }
     }
     unreachable!("the last attempt is taken")

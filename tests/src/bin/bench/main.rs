@@ -6,9 +6,15 @@
 mod compare;
 mod xds;
 
-use std::process::ExitCode;
+use std::{
+    panic,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Compares no mesh, Envoy sidecars and the node agent, and writes a report.
 #[derive(Debug, Parser)]
@@ -36,6 +42,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let Arguments { command, compare } = Arguments::parse();
+    thread::spawn(clean_up_when_interrupted);
     match command {
         None => compare::run(&compare),
         Some(Command::Kernel { rounds, seconds }) => {
@@ -46,4 +53,33 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Does not return once the run is being ended: what fails then tells nothing.
+fn wait_for_the_end_if_interrupted() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        thread::park();
+    }
+}
+
+/// Ctrl-C and SIGTERM leave no namespace, program or file behind but the samples. What is
+/// killed cannot tidy up: the next run does it.
+fn clean_up_when_interrupted() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("make a runtime").block_on(async {
+        let mut asked = signal(SignalKind::terminate()).expect("hear SIGTERM");
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => (),
+            _ = asked.recv() => (),
+        }
+    });
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    panic::set_hook(Box::new(|_| wait_for_the_end_if_interrupted()));
+    eprintln!("interrupted: the samples taken so far are kept");
+    for problem in tests::run::remove_own() {
+        eprintln!("not removed: {problem}");
+    }
+    std::process::exit(130);
 }

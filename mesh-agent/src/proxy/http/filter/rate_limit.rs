@@ -68,7 +68,7 @@ impl Filtering<'_> {
         if other || !self.includes(&filter.enabled) {
             return Ok(());
         }
-        let descriptors = self.descriptors(place, filter, head);
+        let descriptors = self.descriptors(place, filter, (log, head));
         if descriptors.is_empty() {
             return Ok(());
         }
@@ -145,7 +145,7 @@ impl Filtering<'_> {
         &self,
         place: Place<'_>,
         filter: &GlobalRateLimit,
-        head: &Parts,
+        (log, head): (&RequestLog, &Parts),
     ) -> Vec<Descriptor> {
         // As Envoy: who answers here, or leads nowhere, is not counted.
         let Some(RouteAction::Forward(action)) = self.route.map(|route| &route.action) else {
@@ -155,7 +155,7 @@ impl Filtering<'_> {
         else {
             return Vec::new();
         };
-        let client = self.judged.permit.flow().source().ip();
+        let client = log.client(self.judged.permit.flow());
         let counted = Counted { head, client, cluster: Some(cluster) };
         let said = self.levels.global_rate_limit(place.name);
         let own = said.map(|said| said.rate_limits.as_slice()).filter(|own| !own.is_empty());

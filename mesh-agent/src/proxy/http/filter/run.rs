@@ -256,7 +256,7 @@ impl Filtering<'_> {
             return Ok(());
         }
         let flow = self.judged.permit.flow();
-        let counted = Counted { head, client: flow.source().ip(), cluster: self.cluster };
+        let counted = Counted { head, client: log.client(flow), cluster: self.cluster };
         let of_route = match self.route.map(|route| &route.action) {
             Some(RouteAction::Forward(action)) => Some(&action.rate_limits),
             _ => None,

@@ -7,9 +7,77 @@ fn request(pairs: &[(&'static str, &'static str)], options: &HttpOptions) -> Hea
     for (name, value) in pairs {
         headers.append(*name, HeaderValue::from_static(value));
     }
-    let (remote, local) = ("192.0.2.7:999".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
-    of_request(&mut headers, options, (remote, local), false);
+    of_request(&mut headers, options, peers()).unwrap();
     headers
+}
+
+fn peers() -> Peers {
+    let (remote, local) = ("192.0.2.7:999".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
+    Peers { remote, local, secure: false }
+}
+
+fn by_proxies(pairs: &[(&'static str, &'static str)], all: Vec<OriginalIp>) -> (String, String) {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(*name, HeaderValue::from_static(value));
+    }
+    let options = HttpOptions { original_ip: all, ..HttpOptions::default() };
+    let client = match of_request(&mut headers, &options, peers()) {
+        Ok(client) => client.map_or_else(|| "peer".to_owned(), |client| client.to_string()),
+        Err(status) => status.as_u16().to_string(),
+    };
+    let forwarded = headers.get(FORWARDED_FOR).map_or("", |value| value.to_str().unwrap());
+    (client, forwarded.to_owned())
+}
+
+#[test]
+fn proxies_are_believed_by_their_number() {
+    let xff =
+        |hops, append| OriginalIp::ForwardedFor { trusted: TrustedProxies::Hops(hops), append };
+    let sent = [("x-forwarded-for", "1.1.1.1, 2.2.2.2")];
+    for (sent, hops, append, expected) in [
+        (&sent[..], 0, false, ("2.2.2.2", "1.1.1.1, 2.2.2.2")),
+        (&sent[..], 1, true, ("1.1.1.1", "1.1.1.1, 2.2.2.2,192.0.2.7")),
+        (&sent[..], 2, true, ("peer", "1.1.1.1, 2.2.2.2,192.0.2.7")),
+        (&[], 0, true, ("peer", "192.0.2.7")),
+    ] {
+        let (client, forwarded) = by_proxies(sent, vec![xff(hops, append)]);
+        assert_eq!((&*client, &*forwarded), expected, "{sent:?} {hops}");
+    }
+}
+
+#[test]
+fn proxies_are_believed_by_their_addresses() {
+    let xff = |ranges: &[&str]| OriginalIp::ForwardedFor {
+        trusted: TrustedProxies::Ranges(ranges.iter().map(|net| net.parse().unwrap()).collect()),
+        append: false,
+    };
+    for (ranges, sent, expected) in [
+        (&["192.0.2.0/24", "2.0.0.0/8"][..], "9.9.9.9, 1.1.1.1, 2.2.2.2", "1.1.1.1"),
+        (&["192.0.2.0/24", "2.0.0.0/8"], "2.0.0.1, 2.0.0.2", "2.0.0.1"),
+        (&["192.0.2.0/24", "2.0.0.0/8"], "1.1.1.1, x, 2.0.0.2", "peer"),
+        (&["192.0.2.0/24"], "x", "peer"),
+        // The peer itself is nobody that is believed.
+        (&["2.0.0.0/8"], "1.1.1.1, 2.2.2.2", "peer"),
+    ] {
+        let (client, _) = by_proxies(&[("x-forwarded-for", sent)], vec![xff(ranges)]);
+        assert_eq!(client, expected, "{ranges:?} {sent}");
+    }
+}
+
+#[test]
+fn a_header_may_name_the_client_or_has_to() {
+    let header = |rejected| OriginalIp::Header { name: "x-real-ip".to_owned(), rejected };
+    let named = [("x-real-ip", "2001:db8::1")];
+    assert_eq!(by_proxies(&named, vec![header(None)]).0, "2001:db8::1");
+    assert_eq!(by_proxies(&named, vec![header(Some(401))]).0, "2001:db8::1");
+    for sent in [&[][..], &[("x-real-ip", "me")]] {
+        assert_eq!(by_proxies(sent, vec![header(None)]).0, "peer");
+        assert_eq!(by_proxies(sent, vec![header(Some(401))]).0, "401");
+    }
+    let both = [("x-real-ip", "me"), ("x-forwarded-for", "1.1.1.1")];
+    let xff = OriginalIp::ForwardedFor { trusted: TrustedProxies::Hops(0), append: false };
+    assert_eq!(by_proxies(&both, vec![header(None), xff]).0, "1.1.1.1");
 }
 
 const CLAIMS: [(&str, &str); 6] = [

@@ -141,7 +141,10 @@ pub(super) struct Setup {
     /// Of the virtual host.
     pub(super) per_filter: PerFilter,
     pub(super) circuit_breakers: CircuitBreakers,
+    /// Extended CONNECT is on where there are any.
     pub(super) upgrades: Upgrades,
+    /// Whether the route for CONNECT ends it.
+    pub(super) terminates_connect: bool,
     pub(super) buffer_max_bytes: u64,
     /// Of the virtual host.
     pub(super) mirrors: Vec<MirrorPolicy>,
@@ -165,6 +168,7 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            terminates_connect: false,
             buffer_max_bytes: HttpOptions::BUFFER_MAX_BYTES,
             mirrors: Vec::new(),
             access_logs: Vec::new(),
@@ -221,6 +225,7 @@ fn cluster(
         table_space: None,
         connect_timeout: Duration::from_secs(2),
         upstream_protocol,
+        connection_limits: Default::default(),
         circuit_breakers: Arc::default(),
     }
 }
@@ -304,12 +309,24 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         forward("/dead", "dead"),
         forward("/", "app"),
         forward("*", "app"),
+        Route {
+            matches: RouteMatch::path(PathMatch::Connect),
+            ..route(
+                "connect",
+                RouteAction::Forward(Box::new(ForwardAction {
+                    terminates_connect: setup.terminates_connect,
+                    // Not for what has no end of a request.
+                    timeout: Some(Duration::from_millis(100)),
+                    ..to("app")
+                })),
+            )
+        },
     ];
     let configuration = RouteConfiguration {
         name: "test".into(),
         virtual_hosts: vec![Arc::new(VirtualHost {
             name: "app".into(),
-            domains: vec![Domain::Exact("app.test".into())],
+            domains: ["app.test", "app.test:443"].map(|host| Domain::Exact(host.into())).into(),
             routes,
             require_tls: None,
             headers: HeaderMutations::default(),
@@ -346,6 +363,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
             upgrades: setup.upgrades.clone(),
+            extended_connect: !setup.upgrades.0.is_empty(),
             buffer_max_bytes: setup.buffer_max_bytes,
             ..HttpOptions::default()
         }),

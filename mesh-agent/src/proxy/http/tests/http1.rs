@@ -72,12 +72,7 @@ async fn the_agent_answers_for_itself() {
             "upstream request timeout",
             "UT",
         ),
-        (
-            "CONNECT app.test:80 HTTP/1.1\r\nhost: app.test\r\n\r\n",
-            "501 Not Implemented",
-            "not supported by this proxy",
-            "DPE",
-        ),
+        ("CONNECT app.test:80 HTTP/1.1\r\nhost: app.test\r\n\r\n", "403 Forbidden", "", "-"),
         (
             "GET / HTTP/1.1\r\nhost: app.test\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
             "403 Forbidden",

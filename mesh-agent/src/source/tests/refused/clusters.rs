@@ -1,6 +1,9 @@
 //! Clusters and their endpoints.
 
+use std::time::Duration;
+
 use super::*;
+use crate::model::cluster::ConnectionLimits;
 
 #[test]
 fn clusters() {
@@ -70,6 +73,72 @@ fn clusters() {
         ("transport_socket_matcher: {}", ".transport_socket_matcher: is not supported"),
     ] {
         one(cluster(fields), "clusters[c]", expected);
+    }
+}
+
+#[test]
+fn options_of_http() {
+    let filter = |kind: &str, more: &str| {
+        format!(
+            "{{name: f{more}, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.{kind}}}}}"
+        )
+    };
+    let codec = filter("upstream_codec.v3.UpstreamCodec", "");
+    let off = filter("upstream_codec.v3.UpstreamCodec", ", disabled: true");
+    let mutation = filter("header_mutation.v3.HeaderMutation", "");
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let with = |fields: &str| {
+        cluster(&format!(
+            "typed_extension_protocol_options: {{{options}: {{'@type': type.googleapis.com/{options}, \
+             explicit_http_config: {{http_protocol_options: {{}}}}, {fields}}}}}"
+        ))
+    };
+    let common = "common_http_protocol_options";
+    let limits = |fields: &str| {
+        let accepted = accepted(&with(&format!("{common}: {{{fields}}}, http_filters: [{codec}]")));
+        accepted.clusters[0].connection_limits
+    };
+    let seconds = |s| Some(Duration::from_secs(s));
+    let none = ConnectionLimits::default();
+    for (fields, expected) in [
+        ("", none),
+        (
+            "idle_timeout: 7s, max_connection_duration: 8s, max_requests_per_connection: 9",
+            ConnectionLimits {
+                idle_timeout: seconds(7),
+                max_duration: seconds(8),
+                max_requests: Some(9),
+            },
+        ),
+        (
+            "idle_timeout: 0s, max_connection_duration: 0s, max_requests_per_connection: 0",
+            ConnectionLimits { idle_timeout: Some(Duration::MAX), ..none },
+        ),
+    ] {
+        assert_eq!(limits(fields), expected, "{fields}");
+    }
+    let at = format!("clusters[c].typed_extension_protocol_options[{options}]");
+    for (fields, expected) in [
+        (
+            format!("{common}: {{max_stream_duration: 1s}}"),
+            ".common_http_protocol_options.max_stream_duration: is not supported",
+        ),
+        (
+            format!("{common}: {{max_headers_count: 9}}"),
+            ".common_http_protocol_options.max_headers_count: is not supported",
+        ),
+        (
+            format!("{common}: {{idle_timeout: -1s}}"),
+            ".common_http_protocol_options.idle_timeout: is negative or beyond ten thousand years",
+        ),
+        (
+            format!("http_filters: [{mutation}, {codec}]"),
+            ".http_filters[0]: f (envoy.extensions.filters.http.header_mutation.v3.HeaderMutation) is not supported",
+        ),
+        (format!("http_filters: [{off}]"), ".http_filters[0].disabled: is not supported"),
+        (format!("http_filters: [{codec}, {codec}]"), ".http_filters[0]: has to be the last one"),
+    ] {
+        one(with(&fields), &at, expected);
     }
 }
 

@@ -155,8 +155,8 @@ fn what_does_not_apply_is_refused_by_path() {
         ),
         (
             "connection_keepalive: {interval: 7s, timeout: 2s}",
-            "allow_connect: true",
-            "http2_protocol_options.allow_connect: is not supported",
+            "allow_metadata: true",
+            "http2_protocol_options.allow_metadata: is not supported",
         ),
         ("connect_timeout: 2s", "connect_timeout: 2 s", "static_resources.clusters[1]"),
     ] {

@@ -76,7 +76,9 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         underscores: default.underscores,
         request_ids: default.request_ids,
         upgrades: default.upgrades,
+        extended_connect: default.extended_connect,
         buffer_max_bytes: default.buffer_max_bytes,
+        original_ip: default.original_ip,
     })
 }
 

@@ -170,6 +170,7 @@ pub(super) fn forward(
         None => Some(None),
         Some(value) => d.field("max_stream_duration", |d| stream_duration(d, value)).map(Some),
     };
+    let (upgrades, terminates_connect) = upgrades?;
     Some(ForwardAction {
         clusters: clusters?,
         cluster_not_found_status: cluster_not_found_status?,
@@ -184,7 +185,8 @@ pub(super) fn forward(
         hash_policy: hash_policy?,
         metadata_match,
         cors: cors?.into_iter().collect(),
-        upgrades: upgrades?,
+        upgrades,
+        terminates_connect,
         rate_limits: rate_limits?,
         mirrors: mirrors?,
         attempts: Attempts { retry: retry?, ..Attempts::default() },

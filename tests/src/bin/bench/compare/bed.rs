@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, time::Duration};
 
-use serde_json::json;
 use tests::{
     Agent, Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed, eventually, pki::Pki,
 };
@@ -24,6 +23,8 @@ pub(crate) struct Bed {
     settings: Settings,
     lanes: Vec<Lane>,
     plugins: Vec<(Plugin, Pod, Pod)>,
+    /// Plug-ins that did not start: lanes, and why.
+    failed: Vec<(String, String)>,
     agents: Vec<Agent>,
     origins: Vec<Process>,
     bed: Testbed,
@@ -44,14 +45,15 @@ impl Bed {
         let mut origins = Vec::new();
         let mut pair = |contender: Option<Contender>, name: &str, place: Place| {
             let name = lane_name(name, place);
-            let (redirect, splice) = match contender {
-                Some(Contender::Redirect) => ("on", "off"),
-                Some(Contender::Splice) => ("off", "on"),
-                _ => ("off", "off"),
-            };
+            let on = |yes: bool| if yes { "on" } else { "off" };
+            let redirect = on(contender == Some(Contender::Redirect));
+            let splice = on(contender.is_some_and(Contender::splices));
             let pod = |node: u8, side: &str| {
-                let named = format!("{}-{side}", name.replace('/', "-"));
-                bed.node(node).pod(&named).redirect_peer(redirect).splice(splice).start()
+                let pod = bed.node(node).pod(&format!("{}-{side}", name.replace('/', "-")));
+                match options.settings() {
+                    Settings::Equal => pod.redirect_peer(redirect).splice(splice).start(),
+                    Settings::AsShipped => pod.start(),
+                }
             };
             let (client, server) = (pod(1, "c"), pod(place.server_node(), "s"));
             origins.extend(origin::start(&server));
@@ -61,6 +63,7 @@ impl Bed {
         for place in Place::ALL {
             for contender in Contender::ALL {
                 let there = contender.is_in(place)
+                    && (options.settings() == Settings::Equal || contender.is_as_shipped())
                     && (contender != Contender::HaProxy || envoy::has_haproxy());
                 if there && wanted(options, contender, place) {
                     pairs.push(pair(Some(contender), contender.name(), place));
@@ -78,13 +81,27 @@ impl Bed {
         let agents = agents(&bed, options.settings(), &pairs);
         let mut lanes: Vec<Lane> =
             pairs.into_iter().map(|pair| lane(options.settings(), &pair)).collect();
-        let mut plugins = Vec::new();
+        let (mut plugins, mut failed) = (Vec::new(), Vec::new());
         for (plugin, Pair { name, client, server, .. }) in foreign {
-            let targets = plugin.up(&client, &server);
-            plugins.push((plugin, client.clone(), server.clone()));
-            lanes.push(Lane { name, client, targets, proxies: Vec::new(), by_agents: false });
+            match plugin.up(&client, &server) {
+                Ok(targets) => {
+                    let (client, proxies) = (client.clone(), Vec::new());
+                    lanes.push(Lane { name, client, targets, proxies, by_agents: false });
+                }
+                Err(why) => failed.push((name, why)),
+            }
+            plugins.push((plugin, client, server));
         }
-        Self { settings: options.settings(), lanes, plugins, agents, origins, bed }
+        Self { settings: options.settings(), lanes, plugins, failed, agents, origins, bed }
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Lanes that are not there, and why.
+    pub(crate) fn failed(&self) -> &[(String, String)] {
+        &self.failed
     }
 
     pub(crate) fn lanes(&self) -> &[Lane] {
@@ -105,17 +122,33 @@ impl Bed {
     /// Ends what others have started.
     pub(crate) fn stop(self) {
         for (plugin, client, server) in &self.plugins {
-            plugin.down(client, server);
+            if let Err(why) = plugin.down(client, server) {
+                eprintln!("{why}");
+            }
         }
     }
 
-    pub(crate) fn sample(&self, lane: &Lane, load: &Workload, round: u32, seconds: f64) -> Sample {
+    /// Drives `load` through `lane`.
+    ///
+    /// # Errors
+    /// What the load's program said, where it failed.
+    pub(crate) fn sample(
+        &self,
+        lane: &Lane,
+        load: &Workload,
+        round: u32,
+        seconds: f64,
+    ) -> Result<Sample, String> {
         let address = lane.targets[&load.port].to_string();
         let seconds = seconds.to_string();
         let [kind, rest @ ..] = load.arguments else { panic!("{} has no kind", load.name) };
         let arguments = [&["drive", kind, &address, "--seconds", &seconds], rest].concat();
         let (bed, mesh, ticks) = (self.cpu(), self.mesh_cpu(lane), Ticks::now());
-        let result = lane.client.run_peer(&arguments).expect_success().json();
+        let ran = lane.client.run_peer(&arguments);
+        if ran.code() != Some(0) {
+            return Err(format!("the load's program failed: {}", ran.stderr()));
+        }
+        let result = ran.json();
         let now = Ticks::now();
         let bed_cpu = self.cpu().saturating_sub(bed);
         let mesh_cpu = self.mesh_cpu(lane).saturating_sub(mesh);
@@ -124,7 +157,7 @@ impl Bed {
         let machine_us = now.busy.saturating_sub(ticks.busy) as f64 * 1e4;
         let capacity_us = now.all.saturating_sub(ticks.all) as f64 * 1e4;
         let bed_cpu_us = bed_cpu.as_secs_f64() * 1e6;
-        Sample {
+        Ok(Sample {
             settings: self.settings,
             lane: lane.name.clone(),
             load: load.name.to_owned(),
@@ -141,7 +174,7 @@ impl Bed {
             mesh_cpu_us: mesh_cpu.as_secs_f64() * 1e6,
             machine_cpu_us: machine_us,
             foreign: ((machine_us - bed_cpu_us) / capacity_us.max(1.0)).max(0.0),
-        }
+        })
     }
 
     /// CPU time of everything in the bed, kernel included.
@@ -213,7 +246,7 @@ fn agents(bed: &Testbed, settings: Settings, pairs: &[Pair]) -> Vec<Agent> {
 
 fn configure(config: MeshConfig, pair: &Pair) -> MeshConfig {
     let Pair { client, server, contender, .. } = pair;
-    let l7 = *contender == Some(Contender::L7);
+    let l7 = contender.is_some_and(Contender::is_l7);
     let allow = || Allow::policy("client").from(client);
     Port::ALL.into_iter().filter(|port| !l7 || port.is_http()).fold(config, |config, port| {
         let name = format!("{}-{}", pair.name, port.key());
@@ -224,7 +257,7 @@ fn configure(config: MeshConfig, pair: &Pair) -> MeshConfig {
         };
         let service = match contender {
             // The kernel path leaves short idle timeouts to the agent.
-            Some(Contender::Proxied) => service.idle_timeout("9s"),
+            Some(Contender::Proxied | Contender::ProxiedSplice) => service.idle_timeout("9s"),
             _ => service,
         };
         let service = match port {
@@ -254,11 +287,7 @@ fn lane(settings: Settings, pair: &Pair) -> Lane {
         Contender::EnvoyHttp => envoy::pair(envoy::Mode::Http, settings, &trust(), pods),
         Contender::EnvoyTcp => envoy::pair(envoy::Mode::Tcp, settings, &trust(), pods),
         Contender::HaProxy => envoy::haproxy(client, server),
-        Contender::L7
-        | Contender::L4
-        | Contender::Redirect
-        | Contender::Splice
-        | Contender::Proxied => {
+        _ => {
             let address = |port: Port| format!("{}:{}", service(pair), port.number());
             let parsed = |port| (port, address(port).parse().expect("an address"));
             (Vec::new(), Port::ALL.into_iter().map(parsed).collect())
@@ -269,19 +298,50 @@ fn lane(settings: Settings, pair: &Pair) -> Lane {
     Lane { name: name.clone(), client: client.clone(), targets, proxies, by_agents }
 }
 
-/// What is told of the contenders' settings.
-pub(crate) fn settings_told(settings: Settings) -> serde_json::Value {
+/// What is told of the contenders' settings: of what, and how it is.
+pub(crate) fn settings_told(settings: Settings) -> &'static [(&'static str, &'static str)] {
     match settings {
-        Settings::Equal => json!({
-            "tls": "1.3, X25519MLKEM768, AES-128-GCM, P-256 certificates of one authority, \
-                    exact SPIFFE ID on both sides",
-            "access_log": "none",
-            "envoy_concurrency": "one worker for each CPU",
-        }),
-        Settings::AsShipped => json!({
-            "tls": "whatever each negotiates by itself, with the same certificates",
-            "access_log": "the agents' JSON log into a file; Envoy has none by default",
-            "envoy_concurrency": "one worker for each CPU",
-        }),
+        Settings::Equal => &[
+            (
+                "TLS",
+                "1.3, X25519MLKEM768, AES-128-GCM, P-256 certificates of one authority, exact \
+                 SPIFFE ID on both sides",
+            ),
+            ("access logs", "none"),
+            ("threads", "one for each CPU, of each Envoy, HAProxy and agent"),
+            ("envoy-http", "two sidecars, HTTP connection managers, RBAC on the server's side"),
+            ("envoy-tcp", "two sidecars, tcp_proxy, RBAC on the server's side"),
+            (
+                "haproxy",
+                "one HTTP hop in the clear, without TLS or policy: what a hop costs at least",
+            ),
+            ("mesh-l7", "each request judged and routed by the agents of both nodes"),
+            (
+                "mesh-l4",
+                "connections judged; on one node the kernel path, redirect_peer and splice off",
+            ),
+            ("mesh-l4-redirect", "mesh-l4 with redirect_peer on"),
+            ("mesh-l4-splice", "mesh-l4 with splice on, which auto leaves off on this kernel"),
+            ("mesh-l4-proxied", "an idle timeout keeps it from the kernel path: by the agent"),
+            ("…-splice", "splice on between the applications and the agents, as well"),
+        ],
+        Settings::AsShipped => &[
+            ("all", "nothing is set that makes no part of the task; the same certificates"),
+            (
+                "envoy-http, envoy-tcp",
+                "Envoy's own TLS: a client offers 1.2 at most and X25519 or P-256, no \
+                 X25519MLKEM768; no access log; a worker for each CPU",
+            ),
+            ("haproxy", "as above: its defaults have no access log and a thread for each CPU"),
+            (
+                "mesh-l7, mesh-l4",
+                "TLS 1.3 with X25519MLKEM768; the access log as JSON, a line for each request or \
+                 connection; redirect_peer and splice by auto, as the kernel and the node allow",
+            ),
+            (
+                "left out",
+                "lanes that are a setting: mesh-l4-redirect, -splice, -proxied, mesh-l7-splice",
+            ),
+        ],
     }
 }

@@ -47,8 +47,11 @@ pub(crate) fn pair(
             (Mode::Http, Port::Http2 | Port::Grpc) => json!(["h2"]),
             _ => json!([]),
         };
-        if settings == Settings::Equal {
-            context["tls_params"]["ecdh_curves"] = json!(["X25519MLKEM768", "X25519"]);
+        match settings {
+            Settings::Equal => {
+                context["tls_params"]["ecdh_curves"] = json!(["X25519MLKEM768", "X25519"]);
+            }
+            Settings::AsShipped => context["tls_params"] = json!({}),
         }
         context
     };

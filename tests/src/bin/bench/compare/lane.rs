@@ -64,10 +64,14 @@ pub(crate) enum Contender {
     Splice,
     /// What the kernel path would take, by the agent all the same.
     Proxied,
+    /// The same, with `splice` between the applications and the agent.
+    ProxiedSplice,
+    /// Each request judged and routed, with `splice` between the applications and the agents.
+    L7Splice,
 }
 
 impl Contender {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::NoMesh,
         Self::EnvoyHttp,
         Self::EnvoyTcp,
@@ -77,6 +81,8 @@ impl Contender {
         Self::Redirect,
         Self::Splice,
         Self::Proxied,
+        Self::ProxiedSplice,
+        Self::L7Splice,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -90,12 +96,24 @@ impl Contender {
             Self::Redirect => "mesh-l4-redirect",
             Self::Splice => "mesh-l4-splice",
             Self::Proxied => "mesh-l4-proxied",
+            Self::ProxiedSplice => "mesh-l4-proxied-splice",
+            Self::L7Splice => "mesh-l7-splice",
         }
     }
 
     /// Whether it is one of ours.
     pub(crate) fn is_mesh(self) -> bool {
-        matches!(self, Self::L7 | Self::L4 | Self::Redirect | Self::Splice | Self::Proxied)
+        !matches!(self, Self::NoMesh | Self::EnvoyHttp | Self::EnvoyTcp | Self::HaProxy)
+    }
+
+    /// Whether requests are judged and routed by the agents.
+    pub(crate) fn is_l7(self) -> bool {
+        matches!(self, Self::L7 | Self::L7Splice)
+    }
+
+    /// Whether its pods have `splice` turned on.
+    pub(crate) fn splices(self) -> bool {
+        matches!(self, Self::Splice | Self::ProxiedSplice | Self::L7Splice)
     }
 
     /// Whether the kernel path takes it on one node.
@@ -105,13 +123,22 @@ impl Contender {
 
     /// Whether it is there at all in that place.
     pub(crate) fn is_in(self, place: Place) -> bool {
-        place == Place::Same || !matches!(self, Self::Redirect | Self::Splice | Self::Proxied)
+        use Contender::{Proxied, ProxiedSplice, Redirect, Splice};
+        place == Place::Same || !matches!(self, Redirect | Splice | Proxied | ProxiedSplice)
+    }
+
+    /// Whether it is what somebody gets who changes no setting.
+    pub(crate) fn is_as_shipped(self) -> bool {
+        use Contender::{L7Splice, Proxied, ProxiedSplice, Redirect, Splice};
+        !matches!(self, Redirect | Splice | Proxied | ProxiedSplice | L7Splice)
     }
 
     /// Part of the short run.
     pub(crate) fn is_quick(self, place: Place) -> bool {
         match self {
-            Self::HaProxy | Self::Splice | Self::Proxied => false,
+            Self::HaProxy | Self::Splice | Self::Proxied | Self::ProxiedSplice | Self::L7Splice => {
+                false
+            }
             Self::EnvoyHttp | Self::EnvoyTcp => place == Place::Across,
             Self::NoMesh | Self::L7 | Self::L4 | Self::Redirect => true,
         }
@@ -119,7 +146,7 @@ impl Contender {
 
     /// Whether it carries a port's protocol.
     pub(crate) fn carries(self, port: Port) -> bool {
-        port.is_http() || !matches!(self, Self::EnvoyHttp | Self::HaProxy | Self::L7)
+        port.is_http() || !(self.is_l7() || matches!(self, Self::EnvoyHttp | Self::HaProxy))
     }
 }
 

@@ -1,9 +1,11 @@
 //! What it runs on, and how busy that is.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
+
+use sha2::{Digest, Sha256};
 
 /// For the head of the report.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cpus: usize,
@@ -14,6 +16,8 @@ pub(crate) struct Machine {
     pub(crate) envoy: String,
     pub(crate) haproxy: String,
     pub(crate) agent: String,
+    /// The beginning of the SHA-256 of the agent's program: two builds are not one run.
+    pub(crate) agent_build: String,
 }
 
 impl Machine {
@@ -39,8 +43,14 @@ impl Machine {
             envoy: said_by(&[&envoy.to_string_lossy(), "--version"]),
             haproxy: said_by(&["haproxy", "-v"]),
             agent: said_by(&[&agent.to_string_lossy(), "--version"]),
+            agent_build: build(&agent),
         }
     }
+}
+
+fn build(program: &Path) -> String {
+    let bytes = fs::read(program).unwrap_or_else(|e| panic!("read {}: {e}", program.display()));
+    Sha256::digest(bytes)[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The first line with something on it; empty where the program is not there.
@@ -54,7 +64,10 @@ fn said_by(argv: &[&str]) -> String {
     let parts: Vec<&str> = line.split('/').collect();
     match parts[..] {
         [_, version, _, _, _] => version.to_owned(),
-        _ => line.split(" - ").next().unwrap_or_default().to_owned(),
+        _ => {
+            let line = line.strip_prefix("HAProxy version ").unwrap_or(line);
+            line.split(" - ").next().unwrap_or_default().to_owned()
+        }
     }
 }
 

@@ -44,19 +44,32 @@ impl Plugin {
     }
 
     /// Where to dial for each port that it carries.
-    pub(crate) fn up(&self, client: &Pod, server: &Pod) -> BTreeMap<Port, SocketAddr> {
-        let said = run(&self.up, client, server);
-        let said = serde_json::from_str::<BTreeMap<String, SocketAddr>>(&said)
-            .unwrap_or_else(|error| panic!("{} printed no addresses: {error}: {said}", self.up));
-        Port::ALL.into_iter().filter_map(|p| Some((p, *said.get(p.key())?))).collect()
+    ///
+    /// # Errors
+    /// What the script said, where it fails or prints something else.
+    pub(crate) fn up(
+        &self,
+        client: &Pod,
+        server: &Pod,
+    ) -> Result<BTreeMap<Port, SocketAddr>, String> {
+        let said = run(&self.up, client, server)?;
+        let addresses: BTreeMap<String, SocketAddr> = serde_json::from_str(&said)
+            .map_err(|error| format!("{} printed no addresses: {error}: {said}", self.up))?;
+        let known = |name: &str| Port::ALL.into_iter().find(|port| port.key() == name);
+        let ports = addresses.into_iter().map(|(name, address)| {
+            let port = known(&name).ok_or_else(|| format!("{}: what is {name}?", self.up))?;
+            Ok((port, address))
+        });
+        let ports: BTreeMap<Port, SocketAddr> = ports.collect::<Result<_, String>>()?;
+        if ports.is_empty() { Err(format!("{} carries no port", self.up)) } else { Ok(ports) }
     }
 
-    pub(crate) fn down(&self, client: &Pod, server: &Pod) {
-        run(&self.down, client, server);
+    pub(crate) fn down(&self, client: &Pod, server: &Pod) -> Result<(), String> {
+        run(&self.down, client, server).map(drop)
     }
 }
 
-fn run(script: &str, client: &Pod, server: &Pod) -> String {
+fn run(script: &str, client: &Pod, server: &Pod) -> Result<String, String> {
     let environment = [
         ("BENCH_CLIENT_NETNS", client.netns().path().display().to_string()),
         ("BENCH_SERVER_NETNS", server.netns().path().display().to_string()),
@@ -70,5 +83,9 @@ fn run(script: &str, client: &Pod, server: &Pod) -> String {
         .chain(environment.iter().map(String::as_str))
         .chain([script])
         .collect();
-    client.run(&argv).expect_success().stdout().to_owned()
+    let ran = client.run(&argv);
+    match ran.code() {
+        Some(0) => Ok(ran.stdout().to_owned()),
+        _ => Err(format!("{script} failed\n{}{}", ran.stdout(), ran.stderr())),
+    }
 }

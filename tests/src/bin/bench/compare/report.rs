@@ -18,19 +18,23 @@ use super::{
     lane::{Contender, Place, Settings, lane_name},
     machine::Machine,
     running::{self, Program},
-    sample::{Figure, Journal, Sample},
+    sample::{Failure, Figure, Journal, Sample},
     workload::{self, Unit, Workload},
 };
+
+/// What the report is written into.
+pub(crate) const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
 
 /// Everything that is shown.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report<'a> {
     machine: &'a Machine,
-    /// With equal settings.
-    alike: Part,
-    /// With none, where that was measured too.
+    /// With equal settings, where that was measured.
+    alike: Option<Part>,
+    /// With none, where that was.
     as_shipped: Option<Part>,
     figures: &'a [Figure],
+    failures: Vec<&'a Failure>,
     targets: Vec<targets::Target>,
 }
 
@@ -38,7 +42,7 @@ pub(crate) struct Report<'a> {
 #[derive(Debug, Serialize)]
 struct Part {
     settings: Settings,
-    settings_told: serde_json::Value,
+    settings_told: &'static [(&'static str, &'static str)],
     rounds: usize,
     samples: usize,
     disturbed: usize,
@@ -63,6 +67,8 @@ struct Row {
     errors: u64,
     /// Requests or MiB a second.
     rate: f64,
+    /// The least and the most of it.
+    rate_spread: (f64, f64),
     /// To no mesh in the same place and round.
     ratio: f64,
     /// The least and the most of it.
@@ -71,6 +77,7 @@ struct Row {
     p99_us: f64,
     /// All that ran, kernel included, in µs for each unit.
     cpu_us: f64,
+    cpu_spread: (f64, f64),
     /// What that is more than without a mesh, in the same round.
     mesh_us: f64,
     /// Of it, what the proxies were charged.
@@ -81,28 +88,35 @@ struct Row {
 
 /// Writes all forms, and says where.
 pub(crate) fn write(out: &Path, machine: &Machine, journal: &Journal) -> Vec<PathBuf> {
-    let part = |settings| Part::of(settings, out, journal);
-    let (alike, as_shipped) = (part(Settings::Equal), part(Settings::AsShipped));
+    let part =
+        |settings| Some(Part::of(settings, out, journal)).filter(|part: &Part| part.samples > 0);
+    let alike = part(Settings::Equal);
+    let tables = alike.as_ref().map_or(&[][..], |part| &part.tables);
     let report = Report {
         machine,
-        targets: targets::all(&alike.tables, &journal.figures),
+        targets: targets::all(tables, &journal.figures),
         alike,
-        as_shipped: Some(as_shipped).filter(|part| part.samples > 0),
+        as_shipped: part(Settings::AsShipped),
         figures: &journal.figures,
+        failures: journal.unmended(),
     };
     let json = serde_json::to_string_pretty(&report).expect("it is JSON");
-    let forms = [
-        ("report.html", html::page(&report)),
-        ("report.md", markdown::page(&report)),
-        ("report.json", json),
-    ];
-    forms
+    let texts = [html::page(&report), markdown::page(&report), json];
+    FILES
+        .into_iter()
+        .zip(texts)
         .map(|(name, text)| {
             let path = out.join(name);
             fs::write(&path, text).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
             path
         })
-        .into()
+        .collect()
+}
+
+impl Report<'_> {
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        [&self.alike, &self.as_shipped].into_iter().flatten()
+    }
 }
 
 impl Part {
@@ -152,6 +166,80 @@ fn table(load: &Workload, samples: &[&Sample]) -> Table {
     Table { load: load.name, title: load.title, per, rows }
 }
 
+impl Table {
+    fn plural(&self) -> &'static str {
+        if self.per == "MiB" { "MiB" } else { "requests" }
+    }
+
+    /// Streams have no requests whose latency could be told.
+    fn has_latency(&self) -> bool {
+        self.per == "request"
+    }
+
+    /// The rows of each place, where it has any.
+    fn by_place(&self) -> impl Iterator<Item = (Place, Vec<&Row>)> {
+        let of = |place| self.rows.iter().filter(|row| row.place() == Some(place)).collect();
+        Place::ALL
+            .map(|place| (place, of(place)))
+            .into_iter()
+            .filter(|(_, rows): &(_, Vec<_>)| !rows.is_empty())
+    }
+}
+
+impl Row {
+    fn place(&self) -> Option<Place> {
+        Place::ALL.into_iter().find(|place| self.lane.ends_with(place.name()))
+    }
+
+    fn contender(&self) -> &str {
+        self.lane.split_once('/').map_or(&self.lane, |(contender, _)| contender)
+    }
+}
+
+/// A line of the figures' table.
+struct FigureLine<'a> {
+    figure: &'a str,
+    unit: &'a str,
+    at: u64,
+    /// By the names of [`figure_lanes`]; NaN where there is none.
+    values: Vec<f64>,
+}
+
+/// Whose figures there are, in the order in which they came.
+fn figure_lanes(figures: &[Figure]) -> Vec<&str> {
+    let mut lanes: Vec<&str> = Vec::new();
+    for figure in figures {
+        if !lanes.contains(&&*figure.lane) {
+            lanes.push(&figure.lane);
+        }
+    }
+    lanes
+}
+
+/// Figures of the same name and unit under each other.
+fn figure_lines(figures: &[Figure]) -> Vec<FigureLine<'_>> {
+    let lanes = figure_lanes(figures);
+    let mut lines: Vec<FigureLine<'_>> = Vec::new();
+    for figure in figures {
+        let same = |line: &FigureLine<'_>| line.figure == figure.figure && line.unit == figure.unit;
+        let at = match lines.iter().position(|line| same(line) && line.at == figure.at) {
+            Some(at) => at,
+            None => {
+                let after = lines.iter().rposition(|line| same(line) && line.at < figure.at);
+                let before = lines.iter().position(same);
+                let at = after.map(|at| at + 1).or(before).unwrap_or(lines.len());
+                let values = vec![f64::NAN; lanes.len()];
+                let (unit, name) = (&*figure.unit, &*figure.figure);
+                lines.insert(at, FigureLine { figure: name, unit, at: figure.at, values });
+                at
+            }
+        };
+        let lane = lanes.iter().position(|lane| *lane == figure.lane).unwrap_or_default();
+        lines[at].values[lane] = figure.value;
+    }
+    lines
+}
+
 /// A lane's place in tables.
 fn order(lane: &str) -> usize {
     let known = Place::ALL.into_iter().flat_map(|place| {
@@ -173,27 +261,39 @@ fn row(lane: &str, taken: &[&Sample], plain: &[&Sample]) -> Row {
         used.first().map(|s| s.latency_us.iter().map(|(p, _)| *p).collect()).unwrap_or_default();
     let latency =
         percents.into_iter().map(|p| (p, median(used.iter().map(|s| s.percentile(p))))).collect();
+    let rates: Vec<f64> = used.iter().map(|sample| sample.rate()).collect();
+    let cpus: Vec<f64> = used.iter().map(|sample| cpu(sample)).collect();
     Row {
         lane: lane.to_owned(),
         rounds: used.len(),
         errors: used.iter().map(|sample| sample.errors).sum(),
-        rate: median(used.iter().map(|sample| sample.rate())),
+        rate: median(rates.iter().copied()),
+        rate_spread: spread(&rates),
         ratio: median(ratios.iter().copied()),
-        ratio_spread: (
-            ratios.iter().copied().fold(f64::INFINITY, f64::min),
-            ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        ),
+        ratio_spread: spread(&ratios),
         p50_us: median(used.iter().map(|sample| sample.percentile(50.0))),
         p99_us: median(used.iter().map(|sample| sample.percentile(99.0))),
-        cpu_us: median(used.iter().map(|sample| cpu(sample))),
+        cpu_us: median(cpus.iter().copied()),
+        cpu_spread: spread(&cpus),
         mesh_us: median(pairs.iter().map(|(mine, plain)| cpu(mine) - cpu(plain))),
         proxies_us: median(used.iter().map(|sample| sample.mesh_cpu_us / sample.units())),
         latency,
     }
 }
 
-fn plural(table: &Table) -> &'static str {
-    if table.per == "MiB" { "MiB" } else { "requests" }
+/// The least and the most.
+fn spread(values: &[f64]) -> (f64, f64) {
+    let fold = |from, pick: fn(f64, f64) -> f64| values.iter().copied().fold(from, pick);
+    (fold(f64::INFINITY, f64::min), fold(f64::NEG_INFINITY, f64::max))
+}
+
+/// The least and the most as people read them.
+fn spread_shown((least, most): (f64, f64)) -> String {
+    if least.is_finite() { format!("{least:.2}–{most:.2}") } else { "–".to_owned() }
+}
+
+fn ratio_shown(ratio: f64) -> String {
+    if ratio.is_finite() { format!("{ratio:.3}") } else { "–".to_owned() }
 }
 
 /// NaN of nothing.

@@ -8,7 +8,16 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tests::Process;
 
-use super::lane::Settings;
+use super::{lane::Settings, machine::Machine};
+
+/// The samples' file.
+pub(crate) const SAMPLES: &str = "samples.jsonl";
+const MACHINE: &str = "machine.json";
+const PROGRAMS: &str = "programs.json";
+const PROGRAMS_AS_SHIPPED: &str = "programs-as-shipped.json";
+
+/// What a run keeps, its report apart.
+pub(crate) const FILES: [&str; 4] = [SAMPLES, MACHINE, PROGRAMS, PROGRAMS_AS_SHIPPED];
 
 /// One program of the comparison.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,14 +74,24 @@ fn without_keys(text: &str) -> String {
 /// Where a run keeps them, for a report that is made later.
 fn file(out: &Path, settings: Settings) -> PathBuf {
     out.join(match settings {
-        Settings::Equal => "programs.json",
-        Settings::AsShipped => "programs-as-shipped.json",
+        Settings::Equal => PROGRAMS,
+        Settings::AsShipped => PROGRAMS_AS_SHIPPED,
     })
 }
 
 pub(crate) fn keep(out: &Path, settings: Settings, programs: &[Program]) {
     let text = serde_json::to_string_pretty(programs).expect("it is JSON");
     fs::write(file(out, settings), text).expect("write what runs");
+}
+
+/// What the run is made on, for a report that is made elsewhere or later.
+pub(crate) fn keep_machine(out: &Path, machine: &Machine) {
+    let text = serde_json::to_string_pretty(machine).expect("it is JSON");
+    fs::write(out.join(MACHINE), text).expect("write what it runs on");
+}
+
+pub(crate) fn kept_machine(out: &Path) -> Option<Machine> {
+    serde_json::from_str(&fs::read_to_string(out.join(MACHINE)).ok()?).ok()
 }
 
 /// Nothing of a run that there was none of.

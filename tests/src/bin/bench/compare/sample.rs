@@ -52,6 +52,25 @@ pub(crate) struct Figure {
     pub(crate) unit: String,
 }
 
+/// What a contender could not do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) settings: Settings,
+    /// The contender's lane.
+    pub(crate) failed: String,
+    /// The load, or nothing where it did not start.
+    pub(crate) load: Option<String>,
+    pub(crate) why: String,
+}
+
+impl Failure {
+    /// In a line.
+    pub(crate) fn told(&self) -> String {
+        let at = self.load.as_deref().unwrap_or("its start");
+        format!("{} failed at {at}: {}", self.failed, self.why)
+    }
+}
+
 impl Sample {
     fn key(&self) -> (Settings, String, String, u32) {
         (self.settings, self.lane.clone(), self.load.clone(), self.round)
@@ -105,6 +124,7 @@ pub(crate) struct Journal {
     there: HashSet<(Settings, String, String, u32)>,
     pub(crate) samples: Vec<Sample>,
     pub(crate) figures: Vec<Figure>,
+    pub(crate) failures: Vec<Failure>,
 }
 
 impl Journal {
@@ -115,12 +135,31 @@ impl Journal {
         let samples: Vec<Sample> =
             text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let figures = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let failures = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let there = samples.iter().map(Sample::key).collect();
         let mut file = OpenOptions::new().create(true).append(true).open(path).expect("open it");
         if !text.is_empty() && !text.ends_with('\n') {
             writeln!(file).expect("write a sample");
         }
-        Self { file, there, samples, figures }
+        Self { file, there, samples, figures, failures }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.samples.is_empty() && self.figures.is_empty()
+    }
+
+    /// What failed and has not been done since, each once.
+    pub(crate) fn unmended(&self) -> Vec<&Failure> {
+        let mended = |failure: &Failure| {
+            self.samples.iter().any(|sample| {
+                sample.settings == failure.settings
+                    && sample.lane == failure.failed
+                    && failure.load.as_ref().is_none_or(|load| *load == sample.load)
+            })
+        };
+        let mut seen = HashSet::new();
+        let last = self.failures.iter().rev().filter(|failure| !mended(failure));
+        last.filter(|f| seen.insert((f.settings, &f.failed, &f.load))).collect()
     }
 
     pub(crate) fn has(&self, settings: Settings, lane: &str, load: &str, round: u32) -> bool {
@@ -144,6 +183,14 @@ impl Journal {
         );
         self.write(&figure);
         self.figures.push(figure);
+    }
+
+    /// Tells it at once as well: hours may go by until the report.
+    pub(crate) fn add_failure(&mut self, failure: Failure) {
+        crate::wait_for_the_end_if_interrupted();
+        eprintln!("  {}", failure.told());
+        self.write(&failure);
+        self.failures.push(failure);
     }
 
     fn write(&mut self, value: &impl Serialize) {

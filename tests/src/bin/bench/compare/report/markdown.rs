@@ -2,21 +2,19 @@
 
 use std::fmt::Write as _;
 
-use super::{Part, Report, Table, shown};
+use super::{
+    Part, Report, Settings, Table, figure_lanes, figure_lines, ratio_shown, shown, spread_shown,
+};
 
 pub(super) fn page(report: &Report<'_>) -> String {
     let mut page = String::new();
     let _ = head(&mut page, report);
-    for table in &report.alike.tables {
-        let _ = load(&mut page, table);
+    for part in report.parts() {
+        let _ = measured(&mut page, part);
     }
     let _ = figures(&mut page, report);
-    if let Some(part) = &report.as_shipped {
-        let _ = writeln!(page, "\n# As shipped\n");
-        let _ = told(&mut page, part);
-        for table in &part.tables {
-            let _ = load(&mut page, table);
-        }
+    for part in report.parts() {
+        let _ = programs(&mut page, part);
     }
     page
 }
@@ -26,7 +24,7 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
     writeln!(page, "# Comparison\n")?;
     writeln!(
         page,
-        "{}; {} × {}, {} MiB, Linux {}. {}, Envoy {}, HAProxy {}, {}.\n",
+        "{}; {} × {}, {} MiB, Linux {}. {}, Envoy {}, HAProxy {}, {} ({}).\n",
         machine.date,
         machine.cpus,
         machine.cpu,
@@ -35,10 +33,20 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         machine.nginx,
         machine.envoy,
         machine.haproxy,
-        machine.agent
+        machine.agent,
+        machine.agent_build
     )?;
-    told(page, &report.alike)?;
-    writeln!(page, "\n## Targets\n\n| | goal | seen | Envoy | |\n|---|---|---|---|---|")?;
+    for failure in &report.failures {
+        writeln!(page, "**{}**\n", failure.told().replace('\n', " "))?;
+    }
+    writeln!(
+        page,
+        "Medians; × is the median of the ratios to no mesh in the same place and round, with the \
+         least and the most of them. CPU counts everything: load, origin, proxies, kernel; \
+         \"mesh\" is what that is more than without one.\n\n## Targets\n\n\
+         | | goal | seen | Envoy | | goal as mesh CPU µs, there | here | mesh CPU µs seen | Envoy |\n\
+         |---|---|---|---|---|---|---|---|---|"
+    )?;
     for target in &report.targets {
         let verdict = match target.reached {
             Some(true) => "reached",
@@ -46,45 +54,67 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
             None => "not measured",
         };
         let (seen, envoy) = (shown(target.seen), shown(target.envoy));
-        writeln!(page, "| {} | {} | {seen} | {envoy} | {verdict} |", target.what, target.goal)?;
+        write!(page, "| {} | {} | {seen} | {envoy} | {verdict} |", target.what, target.goal)?;
+        for value in target.cpu_columns() {
+            write!(page, " {value} |")?;
+        }
+        writeln!(page)?;
     }
-    Ok(())
+    writeln!(page, "\n{}", super::targets::AS_CPU_TOLD)
 }
 
-/// How it was measured.
-fn told(page: &mut String, part: &Part) -> std::fmt::Result {
+fn measured(page: &mut String, part: &Part) -> std::fmt::Result {
     writeln!(
         page,
-        "{} samples in {} interleaved rounds, {} of them disturbed by others. Medians; × is the \
-         median of the ratios to no mesh in the same place and round, with the least and the \
-         most of them. CPU counts everything: load, origin, proxies, kernel; \"mesh\" is what \
-         that is more than without one.\n",
-        part.samples, part.rounds, part.disturbed
+        "\n# {}\n\n{} samples in {} interleaved rounds, {} of them disturbed by others.\n",
+        title(part),
+        part.samples,
+        part.rounds,
+        part.disturbed
     )?;
-    for (what, told) in part.settings_told.as_object().into_iter().flatten() {
-        writeln!(page, "- {}: {}", what.replace('_', " "), told.as_str().unwrap_or_default())?;
+    for (what, told) in part.settings_told {
+        writeln!(page, "- {what}: {told}")?;
     }
-    Ok(())
+    part.tables.iter().try_for_each(|table| load(page, table))
+}
+
+fn title(part: &Part) -> &'static str {
+    match part.settings {
+        Settings::Equal => "With equal settings",
+        Settings::AsShipped => "As shipped",
+    }
 }
 
 fn load(page: &mut String, table: &Table) -> std::fmt::Result {
-    let (per, plural) = (table.per, super::plural(table));
-    writeln!(page, "\n## {}\n", table.title)?;
+    let (per, plural) = (table.per, table.plural());
+    let (names, rule) = match table.has_latency() {
+        true => (" p50 µs | p90 | p99 | p99.9 |", "---|---|---|---|"),
+        false => ("", ""),
+    };
     writeln!(
         page,
-        "| | {plural}/s | × | | p50 µs | p99 µs | CPU µs/{per} | mesh | proxies' own | errors |"
+        "\n## {}\n\n| | {plural}/s | × | |{names} CPU µs/{per} | mesh | proxies' own | errors |\n\
+         |---|---|---|---|{rule}---|---|---|---|",
+        table.title
     )?;
-    writeln!(page, "|---|---|---|---|---|---|---|---|---|---|")?;
     for row in &table.rows {
-        let (least, most) = row.ratio_spread;
-        writeln!(
+        write!(
             page,
-            "| {} | {} | {:.3} | {least:.2}–{most:.2} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} |",
             row.lane,
             shown(row.rate),
-            row.ratio,
-            shown(row.p50_us),
-            shown(row.p99_us),
+            ratio_shown(row.ratio),
+            spread_shown(row.ratio_spread)
+        )?;
+        if table.has_latency() {
+            for percent in [50.0, 90.0, 99.0, 99.9] {
+                let at = row.latency.iter().find(|(of, _)| *of >= percent);
+                write!(page, " {} |", shown(at.map_or(f64::NAN, |(_, us)| *us)))?;
+            }
+        }
+        writeln!(
+            page,
+            " {} | {} | {} | {} |",
             shown(row.cpu_us),
             shown(row.mesh_us),
             shown(row.proxies_us),
@@ -98,17 +128,24 @@ fn figures(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
     if report.figures.is_empty() {
         return Ok(());
     }
-    writeln!(page, "\n## Memory, start, restart\n\n| | of | at | |\n|---|---|---|---|")?;
-    for figure in report.figures {
-        writeln!(
-            page,
-            "| {} | {} | {} | {} {} |",
-            figure.figure,
-            figure.lane,
-            figure.at,
-            shown(figure.value),
-            figure.unit
-        )?;
+    let lanes = figure_lanes(report.figures);
+    writeln!(page, "\n# Memory, start, restart\n\n| | at | {} | |", lanes.join(" | "))?;
+    writeln!(page, "|---|---|{}---|", "---|".repeat(lanes.len()))?;
+    for line in figure_lines(report.figures) {
+        write!(page, "| {} | {} |", line.figure, line.at)?;
+        for value in line.values {
+            write!(page, " {} |", shown(value))?;
+        }
+        writeln!(page, " {} |", line.unit)?;
     }
     Ok(())
+}
+
+fn programs(page: &mut String, part: &Part) -> std::fmt::Result {
+    writeln!(
+        page,
+        "\n# Programs: {}\n\nThe files that they name are in `report.html` and `report.json`.\n",
+        title(part)
+    )?;
+    part.programs.iter().try_for_each(|of| writeln!(page, "- {}: `{}`", of.of, of.command))
 }

@@ -1,0 +1,162 @@
+//! An agent is followed by another one beside it: nobody is refused, and nothing is cut.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tests::{
+    Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed,
+    conversation::end,
+    eventually_within,
+    mesh::{SERVER, SERVER_PORT},
+};
+
+const ROUNDS: usize = 3;
+/// The other way across the wire.
+const FAR: &str = "10.96.0.21:9001";
+const FAR_PORT: u16 = 9001;
+
+/// Those of node 1 reach `far`, those of node 2 and of node 1 reach `server`.
+fn config(near: &Pod, server: &Pod, far: &Pod, allowed: bool) -> MeshConfig {
+    let mut may = Allow::policy("may-talk").from(near);
+    if allowed {
+        may = may.from(far);
+    }
+    MeshConfig::new()
+        .service(&Service::tcp("server", SERVER).backed_by(server, SERVER_PORT))
+        .inbound(&Inbound::tcp(server, SERVER_PORT).allow(may))
+        .service(&Service::tcp("far", FAR).backed_by(far, FAR_PORT))
+        .inbound(&Inbound::tcp(far, FAR_PORT).allow(Allow::policy("may-talk-far").from(near)))
+}
+
+fn ends_well(old: &Process) {
+    let status = eventually_within(Duration::from_secs(60), "the old agent ends", || {
+        old.ended().ok_or_else(|| old.log())
+    });
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn upgrades_under_load_refuse_and_cut_nobody() {
+    let bed = Testbed::two_nodes("hand-over");
+    let (node, other) = (bed.node(1), bed.node(2));
+    let (near, server) = (node.pod("near").start(), node.pod("server").start());
+    let far = other.pod("far").start();
+    let _echoes = [server.serves("echo", SERVER_PORT), far.serves("echo", FAR_PORT)];
+    let write = |allowed| {
+        let config = config(&near, &server, &far, allowed);
+        config.write_to(&node.config_dir());
+        config.write_to(&other.config_dir());
+    };
+    write(true);
+    let long = ["--drain-timeout", "1h"];
+    let mut agent = node.agent().with_pod(&near).with_pod(&server).flags(&long).start();
+    let _other = other.agent().with_pod(&far).start();
+    let wire = bed.wire().capture();
+
+    let roads = [(&near, SERVER), (&near, FAR), (&far, SERVER)];
+    let mut talks: Vec<_> =
+        roads.iter().map(|(pod, to)| pod.connects(to.parse().unwrap())).collect();
+    for talk in &mut talks {
+        talk.echoes("hello");
+    }
+    let over = AtomicBool::new(false);
+    let made = roads.map(|_| AtomicUsize::new(0));
+    let mut old = Vec::new();
+    thread::scope(|scope| {
+        for ((pod, to), made) in roads.iter().zip(&made) {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    pod.run_peer(&["echoed", to, "20000", "1"]).expect_success();
+                    made.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let stop = Stop(&over);
+        for round in 0..ROUNDS {
+            let before = made.each_ref().map(|made| made.load(Ordering::Relaxed));
+            old.push(agent.upgrade());
+            for talk in &mut talks {
+                talk.echoes(&format!("round {round}"));
+            }
+            eventually_within(Duration::from_secs(60), "new ones come by every road", || {
+                let now = made.each_ref().map(|made| made.load(Ordering::Relaxed));
+                if now.iter().zip(before).all(|(now, before)| *now > before + 2) {
+                    Ok(())
+                } else {
+                    Err(now)
+                }
+            });
+        }
+        drop(stop);
+    });
+    wire.expect_only_tls();
+
+    // What the first agent still serves is judged by the policy of now.
+    write(false);
+    let (_, how) = talks.pop().expect("of the far pod").rest();
+    assert_ne!(how, end::REFUSED);
+    far.connects(SERVER.parse().unwrap()).expect_cut_off();
+    for talk in &mut talks {
+        talk.echoes("still there").half_closes();
+        assert_eq!(talk.expect_closed(), "");
+    }
+    old.iter().for_each(ends_well);
+}
+
+#[test]
+fn who_asks_and_goes_away_changes_nothing_and_death_opens_nothing() {
+    let bed = Testbed::two_nodes("hand-over-attacks");
+    let node = bed.node(1);
+    let (near, server) = (node.pod("near").start(), node.pod("server").start());
+    let outsider = node.pod("outsider").start();
+    let _echo = server.serves("echo", SERVER_PORT);
+    config(&near, &server, &near, true).write_to(&node.config_dir());
+    let flags = ["--kernel-path", "off", "--drain-timeout", "1s"];
+    let mut agent = node.agent().with_pod(&near).with_pod(&server).flags(&flags).start();
+    let dial = || near.connects(SERVER.parse().unwrap());
+    let mut held = dial();
+    held.echoes("hello");
+
+    for said in ["", "{", r#"{"say":"take"}"#, r#"{"say":"ask","protocol":2,"abi":1}"#] {
+        let socket = asks(&node.state_dir());
+        socket.send(said.as_bytes()).expect("it listens");
+        drop(socket);
+        dial().echoes("still the same agent");
+    }
+    agent.logs(&["not handed over"]);
+    held.echoes("and nobody was cut");
+
+    // Without being told to, nobody takes over.
+    let taken = agent.refuses_to_start_beside();
+    assert!(!taken.success(), "{taken}");
+    dial().echoes("still the same agent");
+
+    agent.kill_9();
+    dial().expect_refused();
+    outsider.connects(server.at(SERVER_PORT)).expect_cut_off();
+    // What it left behind is in nobody's way.
+    agent.restart_with(&["--take-over"]);
+    dial().echoes("another one");
+    outsider.connects(server.at(SERVER_PORT)).expect_cut_off();
+}
+
+fn asks(state_dir: &std::path::Path) -> Socket {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).expect("a socket");
+    let address = SockAddr::unix(state_dir.join("take-over.sock")).expect("a short path");
+    socket.connect(&address).expect("the agent listens");
+    socket
+}
+
+/// Ends the loops of the other threads, also when this one panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
