@@ -1,7 +1,10 @@
 //! Calls of gRPC that `grpc_stats` counts: by method only where that is asked for, and never
 //! without end.
 
-use std::{fmt, sync::Arc};
+use std::{
+    array, fmt,
+    sync::{Arc, OnceLock},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder},
@@ -9,12 +12,12 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{clusters::OVERFLOW, table::Table};
+use super::table::{SHARED, Table};
 
 /// The most (cluster, method) that have series of their own.
 const METHODS_MAX: usize = 512;
-/// The last status that gRPC knows.
-const STATUS_MAX: usize = 16;
+/// How many statuses gRPC knows.
+const STATUSES: usize = 17;
 
 /// One method of one cluster's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -37,6 +40,13 @@ struct Series {
     method: GrpcMethod,
     /// `None`: there was none, or none that gRPC knows.
     status: Option<usize>,
+}
+
+impl Series {
+    /// `index` of [`OfMethod::calls`].
+    fn at(method: &GrpcMethod, index: usize) -> Self {
+        Self { method: method.clone(), status: Some(index).filter(|status| *status < STATUSES) }
+    }
 }
 
 impl EncodeLabelSet for Series {
@@ -75,6 +85,8 @@ struct Families {
 
 struct OfMethod {
     key: GrpcMethod,
+    /// By status; the last one is of those that gRPC doesn't know. Made when there is a call.
+    calls: [OnceLock<Counter>; STATUSES + 1],
     requests: Counter,
     responses: Counter,
 }
@@ -102,29 +114,32 @@ impl GrpcMetrics {
     /// A call ended.
     pub fn ended(&self, key: &GrpcMethod, call: GrpcCall) {
         let overflow = || {
-            let other: Arc<str> = OVERFLOW.into();
-            GrpcMethod { cluster: Arc::clone(&other), service: Arc::clone(&other), method: other }
+            let all = || Arc::clone(&SHARED);
+            GrpcMethod { cluster: all(), service: all(), method: all() }
         };
         let Families { calls, requests, responses } = &self.0.families;
         let make = |key: &GrpcMethod| OfMethod {
             key: key.clone(),
+            calls: array::from_fn(|_| OnceLock::new()),
             requests: requests.get_or_create_owned(key),
             responses: responses.get_or_create_owned(key),
         };
         let forget = |key: &GrpcMethod| {
             requests.remove(key);
             responses.remove(key);
-            for status in (0..=STATUS_MAX).map(Some).chain([None]) {
-                calls.remove(&Series { method: key.clone(), status });
+            for index in 0..=STATUSES {
+                calls.remove(&Series::at(key, index));
             }
         };
         let entry = self.0.known.of(key, overflow, make, forget);
-        let OfMethod { key, requests, responses } = &entry.value;
+        let of = &entry.value;
         let status = call.status.and_then(|status| usize::try_from(status).ok());
-        let status = status.filter(|status| *status <= STATUS_MAX);
-        calls.get_or_create_owned(&Series { method: key.clone(), status }).inc();
-        requests.inc_by(call.request_messages);
-        responses.inc_by(call.response_messages);
+        let index = status.map_or(STATUSES, |status| status.min(STATUSES));
+        if let Some(counter) = of.calls.get(index) {
+            counter.get_or_init(|| calls.get_or_create_owned(&Series::at(&of.key, index))).inc();
+        }
+        of.requests.inc_by(call.request_messages);
+        of.responses.inc_by(call.response_messages);
     }
 }
 

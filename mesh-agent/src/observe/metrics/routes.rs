@@ -10,8 +10,8 @@ use prometheus_client::{
 };
 
 use super::{
-    clusters::{CLASSES, OVERFLOW},
-    table::{Entry, Table},
+    clusters::CLASSES,
+    table::{Entry, SHARED, Table},
 };
 
 /// The most routes and virtual clusters that have series of their own.
@@ -113,13 +113,12 @@ impl RouteMetrics {
     /// Where requests of `key` are counted.
     pub fn of(&self, key: &RouteKey) -> OfRoute {
         let overflow = || {
+            let all = || Arc::clone(&SHARED);
             let of = match &key.of {
-                RouteOrCluster::Route(_) => RouteOrCluster::Route(OVERFLOW.into()),
-                RouteOrCluster::VirtualCluster(_) => {
-                    RouteOrCluster::VirtualCluster(OVERFLOW.into())
-                }
+                RouteOrCluster::Route(_) => RouteOrCluster::Route(all()),
+                RouteOrCluster::VirtualCluster(_) => RouteOrCluster::VirtualCluster(all()),
             };
-            RouteKey { virtual_host: OVERFLOW.into(), of }
+            RouteKey { virtual_host: all(), of }
         };
         let family = |key: &RouteKey| match key.of {
             RouteOrCluster::Route(_) => &self.0.routes,

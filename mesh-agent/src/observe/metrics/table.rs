@@ -4,13 +4,18 @@ use std::{
     collections::HashMap,
     hash::Hash,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+
+use super::clusters::OVERFLOW;
+
+/// The name of all that are too many.
+pub(super) static SHARED: LazyLock<Arc<str>> = LazyLock::new(|| OVERFLOW.into());
 
 /// One that nobody used for this long may be forgotten when room is needed.
 const IDLE: Duration = Duration::from_secs(3600);

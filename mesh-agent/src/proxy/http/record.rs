@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Requests that none of a host's virtual clusters matches.
-const OTHER: &str = "other";
+static OTHER: LazyLock<Arc<str>> = LazyLock::new(|| "other".into());
 
 /// Takes note of finished requests: metrics and access log of one connection.
 pub trait RequestObserver: Send + Sync {
@@ -230,7 +230,7 @@ impl RequestLog {
         let is_of =
             |one: &&VirtualCluster| one.headers.iter().all(|header| header_matches(header, head));
         let own = host.virtual_clusters.iter().find(is_of).map(|one| Arc::clone(&one.name));
-        let name = own.as_ref().map_or_else(|| OTHER.into(), Arc::clone);
+        let name = Arc::clone(own.as_ref().unwrap_or(&OTHER));
         count(RouteOrCluster::VirtualCluster(name));
         self.virtual_cluster = own;
     }

@@ -4,7 +4,7 @@
 //! the server knows the method.
 
 use std::sync::{
-    Arc,
+    Arc, LazyLock,
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Methods that are not counted by themselves.
-const OTHER: &str = "other";
+static OTHER: LazyLock<Arc<str>> = LazyLock::new(|| "other".into());
 /// The longest name of a service or a method that is told.
 const NAME_MAX_BYTES: usize = 128;
 /// gRPC's UNIMPLEMENTED.
@@ -50,7 +50,7 @@ pub(in crate::proxy::http) struct Counts {
 pub(in crate::proxy::http) struct Call {
     cluster: Arc<str>,
     /// Service and method, where they may be told.
-    named: Option<(String, String)>,
+    named: Option<(Arc<str>, Arc<str>)>,
     counts: Arc<Counts>,
 }
 
@@ -91,7 +91,7 @@ impl Filtering<'_> {
 }
 
 /// `/package.Service/Method`, where that is to be told.
-fn named(config: &GrpcStats, path: &str) -> Option<(String, String)> {
+fn named(config: &GrpcStats, path: &str) -> Option<(Arc<str>, Arc<str>)> {
     let mut parts = path.split('/').filter(|part| !part.is_empty());
     let (service, method) = (parts.next()?, parts.next()?);
     if parts.next().is_some() {
@@ -106,10 +106,10 @@ fn named(config: &GrpcStats, path: &str) -> Option<(String, String)> {
     };
     known.then(|| {
         let service = match config.replace_dots {
-            true => service.replace('.', "_"),
-            false => service.to_owned(),
+            true => service.replace('.', "_").into(),
+            false => service.into(),
         };
-        (service, method.to_owned())
+        (service, method.into())
     })
 }
 
@@ -126,10 +126,8 @@ impl Call {
         let status = (status != NONE).then_some(status);
         // Whoever makes methods up makes up no series.
         let is_known = status.is_some_and(|status| status != UNIMPLEMENTED);
-        let (service, method) = match named.filter(|_| is_known) {
-            Some((service, method)) => (service.into(), method.into()),
-            None => (OTHER.into(), OTHER.into()),
-        };
+        let other = || (Arc::clone(&OTHER), Arc::clone(&OTHER));
+        let (service, method) = named.filter(|_| is_known).unwrap_or_else(other);
         let call = GrpcCall {
             status,
             request_messages: counts.requests.load(Ordering::Relaxed),
