@@ -187,9 +187,10 @@ fn calls_routes_and_virtual_clusters_are_counted() {
     mesh.client.run(&arguments).expect_success();
 
     let method = [("cluster", "shop"), ("grpc_service", "shop.Cart"), ("grpc_method", "Add")];
-    expect(mesh.near(), "mesh_grpc_request_messages_total", &method, 3.0);
+    // What is counted last.
+    expect(mesh.near(), "mesh_grpc_response_messages_total", &method, 3.0);
     let scrape = Scrape::of(mesh.near(), OpenMetrics);
-    assert_eq!(scrape.sum("mesh_grpc_response_messages_total", &method), Some(3.0));
+    assert_eq!(scrape.sum("mesh_grpc_request_messages_total", &method), Some(3.0));
     let calls: Vec<_> = scrape.of_name("mesh_grpc_calls_total", &method).collect();
     assert!(calls.len() == 1 && calls[0].has(&[("grpc_status", "0")]), "{calls:?}");
     let of_route = [("virtual_host", "shop"), ("route", "calls"), ("response_class", "2xx")];
