@@ -88,7 +88,12 @@ use crate::{
         filter::LocalRateLimit,
         listener::{CodecType, HttpConnectionManager},
     },
-    observe::{Protocol, access_log::Lines, flags::ResponseFlag, metrics::ClusterMetrics},
+    observe::{
+        Protocol,
+        access_log::Lines,
+        flags::ResponseFlag,
+        metrics::{ClusterMetrics, GrpcMetrics, RouteMetrics},
+    },
     policy::{OutboundPolicy, Permit},
     proxy::{Origination, on_demand::OnDemand},
     route::{Balancers, Destination},
@@ -177,6 +182,8 @@ pub struct HttpServices {
     /// Where spans go.
     pub spans: Spans,
     pub clusters: ClusterMetrics,
+    pub routes: RouteMetrics,
+    pub grpc: GrpcMetrics,
 }
 
 impl fmt::Debug for HttpServices {

@@ -187,6 +187,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
         headers: HeaderMutations::default(),
         on_demand: None,
+        stat_prefix: None,
         tracing: None,
         per_filter: PerFilter::default(),
         name: prefix.into(),
@@ -333,6 +334,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             headers: HeaderMutations::default(),
             per_filter: setup.per_filter.clone(),
             mirrors: setup.mirrors.clone(),
+            virtual_clusters: Vec::new(),
         })],
         ..RouteConfiguration::default()
     };
@@ -425,6 +427,8 @@ impl Mesh {
             lines: Lines::off(),
             spans: Spans::off(),
             clusters: Metrics::new().clusters(),
+            routes: Metrics::new().routes(),
+            grpc: Metrics::new().grpc(),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
