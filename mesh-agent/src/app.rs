@@ -454,6 +454,8 @@ fn dataplane(
         let http = HttpServices {
             spans,
             clusters,
+            routes: metrics.routes(),
+            grpc: metrics.grpc(),
             breakers,
             filters: Arc::default(),
             node_cluster: node_cluster(&config.source),

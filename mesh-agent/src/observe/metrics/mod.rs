@@ -3,8 +3,11 @@
 mod cluster_states;
 mod clusters;
 mod exposition;
+mod grpc;
 mod labels;
+mod routes;
 mod spans;
+mod table;
 mod traffic;
 mod xds;
 
@@ -24,7 +27,9 @@ pub use self::{
     cluster_states::{BreakerState, ClusterStates, EJECTION_REASONS, EndpointStates},
     clusters::{AttemptFailure, ClusterMetrics, OfCluster, OpenConnection},
     exposition::Exposition,
+    grpc::{GrpcCall, GrpcMethod, GrpcMetrics},
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
+    routes::{OfRoute, RouteKey, RouteMetrics, RouteOrCluster},
     spans::SpanCounters,
     traffic::{HttpMetrics, Observed, TcpMetrics},
     xds::{XdsStreams, XdsType},
@@ -82,6 +87,8 @@ struct Own {
     access_log_dropped: Counter,
     spans: SpanCounters,
     clusters: ClusterMetrics,
+    routes: RouteMetrics,
+    grpc: GrpcMetrics,
     label_sets_overflowed: Counter,
     ready: Gauge,
     xds: xds::XdsFamilies,
@@ -202,6 +209,8 @@ impl Own {
         );
         self.spans.register(r);
         self.clusters.register(r);
+        self.routes.register(r);
+        self.grpc.register(r);
         r.register(
             "mesh_access_log_dropped",
             "Access log lines that were not written",
@@ -415,6 +424,16 @@ impl Metrics {
     /// Counts what becomes of requests to clusters.
     pub fn clusters(&self) -> ClusterMetrics {
         self.0.own.clusters.clone()
+    }
+
+    /// Counts requests of routes and virtual clusters.
+    pub fn routes(&self) -> RouteMetrics {
+        self.0.own.routes.clone()
+    }
+
+    /// Counts calls of gRPC.
+    pub fn grpc(&self) -> GrpcMetrics {
+        self.0.own.grpc.clone()
     }
 
     /// Counts spans; give it to who sends them.
