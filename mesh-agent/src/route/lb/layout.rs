@@ -189,8 +189,11 @@ fn groups<'a>(
     vec![Group { place: None, weight: 1, endpoints }]
 }
 
+/// What is to be a [`Group`].
+type Weighed<'a> = (Option<&'a Place>, u128, Vec<&'a Arc<Endpoint>>);
+
 /// Groups by weights that may be large.
-fn scaled<'a>(groups: Vec<(Option<&'a Place>, u128, Vec<&'a Arc<Endpoint>>)>) -> Vec<Group<'a>> {
+fn scaled(groups: Vec<Weighed<'_>>) -> Vec<Group<'_>> {
     let largest = groups.iter().map(|(_, weight, _)| *weight).max().unwrap_or(1).max(1);
     let group = |(place, weight, endpoints): (_, u128, _)| {
         let weight = (weight * WEIGHT_MAX / largest).max(1);

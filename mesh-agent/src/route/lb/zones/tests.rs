@@ -213,8 +213,8 @@ impl Play {
 #[test]
 fn picks_follow_senders_and_runtime_values() {
     let play = Play::start("layer");
-    let even = &[("a", 2, 0), ("b", 2, 0)][..];
-    play.clusters(even, &[("a", 3, 0), ("b", 3, 0)]);
+    let senders = &[("a", 2, 0), ("b", 2, 0)][..];
+    play.clusters(senders, &[("a", 3, 0), ("b", 3, 0)]);
     assert_eq!(play.picked(), [100, 0]);
     assert_eq!(play.told(), [3, 0], "the kernel's share is to the own zone alone");
     // More send from here than can be taken here; who is asked is the same.
@@ -224,21 +224,22 @@ fn picks_follow_senders_and_runtime_values() {
     let [here, there] = play.told()[..] else { panic!() };
     assert!((here * 10_000 / (here + there)).abs_diff(6666) <= 1, "{here} {there}");
 
-    play.clusters(even, &[("a", 3, 0), ("b", 3, 0)]);
+    play.clusters(senders, &[("a", 3, 0), ("b", 3, 0)]);
     let layer = |key: &str, value: f64| {
         let values = BTreeMap::from([(key.into(), RuntimeValue::Number(value))]);
         let layer = RuntimeLayer { values };
         Resources { runtime: vec![("layer".into(), layer)], ..Resources::default() }
     };
+    let even = |picked: Vec<u32>| picked[0].abs_diff(50) <= 1 && picked[1].abs_diff(50) <= 1;
     play.serves(layer(ENABLED, 0.0));
-    assert_eq!(play.picked(), [50, 50]);
+    assert!(even(play.picked()));
     play.serves(layer(MIN_CLUSTER_SIZE, 7.0));
-    assert_eq!(play.picked(), [50, 50]);
+    assert!(even(play.picked()));
     play.serves(layer(MIN_CLUSTER_SIZE, 6.0));
     assert_eq!(play.picked(), [100, 0]);
     // One zone sends: only if that is forced.
     play.clusters(&[("a", 2, 0)], &[("a", 3, 0), ("b", 3, 0)]);
-    assert_eq!(play.picked(), [50, 50]);
+    assert!(even(play.picked()));
     play.serves(layer(FORCE_LOCAL_ZONE, 3.0));
     assert_eq!(play.picked(), [100, 0]);
 }
