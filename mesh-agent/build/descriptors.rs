@@ -35,6 +35,7 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/filters/http/csrf/v3/csrf.proto",
     "envoy/extensions/filters/http/decompressor/v3/decompressor.proto",
     "envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto",
+    "envoy/extensions/filters/http/grpc_stats/v3/config.proto",
     "envoy/extensions/filters/http/grpc_web/v3/grpc_web.proto",
     "envoy/extensions/filters/http/health_check/v3/health_check.proto",
     "envoy/extensions/filters/http/header_mutation/v3/header_mutation.proto",

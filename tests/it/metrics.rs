@@ -137,6 +137,72 @@ fn gauges_follow_what_is_open_and_come_back_to_nothing() {
     });
 }
 
+/// Sends three messages to a method, and expects them back.
+const CALLER: &str = r#"
+import sys, grpc
+channel = grpc.insecure_channel(sys.argv[1])
+same = lambda message: message
+call = channel.stream_stream("/shop.Cart/Add", request_serializer=same, response_deserializer=same)
+assert list(call(iter([b"a", b"bc", b""]))) == [b"a", b"bc", b""]
+"#;
+
+#[test]
+fn calls_routes_and_virtual_clusters_are_counted() {
+    const PORT: u16 = 50051;
+    let bed = Testbed::two_nodes("metrics-calls");
+    let (client, server) = (bed.node(1).pod("client").start(), bed.node(2).pod("server").start());
+    let program = server.serves("grpc", PORT);
+    let typed = |name: &str, config: Value| {
+        let mut config = config;
+        config["@type"] =
+            format!("type.googleapis.com/envoy.extensions.filters.http.{name}").into();
+        json!({ "name": name, "typed_config": config })
+    };
+    let host = json!({
+        "name": "shop",
+        "domains": ["*"],
+        "virtual_clusters": [{
+            "name": "cart",
+            "headers": [{ "name": ":path", "string_match": { "prefix": "/shop.Cart/" } }],
+        }],
+        "routes": [
+            { "match": { "prefix": "/shop." }, "stat_prefix": "calls", "route": { "cluster": "shop" } },
+            { "match": { "prefix": "/" }, "route": { "cluster": "shop" } },
+        ],
+    });
+    let manager = json!({
+        "route_config": { "name": "shop", "virtual_hosts": [host] },
+        "http_filters": [
+            typed("grpc_stats.v3.FilterConfig", json!({ "stats_for_all_methods": true })),
+            typed("router.v3.Router", json!({})),
+        ],
+    });
+    let service = Service::http("shop", "10.96.0.10:80").backed_by(&server, PORT).speaks_http2();
+    let config = MeshConfig::new()
+        .service(&service)
+        .managers(&manager)
+        .inbound(&Inbound::http2(&server, PORT).open());
+    let mesh = Mesh::start(bed, client, server, program, config);
+    let arguments = [tests::control_plane::PYTHON, "-c", CALLER, "10.96.0.10:80"];
+    mesh.client.run(&arguments).expect_success();
+
+    let method = [("cluster", "shop"), ("grpc_service", "shop.Cart"), ("grpc_method", "Add")];
+    // What is counted last.
+    expect(mesh.near(), "mesh_grpc_response_messages_total", &method, 3.0);
+    let scrape = Scrape::of(mesh.near(), OpenMetrics);
+    assert_eq!(scrape.sum("mesh_grpc_request_messages_total", &method), Some(3.0));
+    let calls: Vec<_> = scrape.of_name("mesh_grpc_calls_total", &method).collect();
+    assert!(calls.len() == 1 && calls[0].has(&[("grpc_status", "0")]), "{calls:?}");
+    let of_route = [("virtual_host", "shop"), ("route", "calls"), ("response_class", "2xx")];
+    assert_eq!(scrape.sum("mesh_route_requests_total", &of_route), Some(1.0));
+    let of_cart =
+        [("virtual_host", "shop"), ("virtual_cluster", "cart"), ("response_class", "2xx")];
+    assert_eq!(scrape.sum("mesh_virtual_cluster_requests_total", &of_cart), Some(1.0));
+    assert_eq!(scrape.sum("mesh_virtual_cluster_requests_total", &[]), Some(1.0));
+    // The other agent was not asked to.
+    assert_eq!(Scrape::of(mesh.far(), OpenMetrics).sum("mesh_grpc_calls_total", &[]), None);
+}
+
 #[test]
 fn a_cluster_in_trouble_is_seen_as_such() {
     let bed = Testbed::two_nodes("metrics-trouble");

@@ -51,6 +51,41 @@ pub fn decode<M: Message + Default>(mut answer: &[u8]) -> Result<M, GrpcMessageE
     M::decode(answer).map_err(GrpcMessageError::Message)
 }
 
+/// Counts the messages of a stream as its bytes go by.
+///
+/// A message counts, as with Envoy, once its first byte was seen.
+#[derive(Debug, Default)]
+pub struct MessageCounter {
+    /// How many bytes of the prefix in hand were seen, and what its length is so far.
+    prefix: usize,
+    length: u32,
+    /// Of the message in hand.
+    left: usize,
+}
+
+impl MessageCounter {
+    /// How many messages begin in these bytes.
+    pub fn count(&mut self, mut data: &[u8]) -> u64 {
+        let mut begun = 0;
+        loop {
+            let skipped = self.left.min(data.len());
+            self.left -= skipped;
+            data = &data[skipped..];
+            let Some((byte, rest)) = data.split_first() else { return begun };
+            data = rest;
+            match self.prefix {
+                0 => (begun, self.length) = (begun + 1, 0),
+                _ => self.length = self.length << 8 | u32::from(*byte),
+            }
+            self.prefix += 1;
+            if self.prefix == PREFIX_BYTES {
+                self.prefix = 0;
+                self.left = usize::try_from(self.length).unwrap_or(usize::MAX);
+            }
+        }
+    }
+}
+
 /// Reads a peer's bytes as each answer that filters wait for, and says what it read again. For
 /// fuzzing.
 #[doc(hidden)]
@@ -86,5 +121,25 @@ mod tests {
         compressed[0] = 1;
         assert!(check(&compressed).contains("compressed"));
         assert!(check(&[0, 0, 0, 0, 1, 0xff]).contains("not the message"));
+    }
+
+    #[test]
+    fn messages_are_counted_however_they_come() {
+        let message = StringValue { value: "x".repeat(300) };
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.extend(encode(&message));
+            // One without a byte of its own.
+            all.extend([0; PREFIX_BYTES]);
+        }
+        for size in [1, 2, 5, 7, 305, all.len()] {
+            let mut counter = MessageCounter::default();
+            let counted: u64 = all.chunks(size).map(|chunk| counter.count(chunk)).sum();
+            assert_eq!(counted, 6, "{size}");
+            assert_eq!(counter.count(&[1]), 1);
+            assert_eq!(counter.count(&[0xff; 4]), 0);
+            assert_eq!(counter.count(&[0; 4096]), 0, "within a large one");
+        }
+        assert_eq!(MessageCounter::default().count(&[]), 0);
     }
 }

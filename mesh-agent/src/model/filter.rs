@@ -6,6 +6,7 @@
 mod cors;
 mod fault;
 mod global_rate_limit;
+mod grpc_stats;
 mod health_check;
 mod local_rate_limit;
 mod set_metadata;
@@ -19,6 +20,7 @@ pub use self::{
     cors::CorsPolicy,
     fault::{AbortBy, Fault, FaultAbort, FaultDelay, FaultKeys},
     global_rate_limit::{GlobalRateLimit, RateLimitPerRoute, RequestType},
+    grpc_stats::{GrpcMethods, GrpcStats},
     health_check::HealthCheck,
     local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
     set_metadata::SetMetadata,
@@ -88,6 +90,8 @@ pub enum HttpFilter {
     GlobalRateLimit(Arc<GlobalRateLimit>),
     /// `envoy.extensions.filters.http.grpc_web.v3.GrpcWeb`
     GrpcWeb,
+    /// `envoy.extensions.filters.http.grpc_stats.v3.FilterConfig`
+    GrpcStats(Arc<GrpcStats>),
     /// `envoy.extensions.filters.http.health_check.v3.HealthCheck`
     HealthCheck(Arc<HealthCheck>),
     /// `envoy.extensions.filters.http.set_metadata.v3.Config`, in order.

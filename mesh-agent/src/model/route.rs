@@ -56,6 +56,18 @@ pub struct VirtualHost {
     pub per_filter: PerFilter,
     /// Of routes that have none themselves.
     pub mirrors: Vec<MirrorPolicy>,
+    /// Tried in order; the first that matches counts a request.
+    pub virtual_clusters: Vec<VirtualCluster>,
+}
+
+/// Requests that are counted together, whatever routes they take.
+///
+/// Spec: `envoy.config.route.v3.VirtualCluster`.
+#[derive(Debug, Clone, Serialize)]
+pub struct VirtualCluster {
+    pub name: Arc<str>,
+    /// All must match; never empty.
+    pub headers: Vec<HeaderMatcher>,
 }
 
 /// Requests that did not come by TLS are told to.
@@ -96,6 +108,8 @@ impl fmt::Display for Domain {
 pub struct Route {
     /// Empty where the configuration gives none.
     pub name: Arc<str>,
+    /// Requests are counted under it; `None`: they are not counted by route.
+    pub stat_prefix: Option<Arc<str>>,
     pub matches: RouteMatch,
     pub action: RouteAction,
     pub headers: HeaderMutations,

@@ -28,7 +28,7 @@ pub(super) const CLUSTERS_MAX: usize = 1024;
 /// All others.
 pub(super) const OVERFLOW: &str = "overflow";
 
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+pub(super) const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// Why an attempt had no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

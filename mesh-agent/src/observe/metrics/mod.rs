@@ -3,8 +3,11 @@
 mod cluster_states;
 mod clusters;
 mod exposition;
+mod grpc;
 mod labels;
+mod routes;
 mod spans;
+mod table;
 mod traffic;
 mod xds;
 
@@ -24,7 +27,9 @@ pub use self::{
     cluster_states::{BreakerState, ClusterStates, EJECTION_REASONS, EndpointStates},
     clusters::{AttemptFailure, ClusterMetrics, OfCluster, OpenConnection},
     exposition::Exposition,
+    grpc::{GrpcCall, GrpcMethod, GrpcMetrics},
     labels::{PeerLabels, Reporter, RequestProtocol, TrafficLabels},
+    routes::{OfRoute, RouteKey, RouteMetrics, RouteOrCluster},
     spans::SpanCounters,
     traffic::{HttpMetrics, Observed, TcpMetrics},
     xds::{XdsStreams, XdsType},
@@ -73,6 +78,7 @@ struct Own {
     kernel_path_left_out: Gauge,
     kernel_path_connections: Gauge,
     kernel_path_cut: Counter,
+    tunnels_within: Counter,
     self_test: Family<ByCheck, Gauge>,
     map_entries: Family<ByMap, Gauge>,
     map_capacity: Family<ByMap, Gauge>,
@@ -81,6 +87,8 @@ struct Own {
     access_log_dropped: Counter,
     spans: SpanCounters,
     clusters: ClusterMetrics,
+    routes: RouteMetrics,
+    grpc: GrpcMetrics,
     label_sets_overflowed: Counter,
     ready: Gauge,
     xds: xds::XdsFamilies,
@@ -170,6 +178,11 @@ impl Own {
             self.kernel_path_cut.clone(),
         );
         r.register(
+            "mesh_tunnels_within_agent",
+            "Tunnels between pods of this node that did not leave the agent",
+            self.tunnels_within.clone(),
+        );
+        r.register(
             "mesh_bpf_map_entries",
             "Entries of a map of the kernel's",
             self.map_entries.clone(),
@@ -196,6 +209,8 @@ impl Own {
         );
         self.spans.register(r);
         self.clusters.register(r);
+        self.routes.register(r);
+        self.grpc.register(r);
         r.register(
             "mesh_access_log_dropped",
             "Access log lines that were not written",
@@ -316,6 +331,11 @@ impl Metrics {
         self.0.own.kernel_path_cut.inc();
     }
 
+    /// A tunnel was asked for that stays within the agent.
+    pub fn tunnel_within(&self) {
+        self.0.own.tunnels_within.inc();
+    }
+
     /// How full a map of the kernel's is.
     pub fn map_fill(&self, map: &'static str, entries: u32, capacity: u32) {
         self.0.own.map_entries.get_or_create(&ByMap(map)).set(entries.into());
@@ -404,6 +424,16 @@ impl Metrics {
     /// Counts what becomes of requests to clusters.
     pub fn clusters(&self) -> ClusterMetrics {
         self.0.own.clusters.clone()
+    }
+
+    /// Counts requests of routes and virtual clusters.
+    pub fn routes(&self) -> RouteMetrics {
+        self.0.own.routes.clone()
+    }
+
+    /// Counts calls of gRPC.
+    pub fn grpc(&self) -> GrpcMetrics {
+        self.0.own.grpc.clone()
     }
 
     /// Counts spans; give it to who sends them.

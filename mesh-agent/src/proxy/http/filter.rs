@@ -8,6 +8,7 @@ pub(super) mod cors;
 pub(super) mod csrf;
 mod ext_authz;
 pub(super) mod fault;
+pub(super) mod grpc_stats;
 pub(super) mod grpc_web;
 mod jwks;
 pub(super) mod jwt_authn;

@@ -20,7 +20,7 @@ use super::{
     Judged,
     filter::{
         compression::{Agreed, Compress, ExpandResponse},
-        grpc_web,
+        grpc_stats, grpc_web,
         stateful_session::Session,
     },
     headers::append_value,
@@ -152,6 +152,7 @@ pub(super) enum OnTheWayOut {
     Expand(ExpandResponse),
     Session(Box<Session>),
     GrpcWeb(grpc_web::Answered),
+    GrpcStats(Arc<grpc_stats::Counts>),
 }
 
 /// The place of what routes want, before the last filter.
@@ -253,6 +254,7 @@ impl ResponseMutations {
                 }
                 OnTheWayOut::Session(step) => step.respond(log.record.upstream, headers),
                 OnTheWayOut::GrpcWeb(step) => step.respond(has_body, headers, &mut stages),
+                OnTheWayOut::GrpcStats(counts) => counts.respond(has_body, headers, &mut stages),
                 OnTheWayOut::Expand(step) => step.respond(has_body, headers, &mut stages),
             }
         }
@@ -386,8 +388,11 @@ impl RequestValues<'_> {
                 record.transport_failure.as_ref().is_some_and(|why| one_word(why, out))
             }
             P::UpstreamRequestAttemptCount => shown(out, &self.attempts),
-            // There are no virtual clusters, and only connections without HTTP have details.
-            P::VirtualClusterName | P::ConnectionTerminationDetails => false,
+            P::VirtualClusterName => {
+                text(out, self.log.virtual_cluster.as_ref().map(|name| name.as_bytes()))
+            }
+            // Only connections without HTTP have details.
+            P::ConnectionTerminationDetails => false,
             P::UpstreamCluster | P::UpstreamClusterRaw => {
                 text(out, self.log.cluster().map(|cluster| cluster.0.as_bytes()))
             }

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
 use super::{
     HttpConnection, Judged,
     access_log::{Logging, Worded},
+    filter::grpc_stats::Call,
     forwarding,
     mutations::{OnTheWayOut, ResponseMutations},
     spans::Trace,
@@ -23,16 +24,23 @@ use super::{
 use crate::{
     codec::guard::GuardShared,
     model::{
-        cluster::ClusterName, http_options::HttpOptions, identity::Identity,
+        cluster::ClusterName,
+        http_options::HttpOptions,
+        identity::Identity,
         metadata::DynamicMetadata,
+        route::{Route, VirtualCluster, VirtualHost},
     },
     observe::{
         Protocol,
         flags::{ResponseFlag, ResponseFlags},
+        metrics::{OfRoute, RouteKey, RouteOrCluster},
     },
-    policy::{Flow, Place, Shadow},
+    policy::{Flow, Place, Shadow, matcher::header_matches},
     route::WantedHost,
 };
+
+/// Requests that none of a host's virtual clusters matches.
+static OTHER: LazyLock<Arc<str>> = LazyLock::new(|| "other".into());
 
 /// Takes note of finished requests: metrics and access log of one connection.
 pub trait RequestObserver: Send + Sync {
@@ -159,6 +167,12 @@ pub(super) struct RequestLog {
     pub(super) wanted: Option<(WantedHost, StatusCode)>,
     /// The cluster that its route leads to, for who tells of a request that went nowhere.
     pub(super) chosen: Option<ClusterName>,
+    /// The virtual cluster that it is one of, if that has a name.
+    pub(super) virtual_cluster: Option<Arc<str>>,
+    /// Its route and its virtual cluster, where these are counted.
+    pub(super) counted: Vec<OfRoute>,
+    /// What filters count of it as a call of gRPC.
+    pub(super) calls: Vec<Call>,
     pub(super) logging: Option<Box<Logging>>,
     pub(super) trace: Option<Box<Trace>>,
     /// The body of an answer of the agent's own, while that is worded.
@@ -193,9 +207,32 @@ impl RequestLog {
             reply_body: None,
             wanted: None,
             chosen: None,
+            virtual_cluster: None,
+            counted: Vec::new(),
+            calls: Vec::new(),
             grpc_web: false,
             ended: false,
         }
+    }
+
+    /// It goes by this route of this host, which are counted where they have a name for that.
+    pub(super) fn goes_by(&mut self, host: &VirtualHost, route: &Route, head: &Parts) {
+        let mut count = |of| {
+            let key = RouteKey { virtual_host: Arc::clone(&host.name), of };
+            self.counted.push(self.connection.services.routes.of(&key));
+        };
+        if let Some(name) = &route.stat_prefix {
+            count(RouteOrCluster::Route(Arc::clone(name)));
+        }
+        if host.virtual_clusters.is_empty() {
+            return;
+        }
+        let is_of =
+            |one: &&VirtualCluster| one.headers.iter().all(|header| header_matches(header, head));
+        let own = host.virtual_clusters.iter().find(is_of).map(|one| Arc::clone(&one.name));
+        let name = Arc::clone(own.as_ref().unwrap_or(&OTHER));
+        count(RouteOrCluster::VirtualCluster(name));
+        self.virtual_cluster = own;
     }
 
     /// Who the request is from.
@@ -326,6 +363,12 @@ impl Drop for RequestLog {
         if !self.ended {
             self.record.flags.insert(ResponseFlag::DownstreamConnectionTermination);
             self.record.details.get_or_insert(Cow::Borrowed("downstream closed or reset"));
+        }
+        for counted in self.counted.drain(..) {
+            counted.ended(self.record.response_code);
+        }
+        for call in self.calls.drain(..) {
+            call.ended(&self.connection.services.grpc);
         }
         if let Some(trace) = self.trace.take() {
             self.record.trace_id = trace.sampled_id();

@@ -290,6 +290,9 @@ async fn answer(
         let on_the_way_out = filter::response_mutations(http, &snapshot, filter_levels);
         // What filters wanted that have been passed stays.
         let wanted = progress.as_ref().and_then(|_| log.mutations.take());
+        if progress.is_none() {
+            log.calls.clear();
+        }
         log.mutations = ResponseMutations::of(header_levels, on_the_way_out, &judged);
         ResponseMutations::keep(&mut log.mutations, wanted);
         if log.mutations.is_some() || log.logging.is_some() || log.trace.is_some() {
@@ -401,6 +404,7 @@ async fn answer(
                 return Err(redirect::reply(redirect, &matched.route.matches.path, head));
             }
         };
+        log.goes_by(matched.virtual_host, matched.route, head);
         let client = log.client(permit.flow());
         let subset = match entry {
             Some(entry) => entry.metadata_match.as_deref(),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 
+use super::filter::grpc_stats::Counting;
 use crate::{
     codec::{
         compression::{CodingError, Decoder, Encoder},
@@ -23,6 +24,7 @@ pub(super) enum Stage {
     Expand(Box<Expand>),
     FromWeb(FromWeb),
     ToWeb(ToWeb),
+    CountGrpc(Counting),
 }
 
 impl fmt::Debug for Stage {
@@ -32,6 +34,7 @@ impl fmt::Debug for Stage {
             Self::Expand(_) => "Expand",
             Self::FromWeb(_) => "FromWeb",
             Self::ToWeb(_) => "ToWeb",
+            Self::CountGrpc(_) => "CountGrpc",
         })
     }
 }
@@ -103,6 +106,10 @@ impl Link {
             }
             Stage::FromWeb(web) => self.out = some(web.push(data)?),
             Stage::ToWeb(web) => self.out = some(web.push(data)),
+            Stage::CountGrpc(counting) => {
+                counting.moved(&data);
+                self.out = Some(data);
+            }
         }
         Ok(())
     }
@@ -110,7 +117,9 @@ impl Link {
     /// What comes out of what was given.
     fn take(&mut self) -> Result<Option<Bytes>, CodingError> {
         match &mut self.stage {
-            Stage::Compress(_) | Stage::FromWeb(_) | Stage::ToWeb(_) => Ok(self.out.take()),
+            Stage::Compress(_) | Stage::FromWeb(_) | Stage::ToWeb(_) | Stage::CountGrpc(_) => {
+                Ok(self.out.take())
+            }
             Stage::Expand(expand) => {
                 let out = expand.decoder.pull()?;
                 expand.after += out.as_ref().map_or(0, Bytes::len) as u64;
@@ -131,6 +140,7 @@ impl Link {
                 }
             }
             Stage::FromWeb(web) => web.finish()?,
+            Stage::CountGrpc(counting) => counting.ended(trailers.as_ref()),
             // They have become part of the body.
             Stage::ToWeb(web) => self.out = some(web.finish(trailers.take().as_ref())),
         }

@@ -31,6 +31,7 @@ fn route(name: &str, path: PathMatch) -> Route {
         action,
         headers: HeaderMutations::default(),
         on_demand: None,
+        stat_prefix: None,
         tracing: None,
         per_filter: PerFilter::default(),
     }
@@ -53,6 +54,7 @@ fn host(name: &str, domains: &[Domain], routes: Vec<Route>) -> VirtualHost {
         headers: HeaderMutations::default(),
         per_filter: PerFilter::default(),
         mirrors: Vec::new(),
+        virtual_clusters: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ mod cors;
 mod csrf;
 mod ext_authz;
 mod fault;
+mod grpc_stats;
 mod grpc_web;
 mod header_mutation;
 mod health_check;
@@ -37,6 +38,7 @@ use envoy_types::pb::{
                 decompressor::v3::Decompressor,
                 ext_authz::v3::{ExtAuthz, ExtAuthzPerRoute},
                 fault::v3::HttpFault,
+                grpc_stats::v3::FilterConfig as GrpcStats,
                 grpc_web::v3::GrpcWeb,
                 header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
                 health_check::v3::HealthCheck,
@@ -73,7 +75,7 @@ struct Kind {
 }
 
 /// Every filter but the router, which ends each chain and has nothing to configure.
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 18] = [
     Kind {
         config: Rbac::full_name,
         decode: rbac::filter,
@@ -177,6 +179,13 @@ const KINDS: [Kind; 17] = [
         decode: grpc_web::filter,
         route_config: GrpcWeb::full_name,
         decode_route: grpc_web::route,
+        discoverable: true,
+    },
+    Kind {
+        config: GrpcStats::full_name,
+        decode: grpc_stats::filter,
+        route_config: GrpcStats::full_name,
+        decode_route: grpc_stats::route,
         discoverable: true,
     },
     Kind {

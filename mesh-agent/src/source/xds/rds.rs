@@ -16,14 +16,14 @@ use std::{collections::HashSet, sync::Arc};
 
 use envoy_types::pb::envoy::config::route::v3::{
     Route as PbRoute, RouteConfiguration as PbRouteConfiguration, Vhds,
-    VirtualHost as PbVirtualHost, route::Action,
+    VirtualCluster as PbVirtualCluster, VirtualHost as PbVirtualHost, route::Action,
     virtual_host::TlsRequirementType as TlsRequirement,
 };
 
 pub(super) use self::clusters::{check_weights, named_weight, one_cluster};
 pub(super) use self::matches::matches as route_match;
 use super::{
-    ResourceType, config_source, filters, header_mutation, rate_limits,
+    ResourceType, config_source, filters, header_mutation, matchers, rate_limits,
     reject::{Decoder, unsupported},
     traces,
 };
@@ -33,7 +33,7 @@ use crate::model::{
     retry::Attempts,
     route::{
         Domain, PathMatch, Redirect, RequireTls, Route, RouteAction, RouteConfiguration,
-        RouteMatch, VirtualHost,
+        RouteMatch, VirtualCluster, VirtualHost,
     },
 };
 
@@ -178,9 +178,10 @@ fn virtual_host(
     } = value;
     unsupported!(
         d;
-        matcher, virtual_clusters, hedge_policy, route_specifiers,
+        matcher, hedge_policy, route_specifiers,
     );
     let mirrors = mirror::policies(d, request_mirror_policies);
+    let virtual_clusters = d.all("virtual_clusters", virtual_clusters, virtual_cluster);
     let retry = retry::policy(d, retry_policy, retry_policy_typed_config);
     let buffer_max_bytes =
         retry::buffer_limit(d, per_request_buffer_limit_bytes, request_body_buffer_limit);
@@ -226,6 +227,7 @@ fn virtual_host(
         external_only,
         redirect: Box::new(Route {
             name: "".into(),
+            stat_prefix: None,
             matches: RouteMatch::path(PathMatch::Prefix(String::new())),
             action: RouteAction::Redirect(Redirect::to_tls()),
             headers: HeaderMutations::default(),
@@ -258,7 +260,20 @@ fn virtual_host(
         headers: headers?,
         per_filter: per_filter?,
         mirrors: mirrors?,
+        virtual_clusters: virtual_clusters?,
     })
+}
+
+fn virtual_cluster(d: &mut Decoder, value: PbVirtualCluster) -> Option<VirtualCluster> {
+    let PbVirtualCluster { headers, name } = value;
+    if name.is_empty() {
+        d.refuse_field("name", "is missing");
+    }
+    if headers.is_empty() {
+        d.refuse_field("headers", "is empty");
+    }
+    let headers = d.all("headers", headers, matchers::header)?;
+    Some(VirtualCluster { name: name.into(), headers })
 }
 
 /// Spec: `envoy.config.route.v3.VirtualHost.domains`. A `*` stands at one end only.
@@ -292,8 +307,7 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
         response_headers_to_remove,
         tracing,
         per_request_buffer_limit_bytes,
-        // A name in statistics.
-        stat_prefix: _,
+        stat_prefix,
         request_body_buffer_limit,
         route_specifiers,
         action,
@@ -337,6 +351,7 @@ fn route(d: &mut Decoder, value: PbRoute, body_max: u32) -> Option<Route> {
     }
     Some(Route {
         name: name.into(),
+        stat_prefix: (!stat_prefix.is_empty()).then(|| stat_prefix.into()),
         matches: matches?,
         action,
         headers: headers?,

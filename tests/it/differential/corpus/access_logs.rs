@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tests::corpus::Ask;
 
-use super::{Case, case, get, routes, to, typed};
+use super::{Case, case, get, hosts, routes, to, typed};
 
 const STDOUT: &str = "extensions.access_loggers.stream.v3.StdoutAccessLog";
 const FILE: &str = "extensions.access_loggers.file.v3.FileAccessLog";
@@ -173,6 +173,29 @@ fn detailed() -> Case {
         .cluster("full", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } }))
 }
 
+/// Requests that are counted together, by name.
+#[rustfmt::skip]
+fn virtual_clusters() -> Case {
+    let header = |name: &str, matched: Value| json!({ "name": name, "string_match": matched });
+    let config = hosts(json!([{ "name": "all", "domains": ["*"],
+        "virtual_clusters": [
+            { "name": "reads of users", "headers": [header(":path", json!({ "prefix": "/users" })), header(":method", json!({ "exact": "GET" }))] },
+            { "name": "users", "headers": [header(":path", json!({ "prefix": "/users" }))] },
+            { "name": "marked", "headers": [{ "name": "x-mark", "present_match": true }] },
+        ],
+        "routes": [
+            { "match": { "prefix": "/direct" }, "direct_response": { "status": 418 } },
+            { "match": { "prefix": "/dead" }, "stat_prefix": "dead", "route": { "cluster": "dead" } },
+            { "match": { "prefix": "/users/none" }, "route": { "cluster": "empty" } },
+            { "match": { "prefix": "/users" }, "stat_prefix": "users", "route": { "cluster": "one", "prefix_rewrite": "/elsewhere" } },
+            { "match": { "prefix": "/rest" }, "route": { "cluster": "one" } },
+        ],
+    }, { "name": "without", "domains": ["without.test"], "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "one" } }] }]));
+    case("log-virtual-clusters", config).manager(json!({ "access_log": [text("%VIRTUAL_CLUSTER_NAME% %UPSTREAM_CLUSTER%")] }))
+        .asks(get("/users/1")).asks(Ask::new("POST", "/users")).asks(get("/rest").with("x-mark", "1")).asks(get("/rest")).asks(get("/direct").is(418)).asks(get("/dead").with("x-mark", "").is(503))
+        .asks(get("/users/none").is(503)).asks(get("/nowhere").with("x-mark", "1").is(404)).asks(get("/users").with("x-mark", "1").http2())
+}
+
 #[rustfmt::skip]
 pub(super) fn cases() -> Vec<Case> {
     let comparison = |op: &str, value: u32| json!({ "comparison": { "op": op, "value": { "default_value": value, "runtime_key": "none" } } });
@@ -213,6 +236,7 @@ pub(super) fn cases() -> Vec<Case> {
         detailed().asks(Ask::new("POST", "/cut").answered(&json!({ "cut": true })).is(503)).asks(Ask::new("POST", "/h2").answered(&json!({ "cut": true })).is(503)).asks(get("/nowhere/at/all").is(503))
             .asks(get("/none").is(404)).asks(get("/redirect").is(301)).asks(get("/denied").is(403)).asks(get("/direct").is(418)).asks(get("/"))
             .asks(get("/full").is(503)).asks(get("/again").is(503)).asks(get("/per-try").answered(&json!({ "delay_ms": 900 })).is(504)),
+        virtual_clusters(),
         case("log-operator", to("one")).manager(json!({ "access_log": [text("%UPSTREAM_TLS_CIPHER%")] })).refused("%UPSTREAM_TLS_CIPHER% is not supported"),
         case("log-traceable", to("one")).manager(json!({ "access_log": [{ "name": "log", "filter": { "traceable_filter": {} }, "typed_config": typed(STDOUT, json!({})) }] }))
             .refused(".access_log[0].filter.traceable_filter: is not supported"),

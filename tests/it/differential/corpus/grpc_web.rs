@@ -1,10 +1,11 @@
-//! gRPC-Web clients before gRPC servers.
+//! gRPC-Web clients before gRPC servers, and calls that are counted.
 
 use serde_json::{Value, json};
 use tests::corpus::Ask;
 
 use super::{Case, case, routes};
 
+const STATS: &str = "extensions.filters.http.grpc_stats.v3.FilterConfig";
 const WEB: &str = "extensions.filters.http.grpc_web.v3.GrpcWeb";
 /// A frame with the message `abc`, and its base64.
 const FRAME: &str = "\0\0\0\0\u{3}abc";
@@ -47,6 +48,10 @@ fn answer(body: &str, trailers: &[(&str, &str)]) -> Value {
     json!({ "headers": [["content-type", "application/grpc"]], "body": body, "trailers": trailers })
 }
 
+fn counted(name: &'static str, config: Value) -> Case {
+    web(name).filter("envoy.filters.http.grpc_stats", STATS, config)
+}
+
 #[rustfmt::skip]
 pub(super) fn cases() -> Vec<Case> {
     let ok = [("grpc-status", "0"), ("grpc-message", "fine")];
@@ -54,7 +59,15 @@ pub(super) fn cases() -> Vec<Case> {
     let two = answer("\0\0\0\0\u{2}hi\0\0\0\0\u{4}more\0\0\0\0\0", &ok);
     let only = json!({ "headers": [["content-type", "application/grpc"], ["grpc-status", "5"], ["grpc-message", "not there"]], "body": "" });
     let plain = |status: u16| json!({ "status": status, "headers": [["content-type", "text/plain"], ["x-a", "1"]], "body": "not % a frame\n" });
+    let call = |body: &str| ask("/svc/Call", "application/grpc", "*/*", body);
     vec![
+        // What is counted of them changes nothing.
+        counted("grpc-stats", json!({ "stats_for_all_methods": true, "emit_filter_state": true }))
+            .asks(call(FRAME).answered(&one).http2()).asks(call(FRAME).answered(&two)).asks(call("").answered(&two).http2()).asks(call("???").answered(&only).http2()).asks(call(FRAME).answered(&plain(503)).is(503))
+            .asks(ask("/none", "application/grpc", "*/*", FRAME)).asks(ask("/dead", "application/grpc", "*/*", "").http2()).asks(ask("/svc/Call", "text/plain", "*/*", "x")),
+        counted("grpc-stats-of-some", json!({ "individual_method_stats_allowlist": { "services": [{ "name": "svc", "method_names": ["Call"] }] }, "replace_dots_in_grpc_service_name": true }))
+            .asks(call(FRAME).answered(&one).http2()),
+        counted("grpc-stats-of-upstreams", json!({ "enable_upstream_stats": true })).refused(".enable_upstream_stats: is not supported"),
         web("web-binary").asks(binary(FRAME).answered(&one)).asks(binary(FRAME).answered(&one).http2()).asks(binary("").answered(&two)).asks(binary(FRAME).answered(&two).http2())
             .asks(ask("/svc/Call", "application/grpc-web", "*/*", FRAME).answered(&one)),
         web("web-text").asks(text(TEXT).answered(&one)).asks(text(TEXT).answered(&two)).asks(text(TEXT).answered(&two).http2()).asks(text("").answered(&one))

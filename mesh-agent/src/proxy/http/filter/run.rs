@@ -101,6 +101,10 @@ impl Filtering<'_> {
                 self.grpc_web(place, log, head, body);
                 Ok(())
             }
+            HttpFilter::GrpcStats(config) => {
+                self.grpc_stats(place, config, log, head, body);
+                Ok(())
+            }
             HttpFilter::HealthCheck(check) => self.health_check(place, check, log, head),
             HttpFilter::SetMetadata(all) => {
                 set_metadata(all, &mut log.record.metadata);

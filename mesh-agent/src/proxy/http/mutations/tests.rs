@@ -70,6 +70,7 @@ fn the_least_specific_level_is_last_unless_asked_otherwise() {
         action: RouteAction::Forward(Box::new(ForwardAction::to(Clusters::Header("x".into())))),
         headers: level("route"),
         on_demand: None,
+        stat_prefix: None,
         tracing: None,
         per_filter: PerFilter::default(),
     };
@@ -81,6 +82,7 @@ fn the_least_specific_level_is_last_unless_asked_otherwise() {
         headers: level("host"),
         per_filter: PerFilter::default(),
         mirrors: Vec::new(),
+        virtual_clusters: Vec::new(),
     };
     for (most_specific_header_mutations_wins, expected) in [
         (false, ["entry", "route", "host", "configuration"]),

@@ -41,7 +41,7 @@ use crate::{
         },
         filter::{ChainFilter, PerFilter},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
-        http_options::HttpOptions,
+        http_options::{Http2Limits, HttpOptions},
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
             RouteSource, TerminalFilter,
@@ -143,6 +143,7 @@ pub(super) struct Setup {
     pub(super) circuit_breakers: CircuitBreakers,
     /// Extended CONNECT is on where there are any.
     pub(super) upgrades: Upgrades,
+    pub(super) http2: Http2Limits,
     /// Whether the route for CONNECT ends it.
     pub(super) terminates_connect: bool,
     pub(super) buffer_max_bytes: u64,
@@ -168,6 +169,7 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            http2: Http2Limits::default(),
             terminates_connect: false,
             buffer_max_bytes: HttpOptions::BUFFER_MAX_BYTES,
             mirrors: Vec::new(),
@@ -185,6 +187,7 @@ fn route(prefix: &str, action: RouteAction) -> Route {
     Route {
         headers: HeaderMutations::default(),
         on_demand: None,
+        stat_prefix: None,
         tracing: None,
         per_filter: PerFilter::default(),
         name: prefix.into(),
@@ -331,6 +334,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             headers: HeaderMutations::default(),
             per_filter: setup.per_filter.clone(),
             mirrors: setup.mirrors.clone(),
+            virtual_clusters: Vec::new(),
         })],
         ..RouteConfiguration::default()
     };
@@ -360,6 +364,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         max_headers_count: 100,
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
+            http2: setup.http2,
             upgrades: setup.upgrades.clone(),
             extended_connect: !setup.upgrades.0.is_empty(),
             buffer_max_bytes: setup.buffer_max_bytes,
@@ -422,6 +427,8 @@ impl Mesh {
             lines: Lines::off(),
             spans: Spans::off(),
             clusters: Metrics::new().clusters(),
+            routes: Metrics::new().routes(),
+            grpc: Metrics::new().grpc(),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,
