@@ -1,4 +1,4 @@
-//! What is not a load: memory by pods and by services, idle cost, start and restart.
+//! What is not a load: memory by pods and by services, idle cost, start, restart and upgrade.
 
 use std::{
     fs,
@@ -53,7 +53,15 @@ pub(crate) fn measure(options: &Options, journal: &mut Journal) {
         }
     }
     if !journal.has_figure("requests failed in a restart", AGENT, 1) {
-        restart_under_load(journal);
+        replaced_under_load("requests failed in a restart", journal, |agent| {
+            agent.terminate();
+            agent.restart();
+        });
+    }
+    if !journal.has_figure("requests failed in an upgrade", AGENT, 1) {
+        replaced_under_load("requests failed in an upgrade", journal, |agent| {
+            agent.upgrade().wait();
+        });
     }
 }
 
@@ -154,22 +162,23 @@ fn sidecar_with_services(count: usize, journal: &mut Journal) {
     memory("memory by services", SIDECARS, count, &[&sidecar], journal);
 }
 
-/// The server's agent is replaced while requests come at a fixed rate.
-fn restart_under_load(journal: &mut Journal) {
-    let mut mesh = mesh::web_and_client("restart");
+/// The server's agent, and then the client's, is replaced while requests come at a fixed rate.
+fn replaced_under_load(what: &str, journal: &mut Journal, replace: impl Fn(&mut Agent)) {
+    let mut mesh = mesh::web_and_client("replaced");
     let mut command = Command::new(tests::process::peer());
     command.args(["drive", "http1", "10.96.0.10:80", "--connections", "16"]);
-    command.args(["--rate", "400", "--seconds", "8", "--host", "web"]);
+    command.args(["--rate", "400", "--seconds", "16", "--host", "web"]);
     let load = mesh.client.starts("drive", command);
-    thread::sleep(Duration::from_secs(3));
-    mesh.agents[1].terminate();
-    mesh.agents[1].restart();
+    for agent in mesh.agents.iter_mut().rev() {
+        thread::sleep(Duration::from_secs(2));
+        replace(agent);
+    }
     load.wait();
     let log = load.log();
     let line = log.lines().rev().find(|line| line.starts_with('{')).unwrap_or("{}");
     let told: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
     let failed = told["errors"].as_f64().unwrap_or(f64::NAN);
-    journal.add_figure(figure("requests failed in a restart", AGENT, 1, failed, "of 3200"));
+    journal.add_figure(figure(what, AGENT, 1, failed, "of 6400"));
 }
 
 /// CPU time that idle processes use, in milliseconds a second.

@@ -73,7 +73,7 @@ fn contents(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
     }
     write!(
         page,
-        "<a href=\"#figures\">Memory, start, restart</a>\
+        "<a href=\"#figures\">Memory, start, restart, upgrade</a>\
          <a href=\"#programs\">Programs and their configuration</a></nav>"
     )
 }
@@ -250,7 +250,7 @@ fn figures(page: &mut String, figures: &[Figure]) -> std::fmt::Result {
     if figures.is_empty() {
         return Ok(());
     }
-    write!(page, "<h2 id=\"figures\">Memory, start, restart</h2>")?;
+    write!(page, "<h2 id=\"figures\">Memory, start, restart, upgrade</h2>")?;
     for (figure, unit, what) in [
         ("memory", "MiB", "pods"),
         ("memory by services", "MiB", "services"),

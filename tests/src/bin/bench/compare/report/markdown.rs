@@ -129,7 +129,7 @@ fn figures(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         return Ok(());
     }
     let lanes = figure_lanes(report.figures);
-    writeln!(page, "\n# Memory, start, restart\n\n| | at | {} | |", lanes.join(" | "))?;
+    writeln!(page, "\n# Memory, start, restart, upgrade\n\n| | at | {} | |", lanes.join(" | "))?;
     writeln!(page, "|---|---|{}---|", "---|".repeat(lanes.len()))?;
     for line in figure_lines(report.figures) {
         write!(page, "| {} | {} |", line.figure, line.at)?;
