@@ -82,6 +82,9 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 /// Configurations that wait to be applied.
 const UPDATES: usize = 4;
 
+/// For a request that is on its way while its connection drains.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
 /// What connections get to close after they were cut at the drain timeout.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
@@ -457,6 +460,7 @@ fn dataplane(
             clusters,
             routes: metrics.routes(),
             grpc: metrics.grpc(),
+            last_request: LAST_REQUEST.min(config.traffic.drain_timeout / 2),
             breakers,
             filters: Arc::default(),
             node_cluster: node_cluster(&config.source),

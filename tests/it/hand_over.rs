@@ -11,7 +11,7 @@ use tests::{
     Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed,
     conversation::end,
     eventually_within,
-    mesh::{SERVER, SERVER_PORT},
+    mesh::{self, SERVER, SERVER_PORT, WEB_PORT},
 };
 
 const ROUNDS: usize = 3;
@@ -37,6 +37,44 @@ fn ends_well(old: &Process) {
         old.ended().ok_or_else(|| old.log())
     });
     assert!(status.success(), "{status}");
+}
+
+/// On connections that clients keep, and with pooled ones between the nodes.
+#[test]
+fn upgrades_under_load_lose_no_request() {
+    let mut mesh = mesh::web_and_client("hand-over-http");
+    let same = mesh.bed.node(2).pod("same").start();
+    mesh.agents[1].enroll(&same).expect_success();
+    let reads = Allow::policy("both").from(&mesh.client).from(&same).methods(&["GET"]);
+    let config = MeshConfig::new()
+        .service(&Service::http("web", "10.96.0.10:80").backed_by(&mesh.server, WEB_PORT))
+        .inbound(&Inbound::http(&mesh.server, WEB_PORT).allow(reads));
+    mesh.agents.iter().for_each(|agent| agent.configure(&config));
+    let agents = &mut mesh.agents;
+    let client = &mesh.client;
+    let loads = ["http1", "http2"].into_iter().flat_map(|kind| [(kind, client), (kind, &same)]);
+    let loads: Vec<_> = loads
+        .map(|(kind, pod)| {
+            let mut command = std::process::Command::new(tests::process::peer());
+            command.args(["drive", kind, "10.96.0.10:80", "--connections", "4", "--host", "web"]);
+            command.args(["--rate", "50", "--seconds", "20"]);
+            pod.starts(&format!("drive-{kind}"), command)
+        })
+        .collect();
+    let mut old = Vec::new();
+    for agent in agents.iter_mut().rev() {
+        thread::sleep(Duration::from_secs(1));
+        old.push(agent.upgrade());
+    }
+    for load in &loads {
+        load.wait();
+        let log = load.log();
+        let told = log.lines().rev().find(|line| line.starts_with('{')).unwrap_or("{}");
+        let told: serde_json::Value = serde_json::from_str(told).unwrap();
+        assert_eq!(told["errors"], 0, "{log}");
+        assert!(told["requests"].as_u64() > Some(100), "{log}");
+    }
+    old.iter().for_each(ends_well);
 }
 
 #[test]

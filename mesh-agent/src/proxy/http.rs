@@ -184,6 +184,9 @@ pub struct HttpServices {
     pub clusters: ClusterMetrics,
     pub routes: RouteMetrics,
     pub grpc: GrpcMetrics,
+    /// How long a connection that is to end, and has no request in hand, waits for the one
+    /// that may be on its way.
+    pub last_request: Duration,
 }
 
 impl fmt::Debug for HttpServices {
@@ -354,11 +357,16 @@ async fn sniff<IO: AsyncRead + Unpin>(
     // Room for the head that most likely follows.
     sniffed.reserve(4096);
     let mut deadline = connection.http.idle_timeout.map(|timeout| Instant::now() + timeout);
+    let gone = async {
+        connection.drain.cancelled().await;
+        tokio::time::sleep(connection.services.last_request).await;
+    };
+    let mut gone = std::pin::pin!(gone);
     loop {
         let read = async {
             tokio::select! {
                 read = io.read_buf(sniffed) => read,
-                () = connection.drain.cancelled() => Ok(0),
+                () = &mut gone => Ok(0),
             }
         };
         let read = match deadline {
@@ -425,8 +433,16 @@ where
         match ended {
             Some(served) => served?,
             None => {
-                served.as_mut().graceful_shutdown();
-                served.await?;
+                // The next response says that it is the last.
+                connection.retiring.cancel();
+                let patience = connection.services.last_request;
+                match tokio::time::timeout(patience, served.as_mut()).await {
+                    Ok(served) => served?,
+                    Err(_) => {
+                        served.as_mut().graceful_shutdown();
+                        served.await?;
+                    }
+                }
             }
         }
     }
@@ -523,10 +539,12 @@ fn serve_request(
         connection.retiring.cancel();
     }
     async move {
-        let (http1, retiring) = (guard.is_some(), connection.retiring.clone());
+        let http1 = guard.is_some();
+        let (retiring, drain) = (connection.retiring.clone(), connection.drain.clone());
         let mut response = request::serve(connection, guard, request).await;
         // An idle connection is not closed right away: a request may be on its way.
-        if http1 && retiring.is_cancelled() && !response.body().is_switched() {
+        let last = retiring.is_cancelled() || drain.is_cancelled();
+        if http1 && last && !response.body().is_switched() {
             response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
         }
         Ok(response)

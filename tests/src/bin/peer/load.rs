@@ -60,8 +60,11 @@ fn keep_alive(
     while Instant::now() < end {
         let start = Instant::now();
         writer.write_all(request.as_bytes())?;
-        read_answer(&mut reader)?;
+        let last = read_answer(&mut reader)?;
         latencies.push(start.elapsed());
+        if last {
+            (reader, writer) = connect(address)?;
+        }
     }
     Ok(())
 }
@@ -73,8 +76,10 @@ fn connect(address: &str) -> io::Result<(BufReader<TcpStream>, TcpStream)> {
     Ok((BufReader::new(stream.try_clone()?), stream))
 }
 
-fn read_answer(reader: &mut impl BufRead) -> io::Result<()> {
+/// Whether it was the connection's last.
+fn read_answer(reader: &mut impl BufRead) -> io::Result<bool> {
     let (mut line, mut length, mut first) = (String::new(), 0u64, true);
+    let mut last = false;
     loop {
         line.clear();
         if reader.read_line(&mut line)? == 0 {
@@ -91,9 +96,11 @@ fn read_answer(reader: &mut impl BufRead) -> io::Result<()> {
         if let Some(value) = lower.strip_prefix("content-length:") {
             length = value.trim().parse().map_err(io::Error::other)?;
         }
+        last |= lower.trim_end() == "connection: close";
     }
     let mut body = reader.take(length);
-    io::copy(&mut body, &mut io::sink()).map(drop)
+    io::copy(&mut body, &mut io::sink())?;
+    Ok(last)
 }
 
 /// Counts what comes until the peer's FIN, and says it.

@@ -429,6 +429,7 @@ impl Mesh {
             clusters: Metrics::new().clusters(),
             routes: Metrics::new().routes(),
             grpc: Metrics::new().grpc(),
+            last_request: Duration::from_secs(3),
             balancers: Arc::new(Balancers::default()),
             outbound_policy: OutboundPolicy::AllowAny,
             upstreams: Arc::clone(&dialler) as Arc<dyn Upstreams>,

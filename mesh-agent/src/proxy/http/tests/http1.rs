@@ -391,10 +391,20 @@ async fn draining_closes_after_the_requests_in_hand() {
     });
     let mesh = Mesh::new(Setup::new(upstream.await));
     let (mut idle, mut busy) = (mesh.connect().await, mesh.connect().await);
-    idle.ask("GET /direct HTTP/1.1\r\nhost: app.test\r\n\r\n").await;
+    let (mut late, mut new) = (mesh.connect().await, mesh.connect().await);
+    let direct = "GET /direct HTTP/1.1\r\nhost: app.test\r\n\r\n";
+    idle.ask(direct).await;
+    late.ask(direct).await;
     busy.write(GET).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     mesh.drain.cancel();
+    // It was on its way.
+    for client in [&mut late, &mut new] {
+        client.write(direct).await;
+        let (response, reset) = client.rest().await;
+        assert!(response.contains("connection: close"), "{response}");
+        assert!(!reset);
+    }
     let (response, reset) = busy.rest().await;
     assert!(
         response.starts_with("HTTP/1.1 200 ") && response.contains("connection: close"),

@@ -30,7 +30,12 @@ pub(super) async fn kept(plan: &Plan, end: Instant, mut pace: Option<Pace>) -> T
             }
         };
         match asked.await {
-            Ok(bytes) => tally.answered(since, bytes),
+            Ok(Answer { bytes, last }) => {
+                tally.answered(since, bytes);
+                if last {
+                    connection = None;
+                }
+            }
             Err(error) => {
                 tally.failed(&error);
                 connection = None;
@@ -51,7 +56,7 @@ pub(super) async fn fresh(plan: &Plan, end: Instant, mut pace: Option<Pace>) -> 
         }
         let asked = async {
             let mut connection = Connection::open(plan).await?;
-            let bytes = connection.ask(&request).await?;
+            let Answer { bytes, .. } = connection.ask(&request).await?;
             // The server's FIN: TIME_WAIT is at its side, so that ports do not run out here.
             connection.ended().await?;
             Ok::<_, io::Error>(bytes)
@@ -71,6 +76,13 @@ fn request(plan: &Plan, connection: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: {connection}\r\n\r\n").into_bytes()
 }
 
+struct Answer {
+    /// Of the body.
+    bytes: usize,
+    /// The server closes the connection.
+    last: bool,
+}
+
 struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -83,8 +95,8 @@ impl Connection {
         Ok(Self { stream, buffer: Vec::with_capacity(128 << 10) })
     }
 
-    /// The length of the answer's body, which must be a 200 with a length.
-    async fn ask(&mut self, request: &[u8]) -> io::Result<usize> {
+    /// The answer, which must be a 200 with a length.
+    async fn ask(&mut self, request: &[u8]) -> io::Result<Answer> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
         let head = loop {
@@ -98,8 +110,8 @@ impl Connection {
                 return Err(other("the answer's head is too long"));
             }
         };
-        let length = length(&self.buffer[..head])?;
-        let mut left = (head + length).saturating_sub(self.buffer.len());
+        let answer = answer(&self.buffer[..head])?;
+        let mut left = (head + answer.bytes).saturating_sub(self.buffer.len());
         while left > 0 {
             self.buffer.clear();
             let read = self.stream.read_buf(&mut self.buffer).await?;
@@ -108,7 +120,7 @@ impl Connection {
             }
             left = left.saturating_sub(read);
         }
-        Ok(length)
+        Ok(answer)
     }
 
     async fn ended(mut self) -> io::Result<()> {
@@ -120,16 +132,21 @@ impl Connection {
     }
 }
 
-fn length(head: &[u8]) -> io::Result<usize> {
+fn answer(head: &[u8]) -> io::Result<Answer> {
     let head = std::str::from_utf8(head).map_err(|_| other("the head is not text"))?;
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap_or_default();
     if status.split(' ').nth(1) != Some("200") {
         return Err(other(format!("answered `{status}`")));
     }
-    let length = lines.find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
-    });
-    length.ok_or_else(|| other("no content-length"))
+    let (mut bytes, mut last) = (None, false);
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        if name.eq_ignore_ascii_case("content-length") {
+            bytes = value.trim().parse().ok();
+        } else if name.eq_ignore_ascii_case("connection") {
+            last = value.trim().eq_ignore_ascii_case("close");
+        }
+    }
+    let bytes = bytes.ok_or_else(|| other("no content-length"))?;
+    Ok(Answer { bytes, last })
 }

@@ -32,8 +32,9 @@ pub(super) async fn get(plan: &Plan, end: Instant) -> Tally {
         Err(error) => return failed(&error),
     };
     let uri = format!("http://{}{}", plan.host, plan.path);
-    let streams: Vec<_> =
-        (0..plan.streams).map(|_| tokio::spawn(gets(send.clone(), uri.clone(), end))).collect();
+    let streams: Vec<_> = (0..plan.streams)
+        .map(|_| tokio::spawn(gets(plan.clone(), send.clone(), uri.clone(), end)))
+        .collect();
     let mut whole = Tally::default();
     for stream in streams {
         match stream.await {
@@ -44,12 +45,20 @@ pub(super) async fn get(plan: &Plan, end: Instant) -> Tally {
     whole
 }
 
-async fn gets(send: SendRequest<Bytes>, uri: String, end: Instant) -> Tally {
+async fn gets(plan: Plan, mut send: SendRequest<Bytes>, uri: String, end: Instant) -> Tally {
     let mut tally = Tally::default();
     while Instant::now() < end {
         let since = Instant::now();
         match one(&send, &uri).await {
             Ok(bytes) => tally.answered(since, bytes),
+            // Not processed: any client asks again.
+            Err(error) if is_leaving(&error) => match connect(&plan).await {
+                Ok(new) => send = new,
+                Err(error) => {
+                    tally.failed(&error);
+                    return tally;
+                }
+            },
             Err(error) => {
                 tally.failed(&error);
                 return tally;
@@ -57,6 +66,12 @@ async fn gets(send: SendRequest<Bytes>, uri: String, end: Instant) -> Tally {
         }
     }
     tally
+}
+
+/// Whether the server has said that it takes no more requests, and not this one.
+fn is_leaving(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<h2::Error>());
+    error.is_some_and(|e| e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 async fn one(send: &SendRequest<Bytes>, uri: &str) -> io::Result<usize> {
