@@ -10,6 +10,7 @@ use super::upgrade::Upgrades;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HttpOptions {
+    pub http2: Http2Limits,
     /// Whether paths are brought into normal form (RFC 3986 §6).
     pub normalize_path: bool,
     pub merge_slashes: bool,
@@ -58,6 +59,7 @@ impl HttpOptions {
 impl Default for HttpOptions {
     fn default() -> Self {
         Self {
+            http2: Http2Limits::default(),
             normalize_path: false,
             merge_slashes: false,
             escaped_slashes: EscapedSlashes::Keep,
@@ -91,6 +93,24 @@ fn shown<S: Serializer>(value: &Option<HeaderValue>, s: S) -> Result<S::Ok, S::E
 
 fn shown_one<S: Serializer>(value: &HeaderValue, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&String::from_utf8_lossy(value.as_bytes()))
+}
+
+/// What an HTTP/2 client may send ahead.
+///
+/// Spec: `envoy.config.core.v3.Http2ProtocolOptions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Http2Limits {
+    /// Requests at a time.
+    pub streams: u32,
+    /// A client whose upstream is slow has at most this much of its upload in the agent.
+    pub stream_window_bytes: u32,
+    pub connection_window_bytes: u32,
+}
+
+impl Default for Http2Limits {
+    fn default() -> Self {
+        Self { streams: 256, stream_window_bytes: 256 * 1024, connection_window_bytes: 8 << 20 }
+    }
 }
 
 /// What a request's id tells of its trace.

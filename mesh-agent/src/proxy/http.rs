@@ -113,10 +113,6 @@ const HEADERS_MAX_KIB: u32 = 8192;
 /// What one HTTP/1 connection buffers each way, at most, beyond a head.
 const HTTP1_BUFFER_MIN_BYTES: usize = 64 * 1024;
 
-const HTTP2_STREAMS_MAX: u32 = 256;
-/// A client whose upstream is slow has at most this much of its upload in the agent.
-const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const HTTP2_SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Streams a client reset before they were served, per connection: rapid reset.
 const HTTP2_PENDING_RESETS_MAX: usize = 20;
@@ -448,6 +444,7 @@ async fn serve_http2<IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let limits = connection.http.options.http2;
     let service = {
         let connection = Arc::clone(connection);
         service_fn(move |head| {
@@ -462,10 +459,10 @@ where
     }
     let served = builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .max_concurrent_streams(limits.streams)
         .max_header_list_size(headers_max_bytes)
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(limits.stream_window_bytes)
+        .initial_connection_window_size(limits.connection_window_bytes)
         .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(HTTP2_PENDING_RESETS_MAX)
         .max_local_error_reset_streams(HTTP2_LOCAL_RESETS_MAX)

@@ -345,8 +345,8 @@ fn connection_managers() {
             ".common_http_protocol_options.max_response_headers_kb: is not supported",
         ),
         (
-            "http2_protocol_options: {max_concurrent_streams: 3}",
-            ".http2_protocol_options.max_concurrent_streams: is not supported",
+            "http2_protocol_options: {max_concurrent_streams: 2147483647}",
+            ".http2_protocol_options.max_concurrent_streams: 2147483647 is not within 1 to 1024",
         ),
     ] {
         one(

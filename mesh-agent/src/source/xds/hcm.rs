@@ -2,6 +2,7 @@
 //!
 //! Spec: `envoy/extensions/filters/network/http_connection_manager/v3/*.proto`.
 
+mod http2;
 mod options;
 mod original_ip;
 
@@ -21,7 +22,7 @@ use super::{
     scopes, traces, upgrades,
 };
 use crate::model::{
-    http_options::{HttpOptions, RequestIds},
+    http_options::{Http2Limits, HttpOptions, RequestIds},
     listener::{CodecType, HttpConnectionManager, RouteSource},
 };
 
@@ -46,7 +47,7 @@ pub(super) fn connection_manager(
         common_http_protocol_options,
         http1_safe_max_connection_duration,
         http_protocol_options,
-        http2_protocol_options,
+        mut http2_protocol_options,
         http3_protocol_options,
         server_name,
         server_header_transformation,
@@ -156,6 +157,10 @@ pub(super) fn connection_manager(
     };
     let upgrades = upgrades::of_manager(d, upgrade_configs);
     let options = options::options(d, options);
+    let http2_limits = match &mut http2_protocol_options {
+        None => Some(Http2Limits::default()),
+        Some(of) => d.field("http2_protocol_options", |d| http2::limits(d, of)),
+    };
     let access_logs = access_log::access_logs(d, access_log);
     let local_reply = match local_reply_config {
         None => Some(None),
@@ -208,6 +213,7 @@ pub(super) fn connection_manager(
         local_reply: local_reply?,
         tracing: tracing?,
         options: Arc::new(HttpOptions {
+            http2: http2_limits?,
             upgrades: upgrades?,
             extended_connect: http2.allow_connect,
             buffer_max_bytes,

@@ -1,5 +1,5 @@
-//! Options of HTTP. Of those that tune the codecs only `allow_connect` is honoured: each other
-//! one is refused by its own name.
+//! Options of HTTP. Of those that tune the codecs only `allow_connect` is honoured here, and what
+//! clients may send ahead by `hcm::http2`: each other one is refused by its own name.
 //!
 //! Spec: `envoy/config/core/v3/protocol.proto`.
 

@@ -162,6 +162,11 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc").body("").http2())
             .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc-web").body("").http2().is(404))
             .asks(Ask::new("POST", "/nowhere").with("content-type", "application/grpc").body("")),
+        case("http2-limits", to("one")).manager(json!({ "http2_protocol_options": { "max_concurrent_streams": 100, "initial_stream_window_size": 65536, "initial_connection_window_size": 1048576 } }))
+            .asks(get("/").http2()).asks(post(&big).http2()),
+        case("http2-many-streams", to("one")).manager(json!({ "http2_protocol_options": { "max_concurrent_streams": 4096 } })).refused("max_concurrent_streams: 4096 is not within 1 to 1024"),
+        case("http2-wide-window", to("one")).manager(json!({ "http2_protocol_options": { "initial_connection_window_size": 268435456 } })).refused("initial_connection_window_size: 268435456 is not within 65535 to 67108864"),
+        case("http2-narrow-window", to("one")).manager(json!({ "http2_protocol_options": { "initial_stream_window_size": 65534 } })).refused_by_both("initial_stream_window_size: 65534 is not within 65535 to 16777216", "InitialStreamWindowSize"),
         case("codec-http1", to("one")).manager(json!({ "codec_type": "HTTP1" })).asks(get("/")),
         case("codec-http2", to("one")).manager(json!({ "codec_type": "HTTP2" })).asks(get("/").http2()),
         case("header-limit", to("one")).manager(json!({ "max_request_headers_kb": 4 }))

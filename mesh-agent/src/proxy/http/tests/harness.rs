@@ -41,7 +41,7 @@ use crate::{
         },
         filter::{ChainFilter, PerFilter},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
-        http_options::HttpOptions,
+        http_options::{Http2Limits, HttpOptions},
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
             RouteSource, TerminalFilter,
@@ -143,6 +143,7 @@ pub(super) struct Setup {
     pub(super) circuit_breakers: CircuitBreakers,
     /// Extended CONNECT is on where there are any.
     pub(super) upgrades: Upgrades,
+    pub(super) http2: Http2Limits,
     /// Whether the route for CONNECT ends it.
     pub(super) terminates_connect: bool,
     pub(super) buffer_max_bytes: u64,
@@ -168,6 +169,7 @@ impl Setup {
             per_filter: PerFilter::default(),
             circuit_breakers: CircuitBreakers::default(),
             upgrades: Upgrades::default(),
+            http2: Http2Limits::default(),
             terminates_connect: false,
             buffer_max_bytes: HttpOptions::BUFFER_MAX_BYTES,
             mirrors: Vec::new(),
@@ -363,6 +365,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         max_headers_count: 100,
         http_filters: std::iter::once(chain_filter(rbac)).chain(setup.filters.clone()).collect(),
         options: Arc::new(HttpOptions {
+            http2: setup.http2,
             upgrades: setup.upgrades.clone(),
             extended_connect: !setup.upgrades.0.is_empty(),
             buffer_max_bytes: setup.buffer_max_bytes,

@@ -1,6 +1,6 @@
 //! HTTP/2 on either side or both.
 
-use std::time::Duration;
+use std::{future::Future as _, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -12,7 +12,7 @@ use super::harness::{
     BoxBody, Mesh, Setup, eventually, http_upstream, mirror_upstream, raw_upstream, read_head,
     silent_upstream, within,
 };
-use crate::model::{cluster::UpstreamProtocol, listener::CodecType};
+use crate::model::{cluster::UpstreamProtocol, http_options::Http2Limits, listener::CodecType};
 
 fn full(body: impl Into<Bytes>) -> BoxBody {
     Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
@@ -234,6 +234,38 @@ async fn a_reset_without_an_error_is_no_end_of_a_request() {
         mesh.record(0).await;
         assert!(!text().contains("\r\n0\r\n"), "{reason}: {}", text());
     }
+}
+
+#[tokio::test]
+async fn a_client_is_told_how_much_it_may_send_ahead() {
+    let http2 =
+        Http2Limits { streams: 7, stream_window_bytes: 70_000, connection_window_bytes: 200_000 };
+    let mesh = Mesh::new(Setup { http2, ..Setup::new(mirror_upstream().await) });
+    let client = mesh.connect().await;
+    let (sender, mut connection) = h2::client::handshake(client.stream).await.unwrap();
+    // Both sides' first words.
+    let told = std::future::poll_fn(|cx| {
+        let _ = std::pin::Pin::new(&mut connection).poll(cx)?;
+        match sender.current_max_send_streams() {
+            7 => std::task::Poll::Ready(Ok::<_, h2::Error>(())),
+            _ => std::task::Poll::Pending,
+        }
+    });
+    within(told).await.unwrap();
+    let (mut sender, request) = (sender, request("/").method("POST").body(()).unwrap());
+    let (_response, mut body) = sender.send_request(request, false).unwrap();
+    body.reserve_capacity(1 << 20);
+    let mut capacity = 0;
+    // The connection's window may be told later than the stream's.
+    let all = std::future::poll_fn(|cx| {
+        let _ = std::pin::Pin::new(&mut connection).poll(cx)?;
+        while capacity < 70_000 {
+            capacity = std::task::ready!(body.poll_capacity(cx)?).unwrap();
+        }
+        std::task::Poll::Ready(Ok::<_, h2::Error>(()))
+    });
+    within(all).await.unwrap();
+    assert_eq!(capacity, 70_000);
 }
 
 #[tokio::test]

@@ -59,6 +59,7 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
     let server_name = value(d, "server_name", fields.server_name);
     let default = HttpOptions::default();
     Some(HttpOptions {
+        http2: default.http2,
         normalize_path: fields.normalize_path,
         merge_slashes: fields.merge_slashes,
         escaped_slashes: escaped_slashes?,
