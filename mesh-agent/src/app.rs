@@ -405,7 +405,7 @@ fn spans(config: &AgentConfig, metrics: &Metrics) -> (Spans, Exporter) {
     let (node, provider) = match &config.source {
         SourceConfig::ControlPlane(options) => {
             let node = &options.node;
-            let [_, zone, _] = node.locality.clone();
+            let zone = node.locality.clone().map(|place| place.zone).unwrap_or_default();
             let source = SpanSource { id: node.id.clone(), cluster: node.cluster.clone(), zone };
             (source, options.tracing.clone())
         }
@@ -426,7 +426,8 @@ fn dataplane(
     behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
     let workers = data_threads(config);
-    let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
+    let snapshot =
+        Arc::new(SnapshotCell::new(config.runtime.clone(), config.local_cluster.clone()));
     let balancers = Arc::new(tables::balancers(behind));
     let outbound_policy = config.traffic.outbound_policy;
     let (spans, exporter) = spans(config, &metrics);

@@ -13,7 +13,7 @@ use super::Agent;
 use crate::{
     capture::{Capture, KernelEvents, PlanApplied},
     config::KernelPath,
-    identity::{Timestamp, TrustBundles},
+    identity::Timestamp,
     model::{
         captured::Pod,
         identity::Identity,
@@ -21,7 +21,10 @@ use crate::{
         splice::Fitness,
         workload::WorkloadUid,
     },
-    proxy::kernel_path::{Judgement, KernelSessions, Services, plan},
+    proxy::{
+        kernel_path::{Judgement, KernelSessions, Services, plan},
+        neighbours::Judged,
+    },
 };
 
 /// After a change, connections are judged again at once, and twice more for those that
@@ -55,8 +58,7 @@ pub(super) async fn follow(agent: Arc<Agent>) {
         services: Services::default(),
         left_out: 0,
         proven_until: None,
-        proven: HashSet::new(),
-        trust: Arc::clone(&trust.borrow()),
+        judged: Judged::default(),
     };
     let mut changes = agent.dataplane.snapshot.changes();
     let mut interval = time::interval(INTERVAL);
@@ -113,8 +115,7 @@ struct Work {
     /// When the first of the identities that are in the plan can't be proven any more.
     proven_until: Option<Timestamp>,
     /// Those that can, and the roots by which.
-    proven: HashSet<Identity>,
-    trust: Arc<TrustBundles>,
+    judged: Judged,
 }
 
 impl Work {
@@ -145,7 +146,7 @@ impl Work {
             // Connections that an earlier agent let through are looked after all the same.
             Err(_) => KernelPlan::default(),
         };
-        self.proven = proven.into_keys().collect();
+        self.judged.proven = Arc::new(proven.into_keys().collect());
         self.look_at_neighbours();
         let capture = &self.agent.capture;
         let tested = self.agent.self_test.get().is_some();
@@ -172,7 +173,7 @@ impl Work {
     fn proven(&mut self, pods: &[Arc<Pod>]) -> HashMap<Identity, Timestamp> {
         let identities = &self.agent.dataplane.identities;
         // Before they are asked: what changes meanwhile is asked again.
-        self.trust = Arc::clone(&identities.trust().borrow());
+        self.judged.trust = Arc::clone(&identities.trust().borrow());
         let held: HashSet<&Identity> = pods.iter().map(|pod| &pod.workload.identity).collect();
         let now = identities.now();
         let until = held.into_iter().filter_map(|identity| {
@@ -188,14 +189,14 @@ impl Work {
     fn look_at_neighbours(&self) {
         let mut straight = self.agent.capture.straight();
         let pods = self.pods().into_values();
-        let pods = pods.filter(|pod| self.proven.contains(&pod.workload.identity));
+        let pods = pods.filter(|pod| self.judged.proven.contains(&pod.workload.identity));
         let pods = pods.filter_map(|pod| {
             let mut addresses = straight.remove(&pod.workload.uid)?;
             addresses.retain(|address| pod.workload.owns(*address));
             Some((pod, addresses))
         });
         let neighbours = &self.agent.dataplane.connector.neighbours;
-        neighbours.replace(pods.collect(), Arc::clone(&self.trust));
+        neighbours.replace(pods.collect(), self.judged.clone());
     }
 
     /// When a certificate that the plan relies on expires.

@@ -7,7 +7,7 @@
 //! [`super::inbound`]'s as ever.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
@@ -26,6 +26,16 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Neighbours {
     table: ArcSwap<Table>,
+    /// What follows from the roots that are trusted now, told whenever these are others: one
+    /// look at the certificates for all tunnels.
+    judged: watch::Sender<Judged>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Judged {
+    /// Whom these vouch for.
+    pub proven: Arc<HashSet<Identity>>,
+    pub trust: Arc<TrustBundles>,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +43,7 @@ struct Table {
     by_uid: HashMap<WorkloadUid, Neighbour>,
     by_address: HashMap<IpAddr, WorkloadUid>,
     /// Which roots vouched for all of these.
-    trust: Option<Arc<TrustBundles>>,
+    trust: Arc<TrustBundles>,
 }
 
 #[derive(Debug, Clone)]
@@ -54,16 +64,15 @@ pub(super) struct Meeting {
 /// What a tunnel within the agent lives by.
 #[derive(Debug)]
 pub(super) struct Standing {
-    identities: Arc<IdentityManager>,
     proven: [Identity; 2],
-    trust: watch::Receiver<Arc<TrustBundles>>,
+    judged: watch::Receiver<Judged>,
     leaving: [CancellationToken; 2],
 }
 
 impl Neighbours {
     /// Puts `pods` in the place of those that were, each with the addresses by which it may
-    /// be met. All of them were vouched for by `trust`, and for no other roots' sake.
-    pub fn replace(&self, pods: Vec<(Arc<Pod>, Vec<IpAddr>)>, trust: Arc<TrustBundles>) {
+    /// be met. All of them are among those who are proven.
+    pub fn replace(&self, pods: Vec<(Arc<Pod>, Vec<IpAddr>)>, judged: Judged) {
         let before = self.table.load_full();
         let mut by_address = HashMap::new();
         let mut shared = Vec::new();
@@ -95,8 +104,16 @@ impl Neighbours {
             })
             .map(|(_, was)| was.leaving.clone())
             .collect();
-        self.table.store(Arc::new(Table { by_uid, by_address, trust: Some(trust) }));
+        let trust = Arc::clone(&judged.trust);
+        self.table.store(Arc::new(Table { by_uid, by_address, trust }));
         left.iter().for_each(CancellationToken::cancel);
+        self.judged.send_if_modified(|known| {
+            let differs = !Arc::ptr_eq(&known.trust, &judged.trust);
+            if differs {
+                *known = judged;
+            }
+            differs
+        });
     }
 
     /// The tunnel from `source` to `target`, if it may stay here. `None`: by the wire.
@@ -104,20 +121,19 @@ impl Neighbours {
         &self,
         source: &Pod,
         target: &HboneTarget,
-        identities: &Arc<IdentityManager>,
+        identities: &IdentityManager,
     ) -> Option<Meeting> {
         let table = self.table.load();
         let [from, to] = table.pair(source, target)?;
-        let mut trust = identities.trust();
+        let mut judged = self.judged.subscribe();
+        judged.borrow_and_update();
         // Where it has changed since, nobody has asked yet what that means.
-        let as_then =
-            table.trust.as_ref().is_some_and(|t| Arc::ptr_eq(t, &trust.borrow_and_update()));
+        let as_then = Arc::ptr_eq(&table.trust, &identities.trust().borrow());
         as_then.then(|| Meeting {
             destination: Arc::clone(&to.pod),
             standing: Standing {
-                identities: Arc::clone(identities),
                 proven: [from, to].map(|neighbour| neighbour.pod.workload.identity.clone()),
-                trust,
+                judged,
                 leaving: [from.leaving.clone(), to.leaving.clone()],
             },
         })
@@ -156,9 +172,9 @@ impl Standing {
 
     /// Resolves when one of the two is not vouched for any more: who it was.
     pub(super) async fn unproven(mut self) -> Identity {
-        while self.trust.changed().await.is_ok() {
-            let fallen = |identity: &&Identity| self.identities.proven_until(identity).is_none();
-            if let Some(fallen) = self.proven.iter().find(fallen) {
+        while self.judged.changed().await.is_ok() {
+            let proven = Arc::clone(&self.judged.borrow_and_update().proven);
+            if let Some(fallen) = self.proven.iter().find(|identity| !proven.contains(identity)) {
                 return fallen.clone();
             }
         }

@@ -63,7 +63,7 @@ fn only_who_is_meant_is_met() {
     let (client, web) = (known("client", "10.1.0.2"), known("web", "10.1.0.3"));
     let to_web = target(&client, "10.1.0.3:80", "web");
     assert!(meets(&neighbours, &client, &to_web).is_none());
-    neighbours.replace(vec![client.clone(), web.clone()], Arc::default());
+    neighbours.replace(vec![client.clone(), web.clone()], Judged::default());
     assert!(meets(&neighbours, &client, &to_web).is_some());
 
     let of_another = target(&client, "10.1.0.3:80", "db");
@@ -87,7 +87,7 @@ fn an_address_of_two_is_nobodys() {
     let neighbours = Neighbours::default();
     let (client, web) = (known("client", "10.1.0.2"), known("web", "10.1.0.3"));
     let twin = known("twin", "10.1.0.3");
-    neighbours.replace(vec![client.clone(), web, twin], Arc::default());
+    neighbours.replace(vec![client.clone(), web, twin], Judged::default());
     assert!(meets(&neighbours, &client, &target(&client, "10.1.0.3:80", "web")).is_none());
 }
 
@@ -96,15 +96,15 @@ fn who_leaves_is_told_and_who_stays_is_not() {
     let neighbours = Neighbours::default();
     let (client, web) = (known("client", "10.1.0.2"), known("web", "10.1.0.3"));
     let to_web = target(&client, "10.1.0.3:80", "web");
-    neighbours.replace(vec![client.clone(), web.clone()], Arc::default());
+    neighbours.replace(vec![client.clone(), web.clone()], Judged::default());
     let leaving = meets(&neighbours, &client, &to_web).unwrap();
-    neighbours.replace(vec![client.clone(), web.clone()], Arc::default());
+    neighbours.replace(vec![client.clone(), web.clone()], Judged::default());
     assert!(!leaving.is_cancelled());
     // Enrolled anew, it is another.
-    neighbours.replace(vec![client.clone(), known("web", "10.1.0.3")], Arc::default());
+    neighbours.replace(vec![client.clone(), known("web", "10.1.0.3")], Judged::default());
     assert!(leaving.is_cancelled());
     let leaving = meets(&neighbours, &client, &to_web).unwrap();
-    neighbours.replace(vec![client.clone()], Arc::default());
+    neighbours.replace(vec![client.clone()], Judged::default());
     assert!(leaving.is_cancelled());
     assert!(meets(&neighbours, &client, &to_web).is_none());
 }
