@@ -150,6 +150,11 @@ pub enum FormatError {
 pub trait Values {
     /// Appends an operator's value; `false` where there is none.
     fn append(&self, operator: &Operator, out: &mut Vec<u8>) -> bool;
+
+    /// Whether an operator's value is a text, whatever it looks like.
+    fn is_text(&self, _: &Operator) -> bool {
+        false
+    }
 }
 
 impl Format {

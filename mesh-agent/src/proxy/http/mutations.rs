@@ -447,6 +447,11 @@ impl Values for RequestValues<'_> {
         }
         value.is_some()
     }
+
+    fn is_text(&self, operator: &Operator) -> bool {
+        let Operator::DynamicMetadata { namespace, path } = operator else { return false };
+        self.log.record.metadata.get(namespace, path).is_some_and(serde_json::Value::is_string)
+    }
 }
 
 fn either<'a>(names: &HeaderNames, value: impl Fn(&str) -> Option<&'a [u8]>) -> Option<&'a [u8]> {
