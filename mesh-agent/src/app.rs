@@ -57,6 +57,7 @@ use crate::{
     proxy::{
         Connector, Dataplane, Options,
         http::{Breakers, Exporter, HttpServices, SpanSource, Spans, Upstreams},
+        neighbours::Neighbours,
         on_demand::{Discovery, OnDemand},
     },
     snapshot::SnapshotCell,
@@ -404,7 +405,7 @@ fn spans(config: &AgentConfig, metrics: &Metrics) -> (Spans, Exporter) {
     let (node, provider) = match &config.source {
         SourceConfig::ControlPlane(options) => {
             let node = &options.node;
-            let [_, zone, _] = node.locality.clone();
+            let zone = node.locality.clone().map(|place| place.zone).unwrap_or_default();
             let source = SpanSource { id: node.id.clone(), cluster: node.cluster.clone(), zone };
             (source, options.tracing.clone())
         }
@@ -425,15 +426,10 @@ fn dataplane(
     behind: &Arc<Notify>,
 ) -> Arc<Dataplane> {
     let workers = data_threads(config);
-    let snapshot = Arc::new(SnapshotCell::with_runtime(config.runtime.clone()));
+    let snapshot =
+        Arc::new(SnapshotCell::new(config.runtime.clone(), config.local_cluster.clone()));
     let balancers = Arc::new(tables::balancers(behind));
     let outbound_policy = config.traffic.outbound_policy;
-    let connector = Arc::new(Connector {
-        identities: Arc::clone(&identities),
-        tls: Arc::default(),
-        hbone: HbonePool::new(HbonePoolOptions { workers, ..HbonePoolOptions::default() }),
-        metrics: metrics.clone(),
-    });
     let (spans, exporter) = spans(config, &metrics);
     let clusters = metrics.clusters();
     let breakers = Arc::new(Breakers::new(clusters.clone()));
@@ -447,46 +443,60 @@ fn dataplane(
             move || breakers.states()
         }),
     });
-    let http = HttpServices {
-        spans,
-        clusters,
-        routes: metrics.routes(),
-        grpc: metrics.grpc(),
-        breakers,
-        filters: Arc::default(),
-        node_cluster: node_cluster(&config.source),
-        snapshots: Arc::clone(&snapshot),
-        balancers: Arc::clone(&balancers),
-        outbound_policy,
-        upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
-        pool: Arc::new(HttpPool::new(HttpPoolOptions { workers, ..HttpPoolOptions::default() })),
-        on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
-        lines,
-    };
-    tokio::spawn(exporter.run(http.clone()));
-    Arc::new(Dataplane {
-        snapshot,
-        identities,
-        downstream_tls: Arc::default(),
-        balancers,
-        connector,
-        http,
-        metrics,
-        access_log,
-        connections: Connections::default(),
-        options: Options {
+    let dataplane = Arc::new_cyclic(|dataplane| {
+        let connector = Arc::new(Connector {
+            identities: Arc::clone(&identities),
+            tls: Arc::default(),
+            hbone: HbonePool::new(HbonePoolOptions { workers, ..HbonePoolOptions::default() }),
+            neighbours: Neighbours::default(),
+            dataplane: Weak::clone(dataplane),
+            metrics: metrics.clone(),
+        });
+        let http = HttpServices {
+            spans,
+            clusters,
+            routes: metrics.routes(),
+            grpc: metrics.grpc(),
+            breakers,
+            filters: Arc::default(),
+            node_cluster: node_cluster(&config.source),
+            snapshots: Arc::clone(&snapshot),
+            balancers: Arc::clone(&balancers),
             outbound_policy,
-            drain_timeout: config.traffic.drain_timeout,
-            tls_handshake_timeout: TLS_HANDSHAKE_TIMEOUT,
-            hbone_server: HboneServerOptions {
-                // The drain as a whole cuts first, and counts what it cuts.
-                drain_timeout: config.traffic.drain_timeout + CUT_GRACE,
-                ..HboneServerOptions::default()
+            upstreams: Arc::clone(&connector) as Arc<dyn Upstreams>,
+            pool: Arc::new(HttpPool::new(HttpPoolOptions {
+                workers,
+                ..HttpPoolOptions::default()
+            })),
+            on_demand: Arc::new(OnDemand::new(discovery, Arc::clone(&snapshot), metrics.clone())),
+            lines,
+        };
+        Dataplane {
+            snapshot,
+            identities,
+            downstream_tls: Arc::default(),
+            balancers,
+            connector,
+            http,
+            metrics,
+            access_log,
+            connections: Connections::default(),
+            options: Options {
+                outbound_policy,
+                drain_timeout: config.traffic.drain_timeout,
+                tls_handshake_timeout: TLS_HANDSHAKE_TIMEOUT,
+                hbone_server: HboneServerOptions {
+                    // The drain as a whole cuts first, and counts what it cuts.
+                    drain_timeout: config.traffic.drain_timeout + CUT_GRACE,
+                    ..HboneServerOptions::default()
+                },
             },
-        },
-        draining: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-    })
+            draining: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }
+    });
+    tokio::spawn(exporter.run(dataplane.http.clone()));
+    dataplane
 }
 
 /// Until the agent is told to stop; then drains.

@@ -28,6 +28,7 @@ use crate::{
     identity::SecretNames,
     model::{
         agent_down::AgentDown,
+        cluster::LocalCluster,
         identity::{Identity, TrustDomain},
         runtime::LayeredRuntime,
         splice::SpliceMode,
@@ -53,6 +54,8 @@ pub struct AgentConfig {
     pub node: NodeConfig,
     pub source: SourceConfig,
     pub runtime: LayeredRuntime,
+    /// Where traffic comes from, if that is known.
+    pub local_cluster: Option<LocalCluster>,
     pub capture: CaptureConfig,
     pub identity: IdentityConfig,
     pub admin: AdminConfig,
@@ -301,17 +304,21 @@ pub fn load_capture(
 fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
     let node = node(layers);
     let bootstrap = bootstrap::read(layers);
-    let (source, runtime, bootstrap_admin) = match bootstrap {
-        None => (None, None, None),
-        Some(Some(Bootstrap { mut xds, runtime, admin })) => {
+    let (source, runtime, local_cluster, bootstrap_admin) = match bootstrap {
+        None => (None, None, None, None),
+        Some(Some(Bootstrap { mut xds, runtime, local_cluster, admin })) => {
             if let Some(node) = node.as_ref().filter(|_| xds.node.id.is_empty()) {
                 xds.node.id.clone_from(&node.name);
             }
-            (Some(SourceConfig::ControlPlane(Box::new(xds))), Some(runtime), admin)
+            let place = xds.node.locality.clone();
+            let local = local_cluster.map(|name| LocalCluster { name, place });
+            (Some(SourceConfig::ControlPlane(Box::new(xds))), Some(runtime), Some(local), admin)
         }
         Some(None) => {
             let name = node.as_ref().map(|node| node.name.as_str());
-            (source::source(layers, name), source::runtime(layers), None)
+            let place = source::locality(layers);
+            let source = source::source(layers, name, place.clone().flatten());
+            (source, source::runtime(layers), source::local_cluster(layers, place), None)
         }
     };
     let capture = capture(layers);
@@ -330,6 +337,7 @@ fn agent(layers: &mut Layers<'_>) -> Option<AgentConfig> {
         node: node?,
         source: source?,
         runtime: runtime?,
+        local_cluster: local_cluster?,
         capture: capture?,
         identity: identity?,
         admin: admin?,

@@ -11,3 +11,4 @@ mod tunnels;
 mod upgrades;
 mod walk;
 mod world;
+mod zones;

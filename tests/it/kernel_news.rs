@@ -140,7 +140,7 @@ pub(crate) mod nftables {
 }
 
 /// `nft add table ip policy`.
-fn add_table(netns: &Netns) {
+pub(crate) fn add_table(netns: &Netns) {
     // One attribute: its name.
     let mut name = 11_u16.to_ne_bytes().to_vec();
     name.extend(1_u16.to_ne_bytes());

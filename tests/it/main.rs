@@ -31,6 +31,7 @@ mod lifecycle;
 mod map_sizes;
 mod metrics;
 mod mptcp;
+mod neighbours;
 mod programs;
 mod sds;
 mod splice;

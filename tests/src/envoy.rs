@@ -137,6 +137,12 @@ pub fn driven(
     delta: bool,
     layer: Option<&str>,
 ) -> Process {
+    run(binary, pod, &bootstrap("envoy", socket, delta, layer))
+}
+
+/// A bootstrap with everything from the control plane at `socket`, by ADS in the delta
+/// variant or not, with that layer of runtime values, if any.
+pub fn bootstrap(node_id: &str, socket: &Path, delta: bool, layer: Option<&str>) -> Value {
     let ads = json!({ "ads": {}, "resource_api_version": "V3" });
     let mut servers = json!({
         "name": "xds",
@@ -153,9 +159,9 @@ pub fn driven(
         .map(|name| json!({ "name": name, "rtds_layer": { "name": name, "rtds_config": ads } }))
         .into_iter()
         .collect();
-    let bootstrap = json!({
+    json!({
         "layered_runtime": { "layers": layers },
-        "node": { "id": "envoy", "cluster": "tests" },
+        "node": { "id": node_id, "cluster": "tests" },
         "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 9901 } } },
         "dynamic_resources": {
             "ads_config": {
@@ -167,11 +173,11 @@ pub fn driven(
             "lds_config": ads,
         },
         "static_resources": { "clusters": [servers] },
-    });
-    run(binary, pod, &bootstrap)
+    })
 }
 
-fn run(binary: &Path, pod: &Pod, bootstrap: &Value) -> Process {
+/// Starts Envoy in `pod` by `bootstrap`, and waits until it serves.
+pub fn run(binary: &Path, pod: &Pod, bootstrap: &Value) -> Process {
     let flags = ["--concurrency", "1", "--file-flush-interval-msec", "20"];
     run_with(binary, pod, bootstrap, &flags)
 }

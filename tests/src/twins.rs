@@ -39,6 +39,14 @@ pub const WHO_PORT: u16 = 9000;
 /// Where nobody ever answers on each backend.
 pub const MUTE_PORT: u16 = 9100;
 
+/// How both learn of their control plane.
+enum Told<'a> {
+    /// The agent by flags; this layer of runtime values is theirs.
+    Flags(Option<&'a str>),
+    /// By the same bootstrap, changed so.
+    Bootstrap(fn(&mut Value)),
+}
+
 /// The two, and what stands behind them.
 #[derive(Debug)]
 pub struct Twins {
@@ -58,16 +66,22 @@ pub struct Twins {
 impl Twins {
     /// Starts both, with nothing to serve.
     pub fn start(name: &str, delta: bool) -> Self {
-        Self::begin(name, delta, None, Vec::new())
+        Self::begin(name, delta, Told::Flags(None), Vec::new())
+    }
+
+    /// As [`Twins::start`], in the delta variant; both by the same bootstrap, to which
+    /// `change` is made, and with what is served from the start.
+    pub fn start_by_bootstrap(name: &str, resources: Vec<Value>, change: fn(&mut Value)) -> Self {
+        Self::begin(name, true, Told::Bootstrap(change), resources)
     }
 
     /// As [`Twins::start`]; both ask for a layer of runtime values as well, and what is
     /// served is there from the start: Envoy waits for the layer.
     pub fn start_with_runtime(name: &str, delta: bool, layer: &str, resources: Vec<Value>) -> Self {
-        Self::begin(name, delta, Some(layer), resources)
+        Self::begin(name, delta, Told::Flags(Some(layer)), resources)
     }
 
-    fn begin(name: &str, delta: bool, layer: Option<&str>, resources: Vec<Value>) -> Self {
+    fn begin(name: &str, delta: bool, told: Told<'_>, resources: Vec<Value>) -> Self {
         let binary = envoy::binary();
         let bed = Testbed::two_nodes(name);
         let near = bed.node(1);
@@ -88,12 +102,32 @@ impl Twins {
         let mut control_plane = ControlPlane::start(near, &MeshConfig::empty());
         control_plane.behaves("patient", true.into());
         control_plane.serves(resources);
-        let (uri, mode) = (control_plane.uri(), if delta { "delta" } else { "sotw" });
-        let mut flags = vec!["--xds-server", &uri, "--xds-mode", mode, "--xds-node-id", AGENT];
-        flags.extend(layer.into_iter().flat_map(|layer| ["--xds-runtime-layer", layer]));
-        let agent = near.agent().with_pod(&client).flags(&flags);
-        let agent = agent.flags(&["--outbound-policy", "registry-only"]).start_unready();
-        processes.push(envoy::driven(&binary, &envoy_pod, &control_plane.socket(), delta, layer));
+        let socket = control_plane.socket();
+        let agent = near.agent().with_pod(&client);
+        let agent = agent.flags(&["--outbound-policy", "registry-only"]);
+        let (agent, envoy) = match told {
+            Told::Flags(layer) => {
+                let (uri, mode) = (control_plane.uri(), if delta { "delta" } else { "sotw" });
+                let mut flags =
+                    vec!["--xds-server", &uri, "--xds-mode", mode, "--xds-node-id", AGENT];
+                flags.extend(layer.into_iter().flat_map(|layer| ["--xds-runtime-layer", layer]));
+                let agent = agent.flags(&flags).start_unready();
+                (agent, envoy::driven(&binary, &envoy_pod, &socket, delta, layer))
+            }
+            Told::Bootstrap(change) => {
+                let [of_envoy, of_agent] = [ENVOY, AGENT].map(|node| {
+                    let mut bootstrap = envoy::bootstrap(node, &socket, delta, None);
+                    change(&mut bootstrap);
+                    bootstrap
+                });
+                let file = near.directory().join("bootstrap.json");
+                fs::write(&file, of_agent.to_string()).expect("write the agent's bootstrap");
+                let file = file.to_str().expect("paths of a bed are text");
+                let agent = agent.flags(&["--bootstrap", file]).start_unready();
+                (agent, envoy::run(&binary, &envoy_pod, &of_envoy))
+            }
+        };
+        processes.push(envoy);
         agent.wait_ready();
         let journal = Journal::at(control_plane.journal());
         Self { control_plane, backends, agent, client, envoy_pod, journal, processes, _bed: bed }

@@ -21,7 +21,10 @@ use crate::{
         splice::Fitness,
         workload::WorkloadUid,
     },
-    proxy::kernel_path::{Judgement, KernelSessions, Services, plan},
+    proxy::{
+        kernel_path::{Judgement, KernelSessions, Services, plan},
+        neighbours::Judged,
+    },
 };
 
 /// After a change, connections are judged again at once, and twice more for those that
@@ -47,15 +50,16 @@ pub(super) async fn follow(agent: Arc<Agent>) {
         Ok(None) => return,
         Err(error) => return tracing::error!(%error, "the kernel's events can't be read"),
     };
+    let identities = &agent.dataplane.identities;
+    let (mut arrivals, mut trust) = (identities.arrivals(), identities.trust());
     let mut work = Work {
         agent: Arc::clone(&agent),
         sessions: KernelSessions::default(),
         services: Services::default(),
         left_out: 0,
         proven_until: None,
+        judged: Judged::default(),
     };
-    let identities = &agent.dataplane.identities;
-    let (mut arrivals, mut trust) = (identities.arrivals(), identities.trust());
     let mut changes = agent.dataplane.snapshot.changes();
     let mut interval = time::interval(INTERVAL);
     let mut rescans: Vec<Instant> = Vec::new();
@@ -82,6 +86,7 @@ pub(super) async fn follow(agent: Arc<Agent>) {
             () = work.next_events(&mut events) => false,
             _ = interval.tick() => {
                 work.look(&mut events);
+                work.look_at_neighbours();
                 // The clock may have been set.
                 work.is_outdated()
             }
@@ -109,6 +114,8 @@ struct Work {
     left_out: usize,
     /// When the first of the identities that are in the plan can't be proven any more.
     proven_until: Option<Timestamp>,
+    /// Those that can, and the roots by which.
+    judged: Judged,
 }
 
 impl Work {
@@ -122,9 +129,9 @@ impl Work {
         let agent = Arc::clone(&self.agent);
         let dataplane = &agent.dataplane;
         let pods: Vec<Arc<Pod>> = self.pods().into_values().collect();
+        let proven = self.proven(&pods);
         let plan = match self.agent.kernel_path {
             Ok(()) => {
-                let proven = self.proven(&pods);
                 let identities = proven.keys().cloned().collect();
                 let policy = dataplane.options.outbound_policy;
                 let snapshot = dataplane.snapshot.load();
@@ -139,6 +146,8 @@ impl Work {
             // Connections that an earlier agent let through are looked after all the same.
             Err(_) => KernelPlan::default(),
         };
+        self.judged.proven = Arc::new(proven.into_keys().collect());
+        self.look_at_neighbours();
         let capture = &self.agent.capture;
         let tested = self.agent.self_test.get().is_some();
         let applied = capture.apply_kernel_plan(&plan, self.agent.fitness()).or_else(|error| {
@@ -163,6 +172,8 @@ impl Work {
     /// does must not come later than what the agent would.
     fn proven(&mut self, pods: &[Arc<Pod>]) -> HashMap<Identity, Timestamp> {
         let identities = &self.agent.dataplane.identities;
+        // Before they are asked: what changes meanwhile is asked again.
+        self.judged.trust = Arc::clone(&identities.trust().borrow());
         let held: HashSet<&Identity> = pods.iter().map(|pod| &pod.workload.identity).collect();
         let now = identities.now();
         let until = held.into_iter().filter_map(|identity| {
@@ -172,6 +183,20 @@ impl Work {
         let until: HashMap<Identity, Timestamp> = until.collect();
         self.proven_until = until.values().min().copied();
         until
+    }
+
+    /// Whose tunnels may stay within the agent.
+    fn look_at_neighbours(&self) {
+        let mut straight = self.agent.capture.straight();
+        let pods = self.pods().into_values();
+        let pods = pods.filter(|pod| self.judged.proven.contains(&pod.workload.identity));
+        let pods = pods.filter_map(|pod| {
+            let mut addresses = straight.remove(&pod.workload.uid)?;
+            addresses.retain(|address| pod.workload.owns(*address));
+            Some((pod, addresses))
+        });
+        let neighbours = &self.agent.dataplane.connector.neighbours;
+        neighbours.replace(pods.collect(), self.judged.clone());
     }
 
     /// When a certificate that the plan relies on expires.

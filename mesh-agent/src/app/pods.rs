@@ -361,10 +361,13 @@ pub(super) async fn watch_rules(agent: Arc<Agent>) {
         match agent.capture.rules_watch() {
             Ok(rules) => {
                 // What came before the watch.
-                let _ = agent.capture.look_at_rules();
+                if agent.capture.look_at_rules() {
+                    agent.pods.changed.notify_one();
+                }
                 while let Ok(()) = rules.news().await {
                     if agent.capture.look_at_rules() {
                         tracing::debug!("the kernel told of rules that may be about pods");
+                        agent.pods.changed.notify_one();
                     }
                     // A bridge may be what they are about.
                     agent.look_at_roads().await;

@@ -17,6 +17,7 @@ pub(super) fn balancers(behind: &Arc<Notify>) -> Balancers {
 pub(super) fn before_each(dataplane: &Dataplane) {
     let balancers = Arc::clone(&dataplane.balancers);
     dataplane.snapshot.make_ready(move |snapshot| {
+        balancers.look_around(snapshot, &mut |below| random(below));
         let due = balancers.due(snapshot);
         if !due.is_empty() {
             // For large ones seconds, in which this thread's other tasks go on elsewhere.

@@ -14,7 +14,7 @@ use super::{
     options::EnrollPod,
     orig_dst::OriginalDestinations,
     persist::Record,
-    routing::{self, RoutingError},
+    routing::{self, RoutingError, Sysctls},
     sockets::{NetnsSockets, Vouched},
 };
 use crate::model::{
@@ -128,13 +128,13 @@ impl Capture {
         let reservation = self.reserve(uid, &netns)?;
         // Whatever fails, a pod that is captured stays captured.
         let captured = self.state().maps.pods().contains(&cookie);
-        let outcome = match self.fwmark_accept(uid, &netns, before) {
-            Ok(value) => {
+        let outcome = match sysctls(uid, &netns, before) {
+            Ok(sysctls) => {
                 let known = before.map_or(&[][..], |record| &record.addresses);
-                let prepared = self.prepare(request, &netns, captured, &value, known).await;
-                prepared.map_err(|error| (error, value))
+                let prepared = self.prepare(request, &netns, captured, &sysctls, known).await;
+                prepared.map_err(|error| (error, sysctls))
             }
-            Err(error) => Err((error, "0".to_owned())),
+            Err(error) => Err((error, Sysctls::default())),
         };
         match outcome {
             Ok((enrolled, record)) => {
@@ -142,25 +142,12 @@ impl Capture {
                 tracing::info!(pod = %uid, netns = %netns.path().display(), cookie, "enrolled");
                 Ok(enrolled)
             }
-            Err((error, fwmark_accept)) => {
+            Err((error, sysctls)) => {
                 if before.is_none() && !captured {
-                    self.undo(&netns, &fwmark_accept).await;
+                    self.undo(&netns, &sysctls).await;
                 }
                 Err(error)
             }
-        }
-    }
-
-    /// The pod's sysctl as it was before any agent.
-    fn fwmark_accept(
-        &self,
-        uid: &WorkloadUid,
-        netns: &PodNetns,
-        before: Option<&Record>,
-    ) -> Result<String, EnrollError> {
-        match before {
-            Some(record) => Ok(record.fwmark_accept.clone()),
-            None => routing::fwmark_accept(netns).map_err(routing_failed(uid)),
         }
     }
 
@@ -188,6 +175,7 @@ impl Capture {
             addresses: Vec::new(),
             interfaces: Vec::new(),
             unguarded: None,
+            straight: Err("the pod is being enrolled".to_owned()),
             not_redirected: None,
             road: Err("the pod is being enrolled".to_owned()),
         };
@@ -200,7 +188,7 @@ impl Capture {
         request: &EnrollPod,
         netns: &Arc<PodNetns>,
         captured: bool,
-        fwmark_accept: &str,
+        sysctls: &Sysctls,
         known: &[IpAddr],
     ) -> Result<(EnrolledPod, Record), EnrollError> {
         let uid = &request.uid;
@@ -287,7 +275,7 @@ impl Capture {
         let record = Record {
             boot_id: self.records.boot_id().to_owned(),
             netns_cookie: cookie,
-            fwmark_accept: fwmark_accept.to_owned(),
+            sysctls: sysctls.clone(),
             active: captured,
             addresses: addresses.clone(),
             pod: request.clone(),
@@ -374,7 +362,7 @@ impl Capture {
         self.cut_kernel_connections_of(cookie);
         let _alone = self.attaching.lock().await;
         match netns.filter(|netns| netns.cookie() == cookie) {
-            Some(netns) => self.undo(&netns, &record.fwmark_accept).await,
+            Some(netns) => self.undo(&netns, &record.sysctls).await,
             None => self.undo_kernel(cookie),
         }
         self.records.remove(&record.pod).map_err(&kernel)?;
@@ -407,7 +395,7 @@ impl Capture {
     }
 
     /// Takes away what `prepare` may have set. What fails is logged: the rest must go too.
-    async fn undo(&self, netns: &PodNetns, fwmark_accept: &str) {
+    async fn undo(&self, netns: &PodNetns, sysctls: &Sysctls) {
         self.undo_kernel(netns.cookie());
         match netns.interfaces().await {
             Ok(interfaces) => {
@@ -419,7 +407,7 @@ impl Capture {
                 tracing::warn!(netns = %netns.path().display(), %error, "cannot list interfaces");
             }
         }
-        if let Err(error) = routing::remove(netns, fwmark_accept).await {
+        if let Err(error) = routing::remove(netns, sysctls).await {
             tracing::warn!(netns = %netns.path().display(), ?error, "cannot remove routing");
         }
     }
@@ -457,11 +445,24 @@ fn only_known(uid: &WorkloadUid, present: Vec<IpAddr>, known: &[IpAddr]) -> Vec<
     kept
 }
 
+/// The pod's sysctls as they were before any agent.
+fn sysctls(
+    uid: &WorkloadUid,
+    netns: &PodNetns,
+    before: Option<&Record>,
+) -> Result<Sysctls, EnrollError> {
+    match before {
+        Some(record) => Ok(record.sysctls.clone()),
+        None => Sysctls::read(netns).map_err(routing_failed(uid)),
+    }
+}
+
 fn routing_failed(uid: &WorkloadUid) -> impl Fn(RoutingError) -> EnrollError {
     move |error| match error {
         RoutingError::Netlink { what, source } => {
             EnrollError::Routing { uid: uid.clone(), what, source: Box::new(source) }
         }
+        RoutingError::Netns(source) => EnrollError::Netns { uid: uid.clone(), source },
         RoutingError::Sysctl { name, source } => {
             EnrollError::Sysctl { uid: uid.clone(), name, source }
         }

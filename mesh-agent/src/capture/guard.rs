@@ -190,10 +190,14 @@ impl Capture {
             None => self.attach_outside(netns, interfaces, &mut programs, addresses).await,
             Some(_) => Err("the pod has no guard".to_owned()),
         };
-        let redirect = match &road {
-            Ok(road) => self.may_redirect(road, interfaces, mode).await,
+        let straight = match &road {
+            Ok(road) => self.may_go_straight(road, interfaces, mode).await,
             Err(why) => Err(why.clone()),
         };
+        let redirect = straight.clone().and_then(|()| match &road {
+            Ok(road) if !self.has_links(road) => Err("the guard is attached by filters".to_owned()),
+            _ => Ok(()),
+        });
         let mut state = self.state();
         let (outside, reachable) = match &road {
             Ok(road) => (Some(road.entry(netns.cookie(), redirect.is_ok())), &road.reachable[..]),
@@ -204,6 +208,7 @@ impl Capture {
         if let Some(slot) = state.pods.get_mut(&request.uid) {
             slot.interfaces = interfaces.iter().map(|interface| interface.index).collect();
             slot.unguarded = unguarded;
+            slot.straight = straight;
             slot.not_redirected = redirect.err();
             slot.road = road;
         }

@@ -125,6 +125,9 @@ pub(super) struct Slot {
     pub(super) interfaces: Vec<u32>,
     /// Why the pod has no guard.
     pub(super) unguarded: Option<String>,
+    /// Whether what it and its neighbours say to each other may pass by whatever the node has
+    /// on the way, and why not.
+    pub(super) straight: Result<(), String>,
     /// Why its packets of the kernel path take the long way.
     pub(super) not_redirected: Option<String>,
     /// How packets of the kernel path reach it, or why there is no such connection.

@@ -17,6 +17,7 @@ use super::{
     error::{CaptureError, EnrollError},
     netns::{NetnsError, NetnsRef, PodNetns},
     options::EnrollPod,
+    routing::Sysctls,
 };
 use crate::model::workload::WorkloadUid;
 
@@ -29,8 +30,9 @@ pub(super) struct Record {
     /// Cookies are unique until reboot only.
     pub(super) boot_id: String,
     pub(super) netns_cookie: u64,
-    /// `net.ipv4.tcp_fwmark_accept` in the pod before enrolment.
-    pub(super) fwmark_accept: String,
+    /// In the pod before enrolment.
+    #[serde(flatten)]
+    pub(super) sysctls: Sysctls,
     /// Whether capture was turned on.
     pub(super) active: bool,
     /// What the pod was first enrolled with; empty in records of before there was this.

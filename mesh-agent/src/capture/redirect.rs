@@ -2,7 +2,7 @@
 //! whether packets may be handed straight from pod to pod (`bpf_redirect_peer`).
 #![forbid(unsafe_code)]
 
-use std::{fs, io, net::IpAddr, os::fd::AsFd, sync::Arc};
+use std::{collections::HashMap, fs, io, net::IpAddr, os::fd::AsFd, sync::Arc};
 
 use aya::{
     Ebpf,
@@ -260,8 +260,8 @@ impl Capture {
         reachable
     }
 
-    /// Whether packets of the kernel path may be handed straight into the pod, and why not.
-    pub(super) async fn may_redirect(
+    /// Whether what is for the pod may pass by whatever the node has on the way, and why not.
+    pub(super) async fn may_go_straight(
         &self,
         road: &Road,
         interfaces: &[Interface],
@@ -272,7 +272,6 @@ impl Capture {
         }
         match mode {
             RedirectMode::Off => Err("switched off".to_owned()),
-            _ if !self.has_links(road) => Err("the guard is attached by filters".to_owned()),
             RedirectMode::On => Ok(()),
             RedirectMode::Auto => match occupant(&self.own, &road.outside).await {
                 Some(why) => Err(why),
@@ -282,7 +281,7 @@ impl Capture {
     }
 
     /// Whether the guard outside is attached by a link, as from Linux 6.6 on.
-    fn has_links(&self, road: &Road) -> bool {
+    pub(super) fn has_links(&self, road: &Road) -> bool {
         let listed =
             || SchedClassifier::query_tcx(&road.outside.name, TcAttachType::Ingress).is_ok();
         self.guard_attachment == GuardAttachment::Best && self.own.run(listed).unwrap_or_default()
@@ -309,18 +308,32 @@ impl Capture {
         for (uid, slot) in &mut state.pods {
             let Some(record) = &slot.record else { continue };
             let mode = record.pod.redirect_peer.unwrap_or(self.redirect_peer);
-            if mode != RedirectMode::Auto || slot.not_redirected.is_some() {
+            if mode != RedirectMode::Auto {
+                continue;
+            }
+            any |= slot.straight.is_ok();
+            slot.straight = Err(why.clone());
+            if slot.not_redirected.is_some() {
                 continue;
             }
             match state.maps.stop_redirect(slot.cookie) {
-                Ok(()) => {
-                    slot.not_redirected = Some(why.clone());
-                    any = true;
-                }
+                Ok(()) => slot.not_redirected = Some(why.clone()),
                 Err(error) => tracing::warn!(pod = %uid, %error, "packets still go straight"),
             }
         }
         any
+    }
+
+    /// Pods whose traffic with each other may stay within the agent, by the node's own
+    /// routes to them: at which addresses.
+    #[must_use]
+    pub fn straight(&self) -> HashMap<WorkloadUid, Vec<IpAddr>> {
+        let state = self.state();
+        let slots = state.pods.iter().filter_map(|(uid, slot)| {
+            let (road, Ok(())) = (slot.road.as_ref().ok()?, &slot.straight) else { return None };
+            Some((uid.clone(), road.reachable.clone()))
+        });
+        slots.collect()
     }
 
     /// Pods whose packets of the kernel path are not handed straight in, and why.

@@ -3,7 +3,9 @@
 //! The agent dials the application from the client's address. The application
 //! answers to that address, which the pod would route to the wire. The dial
 //! carries a mark; with `tcp_fwmark_accept` the application's accepted socket
-//! inherits it, and a rule routes everything with the mark to the local stack.
+//! inherits it, and a rule routes everything with the mark to the local stack. Where no
+//! application listens, it is the kernel that answers, with the mark by `fwmark_reflect`:
+//! otherwise the refusal would leave the pod, and the dial would wait for its timeout.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -22,28 +24,98 @@ use rtnetlink::{
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
+use serde::{Deserialize, Serialize};
 
-use super::netns::PodNetns;
+use super::netns::{NetnsError, PodNetns};
 
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+const FWMARK_ACCEPT: &str = "net/ipv4/tcp_fwmark_accept";
+const FWMARK_REFLECT: [&str; 2] = ["net/ipv4/fwmark_reflect", "net/ipv6/fwmark_reflect"];
+
+/// What these are in a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Sysctls {
+    /// `net.ipv4.tcp_fwmark_accept`: accepted sockets take over the mark.
+    fwmark_accept: String,
+    /// `net.ipv4.fwmark_reflect` and IPv6's, which is empty where there is no IPv6: what the
+    /// kernel answers by itself takes over the mark.
+    #[serde(default = "off")]
+    fwmark_reflect: [String; 2],
+}
+
+/// As the kernel makes them.
+impl Default for Sysctls {
+    fn default() -> Self {
+        Self { fwmark_accept: "0".to_owned(), fwmark_reflect: off() }
+    }
+}
+
+fn off() -> [String; 2] {
+    ["0".to_owned(), "0".to_owned()]
+}
+
+impl Sysctls {
+    /// As the pod has them now.
+    pub(super) fn read(netns: &PodNetns) -> Result<Self, RoutingError> {
+        let fwmark_accept = get(netns, FWMARK_ACCEPT)?;
+        let [v4, v6] = FWMARK_REFLECT;
+        let v6 = match get(netns, v6) {
+            Err(RoutingError::Sysctl { source, .. }) if is_absent(&source) => String::new(),
+            value => value?,
+        };
+        Ok(Self { fwmark_accept, fwmark_reflect: [get(netns, v4)?, v6] })
+    }
+
+    fn all_on(v6: bool) -> Self {
+        let reflect_v6 = if v6 { "1" } else { "" };
+        Self {
+            fwmark_accept: "1".to_owned(),
+            fwmark_reflect: ["1".to_owned(), reflect_v6.to_owned()],
+        }
+    }
+
+    fn write(&self, netns: &PodNetns) -> Result<(), RoutingError> {
+        put(netns, FWMARK_ACCEPT, &self.fwmark_accept)?;
+        for (name, value) in FWMARK_REFLECT.into_iter().zip(&self.fwmark_reflect) {
+            match put(netns, name, value) {
+                // IPv6 may be switched off.
+                Err(RoutingError::Sysctl { source, .. }) if is_absent(&source) => {}
+                put => put?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn get(netns: &PodNetns, name: &'static str) -> Result<String, RoutingError> {
+    let value = netns.run(|| fs::read_to_string(format!("/proc/sys/{name}")));
+    let value = value.and_then(|result| result).map_err(|source| sysctl(name, source))?;
+    Ok(value.trim().to_owned())
+}
+
+fn put(netns: &PodNetns, name: &'static str, value: &str) -> Result<(), RoutingError> {
+    if value.is_empty() {
+        return Ok(());
+    }
+    let written = netns.run(|| fs::write(format!("/proc/sys/{name}"), value));
+    written.and_then(|result| result).map_err(|source| sysctl(name, source))
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
 
 /// What could not be set.
 #[derive(Debug)]
 pub(super) enum RoutingError {
+    Netns(NetnsError),
     Netlink { what: &'static str, source: rtnetlink::Error },
     Sysctl { name: &'static str, source: io::Error },
 }
 
-/// Whether accepted sockets take over the mark, as the pod has it now.
-pub(super) fn fwmark_accept(netns: &PodNetns) -> Result<String, RoutingError> {
-    let value = netns.run(|| fs::read_to_string(FWMARK_ACCEPT)).and_then(|result| result);
-    value.map(|value| value.trim().to_owned()).map_err(sysctl)
-}
-
-/// Sets rules, routes and the sysctl in the pod; what is there already stays.
+/// Sets rules, routes and sysctls in the pod; what is there already stays.
 pub(super) async fn install(netns: &PodNetns, v6: bool) -> Result<(), RoutingError> {
-    netns.run(|| fs::write(FWMARK_ACCEPT, "1")).and_then(|result| result).map_err(sysctl)?;
-    let netlink = netns.netlink().map_err(sysctl)?;
+    Sysctls::all_on(v6).write(netns)?;
+    let netlink = netns.netlink().map_err(|source| entering(netns, source))?;
     let handle = &netlink.handle;
     for family in families(v6) {
         let mut request = handle.route().add(route(family));
@@ -64,12 +136,9 @@ pub(super) async fn install(netns: &PodNetns, v6: bool) -> Result<(), RoutingErr
 }
 
 /// Takes away what [`install`] set; what is gone already is fine.
-pub(super) async fn remove(netns: &PodNetns, fwmark_accept: &str) -> Result<(), RoutingError> {
-    netns
-        .run(|| fs::write(FWMARK_ACCEPT, fwmark_accept))
-        .and_then(|result| result)
-        .map_err(sysctl)?;
-    let netlink = netns.netlink().map_err(sysctl)?;
+pub(super) async fn remove(netns: &PodNetns, before: &Sysctls) -> Result<(), RoutingError> {
+    before.write(netns)?;
+    let netlink = netns.netlink().map_err(|source| entering(netns, source))?;
     let handle = &netlink.handle;
     for family in families(true) {
         let absent = |error: &rtnetlink::Error| {
@@ -93,8 +162,12 @@ pub(super) async fn remove(netns: &PodNetns, fwmark_accept: &str) -> Result<(), 
     Ok(())
 }
 
-fn sysctl(source: io::Error) -> RoutingError {
-    RoutingError::Sysctl { name: "net.ipv4.tcp_fwmark_accept", source }
+fn sysctl(name: &'static str, source: io::Error) -> RoutingError {
+    RoutingError::Sysctl { name, source }
+}
+
+fn entering(netns: &PodNetns, source: io::Error) -> RoutingError {
+    RoutingError::Netns(NetnsError::Enter { path: netns.path().to_owned(), source })
 }
 
 fn families(v6: bool) -> impl Iterator<Item = AddressFamily> {

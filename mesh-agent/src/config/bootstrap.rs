@@ -4,8 +4,15 @@ use super::{absolute, layers::Layers};
 use crate::source::{self, Bootstrap};
 
 /// What the bootstrap file says: that has no other setting beside it.
-const EXCLUDED: [&str; 5] =
-    ["config_dir", "xds_server", "xds_mode", "xds_metadata", "xds_runtime_layer"];
+const EXCLUDED: [&str; 7] = [
+    "config_dir",
+    "xds_server",
+    "xds_mode",
+    "xds_metadata",
+    "xds_runtime_layer",
+    "locality",
+    "local_cluster",
+];
 
 /// As [`EXCLUDED`], but for an SDS server of its own, which the file does not name.
 const EXCLUDED_WITHOUT_SDS: [&str; 5] =

@@ -106,6 +106,22 @@ const SETTINGS: &[Setting] = &[
         Some("mesh-system/gateway"),
         "Who this node's gateway listeners are towards the mesh: a SPIFFE ID is made of it",
     ),
+    value(
+        Group::Node,
+        "locality",
+        "REGION/ZONE/SUBZONE",
+        None,
+        "Where this node is, for its control plane and for zone-aware routing; as much of it as \
+         is known",
+    ),
+    value(
+        Group::Node,
+        "local_cluster",
+        "NAME",
+        None,
+        "The cluster whose endpoints send traffic as this node does (one for each node, say): \
+         without it, or without locality, there is no zone-aware routing",
+    ),
     path(
         Group::Node,
         "config_dir",

@@ -4,7 +4,10 @@ use std::{fmt, path::PathBuf, sync::Arc};
 
 use super::{absolute, layers::Layers};
 use crate::{
-    model::runtime::LayeredRuntime,
+    model::{
+        cluster::{ClusterName, LocalCluster, Place},
+        runtime::LayeredRuntime,
+    },
     source::{
         ConnectionOptions, NodeInfo, Pem, Server, ServerAddress, TlsOptions, Variant, XdsOptions,
     },
@@ -48,8 +51,39 @@ pub(super) fn runtime(layers: &mut Layers<'_>) -> Option<LayeredRuntime> {
     Some(LayeredRuntime::of_resources(names))
 }
 
+/// Where this node is; the outer `None` says that it is no locality.
+pub(super) fn locality(layers: &mut Layers<'_>) -> Option<Option<Place>> {
+    layers.optional("locality", |s| {
+        let parts: Vec<&str> = s.split('/').collect();
+        match parts[..] {
+            [region, ref rest @ ..] if rest.len() < 3 && parts.iter().any(|of| !of.is_empty()) => {
+                let part = |at: usize| rest.get(at).copied().unwrap_or_default().to_owned();
+                Ok(Place { region: region.to_owned(), zone: part(0), sub_zone: part(1) })
+            }
+            _ => Err(format!("`{s}` is not REGION/ZONE/SUBZONE")),
+        }
+    })
+}
+
+/// Where traffic comes from; the outer `None` says that something is wrong.
+pub(super) fn local_cluster(
+    layers: &mut Layers<'_>,
+    place: Option<Option<Place>>,
+) -> Option<Option<LocalCluster>> {
+    let name = layers.optional("local_cluster", |s| match s {
+        "" => Err("a cluster has a name".to_owned()),
+        name => Ok(ClusterName(name.into())),
+    })?;
+    let place = place?;
+    Some(name.map(|name| LocalCluster { name, place }))
+}
+
 /// `None` only where an error was noted.
-pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option<SourceConfig> {
+pub(super) fn source(
+    layers: &mut Layers<'_>,
+    node_name: Option<&str>,
+    locality: Option<Place>,
+) -> Option<SourceConfig> {
     let addresses = layers.many("xds_server", str::parse::<ServerAddress>)?;
     if addresses.is_empty() {
         return layers.one("config_dir", absolute).map(SourceConfig::Directory);
@@ -71,7 +105,7 @@ pub(super) fn source(layers: &mut Layers<'_>, node_name: Option<&str>) -> Option
     });
     let id = id?.or_else(|| node_name.map(str::to_owned))?;
     let metadata = metadata?.unwrap_or_default();
-    let node = NodeInfo { id, cluster: cluster?, metadata, ..NodeInfo::default() };
+    let node = NodeInfo { id, cluster: cluster?, metadata, locality };
     let tls = tls?;
     let servers = addresses.into_iter().map(|address| Server {
         tls: tls.clone().filter(|_| is_tls(&address)),

@@ -1,6 +1,7 @@
 use std::{collections::HashMap, fs};
 
 use super::*;
+use crate::model::cluster::Place;
 
 /// Loads with these flags, variables and file.
 fn try_load(
@@ -62,6 +63,26 @@ fn flags_win_over_variables_over_the_file() {
     assert_eq!(config.traffic.drain_timeout, Duration::from_secs(1));
     assert_eq!(config.capture.exclusions.outbound_ports, [53, 123]);
     assert!(config.capture.bpf_log);
+}
+
+#[test]
+fn where_the_node_is_holds_for_its_control_plane_and_for_zones() {
+    let flags = [("xds_server", "http://127.0.0.1:1"), ("locality", "eu/eu-1")];
+    let place = Place { region: "eu".into(), zone: "eu-1".into(), ..Place::default() };
+    let config = try_load(&flags, &[], None).unwrap();
+    assert_eq!(config.local_cluster, None);
+    let SourceConfig::ControlPlane(options) = config.source else { panic!() };
+    assert_eq!(options.node.locality, Some(place.clone()));
+    let flags = [("config_dir", "/c"), ("locality", "eu/eu-1"), ("local_cluster", "nodes")];
+    let local = try_load(&flags, &[], None).unwrap().local_cluster.unwrap();
+    assert_eq!((&*local.name.0, local.place), ("nodes", Some(place)));
+    let local = try_load(&[flags[0], flags[2]], &[], None).unwrap().local_cluster.unwrap();
+    assert_eq!(local.place, None);
+    for wrong in ["", "//", "a/b/c/d"] {
+        let flags = [("config_dir", "/c"), ("locality", wrong), ("local_cluster", "nodes")];
+        let told = try_load(&flags, &[], None).unwrap_err();
+        assert!(told.contains(&format!("`{wrong}` is not REGION/ZONE/SUBZONE")), "{told}");
+    }
 }
 
 #[test]

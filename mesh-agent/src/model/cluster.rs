@@ -24,6 +24,7 @@ mod hash_table;
 mod health_check;
 mod outlier;
 mod subsets;
+mod zones;
 
 pub use self::{
     dns::{Dns, DnsFamily, DnsName},
@@ -33,6 +34,7 @@ pub use self::{
     health_check::{EndpointCheck, GrpcProbe, HealthCheck, HttpProbe, Probe, TcpProbe},
     outlier::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate},
     subsets::{FALLBACK_LIST, SelectorFallback, SubsetFallback, SubsetSelector, Subsets},
+    zones::{LocalCluster, ZoneAware},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -166,6 +168,8 @@ pub struct Balancing {
     pub fail_traffic_on_panic: bool,
     /// Localities share by their weights; else these mean nothing.
     pub locality_weighted: bool,
+    /// Where a local cluster is known, and localities don't share by weight.
+    pub zone_aware: ZoneAware,
     /// Endpoints whose health is not checked yet don't count for panic and priorities.
     pub ignore_new_hosts: bool,
     /// Round robin and least request.
@@ -207,6 +211,7 @@ impl Default for Balancing {
             panic_threshold: 50,
             fail_traffic_on_panic: false,
             locality_weighted: false,
+            zone_aware: ZoneAware::default(),
             ignore_new_hosts: false,
             slow_start: None,
             active_request_bias: None,
@@ -336,7 +341,7 @@ pub struct Locality {
 }
 
 /// Spec: `envoy.config.core.v3.Locality`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Place {
     pub region: String,
     pub zone: String,

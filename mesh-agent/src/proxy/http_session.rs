@@ -11,6 +11,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Dataplane, Failure, failure,
@@ -31,12 +32,13 @@ use crate::{
 };
 
 /// Serves the connection to its end and ends the session. `permit` was made of
-/// snapshot `version`.
+/// snapshot `version`; when `draining` is cancelled, no more requests are taken.
 pub(super) async fn serve<D>(
     dataplane: &Arc<Dataplane>,
     session: Session,
     (permit, version): (Permit, u64),
     http: Arc<HttpConnectionManager>,
+    draining: CancellationToken,
     downstream: D,
 ) where
     D: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -54,7 +56,7 @@ pub(super) async fn serve<D>(
         http,
         dataplane.http.clone(),
         observer,
-        dataplane.draining.child_token(),
+        draining,
     ));
     let judged = Arc::clone(&connection);
     let note = |standing: &Standing, snapshot: &Snapshot| judged.stands(standing, snapshot);

@@ -35,7 +35,7 @@ use crate::{
     },
     observe::flags::ResponseFlag,
     policy::{self, Flow, OutboundPolicy, Permit},
-    route,
+    route::{self, Around},
     snapshot::{AssignmentOwner, ListenerTable, Snapshot, Table},
 };
 
@@ -53,7 +53,8 @@ pub fn plan(
     proven: &HashSet<Identity>,
     policy: OutboundPolicy,
 ) -> KernelPlan {
-    let planner = Planner { snapshot, pods, proven, policy };
+    let around = Around::of(snapshot);
+    let planner = Planner { snapshot, pods, proven, policy, around };
     let local = pods.iter().flat_map(|pod| &pod.workload.addresses).copied();
     let mut services: Vec<KernelService> = services
         .of(snapshot, local)
@@ -126,6 +127,7 @@ struct Planner<'a> {
     pods: &'a [Arc<Pod>],
     proven: &'a HashSet<Identity>,
     policy: OutboundPolicy,
+    around: Around,
 }
 
 impl Planner<'_> {
@@ -143,7 +145,7 @@ impl Planner<'_> {
         }
         let assignment = self.snapshot.assignment(cluster)?;
         let mut backends = Vec::new();
-        for (endpoint, weight) in route::shares(cluster, &assignment)? {
+        for (endpoint, weight) in route::shares(cluster, &assignment, &self.around)? {
             backends.push(self.backend(listener, source, &endpoint, weight)?);
         }
         let fits = (1..=MAX_BACKENDS).contains(&backends.len());

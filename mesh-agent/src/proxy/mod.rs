@@ -17,6 +17,7 @@ mod http_session;
 pub mod inbound;
 pub mod kernel_path;
 mod log_filter;
+pub mod neighbours;
 mod network_filters;
 pub mod on_demand;
 mod originate;
@@ -91,7 +92,8 @@ async fn serve<D>(
     let terminal = permit.flow().terminal().cloned();
     if let Some(TerminalFilter::Http(http)) = terminal {
         let judged = (permit, snapshot.version);
-        return http_session::serve(dataplane, session, judged, http, downstream).await;
+        let draining = dataplane.draining.child_token();
+        return http_session::serve(dataplane, session, judged, http, draining, downstream).await;
     }
     let tcp = opaque(terminal.as_ref());
     let failure = match tcp::open(dataplane, &mut session, snapshot, &permit, tcp).await {

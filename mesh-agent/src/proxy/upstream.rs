@@ -4,8 +4,9 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,11 +15,14 @@ use http::{HeaderMap, uri::Authority};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time,
 };
 
 use super::{
-    Failure, Origination, failure,
+    Dataplane, Failure, Origination, failure,
     http::{ConnectFailure, Upstreams},
+    inbound,
+    neighbours::{Meeting, Neighbours},
 };
 use crate::{
     identity::{IdentityManager, upstream::UpstreamContexts},
@@ -31,6 +35,7 @@ use crate::{
         hbone::{HBONE_PORT, HboneError, HboneFailure, HbonePool, HboneStream, HboneTarget},
         http_pool::{BoxedIo, HttpProtocol, Io},
         leg::Leg,
+        memory::{self, MemoryStream},
         relay::{Abort, ReadBuffer},
         tls::TlsStream,
     },
@@ -44,6 +49,8 @@ pub enum Upstream {
     Tls(Box<TlsStream>),
     /// Through a tunnel that proved the destination's identity.
     Hbone(HboneStream),
+    /// The same, where the destination is this agent's as well.
+    Within(MemoryStream),
 }
 
 /// Makes connections for the pipelines.
@@ -51,6 +58,10 @@ pub struct Connector {
     pub identities: Arc<IdentityManager>,
     pub tls: Arc<UpstreamContexts>,
     pub hbone: HbonePool,
+    /// Who need not be dialled.
+    pub neighbours: Neighbours,
+    /// Whose inbound side serves those.
+    pub dataplane: Weak<Dataplane>,
     pub metrics: Metrics,
 }
 
@@ -110,6 +121,13 @@ impl Connector {
                     identity: identity.clone(),
                     workload: workload.clone(),
                 };
+                if let Some(meeting) = self.neighbours.meeting(pod, &target, &self.identities)
+                    && let Some(dataplane) = self.dataplane.upgrade()
+                    && let Some(source) = source_of(flow, endpoint.address)
+                {
+                    let tunnel = meet(dataplane, meeting, source, &target, timeout).await;
+                    return Ok(Upstream::Within(tunnel?));
+                }
                 let tunnel = self.hbone.connect(&target, &tls, timeout).await;
                 let tunnel = tunnel.inspect_err(|error| self.note(&target, error))?;
                 return Ok(Upstream::Hbone(tunnel));
@@ -127,6 +145,34 @@ impl Connector {
             (None, None) => Ok(Upstream::Tcp(dialled?.into())),
             (None, Some(settings)) => Err(Failure::no_tls(&settings.cluster)),
         }
+    }
+}
+
+/// Whom a tunnel of the pod's comes from, in the eyes of who is at `destination`. `None`:
+/// only the kernel knows which of its addresses it would take.
+fn source_of(flow: &Flow, destination: SocketAddr) -> Option<SocketAddr> {
+    let addresses = &flow.pod().workload.addresses;
+    let mut family = addresses.iter().filter(|ip| ip.is_ipv4() == destination.is_ipv4());
+    let (Some(only), None) = (family.next(), family.next()) else { return None };
+    Some((*only, flow.source().port()).into())
+}
+
+/// Opens a tunnel that stays within the agent.
+async fn meet(
+    dataplane: Arc<Dataplane>,
+    meeting: Meeting,
+    source: SocketAddr,
+    target: &HboneTarget,
+    timeout: Duration,
+) -> Result<MemoryStream, HboneError> {
+    dataplane.metrics.tunnel_within();
+    let (dial, request) = memory::request();
+    let ends = (source, target.authority);
+    let serving = inbound::serve_neighbour(Arc::clone(&dataplane), meeting, ends, request);
+    dataplane.tasks.spawn(serving);
+    match time::timeout(timeout, dial.answer()).await {
+        Ok(answer) => answer.map_err(|refused| HboneError::within(target, refused)),
+        Err(_) => Err(HboneError::unanswered(target, timeout)),
     }
 }
 
@@ -183,6 +229,7 @@ impl AsyncRead for Upstream {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
             Self::Hbone(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Within(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -197,6 +244,7 @@ impl AsyncWrite for Upstream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
             Self::Hbone(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Within(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -209,6 +257,7 @@ impl AsyncWrite for Upstream {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, bufs),
             Self::Hbone(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Within(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -217,6 +266,7 @@ impl AsyncWrite for Upstream {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
             Self::Hbone(stream) => stream.is_write_vectored(),
+            Self::Within(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -225,6 +275,7 @@ impl AsyncWrite for Upstream {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Within(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -233,6 +284,7 @@ impl AsyncWrite for Upstream {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             Self::Hbone(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Within(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -243,7 +295,7 @@ impl Io for Upstream {
             Self::Tcp(stream) => stream.local_address(),
             Self::Tls(stream) => stream.local_address(),
             // The tunnel's connection carries others, too.
-            Self::Hbone(_) => None,
+            Self::Hbone(_) | Self::Within(_) => None,
         }
     }
 }
@@ -254,13 +306,14 @@ impl Abort for Upstream {
             Self::Tcp(stream) => stream.abort(),
             Self::Tls(stream) => stream.abort(),
             Self::Hbone(stream) => stream.abort(),
+            Self::Within(stream) => stream.abort(),
         }
     }
 
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(leg) => leg.tcp(),
-            Self::Tls(_) | Self::Hbone(_) => None,
+            Self::Tls(_) | Self::Hbone(_) | Self::Within(_) => None,
         }
     }
 
@@ -273,6 +326,7 @@ impl Abort for Upstream {
             Self::Tcp(stream) => stream.poll_read_chunk(cx, buffer),
             Self::Tls(stream) => stream.poll_read_chunk(cx, buffer),
             Self::Hbone(stream) => stream.poll_read_chunk(cx, buffer),
+            Self::Within(stream) => stream.poll_read_chunk(cx, buffer),
         }
     }
 
@@ -285,6 +339,7 @@ impl Abort for Upstream {
             Self::Tcp(stream) => stream.poll_write_chunk(cx, chunk),
             Self::Tls(stream) => stream.poll_write_chunk(cx, chunk),
             Self::Hbone(stream) => stream.poll_write_chunk(cx, chunk),
+            Self::Within(stream) => stream.poll_write_chunk(cx, chunk),
         }
     }
 }

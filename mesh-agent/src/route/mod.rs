@@ -21,7 +21,8 @@ pub use decide::{
 };
 pub use hash::{connection_cookie, request_hash};
 pub use lb::{
-    Balancers, CheckResult, Choice, Due, LoadGuard, Outcome, Reporter, WantedHost, below, shares,
+    Around, Balancers, CheckResult, Choice, Due, LoadGuard, Outcome, Reporter, WantedHost, below,
+    shares,
 };
 pub use match_http::{Matched, NoRoute, cookie, match_route, route_matches};
 pub use retry::{Reset, RetryState, Verdict};

@@ -236,6 +236,7 @@ fn build_with(
         runtime,
         runtime_layers,
         layered_runtime: Arc::clone(&base.layered_runtime),
+        local_cluster: base.local_cluster.clone(),
         extension_configs,
         virtual_hosts,
         scopes,

@@ -21,7 +21,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::model::runtime::LayeredRuntime;
+use crate::model::{cluster::LocalCluster, runtime::LayeredRuntime};
 
 pub use apply::{Changes, RejectedResource, Removed, Resources, check};
 pub use scopes::RouteTable;
@@ -56,11 +56,12 @@ impl Default for SnapshotCell {
 }
 
 impl SnapshotCell {
-    /// Nothing yet but these layers of runtime values.
-    pub fn with_runtime(layers: LayeredRuntime) -> Self {
+    /// Nothing yet but these layers of runtime values, and where traffic comes from.
+    pub fn new(layers: LayeredRuntime, local_cluster: Option<LocalCluster>) -> Self {
         let runtime = Arc::new(layers.with(&HashMap::new()));
         let layered_runtime = Arc::new(layers);
-        let current = Snapshot { runtime, layered_runtime, ..Snapshot::default() };
+        let local_cluster = local_cluster.map(Arc::new);
+        let current = Snapshot { runtime, layered_runtime, local_cluster, ..Snapshot::default() };
         Self { current: ArcSwap::from_pointee(current), ..Self::default() }
     }
 
@@ -96,6 +97,7 @@ impl SnapshotCell {
             version: current.version,
             runtime: Arc::new(current.layered_runtime.with(&HashMap::new())),
             layered_runtime: Arc::clone(&current.layered_runtime),
+            local_cluster: current.local_cluster.clone(),
             ..Snapshot::default()
         };
         self.put(&empty, Changes { updated: resources, removed: Removed::default() }, label)

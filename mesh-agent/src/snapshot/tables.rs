@@ -11,7 +11,7 @@ use rpds::HashTrieMapSync;
 
 use super::workloads::WorkloadTable;
 use crate::model::{
-    cluster::{Cluster, ClusterName, Discovery, LoadAssignment},
+    cluster::{Cluster, ClusterName, Discovery, LoadAssignment, LocalCluster},
     extension::{DiscoveredFilter, ExtensionConfig},
     listener::{Direction, Listener},
     route::{RouteConfiguration, VirtualHost},
@@ -47,6 +47,8 @@ pub struct Snapshot {
     pub runtime_layers: Arc<HashMap<Arc<str>, Arc<RuntimeLayer>>>,
     /// Which layers there are, and which goes before which; the same for all versions.
     pub(super) layered_runtime: Arc<LayeredRuntime>,
+    /// Where traffic comes from, if that is known; the same for all versions.
+    pub local_cluster: Option<Arc<LocalCluster>>,
     /// The values in force, of all layers.
     pub runtime: Arc<Runtime>,
     /// What is not there, though a listener names it: who needs it fails closed.
@@ -72,6 +74,7 @@ impl Default for Snapshot {
             secrets: Arc::default(),
             runtime_layers: Arc::default(),
             layered_runtime: Arc::default(),
+            local_cluster: None,
             runtime: Arc::default(),
             extension_configs: Arc::default(),
             virtual_hosts: Arc::default(),

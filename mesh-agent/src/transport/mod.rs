@@ -10,6 +10,7 @@ pub mod dial;
 pub mod hbone;
 pub mod http_pool;
 pub mod leg;
+pub mod memory;
 mod read_ahead;
 pub mod relay;
 pub mod replayed;

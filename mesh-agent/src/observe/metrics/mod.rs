@@ -78,6 +78,7 @@ struct Own {
     kernel_path_left_out: Gauge,
     kernel_path_connections: Gauge,
     kernel_path_cut: Counter,
+    tunnels_within: Counter,
     self_test: Family<ByCheck, Gauge>,
     map_entries: Family<ByMap, Gauge>,
     map_capacity: Family<ByMap, Gauge>,
@@ -175,6 +176,11 @@ impl Own {
             "mesh_kernel_path_cut",
             "Connections of the kernel path that were cut",
             self.kernel_path_cut.clone(),
+        );
+        r.register(
+            "mesh_tunnels_within_agent",
+            "Tunnels between pods of this node that did not leave the agent",
+            self.tunnels_within.clone(),
         );
         r.register(
             "mesh_bpf_map_entries",
@@ -323,6 +329,11 @@ impl Metrics {
     /// A connection of the kernel path was cut.
     pub fn kernel_path_cut(&self) {
         self.0.own.kernel_path_cut.inc();
+    }
+
+    /// A tunnel was asked for that stays within the agent.
+    pub fn tunnel_within(&self) {
+        self.0.own.tunnels_within.inc();
     }
 
     /// How full a map of the kernel's is.

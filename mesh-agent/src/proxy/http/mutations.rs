@@ -245,8 +245,9 @@ impl ResponseMutations {
                     }
                 }
                 OnTheWayOut::Append(more) => {
+                    // What a map of headers has no room for is left out.
                     for (name, value) in &more {
-                        headers.append(name, value.clone());
+                        let _ = headers.try_append(name, value.clone());
                     }
                 }
                 OnTheWayOut::Compress(step) => {

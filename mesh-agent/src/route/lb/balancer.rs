@@ -15,11 +15,14 @@ use arc_swap::ArcSwapOption;
 use super::{
     candidates::Candidates,
     health::{self, CheckResult, Transition},
-    hosts::{HostState, Hosts},
+    hosts::{HostState, Hosts, Standing},
     outlier::{Detector, Outcome},
+    zones::{Overrides, Senders},
 };
 use crate::{
-    model::cluster::{Cluster, HealthCheck, LoadAssignment, OutlierDetection},
+    model::cluster::{
+        Cluster, Endpoint, HealthCheck, LoadAssignment, LocalCluster, OutlierDetection,
+    },
     observe::{log_limit::LogLimit, metrics::EndpointStates},
 };
 
@@ -61,13 +64,16 @@ impl ClusterBalancer {
         &self,
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
+        senders: Option<&Arc<Senders>>,
         now: Instant,
     ) -> Arc<Candidates> {
+        // Tables of hashes know no zones, as Envoy's.
+        let senders = senders.filter(|_| !cluster.lb_policy.is_by_hash());
         let old = self.candidates.load_full();
         // Before anybody's health is looked at: what changes meanwhile is seen next time.
         let health_version = self.health_version.load(Ordering::Acquire);
         if let Some(old) = &old
-            && old.are_of(cluster, assignment, health_version)
+            && old.are_of(cluster, assignment, senders, health_version)
         {
             return Arc::clone(old);
         }
@@ -76,7 +82,7 @@ impl ClusterBalancer {
         {
             return serving;
         }
-        let new = Arc::new(self.make(cluster, assignment, old.as_deref(), now));
+        let new = Arc::new(self.make(cluster, assignment, senders, old.as_deref(), now));
         self.candidates.store(Some(Arc::clone(&new)));
         new
     }
@@ -111,13 +117,14 @@ impl ClusterBalancer {
         &self,
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
+        senders: Option<&Arc<Senders>>,
         old: Option<&Candidates>,
         now: Instant,
     ) -> Candidates {
         let health_version = self.health_version.load(Ordering::Acquire);
         let mut hosts = self.hosts();
         let key = (cluster, assignment, health_version);
-        let mut new = Candidates::new(key, &mut hosts, old, self.start, now);
+        let mut new = Candidates::new(key, senders, &mut hosts, old, self.start, now);
         drop(hosts);
         if !new.make_tables(cluster)
             && let Some(suppressed) = SHORT.allows()
@@ -136,7 +143,9 @@ impl ClusterBalancer {
     pub(super) fn is_behind(&self, cluster: &Cluster, assignment: &Arc<LoadAssignment>) -> bool {
         let health_version = self.health_version.load(Ordering::Acquire);
         let candidates = self.candidates.load();
-        !candidates.as_ref().is_some_and(|now| now.are_of(cluster, assignment, health_version))
+        !candidates
+            .as_ref()
+            .is_some_and(|now| now.are_of(cluster, assignment, None, health_version))
     }
 
     /// Makes candidates of a configuration that is about to be in force.
@@ -146,7 +155,7 @@ impl ClusterBalancer {
             return;
         }
         let old = self.candidates.load_full();
-        let next = self.make(cluster, assignment, old.as_deref(), Instant::now());
+        let next = self.make(cluster, assignment, None, old.as_deref(), Instant::now());
         self.next.store(Some(Arc::new(next)));
     }
 
@@ -159,7 +168,7 @@ impl ClusterBalancer {
         }
         if self.is_behind(cluster, assignment) {
             let old = self.candidates.load_full();
-            let new = self.make(cluster, assignment, old.as_deref(), Instant::now());
+            let new = self.make(cluster, assignment, None, old.as_deref(), Instant::now());
             self.candidates.store(Some(Arc::new(new)));
         }
     }
@@ -169,9 +178,10 @@ impl ClusterBalancer {
         &self,
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
+        senders: Option<&Arc<Senders>>,
         now: Instant,
     ) {
-        let candidates = self.candidates(cluster, assignment, now);
+        let candidates = self.candidates(cluster, assignment, senders, now);
         let detection = cluster.monitoring.outlier_detection.as_ref();
         if self.detector.configure(detection, candidates.all(), now) {
             self.health_changed();
@@ -241,6 +251,27 @@ impl ClusterBalancer {
 
     pub(super) fn has_failed(&self, endpoint: SocketAddr) -> bool {
         self.hosts().get(&endpoint).is_some_and(|host| host.checked.has_failed())
+    }
+
+    /// Grows with each change of an endpoint's health.
+    pub(super) fn health_version(&self) -> u64 {
+        self.health_version.load(Ordering::Acquire)
+    }
+
+    /// Those of its endpoints, as they are, that send traffic.
+    pub(super) fn senders(
+        &self,
+        (local, cluster): (&LocalCluster, &Cluster),
+        assignment: &LoadAssignment,
+        overrides: Overrides,
+    ) -> Option<Senders> {
+        let hosts = self.hosts();
+        let ignore_new = cluster.balancing.ignore_new_hosts;
+        let standing = &|endpoint: &Endpoint| match hosts.get(&endpoint.address) {
+            Some(state) => state.standing(endpoint, ignore_new),
+            None => Standing::configured(endpoint),
+        };
+        Senders::new(local, assignment, overrides, standing)
     }
 
     /// How its endpoints are; `None`: nobody has asked for them yet.

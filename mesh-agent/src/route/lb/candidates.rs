@@ -16,6 +16,7 @@ use super::{
     round_robin::Rotation,
     schedule::Schedule,
     subsets::{Asked, SubsetTable},
+    zones::Senders,
 };
 use crate::{
     model::{
@@ -41,6 +42,8 @@ pub(super) struct Candidates {
     balancing: Balancing,
     policy: LbPolicy,
     health_version: u64,
+    /// Where traffic comes from, if that matters.
+    senders: Option<Arc<Senders>>,
     /// Of the assignment's endpoints, whether they take traffic or not.
     all: Vec<Arc<HostState>>,
     whole: Pickable,
@@ -96,6 +99,7 @@ impl Candidates {
     /// [`Candidates::make_tables`].
     pub(super) fn new(
         (cluster, assignment, health_version): (&Cluster, &Arc<LoadAssignment>, u64),
+        senders: Option<&Arc<Senders>>,
         hosts: &mut Hosts,
         old: Option<&Self>,
         start: u32,
@@ -120,7 +124,9 @@ impl Candidates {
             None => Standing::configured(endpoint),
         };
         let same_policy = old.is_some_and(|old| old.policy == cluster.lb_policy);
-        let mut shown = Shown { hosts, standing: &standing, cluster, start, now, same_policy };
+        let from = senders.map(|senders| &**senders);
+        let standing = &standing;
+        let mut shown = Shown { hosts, standing, cluster, senders: from, start, now, same_policy };
         let mut make = |part: &LoadAssignment, old: Option<&Pickable>| shown.pickable(part, old);
         let whole = make(assignment, old.map(|old| &old.whole));
         let subsets = balancing.subsets.as_ref().map(|config| {
@@ -129,7 +135,8 @@ impl Candidates {
         });
         let (assignment, policy) = (Arc::clone(assignment), cluster.lb_policy);
         let balancing = balancing.clone();
-        Self { assignment, balancing, policy, health_version, all, whole, subsets }
+        let senders = senders.map(Arc::clone);
+        Self { assignment, balancing, policy, health_version, senders, all, whole, subsets }
     }
 
     /// Makes what is missing of tables, which may take seconds; says whether there was room
@@ -213,9 +220,14 @@ impl Candidates {
         &self,
         cluster: &Cluster,
         assignment: &Arc<LoadAssignment>,
+        senders: Option<&Arc<Senders>>,
         health_version: u64,
     ) -> bool {
-        self.health_version == health_version && self.are_for(cluster, assignment)
+        let same_senders = match (&self.senders, senders) {
+            (Some(of), Some(senders)) => Arc::ptr_eq(of, senders),
+            (of, senders) => of.is_none() && senders.is_none(),
+        };
+        self.health_version == health_version && same_senders && self.are_for(cluster, assignment)
     }
 
     /// Whether they are of this configuration, whatever has become of anybody's health.
@@ -271,6 +283,7 @@ struct Shown<'a> {
     hosts: &'a Hosts,
     standing: &'a dyn Fn(&Endpoint) -> Standing,
     cluster: &'a Cluster,
+    senders: Option<&'a Senders>,
     start: u32,
     now: Instant,
     /// As before.
@@ -280,12 +293,12 @@ struct Shown<'a> {
 impl Shown<'_> {
     /// Of some of the endpoints; what nothing changed in since `old` goes on where it was.
     fn pickable(&mut self, assignment: &LoadAssignment, old: Option<&Pickable>) -> Pickable {
-        let Self { hosts, standing, cluster, start, now, same_policy } = *self;
+        let Self { hosts, standing, cluster, senders, start, now, same_policy } = *self;
         let mut balancing = cluster.balancing.clone();
         if let Some(subsets) = &balancing.subsets {
             balancing.locality_weighted &= subsets.locality_weight_aware;
         }
-        let parts = layout(assignment, &balancing, standing).into_iter().map(|part| {
+        let parts = layout(assignment, &balancing, senders, standing).into_iter().map(|part| {
             let before = old.and_then(|old| {
                 let same = |old: &&Part| (old.priority, old.kind) == (part.priority, part.kind);
                 old.parts.iter().find(same)

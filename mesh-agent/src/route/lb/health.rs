@@ -183,4 +183,4 @@ pub fn below(most: Duration, random: &mut impl FnMut(u32) -> u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     hosts::Standing,
     priority::{Count, Level, Share, distribute},
+    zones::{self, Around, Senders, Split},
 };
 use crate::model::cluster::{
     Balancing, Cluster, Discovery, Endpoint, Health, LbPolicy, LoadAssignment, Locality, Place,
@@ -32,7 +33,7 @@ pub(super) struct Part<'a> {
     pub(super) kind: Kind,
     /// The shares of all parts add up to 100.
     pub(super) percent: u32,
-    /// One, unless localities share by weight; none, and its share is refused, where
+    /// One, unless localities share by weight or by zone; none, and its share is refused, where
     /// nobody may take it.
     pub(super) groups: Vec<Group<'a>>,
 }
@@ -44,6 +45,7 @@ pub(super) struct Group<'a> {
     pub(super) place: Option<&'a Place>,
     /// Relative to its part's others.
     pub(super) weight: u32,
+    /// Without any its share is refused.
     pub(super) endpoints: Vec<&'a Arc<Endpoint>>,
 }
 
@@ -54,6 +56,7 @@ type StandingOf<'h> = &'h dyn Fn(&Endpoint) -> Standing;
 pub(super) fn layout<'a>(
     assignment: &'a LoadAssignment,
     balancing: &Balancing,
+    senders: Option<&Senders>,
     standing: StandingOf<'_>,
 ) -> Vec<Part<'a>> {
     let factor = assignment.overprovisioning_factor;
@@ -70,7 +73,11 @@ pub(super) fn layout<'a>(
         for (kind, percent) in taken.into_iter().filter(|(_, percent)| *percent > 0) {
             let groups = match kind {
                 Kind::All if balancing.fail_traffic_on_panic => Vec::new(),
-                _ => groups(&localities, kind, factor, balancing.locality_weighted, standing),
+                _ => {
+                    // Zones count at the highest priority only.
+                    let senders = senders.filter(|_| priority == 0);
+                    groups(&localities, kind, factor, (balancing, senders), standing)
+                }
             };
             parts.push(Part { priority, kind, percent, groups });
         }
@@ -136,7 +143,7 @@ fn groups<'a>(
     localities: &[&'a Locality],
     kind: Kind,
     factor: u32,
-    by_weight: bool,
+    (balancing, senders): (&Balancing, Option<&Senders>),
     standing: StandingOf<'_>,
 ) -> Vec<Group<'a>> {
     let of = |locality: &&'a Locality| -> Vec<&'a Arc<Endpoint>> {
@@ -146,7 +153,7 @@ fn groups<'a>(
             .filter(|endpoint| is_of(kind, standing(endpoint).health))
             .collect()
     };
-    if by_weight && kind != Kind::All {
+    if balancing.locality_weighted && kind != Kind::All {
         let mut groups: Vec<_> = localities
             .iter()
             .map(|locality| (locality, of(locality)))
@@ -155,23 +162,44 @@ fn groups<'a>(
             })
             .filter(|(_, weight, _)| *weight > 0)
             .collect();
-        let largest = groups.iter().map(|(_, weight, _)| *weight).max().unwrap_or(1);
         if !groups.is_empty() {
-            let scaled = |weight: u128| (weight * WEIGHT_MAX / largest).max(1);
-            let group = |(locality, weight, endpoints): (&&'a Locality, u128, _)| Group {
-                place: Some(&locality.place),
-                weight: u32::try_from(scaled(weight)).unwrap_or(u32::MAX),
-                endpoints,
-            };
-            return groups.drain(..).map(group).collect();
+            let groups = groups
+                .drain(..)
+                .map(|(locality, weight, endpoints)| (Some(&locality.place), weight, endpoints));
+            return scaled(groups.collect());
         }
         // No locality has a weight: as without.
     }
     let endpoints: Vec<_> = localities.iter().flat_map(of).collect();
+    let inhabited: Vec<_> =
+        localities.iter().copied().filter(|of| !of.endpoints.is_empty()).collect();
+    let split =
+        senders.and_then(|senders| zones::split(senders, balancing, &inhabited, kind, standing));
+    if let Some(Split { anywhere, nowhere, places }) = split {
+        let mut groups = vec![(None, anywhere, endpoints), (None, nowhere, Vec::new())];
+        let places = inhabited.iter().zip(places);
+        groups
+            .extend(places.map(|(locality, weight)| (Some(&locality.place), weight, of(locality))));
+        groups.retain(|(_, weight, _)| *weight > 0);
+        return scaled(groups);
+    }
     if endpoints.is_empty() {
         return Vec::new();
     }
     vec![Group { place: None, weight: 1, endpoints }]
+}
+
+/// What is to be a [`Group`].
+type Weighed<'a> = (Option<&'a Place>, u128, Vec<&'a Arc<Endpoint>>);
+
+/// Groups by weights that may be large.
+fn scaled(groups: Vec<Weighed<'_>>) -> Vec<Group<'_>> {
+    let largest = groups.iter().map(|(_, weight, _)| *weight).max().unwrap_or(1).max(1);
+    let group = |(place, weight, endpoints): (_, u128, _)| {
+        let weight = (weight * WEIGHT_MAX / largest).max(1);
+        Group { place, weight: u32::try_from(weight).unwrap_or(u32::MAX), endpoints }
+    };
+    groups.into_iter().map(group).collect()
 }
 
 /// A locality's weight, less where fewer of its endpoints are available than it was
@@ -192,7 +220,11 @@ fn effective(
 
 /// The endpoints that take traffic and how much, relative to each other, for who picks
 /// by weight alone. `None`: by weight alone it can't be said, or nobody takes it.
-pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc<Endpoint>, u32)>> {
+pub fn shares(
+    cluster: &Cluster,
+    assignment: &LoadAssignment,
+    around: &Around,
+) -> Option<Vec<(Arc<Endpoint>, u32)>> {
     if cluster.lb_policy.is_by_hash()
         || cluster.monitoring.is_on()
         || matches!(cluster.discovery, Discovery::Dns(_))
@@ -203,7 +235,8 @@ pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc
     {
         return None;
     }
-    let parts = layout(assignment, &cluster.balancing, &Standing::configured);
+    let senders = around.senders_to(assignment)?;
+    let parts = layout(assignment, &cluster.balancing, senders, &Standing::configured);
     let weight = |endpoint: &Endpoint| match cluster.lb_policy {
         LbPolicy::Random => 1,
         _ => endpoint.weight.max(1),
@@ -211,7 +244,7 @@ pub fn shares(cluster: &Cluster, assignment: &LoadAssignment) -> Option<Vec<(Arc
     let alone = matches!(&parts[..], [part] if part.groups.len() == 1);
     let mut shares = Vec::new();
     for part in &parts {
-        if part.groups.is_empty() {
+        if part.groups.iter().any(|group| group.endpoints.is_empty()) || part.groups.is_empty() {
             return None;
         }
         let groups: u128 = part.groups.iter().map(|group| u128::from(group.weight)).sum();

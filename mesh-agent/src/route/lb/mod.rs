@@ -20,6 +20,8 @@ mod priority;
 mod round_robin;
 mod schedule;
 mod subsets;
+mod surroundings;
+mod zones;
 
 use std::{
     collections::HashMap,
@@ -34,6 +36,7 @@ pub(super) use self::candidates::At;
 use self::{
     balancer::{Behind, ClusterBalancer},
     candidates::{Host, Pickable},
+    surroundings::Surroundings,
 };
 pub use self::{
     balancer::{LoadGuard, Reporter},
@@ -41,6 +44,7 @@ pub use self::{
     health::{CheckResult, below},
     layout::shares,
     outlier::Outcome,
+    zones::Around,
 };
 use crate::{
     model::{
@@ -86,6 +90,7 @@ pub struct Balancers {
     /// Who makes tables of hashes: one at a time, so that there is never more than one that
     /// is not in force yet beside one that is. No request waits for it.
     making: Mutex<()>,
+    surroundings: Surroundings,
     behind: Option<Behind>,
 }
 
@@ -141,6 +146,12 @@ impl Balancers {
         drop(making);
     }
 
+    /// Finds out where traffic comes from, for zone-aware routing. Call it with every new
+    /// snapshot, before that is in force.
+    pub fn look_around(&self, snapshot: &Snapshot, random: &mut impl FnMut(u32) -> u32) {
+        self.surroundings.look(snapshot, |name| self.balancer(name, random));
+    }
+
     /// An endpoint of `cluster`, and the guard that counts it as busy.
     pub(super) fn pick(
         &self,
@@ -152,7 +163,12 @@ impl Balancers {
     ) -> Option<(Arc<Endpoint>, LoadGuard)> {
         let balancer = self.balancer(&cluster.name, random);
         balancer.used();
-        let candidates = balancer.candidates(cluster, assignment, at.now);
+        let candidates = balancer.candidates(
+            cluster,
+            assignment,
+            self.surroundings.senders(at.now).as_ref(),
+            at.now,
+        );
         if let Some(wanted) = choice.wanted {
             let found = wanted.address.and_then(|address| candidates.at(address));
             match found {
@@ -240,12 +256,13 @@ impl Balancers {
     /// every new snapshot; what is in flight to them still ends as it should.
     pub fn retain(&self, snapshot: &Snapshot) {
         let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut clusters = Table::clone(&self.clusters.load());
+        let (now, mut clusters) = (Instant::now(), Table::clone(&self.clusters.load()));
+        let senders = self.surroundings.senders(now);
         clusters.retain(|name, balancer| {
             let cluster = snapshot.cluster(name);
             match cluster.and_then(|cluster| Some((cluster, snapshot.assignment(cluster)?))) {
                 Some((cluster, assignment)) => {
-                    balancer.candidates(cluster, &assignment, Instant::now());
+                    balancer.candidates(cluster, &assignment, senders.as_ref(), now);
                     balancer.forget_idle();
                     true
                 }
@@ -260,6 +277,7 @@ impl Balancers {
     /// before [`Balancers::sweep`].
     pub fn monitor(&self, snapshot: &Snapshot, random: &mut impl FnMut(u32) -> u32, now: Instant) {
         let known = self.clusters.load_full();
+        let senders = self.surroundings.senders(now);
         for cluster in snapshot.clusters.values() {
             let Some(assignment) = snapshot.assignment(cluster) else { continue };
             let balancer = match known.get(&cluster.name) {
@@ -267,8 +285,10 @@ impl Balancers {
                 None if !cluster.monitoring.is_on() => continue,
                 None => self.balancer(&cluster.name, random),
             };
-            balancer.configure(cluster, &assignment, now);
+            balancer.configure(cluster, &assignment, senders.as_ref(), now);
         }
+        // The local cluster's endpoints may be monitored by now.
+        self.look_around(snapshot, random);
     }
 
     /// Takes note of how a health check went, and says how long until the next one; `None`:

@@ -4,7 +4,7 @@ use super::{
     refused::{cluster, endpoint, one},
     *,
 };
-use crate::model::cluster::{Balancing, Cluster, LoadAssignment};
+use crate::model::cluster::{Balancing, Cluster, LoadAssignment, ZoneAware};
 
 const POLICIES: &str = "t/envoy.extensions.load_balancing_policies";
 
@@ -47,6 +47,14 @@ fn both_forms_say_the_same() {
     let least = LbPolicy::LeastRequest { choice_count: 5 };
     let unknown = policy("pick_first.v3.PickFirst", "");
     let by_zone = "zone_aware_lb_config: {fail_traffic_on_panic: true}";
+    let by_part = "routing_enabled: {value: 49.6}, min_cluster_size: 0";
+    let part = ZoneAware { routing_enabled: 50, min_cluster_size: 0, ..ZoneAware::default() };
+    let zoned = |zone_aware| Balancing { zone_aware, ..Balancing::default() };
+    let zone_of = |rest: &str| {
+        let config = format!("locality_lb_config: {{zone_aware_lb_config: {{{rest}}}}}");
+        extended(&[policy("least_request.v3.LeastRequest", &format!("choice_count: 5, {config}"))])
+    };
+    let force = |least| ZoneAware { force_local_zone: Some(least), ..ZoneAware::default() };
     let round_robin = policy("round_robin.v3.RoundRobin", "");
     for (yaml, lb_policy, balancing) in [
         (cluster(""), LbPolicy::RoundRobin, Balancing::default()),
@@ -60,6 +68,24 @@ fn both_forms_say_the_same() {
             cluster(&format!("common_lb_config: {{{by_zone}}}")),
             LbPolicy::RoundRobin,
             failing.clone(),
+        ),
+        (
+            cluster(&format!("common_lb_config: {{zone_aware_lb_config: {{{by_part}}}}}")),
+            LbPolicy::RoundRobin,
+            zoned(part),
+        ),
+        (zone_of(by_part), least, zoned(part)),
+        (zone_of("force_locality_direct_routing: true"), least, zoned(force(1))),
+        (zone_of("force_local_zone: {}"), least, zoned(force(1))),
+        (
+            zone_of("force_local_zone: {min_size: 3}, force_locality_direct_routing: true"),
+            least,
+            zoned(force(3)),
+        ),
+        (
+            zone_of("locality_basis: HEALTHY_HOSTS_WEIGHT"),
+            least,
+            zoned(ZoneAware { by_weight: true, ..ZoneAware::default() }),
         ),
         (
             cluster("common_lb_config: {healthy_panic_threshold: {value: 33.9}}"),
@@ -137,11 +163,20 @@ fn policies_that_are_not_there_are_refused_by_path() {
         (
             policy(
                 "random.v3.Random",
-                "locality_lb_config: {zone_aware_lb_config: {routing_enabled: {value: 100}}}",
+                "locality_lb_config: {zone_aware_lb_config: {routing_enabled: {value: 101}}}",
             ),
             format!(
-                "{config}.locality_lb_config.zone_aware_lb_config.routing_enabled: zone-aware \
-                 routing is not supported"
+                "{config}.locality_lb_config.zone_aware_lb_config.routing_enabled: 101 is not a \
+                 percentage"
+            ),
+        ),
+        (
+            policy(
+                "random.v3.Random",
+                "locality_lb_config: {zone_aware_lb_config: {locality_basis: 7}}",
+            ),
+            format!(
+                "{config}.locality_lb_config.zone_aware_lb_config.locality_basis: 7 is unknown"
             ),
         ),
     ] {

@@ -14,8 +14,7 @@ use envoy_types::pb::{
                 cluster::{
                     CommonLbConfig, LbConfig, LbPolicy as PbLbPolicy, LbSubsetConfig,
                     LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
-                    SlowStartConfig as PbSlowStart,
-                    common_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig},
+                    SlowStartConfig as PbSlowStart, common_lb_config::LocalityConfigSpecifier,
                 },
                 load_balancing_policy::Policy,
             },
@@ -25,9 +24,7 @@ use envoy_types::pb::{
             cluster_provided::v3::ClusterProvided,
             common::v3::{
                 LocalityLbConfig, SlowStartConfig as TypedSlowStart,
-                locality_lb_config::{
-                    LocalityConfigSpecifier as TypedLocality, ZoneAwareLbConfig as TypedZoneAware,
-                },
+                locality_lb_config::LocalityConfigSpecifier as TypedLocality,
             },
             least_request::v3::{LeastRequest, least_request::SelectionMethod},
             maglev::v3::Maglev,
@@ -43,6 +40,7 @@ use envoy_types::pb::{
 
 mod hashing;
 mod subsets;
+mod zones;
 
 pub(super) use self::subsets::{LB_METADATA, metadata_match};
 
@@ -63,8 +61,6 @@ const CHOICE_COUNT_MIN: u32 = 2;
 
 /// Deeper than this no policy names another.
 const DEPTH_MAX: usize = 4;
-
-const ZONES: &str = "zone-aware routing is not supported";
 
 /// What a cluster says of it.
 pub(super) struct Fields {
@@ -186,24 +182,10 @@ fn common_config(d: &mut Decoder, value: CommonLbConfig, by_extension: bool) -> 
             balancing.locality_weighted = true;
         }
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(value)) => {
-            let ZoneAwareLbConfig { routing_enabled, min_cluster_size, fail_traffic_on_panic } =
-                value;
-            d.field("zone_aware_lb_config", |d| {
-                no_zones(d, routing_enabled);
-                unsupported!(d; min_cluster_size);
-            });
-            balancing.fail_traffic_on_panic = fail_traffic_on_panic;
+            d.field("zone_aware_lb_config", |d| zones::common(d, value, &mut balancing));
         }
     }
     Some(balancing)
-}
-
-/// Without a `local_cluster_name` Envoy is not zone aware either; who asks for it by
-/// name is told.
-fn no_zones(d: &mut Decoder, routing_enabled: Option<Percent>) {
-    if routing_enabled.is_some_and(|percent| percent.value != 0.0) {
-        d.refuse_field("routing_enabled", ZONES);
-    }
 }
 
 /// The first that is supported, as the proto asks of every client.
@@ -341,26 +323,9 @@ fn typed_locality(d: &mut Decoder, value: LocalityLbConfig, balancing: &mut Bala
         None => d.refuse("has neither zone_aware_lb_config nor locality_weighted_lb_config"),
         Some(TypedLocality::LocalityWeightedLbConfig(_)) => balancing.locality_weighted = true,
         Some(TypedLocality::ZoneAwareLbConfig(value)) => {
-            d.field("zone_aware_lb_config", |d| typed_zones(d, value, balancing));
+            d.field("zone_aware_lb_config", |d| zones::typed(d, value, balancing));
         }
     }
-}
-
-#[expect(deprecated, reason = "a deprecated field that is set is refused too")]
-fn typed_zones(d: &mut Decoder, value: TypedZoneAware, balancing: &mut Balancing) {
-    let TypedZoneAware {
-        routing_enabled,
-        min_cluster_size,
-        fail_traffic_on_panic,
-        force_locality_direct_routing,
-        force_local_zone,
-        locality_basis,
-    } = value;
-    no_zones(d, routing_enabled);
-    unsupported!(
-        d; min_cluster_size, force_locality_direct_routing, force_local_zone, locality_basis
-    );
-    balancing.fail_traffic_on_panic = fail_traffic_on_panic;
 }
 
 fn named(

@@ -16,7 +16,7 @@ use std::{
 
 use envoy_types::pb::envoy::config::{
     bootstrap::v3::{
-        Admin, Bootstrap as PbBootstrap,
+        Admin, Bootstrap as PbBootstrap, ClusterManager,
         bootstrap::{DynamicResources, StaticResources},
     },
     cluster::v3::Cluster as PbCluster,
@@ -34,7 +34,10 @@ use super::{
     traces,
 };
 use crate::{
-    model::runtime::LayeredRuntime,
+    model::{
+        cluster::{ClusterName, Place},
+        runtime::LayeredRuntime,
+    },
     snapshot::RejectedResource,
     source::{
         json,
@@ -57,6 +60,8 @@ pub struct Bootstrap {
     /// Where the agent answers.
     pub admin: Option<SocketAddr>,
     pub runtime: LayeredRuntime,
+    /// Whose endpoints send as this agent does.
+    pub local_cluster: Option<ClusterName>,
 }
 
 /// Reads a bootstrap file, in YAML or JSON. Blocks.
@@ -170,7 +175,7 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     } = value;
     unsupported!(
         d;
-        node_context_params, cluster_manager, hds_config, flags_path, stats_sinks,
+        node_context_params, hds_config, flags_path, stats_sinks,
         deferred_stat_options, stats_config, watchdog, watchdogs,
         overload_manager, enable_dispatcher_stats, header_prefix, stats_server_version_override,
         use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config,
@@ -222,6 +227,10 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
     }
     let Static { servers, fixed } =
         d.field("static_resources", |d| fixed(d, static_resources.unwrap_or_default(), &named))?;
+    let local_cluster = match cluster_manager {
+        Some(value) => d.field("cluster_manager", |d| self::cluster_manager(d, value, &fixed)),
+        None => Some(None),
+    };
     let xds = XdsOptions {
         node: node?,
         servers,
@@ -233,7 +242,7 @@ fn bootstrap(d: &mut Decoder, value: PbBootstrap) -> Option<Bootstrap> {
         fixed,
         tracing: tracing?,
     };
-    Some(Bootstrap { xds, admin: admin?, runtime: runtime? })
+    Some(Bootstrap { xds, admin: admin?, runtime: runtime?, local_cluster: local_cluster? })
 }
 
 /// A type comes from one source, and so do all layers of the runtime.
@@ -271,9 +280,37 @@ fn node(d: &mut Decoder, value: Node) -> Option<NodeInfo> {
         dynamic_parameters, user_agent_name, extensions, client_features, listening_addresses,
         user_agent_version_type,
     );
-    let Locality { region, zone, sub_zone } = locality.unwrap_or_default();
+    let locality =
+        locality.map(|Locality { region, zone, sub_zone }| Place { region, zone, sub_zone });
     let metadata = metadata.map(json_of).unwrap_or_default();
-    Some(NodeInfo { id, cluster, metadata, locality: [region, zone, sub_zone] })
+    Some(NodeInfo { id, cluster, metadata, locality })
+}
+
+/// The local cluster, which has to be there from the start, as for Envoy; the outer `None`
+/// says that something was refused.
+fn cluster_manager(
+    d: &mut Decoder,
+    value: ClusterManager,
+    fixed: &[Fixed],
+) -> Option<Option<ClusterName>> {
+    let ClusterManager {
+        local_cluster_name: name,
+        outlier_detection,
+        upstream_bind_config,
+        load_stats_config,
+        // Saves Envoy memory.
+        enable_deferred_cluster_creation: _,
+    } = value;
+    unsupported!(d; outlier_detection, upstream_bind_config, load_stats_config);
+    if name.is_empty() {
+        return Some(None);
+    }
+    let is_it = |fixed: &Fixed| fixed.kind == ResourceType::Cluster && *fixed.name == *name;
+    if !fixed.iter().any(is_it) {
+        let reason = format!("`{name}` is not among the clusters of static_resources");
+        return d.field("local_cluster_name", |d| d.refused(reason));
+    }
+    Some(Some(ClusterName(name.into())))
 }
 
 /// The address; the outer `None` says that something was refused.

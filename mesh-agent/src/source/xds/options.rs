@@ -8,7 +8,7 @@ use envoy_types::pb::{
     google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 
-use crate::model::tracing::TracingProvider;
+use crate::model::{cluster::Place, tracing::TracingProvider};
 
 use super::{ResourceType, address::Server, config_source::Reference, session::Variant};
 
@@ -153,20 +153,22 @@ pub struct NodeInfo {
     pub id: String,
     pub cluster: String,
     pub metadata: serde_json::Map<String, serde_json::Value>,
-    /// Region, zone and sub-zone; empty where unknown.
-    pub locality: [String; 3],
+    /// `None` where that is not known.
+    pub locality: Option<Place>,
 }
 
 impl From<NodeInfo> for Node {
     fn from(info: NodeInfo) -> Self {
         let NodeInfo { id, cluster, metadata, locality } = info;
-        let [region, zone, sub_zone] = locality;
-        let locality = Locality { region, zone, sub_zone };
         Self {
             id,
             cluster,
             metadata: (!metadata.is_empty()).then(|| fields(metadata)),
-            locality: (locality != Locality::default()).then_some(locality),
+            locality: locality.map(|Place { region, zone, sub_zone }| Locality {
+                region,
+                zone,
+                sub_zone,
+            }),
             user_agent_name: "mesh-agent".to_owned(),
             user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
                 env!("CARGO_PKG_VERSION").to_owned(),

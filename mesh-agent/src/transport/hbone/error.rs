@@ -5,7 +5,10 @@ use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use http::StatusCode;
 
 use super::HboneTarget;
-use crate::{model::identity::Identity, transport::dial::DialError};
+use crate::{
+    model::identity::Identity,
+    transport::{dial::DialError, memory::Refused},
+};
 
 /// What a caller waited for when its time was up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +80,22 @@ pub enum HboneFailure {
 impl HboneError {
     pub(super) fn new(target: &HboneTarget, failure: HboneFailure) -> Self {
         Self { peer: Box::new((target.tunnel, target.identity.clone())), failure }
+    }
+
+    /// What became of a tunnel within the agent that was refused, or that nobody answered for.
+    pub fn within(target: &HboneTarget, refused: Option<Refused>) -> Self {
+        let failure = match refused {
+            Some(Refused { status, reason }) => {
+                HboneFailure::Refused { status, reason: Some(reason.into()) }
+            }
+            None => HboneFailure::Lost(Arc::new(io::ErrorKind::ConnectionReset.into())),
+        };
+        Self::new(target, failure)
+    }
+
+    /// What became of one that was not answered in time.
+    pub fn unanswered(target: &HboneTarget, after: Duration) -> Self {
+        Self::new(target, HboneFailure::Timeout { phase: Phase::Answer, after })
     }
 
     /// The address that was, or would have been, dialled.

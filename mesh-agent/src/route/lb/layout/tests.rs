@@ -3,12 +3,18 @@ use crate::{
     model::cluster::{Discovery, DropOverload},
     policy::fixtures::cluster,
     route::lb::tests::endpoint,
+    snapshot::Snapshot,
 };
 
 /// What the kernel would be told: endpoints by number, and weights.
 fn told(lb_policy: LbPolicy, assignment: &LoadAssignment) -> Option<Vec<u32>> {
     let cluster = cluster("c", lb_policy, Discovery::Static(Arc::default()));
-    Some(shares(&cluster, assignment)?.into_iter().map(|(_, weight)| weight).collect())
+    Some(
+        shares(&cluster, assignment, &Around::of(&Snapshot::default()))?
+            .into_iter()
+            .map(|(_, weight)| weight)
+            .collect(),
+    )
 }
 
 fn of(health: &[Health], weight: u32) -> Vec<Arc<Endpoint>> {
@@ -74,7 +80,7 @@ fn localities_share_as_envoys_table_says() {
         ];
         let assignment = LoadAssignment { localities, ..LoadAssignment::default() };
         let balancing = Balancing { locality_weighted: true, ..Balancing::default() };
-        let parts = layout(&assignment, &balancing, &Standing::configured);
+        let parts = layout(&assignment, &balancing, None, &Standing::configured);
         let [part] = &parts[..] else { panic!("{parts:?}") };
         let weight = |zone: &str| {
             let group = part.groups.iter().find(|group| group.place.unwrap().zone == zone);
@@ -96,7 +102,7 @@ fn a_prioritys_health_may_go_by_weight() {
     ];
     let by_number = LoadAssignment { localities, ..LoadAssignment::default() };
     let percents = |assignment: &LoadAssignment| -> Vec<_> {
-        layout(assignment, &Balancing::default(), &Standing::configured)
+        layout(assignment, &Balancing::default(), None, &Standing::configured)
             .iter()
             .map(|part| part.percent)
             .collect()

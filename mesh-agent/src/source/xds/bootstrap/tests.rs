@@ -87,7 +87,8 @@ fn a_bootstrap_says_who_and_where_and_how() {
     assert_eq!(admin, Some("127.0.0.1:15000".parse().unwrap()));
     assert_eq!((xds.node.id.as_str(), xds.node.cluster.as_str()), ("n1", "c"));
     assert_eq!(xds.node.metadata["zone"], "a");
-    assert_eq!(xds.node.locality, ["eu", "eu-1", ""]);
+    let place = xds.node.locality.as_ref().unwrap();
+    assert_eq!([&*place.region, &*place.zone, &*place.sub_zone], ["eu", "eu-1", ""]);
     let ads = xds.ads.as_ref().unwrap();
     assert_eq!(ads.variant, Variant::Delta);
     let rate = ads.rate.unwrap();
@@ -372,6 +373,28 @@ fn what_is_static_needs_neither_node_nor_listeners_names() {
     let fixed: Vec<_> = xds.fixed.iter().map(|fixed| &*fixed.name).collect();
     assert_eq!(fixed, ["static-0", "one", "two", "three", "four", "app"]);
     assert_eq!(xds.node, NodeInfo::default());
+}
+
+#[test]
+fn the_local_cluster_is_one_that_is_static() {
+    let said = |more: &str| parsed(&with_roots(&format!("{STATIC}\n{more}")));
+    let named = said("cluster_manager: {local_cluster_name: app}").unwrap();
+    assert_eq!(named.local_cluster, Some(ClusterName("app".into())));
+    let none = said("cluster_manager: {enable_deferred_cluster_creation: true}").unwrap();
+    assert_eq!(none.local_cluster, None);
+    for (more, reason) in [
+        (
+            "cluster_manager: {local_cluster_name: absent}",
+            "cluster_manager.local_cluster_name: `absent` is not among the clusters of \
+             static_resources",
+        ),
+        (
+            "cluster_manager: {outlier_detection: {}}",
+            "cluster_manager.outlier_detection: is not supported",
+        ),
+    ] {
+        assert_eq!(said(more).unwrap_err(), [reason]);
+    }
 }
 
 #[test]

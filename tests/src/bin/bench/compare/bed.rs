@@ -46,7 +46,7 @@ impl Bed {
         let mut pair = |contender: Option<Contender>, name: &str, place: Place| {
             let name = lane_name(name, place);
             let on = |yes: bool| if yes { "on" } else { "off" };
-            let redirect = on(contender == Some(Contender::Redirect));
+            let redirect = on(contender.is_some_and(Contender::redirects));
             let splice = on(contender.is_some_and(Contender::splices));
             let pod = |node: u8, side: &str| {
                 let pod = bed.node(node).pod(&format!("{}-{side}", name.replace('/', "-")));
@@ -316,6 +316,7 @@ pub(crate) fn settings_told(settings: Settings) -> &'static [(&'static str, &'st
                 "one HTTP hop in the clear, without TLS or policy: what a hop costs at least",
             ),
             ("mesh-l7", "each request judged and routed by the agents of both nodes"),
+            ("mesh-l7-redirect", "mesh-l7 with redirect_peer on: on one node within its agent"),
             (
                 "mesh-l4",
                 "connections judged; on one node the kernel path, redirect_peer and splice off",
@@ -338,10 +339,7 @@ pub(crate) fn settings_told(settings: Settings) -> &'static [(&'static str, &'st
                 "TLS 1.3 with X25519MLKEM768; the access log as JSON, a line for each request or \
                  connection; redirect_peer and splice by auto, as the kernel and the node allow",
             ),
-            (
-                "left out",
-                "lanes that are a setting: mesh-l4-redirect, -splice, -proxied, mesh-l7-splice",
-            ),
+            ("left out", "lanes that are a setting: …-redirect, …-splice, mesh-l4-proxied"),
         ],
     }
 }

@@ -56,6 +56,8 @@ pub(crate) enum Contender {
     HaProxy,
     /// Each request judged and routed.
     L7,
+    /// The same with `redirect_peer`: on one node within one agent.
+    L7Redirect,
     /// Connections judged; on one node by the kernel path.
     L4,
     /// The kernel path with `redirect_peer`.
@@ -71,12 +73,13 @@ pub(crate) enum Contender {
 }
 
 impl Contender {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::NoMesh,
         Self::EnvoyHttp,
         Self::EnvoyTcp,
         Self::HaProxy,
         Self::L7,
+        Self::L7Redirect,
         Self::L4,
         Self::Redirect,
         Self::Splice,
@@ -92,6 +95,7 @@ impl Contender {
             Self::EnvoyTcp => "envoy-tcp",
             Self::HaProxy => "haproxy",
             Self::L7 => "mesh-l7",
+            Self::L7Redirect => "mesh-l7-redirect",
             Self::L4 => "mesh-l4",
             Self::Redirect => "mesh-l4-redirect",
             Self::Splice => "mesh-l4-splice",
@@ -108,12 +112,17 @@ impl Contender {
 
     /// Whether requests are judged and routed by the agents.
     pub(crate) fn is_l7(self) -> bool {
-        matches!(self, Self::L7 | Self::L7Splice)
+        matches!(self, Self::L7 | Self::L7Redirect | Self::L7Splice)
     }
 
     /// Whether its pods have `splice` turned on.
     pub(crate) fn splices(self) -> bool {
         matches!(self, Self::Splice | Self::ProxiedSplice | Self::L7Splice)
+    }
+
+    /// Whether its pods have `redirect_peer` turned on.
+    pub(crate) fn redirects(self) -> bool {
+        matches!(self, Self::Redirect | Self::L7Redirect)
     }
 
     /// Whether the kernel path takes it on one node.
@@ -123,14 +132,15 @@ impl Contender {
 
     /// Whether it is there at all in that place.
     pub(crate) fn is_in(self, place: Place) -> bool {
-        use Contender::{Proxied, ProxiedSplice, Redirect, Splice};
-        place == Place::Same || !matches!(self, Redirect | Splice | Proxied | ProxiedSplice)
+        use Contender::{L7Redirect, Proxied, ProxiedSplice, Redirect, Splice};
+        let here = matches!(self, L7Redirect | Redirect | Splice | Proxied | ProxiedSplice);
+        place == Place::Same || !here
     }
 
     /// Whether it is what somebody gets who changes no setting.
     pub(crate) fn is_as_shipped(self) -> bool {
-        use Contender::{L7Splice, Proxied, ProxiedSplice, Redirect, Splice};
-        !matches!(self, Redirect | Splice | Proxied | ProxiedSplice | L7Splice)
+        use Contender::{L7Redirect, L7Splice, Proxied, ProxiedSplice, Redirect, Splice};
+        !matches!(self, L7Redirect | Redirect | Splice | Proxied | ProxiedSplice | L7Splice)
     }
 
     /// Part of the short run.
@@ -140,7 +150,7 @@ impl Contender {
                 false
             }
             Self::EnvoyHttp | Self::EnvoyTcp => place == Place::Across,
-            Self::NoMesh | Self::L7 | Self::L4 | Self::Redirect => true,
+            Self::NoMesh | Self::L7 | Self::L7Redirect | Self::L4 | Self::Redirect => true,
         }
     }
 

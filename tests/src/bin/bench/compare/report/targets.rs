@@ -111,6 +111,14 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.45),
     ),
     (
+        "the same with redirect_peer: within the agent",
+        "http1-16",
+        "mesh-l7-redirect/same-node",
+        "envoy-http/same-node",
+        RATIO,
+        Bound::AtLeast(0.45),
+    ),
+    (
         "HTTP/1.1 rate, L4, same node",
         "http1-16",
         "mesh-l4/same-node",
