@@ -160,7 +160,7 @@ mod tests {
     /// As Envoy 1.40 writes the same.
     #[test]
     fn a_certificate_is_told_as_by_envoy() {
-        let mut params = CertificateParams::default();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = DistinguishedName::new();
         let uri = |uri: &str| SanType::URI(uri.try_into().unwrap());
         params.subject_alt_names = vec![
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_has_no_name_is_told_by_its_number() {
-        let mut params = CertificateParams::default();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CustomDnType(vec![1, 2, 3]), "x");
         let signed = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
