@@ -312,14 +312,22 @@ fn gateway_clients_prove_who_they_are_where_they_must() {
                 },
             },
         });
-        vec![listener("edge", (address, 8443), json!([terminated(context, http_to("web"))]))]
+        let mut to_web = http_to("web");
+        let told = "%DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_PEER_DNS_SAN% %DOWNSTREAM_TLS_CIPHER%";
+        to_web["typed_config"]["route_config"]["response_headers_to_add"] =
+            json!([{ "header": { "key": "x-told", "value": told } }]);
+        vec![listener("edge", (address, 8443), json!([terminated(context, to_web)]))]
     });
-    let answer = |own: Option<&Credentials>| {
+    let ask = |own: Option<&Credentials>| {
         let files = gateway.client_files(pki.root_pem(), own);
-        gateway.https("edge.example", 8443, &files).send().status()
+        gateway.https("edge.example", 8443, &files).send()
     };
+    let answer = |own: Option<&Credentials>| ask(own).status();
     let friend = pki.issue(&["a.friends.example"], Validity::Now);
-    assert_eq!(answer(Some(&friend)), Some(200));
+    let answered = ask(Some(&friend));
+    assert_eq!(answered.status(), Some(200));
+    let told = answered.header("x-told").unwrap_or_default().to_owned();
+    assert!(told.starts_with("TLSv1.3 a.friends.example TLS_"), "{told}");
     for (who, own) in [
         ("nobody", None),
         ("somebody else", Some(pki.issue(&["a.enemies.example"], Validity::Now))),

@@ -20,7 +20,10 @@ use envoy_types::pb::{
 use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
-use super::structs::{from_struct, to_struct};
+use super::{
+    grpc::is_too_much,
+    structs::{from_struct, to_struct},
+};
 use crate::model::header_mutation::AppendAction;
 
 /// The method to call.
@@ -82,9 +85,9 @@ pub struct SaidHeader {
     pub append: Option<bool>,
 }
 
-/// A header or status that can't be set.
+/// A header or status that can't be set, or too many of them.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer names a header that is none, or that frames or routes the message")]
+#[error("the answer names a header that is none, that frames or routes the message, or too many")]
 pub struct InvalidAnswer;
 
 /// The question as a message.
@@ -149,6 +152,15 @@ pub fn answer(response: CheckResponse) -> Result<Said, InvalidAnswer> {
     said.metadata = response.dynamic_metadata.map(from_struct).unwrap_or_default();
     match response.http_response {
         Some(HttpResponse::OkResponse(own)) if ok => {
+            let set = &own.query_parameters_to_set;
+            let lengths = set.iter().map(|one| one.key.len() + one.value.len());
+            let removed = |names: &[String]| is_too_much(names.iter().map(String::len));
+            if is_too_much(lengths)
+                || removed(&own.headers_to_remove)
+                || removed(&own.query_parameters_to_remove)
+            {
+                return Err(InvalidAnswer);
+            }
             said.headers = headers(own.headers)?;
             said.remove = own.headers_to_remove;
             said.for_client = headers(own.response_headers_to_add)?;
@@ -173,6 +185,11 @@ pub fn answer(response: CheckResponse) -> Result<Said, InvalidAnswer> {
 #[expect(deprecated, reason = "servers still send `append`")]
 fn headers(options: Vec<HeaderValueOption>) -> Result<Vec<SaidHeader>, InvalidAnswer> {
     use HeaderAppendAction as Pb;
+    let lengths = options.iter().flat_map(|option| &option.header);
+    let lengths = lengths.map(|one| one.key.len() + one.value.len() + one.raw_value.len());
+    if is_too_much(lengths) {
+        return Err(InvalidAnswer);
+    }
     let header = |option: HeaderValueOption| {
         let header = option.header.ok_or(InvalidAnswer)?;
         let name = HeaderName::try_from(&header.key).map_err(|_| InvalidAnswer)?;
@@ -210,6 +227,13 @@ mod tests {
         };
         for (key, value, ok) in [("a", "b", true), ("a b", "c", false), ("a", "b\r\nc: d", false)] {
             assert_eq!(headers(vec![header(key, value)]).is_ok(), ok, "{key} {value}");
+        }
+        let many =
+            |count: usize, bytes: usize| headers(vec![header("a", &"x".repeat(bytes)); count]);
+        for (count, bytes, ok) in
+            [(1024, 1, true), (1025, 1, false), (1, 65_000, true), (2, 40_000, false)]
+        {
+            assert_eq!(many(count, bytes).is_ok(), ok, "{count} of {bytes}");
         }
     }
 }

@@ -51,6 +51,16 @@ pub fn decode<M: Message + Default>(mut answer: &[u8]) -> Result<M, GrpcMessageE
     M::decode(answer).map_err(GrpcMessageError::Message)
 }
 
+/// Whether lists of these many bytes for each item are more than an answer that filters wait for
+/// may name: what is changed by it has limits too.
+pub(super) fn is_too_much(items: impl IntoIterator<Item = usize>) -> bool {
+    const ITEMS_MAX: usize = 1024;
+    const BYTES_MAX: usize = 64 << 10;
+    let sum = |(items, bytes): (usize, usize), item: usize| (items + 1, bytes.saturating_add(item));
+    let (items, bytes) = items.into_iter().fold((0, 0), sum);
+    items > ITEMS_MAX || bytes > BYTES_MAX
+}
+
 /// Counts the messages of a stream as its bytes go by.
 ///
 /// A message counts, as with Envoy, once its first byte was seen.

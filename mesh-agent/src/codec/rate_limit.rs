@@ -16,7 +16,7 @@ use envoy_types::pb::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
-use super::structs::from_struct;
+use super::{grpc::is_too_much, structs::from_struct};
 
 /// The method to call.
 pub const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
@@ -64,9 +64,9 @@ pub struct Limit {
     pub name: String,
 }
 
-/// An answer that says neither yes nor no, or names a header that can't be one.
+/// An answer that says neither yes nor no, or names a header that can't be one, or too many.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer says neither yes nor no, or has a header that is none")]
+#[error("the answer says neither yes nor no, or has a header that is none, or too many")]
 pub struct InvalidAnswer;
 
 /// The question as a message.
@@ -93,6 +93,11 @@ pub fn answer(response: RateLimitResponse) -> Result<Said, InvalidAnswer> {
         Ok(Code::OverLimit) => true,
         Ok(Code::Unknown) | Err(_) => return Err(InvalidAnswer),
     };
+    let names = response.statuses.iter();
+    let names = names.map(|one| one.current_limit.as_ref().map_or(0, |limit| limit.name.len()));
+    if is_too_much(names) {
+        return Err(InvalidAnswer);
+    }
     Ok(Said {
         over,
         statuses: response.statuses.into_iter().map(status).collect(),
@@ -130,6 +135,9 @@ fn status(status: DescriptorStatus) -> Status {
 }
 
 fn headers(values: Vec<PbHeaderValue>) -> Result<HeaderMap, InvalidAnswer> {
+    if is_too_much(values.iter().map(|one| one.key.len() + one.value.len() + one.raw_value.len())) {
+        return Err(InvalidAnswer);
+    }
     let mut headers = HeaderMap::with_capacity(values.len());
     for PbHeaderValue { key, value, raw_value } in values {
         let name = HeaderName::try_from(key).map_err(|_| InvalidAnswer)?;
@@ -162,6 +170,10 @@ mod tests {
         assert!(said(7, "a", "b").is_err());
         assert!(said(1, "a b", "c").is_err());
         assert!(said(1, "a", "b\r\nc: d").is_err());
+        assert!(said(1, "a", &"b".repeat(64 << 10)).is_err());
+        // More than a map of headers takes.
+        let one = PbHeaderValue { key: "a".to_owned(), ..PbHeaderValue::default() };
+        assert!(headers(vec![one; 40_000]).is_err());
     }
 
     #[test]

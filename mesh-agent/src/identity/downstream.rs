@@ -19,10 +19,11 @@ use super::{
     clock::{Clock, system_clock},
     contexts::{self, Contexts, Make, Recipe},
     material::{self, Unusable},
+    subject,
     upstream::{Trust, names, signatures_by_trust},
 };
 use crate::model::{
-    captured::GatewayPeer,
+    captured::{ClientCertificate, GatewayPeer, TlsSession},
     tls::{CertificateMaterial, TlsTermination, TlsVersion, ValidationContext},
 };
 
@@ -137,16 +138,24 @@ impl DownstreamContext {
     /// Who the client of a finished handshake is.
     pub fn peer(&self, connection: &rustls::ServerConnection) -> GatewayPeer {
         let leaf = connection.peer_certificates().and_then(|chain| chain.first());
-        let names = leaf.filter(|_| self.proves_names).map(proven_names).unwrap_or_default();
+        let proven = leaf.filter(|_| self.proves_names).and_then(proven);
+        let (names, certificate) = proven.unzip();
+        let names = names.unwrap_or_default();
         let identity = names.iter().find_map(|name| name.parse().ok());
         let server_name = connection.server_name().map(|name| name.to_ascii_lowercase().into());
-        GatewayPeer::Tls { names: names.into(), identity, server_name }
+        let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
+        let session = TlsSession {
+            version: subject::version(connection.protocol_version()),
+            cipher: subject::cipher(suite),
+            certificate: certificate.map(Arc::new),
+        };
+        GatewayPeer::Tls { names: names.into(), identity, server_name, session }
     }
 }
 
-/// URIs, DNS names, then the subject, as Envoy looks for principals.
-fn proven_names(leaf: &CertificateDer<'_>) -> Vec<Arc<str>> {
-    let Ok((_, parsed)) = X509Certificate::from_der(leaf) else { return Vec::new() };
+/// URIs, DNS names, then the subject, as Envoy looks for principals; and what is told of it.
+fn proven(leaf: &CertificateDer<'_>) -> Option<(Vec<Arc<str>>, ClientCertificate)> {
+    let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
     let names = names::of(&parsed);
     let uris = names.iter().filter_map(|name| match name {
         GeneralName::URI(uri) => Some((*uri).into()),
@@ -156,7 +165,9 @@ fn proven_names(leaf: &CertificateDer<'_>) -> Vec<Arc<str>> {
         GeneralName::DNSName(host) => Some((*host).into()),
         _ => None,
     });
-    uris.chain(hosts).chain([parsed.subject().to_string().into()]).collect()
+    let told = subject::certificate(leaf, &parsed);
+    let subject = Arc::from(&*told.subject);
+    Some((uris.chain(hosts).chain([subject]).collect(), told))
 }
 
 impl Recipe for TlsTermination {

@@ -180,8 +180,11 @@ impl JsonFormat {
                     Operator::Plain(plain) if plain.is_number() => {
                         serde_json::from_slice(&text).unwrap_or(Value::Null)
                     }
-                    Operator::DynamicMetadata { .. } => serde_json::from_slice(&text)
-                        .unwrap_or_else(|_| String::from_utf8_lossy(&text).into()),
+                    // What a client has in its token, say, chooses no type.
+                    Operator::DynamicMetadata { .. } if !values.is_text(only) => {
+                        serde_json::from_slice(&text)
+                            .unwrap_or_else(|_| String::from_utf8_lossy(&text).into())
+                    }
                     _ => String::from_utf8_lossy(&text).into(),
                 }
             }
@@ -274,11 +277,25 @@ mod tests {
             match operator.to_string().as_str() {
                 "RESPONSE_CODE" => out.extend_from_slice(b"200"),
                 "PROTOCOL" => out.extend_from_slice(b"HTTP/2"),
+                "DYNAMIC_METADATA(n:text)" | "DYNAMIC_METADATA(n:object)" => {
+                    out.extend_from_slice(b"{\"a\":1}");
+                }
                 "REQ(x)" => out.extend_from_slice(b"a\"\xff\n"),
                 _ => return false,
             }
             true
         }
+
+        fn is_text(&self, operator: &Operator) -> bool {
+            operator.to_string().contains("text")
+        }
+    }
+
+    #[test]
+    fn a_text_of_metadata_is_one_whatever_it_looks_like() {
+        let value = |format: &str| text(format).value(&Known, false);
+        assert_eq!(value("%DYNAMIC_METADATA(n:object)%"), json!({ "a": 1 }));
+        assert_eq!(value("%DYNAMIC_METADATA(n:text)%"), json!("{\"a\":1}"));
     }
 
     fn text(text: &str) -> JsonFormat {

@@ -92,7 +92,33 @@ pub enum GatewayPeer {
         identity: Option<Identity>,
         /// The SNI that was agreed on, in lower case.
         server_name: Option<Arc<str>>,
+        session: TlsSession,
     },
+}
+
+/// What is told of a TLS connection, in OpenSSL's words; empty where nothing is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsSession {
+    /// `TLSv1.3`
+    pub version: &'static str,
+    /// `TLS_AES_128_GCM_SHA256`, `ECDHE-RSA-AES128-GCM-SHA256`
+    pub cipher: &'static str,
+    /// The client's, if somebody trusted vouches for it.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+/// What is told of a certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// As RFC 2253 has it.
+    pub subject: Box<str>,
+    pub issuer: Box<str>,
+    /// With commas between them.
+    pub uris: Box<str>,
+    pub hosts: Box<str>,
+    /// Hexadecimal.
+    pub serial: Box<str>,
+    pub fingerprint_256: Box<str>,
 }
 
 impl GatewayPeer {

@@ -24,7 +24,7 @@ pub use self::{
     health_check::HealthCheck,
     local_rate_limit::{LocalDescriptor, LocalRateLimit, TokenBucket},
     set_metadata::SetMetadata,
-    stateful_session::{SessionCookie, SessionPerRoute, SessionState, StatefulSession},
+    stateful_session::{SessionPerRoute, SessionState, StatefulSession},
 };
 use super::{
     authz::{Rbac, StringMatcher},

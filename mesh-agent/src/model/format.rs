@@ -100,6 +100,13 @@ plain_operators! {
     DownstreamLocalPort = "DOWNSTREAM_LOCAL_PORT";
     DownstreamPeerUriSan = "DOWNSTREAM_PEER_URI_SAN";
     DownstreamLocalUriSan = "DOWNSTREAM_LOCAL_URI_SAN";
+    DownstreamPeerDnsSan = "DOWNSTREAM_PEER_DNS_SAN";
+    DownstreamPeerSubject = "DOWNSTREAM_PEER_SUBJECT";
+    DownstreamPeerIssuer = "DOWNSTREAM_PEER_ISSUER";
+    DownstreamPeerSerial = "DOWNSTREAM_PEER_SERIAL";
+    DownstreamPeerFingerprint256 = "DOWNSTREAM_PEER_FINGERPRINT_256";
+    DownstreamTlsVersion = "DOWNSTREAM_TLS_VERSION";
+    DownstreamTlsCipher = "DOWNSTREAM_TLS_CIPHER";
     RequestedServerName = "REQUESTED_SERVER_NAME";
     RouteName = "ROUTE_NAME";
     StreamId = "STREAM_ID";
@@ -150,6 +157,11 @@ pub enum FormatError {
 pub trait Values {
     /// Appends an operator's value; `false` where there is none.
     fn append(&self, operator: &Operator, out: &mut Vec<u8>) -> bool;
+
+    /// Whether an operator's value is a text, whatever it looks like.
+    fn is_text(&self, _: &Operator) -> bool {
+        false
+    }
 }
 
 impl Format {

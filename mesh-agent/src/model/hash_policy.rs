@@ -4,6 +4,8 @@
 
 use serde::Serialize;
 
+use super::cookie::OwnCookie;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HashPolicy {
     pub input: HashInput,
@@ -18,6 +20,8 @@ pub enum HashInput {
     Header(String),
     /// By name; the request's own.
     Cookie(String),
+    /// One that clients get who have none.
+    OwnCookie(Box<OwnCookie>),
     /// By name; the first of several.
     QueryParameter(String),
     /// The client's address.

@@ -12,6 +12,7 @@ pub mod budget;
 pub mod captured;
 pub mod cluster;
 pub mod compression;
+pub mod cookie;
 pub mod ext_authz;
 pub mod extension;
 pub mod filter;

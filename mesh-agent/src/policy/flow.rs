@@ -17,6 +17,7 @@ use crate::{
     model::{
         captured::{
             AcceptedByGateway, CapturedInbound, CapturedOutbound, GatewayPeer, InboundPeer, Pod,
+            TlsSession,
         },
         identity::Identity,
         listener::{
@@ -279,6 +280,15 @@ impl Flow {
     /// Whether the client itself speaks TLS, which a gateway has terminated.
     pub fn is_secure(&self) -> bool {
         matches!(&self.captured, Captured::Gateway(accepted) if accepted.peer.is_tls())
+    }
+
+    /// The TLS that a gateway's client came by.
+    pub fn tls(&self) -> Option<&TlsSession> {
+        let Captured::Gateway(accepted) = &self.captured else { return None };
+        match &accepted.peer {
+            GatewayPeer::Tls { session, .. } => Some(session),
+            GatewayPeer::Plaintext => None,
+        }
     }
 
     /// The SNI; `None` where there is none or nobody looked.

@@ -30,6 +30,8 @@ impl<'a> Downstream<'a> {
     pub(super) fn append(&self, operator: PlainOperator, out: &mut Vec<u8>) -> Option<bool> {
         use PlainOperator as P;
         let Self { remote, direct, local, flow } = *self;
+        let tls = flow.and_then(Flow::tls);
+        let certificate = tls.and_then(|tls| tls.certificate.as_deref());
         Some(match operator {
             P::DownstreamRemoteAddress => shown(out, &remote),
             P::DownstreamRemoteAddressWithoutPort => shown(out, &remote.ip()),
@@ -48,6 +50,18 @@ impl<'a> Downstream<'a> {
                 flow.and_then(Flow::requested_server_name).is_some_and(|name| text(out, name))
             }
             // Only a tunnel's handshake proves anything.
+            P::DownstreamTlsVersion => tls.is_some_and(|tls| text(out, tls.version)),
+            P::DownstreamTlsCipher => tls.is_some_and(|tls| text(out, tls.cipher)),
+            P::DownstreamPeerSubject => certificate.is_some_and(|of| text(out, &*of.subject)),
+            P::DownstreamPeerIssuer => certificate.is_some_and(|of| text(out, &*of.issuer)),
+            P::DownstreamPeerSerial => certificate.is_some_and(|of| text(out, &*of.serial)),
+            P::DownstreamPeerFingerprint256 => {
+                certificate.is_some_and(|of| text(out, &*of.fingerprint_256))
+            }
+            P::DownstreamPeerDnsSan => certificate.is_some_and(|of| text(out, &*of.hosts)),
+            P::DownstreamPeerUriSan if tls.is_some() => {
+                certificate.is_some_and(|of| text(out, &*of.uris))
+            }
             P::DownstreamPeerUriSan => {
                 let flow = flow.filter(|flow| flow.direction() != Direction::Outbound);
                 flow.and_then(Flow::source_identity).is_some_and(|name| shown(out, name))

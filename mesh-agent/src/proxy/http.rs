@@ -17,6 +17,7 @@ mod attempts;
 mod body;
 mod breakers;
 mod call;
+mod cookies;
 mod copy;
 mod descriptors;
 mod filter;

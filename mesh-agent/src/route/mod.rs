@@ -19,7 +19,7 @@ pub use decide::{
     Destination, NoDestination, Target, decide_call, decide_check, decide_passthrough,
     decide_request, decide_tcp,
 };
-pub use hash::request_hash;
+pub use hash::{connection_cookie, request_hash};
 pub use lb::{
     Around, Balancers, CheckResult, Choice, Due, LoadGuard, Outcome, Reporter, WantedHost, below,
     shares,

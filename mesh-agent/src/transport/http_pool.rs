@@ -13,6 +13,7 @@ mod http1;
 mod http2;
 #[cfg(test)]
 mod tests;
+mod torn;
 
 use std::{
     collections::HashMap,
@@ -161,6 +162,18 @@ pub struct SendFailure<B> {
     /// The request, where no byte of it was sent: it may be sent elsewhere, whatever
     /// its method.
     pub unsent: Option<Box<Request<B>>>,
+    pub heard: Heard,
+}
+
+/// What came of a response over HTTP/1.1 before its connection was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Or nobody looked.
+    Nothing,
+    /// Interim responses.
+    Interim,
+    /// Part of a head.
+    Torn,
 }
 
 /// Connections to upstreams, by key. `B` is the body of requests.

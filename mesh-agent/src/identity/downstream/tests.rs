@@ -144,7 +144,7 @@ async fn the_clients_sni_picks_the_certificate() {
     ] {
         let met = Client::of(&authority, name).meets(&contexts, &termination).await.unwrap();
         assert!(met.leaf == der(expected), "{name}");
-        let GatewayPeer::Tls { server_name, names, identity } = met.peer else { panic!() };
+        let GatewayPeer::Tls { server_name, names, identity, .. } = met.peer else { panic!() };
         assert_eq!(server_name.as_deref(), Some(&*name.to_ascii_lowercase()));
         assert!(names.is_empty() && identity.is_none());
     }
@@ -162,7 +162,8 @@ async fn the_clients_sni_picks_the_certificate() {
     let open = super::tests::termination(of_addresses.clone());
     let met = Client::of(&authority, "192.0.2.1").meets(&contexts, &open).await.unwrap();
     assert!(met.leaf == der(&first));
-    assert_eq!(met.peer, GatewayPeer::Tls { names: [].into(), identity: None, server_name: None });
+    let GatewayPeer::Tls { names, identity, server_name, .. } = met.peer else { panic!() };
+    assert!(names.is_empty() && identity.is_none() && server_name.is_none());
     of_addresses.require_sni = true;
     let strict = super::tests::termination(of_addresses);
     for name in ["192.0.2.1", "other.example"] {
@@ -209,7 +210,12 @@ async fn clients_prove_who_they_are_where_they_have_to() {
     let client = |presents| Client { presents, ..Client::of(&ours, "a.example") };
     for termination in [&asks, &demands] {
         let met = client(Some(&known)).meets(&contexts, termination).await.unwrap();
-        let GatewayPeer::Tls { names, identity, .. } = met.peer else { panic!() };
+        let GatewayPeer::Tls { names, identity, session, .. } = met.peer else { panic!() };
+        let told = session.certificate.unwrap();
+        assert_eq!(&*told.uris, "spiffe://cluster.local/ns/a/sa/b");
+        assert_eq!((&*told.hosts, &*told.subject), ("client.example", &**names.last().unwrap()));
+        assert_eq!(session.version, "TLSv1.3");
+        assert!(session.cipher.starts_with("TLS_"), "{}", session.cipher);
         assert_eq!(
             names[..2],
             ["spiffe://cluster.local/ns/a/sa/b".into(), "client.example".into()]
@@ -220,12 +226,9 @@ async fn clients_prove_who_they_are_where_they_have_to() {
         }
     }
     let met = client(None).meets(&contexts, &asks).await.unwrap();
-    let nobody = GatewayPeer::Tls {
-        names: [].into(),
-        identity: None,
-        server_name: Some("a.example".into()),
-    };
-    assert_eq!(met.peer, nobody);
+    let GatewayPeer::Tls { names, identity, server_name, session } = met.peer else { panic!() };
+    assert!(names.is_empty() && identity.is_none() && session.certificate.is_none());
+    assert_eq!(server_name.as_deref(), Some("a.example"));
     assert!(client(None).meets(&contexts, &demands).await.is_err());
 }
 

@@ -1,10 +1,12 @@
 //! Spec: `envoy.extensions.filters.http.stateful_session.v3`,
 //! `envoy.extensions.http.stateful_session.{cookie,header}.v3`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use http::HeaderName;
 use serde::Serialize;
+
+use crate::model::cookie::OwnCookie;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct StatefulSession {
@@ -20,24 +22,12 @@ pub struct StatefulSession {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
-    Cookie(SessionCookie),
+    Cookie(OwnCookie),
     Header(#[serde(serialize_with = "text")] HeaderName),
 }
 
 fn text<S: serde::Serializer>(name: &HeaderName, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(name.as_str())
-}
-
-/// Spec: `envoy.type.http.v3.Cookie`.
-#[derive(Debug, Clone, Serialize)]
-pub struct SessionCookie {
-    pub name: String,
-    /// Of which requests it is; empty: of all.
-    pub path: String,
-    /// `None`: as long as the client remembers.
-    pub ttl: Option<Duration>,
-    /// Names, and values where they have some.
-    pub attributes: Vec<(String, String)>,
 }
 
 /// What a route says: `StatefulSessionPerRoute`.

@@ -356,7 +356,12 @@ fn who_spoke_no_tls_does_not_get_into_a_chain_for_it() {
     let error = flow(GatewayPeer::Plaintext).unwrap_err();
     assert!(matches!(error, FlowError::NoFilterChain { .. }), "{error}");
     let names = ["spiffe://other.org/x".into(), "client.example".into()];
-    let peer = GatewayPeer::Tls { names: names.into(), identity: None, server_name: None };
+    let peer = GatewayPeer::Tls {
+        names: names.into(),
+        identity: None,
+        server_name: None,
+        session: TlsSession::default(),
+    };
     let proven = flow(peer).unwrap();
     assert_eq!((proven.source_identity(), proven.is_secure()), (None, true));
     assert_eq!(proven.source_principal(), Some("spiffe://other.org/x"));

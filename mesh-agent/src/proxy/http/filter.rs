@@ -43,6 +43,28 @@ const FRAMING: [HeaderName; 6] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNE
 /// gRPC's `RESOURCE_EXHAUSTED`.
 const RESOURCE_EXHAUSTED: u32 = 8;
 
+/// How much of a request's headers its listener takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    headers: usize,
+    bytes: usize,
+}
+
+impl Room {
+    pub(super) fn of(http: &HttpConnectionManager) -> Self {
+        let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+        let bytes = size(http.max_request_headers_kib).saturating_mul(1024);
+        Self { headers: size(http.max_headers_count), bytes }
+    }
+
+    /// Whether these are no more than that, and `more` beside them.
+    fn has(self, headers: &HeaderMap, more: &HeaderMap) -> bool {
+        let all = headers.iter().chain(more);
+        let bytes: usize = all.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        headers.len() + more.len() <= self.headers && bytes <= self.bytes
+    }
+}
+
 /// What becomes of a request that a filter does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {

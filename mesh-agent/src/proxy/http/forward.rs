@@ -11,7 +11,9 @@ use std::{borrow::Cow, error::Error, net::SocketAddr, sync::Arc, time::Duration}
 use bytes::Bytes;
 use futures_util::TryFutureExt;
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, request::Parts,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{CONTENT_LENGTH, SET_COOKIE},
+    request::Parts,
     uri::Authority,
 };
 use http_body::Body;
@@ -39,7 +41,7 @@ use crate::{
     route::{Destination, Reporter, Reset, Target},
     snapshot::Snapshot,
     transport::http_pool::{
-        BoxedIo, Held, HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure,
+        BoxedIo, Heard, Held, HttpKey, HttpProtocol, LeaseError, LeasedBody, SendFailure,
     },
 };
 
@@ -62,6 +64,8 @@ pub(super) struct Forward<'a> {
     pub(super) destination: Destination,
     /// What it was chosen by.
     pub(super) hash: Option<u64>,
+    /// Which the client is to keep for the next time.
+    pub(super) cookies: Vec<HeaderValue>,
     pub(super) subset: Option<&'a Labels>,
     pub(super) rewrites: Rewrites<'a>,
     pub(super) authority: Authority,
@@ -201,6 +205,7 @@ pub(super) async fn forward(
     let (mut parts, mut body) = response.into_parts();
     if let (Some((Switch::Protocol(name), ..)), HttpProtocol::Http2) = (&switched, protocol) {
         parts.status = StatusCode::SWITCHING_PROTOCOLS;
+        parts.headers.remove(CONTENT_LENGTH);
         switch::offer(&mut parts.headers, name.clone());
     }
     let switch = switched.as_ref().map(|(switch, ..)| switch);
@@ -217,10 +222,16 @@ pub(super) async fn forward(
     if told {
         parts.headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(count));
     }
+    for cookie in forward.cookies {
+        parts.headers.append(SET_COOKIE, cookie);
+    }
     // hyper writes the version downstream speaks.
     parts.version = Version::HTTP_11;
-    let elapsed = u64::try_from(log.exchange.elapsed().as_millis()).unwrap_or(u64::MAX);
-    parts.headers.insert(SERVICE_TIME, HeaderValue::from(elapsed));
+    // As Envoy: it counts from the request's end, which such a one does not have.
+    if switched.is_none() {
+        let elapsed = u64::try_from(log.exchange.elapsed().as_millis()).unwrap_or(u64::MAX);
+        parts.headers.insert(SERVICE_TIME, HeaderValue::from(elapsed));
+    }
     std::future::poll_fn(|cx| {
         body.release_if_ended(cx);
         std::task::Poll::Ready(())
@@ -268,8 +279,13 @@ pub(super) enum Failure {
     Handshake(String),
     /// A circuit breaker is open.
     Overflow,
-    /// Whether something of the request may have been sent.
-    Send(hyper::Error, bool),
+    Send {
+        error: hyper::Error,
+        /// Whether something of the request may have been sent.
+        began: bool,
+        /// Whether something of a head has come, and not its end.
+        torn: bool,
+    },
     /// An attempt took too long: Envoy's response code details.
     Attempt(&'static str),
 }
@@ -313,17 +329,23 @@ pub(super) async fn exchange(
                 limits.run(sending).await.map_err(expired)?
             }
         };
-        let SendFailure { error, unsent } = match sent {
+        let SendFailure { error, unsent, heard } = match sent {
             Ok(response) => return Ok(response),
             Err(failure) => failure,
         };
         request = match (retry, unsent, copy) {
             (true, Some(unsent), _) => *unsent,
-            (true, None, Some(copy)) if is_closed(&error) => {
+            (true, None, Some(copy)) if is_closed(&error) && heard == Heard::Nothing => {
                 let body = RequestBody::empty(Arc::clone(&copy.1));
                 copy.0.map(|()| body)
             }
-            (_, unsent, _) => return Err(Failure::Send(error, unsent.is_none())),
+            (_, unsent, _) => {
+                return Err(Failure::Send {
+                    error,
+                    began: unsent.is_none(),
+                    torn: heard == Heard::Torn,
+                });
+            }
         };
         fresh = true;
     }
@@ -426,7 +448,7 @@ impl std::fmt::Display for Failure {
             | Self::ConnectTimeout(message)
             | Self::Handshake(message) => f.write_str(message),
             Self::Overflow => f.write_str("a circuit breaker is open"),
-            Self::Send(error, _) => f.write_str(&story(error)),
+            Self::Send { error, .. } => f.write_str(&story(error)),
             Self::Attempt(details) => f.write_str(details),
         }
     }
@@ -440,8 +462,10 @@ impl Failure {
             Self::Connect(_) | Self::ConnectTimeout(_) | Self::Handshake(_) => {
                 (Reset::ConnectFailure, false)
             }
-            Self::Send(error, began) if is_refused_stream(error) => (Reset::RefusedStream, *began),
-            Self::Send(_, began) => (Reset::Other, *began),
+            Self::Send { error, began, .. } if is_refused_stream(error) => {
+                (Reset::RefusedStream, *began)
+            }
+            Self::Send { began, .. } => (Reset::Other, *began),
             Self::Overflow => (Reset::Overflow, false),
             Self::Attempt(_) => (Reset::Other, true),
         }
@@ -454,7 +478,7 @@ impl Failure {
                 AttemptFailure::Connect
             }
             Self::Overflow => AttemptFailure::Overflow,
-            Self::Send(..) => AttemptFailure::Reset,
+            Self::Send { .. } => AttemptFailure::Reset,
             Self::Attempt(_) => AttemptFailure::Timeout,
         }
     }
@@ -467,8 +491,8 @@ impl Failure {
             Self::ConnectTimeout(_) => (unconnected, CONNECTION_TIMEOUT, false),
             Self::Handshake(_) => (unconnected, CONNECTION_FAILURE, false),
             Self::Overflow => (ResponseFlag::UpstreamOverflow, OVERFLOW, false),
-            Self::Send(error, _) => {
-                let (flag, reason) = classify(error);
+            Self::Send { error, torn, .. } => {
+                let (flag, reason) = classify(error, *torn);
                 (flag, reason, true)
             }
             Self::Attempt(details) => (ResponseFlag::UpstreamRequestTimeout, details, true),
@@ -506,8 +530,8 @@ impl Failure {
                 headers.insert(headers::OVERLOADED, HeaderValue::from_static("true"));
                 reply
             }
-            Self::Send(error, _) => {
-                let (flag, reason) = classify(&error);
+            Self::Send { error, torn, .. } => {
+                let (flag, reason) = classify(&error, torn);
                 reset_reply(flag, reason, story(&error), retried)
             }
             Self::Attempt(details) => timeout_reply(details),
@@ -565,8 +589,8 @@ fn is_refused_stream(error: &hyper::Error) -> bool {
     h2_error(error).is_some_and(|h2| h2.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
-fn classify(error: &hyper::Error) -> (ResponseFlag, &'static str) {
-    if error.is_parse() {
+fn classify(error: &hyper::Error, torn: bool) -> (ResponseFlag, &'static str) {
+    if torn || error.is_parse() {
         return (ResponseFlag::UpstreamProtocolError, PROTOCOL_ERROR);
     }
     match h2_error(error) {

@@ -457,14 +457,6 @@ pub(super) fn sanitize_response(
         headers.remove(CONTENT_LENGTH);
         return Ok(());
     }
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        let protocol = headers.get(UPGRADE).cloned().filter(|_| switching.is_some());
-        let protocol = protocol.ok_or("upstream switched protocols without being asked")?;
-        strip_hop_by_hop(headers);
-        headers.remove(CONTENT_LENGTH);
-        switch::offer(headers, protocol);
-        return Ok(());
-    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next();
     let is_other =
@@ -479,8 +471,17 @@ pub(super) fn sanitize_response(
         return Err("upstream told no valid content-length");
     }
     let framed = coding.is_some() || length.flatten().is_some_and(|length| length > 0);
-    if status == StatusCode::NO_CONTENT && framed {
+    let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+    if framed && (switches || status == StatusCode::NO_CONTENT) {
         return Err("upstream framed a body of a response that has none");
+    }
+    if switches {
+        let protocol = headers.get(UPGRADE).cloned().filter(|_| switching.is_some());
+        let protocol = protocol.ok_or("upstream switched protocols without being asked")?;
+        strip_hop_by_hop(headers);
+        headers.remove(CONTENT_LENGTH);
+        switch::offer(headers, protocol);
+        return Ok(());
     }
     // Spec: RFC 9112 §6.3, item 3: "ought to be handled as an error". Somebody else may have
     // taken the other one for the response's end.

@@ -245,8 +245,9 @@ impl ResponseMutations {
                     }
                 }
                 OnTheWayOut::Append(more) => {
+                    // What a map of headers has no room for is left out.
                     for (name, value) in &more {
-                        headers.append(name, value.clone());
+                        let _ = headers.try_append(name, value.clone());
                     }
                 }
                 OnTheWayOut::Compress(step) => {
@@ -445,6 +446,11 @@ impl Values for RequestValues<'_> {
             out.extend_from_slice(value);
         }
         value.is_some()
+    }
+
+    fn is_text(&self, operator: &Operator) -> bool {
+        let Operator::DynamicMetadata { namespace, path } = operator else { return false };
+        self.log.record.metadata.get(namespace, path).is_some_and(serde_json::Value::is_string)
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn tell(reporter: &Reporter, grpc: bool, ended: &Ended) {
         Err(Failure::Connect(_) | Failure::ConnectTimeout(_) | Failure::Handshake(_)) => {
             report(reporter, Outcome::Failed);
         }
-        Err(Failure::Send(..)) => {
+        Err(Failure::Send { .. }) => {
             report(reporter, Outcome::Connected);
             report(reporter, Outcome::Failed);
         }

@@ -17,6 +17,7 @@ use super::{
     access_log::Logging,
     body::ResponseBody,
     breakers::Admitted,
+    cookies,
     filter::{self, Next, grpc_web, run::Filtering},
     forward::{Forward, Upgrade, expired_reply, forward},
     forwarding, grpc,
@@ -45,7 +46,7 @@ use crate::{
     proxy::rejudge::{self, Standing},
     route::{
         Choice, Destination, Matched, NoDestination, WantedHost, choose, configuration_for,
-        decide_request, match_route, request_hash,
+        decide_request, match_route,
     },
     snapshot::Snapshot,
 };
@@ -410,7 +411,7 @@ async fn answer(
             Some(entry) => entry.metadata_match.as_deref(),
             None => action.metadata_match.as_deref(),
         };
-        let hash = request_hash(&action.hash_policy, head, client);
+        let (hash, mut cookies) = cookies::hash(&action.hash_policy, head, client, permit.flow());
         let decided = decide_request(
             &request_permit,
             permit,
@@ -433,7 +434,15 @@ async fn answer(
                 });
             }
         };
-        log.record.cluster = destination.cluster().cloned();
+        let cluster = destination.cluster();
+        // As Envoy: who is not asked for a hash makes none.
+        if !cluster
+            .and_then(|name| snapshot.cluster(name))
+            .is_some_and(|c| c.lb_policy.is_by_hash())
+        {
+            cookies.clear();
+        }
+        log.record.cluster = cluster.cloned();
         log.record.upstream = Some(destination.address());
 
         let timeout = grpc::timeout(action, &head.headers);
@@ -449,7 +458,8 @@ async fn answer(
             snapshot: &snapshot,
             random,
         });
-        return forward(
+        let asked = switch.is_some();
+        let answer = forward(
             Forward {
                 connection,
                 permit,
@@ -457,6 +467,7 @@ async fn answer(
                 snapshot: &snapshot,
                 destination,
                 hash,
+                cookies,
                 subset,
                 rewrites,
                 authority,
@@ -473,6 +484,8 @@ async fn answer(
             body,
         )
         .await;
+        // As Envoy: who offers another protocol may have gone on in it.
+        return answer.map_err(|reply| Reply { close: reply.close || asked, ..reply });
     }
 }
 

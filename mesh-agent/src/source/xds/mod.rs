@@ -18,6 +18,7 @@ mod circuit_breakers;
 mod client;
 mod common;
 mod config_source;
+mod cookies;
 mod dns;
 mod downstream_tls;
 mod ecds;

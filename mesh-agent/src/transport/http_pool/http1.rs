@@ -16,7 +16,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::{BoxedIo, Home, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use};
+use super::{
+    BoxedIo, Heard, Home, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use,
+    torn::{Tail, Watched},
+};
 
 /// The smallest that hyper takes.
 const BUFFER_MIN_BYTES: usize = 8192;
@@ -34,6 +37,7 @@ pub(super) struct Http1<B: UpstreamBody> {
     connection: Option<Pin<Box<Connection>>>,
     pub(super) local: Option<SocketAddr>,
     pub(super) used: Use,
+    tail: Tail,
 }
 
 impl<B: UpstreamBody> Http1<B> {
@@ -43,12 +47,14 @@ impl<B: UpstreamBody> Http1<B> {
     ) -> Result<Self, hyper::Error> {
         let head_max_bytes = usize::try_from(options.response_head_max_bytes).unwrap_or(usize::MAX);
         let local = io.local_address();
+        let tail = Tail::default();
+        let io = Watched { io, tail: tail.clone() };
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(head_max_bytes.clamp(BUFFER_MIN_BYTES, BUFFER_MAX_BYTES))
             .handshake(TokioIo::new(io))
             .await?;
         let connection = Some(Box::pin(connection.with_upgrades()) as Pin<Box<Connection>>);
-        Ok(Self { sender, connection, local, used: Use::new() })
+        Ok(Self { sender, connection, local, used: Use::new(), tail })
     }
 
     /// Moves bytes; the connection is let go of when it has ended.
@@ -83,6 +89,7 @@ impl<B: UpstreamBody> Http1<B> {
     ) -> Result<Response<LeasedBody<B>>, SendFailure<B>> {
         let connect = request.method() == Method::CONNECT;
         self.used.count();
+        self.tail.forget();
         let sent = (!request.body().is_end_stream()).then(Arc::<AtomicBool>::default);
         let request = request.map(|inner| Upload { inner, dropped: SetOnDrop(sent.clone()) });
         let response = {
@@ -100,6 +107,10 @@ impl<B: UpstreamBody> Http1<B> {
         };
         let response = response.map_err(|mut failed| SendFailure {
             unsent: failed.take_message().map(|unsent| Box::new(unsent.map(|body| body.inner))),
+            heard: match failed.error().is_incomplete_message() {
+                true => self.tail.heard(),
+                false => Heard::Nothing,
+            },
             error: failed.into_error(),
         })?;
         let uploading = sent.is_some_and(|sent| !sent.load(Ordering::Acquire));

@@ -16,7 +16,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::Instant;
 
-use super::{BoxedIo, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use};
+use super::{BoxedIo, Heard, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use};
 use crate::model::cluster::ConnectionLimits;
 
 /// A slow reader holds at most this much of its response in the agent.
@@ -133,6 +133,7 @@ impl<B: UpstreamBody> Stream<B> {
             Ok(response) => Ok(response.map(|incoming| LeasedBody::http2(incoming, self.claim))),
             Err(mut failed) => Err(SendFailure {
                 unsent: failed.take_message().map(Box::new),
+                heard: Heard::Nothing,
                 error: failed.into_error(),
             }),
         }

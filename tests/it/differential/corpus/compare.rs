@@ -10,6 +10,8 @@ use tests::{
 
 /// The first of the ports that the kernel gives out.
 const EPHEMERAL: u16 = 32768;
+/// How a cookie begins that a hash policy makes.
+const HASHED: &str = "hashed=";
 
 /// By name: `status`, `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
 /// `more N` for later responses, `log N`, `upstream` (how many requests it saw), and for each of
@@ -124,6 +126,11 @@ fn put(parts: &mut Parts, kind: &str, fields: &[Field], client: &str) {
         let value = match name.as_str() {
             "date" => "a date".to_owned(),
             "x-envoy-upstream-service-time" if value.parse::<u64>().is_ok() => "time".to_owned(),
+            // By the ports of the connection.
+            "set-cookie" if value.starts_with(HASHED) => {
+                let (own, rest) = value.split_once(';').unwrap_or((value, ""));
+                format!("{HASHED} of {} bytes;{rest}", own.len())
+            }
             // Why it is traced.
             "x-request-id" if value.len() == 36 => format!("an id {}", &value[14..15]),
             name if super::spans::PROPAGATION.contains(&name) => super::spans::unnamed(value),

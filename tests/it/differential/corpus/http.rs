@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tests::corpus::Ask;
 
-use super::{Case, case, get, to};
+use super::{Case, case, get, to, typed};
 
 const WORDS: &str = "the agent says what it is that is wrong";
 
@@ -67,6 +67,37 @@ fn grpc_ok() -> Value {
         "body": message("hello"),
         "trailers": [["grpc-status", "0"]],
     })
+}
+
+/// With a log of why.
+fn logged(case: Case) -> Case {
+    let source = json!({ "inline_string": "@%REQ(X-CASE)%|%RESPONSE_CODE% %RESPONSE_FLAGS%\n" });
+    let text = json!({ "log_format": { "text_format_source": source } });
+    let stdout = typed("extensions.access_loggers.stream.v3.StdoutAccessLog", text);
+    case.manager(json!({ "access_log": [{ "name": "log", "typed_config": stdout }] }))
+}
+
+/// Answered by these bytes, behind which the connection is closed.
+fn torn(bytes: &str) -> Ask {
+    get("/").answered(&json!({ "bytes": bytes })).is(502)
+}
+
+/// Answered by a change of protocols, with these lines, and these bytes behind the head.
+fn switched(lines: &str, rest: &str) -> Ask {
+    torn(&format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n{rest}")).is(101).differs(
+        "status",
+        "502: who has no common protocol with the upstream is told nothing that it might take for an answer",
+    )
+}
+
+fn offer(ask: Ask) -> Ask {
+    ask.with("connection", "Upgrade").with("upgrade", "websocket")
+}
+
+/// So often ten thousand bytes.
+fn long_head(count: usize) -> Ask {
+    let value = "y".repeat(10_000);
+    (0..count).fold(get("/"), |ask, n| ask.with(&format!("x-{n}"), &value))
 }
 
 #[rustfmt::skip]
@@ -167,6 +198,21 @@ pub(super) fn cases() -> Vec<Case> {
         case("http2-many-streams", to("one")).manager(json!({ "http2_protocol_options": { "max_concurrent_streams": 4096 } })).refused("max_concurrent_streams: 4096 is not within 1 to 1024"),
         case("http2-wide-window", to("one")).manager(json!({ "http2_protocol_options": { "initial_connection_window_size": 268435456 } })).refused("initial_connection_window_size: 268435456 is not within 65535 to 67108864"),
         case("http2-narrow-window", to("one")).manager(json!({ "http2_protocol_options": { "initial_stream_window_size": 65534 } })).refused_by_both("initial_stream_window_size: 65534 is not within 65535 to 16777216", "InitialStreamWindowSize"),
+        logged(case("responses-torn-heads", to("one")))
+            .asks(torn("H")).asks(torn("HTTP/1.1 200 OK")).asks(torn("HTTP/1.1 200 OK\r\n")).asks(torn("HTTP/1.1 200 OK\r\ncontent-le")).asks(torn("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n"))
+            .asks(torn("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r")).asks(torn("HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 2")).asks(torn("HTTP/1.1 200 OK\r\ncontent-le").http2())
+            .asks(torn("HTTP/1.1 100 Continue\r\n\r\n").is(503)).asks(torn("HTTP/1.1 103 Early\r\n\r\n").http2().is(503)),
+        case("responses-switched-unasked", to("one"))
+            .asks(switched("connection: upgrade\r\nupgrade: websocket\r\n", "")).asks(switched("", "")).asks(switched("", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).asks(switched("upgrade: websocket\r\n", "").http2().is(0)),
+        case("responses-switched", super::routes(json!([{ "match": { "prefix": "/dead" }, "route": { "cluster": "dead" } }, { "match": { "prefix": "/" }, "route": { "cluster": "one" } }]))).manager(json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }] }))
+            .asks(offer(get("/").tunnels("hello")).is(101).differs("header connection", "Upgrade, not upgrade")).asks(offer(get("/").answered(&json!({ "headers": [["content-length", "4"]] }))).is(502))
+            .asks(offer(get("/").answered(&json!({ "headers": [["transfer-encoding", "chunked"]] }))).is(502)).asks(offer(get("/").answered(&json!({ "headers": [["content-length", "0"]] })).tunnels("hello")).is(101).differs("header connection", "Upgrade, not upgrade"))
+            .asks(offer(switched("", ""))).asks(offer(get("/dead")).is(503))
+            .asks(switched("connection: upgrade\r\nupgrade: websocket\r\n", "")),
+        case("header-limit-large", to("one")).manager(json!({ "max_request_headers_kb": 100 }))
+            .asks(get("/").with("x-long", &"x".repeat(50_000))).asks(get("/").with("x-long", &"x".repeat(50_000)).http2())
+            .asks(long_head(8)).asks(long_head(11).is(431)).asks(long_head(8).http2())
+            .asks(long_head(11).http2().is(0).differs("status", "the agent says what it is: 431")),
         case("codec-http1", to("one")).manager(json!({ "codec_type": "HTTP1" })).asks(get("/")),
         case("codec-http2", to("one")).manager(json!({ "codec_type": "HTTP2" })).asks(get("/").http2()),
         case("header-limit", to("one")).manager(json!({ "max_request_headers_kb": 4 }))

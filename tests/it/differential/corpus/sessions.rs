@@ -33,6 +33,28 @@ const B_COOKIE: &str = "ChAxMC4yNDQuMi4xMTo5MjAw";
 /// Of 2001.
 const OLD_COOKIE: &str = "ChAxMC4yNDQuMi4xMTo5MjAwEICU69wD";
 
+/// By the header `x-first` if there is one, else by the cookie `hashed`.
+fn by_hash(cluster: &str, dead: &str, fields: Value) -> Value {
+    let mut cookie = json!({ "name": "hashed" });
+    super::merge(&mut cookie, fields);
+    let policy = json!([
+        { "header": { "header_name": "x-first" }, "terminal": true },
+        { "cookie": cookie },
+    ]);
+    let to = |prefix: &str, cluster: &str, retries: u32| {
+        json!({ "match": { "prefix": prefix }, "route": {
+            "cluster": cluster, "hash_policy": policy,
+            "retry_policy": { "retry_on": "5xx", "num_retries": retries },
+        } })
+    };
+    routes(json!([
+        to("/other", "one", 0),
+        to("/dead", dead, 0),
+        to("/retried", cluster, 1),
+        to("/", cluster, 0),
+    ]))
+}
+
 #[rustfmt::skip]
 pub(super) fn cases() -> Vec<Case> {
     let with = |name: &str, value: &str| get("/a/b").with(name, value);
@@ -63,6 +85,13 @@ pub(super) fn cases() -> Vec<Case> {
             { "match": { "prefix": "/" }, "route": { "cluster": "one", "retry_policy": { "retry_on": "5xx", "num_retries": 1 } } },
         ]))).filter("session", SESSION, header("x-session"))
             .asks(get("/").answered(&json!({ "attempts": [{ "status": 503 }, { "status": 200 }] }))),
+        case("session: hashed cookies", by_hash("by-cookie", "by-cookie-dead", json!({ "ttl": "60s", "path": "/a", "attributes": [{ "name": "SameSite", "value": "Lax" }, { "name": "Secure" }] })))
+            .cluster("by-cookie", "one", json!({ "lb_policy": "RING_HASH" })).cluster("by-cookie-dead", "dead", json!({ "lb_policy": "MAGLEV" }))
+            .asks(get("/")).asks(get("/").http2()).asks(with("cookie", "hashed=x")).asks(with("cookie", "hashed=")).asks(with("cookie", "a=b; hashed=\"\"")).asks(with("x-first", "1")).asks(get("/other")).asks(get("/dead").is(503))
+            .asks(get("/").answered(&json!({ "status": 418, "headers": [["set-cookie", "other=1"]] })).is(418))
+            .asks(get("/retried").answered(&json!({ "attempts": [{ "status": 503 }, { "status": 200 }] })).differs("header set-cookie", "once, not for each attempt")),
+        case("session: hashed cookies of a session", by_hash("by-session-cookie", "dead", json!({ "ttl": "0.9s" }))).cluster("by-session-cookie", "one", json!({ "lb_policy": "MAGLEV" })).asks(get("/")),
+        case("session: hashed cookies that nobody makes", by_hash("by-client-cookie", "dead", json!({ "path": "/a" }))).cluster("by-client-cookie", "one", json!({ "lb_policy": "MAGLEV" })).asks(get("/")).asks(with("cookie", "hashed=x")),
         session("session: a cookie without a name", "one", cookie(json!({ "name": "" })), false).refused_by_both("cookie.name: `` is not a cookie's name", "at least 1"),
         session("session: by something else", "one", json!({ "session_state": { "name": "x", "typed_config": { "@type": "type.googleapis.com/envoy.config.core.v3.Address" } } }), false)
             .refused("session_state: x (envoy.config.core.v3.Address) is not supported"),

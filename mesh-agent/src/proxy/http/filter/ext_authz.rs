@@ -6,7 +6,10 @@
 //! Spec: `envoy.extensions.filters.http.ext_authz.v3`, `envoy.service.auth.v3`; details as Envoy
 //! 1.40 has them.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+};
 
 use bytes::Bytes;
 use http::{
@@ -27,7 +30,7 @@ use super::{
         record::RequestLog,
         reply::Reply,
     },
-    FRAMING, Next, joined,
+    FRAMING, Next, Room, joined,
 };
 use crate::{
     codec::ext_authz::{self as codec, Asked, InvalidAnswer, Said, SaidHeader},
@@ -278,6 +281,7 @@ impl<'a> Question<'a> {
     pub(super) fn take(
         &self,
         answer: Result<Said, NoAnswer>,
+        room: Room,
         head: &mut Parts,
         log: &mut RequestLog,
     ) -> Result<Passed, Reply> {
@@ -318,6 +322,10 @@ impl<'a> Question<'a> {
             }
         }
         set_parameters(head, &said.set_parameters, &said.remove_parameters);
+        // As Envoy: who sends too much may be let pass, but not with more yet.
+        if changed && !room.has(&head.headers, &HeaderMap::new()) {
+            return Err(invalid());
+        }
         let mut for_client = HeaderMap::new();
         for SaidHeader { name, value, .. } in said.for_client {
             for_client.append(name, value);
@@ -452,10 +460,9 @@ fn set_parameters(head: &mut Parts, set: &[(String, String)], remove: &[String])
     }
     let query = head.uri.query().unwrap_or_default();
     let key = |pair: &str| super::decoded(pair.split_once('=').map_or(pair, |(key, _)| key));
-    let goes = |pair: &str| {
-        let key = key(pair);
-        remove.contains(&key) || set.iter().any(|(name, _)| *name == key)
-    };
+    let gone: HashSet<&str> =
+        remove.iter().chain(set.iter().map(|(name, _)| name)).map(|n| &**n).collect();
+    let goes = |pair: &str| gone.contains(&*key(pair));
     let mut pairs: Vec<String> =
         query.split('&').filter(|p| !p.is_empty() && !goes(p)).map(str::to_owned).collect();
     let encoded = |text: &str| {

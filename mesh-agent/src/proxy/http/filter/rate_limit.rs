@@ -21,7 +21,7 @@ use super::{
         record::RequestLog,
         reply::{Reply, ToGrpc},
     },
-    FRAMING, RESOURCE_EXHAUSTED,
+    FRAMING, RESOURCE_EXHAUSTED, Room,
     run::Filtering,
 };
 use crate::{
@@ -73,7 +73,12 @@ impl Filtering<'_> {
             return Ok(());
         }
         let flow = self.judged.permit.flow();
+        let room = Room::of(self.http);
         let said = match self.ask(place, filter, &descriptors).await {
+            Ok(said) if !room.has(&head.headers, &said.request) => Err(InvalidAnswer.into()),
+            answer => answer,
+        };
+        let said = match said {
             Ok(said) => said,
             Err(error) => {
                 let cluster = &filter.service.cluster;

@@ -24,7 +24,7 @@ use super::{
         reply::{Reply, ToGrpc},
         timing::Deadline,
     },
-    Next, RESOURCE_EXHAUSTED, cors, csrf, ext_authz,
+    Next, RESOURCE_EXHAUSTED, Room, cors, csrf, ext_authz,
     fault::{Ended, Injector},
     header_mutations, jwt_authn,
 };
@@ -153,7 +153,7 @@ impl Filtering<'_> {
             settings.check(whole, body)?;
         }
         let answer = question.ask(self.caller(), log, head, body).await;
-        let passed = question.take(answer, head, log)?;
+        let passed = question.take(answer, Room::of(self.http), head, log)?;
         if !passed.for_client.is_empty() {
             log.on_the_way_out(place, OnTheWayOut::Append(passed.for_client), self.judged);
         }

@@ -2,17 +2,19 @@
 //!
 //! Spec: `envoy.extensions.filters.http.stateful_session.v3`.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header::SET_COOKIE, request::Parts};
 
 use super::{
-    super::{mutations::OnTheWayOut, record::RequestLog, request::path_and_query},
+    super::{
+        cookies::set_cookie, mutations::OnTheWayOut, record::RequestLog, request::path_and_query,
+    },
     run::Filtering,
 };
 use crate::{
     codec::session,
-    model::filter::{SessionCookie, SessionPerRoute, SessionState, StatefulSession},
+    model::filter::{SessionPerRoute, SessionState, StatefulSession},
     policy::Place,
     route::{WantedHost, cookie},
 };
@@ -91,7 +93,9 @@ impl Session {
         match &self.config.state {
             None => {}
             Some(SessionState::Cookie(own)) => {
-                if let Ok(value) = HeaderValue::try_from(set_cookie(own, &address)) {
+                let expires = own.ttl.and_then(|ttl| SystemTime::now().checked_add(ttl));
+                let value = session::cookie(&address, expires);
+                if let Some(value) = set_cookie(own, &value) {
                     headers.append(SET_COOKIE, value);
                 }
             }
@@ -104,30 +108,8 @@ impl Session {
     }
 }
 
-fn set_cookie(own: &SessionCookie, address: &str) -> String {
-    let expires = own.ttl.and_then(|ttl| SystemTime::now().checked_add(ttl));
-    let mut out = format!("{}=\"{}\"", own.name, session::cookie(address, expires));
-    // Writing to a string can't fail.
-    if let Some(ttl) = own.ttl {
-        let _ = write!(out, "; Max-Age={}", ttl.as_secs());
-    }
-    if !own.path.is_empty() {
-        let _ = write!(out, "; Path={}", own.path);
-    }
-    for (name, value) in &own.attributes {
-        let _ = match value.is_empty() {
-            true => write!(out, "; {name}"),
-            false => write!(out, "; {name}={value}"),
-        };
-    }
-    out.push_str("; HttpOnly");
-    out
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -145,21 +127,5 @@ mod tests {
         ] {
             assert_eq!(is_of(own, path), expected, "{own} {path}");
         }
-    }
-
-    #[test]
-    fn a_cookie_says_how_long_and_where() {
-        let attributes =
-            vec![("SameSite".to_owned(), "Lax".to_owned()), ("Secure".to_owned(), String::new())];
-        let (name, path) = ("s".to_owned(), "/a".to_owned());
-        let own = SessionCookie { name, path, ttl: Some(Duration::from_secs(60)), attributes };
-        let said = set_cookie(&own, "10.0.0.1:80");
-        let (value, rest) = said.split_once("; ").unwrap();
-        assert_eq!(rest, "Max-Age=60; Path=/a; SameSite=Lax; Secure; HttpOnly");
-        let value = value.strip_prefix("s=\"").unwrap().strip_suffix('"').unwrap();
-        let address = session::of_cookie(value.as_bytes(), SystemTime::now());
-        assert_eq!(address.as_deref(), Some("10.0.0.1:80"));
-        let later = SystemTime::now() + Duration::from_secs(120);
-        assert_eq!(session::of_cookie(value.as_bytes(), later), None);
     }
 }

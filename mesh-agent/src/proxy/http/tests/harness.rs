@@ -309,6 +309,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         ),
         forward("/none", "empty"),
         forward("/dead", "dead"),
+        forward("/shadow", "shadow"),
         forward("/", "app"),
         forward("*", "app"),
         Route {

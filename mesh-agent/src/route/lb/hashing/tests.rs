@@ -188,7 +188,8 @@ fn several_policies_add_up_as_in_envoy() {
     for (k, expected) in seen {
         let request = http::Request::get(format!("/q?k={k}")).header("cookie", format!("s=c{k}"));
         let head = request.body(()).unwrap().into_parts().0;
-        let hash = request_hash(&policies, &head, "127.0.0.1".parse().unwrap());
+        let hash =
+            request_hash(&policies, &head, "127.0.0.1".parse().unwrap(), &mut |_| String::new());
         assert_eq!(port(RING, &assignment, Choice { hash, ..Choice::default() }), expected, "{k}");
     }
 }

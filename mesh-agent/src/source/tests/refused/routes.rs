@@ -169,8 +169,8 @@ fn routes() {
             ".route.retry_policy.rate_limited_retry_back_off.reset_headers: is empty",
         ),
         (
-            "match: {prefix: /}, route: {cluster: c, hash_policy: [{cookie: {name: s, ttl: 1s}}]}",
-            ".route.hash_policy[0].cookie.ttl: is not supported",
+            "match: {prefix: /}, route: {cluster: c, hash_policy: [{cookie: {name: s, ttl: 1s, path: a;b}}]}",
+            ".route.hash_policy[0].cookie.path: can't be in a cookie",
         ),
         (
             "match: {prefix: /}, route: {cluster: c, hash_policy: [{terminal: true}]}",

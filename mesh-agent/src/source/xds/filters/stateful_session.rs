@@ -3,6 +3,11 @@
 
 use std::sync::Arc;
 
+use super::super::{common, cookies, header_mutation, reject::Decoder};
+use crate::model::{
+    cookie::OwnCookie,
+    filter::{HttpFilter, RouteFilterConfig, SessionPerRoute, SessionState, StatefulSession},
+};
 use envoy_types::pb::{
     envoy::{
         config::core::v3::TypedExtensionConfig,
@@ -18,12 +23,6 @@ use envoy_types::pb::{
         r#type::http::v3::{Cookie, CookieAttribute},
     },
     google::protobuf::Any,
-};
-use http::{HeaderName, HeaderValue};
-
-use super::super::{common, header_mutation, reject::Decoder};
-use crate::model::filter::{
-    HttpFilter, RouteFilterConfig, SessionCookie, SessionPerRoute, SessionState, StatefulSession,
 };
 
 pub(super) fn filter(d: &mut Decoder, any: &Any) -> Option<HttpFilter> {
@@ -91,35 +90,8 @@ fn state(d: &mut Decoder, value: TypedExtensionConfig) -> Option<SessionState> {
     }
 }
 
-fn cookie(d: &mut Decoder, value: Cookie) -> Option<SessionCookie> {
+fn cookie(d: &mut Decoder, value: Cookie) -> Option<OwnCookie> {
     let Cookie { name, ttl, path, attributes } = value;
-    let name = d.field("name", |d| match HeaderName::try_from(&name) {
-        // A token, as names of headers are; letters count.
-        Ok(_) => Some(name),
-        Err(_) => d.refused(format!("`{name}` is not a cookie's name")),
-    });
-    let ttl = match ttl {
-        None => Some(None),
-        Some(value) => {
-            common::duration(d, "ttl", value).map(|ttl| Some(ttl).filter(|t| !t.is_zero()))
-        }
-    };
-    let path = d.field("path", |d| part(d, path));
-    let attributes = d.all("attributes", attributes, |d, CookieAttribute { name, value }| {
-        if name.is_empty() {
-            return d.field("name", |d| d.refused("is missing"));
-        }
-        let name = d.field("name", |d| part(d, name));
-        let value = d.field("value", |d| part(d, value));
-        Some((name?, value?))
-    });
-    Some(SessionCookie { name: name?, ttl: ttl?, path: path?, attributes: attributes? })
-}
-
-/// Something that does not end the part of `set-cookie` that it is in.
-fn part(d: &mut Decoder, text: String) -> Option<String> {
-    match HeaderValue::from_str(&text) {
-        Ok(_) if !text.contains(';') => Some(text),
-        _ => d.refused("can't be in a cookie"),
-    }
+    let attributes = attributes.into_iter().map(|CookieAttribute { name, value }| (name, value));
+    cookies::own(d, name, ttl, path, attributes.collect())
 }

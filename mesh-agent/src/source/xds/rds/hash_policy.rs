@@ -4,11 +4,13 @@
 
 use envoy_types::pb::envoy::config::route::v3::route_action::{
     HashPolicy as PbHashPolicy,
-    hash_policy::{ConnectionProperties, Cookie, Header, PolicySpecifier, QueryParameter},
+    hash_policy::{
+        ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
+    },
 };
 
 use super::super::{
-    matchers,
+    cookies, matchers,
     reject::{Decoder, unsupported},
 };
 use crate::model::hash_policy::{HashInput, HashPolicy};
@@ -24,10 +26,15 @@ pub(super) fn policies(d: &mut Decoder, value: Vec<PbHashPolicy>) -> Option<Vec<
                     .map(HashInput::Header)
             }),
             Some(PolicySpecifier::Cookie(value)) => d.field("cookie", |d| {
-                // With a lifetime the proxy would make the cookie itself.
                 let Cookie { name, ttl, path, attributes } = value;
-                unsupported!(d; ttl, path, attributes);
-                named(d, name).map(HashInput::Cookie)
+                let attributes =
+                    attributes.into_iter().map(|CookieAttribute { name, value }| (name, value));
+                match ttl {
+                    // Nobody is given one: as with Envoy, the rest means nothing.
+                    None => named(d, name).map(HashInput::Cookie),
+                    Some(_) => cookies::own(d, name, ttl, path, attributes.collect())
+                        .map(|cookie| HashInput::OwnCookie(Box::new(cookie))),
+                }
             }),
             Some(PolicySpecifier::QueryParameter(value)) => d.field("query_parameter", |d| {
                 let QueryParameter { name } = value;
