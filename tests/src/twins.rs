@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
+    net::Ipv4Addr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -196,6 +197,11 @@ impl Twins {
                 Some(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
+    }
+
+    /// Where the sockets of gateway listeners are, Envoy's first.
+    pub fn edges(&self) -> [Ipv4Addr; 2] {
+        [self.envoy_pod.ip(), self.client.node().gateway()]
     }
 
     /// What each of them, Envoy first, answers now.

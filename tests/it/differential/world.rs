@@ -81,9 +81,7 @@ impl World {
 
     /// A listener with routes of its own.
     pub(super) fn inline(&mut self, name: &str, address: &str, routes: Value) -> &mut Self {
-        let mut config = routing(routes);
-        config["name"] = name.into();
-        self.put(LISTENER, name, listener(address, &http(name, "route_config", &config)))
+        self.put(LISTENER, name, listener(address, &http_manager(name, routes)))
     }
 
     /// A listener whose requests find their scope by the header `x-scope`.
@@ -166,6 +164,13 @@ fn listener(address: &str, filter: &Value) -> Value {
         "address": { "socket_address": { "address": ip, "port_value": port } },
         "filter_chains": [{ "filters": [filter] }],
     })
+}
+
+/// A connection manager with routes of its own.
+pub(super) fn http_manager(name: &str, routes: Value) -> Value {
+    let mut config = routing(routes);
+    config["name"] = name.into();
+    http(name, "route_config", &config)
 }
 
 fn http(stat_prefix: &str, kind: &str, routes: &Value) -> Value {
