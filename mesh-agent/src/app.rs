@@ -323,6 +323,7 @@ async fn start(
     agent.own(pods::watch_rules(Arc::clone(&agent)));
     agent.own(pods::watch_roads(Arc::clone(&agent)));
     agent.own(kernel_path::follow(Arc::clone(&agent)));
+    tokio::spawn(kernel_path::judge_neighbours(Arc::clone(&agent)));
     tokio::spawn(monitoring::follow(Arc::clone(&agent)));
     tokio::spawn(tables::follow(Arc::clone(&agent), behind));
     tokio::spawn(self_test::finish(Arc::clone(&agent), kernel_test));

@@ -183,6 +183,60 @@ fn who_asks_and_goes_away_changes_nothing_and_death_opens_nothing() {
     outsider.connects(server.at(SERVER_PORT)).expect_cut_off();
 }
 
+#[test]
+fn whoever_dies_in_an_upgrade_the_next_one_serves_and_nothing_was_in_the_clear() {
+    let bed = Testbed::two_nodes("hand-over-deaths");
+    let (node, other) = (bed.node(1), bed.node(2));
+    let (near, server) = (node.pod("near").start(), node.pod("server").start());
+    let far = other.pod("far").start();
+    let _echoes = [server.serves("echo", SERVER_PORT), far.serves("echo", FAR_PORT)];
+    let config = config(&near, &server, &far, true);
+    config.write_to(&node.config_dir());
+    config.write_to(&other.config_dir());
+    let flags = ["--kernel-path", "off", "--drain-timeout", "1h"];
+    let mut agent = node.agent().with_pod(&near).with_pod(&server).flags(&flags).start();
+    let _other = other.agent().with_pod(&far).start();
+    let wires = [bed.wire().capture(), near.records(), server.records()];
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let over = &over;
+        for (pod, to) in [(&near, SERVER), (&near, FAR), (&far, SERVER)] {
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    // Refused or cut, as who serves it dies.
+                    drop(pod.run_peer(&["echoed", to, "20000", "1"]));
+                }
+            });
+        }
+        let _stop = Stop(over);
+        for (millis, old_dies) in [(60, false), (120, true), (240, false), (360, true)] {
+            // Whatever the old one has given away, this keeps it.
+            let mut held = near.connects(FAR.parse().unwrap());
+            held.echoes("hello");
+            let new = agent.begins_upgrade();
+            // Some stage of it: which one, the machine decides.
+            thread::sleep(Duration::from_millis(millis));
+            if old_dies {
+                agent.kill_9();
+                eventually_within(Duration::from_secs(60), "the new one serves or ends", || {
+                    let served = near.run_peer(&["echoed", FAR, "20000", "1"]).code() == Some(0);
+                    if served || new.ended().is_some() { Ok(()) } else { Err(new.log()) }
+                });
+                if new.ended().is_none() {
+                    new.kill_9();
+                }
+            } else {
+                new.kill_9();
+            }
+            agent.restart();
+            for (pod, to) in [(&near, SERVER), (&near, FAR), (&far, SERVER)] {
+                pod.connects(to.parse().unwrap()).echoes("served again");
+            }
+        }
+    });
+    wires.iter().for_each(|wire| wire.expect_only_tls());
+}
+
 fn asks(state_dir: &std::path::Path) -> Socket {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).expect("a socket");
     let address = SockAddr::unix(state_dir.join("take-over.sock")).expect("a short path");

@@ -1,5 +1,6 @@
 //! Pods of one node whose traffic wants the agent: it goes through, and never leaves it.
 
+use serde_json::Value;
 use tests::{
     Agent, Allow, Inbound, MeshConfig, Pod, Process, Service, Testbed,
     control_plane::ControlPlane,
@@ -195,31 +196,44 @@ fn an_application_that_is_down_is_so_for_its_neighbours() {
     }
 }
 
-#[test]
-fn who_is_not_vouched_for_any_more_is_cut_within_the_agent_too() {
-    let pki = Pki::foreign();
-    let bed = Testbed::two_nodes("within-trust");
+/// A node whose certificates `pki` has issued, and what trusts whom.
+fn certified(
+    name: &str,
+    pki: &Pki,
+    flags: &[&str],
+) -> (Node, ControlPlane, impl Fn(&Pki) -> Vec<Value> + use<>) {
+    let bed = Testbed::two_nodes(name);
     let node = bed.node(1);
     let [client, web, echo] = ["client", "web", "echo"].map(|name| node.pod(name).start());
-    let identities = [&client, &web, &echo].map(Pod::identity);
     let (_nginx, program) = (web.runs_nginx(WEB_PORT), echo.serves("echo", SERVER_PORT));
     let config = config(&client, &web, &echo);
-    let resources = |trusted: &Pki| {
-        let mut resources = config.resources();
-        resources.push(roots("ROOTCA", &[trusted]));
-        for identity in &identities {
-            resources.push(certificate(identity, &pki.issue(&[identity], Validity::Now)));
+    let certificates = [&client, &web, &echo].map(Pod::identity).map(|identity| {
+        let issued = pki.issue(&[&identity], Validity::Now);
+        certificate(&identity, &issued)
+    });
+    let resources = {
+        let config = config.clone();
+        move |trusted: &Pki| {
+            let mut resources = config.resources();
+            resources.push(roots("ROOTCA", &[trusted]));
+            resources.extend(certificates.clone());
+            resources
         }
-        resources
     };
     let mut control_plane = ControlPlane::start(node, &config);
-    control_plane.serves(resources(&pki));
+    control_plane.serves(resources(pki));
     let uri = control_plane.uri();
-    let flags = ["--certificates", "sds", "--xds-server", &uri, "--kernel-path", "off"];
+    let sds = ["--certificates", "sds", "--xds-server", &uri, "--kernel-path", "off"];
     let agent = node.agent().with_pod(&client).with_pod(&web).with_pod(&echo);
-    let agent = agent.flags(&flags).start();
+    let agent = agent.flags(&sds).flags(flags).start();
     let it = Node { client, web, echo, agent, program, _nginx, bed };
     it.wait();
+    (it, control_plane, resources)
+}
+
+#[test]
+fn who_is_not_vouched_for_any_more_is_cut_within_the_agent_too() {
+    let (it, mut control_plane, resources) = certified("within-trust", &Pki::foreign(), &[]);
     let mut talk = it.client.connects(SERVER.parse().unwrap());
     talk.echoes("vouched for");
     it.client.curl(WEB).expect_status(200);
@@ -229,4 +243,20 @@ fn who_is_not_vouched_for_any_more_is_cut_within_the_agent_too() {
     it.client.connects(SERVER.parse().unwrap()).expect_cut_off();
     it.client.curl(WEB).expect_status(503);
     it.agent.logs(&["a tunnel is cut after a change of trust"]);
+}
+
+#[test]
+fn who_is_not_vouched_for_any_more_is_cut_by_an_agent_that_has_handed_over_too() {
+    let long = ["--drain-timeout", "1h"];
+    let (mut it, mut control_plane, resources) =
+        certified("within-trust-old", &Pki::foreign(), &long);
+    let mut talk = it.client.connects(SERVER.parse().unwrap());
+    talk.echoes("vouched for");
+    let old = it.agent.upgrade();
+    talk.echoes("by the old one");
+
+    control_plane.serves(resources(&Pki::foreign()));
+    talk.expect_cut_off();
+    let ended = eventually("the old one has no more to do", || old.ended().ok_or(()));
+    assert!(ended.success(), "{ended}");
 }

@@ -245,6 +245,11 @@ impl Agent {
         old
     }
 
+    /// Starts another one beside it that takes over, and waits for nothing.
+    pub fn begins_upgrade(&self) -> Process {
+        spawn(&self.builder.clone().flags(&["--take-over"]), &self.pods_file)
+    }
+
     /// Starts another one beside it that was not told to take over: how it ended.
     pub fn refuses_to_start_beside(&self) -> ExitStatus {
         spawn(&self.builder, &self.pods_file).wait()

@@ -100,6 +100,29 @@ pub(super) async fn follow(agent: Arc<Agent>) {
     }
 }
 
+/// Once [`follow`] has ended with what this agent owns: tunnels that it still serves end as
+/// before with whom nobody vouches for any more.
+pub(super) async fn judge_neighbours(agent: Arc<Agent>) {
+    agent.given.cancelled().await;
+    let identities = &agent.dataplane.identities;
+    let mut trust = identities.trust();
+    loop {
+        // Before they are asked: what changes meanwhile is asked again.
+        let trusted = Arc::clone(&trust.borrow_and_update());
+        let now = identities.now();
+        let mut held: HashSet<Identity> = {
+            let running = agent.pods.running();
+            running.values().map(|running| running.pod.workload.identity.clone()).collect()
+        };
+        held.retain(|identity| identities.proven_until(identity).is_some_and(|until| until > now));
+        let judged = Judged { proven: Arc::new(held), trust: trusted };
+        agent.dataplane.connector.neighbours.judge(judged);
+        if trust.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => time::sleep_until(at).await,

@@ -107,6 +107,11 @@ impl Neighbours {
         let trust = Arc::clone(&judged.trust);
         self.table.store(Arc::new(Table { by_uid, by_address, trust }));
         left.iter().for_each(CancellationToken::cancel);
+        self.judge(judged);
+    }
+
+    /// Tells all tunnels what follows from the roots that are trusted now.
+    pub fn judge(&self, judged: Judged) {
         self.judged.send_if_modified(|known| {
             let differs = !Arc::ptr_eq(&known.trust, &judged.trust);
             if differs {
