@@ -19,6 +19,9 @@ const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoa
 
 /// The file that [`MeshConfig::write_to`] writes.
 pub const FILE: &str = "mesh.yaml";
+
+/// A file of them is far smaller than the 8 MiB that an agent reads.
+const RESOURCES_PER_FILE: usize = 2000;
 /// The cluster that is the application behind an inbound listener.
 pub const APPLICATION: &str = "application";
 const APPLICATION_HTTP2: &str = "application-http2";
@@ -484,6 +487,16 @@ impl MeshConfig {
                 .expect("resources are YAML")
         });
         replace(&directory.join(FILE), &documents.join("---\n"));
+    }
+
+    /// Writes the resources into `directory` as files of a size that agents take. For before
+    /// an agent is started: what is between two of them is half of a change.
+    pub fn write_in_pieces_to(&self, directory: &Path) {
+        for (number, resources) in self.resources().chunks(RESOURCES_PER_FILE).enumerate() {
+            let text = serde_yaml_ng::to_string(&json!({ "resources": resources }))
+                .expect("resources are YAML");
+            replace(&directory.join(format!("mesh-{number}.yaml")), &text);
+        }
     }
 }
 

@@ -137,7 +137,7 @@ fn agent_with_services(count: usize, journal: &mut Journal) {
         config
             .service(&Service::http(&format!("service-{n}"), &address(n)).backed_by(&elsewhere, 80))
     });
-    config.write_to(&node.config_dir());
+    config.write_in_pieces_to(&node.config_dir());
     let start = Instant::now();
     let agent = node
         .agent()
