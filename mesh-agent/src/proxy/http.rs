@@ -541,11 +541,10 @@ fn serve_request(
     }
     async move {
         let http1 = guard.is_some();
-        let (retiring, drain) = (connection.retiring.clone(), connection.drain.clone());
-        let mut response = request::serve(connection, guard, request).await;
+        let mut response = request::serve(Arc::clone(&connection), guard, request).await;
         // An idle connection is not closed right away: a request may be on its way.
-        let last = retiring.is_cancelled() || drain.is_cancelled();
-        if http1 && last && !response.body().is_switched() {
+        let last = || connection.retiring.is_cancelled() || connection.drain.is_cancelled();
+        if http1 && !response.body().is_switched() && last() {
             response.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
         }
         Ok(response)

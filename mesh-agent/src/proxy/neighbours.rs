@@ -54,6 +54,12 @@ struct Neighbour {
     leaving: CancellationToken,
 }
 
+impl Neighbour {
+    fn is(&self, pod: &Arc<Pod>, addresses: &[IpAddr]) -> bool {
+        Arc::ptr_eq(&self.pod, pod) && self.addresses == addresses
+    }
+}
+
 /// A tunnel that may stay within the agent.
 #[derive(Debug)]
 pub(super) struct Meeting {
@@ -88,8 +94,7 @@ impl Neighbours {
         let neighbour = |(pod, addresses): (Arc<Pod>, Vec<IpAddr>)| {
             let uid = pod.workload.uid.clone();
             let known = before.by_uid.get(&uid);
-            let known =
-                known.filter(|known| Arc::ptr_eq(&known.pod, &pod) && known.addresses == addresses);
+            let known = known.filter(|known| known.is(&pod, &addresses));
             let new = || Neighbour { pod, addresses, leaving: CancellationToken::new() };
             (uid, known.cloned().unwrap_or_else(new))
         };
@@ -98,9 +103,7 @@ impl Neighbours {
             .by_uid
             .iter()
             .filter(|(uid, was)| {
-                by_uid.get(*uid).is_none_or(|is| {
-                    !Arc::ptr_eq(&is.pod, &was.pod) || is.addresses != was.addresses
-                })
+                by_uid.get(*uid).is_none_or(|now| !now.is(&was.pod, &was.addresses))
             })
             .map(|(_, was)| was.leaving.clone())
             .collect();

@@ -15,10 +15,10 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio_util::io::InspectReader;
 
 use super::{
-    BoxedIo, Heard, Home, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use,
-    torn::{Tail, Watched},
+    BoxedIo, Heard, Home, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use, torn::Tail,
 };
 
 /// The smallest that hyper takes.
@@ -48,7 +48,8 @@ impl<B: UpstreamBody> Http1<B> {
         let head_max_bytes = usize::try_from(options.response_head_max_bytes).unwrap_or(usize::MAX);
         let local = io.local_address();
         let tail = Tail::default();
-        let io = Watched { io, tail: tail.clone() };
+        let noted = tail.clone();
+        let io = InspectReader::new(io, move |read: &[u8]| noted.note(read));
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(head_max_bytes.clamp(BUFFER_MIN_BYTES, BUFFER_MAX_BYTES))
             .handshake(TokioIo::new(io))

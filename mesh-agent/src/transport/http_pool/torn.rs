@@ -3,17 +3,10 @@
 //! hyper tells no difference between that and one that was closed before anything came; Envoy
 //! does.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    task::{Context, Poll},
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
 };
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Heard;
 
@@ -36,63 +29,12 @@ impl Tail {
         }
     }
 
-    fn note(&self, bytes: &[u8]) {
+    /// These were read.
+    pub(super) fn note(&self, bytes: &[u8]) {
         let last = &bytes[bytes.len().saturating_sub(4)..];
         let before = self.0.load(Ordering::Relaxed);
         let tail = last.iter().fold(before, |tail, byte| tail << 8 | u32::from(*byte));
         self.0.store(tail, Ordering::Relaxed);
-    }
-}
-
-/// Notes what is read.
-#[derive(Debug)]
-pub(super) struct Watched<IO> {
-    pub(super) io: IO,
-    pub(super) tail: Tail,
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if polled.is_ready() {
-            self.tail.note(&buf.filled()[before..]);
-        }
-        polled
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 
