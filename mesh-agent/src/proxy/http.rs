@@ -23,8 +23,10 @@ mod descriptors;
 mod filter;
 mod forward;
 mod forwarding;
+mod fuzz;
 mod grpc;
 mod headers;
+mod held;
 mod lookups;
 mod mirror;
 mod mutations;
@@ -71,6 +73,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::filter::local_rate_limit::Limiter;
+#[doc(hidden)]
+pub use self::fuzz::fuzz_http2;
 pub(super) use self::mutations::mutate_literally;
 use self::tunnel::Tunnel;
 pub use self::{

@@ -17,6 +17,7 @@ use super::{
     breakers::Admitted,
     copy::{Copy, Tee},
     headers::strip_trailers,
+    held::{Held, Share},
     outliers,
     record::RequestLog,
     replay::Attempt,
@@ -50,6 +51,8 @@ struct Ahead {
     trailers: Option<HeaderMap>,
     /// There is nothing behind it.
     ended: bool,
+    /// What `data` takes.
+    held: Option<Held>,
 }
 
 #[derive(Debug)]
@@ -77,6 +80,9 @@ pub enum RequestBodyError {
     /// It is a copy, and what it is copied from was not read to its end, or too fast.
     #[error("there is no more of the copy")]
     Copy,
+    /// Of what all requests' bodies, or those of one pod, may take of memory.
+    #[error("too much is kept of requests' bodies")]
+    NoRoom,
 }
 
 impl RequestBody {
@@ -124,11 +130,15 @@ impl RequestBody {
     }
 
     /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
-    /// it goes on with them all the same. Returns whether it has ended.
+    /// it goes on with them all the same. What is held is `share`'s. Returns whether it has ended.
     ///
     /// # Errors
-    /// The client broke off.
-    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, RequestBodyError> {
+    /// The client broke off, or there is no room.
+    pub(super) async fn read_ahead(
+        &mut self,
+        bytes: usize,
+        share: &Share,
+    ) -> Result<bool, RequestBodyError> {
         loop {
             let ahead = self.ahead.get_or_insert_default();
             if ahead.ended || ahead.data.len() >= bytes {
@@ -137,7 +147,12 @@ impl RequestBody {
             let frame = std::future::poll_fn(|cx| self.poll_content(cx)).await.transpose()?;
             let ahead = self.ahead.get_or_insert_default();
             match frame.map(Frame::into_data) {
-                Some(Ok(data)) => ahead.data.extend_from_slice(&data),
+                Some(Ok(data)) => {
+                    ahead.data.extend_from_slice(&data);
+                    if !Held::fits(&mut ahead.held, share, ahead.data.capacity()) {
+                        return Err(RequestBodyError::NoRoom);
+                    }
+                }
                 Some(Err(frame)) => {
                     ahead.trailers = frame.into_trailers().ok();
                     ahead.ended = true;
@@ -228,6 +243,7 @@ impl RequestBody {
         if let Some(ahead) = &mut self.ahead {
             if !ahead.data.is_empty() {
                 let data = std::mem::take(&mut ahead.data).freeze();
+                ahead.held = None;
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             if ahead.ended {
