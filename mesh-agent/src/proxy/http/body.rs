@@ -22,6 +22,7 @@ use super::{
     record::RequestLog,
     replay::Attempt,
     stages::{Stage, Stages},
+    stalled,
     timing::{Deadline, Exchange, Expired},
 };
 use crate::{
@@ -402,6 +403,8 @@ impl ResponseBody {
     pub(super) fn local(body: Bytes, mut log: RequestLog) -> Self {
         if body.is_empty() {
             log.end();
+        } else {
+            sends(&log, log.idle());
         }
         Self { source: Source::Local(body), stages: Stages::default(), log: Some(log) }
     }
@@ -414,6 +417,8 @@ impl ResponseBody {
     ) -> Self {
         if body.is_end_stream() {
             log.end();
+        } else {
+            sends(&log, deadline.again());
         }
         let source = Source::Upstream(Box::new(Upstream { body, deadline, held }));
         Self { source, stages: Stages::default(), log: Some(log) }
@@ -446,6 +451,12 @@ impl ResponseBody {
     pub(super) fn is_switched(&self) -> bool {
         self.log.is_none()
     }
+}
+
+/// From here on it is up to the client to take what there is.
+fn sends(log: &RequestLog, deadline: Deadline) {
+    log.exchange.ask_for_more(false);
+    stalled::sends(deadline);
 }
 
 impl Source {
@@ -486,20 +497,7 @@ impl Source {
                 Poll::Ready(polled.map(|polled| polled.map_err(CutShort::Upstream)))
             }
             Poll::Pending => upstream.deadline.poll_expired(cx).map(|expired| {
-                match expired {
-                    Expired::Route => {
-                        log.cut(ResponseFlag::UpstreamRequestTimeout, "route timeout");
-                    }
-                    Expired::Request => {
-                        log.cut(ResponseFlag::StreamIdleTimeout, "request_overall_timeout");
-                    }
-                    Expired::Whole => {
-                        log.cut(ResponseFlag::DurationTimeout, "max_duration_timeout");
-                    }
-                    Expired::StreamIdle => {
-                        log.cut(ResponseFlag::StreamIdleTimeout, "stream idle timeout");
-                    }
-                }
+                log.expired(expired);
                 Some(Err(CutShort::Expired(expired)))
             }),
         }
@@ -520,6 +518,7 @@ impl Body for ResponseBody {
             true => source.poll_frame(log, cx),
             false => stages.poll(cx, |cx| source.poll_frame(log, cx)),
         };
+        log.exchange.ask_for_more(polled.is_pending());
         match ready!(polled) {
             Some(Ok(frame)) => {
                 let (frame, bytes) = counted(frame);
