@@ -8,6 +8,7 @@ mod compression;
 mod connect;
 mod drain;
 mod filters;
+mod floods;
 mod frames;
 mod harness;
 mod headers;
