@@ -19,5 +19,6 @@ mod http2;
 mod limits;
 mod mirrors;
 mod retries;
+mod small_frames;
 mod smuggling;
 mod upgrades;
