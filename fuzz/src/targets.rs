@@ -11,8 +11,10 @@ use mesh_agent::{
     model::{
         gateway::{ProxyProtocol, TlsInspector},
         identity::Identity,
+        regex::WholeRegex,
+        rewrite::{RegexRewrite, TemplateRewrite, UriTemplate},
     },
-    source,
+    proxy, source,
     transport::hbone,
 };
 
@@ -28,8 +30,10 @@ pub(crate) const ALL: &[(&str, Target)] = &[
     ("grpc", grpc),
     ("hbone_authority", hbone_authority),
     ("http1", http1),
+    ("http2", http2),
     ("jwt", jwt),
     ("proxy_header", proxy_header),
+    ("regex", regex),
     ("sniff", sniff),
     ("spiffe_id", spiffe_id),
     ("xds_decode", xds_decode),
@@ -52,6 +56,46 @@ pub(crate) fn hbone_authority(data: &[u8]) {
 pub(crate) fn http1(data: &[u8]) {
     if let Some((split, bytes)) = data.split_first() {
         http::fuzz_scan(bytes, usize::from(*split));
+    }
+}
+
+/// What a client of HTTP/2 says, through a whole connection.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn http2(data: &[u8]) {
+    proxy::http::fuzz_http2(data);
+}
+
+/// A pattern of the configuration, a value that is matched by it, and what is to stand for it; the
+/// first two bytes say how many are whose.
+#[allow(dead_code, reason = "see ALL")]
+pub(crate) fn regex(data: &[u8]) {
+    const VALUE_BYTES: usize = 4096;
+    let [pattern, value, rest @ ..] = data else { return };
+    let (pattern, rest) = rest.split_at(rest.len().min(usize::from(*pattern)));
+    let (value, substitution) = rest.split_at(rest.len().min(usize::from(*value)));
+    let [Ok(pattern), Ok(value), Ok(substitution)] =
+        [pattern, value, substitution].map(std::str::from_utf8)
+    else {
+        return;
+    };
+    let long = value.repeat(VALUE_BYTES / value.len().max(1));
+    if let Ok(regex) = pattern.parse::<WholeRegex>() {
+        let rewrite = RegexRewrite::new(pattern, substitution);
+        for value in [value, &long] {
+            regex.is_match(value);
+            if let Ok(Ok(rewritten)) = rewrite.as_ref().map(|of| of.replace_all(value)) {
+                assert!(rewritten.len() <= 64 << 10);
+            }
+        }
+    }
+    if let Ok(template) = pattern.parse::<UriTemplate>() {
+        let rewrite = TemplateRewrite::new(substitution, &template);
+        for value in [value, &long] {
+            let matches = template.is_match(value);
+            if let Ok(Ok(rewritten)) = rewrite.as_ref().map(|of| of.rewrite(value)) {
+                assert_eq!(rewritten.is_some(), matches);
+            }
+        }
     }
 }
 

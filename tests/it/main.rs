@@ -28,6 +28,7 @@ mod kernel_path;
 mod kernel_revocation;
 mod leaks;
 mod lifecycle;
+mod many;
 mod map_sizes;
 mod metrics;
 mod mptcp;

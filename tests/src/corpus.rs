@@ -51,6 +51,10 @@ pub struct Ask {
     pub pieces: Vec<String>,
     /// Sent once the answer is 101, or 200 to a CONNECT; what comes back is the body.
     pub tunnelled: Option<String>,
+    /// Whether another connection is open meanwhile, over which GET was answered before.
+    pub beside: bool,
+    /// Where there is no answer: what the connection's end comes no earlier than.
+    pub not_before_ms: Option<u64>,
     /// What the first response's status has to be; 0 if there must be none.
     pub expected: u16,
     /// Part and reason: see the corpus.
@@ -70,6 +74,8 @@ impl Ask {
             trailers: Vec::new(),
             pieces: Vec::new(),
             tunnelled: None,
+            beside: false,
+            not_before_ms: None,
             expected: 200,
             deviations: Vec::new(),
         }
@@ -147,6 +153,20 @@ impl Ask {
         self
     }
 
+    /// While another connection is open.
+    #[must_use]
+    pub fn beside(mut self) -> Self {
+        self.beside = true;
+        self
+    }
+
+    /// There is no answer, and the connection is not ended at once.
+    #[must_use]
+    pub fn ends_after_ms(mut self, milliseconds: u64) -> Self {
+        self.not_before_ms = Some(milliseconds);
+        self.is(0)
+    }
+
     /// How a witness is to answer, any of: `status`, `headers` (`[[name, value]]`), `body`,
     /// `times` (so often over), `coding` (compressed; says nothing of it), `trailers`, `delay_ms`, `interim` (statuses sent before), `close` (says so and does),
     /// `cut` (ends the connection unanswered), `bytes` (as they are, and closes), `attempts`
@@ -192,7 +212,8 @@ pub struct Response {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Heard {
     pub responses: Vec<Response>,
-    /// `kept`, `closed`, `hangs`, `partial` or a stream's error.
+    /// `kept`, `closed` (`in time` or `too early`, see [`Ask::ends_after_ms`]), `hangs`, `partial`
+    /// or a stream's error.
     pub end: String,
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{cluster, regex};
+use super::{cluster, http_options, regex};
 
 /// An account in bytes.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub struct Charge {
 
 impl Budget {
     /// Every account that the agent has.
-    pub fn all() -> [&'static Self; 2] {
-        [&cluster::HASH_TABLES, &regex::REGEXES]
+    pub fn all() -> [&'static Self; 3] {
+        [&cluster::HASH_TABLES, &regex::REGEXES, &http_options::BODIES]
     }
 
     /// Of which so many bytes may be taken.
@@ -63,8 +63,47 @@ impl Budget {
     }
 }
 
+impl Charge {
+    /// From now on it is for so many bytes; nothing changes, and it is `false`, where they are
+    /// not left.
+    pub fn set(&mut self, bytes: usize) -> bool {
+        if bytes > self.bytes {
+            let Some(more) = self.budget.take(bytes - self.bytes) else { return false };
+            // It is part of this one from here on.
+            std::mem::forget(more);
+        } else {
+            self.budget.used_bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+        true
+    }
+
+    /// What it is for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         self.budget.used_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_charge_grows_as_far_as_there_is_room_and_gives_all_of_it_back() {
+        static ACCOUNT: Budget = Budget::new("test", 100);
+        let mut one = ACCOUNT.take(0).unwrap();
+        let other = ACCOUNT.take(40).unwrap();
+        assert!(one.set(60) && !one.set(61));
+        assert_eq!((one.bytes(), ACCOUNT.left_bytes()), (60, 0));
+        assert!(one.set(10));
+        assert_eq!(ACCOUNT.used_bytes(), 50);
+        drop((one, other));
+        assert_eq!(ACCOUNT.used_bytes(), 0);
     }
 }

@@ -6,7 +6,14 @@ use http::HeaderValue;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::upgrade::Upgrades;
+use super::{budget::Budget, upgrade::Upgrades};
+
+/// What bodies may take that are kept: for another attempt, for a filter that wants to see them
+/// whole, for copies that are behind.
+pub static BODIES: Budget = Budget::new("request_bodies", 256 << 20);
+
+/// Of that, what may be those of one pod's requests, in bytes.
+pub const BODIES_OF_POD_MAX_BYTES: usize = 64 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HttpOptions {

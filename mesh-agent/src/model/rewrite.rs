@@ -13,6 +13,10 @@ use super::regex::{Program, RegexError, WholeRegex};
 /// The longest substitution or template, in bytes, that is accepted.
 const TEMPLATE_MAX_BYTES: usize = 4096;
 
+/// The longest value that a rewrite makes, in bytes: what no path can be longer than. One that
+/// says a group often would make much more of what a client sends.
+const REWRITTEN_MAX_BYTES: usize = 64 << 10;
+
 /// Envoy's bounds for the variables of a template.
 const VARIABLES_MAX: usize = 5;
 const VARIABLE_NAME_MAX_BYTES: usize = 16;
@@ -49,6 +53,11 @@ pub enum RewriteError {
     NoGroup(usize),
 }
 
+/// A rewrite makes more of a value than [`REWRITTEN_MAX_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what is rewritten would be longer than {REWRITTEN_MAX_BYTES} bytes")]
+pub struct RewrittenTooLong;
+
 impl RegexRewrite {
     /// # Errors
     /// The pattern or what is to stand for it is none.
@@ -83,18 +92,21 @@ impl RegexRewrite {
         Ok(Self { regex, substitution: parts.into() })
     }
 
-    /// The value with every match replaced. Linear in its length times the substitution's.
-    pub fn replace_all(&self, value: &str) -> String {
+    /// The value with every match replaced.
+    ///
+    /// # Errors
+    /// [`RewrittenTooLong`]
+    pub fn replace_all(&self, value: &str) -> Result<String, RewrittenTooLong> {
         let mut out = String::new();
         let mut from = 0;
         for captures in self.regex.regex().captures_iter(value) {
             let Some(whole) = captures.get_match() else { continue };
-            out.push_str(&value[from..whole.start()]);
-            append(&self.substitution, value, &captures, &mut out);
+            push(&mut out, &value[from..whole.start()])?;
+            append(&self.substitution, value, &captures, &mut out)?;
             from = whole.end();
         }
-        out.push_str(&value[from..]);
-        out
+        push(&mut out, &value[from..])?;
+        Ok(out)
     }
 }
 
@@ -104,17 +116,31 @@ fn push_text(parts: &mut Vec<Part>, text: &mut String) {
     }
 }
 
-/// `captures`: of `value`.
-fn append(parts: &[Part], value: &str, captures: &Captures, out: &mut String) {
-    for part in parts {
-        match part {
-            Part::Text(text) => out.push_str(text),
-            Part::Group(group) => {
-                let span = captures.get_group(*group);
-                out.push_str(span.map_or("", |span| &value[span.range()]));
-            }
-        }
+fn push(out: &mut String, text: &str) -> Result<(), RewrittenTooLong> {
+    if out.len() + text.len() > REWRITTEN_MAX_BYTES {
+        return Err(RewrittenTooLong);
     }
+    out.push_str(text);
+    Ok(())
+}
+
+/// `captures`: of `value`.
+fn append(
+    parts: &[Part],
+    value: &str,
+    captures: &Captures,
+    out: &mut String,
+) -> Result<(), RewrittenTooLong> {
+    for part in parts {
+        let text = match part {
+            Part::Text(text) => text,
+            Part::Group(group) => {
+                captures.get_group(*group).map_or("", |span| &value[span.range()])
+            }
+        };
+        push(out, text)?;
+    }
+    Ok(())
 }
 
 impl Serialize for RegexRewrite {
@@ -369,11 +395,14 @@ impl TemplateRewrite {
     }
 
     /// The new path; `None` where the path is not the template's.
-    pub fn rewrite(&self, path: &str) -> Option<String> {
-        let captures = self.matched.regex.captures(path)?;
+    ///
+    /// # Errors
+    /// [`RewrittenTooLong`]
+    pub fn rewrite(&self, path: &str) -> Result<Option<String>, RewrittenTooLong> {
+        let Some(captures) = self.matched.regex.captures(path) else { return Ok(None) };
         let mut out = String::new();
-        append(&self.parts, path, &captures, &mut out);
-        Some(out)
+        append(&self.parts, path, &captures, &mut out)?;
+        Ok(Some(out))
     }
 }
 

@@ -23,8 +23,10 @@ mod descriptors;
 mod filter;
 mod forward;
 mod forwarding;
+mod fuzz;
 mod grpc;
 mod headers;
+mod held;
 mod lookups;
 mod mirror;
 mod mutations;
@@ -37,6 +39,7 @@ mod reply;
 mod request;
 mod spans;
 mod stages;
+mod stalled;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -62,7 +65,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     sync::oneshot,
@@ -71,14 +74,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::filter::local_rate_limit::Limiter;
+#[doc(hidden)]
+pub use self::fuzz::fuzz_http2;
 pub(super) use self::mutations::mutate_literally;
-use self::tunnel::Tunnel;
 pub use self::{
     body::{RequestBody, RequestBodyError},
     breakers::Breakers,
     filter::memory::FilterMemory,
     record::{RequestObserver, RequestRecord},
     spans::export::{Exporter, SpanSource, Spans},
+};
+use self::{
+    stalled::{Watching, watched},
+    tunnel::Tunnel,
 };
 use crate::{
     codec::{
@@ -335,7 +343,11 @@ where
     };
     let served = match protocol {
         Protocol::Http2 => serve_http2(io, sniffed, &connection).await,
-        Protocol::Http1 | Protocol::Tcp => serve_http1(io, sniffed, &connection).await,
+        Protocol::Http1 | Protocol::Tcp => {
+            let served = std::pin::pin!(serve_http1(io, sniffed, &connection));
+            // A client that takes nothing is sent nothing more.
+            watched(served).await.unwrap_or(Ok(()))
+        }
     };
     HttpOutcome {
         protocol: Some(protocol),
@@ -409,7 +421,8 @@ where
         idle_timeout: connection.http.idle_timeout,
     };
     let (guarded, shared) = HeadGuard::new(io, sniffed, limits);
-    let service = service_fn(|head| serve_request(connection, Some(&shared), head));
+    // hyper keeps room for one between requests: a box has it for as long as it is needed.
+    let service = service_fn(|head| Box::pin(serve_request(connection, Some(&shared), head)));
     let mut builder = http1::Builder::new();
     // hyper's own bound takes no memory; what is beyond another one the head's checks answer,
     // unless it is far beyond.
@@ -470,7 +483,7 @@ where
         })
     };
     let headers_max_bytes = u32::try_from(connection.head_max_bytes()).unwrap_or(u32::MAX);
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let mut builder = http2::Builder::new(Watching);
     if connection.http.options.extended_connect {
         builder.enable_connect_protocol();
     }

@@ -11,6 +11,7 @@ mod body;
 mod held;
 mod http1;
 mod http2;
+mod paced;
 #[cfg(test)]
 mod tests;
 mod torn;

@@ -352,6 +352,10 @@ fn judge(case: &Case, script: usize, envoy: &Side, agent: &Side) -> Vec<String> 
         if status != ask.expected.to_string() {
             lines.push(format!("Envoy answers {status}, not {}: {theirs:#?}", ask.expected));
         }
+        let end = theirs.get("end").map_or("", String::as_str);
+        if ask.not_before_ms.is_some() && end != "closed in time" {
+            lines.push(format!("Envoy's end is {end:?}"));
+        }
         let mut own = vec![false; ask.deviations.len()];
         for (part, theirs, ours) in compare::differences(&theirs, &ours) {
             let name = compare::common_name(part);

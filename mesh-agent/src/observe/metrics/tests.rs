@@ -222,5 +222,5 @@ fn accounts_of_memory_tell_what_is_taken_and_what_may_be() {
     shown(0);
     // Those that the agent has are told apart.
     let names = Budget::all().map(Budget::name);
-    assert_eq!(names, ["hash_tables", "regexes"]);
+    assert_eq!(names, ["hash_tables", "regexes", "request_bodies"]);
 }

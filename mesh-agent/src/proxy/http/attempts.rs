@@ -15,6 +15,7 @@ use super::{
     breakers::{self, Admitted, Breaker, Counted, Overflow},
     forward::{Failure, exchange, key, terminate},
     headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
+    held::Share,
     outliers,
     record::RequestLog,
     replay::Replay,
@@ -82,14 +83,14 @@ enum Bodies {
 }
 
 impl Bodies {
-    fn new(body: RequestBody, again: bool, max_bytes: u64) -> Self {
+    fn new(body: RequestBody, again: bool, max_bytes: u64, share: impl FnOnce() -> Share) -> Self {
         if !again {
             return Self::Once(Some(body));
         }
         if body.is_end_stream() {
             return Self::Empty;
         }
-        Self::Kept(Replay::new(body, max_bytes))
+        Self::Kept(Replay::new(body, max_bytes, share()))
     }
 
     fn next(&mut self, exchange: &Arc<Exchange>) -> RequestBody {
@@ -122,7 +123,9 @@ impl Attempting<'_> {
         progress: &mut Progress,
     ) -> Result<Answered, Reply> {
         let random = &mut |below| rand::random_range(0..below);
-        let mut bodies = Bodies::new(body, self.retries.is_some(), self.buffer_max_bytes);
+        let share = || self.connection.services.filters.bodies(self.permit.flow().pod());
+        let again = self.retries.is_some();
+        let mut bodies = Bodies::new(body, again, self.buffer_max_bytes, share);
         let mut avoid: Vec<SocketAddr> = Vec::new();
         let mut retrying: Option<Counted> = None;
         loop {

@@ -17,10 +17,12 @@ use super::{
     breakers::Admitted,
     copy::{Copy, Tee},
     headers::strip_trailers,
+    held::{Held, Share},
     outliers,
     record::RequestLog,
     replay::Attempt,
     stages::{Stage, Stages},
+    stalled,
     timing::{Deadline, Exchange, Expired},
 };
 use crate::{
@@ -50,6 +52,8 @@ struct Ahead {
     trailers: Option<HeaderMap>,
     /// There is nothing behind it.
     ended: bool,
+    /// What `data` takes.
+    held: Option<Held>,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,9 @@ pub enum RequestBodyError {
     /// It is a copy, and what it is copied from was not read to its end, or too fast.
     #[error("there is no more of the copy")]
     Copy,
+    /// Of what all requests' bodies, or those of one pod, may take of memory.
+    #[error("too much is kept of requests' bodies")]
+    NoRoom,
 }
 
 impl RequestBody {
@@ -124,11 +131,15 @@ impl RequestBody {
     }
 
     /// Reads on until the body has ended or as many bytes are held, and maybe a frame more;
-    /// it goes on with them all the same. Returns whether it has ended.
+    /// it goes on with them all the same. What is held is `share`'s. Returns whether it has ended.
     ///
     /// # Errors
-    /// The client broke off.
-    pub(super) async fn read_ahead(&mut self, bytes: usize) -> Result<bool, RequestBodyError> {
+    /// The client broke off, or there is no room.
+    pub(super) async fn read_ahead(
+        &mut self,
+        bytes: usize,
+        share: &Share,
+    ) -> Result<bool, RequestBodyError> {
         loop {
             let ahead = self.ahead.get_or_insert_default();
             if ahead.ended || ahead.data.len() >= bytes {
@@ -137,7 +148,12 @@ impl RequestBody {
             let frame = std::future::poll_fn(|cx| self.poll_content(cx)).await.transpose()?;
             let ahead = self.ahead.get_or_insert_default();
             match frame.map(Frame::into_data) {
-                Some(Ok(data)) => ahead.data.extend_from_slice(&data),
+                Some(Ok(data)) => {
+                    ahead.data.extend_from_slice(&data);
+                    if !Held::fits(&mut ahead.held, share, ahead.data.capacity()) {
+                        return Err(RequestBodyError::NoRoom);
+                    }
+                }
                 Some(Err(frame)) => {
                     ahead.trailers = frame.into_trailers().ok();
                     ahead.ended = true;
@@ -228,6 +244,7 @@ impl RequestBody {
         if let Some(ahead) = &mut self.ahead {
             if !ahead.data.is_empty() {
                 let data = std::mem::take(&mut ahead.data).freeze();
+                ahead.held = None;
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             if ahead.ended {
@@ -386,6 +403,8 @@ impl ResponseBody {
     pub(super) fn local(body: Bytes, mut log: RequestLog) -> Self {
         if body.is_empty() {
             log.end();
+        } else {
+            sends(&log, log.idle());
         }
         Self { source: Source::Local(body), stages: Stages::default(), log: Some(log) }
     }
@@ -398,6 +417,8 @@ impl ResponseBody {
     ) -> Self {
         if body.is_end_stream() {
             log.end();
+        } else {
+            sends(&log, deadline.again());
         }
         let source = Source::Upstream(Box::new(Upstream { body, deadline, held }));
         Self { source, stages: Stages::default(), log: Some(log) }
@@ -430,6 +451,12 @@ impl ResponseBody {
     pub(super) fn is_switched(&self) -> bool {
         self.log.is_none()
     }
+}
+
+/// From here on it is up to the client to take what there is.
+fn sends(log: &RequestLog, deadline: Deadline) {
+    log.exchange.ask_for_more(false);
+    stalled::sends(deadline);
 }
 
 impl Source {
@@ -470,20 +497,7 @@ impl Source {
                 Poll::Ready(polled.map(|polled| polled.map_err(CutShort::Upstream)))
             }
             Poll::Pending => upstream.deadline.poll_expired(cx).map(|expired| {
-                match expired {
-                    Expired::Route => {
-                        log.cut(ResponseFlag::UpstreamRequestTimeout, "route timeout");
-                    }
-                    Expired::Request => {
-                        log.cut(ResponseFlag::StreamIdleTimeout, "request_overall_timeout");
-                    }
-                    Expired::Whole => {
-                        log.cut(ResponseFlag::DurationTimeout, "max_duration_timeout");
-                    }
-                    Expired::StreamIdle => {
-                        log.cut(ResponseFlag::StreamIdleTimeout, "stream idle timeout");
-                    }
-                }
+                log.expired(expired);
                 Some(Err(CutShort::Expired(expired)))
             }),
         }
@@ -504,6 +518,7 @@ impl Body for ResponseBody {
             true => source.poll_frame(log, cx),
             false => stages.poll(cx, |cx| source.poll_frame(log, cx)),
         };
+        log.exchange.ask_for_more(polled.is_pending());
         match ready!(polled) {
             Some(Ok(frame)) => {
                 let (frame, bytes) = counted(frame);

@@ -13,7 +13,10 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use super::body::RequestBodyError;
+use super::{
+    body::RequestBodyError,
+    held::{Held, Share},
+};
 
 /// What waits in one copy, at most: Envoy's default for a connection's buffer.
 const WAITING_MAX_BYTES: usize = 1 << 20;
@@ -21,7 +24,10 @@ const WAITING_MAX_PIECES: usize = 1024;
 
 /// Where copies are made.
 #[derive(Debug, Default)]
-pub(super) struct Tee(Vec<Arc<Mutex<Queue>>>);
+pub(super) struct Tee {
+    queues: Vec<Arc<Mutex<Queue>>>,
+    share: Share,
+}
 
 /// One of them.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub(super) struct Copy(Arc<Mutex<Queue>>);
 struct Queue {
     pieces: VecDeque<Piece>,
     bytes: usize,
+    /// What they take.
+    held: Option<Held>,
     state: State,
     reader: Option<Waker>,
 }
@@ -55,7 +63,7 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
 }
 
 impl Queue {
-    fn push(&mut self, piece: Piece) {
+    fn push(&mut self, piece: Piece, share: &Share) {
         if self.state != State::Open {
             return;
         }
@@ -63,7 +71,8 @@ impl Queue {
             self.bytes += data.len();
         }
         self.pieces.push_back(piece);
-        if self.bytes > WAITING_MAX_BYTES || self.pieces.len() > WAITING_MAX_PIECES {
+        let fits = Held::fits(&mut self.held, share, self.bytes);
+        if !fits || self.bytes > WAITING_MAX_BYTES || self.pieces.len() > WAITING_MAX_PIECES {
             self.close(State::Broken);
         }
         self.wake();
@@ -73,7 +82,7 @@ impl Queue {
         if self.state == State::Open {
             self.state = state;
             if state == State::Broken {
-                self.pieces = VecDeque::new();
+                (self.pieces, self.held) = (VecDeque::new(), None);
             }
             self.wake();
         }
@@ -87,26 +96,31 @@ impl Queue {
 }
 
 impl Tee {
+    /// What waits in copies is `share`'s.
+    pub(super) fn new(share: Share) -> Self {
+        Self { queues: Vec::new(), share }
+    }
+
     /// One more copy, from here on.
     pub(super) fn add(&mut self) -> Copy {
         let queue = Arc::<Mutex<Queue>>::default();
-        self.0.push(Arc::clone(&queue));
+        self.queues.push(Arc::clone(&queue));
         Copy(queue)
     }
 
     pub(super) fn copy(&mut self, frame: &Frame<Bytes>) {
-        for queue in &self.0 {
+        for queue in &self.queues {
             if let Some(data) = frame.data_ref() {
-                lock(queue).push(Piece::Data(data.clone()));
+                lock(queue).push(Piece::Data(data.clone()), &self.share);
             } else if let Some(trailers) = frame.trailers_ref() {
-                lock(queue).push(Piece::Trailers(trailers.clone()));
+                lock(queue).push(Piece::Trailers(trailers.clone()), &self.share);
             }
         }
     }
 
     /// There is nothing more.
     pub(super) fn end(&mut self) {
-        for queue in self.0.drain(..) {
+        for queue in self.queues.drain(..) {
             lock(&queue).close(State::Ended);
         }
     }
@@ -114,7 +128,7 @@ impl Tee {
 
 impl Drop for Tee {
     fn drop(&mut self) {
-        for queue in &self.0 {
+        for queue in &self.queues {
             lock(queue).close(State::Broken);
         }
     }
@@ -129,6 +143,9 @@ impl Copy {
         match (queue.pieces.pop_front(), queue.state) {
             (Some(Piece::Data(data)), _) => {
                 queue.bytes = queue.bytes.saturating_sub(data.len());
+                let bytes = queue.bytes;
+                // Less always fits.
+                queue.held.iter_mut().for_each(|held| _ = held.set(bytes));
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             (Some(Piece::Trailers(trailers)), _) => {
@@ -159,6 +176,7 @@ impl Drop for Copy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::http_options::BODIES_OF_POD_MAX_BYTES;
 
     fn poll(copy: &mut Copy) -> Poll<Option<Result<Vec<u8>, ()>>> {
         let frame = copy.poll_frame(&mut Context::from_waker(Waker::noop()));
@@ -203,6 +221,23 @@ mod tests {
             tee.copy(&piece(1));
         }
         assert_eq!(poll(&mut pieces), Poll::Ready(Some(Err(()))));
+    }
+
+    #[test]
+    fn one_that_there_is_no_room_for_breaks_off() {
+        let share = Share::default();
+        let others = share.take(BODIES_OF_POD_MAX_BYTES - 10).unwrap();
+        let mut tee = Tee::new(share.clone());
+        let mut copy = tee.add();
+        for _ in 0..3 {
+            tee.copy(&piece(10));
+            assert_eq!(poll(&mut copy), Poll::Ready(Some(Ok(vec![b'x'; 10]))));
+        }
+        tee.copy(&piece(11));
+        assert_eq!(poll(&mut copy), Poll::Ready(Some(Err(()))));
+        drop(others);
+        // What was held is given back.
+        assert!(share.take(BODIES_OF_POD_MAX_BYTES).is_some());
     }
 
     #[test]

@@ -355,7 +355,9 @@ impl Rewrites<'_> {
                 text.map_err(|_| Reply::bad_request("invalid header for the host"))?
             }
             Some(HostRewrite::PathRegex(rewrite)) => {
-                replaced = rewrite.replace_all(url_path(head));
+                replaced = rewrite.replace_all(url_path(head)).map_err(|_| {
+                    Reply::bad_request("the route makes no valid host of this request")
+                })?;
                 Some(replaced.as_str()).filter(|host| !host.is_empty())
             }
             None => None,
@@ -372,14 +374,18 @@ impl Rewrites<'_> {
     /// The path and query that go upstream, if they are others.
     fn path(&self, uri: &Uri) -> Result<Option<PathAndQuery>, Reply> {
         let path = uri.path();
+        let invalid = || misconfigured("the route makes no valid path of this request");
         let rewritten = match &self.action.path_rewrite {
             None => return Ok(None),
             // CONNECT has none.
             Some(_) if path.is_empty() => return Ok(None),
             Some(PathRewrite::Prefix(prefix)) => with_prefix(path, self.matched, prefix),
-            Some(PathRewrite::Regex(rewrite)) => rewrite.replace_all(path),
+            Some(PathRewrite::Regex(rewrite)) => {
+                rewrite.replace_all(path).map_err(|_| invalid())?
+            }
             Some(PathRewrite::Template(rewrite)) => {
-                rewrite.rewrite(path).unwrap_or_else(|| path.to_owned())
+                let rewritten = rewrite.rewrite(path).map_err(|_| invalid())?;
+                rewritten.unwrap_or_else(|| path.to_owned())
             }
         };
         let rewritten = match uri.query() {
@@ -387,11 +393,9 @@ impl Rewrites<'_> {
             None => rewritten,
         };
         if !rewritten.starts_with('/') {
-            return Err(misconfigured("the route makes no valid path of this request"));
+            return Err(invalid());
         }
-        PathAndQuery::try_from(rewritten)
-            .map(Some)
-            .map_err(|_| misconfigured("the route makes no valid path of this request"))
+        PathAndQuery::try_from(rewritten).map(Some).map_err(|_| invalid())
     }
 }
 
@@ -438,7 +442,7 @@ pub(super) fn name_status<B>(response: &mut Response<B>) {
     }
 }
 
-fn misconfigured(details: &'static str) -> Reply {
+pub(super) fn misconfigured(details: &'static str) -> Reply {
     Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None, details)
 }
 

@@ -77,7 +77,7 @@ impl Mirroring<'_> {
         log: &RequestLog,
         body: RequestBody,
     ) -> RequestBody {
-        let mut tee = Tee::default();
+        let mut tee = Tee::new(self.services.filters.bodies(self.judged.permit.flow().pod()));
         let bodiless = body.is_end_stream();
         for policy in self.policies {
             let fraction = policy.fraction.as_ref();

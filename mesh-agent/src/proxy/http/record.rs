@@ -18,7 +18,7 @@ use super::{
     mutations::{OnTheWayOut, ResponseMutations},
     spans::Trace,
     stages::Stages,
-    timing::Exchange,
+    timing::{Deadline, Exchange, Expired},
     tunnel::Tunnel,
 };
 use crate::{
@@ -343,7 +343,24 @@ impl RequestLog {
 
     /// The response has been handed over to its end.
     pub(super) fn end(&mut self) {
+        self.exchange.finish();
         self.ended = true;
+    }
+
+    /// What an answer of the agent's own has to be taken in.
+    pub(super) fn idle(&self) -> Deadline {
+        Deadline::new(Arc::clone(&self.exchange), self.connection.http.stream_idle_timeout)
+    }
+
+    /// The exchange is cut, as a limit has passed.
+    pub(super) fn expired(&mut self, expired: Expired) {
+        let (flag, details) = match expired {
+            Expired::Route => (ResponseFlag::UpstreamRequestTimeout, "route timeout"),
+            Expired::Request => (ResponseFlag::StreamIdleTimeout, "request_overall_timeout"),
+            Expired::Whole => (ResponseFlag::DurationTimeout, "max_duration_timeout"),
+            Expired::StreamIdle => (ResponseFlag::StreamIdleTimeout, "stream idle timeout"),
+        };
+        self.cut(flag, details);
     }
 
     /// The exchange is cut, because of `flag`.
@@ -356,9 +373,13 @@ impl RequestLog {
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
+        self.exchange.finish();
         self.connection.active.fetch_sub(1, Ordering::Relaxed);
         if let Some(guard) = &self.guard {
             guard.finished();
+        }
+        if let Some(expired) = self.exchange.expired().filter(|_| !self.ended) {
+            self.expired(expired);
         }
         if !self.ended {
             self.record.flags.insert(ResponseFlag::DownstreamConnectionTermination);

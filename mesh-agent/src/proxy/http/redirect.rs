@@ -6,9 +6,16 @@ use std::borrow::Cow;
 
 use http::{HeaderValue, StatusCode, request::Parts};
 
-use super::{headers::with_prefix, reply::Reply, request::path_and_query};
+use super::{
+    headers::{misconfigured, with_prefix},
+    reply::Reply,
+    request::path_and_query,
+};
 use crate::{
-    model::route::{PathMatch, Redirect, RedirectPath},
+    model::{
+        rewrite::RewrittenTooLong,
+        route::{PathMatch, Redirect, RedirectPath},
+    },
     policy::matcher::{authority, first_value},
 };
 
@@ -16,7 +23,10 @@ use crate::{
 pub(super) fn reply(redirect: &Redirect, matched: &PathMatch, head: &Parts) -> Reply {
     let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
     let reply = Reply::new(status, "", None, "direct_response");
-    let location = HeaderValue::from_bytes(&location(redirect, matched, head)).ok();
+    let Ok(location) = location(redirect, matched, head) else {
+        return misconfigured("the route makes no valid path of this request");
+    };
+    let location = HeaderValue::from_bytes(&location).ok();
     Reply { location: location.map(Box::new), ..reply }
 }
 
@@ -27,7 +37,11 @@ pub(super) fn own_location(head: &Parts) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&[scheme(head).as_bytes(), b"://", host, path].concat()).ok()
 }
 
-fn location(redirect: &Redirect, matched: &PathMatch, head: &Parts) -> Vec<u8> {
+fn location(
+    redirect: &Redirect,
+    matched: &PathMatch,
+    head: &Parts,
+) -> Result<Vec<u8>, RewrittenTooLong> {
     let own = scheme(head);
     let scheme = redirect.scheme.as_deref().unwrap_or(own);
     let mut location = [scheme.as_bytes(), b"://"].concat();
@@ -41,9 +55,9 @@ fn location(redirect: &Redirect, matched: &PathMatch, head: &Parts) -> Vec<u8> {
     if let Some(port) = redirect.port {
         location.extend_from_slice(format!(":{port}").as_bytes());
     }
-    let path = path(redirect, matched, path_and_query(head));
+    let path = path(redirect, matched, path_and_query(head))?;
     location.extend_from_slice(path.as_bytes());
-    location
+    Ok(location)
 }
 
 /// What a request came by: what it says itself, or else what the proxy before says.
@@ -73,26 +87,30 @@ fn without_old_port<'a>(
     if redirect.port.is_some() || default && came_by != scheme.as_bytes() { bare } else { host }
 }
 
-fn path<'a>(redirect: &'a Redirect, matched: &PathMatch, sent: &'a str) -> Cow<'a, str> {
+fn path<'a>(
+    redirect: &'a Redirect,
+    matched: &PathMatch,
+    sent: &'a str,
+) -> Result<Cow<'a, str>, RewrittenTooLong> {
     let (path, query) = match sent.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (sent, None),
     };
     let new: Cow<'a, str> = match &redirect.path {
         // Its own query goes before the request's.
-        RedirectPath::Whole(whole) if whole.contains('?') => return whole.into(),
+        RedirectPath::Whole(whole) if whole.contains('?') => return Ok(whole.into()),
         RedirectPath::Whole(whole) => whole.into(),
         RedirectPath::Same => path.into(),
         RedirectPath::Prefix(prefix) => with_prefix(path, matched, prefix).into(),
-        RedirectPath::Regex(rewrite) => match rewrite.replace_all(path) {
+        RedirectPath::Regex(rewrite) => match rewrite.replace_all(path)? {
             rewritten if rewritten.is_empty() => path.into(),
             rewritten => rewritten.into(),
         },
     };
-    match query.filter(|_| !redirect.strip_query) {
+    Ok(match query.filter(|_| !redirect.strip_query) {
         Some(query) => format!("{new}?{query}").into(),
         None => new,
-    }
+    })
 }
 
 #[cfg(test)]

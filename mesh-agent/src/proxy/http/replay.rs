@@ -13,7 +13,11 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use super::{RequestBody, body::RequestBodyError};
+use super::{
+    RequestBody,
+    body::RequestBodyError,
+    held::{Held, Share},
+};
 
 /// Sends what is kept in pieces of at most this.
 const PIECE_MAX_BYTES: usize = 64 * 1024;
@@ -30,6 +34,9 @@ struct Shared {
     trailers: Option<HeaderMap>,
     ended: bool,
     max_bytes: u64,
+    share: Share,
+    /// What `sent` takes.
+    held: Option<Held>,
     /// More was sent than is kept.
     exceeded: bool,
     /// The attempt that reads: one before it may not be gone yet, and gets nothing more.
@@ -47,13 +54,16 @@ pub(super) struct Attempt {
 }
 
 impl Replay {
-    pub(super) fn new(body: RequestBody, max_bytes: u64) -> Self {
+    /// Of `share` it takes what it keeps, at most so many bytes.
+    pub(super) fn new(body: RequestBody, max_bytes: u64, share: Share) -> Self {
         Self(Arc::new(Mutex::new(Shared {
             rest: body,
             sent: BytesMut::new(),
             trailers: None,
             ended: false,
             max_bytes,
+            share,
+            held: None,
             exceeded: false,
             attempt: 0,
         })))
@@ -81,12 +91,15 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 impl Shared {
     fn keep(&mut self, data: &[u8]) {
         let more = self.sent.len() as u64 + data.len() as u64 > self.max_bytes;
-        if more || self.exceeded {
-            self.exceeded = true;
-            self.sent = BytesMut::new();
-        } else {
+        if !more && !self.exceeded {
             self.sent.extend_from_slice(data);
+            let bytes = self.sent.capacity();
+            if Held::fits(&mut self.held, &self.share, bytes) {
+                return;
+            }
         }
+        self.exceeded = true;
+        (self.sent, self.held) = (BytesMut::new(), None);
     }
 }
 

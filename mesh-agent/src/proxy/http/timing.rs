@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -25,6 +25,12 @@ pub(super) struct Exchange {
     request_bytes: AtomicU64,
     response_bytes: AtomicU64,
     request_broken: AtomicBool,
+    /// Whether who sends the response waits for more of it.
+    asked_for_more: AtomicBool,
+    /// All of the response was handed over, or nothing more will be.
+    over: AtomicBool,
+    /// What passed while the client took nothing.
+    expired: OnceLock<Expired>,
     /// How long the request may take to come, and the whole exchange; 0: for ever.
     request_max: AtomicU64,
     whole_max: AtomicU64,
@@ -40,6 +46,9 @@ impl Exchange {
             request_bytes: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
             request_broken: AtomicBool::new(false),
+            asked_for_more: AtomicBool::new(true),
+            over: AtomicBool::new(false),
+            expired: OnceLock::new(),
             request_max: AtomicU64::new(0),
             whole_max: AtomicU64::new(0),
             unread: Mutex::new(None),
@@ -99,6 +108,33 @@ impl Exchange {
     /// The client's side of the exchange failed while its body was read.
     pub(super) fn request_broke(&self) {
         self.request_broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Who sends the response waits for more of it, or else for the client to take what there is.
+    pub(super) fn ask_for_more(&self, asked: bool) {
+        self.asked_for_more.store(asked, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_asked_for_more(&self) -> bool {
+        self.asked_for_more.load(Ordering::Relaxed)
+    }
+
+    /// Nothing of the response is left.
+    pub(super) fn finish(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// The limit passed while the client took nothing: the exchange is given up.
+    pub(super) fn expire(&self, why: Expired) {
+        let _ = self.expired.set(why);
+    }
+
+    pub(super) fn expired(&self) -> Option<Expired> {
+        self.expired.get().copied()
     }
 
     /// Keeps what nobody will read until the exchange has ended: see `body`'s `discard`.
@@ -171,6 +207,16 @@ impl Deadline {
     ) -> Self {
         let from = Instant::now();
         Self { exchange, stream_idle: idle, route: whole, from, attempt: true, timer: None }
+    }
+
+    /// The same limits, for somebody else to watch.
+    pub(super) fn again(&self) -> Self {
+        let exchange = Arc::clone(&self.exchange);
+        Self { exchange, timer: None, ..*self }
+    }
+
+    pub(super) fn exchange(&self) -> &Exchange {
+        &self.exchange
     }
 
     /// The upstream may not be silent for longer than this either.

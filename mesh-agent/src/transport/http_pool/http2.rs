@@ -16,7 +16,9 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::Instant;
 
-use super::{BoxedIo, Heard, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use};
+use super::{
+    BoxedIo, Heard, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use, paced::Paced,
+};
 use crate::model::cluster::ConnectionLimits;
 
 /// A slow reader holds at most this much of its response in the agent.
@@ -100,7 +102,7 @@ impl<B: UpstreamBody> Http2<B> {
             .max_header_list_size(options.response_head_max_bytes)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
-            .handshake(TokioIo::new(io))
+            .handshake(TokioIo::new(Paced::new(io)))
             .await?;
         // Ends when the last sender is dropped or the peer closes; requests in hand are
         // told its error.

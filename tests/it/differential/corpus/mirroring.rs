@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tests::corpus::Ask;
 
-use super::{Case, case, get, hosts, merge, routes};
+use super::{Case, case, get, hosts, many_retries, merge, routes};
 
 fn mirrors(name: &'static str, policies: Value) -> Case {
     mirrors_by(name, policies, json!({}))
@@ -45,6 +45,9 @@ pub(super) fn cases() -> Vec<Case> {
         mirrors("mirror-answers-otherwise", two()).asks(get("/").answered(&json!({ "status": 500 })).is(500)),
         mirrors_by("mirror-rewritten", two(), json!({ "prefix_rewrite": "/new", "host_rewrite_literal": "new.test", "timeout": "3s" })).asks(get("/a?b=c")),
         mirrors_by("mirror-retried", two(), json!({ "retry_policy": { "retry_on": "5xx", "num_retries": 1, "per_try_timeout": "2s" } })).asks(post("five!")),
+        // However often the request itself is sent.
+        mirrors_by("mirror-once-for-all-attempts", two(), json!({ "cluster": "mirror-repeated", "retry_policy": { "retry_on": "5xx", "num_retries": 3, "retry_back_off": { "base_interval": "0.001s" } } }))
+            .cluster("mirror-repeated", "one", many_retries()).asks(post("five!").answered(&json!({ "status": 503 })).is(503)).asks(get("/").answered(&json!({ "status": 503 })).is(503)),
         mirrors_by("mirror-no-timeout", two(), json!({ "timeout": "0s" })).asks(get("/")),
         case("mirror-not-direct", routes(json!([{ "match": { "prefix": "/" }, "direct_response": { "status": 204 } }]))).asks(get("/").is(204)),
         case("mirror-levels", {

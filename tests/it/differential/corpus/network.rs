@@ -55,6 +55,12 @@ pub(super) fn cases() -> Vec<Case> {
         connection("net-rate-log", "one", vec![rate(1, json!({ "share_key": "l" })), rate(1, json!({ "share_key": "l" }))]).asks(refused()),
         three(connection("net-rate-off", "one", vec![rate(1, off())]), [get("/"), get("/"), get("/")]),
         three(connection("net-limit", "one", vec![limit(json!({ "max_connections": 100 }))]), [get("/"), get("/"), get("/")]),
+        quiet(connection("net-limit-held", "one", vec![limit(json!({ "max_connections": 1 }))])).asks(get("/").beside().is(0)),
+        quiet(connection("net-limit-held-room", "one", vec![limit(json!({ "max_connections": 2 }))])).asks(get("/").beside()),
+        quiet(connection("net-limit-held-off", "one", vec![limit(json!({ "max_connections": 1, "runtime_enabled": { "default_value": false, "runtime_key": "none" } }))])).asks(get("/").beside()),
+        // The kernel's clock is coarser than ours.
+        quiet(connection("net-limit-delay", "one", vec![limit(json!({ "max_connections": 1, "delay": "1s" }))])).asks(get("/").beside().ends_after_ms(900)),
+        quiet(connection("net-limit-delay-room", "one", vec![limit(json!({ "max_connections": 2, "delay": "1s" }))])).asks(get("/").beside()),
         connection("net-shadow", "one", vec![shadow]).asks(get("/")),
         connection("net-sni", "one", vec![sni]).refused("nobody looks for the name"),
     ]

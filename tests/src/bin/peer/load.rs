@@ -114,3 +114,33 @@ pub(crate) fn sink(mut stream: TcpStream) -> io::Result<()> {
         }
     }
 }
+
+/// Opens so many connections, one after the other, and keeps them until it is ended.
+pub(crate) fn hold(address: &str, count: &str, asks: bool) -> ExitCode {
+    let count: usize = count.parse().expect("a number of connections");
+    let one = |n: usize| -> io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(address)?;
+        if asks {
+            // On a busy machine, too.
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.write_all(format!("GET / HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes())?;
+            if read_answer(&mut BufReader::new(&stream))? {
+                return Err(io::Error::other(format!("the {n}th is not kept")));
+            }
+        }
+        Ok(stream)
+    };
+    let held: io::Result<Vec<_>> = (0..count).map(one).collect();
+    match held {
+        Ok(_held) => {
+            println!("open");
+            loop {
+                thread::park();
+            }
+        }
+        Err(error) => {
+            eprintln!("{address}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

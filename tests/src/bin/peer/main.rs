@@ -49,6 +49,9 @@ const HELP: &str = "usage:
   peer crumbs ADDRESS COUNT    sends so many bytes one by one, and expects them back
   peer load ADDRESS HOST CONNECTIONS SECONDS
                                GET / over keep-alive connections; prints JSON
+  peer hold ADDRESS COUNT [--asked]
+                               opens so many connections, says `open` and keeps them; with
+                               `--asked` GET / was answered on each
   peer sink PORT               reads to the end and answers how many bytes there were
   peer source PORT             sends until nobody reads any more
   peer grpc PORT               sends back each message of each gRPC call
@@ -85,6 +88,8 @@ fn main() -> ExitCode {
         ["once", port] => serve(port, parts::once),
         ["crumbs", address, count] => parts::crumbs(address, count),
         ["parts", times, ref addresses @ ..] => parts::parts(times, addresses),
+        ["hold", address, count] => load::hold(address, count, false),
+        ["hold", address, count, "--asked"] => load::hold(address, count, true),
         ["sink", port] => serve(port, load::sink),
         ["source", port] => serve(port, drive::source),
         ["grpc", port] => drive::serve_grpc(port),

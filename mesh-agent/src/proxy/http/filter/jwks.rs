@@ -6,10 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, uri::Authority};
+use http::{HeaderMap, Method, StatusCode, header::CONTENT_ENCODING, uri::Authority};
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::super::call::{CallError, Caller, Limits, Question};
+use super::super::call::{Answered, CallError, Caller, Limits, Question};
 use crate::model::{
     jwks::{Jwks, JwksError},
     jwt_authn::RemoteJwks,
@@ -39,6 +39,9 @@ enum FetchError {
     Call(#[from] CallError),
     #[error("the server answered {0}")]
     Status(StatusCode),
+    /// Nobody expands what may become anything.
+    #[error("the answer has the content-encoding {0}, which was not asked for")]
+    Encoded(String),
     #[error(transparent)]
     Jwks(#[from] JwksError),
     #[error("the address is none")]
@@ -118,9 +121,62 @@ async fn fetch(remote: &RemoteJwks, caller: Caller<'_>) -> Result<Jwks, FetchErr
         body: Bytes::new(),
     };
     let limits = Limits { timeout: Some(uri.timeout), answer_max_bytes: JWKS_MAX_BYTES };
-    let answered = caller.http(&uri.cluster, question, limits).await?;
-    match answered.head.status {
-        StatusCode::OK => Ok(Jwks::parse(&answered.body)?),
-        status => Err(FetchError::Status(status)),
+    read(&caller.http(&uri.cluster, question, limits).await?)
+}
+
+fn read(answered: &Answered) -> Result<Jwks, FetchError> {
+    if answered.head.status != StatusCode::OK {
+        return Err(FetchError::Status(answered.head.status));
+    }
+    let codings = answered.head.headers.get_all(CONTENT_ENCODING).iter();
+    let mut codings = codings.map(|coding| String::from_utf8_lossy(coding.as_bytes()));
+    if let Some(coding) = codings.find(|coding| !coding.eq_ignore_ascii_case("identity")) {
+        return Err(FetchError::Encoded(coding.into_owned()));
+    }
+    Ok(Jwks::parse(&answered.body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write::GzEncoder};
+    use http::Response;
+
+    use super::*;
+
+    const KEYS: &[u8] = br#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#;
+
+    fn answer(coding: Option<&str>, body: &[u8]) -> Answered {
+        let mut response = Response::builder();
+        if let Some(coding) = coding {
+            response = response.header(CONTENT_ENCODING, coding);
+        }
+        let (head, ()) = response.body(()).unwrap().into_parts();
+        Answered { head, body: Bytes::copy_from_slice(body), trailers: HeaderMap::new() }
+    }
+
+    #[test]
+    fn keys_are_taken_as_they_are_and_never_expanded() {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+        gzip.write_all(KEYS).unwrap();
+        gzip.write_all(&vec![b' '; 64 << 20]).unwrap();
+        let bomb = gzip.finish().unwrap();
+        assert!(bomb.len() < JWKS_MAX_BYTES);
+        for coding in ["gzip", "br", "zstd", "deflate", "x", "identity, gzip"] {
+            let told = read(&answer(Some(coding), &bomb)).unwrap_err().to_string();
+            let says = format!("the answer has the content-encoding {coding}, ");
+            assert!(told.starts_with(&says), "{told}");
+            read(&answer(Some(coding), KEYS)).unwrap_err();
+        }
+        // What does not say so is no JSON.
+        let taken = allocation_counter::measure(|| {
+            let told = read(&answer(None, &bomb)).unwrap_err();
+            assert!(matches!(told, FetchError::Jwks(JwksError::Json)), "{told}");
+        });
+        assert!(taken.bytes_max < 1 << 20, "{} bytes", taken.bytes_max);
+        for coding in [None, Some("identity"), Some("Identity")] {
+            assert_eq!(read(&answer(coding, KEYS)).unwrap().keys.len(), 1);
+        }
     }
 }

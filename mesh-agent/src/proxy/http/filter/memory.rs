@@ -10,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{fault, jwks::Fetched, local_rate_limit::Limiter};
+use super::{super::held::Share, fault, jwks::Fetched, local_rate_limit::Limiter};
 use crate::{
     model::{
         captured::Pod,
@@ -48,6 +48,8 @@ struct OfPod {
     rates: HashMap<usize, (Weak<ConnectionRateLimit>, Arc<Bucket>)>,
     /// Those of `rates` that several may use, by key and measure.
     shared: HashMap<(Arc<str>, TokenBucket), Weak<Bucket>>,
+    /// What is kept of bodies.
+    bodies: Option<Share>,
 }
 
 impl FilterMemory {
@@ -57,6 +59,15 @@ impl FilterMemory {
             pod,
             |of_pod| of_pod.faults.get(prefix).map(Arc::clone),
             |of_pod| Arc::clone(of_pod.faults.entry(prefix.into()).or_default()),
+        )
+    }
+
+    /// What requests of `pod` may keep of their bodies.
+    pub(in crate::proxy::http) fn bodies(&self, pod: &Arc<Pod>) -> Share {
+        self.find(
+            pod,
+            |of_pod| of_pod.bodies.clone(),
+            |of_pod| of_pod.bodies.get_or_insert_default().clone(),
         )
     }
 
@@ -166,8 +177,10 @@ impl FilterMemory {
         let before = self.pods.load_full();
         let living = before.iter().filter(|(_, of_pod)| of_pod.pod.strong_count() > 0);
         let pods = living.map(|(uid, of_pod)| {
-            let OfPod { pod, faults, jwks, limiters, populations, rates, shared } = &**of_pod;
+            let OfPod { pod, faults, jwks, limiters, populations, rates, shared, bodies } =
+                &**of_pod;
             // Told apart before anything is copied: a copy counts as a use.
+            let bodies_in_use = bodies.as_ref().is_some_and(Share::is_shared);
             let faults = faults.iter().filter(|(_, active)| Arc::strong_count(active) > 1);
             let jwks =
                 jwks.iter().filter(|(.., jwks)| Arc::strong_count(jwks) > 1 || !jwks.is_stale());
@@ -185,6 +198,7 @@ impl FilterMemory {
                 populations: populations.map(|(key, kept)| (*key, kept.clone())).collect(),
                 rates: rates.map(|(key, kept)| (*key, kept.clone())).collect(),
                 shared: shared.map(|(key, kept)| (key.clone(), Weak::clone(kept))).collect(),
+                bodies: bodies.clone().filter(|_| bodies_in_use),
             };
             (uid.clone(), Arc::new(kept))
         });

@@ -15,10 +15,11 @@ use http_body::Body as _;
 
 use super::{
     super::{
-        HttpConnection, Judged, RequestBody,
+        HttpConnection, Judged, RequestBody, RequestBodyError,
         call::Caller,
         descriptors::Counted,
         forward::expired_reply,
+        held::Share,
         mutations::{self, OnTheWayOut},
         record::RequestLog,
         reply::{Reply, ToGrpc},
@@ -147,9 +148,13 @@ impl Filtering<'_> {
         };
         if let Some(settings) = question.reads_body(body) {
             let mut deadline = Deadline::new(Arc::clone(&log.exchange), self.idle);
-            let read = deadline.run(body.read_ahead(settings.until())).await;
+            let share = self.bodies();
+            let read = deadline.run(body.read_ahead(settings.until(), &share)).await;
             let read = read.map_err(|expired| expired_reply(expired, log))?;
-            let whole = read.map_err(|_| Reply::bad_request("malformed request body"))?;
+            let whole = read.map_err(|error| match error {
+                RequestBodyError::NoRoom => no_room(&error),
+                _ => Reply::bad_request("malformed request body"),
+            })?;
             settings.check(whole, body)?;
         }
         let answer = question.ask(self.caller(), log, head, body).await;
@@ -163,6 +168,11 @@ impl Filtering<'_> {
     pub(super) fn caller(&self) -> Caller<'_> {
         let Self { connection, judged, snapshot, .. } = *self;
         Caller { services: &connection.services, permit: &judged.permit, snapshot }
+    }
+
+    /// What the request may keep of its body.
+    fn bodies(&self) -> Share {
+        self.connection.services.filters.bodies(self.judged.permit.flow().pod())
     }
 
     fn cors(&self, place: Place<'_>, log: &mut RequestLog, head: &Parts) -> Result<(), Reply> {
@@ -221,8 +231,10 @@ impl Filtering<'_> {
         }
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), self.idle);
-        match deadline.run(body.read_ahead(max.saturating_add(1))).await {
+        let share = self.bodies();
+        match deadline.run(body.read_ahead(max.saturating_add(1), &share)).await {
             Ok(Ok(_)) => {}
+            Ok(Err(error @ RequestBodyError::NoRoom)) => return Err(no_room(&error)),
             Ok(Err(error)) => {
                 let flag = Some(ResponseFlag::DownstreamConnectionTermination);
                 let reply = Reply::new(StatusCode::BAD_REQUEST, "", flag, error.to_string());
@@ -300,6 +312,13 @@ impl Filtering<'_> {
         };
         Err(Reply { headers: Some(Box::new(headers)), grpc, ..reply })
     }
+}
+
+/// As Envoy where its overload manager sheds load.
+fn no_room(error: &RequestBodyError) -> Reply {
+    let flag = Some(ResponseFlag::OverloadManager);
+    let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "", flag, error.to_string());
+    Reply { close: true, ..reply }
 }
 
 fn set_metadata(all: &[SetMetadata], metadata: &mut DynamicMetadata) {

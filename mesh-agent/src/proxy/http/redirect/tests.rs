@@ -17,7 +17,7 @@ fn check(redirect: &Redirect, host: &str, target: &str, proto: Option<&str>, exp
     }
     let (head, ()) = request.body(()).unwrap().into_parts();
     let matched = PathMatch::Prefix("/r".to_owned());
-    let location = location(redirect, &matched, &head);
+    let location = location(redirect, &matched, &head).unwrap();
     assert_eq!(String::from_utf8(location).unwrap(), expected);
 }
 

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use super::harness::{Mesh, Setup};
+use super::harness::{Mesh, Setup, mirror_upstream};
 
 const REQUEST: &[u8] = b"GET /hello?q=1 HTTP/1.1\r\nhost: app.test\r\nuser-agent: test/1.0\r\n\
     accept: */*\r\nx-request-id: 2f1c2c6e-55cd-4c0a-8b5c-2d1c6b6a3a10\r\n\r\n";
@@ -72,4 +72,47 @@ fn a_proxied_request_takes_few_allocations() {
     let taken = allocations_per_request();
     println!("{taken:.1} allocations a request");
     assert!(taken <= 28.0, "{taken:.1} allocations a request");
+}
+
+/// What a connection holds between requests, and how many pieces of it; both of its ends are in
+/// this thread.
+fn held_by_a_kept_connection(asks: bool) -> (i64, i64) {
+    const CONNECTIONS: i64 = 50;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mesh = runtime.block_on(async { Mesh::new(Setup::new(mirror_upstream().await)) });
+    let open = || async {
+        let mut client = mesh.connect().await;
+        if asks {
+            client.ask(std::str::from_utf8(REQUEST).unwrap()).await;
+        }
+        client
+    };
+    // What is made once.
+    let _first = runtime.block_on(async {
+        let client = open().await;
+        tokio::task::yield_now().await;
+        client
+    });
+    let mut kept = Vec::with_capacity(64);
+    let held = allocation_counter::measure(|| {
+        runtime.block_on(async {
+            for _ in 0..CONNECTIONS {
+                kept.push(open().await);
+            }
+            // The agent has nothing to do any more.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        });
+    });
+    (held.bytes_current / CONNECTIONS, held.count_current / CONNECTIONS)
+}
+
+#[test]
+fn a_connection_that_waits_holds_little() {
+    for (asks, most) in [(false, 24 << 10), (true, 48 << 10)] {
+        let (bytes, pieces) = held_by_a_kept_connection(asks);
+        println!("asked: {asks}: {bytes} bytes in {pieces} pieces");
+        assert!(bytes <= most, "asked: {asks}: {bytes} bytes in {pieces} pieces");
+    }
 }

@@ -60,6 +60,28 @@ fn values<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
     lines.filter(|(found, _)| *found == name).map(|(_, value)| value).collect()
 }
 
+#[tokio::test]
+async fn a_body_that_a_filter_has_no_room_for_is_refused() {
+    let filter = HttpFilter::Buffer(1 << 20);
+    let filters = vec![ChainFilter { name: "buffer".into(), disabled: false, filter }];
+    let mesh = Mesh::new(Setup { filters, ..Setup::new(mirror_upstream().await) });
+    let post = |bytes| {
+        let body = "x".repeat(bytes);
+        format!("POST /x HTTP/1.1\r\nhost: app.test\r\ncontent-length: {bytes}\r\n\r\n{body}")
+    };
+    let others = mesh.leave(1000);
+    let response = mesh.connect().await.ask(&post(1001)).await;
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert_eq!(mesh.record(0).await.flags.to_string(), "OM");
+    let get = "GET /x HTTP/1.1\r\nhost: app.test\r\n\r\n";
+    assert!(mesh.connect().await.ask(get).await.starts_with("HTTP/1.1 200 "));
+    drop(others);
+    let response = mesh.connect().await.ask(&post(1001)).await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    // What goes on is not kept: there is room for all again.
+    drop(mesh.leave(0));
+}
+
 const WAY_OUT: [&str; 5] = ["second", "second-host", "on", "on-host", "first"];
 
 #[tokio::test]

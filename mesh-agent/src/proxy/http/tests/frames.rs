@@ -142,7 +142,19 @@ async fn requests_of(
     mut read: OwnedReadHalf,
     told: mpsc::UnboundedSender<u32>,
 ) -> std::io::Result<()> {
-    read.read_exact(&mut [0; PREFACE_BYTES]).await?;
+    preface(&mut read).await?;
+    loop {
+        let _ = told.send(request(&mut read).await?);
+    }
+}
+
+/// What a client says first.
+pub(super) async fn preface(read: &mut OwnedReadHalf) -> std::io::Result<()> {
+    read.read_exact(&mut [0; PREFACE_BYTES]).await.map(drop)
+}
+
+/// Reads up to the end of the next request; its stream.
+pub(super) async fn request(read: &mut OwnedReadHalf) -> std::io::Result<u32> {
     loop {
         let mut prefix = [0; 9];
         read.read_exact(&mut prefix).await?;
@@ -150,7 +162,7 @@ async fn requests_of(
         let length = u32::from_be_bytes([0, a, b, c]);
         read.read_exact(&mut vec![0; usize::try_from(length).unwrap()]).await?;
         if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
-            let _ = told.send(u32::from_be_bytes(stream));
+            return Ok(u32::from_be_bytes(stream));
         }
     }
 }

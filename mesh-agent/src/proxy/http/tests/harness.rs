@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{
     ConnectFailure, HttpConnection, HttpOutcome, HttpServices, RequestObserver, RequestRecord,
-    Spans, Upstreams, serve_http,
+    Spans, Upstreams, held::Held, serve_http,
 };
 use crate::{
     model::{
@@ -41,7 +41,7 @@ use crate::{
         },
         filter::{ChainFilter, PerFilter},
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
-        http_options::{Http2Limits, HttpOptions},
+        http_options::{BODIES_OF_POD_MAX_BYTES, Http2Limits, HttpOptions},
         listener::{
             CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
             RouteSource, TerminalFilter,
@@ -407,6 +407,19 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     }
 }
 
+/// The only one there is.
+fn client_pod() -> Arc<Pod> {
+    let workload = Workload {
+        uid: WorkloadUid("client".into()),
+        name: "client".into(),
+        identity: "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap(),
+        addresses: vec!["10.1.0.1".parse().unwrap()],
+        labels: BTreeMap::new(),
+        mtls: MtlsMode::Strict,
+    };
+    Arc::new(Pod { workload, sockets: Arc::new(NoSockets) })
+}
+
 /// The engine, ready for connections of one client pod.
 pub(super) struct Mesh {
     setup: Setup,
@@ -462,16 +475,8 @@ impl Mesh {
         let (served, source) = listener.accept().await.unwrap();
         client.set_nodelay(true).unwrap();
         served.set_nodelay(true).unwrap();
-        let workload = Workload {
-            uid: WorkloadUid("client".into()),
-            name: "client".into(),
-            identity: "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap(),
-            addresses: vec!["10.1.0.1".parse().unwrap()],
-            labels: BTreeMap::new(),
-            mtls: MtlsMode::Strict,
-        };
         let captured = CapturedOutbound {
-            pod: Arc::new(Pod { workload, sockets: Arc::new(NoSockets) }),
+            pod: client_pod(),
             source,
             original_destination: "10.0.0.1:80".parse().unwrap(),
         };
@@ -500,6 +505,12 @@ impl Mesh {
     /// The `n`th record, once it is there.
     pub(super) async fn record(&self, n: usize) -> RequestRecord {
         eventually(|| self.records.0.lock().unwrap().get(n).cloned()).await
+    }
+
+    /// Takes all that the pod's requests may keep of their bodies but for so many bytes.
+    pub(super) fn leave(&self, bytes: usize) -> Held {
+        let share = self.services.filters.bodies(&client_pod());
+        share.take(BODIES_OF_POD_MAX_BYTES - bytes).unwrap()
     }
 
     pub(super) fn recorded(&self) -> usize {

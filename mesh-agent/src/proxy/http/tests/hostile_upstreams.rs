@@ -19,7 +19,7 @@ use super::{
 
 /// What becomes of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ends {
+pub(super) enum Ends {
     /// The agent answers for itself.
     Refused,
     /// The response begins, and is cut.
@@ -122,8 +122,8 @@ const ROWS: &[Row] = &[
     ("a status of nothing", |s| says(&[head(END_STREAM, s, &[(":status", "0")])]), &[Refused]),
     ("another protocol", |s| says(&[head(0, s, &[(":status", "101")]), frame(DATA, END_STREAM, s, b"injected")]), &[Refused]),
     ("nothing but what comes before", |s| says(&[head(END_STREAM, s, &[(":status", "100")])]), &[Refused]),
-// The codec takes it away.
-        ("a request's pseudo-header", |s| says(&[head(END_STREAM, s, &[OK, (":path", "/")])]), &[Refused, Whole]),
+    // The codec takes it away.
+    ("a request's pseudo-header", |s| says(&[head(END_STREAM, s, &[OK, (":path", "/")])]), &[Refused, Whole]),
     ("a status that is late", |s| says(&[head(END_STREAM, s, &[("x", "y"), OK])]), &[Refused]),
     ("a header of two lines", |s| says(&[head(END_STREAM, s, &[OK, ("x", "y\r\ninjected: 1")])]), &[Refused]),
     ("a name of two lines", |s| says(&[head(END_STREAM, s, &[OK, ("x\r\ninjected", "1")])]), &[Refused]),

@@ -13,8 +13,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::harness::{
-    Mesh, Setup, eventually, mirror_upstream, raw_upstream, read_head, silent_upstream,
+use super::{
+    frames::{DATA, END_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, head},
+    harness::{Mesh, Setup, eventually, mirror_upstream, raw_upstream, read_head, silent_upstream},
 };
 
 const SHORT: Option<Duration> = Some(Duration::from_millis(200));
@@ -234,4 +235,74 @@ async fn a_large_download_waits_for_a_slow_client() {
     let (_, body) = response.split_once("\r\n\r\n").unwrap();
     assert_eq!(body.len(), LARGE);
     assert_eq!(mesh.record(0).await.response_bytes, LARGE as u64);
+}
+
+/// Sends without end.
+async fn endless_upstream() -> std::net::SocketAddr {
+    raw_upstream(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while stream.write_all(&[b'x'; 1 << 14]).await.is_ok() {}
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_ended_by_the_same_limits() {
+    for (path, flag) in [("/stream", "SI"), ("/slow", "UT")] {
+        let stream_idle_timeout = if path == "/stream" { SHORT } else { None };
+        let mesh = Mesh::new(Setup { stream_idle_timeout, ..Setup::new(endless_upstream().await) });
+        let mut client = mesh.connect().await;
+        client.write(format!("GET {path} HTTP/1.1\r\nhost: app.test\r\n\r\n")).await;
+        let record = mesh.record(0).await;
+        assert_eq!(record.flags.to_string(), flag, "{record:?}");
+        assert_eq!(record.response_code.unwrap(), 200);
+        let outcome = super::harness::within(client.served).await.unwrap();
+        assert!(outcome.error.is_none(), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_nothing_is_reset_and_no_other() {
+    let get = |stream: u32, path: &str| {
+        let pseudo = [":method", ":scheme", ":authority", ":path"];
+        let fields: Vec<_> = pseudo.into_iter().zip(["GET", "http", "app.test", path]).collect();
+        head(END_STREAM, stream, &fields)
+    };
+    let upstream = endless_upstream().await;
+    let mesh = Mesh::new(Setup { stream_idle_timeout: SHORT, ..Setup::new(upstream) });
+    let mut client = mesh.connect().await;
+    let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), no_window].concat();
+    client.write([preface, get(1, "/stream")].concat()).await;
+    loop {
+        match next_frame(&mut client.stream).await {
+            (RST_STREAM, 1, _) => break,
+            (kind, ..) => assert_ne!(kind, DATA),
+        }
+    }
+    let record = mesh.record(0).await;
+    assert_eq!(record.flags.to_string(), "SI", "{record:?}");
+    // The connection goes on.
+    client.write([get(3, "/direct"), frame(WINDOW_UPDATE, 0, 3, &[0, 0, 1, 0])].concat()).await;
+    loop {
+        let (kind, stream, length) = next_frame(&mut client.stream).await;
+        assert_ne!(kind, RST_STREAM);
+        if (kind, stream) == (DATA, 3) && length > 0 {
+            break;
+        }
+    }
+}
+
+/// The next frame's kind, stream, and length.
+async fn next_frame(stream: &mut tokio::net::TcpStream) -> (u8, u32, usize) {
+    let read = async {
+        let mut prefix = [0; 9];
+        stream.read_exact(&mut prefix).await.unwrap();
+        let [a, b, c, kind, _, of @ ..] = prefix;
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        (kind, u32::from_be_bytes(of), length)
+    };
+    super::harness::within(read).await
 }

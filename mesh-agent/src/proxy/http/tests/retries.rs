@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use tokio::sync::Barrier;
 
 use super::harness::{BoxBody, Mesh, Setup, http_upstream, raw_upstream, read_head, within};
 use crate::model::retry::{Attempts, BackOff, RetryOn, RetryPolicy};
@@ -178,6 +179,85 @@ async fn a_body_too_large_to_keep_is_sent_once() {
     assert_eq!(upstream.asked(), 1);
     assert_eq!(upstream.bodies.lock().unwrap()[0].len(), 100_001);
     assert!(mesh.record(0).await.flags.is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_there_is_no_room_for_is_sent_once() {
+    let upstream = Upstream::default();
+    let address = upstream.failing(false, 1).await;
+    let mesh = Mesh::new(setup(address, policy(RetryOn::SERVER_ERROR)));
+    let others = mesh.leave(20_000);
+    let response = mesh.connect().await.ask(&post(20_001)).await;
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert_eq!(upstream.asked(), 1);
+    assert_eq!(upstream.bodies.lock().unwrap()[0].len(), 20_001);
+    // Nothing of it is kept any more, and what needs no room has it always.
+    drop(others);
+    let _others = mesh.leave(0);
+    for request in [get("/again"), post(0)] {
+        upstream.asked.store(0, Ordering::SeqCst);
+        let response = mesh.connect().await.ask(&request).await;
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        assert_eq!(upstream.asked(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_again_at_once_is_bounded_however_often_it_may_be() {
+    const REQUESTS: usize = 24;
+    const RETRIES: u32 = 20;
+    for http2 in [false, true] {
+        // First attempts wait for each other; how many are repeated at a time is noted.
+        let (firsts, again, most) =
+            (Arc::new(Barrier::new(REQUESTS)), AtomicUsize::new(0), AtomicUsize::new(0));
+        let counts = Arc::new((AtomicUsize::new(0), again, most));
+        let shared = Arc::clone(&counts);
+        let address = http_upstream(http2, move |request: Request<hyper::body::Incoming>| {
+            let (firsts, counts) = (Arc::clone(&firsts), Arc::clone(&shared));
+            async move {
+                let (all, again, most) = &*counts;
+                all.fetch_add(1, Ordering::SeqCst);
+                if request.headers()["x-envoy-attempt-count"] == "1" {
+                    firsts.wait().await;
+                } else {
+                    let now = again.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.fetch_max(now, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    again.fetch_sub(1, Ordering::SeqCst);
+                }
+                let mut response = Response::new(BoxBody::default());
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
+        })
+        .await;
+        let policy = RetryPolicy { num_retries: RETRIES, ..policy(RetryOn::SERVER_ERROR) };
+        let mut setup = setup(address, policy);
+        setup.circuit_breakers.default.max_retries = 3;
+        if http2 {
+            setup.protocol = Setup::http2(address).protocol;
+        }
+        let mesh = Arc::new(Mesh::new(setup));
+        let asked: Vec<_> = (0..REQUESTS)
+            .map(|_| {
+                let mesh = Arc::clone(&mesh);
+                tokio::spawn(async move { mesh.connect().await.ask(&get("/again")).await })
+            })
+            .collect();
+        for asked in asked {
+            let response = asked.await.unwrap();
+            assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+        }
+        let count = |of: &AtomicUsize| of.load(Ordering::SeqCst);
+        let (all, most) = (count(&counts.0), count(&counts.2));
+        assert!((1..=3).contains(&most), "{most} at a time");
+        // Whoever has a place goes on to its last attempt; somebody else may have it then.
+        assert!((REQUESTS + 20..REQUESTS * 21).contains(&all), "{all} attempts");
+        for n in 0..REQUESTS {
+            let flags = mesh.record(n).await.flags.to_string();
+            assert!(["UO", "URX"].contains(&flags.as_str()), "{flags}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,11 @@
 //! Asks what a file of scripts says and prints what came, a line of JSON for each script.
 
-use std::{fs, io, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -67,6 +72,46 @@ pub(crate) fn run(file: &str) -> ExitCode {
 }
 
 async fn answer(ask: &Ask, address: SocketAddr, case: &str) -> Heard {
+    let _beside = match ask.beside {
+        true => match beside(address).await {
+            Ok(beside) => Some(beside),
+            Err(error) => {
+                return Heard { end: format!("none beside it: {error}"), ..Heard::default() };
+            }
+        },
+        false => None,
+    };
+    let begun = Instant::now();
+    let heard = asked(ask, address, case).await;
+    match ask.not_before_ms {
+        Some(least) if heard.responses.is_empty() && heard.end == "closed" => {
+            let in_time = begun.elapsed() >= Duration::from_millis(least);
+            let end = if in_time { "closed in time" } else { "closed too early" };
+            Heard { end: end.to_owned(), ..heard }
+        }
+        _ => heard,
+    }
+}
+
+/// Another connection, over which something was answered.
+async fn beside(address: SocketAddr) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    let ask = Ask::new("GET", "/beside");
+    stream.write_all(&head_of(&ask, "beside")).await?;
+    let mut bytes = Vec::new();
+    let reading = async {
+        while !matches!(http1::response(&bytes, false, false), Front::Whole(..)) {
+            if stream.read_buf(&mut bytes).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+        }
+        io::Result::Ok(())
+    };
+    timeout(PATIENCE, reading).await.map_err(io::Error::from)??;
+    Ok(stream)
+}
+
+async fn asked(ask: &Ask, address: SocketAddr, case: &str) -> Heard {
     let asked = async {
         match ask.protocol {
             Protocol::Http1 => over_http1(ask, address, case).await,
