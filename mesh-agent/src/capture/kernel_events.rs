@@ -1,6 +1,7 @@
 //! The kernel's reports of connections that it took from pod to pod, and what they mean.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -18,7 +19,10 @@ use super::{
     maps::monotonic_ns,
     node::{Capture, Slot, State},
 };
-use crate::model::kernel_path::{KernelConnection, KernelEvent, KernelPeer, KernelTraffic};
+use crate::model::{
+    kernel_path::{KernelConnection, KernelEvent, KernelPeer, KernelTraffic},
+    workload::WorkloadUid,
+};
 
 /// Short connections come in numbers: their events are taken together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -27,7 +31,11 @@ const GATHER: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct KernelEvents(AsyncFd<Ring>);
 
-struct Ring(RingBuf<MapData>);
+struct Ring {
+    events: RingBuf<MapData>,
+    /// How many the last look found: as many are likely to follow.
+    found: usize,
+}
 
 impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -37,7 +45,7 @@ impl std::fmt::Debug for Ring {
 
 impl std::os::fd::AsRawFd for Ring {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
+        self.events.as_raw_fd()
     }
 }
 
@@ -64,15 +72,16 @@ impl KernelEvents {
 
 impl Ring {
     fn drain(&mut self, capture: &Capture) -> Vec<KernelEvent> {
-        let mut raw = Vec::new();
-        while let Some(item) = self.0.next() {
-            raw.extend(parse(&item));
-        }
-        if raw.is_empty() {
-            return Vec::new();
-        }
+        let Some(first) = self.events.next().map(|item| parse(&item)) else { return Vec::new() };
+        let mut reports = Vec::with_capacity(self.found + self.found / 4);
         let state = capture.state();
-        raw.iter().map(|event| report(event, &state)).collect()
+        let slots = state.by_cookie();
+        reports.extend(first.map(|event| report(&event, &slots)));
+        while let Some(item) = self.events.next() {
+            reports.extend(parse(&item).map(|event| report(&event, &slots)));
+        }
+        self.found = reports.len();
+        reports
     }
 }
 
@@ -138,8 +147,8 @@ fn parse(bytes: &[u8]) -> Option<Event> {
     })
 }
 
-fn report(event: &Event, state: &State) -> KernelEvent {
-    let connection = describe(&event.tuple, &event.connection, state);
+fn report(event: &Event, slots: &Slots<'_>) -> KernelEvent {
+    let connection = describe(&event.tuple, &event.connection, slots);
     if event.kind == Event::ESTABLISHED {
         return KernelEvent::Established(connection);
     }
@@ -176,7 +185,7 @@ const CLOSING: u32 = 11;
 pub(super) fn describe(
     tuple: &TupleKey,
     connection: &Authorized,
-    state: &State,
+    slots: &Slots<'_>,
 ) -> KernelConnection {
     let socket = |address: Address, port: u32| {
         SocketAddr::new(IpAddr::from(address), u16::try_from(port).unwrap_or_default())
@@ -186,27 +195,50 @@ pub(super) fn describe(
         socket_cookie: connection.socket_cookie,
         source_netns: connection.source_cookie,
         destination_netns: tuple.netns_cookie,
-        source_pod: state.peer(connection.source_cookie),
-        destination_pod: state.peer(tuple.netns_cookie),
+        source_pod: slots.peer(connection.source_cookie),
+        destination_pod: slots.peer(tuple.netns_cookie),
         source: socket(tuple.source, tuple.source_port),
         original_destination: socket(connection.asked, connection.asked_port),
         destination: socket(tuple.destination, tuple.destination_port),
         age: Duration::from_nanos(age),
-        on_path: state.is_on_kernel_path(connection.source_cookie, tuple.source.into())
-            && state.is_on_kernel_path(tuple.netns_cookie, tuple.destination.into()),
+        on_path: slots.is_on_kernel_path(connection.source_cookie, tuple.source.into())
+            && slots.is_on_kernel_path(tuple.netns_cookie, tuple.destination.into()),
         established: connection.established_ns != 0,
         seen: connection.seen != 0,
     }
 }
 
+/// The pods that are served, by the cookies of their namespaces: to tell of thousands of
+/// connections at once, a node's pods are gone through only once.
+pub(super) struct Slots<'a> {
+    state: &'a State,
+    by_cookie: HashMap<u64, (&'a WorkloadUid, &'a Slot)>,
+}
+
 impl State {
+    pub(super) fn by_cookie(&self) -> Slots<'_> {
+        let served = self.pods.iter().filter(|(_, slot)| slot.record.is_some());
+        let by_cookie = served.map(|(uid, slot)| (slot.cookie, (uid, slot))).collect();
+        Slots { state: self, by_cookie }
+    }
+}
+
+impl Slots<'_> {
     fn peer(&self, cookie: u64) -> KernelPeer {
-        let of_cookie = |slot: &&Slot| slot.cookie == cookie;
-        match self.pods.iter().find(|(_, slot)| of_cookie(slot)) {
-            Some((uid, slot)) if slot.record.is_some() => KernelPeer::Enrolled(uid.clone()),
-            _ if self.maps.is_captured(cookie) => KernelPeer::Waiting,
-            _ => KernelPeer::Gone,
+        match self.by_cookie.get(&cookie) {
+            Some((uid, _)) => KernelPeer::Enrolled((*uid).clone()),
+            None if self.state.maps.is_captured(cookie) => KernelPeer::Waiting,
+            None => KernelPeer::Gone,
         }
+    }
+
+    /// Whether packets of the kernel path may go to `address` of the pod of `cookie`; of one
+    /// that is not served yet that is not known.
+    fn is_on_kernel_path(&self, cookie: u64, address: IpAddr) -> bool {
+        let slot = self.by_cookie.get(&cookie);
+        !self.state.guarded
+            || slot
+                .is_none_or(|(_, slot)| slot.road.as_ref().is_ok_and(|road| road.reaches(address)))
     }
 }
 
@@ -220,7 +252,7 @@ impl Capture {
         let Some(ring) = ring else { return Ok(None) };
         // SAFETY: the descriptor is the map's own, which the ring holds for as long as
         // it lives, and nothing replaces it.
-        let ring = unsafe { AsyncFd::register(Ring(ring)) };
+        let ring = unsafe { AsyncFd::register(Ring { events: ring, found: 0 }) };
         Ok(Some(KernelEvents(ring.map_err(io::Error::from)?)))
     }
 }

@@ -295,8 +295,9 @@ impl Capture {
     /// Every connection that takes the kernel path now.
     pub fn kernel_connections(&self) -> Vec<KernelConnection> {
         let state = self.state();
+        let slots = state.by_cookie();
         let live = state.kernel.live();
-        live.iter().map(|(tuple, connection)| describe(tuple, connection, &state)).collect()
+        live.iter().map(|(tuple, connection)| describe(tuple, connection, &slots)).collect()
     }
 
     /// Ends a connection: both applications see it. `false` where it has ended already.
@@ -327,7 +328,7 @@ impl Capture {
             if tuple.netns_cookie != cookie && connection.source_cookie != cookie {
                 continue;
             }
-            let connection = describe(&tuple, &connection, &self.state());
+            let connection = describe(&tuple, &connection, &self.state().by_cookie());
             if let Err(error) = self.cut_kernel_connection(&connection) {
                 tracing::error!(
                     source = %connection.source, destination = %connection.destination, %error,

@@ -82,19 +82,9 @@ pub(super) struct State {
     pub(super) kernel: KernelMaps,
     pub(super) pods: HashMap<WorkloadUid, Slot>,
     /// Whether pods have guards, which see that the kernel path stays on the node.
-    guarded: bool,
+    pub(super) guarded: bool,
     /// What [`Capture::maintain`] has reported before.
     publish_failures: u64,
-}
-
-impl State {
-    /// Whether packets of the kernel path may go to `address` of the pod of `cookie`; of one
-    /// that is not served yet that is not known.
-    pub(super) fn is_on_kernel_path(&self, cookie: u64, address: IpAddr) -> bool {
-        let slot = self.pods.values().find(|slot| slot.cookie == cookie && slot.record.is_some());
-        !self.guarded
-            || slot.is_none_or(|slot| slot.road.as_ref().is_ok_and(|road| road.reaches(address)))
-    }
 }
 
 impl fmt::Debug for State {
