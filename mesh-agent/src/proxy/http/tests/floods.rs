@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Of a flood, unless it is ended or held up before.
-const FLOOD_BYTES: usize = 4 << 20;
+const FLOOD_BYTES: usize = 2 << 20;
 /// What client, agent and upstream may hold at once.
 const HELD_MAX_BYTES: u64 = 1 << 20;
 /// The only stream.
