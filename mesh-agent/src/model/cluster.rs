@@ -80,6 +80,18 @@ pub struct ConnectionLimits {
     pub max_duration: Option<Duration>,
     /// At least 1.
     pub max_requests: Option<u32>,
+    /// By HTTP/2. `None`: a silent peer is asked nothing, since gRPC servers hang up on who asks
+    /// more often than they like; TCP's own probes tell whether it is there.
+    pub pings: Option<Pings>,
+}
+
+/// Spec: `envoy.config.core.v3.KeepaliveSettings`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct Pings {
+    /// Of silence, until the peer is asked.
+    pub interval: Duration,
+    /// For its answer.
+    pub timeout: Duration,
 }
 
 /// How the agent tells by itself which endpoints are well.

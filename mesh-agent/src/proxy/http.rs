@@ -13,6 +13,7 @@
 //! Every request ends in exactly one [`RequestRecord`].
 
 mod access_log;
+mod answer;
 mod attempts;
 mod body;
 mod breakers;
@@ -20,6 +21,7 @@ mod call;
 mod cookies;
 mod copy;
 mod descriptors;
+mod exchange;
 mod filter;
 mod forward;
 mod forwarding;
@@ -34,12 +36,16 @@ mod normalize;
 mod outliers;
 mod record;
 mod redirect;
+mod refusals;
 mod replay;
 mod reply;
 mod request;
+mod reset;
+mod rewrites;
 mod spans;
 mod stages;
 mod stalled;
+mod standing;
 mod switch;
 #[cfg(test)]
 mod tests;

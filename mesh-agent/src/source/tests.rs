@@ -1,6 +1,7 @@
 //! The whole way from a file's text to the model, and to rejections by path.
 
 mod balancing;
+mod documented;
 mod gateway;
 mod refused;
 mod retries;

@@ -326,7 +326,7 @@ impl<B: UpstreamBody> HttpPool<B> {
             return Ok(lease);
         }
         let io = connect().await.map_err(LeaseError::Connect)?;
-        let (connection, stream) = Http2::handshake(io, &self.options)
+        let (connection, stream) = Http2::handshake(io, &self.options, key.limits.pings)
             .await
             .map_err(|source| LeaseError::Handshake { address: key.address, source })?;
         let mut table = self.table();

@@ -13,14 +13,16 @@ use hyper::ext::Protocol;
 use super::{
     HttpConnection, RequestBody,
     breakers::{self, Admitted, Breaker, Counted, Overflow},
-    forward::{Failure, exchange, key, terminate},
+    exchange::{exchange, terminate},
+    forward::key,
     headers::{ATTEMPT_COUNT, TIMEOUT_RETRY},
     held::Share,
     outliers,
     record::RequestLog,
+    refusals::no_destination,
     replay::Replay,
     reply::Reply,
-    request::no_destination,
+    reset::Failure,
     spans::Ending,
     timing::Exchange,
 };

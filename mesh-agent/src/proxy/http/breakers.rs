@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::forward::Failure;
+use super::reset::Failure;
 use crate::{
     model::{
         cluster::{CircuitBreakers, ClusterName, Thresholds},

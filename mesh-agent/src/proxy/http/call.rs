@@ -19,8 +19,9 @@ use super::{
     HttpServices, RequestBody,
     attempts::Ended,
     breakers::{self, Admitted, Overflow},
-    forward::{Failure, exchange},
+    exchange::exchange,
     grpc,
+    reset::Failure,
     timing::Exchange,
 };
 use crate::{

@@ -22,10 +22,10 @@ use super::{
     attempts::head_of,
     call,
     copy::Tee,
-    forward::Failure,
-    headers::{self, Hosts, Rewrites},
-    mutations, outliers,
+    headers, mutations, outliers,
     record::RequestLog,
+    reset::Failure,
+    rewrites::{Hosts, Rewrites},
     spans::Copied,
     timing::{Deadline, Exchange},
 };

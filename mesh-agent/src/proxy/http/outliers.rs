@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use http::{HeaderMap, HeaderName};
 
-use super::{attempts::Ended, forward::Failure};
+use super::{attempts::Ended, reset::Failure};
 use crate::route::{Outcome, Reporter};
 
 /// Says that the endpoint is to take no more until it passes a health check.

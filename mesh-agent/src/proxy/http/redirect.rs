@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use http::{HeaderValue, StatusCode, request::Parts};
 
 use super::{
-    headers::{misconfigured, with_prefix},
     reply::Reply,
     request::path_and_query,
+    rewrites::{misconfigured, with_prefix},
 };
 use crate::{
     model::{

@@ -2,57 +2,50 @@
 
 use std::{sync::Arc, time::Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, USER_AGENT},
-    request::Parts,
+    HeaderValue, Request, Response, StatusCode, Version, header::USER_AGENT, request::Parts,
 };
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, ext, upgrade::OnUpgrade};
 
 use super::{
-    HttpConnection, Judged, RequestBody,
+    HttpConnection, RequestBody,
     access_log::Logging,
+    answer::Answer,
     body::ResponseBody,
-    breakers::Admitted,
     cookies,
     filter::{self, Next, grpc_web, run::Filtering},
-    forward::{Forward, Upgrade, expired_reply, forward},
+    forward::{Forward, Upgrade, forward},
     forwarding, grpc,
-    headers::{self, Checked, REQUEST_ID, Rewrites},
+    headers::{self, Checked, REQUEST_ID},
     lookups::{Lookups, Unrouted, not_obtained},
     mirror::{self, Mirroring},
     mutations::{self, ResponseMutations},
     normalize::normalize,
     record::RequestLog,
     redirect,
-    reply::{Reply, VIA_UPSTREAM},
+    refusals::{denied_reply, no_destination, no_route, refuse, unknown_cluster},
+    reply::Reply,
+    rewrites::Rewrites,
     spans::Trace,
     switch::{self, Switch},
     timing::{Deadline, Exchange},
-    tunnel::{Tunnel, Upstream},
 };
 use crate::{
-    codec::{guard::GuardShared, http::Refusal},
+    codec::guard::GuardShared,
     model::{
         filter::HttpFilter,
-        listener::{HttpConnectionManager, TerminalFilter},
-        route::{ForwardAction, Route, RouteAction},
+        route::{Route, RouteAction},
     },
-    observe::{Protocol, flags::ResponseFlag},
-    policy::{Chain, Denied, Permit, Progress, Step},
-    proxy::rejudge::{self, Standing},
+    observe::Protocol,
+    policy::{Chain, Denied, Progress, Step},
     route::{
-        Choice, Destination, Matched, NoDestination, WantedHost, choose, configuration_for,
-        decide_request, match_route,
+        Choice, Matched, NoDestination, WantedHost, choose, configuration_for, decide_request,
+        match_route,
     },
     snapshot::Snapshot,
 };
-
-/// Of a body that becomes a message, as Envoy.
-const PLAIN_MESSAGE_MAX_BYTES: usize = 16 << 10;
 
 /// Answers one request; never fails: what goes wrong before the response's head is
 /// answered, what goes wrong after cuts its body.
@@ -89,91 +82,6 @@ pub(super) async fn serve(
         headers::name_status(&mut response);
     }
     response
-}
-
-/// What the guard refused.
-fn refuse(refusal: Refusal) -> Reply {
-    let body = match refusal {
-        Refusal::TooLarge => "Request Header Fields Too Large",
-        Refusal::Timeout => "Request Timeout",
-        Refusal::TransferEncoding => "Not Implemented",
-        Refusal::Fragment => "",
-        _ => "Bad Request",
-    };
-    let flag = (refusal != Refusal::Timeout).then_some(ResponseFlag::DownstreamProtocolError);
-    let reply = Reply::new(refusal.status(), body, flag, refusal.to_string());
-    Reply { close: true, ..reply }
-}
-
-/// An upstream's answer, and what it holds.
-pub(super) struct Answer {
-    pub(super) response: Response<crate::transport::http_pool::LeasedBody<RequestBody>>,
-    pub(super) deadline: Deadline,
-    pub(super) destination: Destination,
-    pub(super) admitted: Admitted,
-    pub(super) head_request: bool,
-    /// Both sides, where the protocol changes.
-    pub(super) switched: Option<(OnUpgrade, OnUpgrade)>,
-}
-
-impl Answer {
-    fn into_response(
-        self,
-        mut log: RequestLog,
-        head: &Parts,
-        version: Version,
-    ) -> Response<ResponseBody> {
-        let by_stream = version == Version::HTTP_2;
-        let Self { mut response, deadline, destination, admitted, head_request, switched } = self;
-        let status = response.status();
-        let has_body = !head_request && !response.body().is_end_stream();
-        let stages = log.mutate(head, (status, has_body), response.headers_mut());
-        log.answered(head, status, response.headers());
-        let held = (destination.into_load(), admitted);
-        if let Some((downstream, upstream)) = switched {
-            let (mut parts, body) = response.into_parts();
-            let upstream = Upstream::of(upstream, body);
-            log.carry(|log| Tunnel { downstream, upstream, deadline, held, log });
-            if by_stream {
-                parts.status = StatusCode::OK;
-                switch::unswitch(&mut parts.headers);
-            }
-            return Response::from_parts(parts, ResponseBody::switched());
-        }
-        // As Envoy: a CONNECT has no end after which another request might come.
-        if log.record.method == Some(Method::CONNECT) && !by_stream {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        let announces = status == StatusCode::NOT_MODIFIED && version < Version::HTTP_2;
-        if announces && response.headers().contains_key(CONTENT_LENGTH) {
-            return response.map(|_| ResponseBody::announced(log));
-        }
-        response.map(|body| {
-            let body = ResponseBody::upstream(body, deadline, held, log).through(stages);
-            if head_request { body.bodiless() } else { body }
-        })
-    }
-}
-
-impl Answer {
-    /// What a client of gRPC-Web is told of an answer that is not gRPC's: its status, and the
-    /// beginning of its body for a message.
-    async fn told_by_grpc(self, log: &RequestLog) -> Reply {
-        let Self { response, mut deadline, destination, admitted, .. } = self;
-        let _held = (destination.into_load(), admitted);
-        let (parts, mut body) = response.into_parts();
-        let mut message = BytesMut::new();
-        while message.len() < PLAIN_MESSAGE_MAX_BYTES {
-            match deadline.run(body.frame()).await {
-                Ok(Some(Ok(frame))) => message.extend(frame.into_data().unwrap_or_default()),
-                Ok(Some(Err(_)) | None) => break,
-                Err(expired) => return expired_reply(expired, log),
-            }
-        }
-        message.truncate(PLAIN_MESSAGE_MAX_BYTES);
-        let reply = Reply::new(parts.status, "", None, VIA_UPSTREAM);
-        Reply { body: message.freeze(), headers: Some(Box::new(parts.headers)), ..reply }
-    }
 }
 
 /// How a request goes to its filters.
@@ -498,137 +406,6 @@ fn is_gone(error: &NoDestination, wanted: WantedHost, snapshot: &Snapshot) -> bo
     wanted.strict && !there
 }
 
-fn no_route(details: impl Into<std::borrow::Cow<'static, str>>) -> Reply {
-    let flag = Some(ResponseFlag::NoRouteFound);
-    let code = Some("route_not_found".into());
-    Reply { code, ..Reply::new(StatusCode::NOT_FOUND, "", flag, details) }
-}
-
 pub(super) fn path_and_query(head: &Parts) -> &str {
     head.uri.path_and_query().map_or("", |path| path.as_str())
-}
-
-/// Where a cluster was asked for and did not come.
-fn unknown_cluster(error: &NoDestination, action: &RouteAction, log: &mut RequestLog) -> Reply {
-    match action {
-        RouteAction::Forward(action) => no_destination(error, action, log),
-        RouteAction::Redirect(_) | RouteAction::DirectResponse(_) => no_route(error.to_string()),
-    }
-}
-
-fn denied_reply(denied: &Denied) -> Reply {
-    let (body, flag, why) = match denied.status() {
-        StatusCode::BAD_REQUEST => ("Bad Request", ResponseFlag::Denied, "rbac_access_denied"),
-        StatusCode::INTERNAL_SERVER_ERROR => {
-            ("", ResponseFlag::NoFilterConfigFound, "missing_filter_config")
-        }
-        _ => ("RBAC: access denied", ResponseFlag::Denied, "rbac_access_denied"),
-    };
-    let by = denied.policy().unwrap_or("none");
-    let code = match flag {
-        ResponseFlag::Denied => Some(format!("rbac_access_denied_matched_policy[{by}]").into()),
-        _ => None,
-    };
-    Reply { code, ..Reply::new(denied.status(), body, Some(flag), format!("{why}: {denied}")) }
-}
-
-pub(super) fn no_destination(
-    error: &NoDestination,
-    action: &ForwardAction,
-    log: &mut RequestLog,
-) -> Reply {
-    log.record.cluster = error.cluster().cloned();
-    let (flag, body) = match error {
-        NoDestination::NoHealthyEndpoint { .. } => {
-            (ResponseFlag::NoHealthyUpstream, "no healthy upstream")
-        }
-        NoDestination::UnknownCluster { .. } => (ResponseFlag::NoClusterFound, ""),
-        NoDestination::DropOverload { category, unconditional, .. } => {
-            log.record.dropped = Some(Arc::clone(category));
-            match unconditional {
-                true => (ResponseFlag::UnconditionalDropOverload, "unconditional drop overload"),
-                false => (ResponseFlag::DropOverload, "drop overload"),
-            }
-        }
-        NoDestination::NoCluster | NoDestination::NotPermitted { .. } => {
-            (ResponseFlag::NoRouteFound, "no healthy upstream")
-        }
-    };
-    let code = match error {
-        NoDestination::UnknownCluster { .. } => "cluster_not_found",
-        NoDestination::DropOverload { unconditional: true, .. } => "unconditional_drop_overload",
-        NoDestination::DropOverload { .. } => "drop_overload",
-        _ => "no_healthy_upstream",
-    };
-    let mut reply = Reply::upstream_reset(flag, body, error.to_string());
-    reply.code = Some(code.into());
-    let no_endpoint = matches!(error, NoDestination::NoHealthyEndpoint { .. });
-    // Envoy began one, and found nobody.
-    if no_endpoint && let Some(logging) = &mut log.logging {
-        logging.attempts(1);
-    }
-    if no_endpoint && action.attempts.count_in_response {
-        let headers = reply.headers.get_or_insert_default();
-        headers.insert(headers::ATTEMPT_COUNT, HeaderValue::from(1));
-    }
-    match (error, StatusCode::from_u16(action.cluster_not_found_status)) {
-        (NoDestination::UnknownCluster { .. }, Ok(status)) => Reply { status, ..reply },
-        _ => reply,
-    }
-}
-
-impl HttpConnection {
-    /// The connection's permit by the snapshot in force: made anew where that is
-    /// another than last time.
-    fn judge(&self, snapshot: &Snapshot) -> Result<Arc<Judged>, Reply> {
-        let judged = self.judged.load_full();
-        if judged.version == snapshot.version {
-            return Ok(judged);
-        }
-        let began = TerminalFilter::Http(Arc::clone(&self.http));
-        let policy = self.services.outbound_policy;
-        let standing = rejudge::standing(&judged.permit, Some(&began), snapshot, policy);
-        if let Standing::Denied(revoked) = &standing {
-            tracing::debug!(%revoked, "connection denied by a later configuration");
-            let flag = Some(ResponseFlag::Denied);
-            let details = format!("rbac_access_denied: {revoked}");
-            let reply = Reply::new(StatusCode::FORBIDDEN, "RBAC: access denied", flag, details);
-            return Err(Reply { close: true, ..reply });
-        }
-        self.stands(&standing, snapshot);
-        Ok(self.judged.load_full())
-    }
-
-    /// Takes note of how the connection stands under `snapshot`. Requests that come where
-    /// it is not served as HTTP any more are still served as they were last.
-    pub(in crate::proxy) fn stands(&self, standing: &Standing, snapshot: &Snapshot) {
-        let renewed = match standing {
-            Standing::Holds(renewed) => Some(renewed),
-            Standing::Drains(renewed) => {
-                self.retiring.cancel();
-                renewed.as_ref()
-            }
-            Standing::Denied(_) => None,
-        };
-        if let Some(renewed) = renewed
-            && let Some(TerminalFilter::Http(http)) = renewed.flow().terminal()
-        {
-            let (version, permit) = (snapshot.version, renewed.clone());
-            let routes = snapshot.routes(&http.routes);
-            self.judged.store(Arc::new(Judged { version, permit, routes }));
-        }
-    }
-
-    /// The connection manager of the permit's chain.
-    fn manager<'a>(&self, permit: &'a Permit) -> Result<&'a HttpConnectionManager, Reply> {
-        match permit.flow().terminal() {
-            Some(TerminalFilter::Http(http)) => Ok(http),
-            Some(TerminalFilter::TcpProxy(_)) | None => {
-                let details = "the listener is not HTTP";
-                let flag = Some(ResponseFlag::NoRouteFound);
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                Err(Reply { close: true, ..Reply::new(status, "", flag, details) })
-            }
-        }
-    }
 }

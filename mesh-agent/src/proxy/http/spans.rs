@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::HOST, request
 pub(super) use self::reason::forget;
 use self::{context::Context, export::Spans, tags::Tags};
 use super::{
-    Judged, forward::Failure, headers::REQUEST_ID, mutations::RequestValues, record::RequestLog,
+    Judged, headers::REQUEST_ID, mutations::RequestValues, record::RequestLog, reset::Failure,
 };
 use crate::{
     codec::spans::{Kind, Span},

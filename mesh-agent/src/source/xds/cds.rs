@@ -375,6 +375,7 @@ fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Http> {
             d.field("upstream_http_protocol_options", |d| upstream_tls::by_host(d, options))
         }
     };
+    let mut pings = Some(None);
     let protocol = match upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config,
@@ -384,7 +385,9 @@ fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Http> {
                 Some(UpstreamProtocol::Http1)
             }
             Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
-                d.field("http2_protocol_options", |d| _ = http_options::http2(d, options));
+                pings = d.field("http2_protocol_options", |d| {
+                    http_options::http2_of_upstream(d, options)
+                });
                 Some(UpstreamProtocol::Http2)
             }
             Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
@@ -404,7 +407,9 @@ fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Http> {
                     d.field("http_protocol_options", |d| http_options::http1(d, options));
                 }
                 if let Some(options) = http2_protocol_options {
-                    d.field("http2_protocol_options", |d| _ = http_options::http2(d, options));
+                    pings = d.field("http2_protocol_options", |d| {
+                        http_options::http2_of_upstream(d, options)
+                    });
                 }
             });
             Some(UpstreamProtocol::SameAsDownstream)
@@ -419,7 +424,8 @@ fn http_protocol(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Http> {
     for (i, filter) in http_filters.into_iter().enumerate() {
         d.item("http_filters", i, |d| upstream_filter(d, filter, i + 1 == last));
     }
-    Some(Http { protocol: protocol?, by_host: by_host?, limits: limits? })
+    let limits = ConnectionLimits { pings: pings?, ..limits? };
+    Some(Http { protocol: protocol?, by_host: by_host?, limits })
 }
 
 /// Only the codec, which is there anyway.

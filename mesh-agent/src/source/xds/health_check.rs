@@ -77,6 +77,22 @@ pub(super) fn health_check(
     if alt_port.is_some() {
         d.refuse_field("alt_port", "is not supported: use the endpoint's health_check_config");
     }
+    let probe = match health_checker {
+        None => d.refused("has no http_health_check, grpc_health_check or tcp_health_check"),
+        Some(HealthChecker::HttpHealthCheck(value)) => d
+            .field("http_health_check", |d| http(d, value, cluster))
+            .map(|probe| Probe::Http(Box::new(probe))),
+        Some(HealthChecker::TcpHealthCheck(value)) => {
+            d.field("tcp_health_check", |d| tcp(d, value)).map(Probe::Tcp)
+        }
+        Some(HealthChecker::GrpcHealthCheck(value)) => {
+            d.field("grpc_health_check", |d| grpc(d, value, cluster)).map(Probe::Grpc)
+        }
+        Some(HealthChecker::CustomHealthCheck(value)) => d.field("custom_health_check", |d| {
+            common::refuse_extension(d, &value.name, "");
+            None
+        }),
+    };
     let needed = |d: &mut Decoder, field, value: Option<_>| match value {
         None => d.field(field, |d| d.refused("is missing")),
         given => common::period(d, field, given, Duration::ZERO),
@@ -103,22 +119,6 @@ pub(super) fn health_check(
     };
     let unhealthy_threshold = threshold("unhealthy_threshold", unhealthy_threshold);
     let healthy_threshold = threshold("healthy_threshold", healthy_threshold);
-    let probe = match health_checker {
-        None => d.refused("has no http_health_check, grpc_health_check or tcp_health_check"),
-        Some(HealthChecker::HttpHealthCheck(value)) => d
-            .field("http_health_check", |d| http(d, value, cluster))
-            .map(|probe| Probe::Http(Box::new(probe))),
-        Some(HealthChecker::TcpHealthCheck(value)) => {
-            d.field("tcp_health_check", |d| tcp(d, value)).map(Probe::Tcp)
-        }
-        Some(HealthChecker::GrpcHealthCheck(value)) => {
-            d.field("grpc_health_check", |d| grpc(d, value, cluster)).map(Probe::Grpc)
-        }
-        Some(HealthChecker::CustomHealthCheck(value)) => d.field("custom_health_check", |d| {
-            common::refuse_extension(d, &value.name, "");
-            None
-        }),
-    };
     Some(HealthCheck {
         timeout: timeout?,
         interval,

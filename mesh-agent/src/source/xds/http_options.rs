@@ -1,12 +1,13 @@
-//! Options of HTTP. Of those that tune the codecs only `allow_connect` is honoured here, and what
-//! clients may send ahead by `hcm::http2`: each other one is refused by its own name.
+//! Options of HTTP. Of those that tune the codecs only `allow_connect` is honoured here, towards
+//! servers `connection_keepalive`, and what clients may send ahead by `hcm::http2`: each other one
+//! is refused by its own name.
 //!
 //! Spec: `envoy/config/core/v3/protocol.proto`.
 
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
     http_protocol_options::HeadersWithUnderscoresAction as Action,
 };
 
@@ -14,7 +15,10 @@ use super::{
     common,
     reject::{Decoder, unsupported},
 };
-use crate::model::{cluster::ConnectionLimits, http_options::Underscores};
+use crate::model::{
+    cluster::{ConnectionLimits, Pings},
+    http_options::Underscores,
+};
 
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 const HEADERS_COUNT_DEFAULT: u32 = 100;
@@ -94,6 +98,35 @@ pub(super) fn http2(d: &mut Decoder, value: Http2ProtocolOptions) -> Http2 {
     Http2 { allow_connect }
 }
 
+/// Those of a cluster: whether its servers are asked if they are there.
+pub(super) fn http2_of_upstream(
+    d: &mut Decoder,
+    mut value: Http2ProtocolOptions,
+) -> Option<Option<Pings>> {
+    let keepalive = value.connection_keepalive.take();
+    http2(d, value);
+    match keepalive {
+        None => Some(None),
+        Some(value) => d.field("connection_keepalive", |d| pings(d, value)),
+    }
+}
+
+fn pings(d: &mut Decoder, value: KeepaliveSettings) -> Option<Option<Pings>> {
+    // Connections begin at times of their own.
+    let KeepaliveSettings { interval, timeout, interval_jitter: _, connection_idle_interval } =
+        value;
+    unsupported!(d; connection_idle_interval);
+    if timeout.is_none() {
+        d.refuse_field("timeout", "is missing");
+    }
+    let timeout = common::period(d, "timeout", timeout, Duration::ZERO);
+    // As Envoy: without an interval nobody is asked.
+    let unasked = interval.is_none();
+    let interval = common::period(d, "interval", interval, Duration::ZERO);
+    let pings = Pings { interval: interval?, timeout: timeout? };
+    Some(Some(pings).filter(|_| !unasked))
+}
+
 /// A cluster's `common_http_protocol_options`.
 pub(super) fn of_upstream(d: &mut Decoder, value: HttpProtocolOptions) -> Option<ConnectionLimits> {
     let HttpProtocolOptions {
@@ -122,6 +155,7 @@ pub(super) fn of_upstream(d: &mut Decoder, value: HttpProtocolOptions) -> Option
         idle_timeout: idle_timeout?,
         max_duration: max_duration?,
         max_requests,
+        pings: None,
     })
 }
 

@@ -19,15 +19,13 @@ use tokio::time::Instant;
 use super::{
     BoxedIo, Heard, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use, paced::Paced,
 };
-use crate::model::cluster::ConnectionLimits;
+use crate::model::cluster::{ConnectionLimits, Pings};
 
 /// A slow reader holds at most this much of its response in the agent.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// And all slow readers of a connection, before they slow down the others.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const SEND_BUFFER_MAX_BYTES: usize = 128 * 1024;
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) struct Http2<B> {
     sender: http2::SendRequest<B>,
@@ -92,16 +90,22 @@ impl<B: UpstreamBody> Http2<B> {
     pub(super) async fn handshake(
         io: BoxedIo,
         options: &HttpPoolOptions,
+        pings: Option<Pings>,
     ) -> Result<(Arc<Self>, Stream<B>), hyper::Error> {
         let local = io.local_address();
-        let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        if let Some(Pings { interval, timeout }) = pings {
+            builder
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(timeout)
+                .keep_alive_while_idle(true);
+        }
+        let (sender, mut connection) = builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(SEND_BUFFER_MAX_BYTES)
             .max_header_list_size(options.response_head_max_bytes)
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
             .handshake(TokioIo::new(Paced::new(io)))
             .await?;
         // Ends when the last sender is dropped or the peer closes; requests in hand are

@@ -12,9 +12,13 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{BoxedIo, HttpKey, HttpPool, HttpPoolOptions, HttpProtocol, Lease, LeaseError};
-use crate::model::{cluster::ConnectionLimits, workload::WorkloadUid};
+use crate::model::{
+    cluster::{ConnectionLimits, Pings},
+    workload::WorkloadUid,
+};
 
 type Body = Empty<Bytes>;
 
@@ -96,6 +100,53 @@ async fn send(lease: Lease<Body>) {
 }
 
 const PROTOCOLS: [HttpProtocol; 2] = [HttpProtocol::Http1, HttpProtocol::Http2];
+
+/// The types of the frames that a server of HTTP/2 is sent which says nothing to one request,
+/// and whether it is hung up on; if not, it has heard nothing for ten minutes at last.
+async fn told_in_silence(limits: ConnectionLimits) -> (Vec<u8>, bool) {
+    let pool = Arc::new(HttpPool::<Body>::new(HttpPoolOptions::default()));
+    let key = HttpKey { limits, ..key("10.1.0.1", HttpProtocol::Http2) };
+    let (client, mut server) = tokio::io::duplex(1 << 16);
+    // SETTINGS, and none in it.
+    server.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    let connect = || async { Ok::<_, Infallible>(Box::new(client) as BoxedIo) };
+    let lease = pool.lease(&key, false, connect).await.unwrap();
+    let request = Request::get("http://a/").body(Body::new()).unwrap();
+    let asking = tokio::spawn(lease.send(request));
+    // The preface.
+    server.read_exact(&mut [0; 24]).await.unwrap();
+    let mut types = Vec::new();
+    let mut head = [0; 9];
+    loop {
+        let frame = server.read_exact(&mut head);
+        match tokio::time::timeout(Duration::from_secs(600), frame).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return (types, true),
+            Err(_) => {
+                assert!(!asking.is_finished());
+                return (types, false);
+            }
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        server.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        types.push(head[3]);
+    }
+}
+
+/// gRPC servers hang up on clients that ping them more often than they like, which is once in
+/// five minutes of silence where nothing is said: calls that wait for long would not live.
+#[tokio::test(start_paused = true)]
+async fn silent_servers_are_pinged_only_where_the_cluster_says_so() {
+    const HEADERS: u8 = 1;
+    const PING: u8 = 6;
+    let (types, ended) = told_in_silence(ConnectionLimits::default()).await;
+    assert!(types.contains(&HEADERS) && !types.contains(&PING) && !ended, "{types:?}");
+
+    let (interval, timeout) = (Duration::from_secs(30), Duration::from_secs(20));
+    let pings = Some(Pings { interval, timeout });
+    let (types, ended) = told_in_silence(ConnectionLimits { pings, ..Default::default() }).await;
+    assert!(types.contains(&HEADERS) && types.contains(&PING) && ended, "{types:?}");
+}
 
 #[tokio::test(start_paused = true)]
 async fn connections_are_shared_by_equal_keys_only() {

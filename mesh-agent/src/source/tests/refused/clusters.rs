@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::cluster::ConnectionLimits;
+use crate::model::cluster::{ConnectionLimits, Pings};
 
 #[test]
 fn clusters() {
@@ -108,6 +108,7 @@ fn options_of_http() {
                 idle_timeout: seconds(7),
                 max_duration: seconds(8),
                 max_requests: Some(9),
+                pings: None,
             },
         ),
         (
@@ -187,4 +188,35 @@ fn endpoints() {
     );
     let unspecified = endpoint("").replace("10.0.0.1", "0.0.0.0");
     one(unspecified, at, ".endpoint.address: 0.0.0.0 can't be dialled");
+}
+
+#[test]
+fn who_pings_servers() {
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let with = |keepalive: &str| {
+        cluster(&format!(
+            "typed_extension_protocol_options: {{{options}: {{'@type': type.googleapis.com/{options}, \
+             explicit_http_config: {{http2_protocol_options: {{connection_keepalive: \
+             {{{keepalive}}}}}}}}}}}"
+        ))
+    };
+    let pings = |keepalive| accepted(&with(keepalive)).clusters[0].connection_limits.pings;
+    let seconds = Duration::from_secs;
+    let both = Pings { interval: seconds(30), timeout: seconds(5) };
+    assert_eq!(pings("interval: 30s, timeout: 5s, interval_jitter: {value: 10}"), Some(both));
+    assert_eq!(pings("timeout: 5s"), None);
+    let at = format!(
+        "clusters[c].typed_extension_protocol_options[{options}].explicit_http_config\
+         .http2_protocol_options.connection_keepalive"
+    );
+    for (keepalive, expected) in [
+        ("interval: 30s", ".timeout: is missing"),
+        ("interval: 0s, timeout: 5s", ".interval: must be more than zero"),
+        (
+            "timeout: 5s, connection_idle_interval: 1s",
+            ".connection_idle_interval: is not supported",
+        ),
+    ] {
+        one(with(keepalive), &at, expected);
+    }
 }

@@ -7,8 +7,8 @@ use envoy_types::pb::{
         config::core::v3::ApiVersion,
         extensions::filters::http::ext_authz::v3::{
             AuthorizationRequest, AuthorizationResponse, BufferSettings, CheckSettings,
-            ExtAuthz as PbExtAuthz, ExtAuthzPerRoute, HttpService, ext_authz::Services,
-            ext_authz_per_route::Override,
+            ExtAuthz as PbExtAuthz, ExtAuthzPerRoute, HttpService, check_settings::ServiceOverride,
+            ext_authz::Services, ext_authz_per_route::Override,
         },
         r#type::matcher::v3::ListStringMatcher,
     },
@@ -212,9 +212,13 @@ pub(super) fn route(d: &mut Decoder, any: &Any) -> Option<RouteFilterConfig> {
                 service_override,
                 emit_client_span: _,
             } = value;
-            if service_override.is_some() {
-                d.refuse("another service is not supported");
-                return None;
+            let other = match service_override {
+                None => None,
+                Some(ServiceOverride::GrpcService(_)) => Some("grpc_service"),
+                Some(ServiceOverride::HttpService(_)) => Some("http_service"),
+            };
+            if let Some(field) = other {
+                return d.field(field, |d| d.refused("another service is not supported"));
             }
             let body = optional(d, "with_request_body", with_request_body, body)?;
             if disable_request_body_buffering && body.is_some() {
