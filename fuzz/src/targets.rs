@@ -9,8 +9,8 @@ use mesh_agent::{
         session,
     },
     model::{
-        gateway::{ProxyProtocol, TlsInspector},
         identity::Identity,
+        listener_filter::{ProxyProtocol, TlsInspector},
         regex::WholeRegex,
         rewrite::{RegexRewrite, TemplateRewrite, UriTemplate},
     },

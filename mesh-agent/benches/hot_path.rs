@@ -139,6 +139,7 @@ impl World {
             pod: Arc::new(Pod { workload, sockets: Arc::new(NoSockets) }),
             source: ([10, 1, 0, 1], 40000).into(),
             original_destination: ([10, 96, 0, 1], 80).into(),
+            inspected: Default::default(),
         };
         let flow = Flow::outbound(captured, &snapshot, OutboundPolicy::AllowAny).expect("a flow");
         let permit = policy::authorize(flow).expect("a permit");

@@ -4,6 +4,7 @@
 mod chains;
 mod corpus;
 mod features;
+mod first_bytes;
 mod orders;
 mod scopes;
 mod script;

@@ -349,10 +349,7 @@ fn gateway_survives_a_flood_of_clients_that_say_nothing() {
         let context = json!({ "common_tls_context": { "tls_certificates": [certificate(&own)] } });
         let mut listener =
             listener("edge", (address, 8443), json!([terminated(context, http_to("web"))]));
-        listener["listener_filters"] = json!([{
-            "name": "envoy.filters.listener.tls_inspector",
-            "typed_config": { "@type": INSPECTOR },
-        }]);
+        listener["listener_filters"] = inspected();
         vec![listener]
     });
     let trust = gateway.client_files(pki.root_pem(), None);
@@ -381,6 +378,13 @@ fn tcp_to(cluster: &str) -> Value {
     })
 }
 
+fn inspected() -> Value {
+    json!([{
+        "name": "envoy.filters.listener.tls_inspector",
+        "typed_config": { "@type": INSPECTOR },
+    }])
+}
+
 /// A chain for these names.
 fn named(names: &[&str], mut chain: Value) -> Value {
     chain["filter_chain_match"] = json!({ "server_names": names });
@@ -403,7 +407,7 @@ fn gateway_leads_by_sni_into_tls_that_it_does_not_end() {
     gateway.mesh.far().configure(&config);
     let context = json!({ "common_tls_context": { "tls_certificates": [certificate(&edge)] } });
     let address = gateway.mesh.bed.node(1).gateway().to_string();
-    let listener = listener(
+    let mut listener = listener(
         "edge",
         (&address, 8443),
         json!([
@@ -411,6 +415,7 @@ fn gateway_leads_by_sni_into_tls_that_it_does_not_end() {
             named(&["*.raw.example"], json!({ "filters": [tcp_to("raw")] })),
         ]),
     );
+    listener["listener_filters"] = inspected();
     gateway.serve_with(config, vec![listener]);
 
     let wire = gateway.mesh.bed.wire().capture();

@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod differential;
 mod envoy;
+mod first_bytes;
 mod gateway;
 mod guard;
 mod hand_over;

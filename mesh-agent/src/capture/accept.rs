@@ -19,7 +19,10 @@ use super::{
     orig_dst::OriginalDestinations,
 };
 use crate::{
-    model::captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
+    model::{
+        captured::{CapturedInbound, CapturedOutbound, InboundPeer, Pod},
+        listener_filter::Inspected,
+    },
     observe::log_limit::LogLimit,
 };
 
@@ -188,7 +191,11 @@ impl OutboundListener {
                 Ok(Some(original_destination)) => {
                     let source = self.source(peer, original_destination);
                     let pod = Arc::clone(&self.pod);
-                    return Ok((stream, CapturedOutbound { pod, source, original_destination }));
+                    let inspected = Inspected::default();
+                    return Ok((
+                        stream,
+                        CapturedOutbound { pod, source, original_destination, inspected },
+                    ));
                 }
                 Ok(None) => {
                     if let Some(suppressed) = REFUSALS.allows() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::server::Acceptor;
 
-use crate::model::gateway::TlsInspector;
+use crate::model::listener_filter::TlsInspector;
 
 /// What the first bytes of a connection are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +80,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::{Hello, HelloReader};
-    use crate::model::gateway::TlsInspector;
+    use crate::model::listener_filter::TlsInspector;
 
     fn reader(max_client_hello_bytes: usize) -> HelloReader {
         HelloReader::new(TlsInspector { max_client_hello_bytes, close_on_errors: false })

@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod grpc_web;
 pub mod guard;
 pub mod http;
+pub mod http_inspector;
 pub mod jwt;
 mod octets;
 pub mod proxy_protocol;

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::model::gateway::ProxyProtocol;
+use crate::model::listener_filter::ProxyProtocol;
 
 const V1: &[u8] = b"PROXY ";
 /// With the end of the line.
@@ -133,7 +133,7 @@ fn canonical(source: SocketAddr, destination: SocketAddr) -> Addresses {
 #[cfg(test)]
 mod tests {
     use super::{Addresses, Parsed, parse};
-    use crate::model::gateway::ProxyProtocol;
+    use crate::model::listener_filter::ProxyProtocol;
 
     const STRICT: ProxyProtocol = ProxyProtocol { optional: false, v1: true, v2: true };
     const OPTIONAL: ProxyProtocol = ProxyProtocol { optional: true, ..STRICT };

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::{
-    identity::Identity, listener::TransportProtocol, socket::PodSockets, workload::Workload,
+    identity::Identity, listener_filter::Inspected, socket::PodSockets, workload::Workload,
 };
 
 /// An enrolled pod: who it is, and how to make sockets in its namespace.
@@ -42,6 +42,7 @@ pub struct CapturedOutbound {
     /// What the application asked for, before eBPF rewrote it. IPv4-mapped IPv6
     /// is shown as IPv4.
     pub original_destination: SocketAddr,
+    pub inspected: Inspected,
 }
 
 /// A connection that arrived for a local pod.
@@ -69,12 +70,7 @@ pub struct AcceptedByGateway {
     pub source: SocketAddr,
     /// What the client asked for, by the PROXY protocol where that is spoken.
     pub original_destination: SocketAddr,
-    /// What the first bytes were, as far as anybody looked.
-    pub transport: TransportProtocol,
-    /// The SNI, in lower case; empty: none, or nobody looked.
-    pub server_name: Arc<str>,
-    /// The ALPN that the client offered.
-    pub application_protocols: Vec<Arc<str>>,
+    pub inspected: Inspected,
     /// What became of the filter chain's TLS.
     pub peer: GatewayPeer,
 }

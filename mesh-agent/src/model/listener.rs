@@ -17,6 +17,7 @@ use super::{
     filter::{ChainFilter, TokenBucket},
     gateway::Gateway,
     http_options::HttpOptions,
+    listener_filter::ListenerFilters,
     local_reply::LocalReply,
     route::{OnDemandClusters, RouteConfiguration},
     runtime::RuntimeFlag,
@@ -57,6 +58,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// Of gateways only.
     pub gateway: Option<Gateway>,
+    /// Not of inbound listeners: what is done before a chain is chosen.
+    pub listener_filters: ListenerFilters,
     /// Tried most specific first; see [`FilterChainMatch`].
     pub filter_chains: Vec<Arc<FilterChain>>,
     /// Taken where no chain matches; without it the connection is closed.
@@ -71,18 +74,18 @@ pub struct FilterChainMatch {
     pub destination_port: Option<u16>,
     /// Matched against the original destination.
     pub prefix_ranges: Vec<IpNet>,
-    /// Gateways only: lower case, `*.` before what more labels may precede.
+    /// Not of inbound listeners: lower case, `*.` before what more labels may precede.
     pub server_names: Vec<Arc<str>>,
     pub source_prefix_ranges: Vec<IpNet>,
     pub source_ports: Vec<u16>,
-    /// Not of outbound listeners: the chain is for TLS (`"tls"`; inbound: HBONE's) or for
-    /// plaintext (`"raw_buffer"`) alone.
+    /// The chain is for TLS (`"tls"`; inbound: HBONE's) or for plaintext (`"raw_buffer"`)
+    /// alone.
     pub transport_protocol: Option<TransportProtocol>,
-    /// Gateways only: of the client's ALPN.
+    /// Not of inbound listeners: of the client's ALPN, or what it speaks in the clear.
     pub application_protocols: Vec<Arc<str>>,
-    /// Gateways only: the peer itself, whatever the PROXY protocol says.
+    /// Not of inbound listeners: the peer itself, whatever the PROXY protocol says.
     pub direct_source_prefix_ranges: Vec<IpNet>,
-    /// Gateways only.
+    /// Not of inbound listeners.
     pub source_type: SourceType,
 }
 

@@ -26,6 +26,7 @@ pub mod jwks;
 pub mod jwt_authn;
 pub mod kernel_path;
 pub mod listener;
+pub mod listener_filter;
 pub mod local_reply;
 pub mod metadata;
 pub mod rate_limit;

@@ -24,6 +24,7 @@ use crate::{
             NetworkFilter, NetworkRbac, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
             WeightedCluster,
         },
+        listener_filter::{Inspected, ListenerFilters},
         metadata::DynamicMetadata,
         route::{HeaderMatchKind, HeaderMatcher, RouteConfiguration},
         socket::PodSockets,
@@ -75,6 +76,7 @@ pub(crate) fn outbound_to(destination: &str) -> CapturedOutbound {
         pod: pod(MtlsMode::Strict),
         source: addr("10.1.0.2:40000"),
         original_destination: addr(destination),
+        inspected: Inspected::default(),
     }
 }
 
@@ -204,6 +206,7 @@ pub(crate) fn listener(
         direction,
         address: addr(address),
         gateway: None,
+        listener_filters: ListenerFilters::default(),
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         default_filter_chain: default.map(Arc::new),
         access_logs: Arc::default(),

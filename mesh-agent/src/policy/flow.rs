@@ -24,6 +24,7 @@ use crate::{
             Direction, FilterChain, Listener, NetworkFilter, SourceType, TerminalFilter,
             TransportProtocol,
         },
+        listener_filter::Inspected,
         workload::{MtlsMode, WorkloadUid},
     },
     snapshot::Snapshot,
@@ -59,6 +60,12 @@ pub enum FlowError {
     /// The listener has neither a chain that matches nor a default one.
     #[error("no filter chain of listener `{listener}` matches {source_address} -> {destination}")]
     NoFilterChain { listener: Arc<str>, source_address: SocketAddr, destination: SocketAddr },
+    /// The listener chooses by what the connection said first, and nobody has looked while
+    /// that was to be seen.
+    #[error(
+        "listener `{listener}` looks at the first bytes of {source_address} -> {destination}, which have gone by"
+    )]
+    NotInspected { listener: Arc<str>, source_address: SocketAddr, destination: SocketAddr },
     /// Nobody vouches for the peer and neither the workload nor the port takes that.
     #[error(
         "plaintext from {source_address} to {destination} of {identity} is refused: mTLS is strict"
@@ -80,7 +87,10 @@ impl FlowError {
     /// Envoy's response flag.
     pub fn flag(&self) -> &'static str {
         match self {
-            Self::NoListener { .. } | Self::NoGateway { .. } | Self::NoFilterChain { .. } => "NR",
+            Self::NoListener { .. }
+            | Self::NoGateway { .. }
+            | Self::NoFilterChain { .. }
+            | Self::NotInspected { .. } => "NR",
             Self::PlaintextRefused { .. }
             | Self::NotThisWorkload { .. }
             | Self::AgentPort { .. } => "UAEX",
@@ -92,6 +102,7 @@ impl FlowError {
         match self {
             Self::NoListener { .. } | Self::NoGateway { .. } => "no_listener",
             Self::NoFilterChain { .. } => "no_filter_chain",
+            Self::NotInspected { .. } => "not_inspected",
             Self::PlaintextRefused { .. } => "plaintext_refused",
             Self::NotThisWorkload { .. } => "not_this_workload",
             Self::AgentPort { .. } => "agent_port",
@@ -104,6 +115,15 @@ enum Captured {
     Outbound(CapturedOutbound),
     Inbound(CapturedInbound),
     Gateway(Arc<AcceptedByGateway>),
+}
+
+/// The listener for what a local pod has asked for.
+pub fn outbound_listener<'a>(
+    captured: &CapturedOutbound,
+    snapshot: &'a Snapshot,
+) -> Option<&'a Arc<Listener>> {
+    let destination = canonical(captured.original_destination);
+    snapshot.listeners.select(Direction::Outbound, destination)
 }
 
 /// A captured connection and the filter chain that is to judge it.
@@ -137,10 +157,10 @@ impl Flow {
             let workload = workload.uid.clone();
             return Err(FlowError::AgentPort { workload, source_address: source, destination });
         }
-        let chosen = match snapshot.listeners.select(Direction::Outbound, destination) {
+        let chosen = match outbound_listener(&captured, snapshot) {
             Some(listener) => {
-                let transport = TransportProtocol::RawBuffer;
-                Some(choose_chain(listener, &Traits::new(source, destination, transport))?)
+                let traits = Traits::new(source, destination, &captured.inspected);
+                Some(choose_chain(listener, &traits)?)
             }
             None if policy == OutboundPolicy::AllowAny => None,
             None => {
@@ -184,7 +204,9 @@ impl Flow {
         let plaintext = transport == TransportProtocol::RawBuffer;
         let chosen = match snapshot.listeners.select(Direction::Inbound, destination) {
             Some(listener) => {
-                match choose_chain(listener, &Traits::new(source_address, destination, transport)) {
+                let inspected = Inspected { transport, ..Inspected::default() };
+                match choose_chain(listener, &Traits::new(source_address, destination, &inspected))
+                {
                     Ok(chosen) => Some(chosen),
                     // Strict mTLS says more than that there is no chain for plaintext.
                     Err(_) if plaintext && strict => return Err(refused()),
@@ -293,11 +315,15 @@ impl Flow {
 
     /// The SNI; `None` where there is none or nobody looked.
     pub fn requested_server_name(&self) -> Option<&str> {
-        let Captured::Gateway(accepted) = &self.captured else { return None };
-        match &accepted.peer {
-            GatewayPeer::Tls { server_name: Some(name), .. } => Some(name),
-            _ => Some(&*accepted.server_name).filter(|name| !name.is_empty()),
-        }
+        let inspected = match &self.captured {
+            Captured::Outbound(captured) => &captured.inspected,
+            Captured::Inbound(_) => return None,
+            Captured::Gateway(accepted) => match &accepted.peer {
+                GatewayPeer::Tls { server_name: Some(name), .. } => return Some(name),
+                _ => &accepted.inspected,
+            },
+        };
+        inspected.server_name.as_deref()
     }
 
     /// The cluster that the client has named, where the chain has it choose.
@@ -392,10 +418,8 @@ pub fn gateway_chain(
         return Err(FlowError::NoGateway { source_address, destination });
     };
     let traits = Traits {
-        server_name: &accepted.server_name,
-        application_protocols: &accepted.application_protocols,
         direct_source: accepted.direct_source.ip(),
-        ..Traits::new(*source, *original_destination, accepted.transport)
+        ..Traits::new(*source, *original_destination, &accepted.inspected)
     };
     choose_chain(listener, &traits)
 }
@@ -405,16 +429,12 @@ struct Traits<'a> {
     source: SocketAddr,
     direct_source: IpAddr,
     destination: SocketAddr,
-    transport: TransportProtocol,
-    server_name: &'a str,
-    application_protocols: &'a [Arc<str>],
+    inspected: &'a Inspected,
 }
 
-impl Traits<'_> {
-    fn new(source: SocketAddr, destination: SocketAddr, transport: TransportProtocol) -> Self {
-        let direct_source = source.ip();
-        let (server_name, application_protocols) = ("", &[][..]);
-        Self { source, direct_source, destination, transport, server_name, application_protocols }
+impl<'a> Traits<'a> {
+    fn new(source: SocketAddr, destination: SocketAddr, inspected: &'a Inspected) -> Self {
+        Self { source, direct_source: source.ip(), destination, inspected }
     }
 }
 
@@ -427,6 +447,13 @@ fn choose_chain(
     listener: &Arc<Listener>,
     traits: &Traits<'_>,
 ) -> Result<(Arc<Listener>, Arc<FilterChain>), FlowError> {
+    if !listener.listener_filters.are_done(traits.inspected) {
+        return Err(FlowError::NotInspected {
+            listener: Arc::clone(&listener.name),
+            source_address: traits.source,
+            destination: traits.destination,
+        });
+    }
     let chain = narrow(&listener.filter_chains, traits).or(listener.default_filter_chain.as_ref());
     match chain {
         Some(chain) => Ok((Arc::clone(listener), Arc::clone(chain))),
@@ -446,12 +473,13 @@ const CRITERIA: usize = 9;
 type Criterion<'a> = &'a dyn Fn(&FilterChain) -> Option<u16>;
 
 fn narrow<'a>(chains: &'a [Arc<FilterChain>], is: &Traits<'_>) -> Option<&'a Arc<FilterChain>> {
+    let said = is.inspected;
     let criteria: [Criterion<'_>; CRITERIA] = [
         &|c| exact(c.matches.destination_port.as_slice(), &is.destination.port()),
         &|c| longest(&c.matches.prefix_ranges, is.destination.ip()),
-        &|c| server_name(&c.matches.server_names, is.server_name),
-        &|c| exact(c.matches.transport_protocol.as_slice(), &is.transport),
-        &|c| any_of(&c.matches.application_protocols, is.application_protocols),
+        &|c| server_name(&c.matches.server_names, said.server_name.as_deref().unwrap_or("")),
+        &|c| exact(c.matches.transport_protocol.as_slice(), &said.transport),
+        &|c| any_of(&c.matches.application_protocols, &said.application_protocols),
         &|c| longest(&c.matches.direct_source_prefix_ranges, is.direct_source),
         &|c| source_type(c.matches.source_type, is),
         &|c| longest(&c.matches.source_prefix_ranges, is.source.ip()),

@@ -25,4 +25,4 @@ pub use authorize::{
     Chain, Denied, DenyReason, Permit, Place, Progress, RequestPermit, Revoked, Shadow, Step,
     authorize, resolve,
 };
-pub use flow::{Flow, FlowError, OutboundPolicy, gateway_chain};
+pub use flow::{Flow, FlowError, OutboundPolicy, gateway_chain, outbound_listener};

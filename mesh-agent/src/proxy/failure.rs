@@ -2,6 +2,7 @@
 
 use std::{error::Error, io};
 
+use super::listener_filters::Stopped;
 use crate::{
     identity::{self, upstream::UpstreamTlsError},
     model::cluster::ClusterName,
@@ -95,6 +96,19 @@ pub(super) fn unknown_leg(error: &io::Error) -> Failure {
     Failure::new(flag, "unknown_leg", error)
 }
 
+/// The listener filters have closed the connection, or seen it close.
+pub(super) fn not_inspected(stopped: Stopped) -> Failure {
+    let (flag, detail) = match stopped {
+        Stopped::Gone => (
+            ResponseFlag::DownstreamConnectionTermination,
+            "closed by the client before the listener filters were done",
+        ),
+        Stopped::Refused(why) => (ResponseFlag::DownstreamProtocolError, why),
+    };
+    let (reason, detail) = ("listener_filter", detail.to_owned());
+    Failure { flag, reason, policy: None, detail, transport: None }
+}
+
 /// Why a TLS handshake failed: a constant name for a metric's label, and the story.
 pub(super) fn handshake(error: &io::Error) -> (&'static str, String) {
     match (identity::refusal(error), identity::refused_by_peer(error)) {
@@ -127,6 +141,7 @@ impl From<FlowError> for Failure {
                 (ResponseFlag::NoRouteFound, "no_listener")
             }
             FlowError::NoFilterChain { .. } => (ResponseFlag::NoRouteFound, "no_filter_chain"),
+            FlowError::NotInspected { .. } => (ResponseFlag::NoRouteFound, "not_inspected"),
             FlowError::PlaintextRefused { .. } => (ResponseFlag::Denied, "plaintext_refused"),
             FlowError::NotThisWorkload { .. } => (ResponseFlag::NoRouteFound, "not_this_workload"),
             FlowError::AgentPort { .. } => (ResponseFlag::NoRouteFound, "agent_port"),

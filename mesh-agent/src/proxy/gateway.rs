@@ -8,11 +8,11 @@ mod half_open;
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rustls::server::Acceptor;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time,
 };
@@ -22,19 +22,17 @@ pub use half_open::HalfOpen;
 
 use super::{
     Dataplane, failure,
+    listener_filters::{self, Found, Stopped},
     session::{Facts, Session},
 };
 use crate::{
-    codec::{
-        client_hello::{Hello, HelloReader},
-        proxy_protocol::{self, Addresses, Parsed},
-    },
+    codec::proxy_protocol::Addresses,
     identity::{downstream::DownstreamTlsError, refused_by_peer, upstream::refused_server},
     model::{
         captured::{AcceptedByGateway, GatewayPeer, Pod},
-        gateway::Gateway,
         identity::Identity,
-        listener::{Direction, GatewayTls, TransportProtocol},
+        listener::{Direction, GatewayTls},
+        listener_filter::{Inspected, ListenerFilters},
         secret::SecretKind,
         socket::PodSockets,
         tls::{CertificateSource, TlsTermination},
@@ -48,9 +46,6 @@ use crate::{
 
 /// Whoever reaches the port can provoke these lines.
 static REFUSALS: LogLimit = LogLimit::new();
-
-/// What one read takes off a connection whose listener filters run.
-const READ_BYTES: usize = 4096;
 
 /// The gateway as a workload of this node. Its sockets are the agent's own namespace's.
 pub fn workload(identity: Identity) -> Arc<Pod> {
@@ -95,7 +90,7 @@ pub async fn serve(
     };
     let snapshot = dataplane.snapshot.load();
     let listener = snapshot.listeners.select(Direction::Gateway, bound);
-    let Some(gateway) = listener.and_then(|listener| listener.gateway.as_ref()) else {
+    let Some(filters) = listener.map(|listener| &listener.listener_filters) else {
         // It went while the connection waited to be accepted.
         return abort(stream);
     };
@@ -105,14 +100,12 @@ pub async fn serve(
         direct_source: source,
         source,
         original_destination: bound,
-        transport: TransportProtocol::RawBuffer,
-        server_name: "".into(),
-        application_protocols: Vec::new(),
+        inspected: Inspected::default(),
         peer: GatewayPeer::Plaintext,
     };
     let (mut seen, crowded) = (accepted.clone(), half_open.enter());
     let entered = tokio::select! {
-        entered = enter(&dataplane, &snapshot, gateway, &mut seen, stream) => entered,
+        entered = enter(&dataplane, &snapshot, filters, &mut seen, stream) => entered,
         () = crowded.cancelled() => Err(Refused {
             reason: "crowded_out",
             why: "others were on their way in, and it was for the longest".to_owned(),
@@ -145,26 +138,25 @@ struct Refused {
 async fn enter(
     dataplane: &Dataplane,
     snapshot: &Snapshot,
-    gateway: &Gateway,
+    filters: &ListenerFilters,
     accepted: &mut AcceptedByGateway,
     mut stream: TcpStream,
 ) -> Result<Entered, Refused> {
-    let filters = listener_filters(gateway, &mut stream, accepted);
-    let filtered = match gateway.filters_timeout {
-        Some(limit) => time::timeout(limit, filters)
-            .await
-            .unwrap_or(Err(Some("the listener filters took too long"))),
-        None => filters.await,
-    };
-    let sniffed = match filtered {
-        Ok(sniffed) => sniffed,
-        Err(None) => return Ok(Entered::Gone),
-        Err(Some(why)) => {
+    let mut sniffed = BytesMut::new();
+    match listener_filters::run(filters, &mut stream, &mut sniffed).await {
+        Ok(Found { addresses, inspected }) => {
+            if let Some(Addresses { source, destination }) = addresses {
+                (accepted.source, accepted.original_destination) = (source, destination);
+            }
+            accepted.inspected = inspected;
+        }
+        Err(Stopped::Gone) => return Ok(Entered::Gone),
+        Err(Stopped::Refused(why)) => {
             abort(stream);
             return Err(Refused { reason: "listener_filter", why: why.to_owned() });
         }
-    };
-    let stream = Replayed { io: stream, sniffed };
+    }
+    let stream = Replayed { io: stream, sniffed: sniffed.freeze() };
     let tls = policy::gateway_chain(accepted, snapshot);
     let tls = tls.ok().and_then(|(listener, chain)| Some((listener, chain.tls.clone()?)));
     let Some((listener, tls)) = tls else {
@@ -201,62 +193,6 @@ async fn go_on<D>(
         }
     };
     super::serve(&dataplane, session, &snapshot, permit, downstream).await;
-}
-
-/// Reads what comes before the connection proper; what was read beyond that.
-///
-/// # Errors
-/// Why the connection is to be closed; `None`: the client closed it.
-async fn listener_filters(
-    gateway: &Gateway,
-    stream: &mut TcpStream,
-    accepted: &mut AcceptedByGateway,
-) -> Result<Bytes, Option<&'static str>> {
-    let mut bytes = BytesMut::new();
-    if let Some(options) = gateway.proxy_protocol {
-        loop {
-            match proxy_protocol::parse(&bytes, options) {
-                Parsed::NeedMore => more(stream, &mut bytes).await?,
-                Parsed::Absent => break,
-                Parsed::Refused(why) => return Err(Some(why)),
-                Parsed::Header { bytes: length, addresses } => {
-                    let _header = bytes.split_to(length);
-                    if let Some(Addresses { source, destination }) = addresses {
-                        (accepted.source, accepted.original_destination) = (source, destination);
-                    }
-                    break;
-                }
-            }
-        }
-    }
-    if let Some(options) = gateway.tls_inspector {
-        let mut reader = HelloReader::new(options);
-        loop {
-            match reader.read(&bytes) {
-                Hello::NeedMore => more(stream, &mut bytes).await?,
-                Hello::Tls { server_name, application_protocols } => {
-                    accepted.transport = TransportProtocol::Tls;
-                    accepted.server_name = server_name.unwrap_or_default();
-                    accepted.application_protocols = application_protocols;
-                    break;
-                }
-                Hello::Unreadable if options.close_on_errors => {
-                    return Err(Some("the ClientHello can't be read"));
-                }
-                Hello::Opaque | Hello::Unreadable => break,
-            }
-        }
-    }
-    Ok(bytes.freeze())
-}
-
-/// What asks for more bounds how much there may be.
-async fn more(stream: &mut TcpStream, bytes: &mut BytesMut) -> Result<(), Option<&'static str>> {
-    bytes.reserve(READ_BYTES);
-    match stream.read_buf(bytes).await {
-        Ok(0) | Err(_) => Err(None),
-        Ok(_) => Ok(()),
-    }
 }
 
 /// A chain's TLS with the secrets of this snapshot.

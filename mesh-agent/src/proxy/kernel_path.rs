@@ -31,6 +31,7 @@ use crate::{
             KernelBackend, KernelConnection, KernelPeer, KernelPlan, KernelService, KernelTraffic,
         },
         listener::{Direction, FilterChain, Listener, NetworkFilter, TcpProxy, TerminalFilter},
+        listener_filter::Inspected,
         workload::WorkloadUid,
     },
     observe::flags::ResponseFlag,
@@ -164,6 +165,8 @@ impl Planner<'_> {
                 pod: Arc::clone(source),
                 source: (ip, 0).into(),
                 original_destination: listener.address,
+                // What waits for a word of the client's is the agent's.
+                inspected: Inspected::default(),
             };
             let flow = Flow::outbound(captured, self.snapshot, self.policy).ok()?;
             let chosen = opaque_cluster(&policy::authorize(flow).ok()?)?;
@@ -453,6 +456,7 @@ fn captured(
         pod: Arc::clone(source),
         source: connection.source,
         original_destination: connection.original_destination,
+        inspected: Inspected::default(),
     };
     let inbound = CapturedInbound {
         pod: Arc::clone(destination),

@@ -16,6 +16,7 @@ pub mod http;
 mod http_session;
 pub mod inbound;
 pub mod kernel_path;
+mod listener_filters;
 mod log_filter;
 pub mod neighbours;
 mod network_filters;

@@ -42,7 +42,8 @@ pub(super) fn standing(
         Err(Revoked::Flow(
             FlowError::NoListener { .. }
             | FlowError::NoGateway { .. }
-            | FlowError::NoFilterChain { .. },
+            | FlowError::NoFilterChain { .. }
+            | FlowError::NotInspected { .. },
         )) => Standing::Drains(None),
         Err(revoked) => Standing::Denied(revoked),
     }

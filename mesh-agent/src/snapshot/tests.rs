@@ -50,6 +50,7 @@ fn listener(name: &str, port: u16, to: &str) -> Listener {
         direction: Direction::Outbound,
         address: ([10, 0, 0, 1], port).into(),
         gateway: None,
+        listener_filters: Default::default(),
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
         access_logs: Arc::default(),

@@ -29,13 +29,13 @@ impl Abort for Box<TlsStream<Replayed<TcpStream>>> {
     }
 }
 
-impl Abort for Replayed<TcpStream> {
+impl<IO: Abort> Abort for Replayed<IO> {
     fn abort(&mut self) {
         self.io.abort();
     }
 
     fn tcp(&self) -> Option<&TcpStream> {
-        self.sniffed.is_empty().then_some(&self.io)
+        self.io.tcp().filter(|_| self.sniffed.is_empty())
     }
 }
 

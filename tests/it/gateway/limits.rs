@@ -104,6 +104,7 @@ fn gateway_leads_to_the_cluster_that_the_client_names() {
             "filters": [sni, proxy],
         }]),
     );
+    edge["listener_filters"] = super::inspected();
     edge["access_log"] = of_file(&log, "listener %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%\n");
     edge["access_log"][0]["filter"] = json!({ "response_flag_filter": { "flags": ["NR"] } });
     gateway.serve_with(config, vec![edge]);

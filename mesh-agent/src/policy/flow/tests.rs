@@ -258,9 +258,12 @@ fn client(server_name: &str, application_protocols: &[&str]) -> AcceptedByGatewa
         direct_source: addr("192.0.2.1:1000"),
         source: addr("192.0.2.1:1000"),
         original_destination: addr("10.0.0.1:443"),
-        transport: TransportProtocol::Tls,
-        server_name: server_name.into(),
-        application_protocols: application_protocols.iter().map(|&name| name.into()).collect(),
+        inspected: Inspected {
+            transport: TransportProtocol::Tls,
+            server_name: Some(server_name.into()),
+            application_protocols: application_protocols.iter().map(|&name| name.into()).collect(),
+            ..Inspected::default()
+        },
         peer: GatewayPeer::Plaintext,
     }
 }
@@ -324,7 +327,7 @@ fn a_gateways_chain_is_what_the_client_asks_for() {
     assert_eq!(picked(&proxied).as_deref(), Some("direct"));
     let local = AcceptedByGateway { source: addr("10.0.0.1:5"), ..client("type.test", &[]) };
     assert_eq!(picked(&local).as_deref(), Some("local"));
-    let plain = AcceptedByGateway { transport: TransportProtocol::RawBuffer, ..client("", &[]) };
+    let plain = AcceptedByGateway { inspected: Inspected::default(), ..client("", &[]) };
     assert_eq!(picked(&plain).as_deref(), Some("raw"));
     let elsewhere = AcceptedByGateway { bound: addr("10.0.0.1:444"), ..client("", &[]) };
     assert!(matches!(gateway_chain(&elsewhere, &snapshot), Err(FlowError::NoGateway { .. })));

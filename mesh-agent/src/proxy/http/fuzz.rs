@@ -153,6 +153,7 @@ fn listener() -> Listener {
         direction: Direction::Outbound,
         address: SERVICE.parse().expect("an address"),
         gateway: None,
+        listener_filters: Default::default(),
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
         access_logs: Arc::default(),
@@ -196,6 +197,7 @@ fn connection(services: &HttpServices, observer: Arc<Counted>) -> HttpConnection
         pod: Arc::new(Pod { workload, sockets: Arc::new(Nowhere) }),
         source: "10.0.0.2:40000".parse().expect("an address"),
         original_destination: SERVICE.parse().expect("an address"),
+        inspected: Default::default(),
     };
     let snapshot = services.snapshots.load();
     let flow = Flow::outbound(captured, &snapshot, OutboundPolicy::AllowAny).expect("a listener");

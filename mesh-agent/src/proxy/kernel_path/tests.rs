@@ -132,6 +132,16 @@ fn a_neighbour_that_may_be_reached_with_nothing_on_the_way_is_in_the_plan() {
 }
 
 #[test]
+fn a_service_that_waits_for_a_word_of_its_client_is_not_in_the_plan() {
+    let waiting = |http_inspector: bool| {
+        let mut listener = to_service(VIP);
+        listener.listener_filters.http_inspector = http_inspector;
+        planned(vec![listener], server(), &pods())
+    };
+    assert_eq!((waiting(false).len(), waiting(true).len()), (1, 0));
+}
+
+#[test]
 fn endpoints_and_services_that_come_and_go_are_followed() {
     let cell = SnapshotCell::default();
     let eds = Discovery::Eds { service_name: "web".into() };

@@ -72,6 +72,23 @@ fn a_connection_drains_where_what_it_lives_by_is_gone_or_another() {
 }
 
 #[test]
+fn a_connection_drains_where_its_first_bytes_would_have_had_to_be_looked_at() {
+    let snapshot = |http_inspector: bool| {
+        let chains = vec![of(tcp(&[("a", 1)]))];
+        let mut listener = listener(Direction::Outbound, VIP, chains, None);
+        listener.listener_filters.http_inspector = http_inspector;
+        let cluster = cluster("a", LbPolicy::RoundRobin, Discovery::Static(Arc::default()));
+        snapshot(vec![listener], vec![cluster])
+    };
+    let permit = outbound_permit(VIP, &snapshot(false));
+    let began = permit.flow().terminal().cloned();
+    let stands =
+        |snapshot: &Snapshot| standing(&permit, began.as_ref(), snapshot, OutboundPolicy::AllowAny);
+    assert!(matches!(stands(&snapshot(false)), Standing::Holds(_)));
+    assert!(matches!(stands(&snapshot(true)), Standing::Drains(None)));
+}
+
+#[test]
 fn policy_does_not_wait_for_a_drain() {
     let before = || of(tcp(&[("a", 1)]));
     let nobody = policy("nobody", vec![Permission::Any], vec![is_identity("nobody")]);

@@ -2,10 +2,12 @@
 
 use super::{refused::TCP, tls::pair, *};
 use crate::model::{
-    gateway::{ProxyProtocol, TlsInspector},
     listener::{Direction, Listener, SourceType, TransportProtocol},
+    listener_filter::{ProxyProtocol, TlsInspector},
     tls::{CertificateSource, TlsVersion, ValidationSource},
 };
+
+const HTTP_INSPECTOR: &str = "http_inspector.v3.HttpInspector";
 
 fn listener(rest: &str) -> String {
     format!(
@@ -27,11 +29,14 @@ fn tls(context: &str) -> String {
     )])
 }
 
-fn filter(kind: &str, fields: &str) -> String {
+fn entry(kind: &str, fields: &str) -> String {
     format!(
-        "listener_filters: [{{name: x, typed_config: {{'@type': \
-         t/envoy.extensions.filters.listener.{kind}, {fields}}}}}]"
+        "{{name: x, typed_config: {{'@type': t/envoy.extensions.filters.listener.{kind}, {fields}}}}}"
     )
+}
+
+fn filter(kind: &str, fields: &str) -> String {
+    format!("listener_filters: [{}]", entry(kind, fields))
 }
 
 fn inspector(fields: &str) -> String {
@@ -55,15 +60,17 @@ fn refused(rest: &str, expected: &str) {
 fn a_listener_without_direction_is_the_nodes_own() {
     let decoded = the_listener(&chains(&[""]));
     assert_eq!(decoded.direction, Direction::Gateway);
-    let gateway = decoded.gateway.unwrap();
-    assert_eq!(gateway.filters_timeout, Some(Duration::from_secs(15)));
+    let (gateway, filters) = (decoded.gateway.unwrap(), decoded.listener_filters);
+    assert_eq!(filters.timeout, Some(Duration::from_secs(15)));
     assert_eq!((gateway.backlog, gateway.freebind), (4096, false));
-    assert!(gateway.tls_inspector.is_none() && gateway.proxy_protocol.is_none());
+    assert!(!filters.wait() && !filters.continue_on_timeout);
 
     let fields = "bind_to_port: true\nfreebind: true\ntcp_backlog_size: 7\n\
-                  listener_filters_timeout: 0s\n";
-    let gateway = the_listener(&format!("{fields}{}", chains(&[""]))).gateway.unwrap();
-    assert_eq!((gateway.backlog, gateway.freebind, gateway.filters_timeout), (7, true, None));
+                  listener_filters_timeout: 0s\ncontinue_on_listener_filters_timeout: true\n";
+    let decoded = the_listener(&format!("{fields}{}", chains(&[""])));
+    let (gateway, filters) = (decoded.gateway.unwrap(), decoded.listener_filters);
+    assert_eq!((gateway.backlog, gateway.freebind), (7, true));
+    assert_eq!((filters.timeout, filters.continue_on_timeout), (None, true));
 
     refused(
         &format!("bind_to_port: false\n{}", chains(&[""])),
@@ -75,7 +82,7 @@ fn a_listener_without_direction_is_the_nodes_own() {
 #[test]
 fn listener_filters_are_read_or_refused() {
     let ok = chains(&[""]);
-    let of = |filters: String| the_listener(&format!("{filters}\n{ok}")).gateway.unwrap();
+    let of = |filters: String| the_listener(&format!("{filters}\n{ok}")).listener_filters;
     let inspected = of(inspector("")).tls_inspector;
     let expected = TlsInspector { max_client_hello_bytes: 16 << 10, close_on_errors: false };
     assert_eq!(inspected, Some(expected));
@@ -86,10 +93,28 @@ fn listener_filters_are_read_or_refused() {
     assert_eq!(inspected.tls_inspector, Some(expected));
     let protocol = of(proxy_protocol("disallowed_versions: [V1]")).proxy_protocol;
     assert_eq!(protocol, Some(ProxyProtocol { optional: false, v1: false, v2: true }));
+    assert!(of(filter(HTTP_INSPECTOR, "")).http_inspector);
     for (filters, expected) in [
         (
             "listener_filters: [{name: envoy.filters.listener.http_inspector}]".to_owned(),
             ".listener_filters[0]: envoy.filters.listener.http_inspector is not supported",
+        ),
+        (
+            filter("original_dst.v3.OriginalDst", ""),
+            ".listener_filters[0]: x (envoy.extensions.filters.listener.original_dst.v3.OriginalDst) \
+             is not supported",
+        ),
+        (
+            "listener_filters: [HTTP, HTTP]".replace("HTTP", &entry(HTTP_INSPECTOR, "")),
+            ".listener_filters[1]: is there twice",
+        ),
+        (
+            format!(
+                "listener_filters: [{}, {}]",
+                entry(HTTP_INSPECTOR, ""),
+                entry("proxy_protocol.v3.ProxyProtocol", "")
+            ),
+            ".listener_filters[1]: must come before what looks behind its header",
         ),
         (
             inspector("enable_ja3_fingerprinting: true"),
@@ -113,6 +138,54 @@ fn listener_filters_are_read_or_refused() {
 }
 
 #[test]
+fn what_pods_open_is_looked_at_and_what_arrives_is_not() {
+    let of = |direction: &str, rest: &str| {
+        listener(&format!("traffic_direction: {direction}\n{rest}\n{}", chains(&[""])))
+    };
+    let filters = [
+        entry("original_dst.v3.OriginalDst", ""),
+        entry("tls_inspector.v3.TlsInspector", ""),
+        entry(HTTP_INSPECTOR, ""),
+    ]
+    .join(", ");
+    let timeout = "listener_filters_timeout: 1s\ncontinue_on_listener_filters_timeout: true";
+    let all = format!("listener_filters: [{filters}]\n{timeout}");
+    let listener = accepted(&of("OUTBOUND", &all)).listeners.into_iter().next().unwrap();
+    let read = listener.listener_filters;
+    assert!(read.tls_inspector.is_some() && read.http_inspector && read.continue_on_timeout);
+    assert_eq!(read.timeout, Some(Duration::from_secs(1)));
+    assert!(listener.gateway.is_none());
+
+    let none = accepted(&of("INBOUND", &filter("original_dst.v3.OriginalDst", "")));
+    assert!(!none.listeners.into_iter().next().unwrap().listener_filters.wait());
+    let at = "listeners[edge].";
+    for (fields, expected) in [
+        (
+            filter("tls_inspector.v3.TlsInspector", ""),
+            "listener_filters[0]: x \
+             (envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector) is not supported",
+        ),
+        (
+            filter(HTTP_INSPECTOR, ""),
+            "listener_filters[0]: x \
+             (envoy.extensions.filters.listener.http_inspector.v3.HttpInspector) is not supported",
+        ),
+        ("listener_filters_timeout: 1s".to_owned(), "listener_filters_timeout: is not supported"),
+        (
+            "continue_on_listener_filters_timeout: true".to_owned(),
+            "continue_on_listener_filters_timeout: is not supported",
+        ),
+    ] {
+        check(&of("INBOUND", &fields), &[&format!("{at}{expected}")]);
+    }
+    let proxied = filter("proxy_protocol.v3.ProxyProtocol", "");
+    let expected = "listener_filters[0]: x \
+                    (envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol) is not \
+                    supported";
+    check(&of("OUTBOUND", &proxied), &[&format!("{at}{expected}")]);
+}
+
+#[test]
 fn chains_are_told_apart() {
     let decoded = the_listener(&chains(&[
         "filter_chain_match: {server_names: [A.example, '*.b.example'], \
@@ -125,10 +198,9 @@ fn chains_are_told_apart() {
     assert_eq!(matches.application_protocols[..], ["h2".into()]);
     assert_eq!(matches.source_type, SourceType::External);
     assert_eq!(matches.direct_source_prefix_ranges.len(), 1);
-    // Nobody would see what the client asks for.
-    assert!(decoded.gateway.unwrap().tls_inspector.is_some());
+    // Envoy adds none, either.
+    assert!(decoded.listener_filters.tls_inspector.is_none());
     let raw = the_listener(&chains(&["filter_chain_match: {transport_protocol: raw_buffer}"]));
-    assert!(raw.gateway.unwrap().tls_inspector.is_none());
     let transport = raw.filter_chains[0].matches.transport_protocol;
     assert_eq!(transport, Some(TransportProtocol::RawBuffer));
 
@@ -149,9 +221,18 @@ fn chains_are_told_apart() {
         let chains = chains(&[&names(first), &names(second)]);
         refused(&chains, &format!(".filter_chains{expected}"));
     }
-    // Of captured traffic nobody reads a ClientHello.
     let outbound = format!("{}\ntraffic_direction: OUTBOUND", chains(&[&names("a.example")]));
-    refused(&outbound, ".filter_chains[0].filter_chain_match.server_names: is not supported");
+    assert_eq!(the_listener(&outbound).filter_chains[0].matches.server_names.len(), 1);
+    // Where mTLS ends nobody reads a ClientHello.
+    for matches in
+        ["server_names: [a.example]", "application_protocols: [h2]", "source_type: EXTERNAL"]
+    {
+        let inbound = chains(&[&format!("filter_chain_match: {{{matches}}}")]);
+        let inbound = format!("{inbound}\ntraffic_direction: INBOUND");
+        let field = matches.split(':').next().unwrap();
+        let expected = format!(".filter_chains[0].filter_chain_match.{field}: is not supported");
+        refused(&inbound, &expected);
+    }
 }
 
 #[test]

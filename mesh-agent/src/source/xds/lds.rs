@@ -4,6 +4,7 @@
 //! `envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`.
 
 mod gateway;
+mod listener_filters;
 mod network;
 
 use std::{sync::Arc, time::Duration};
@@ -101,8 +102,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         d;
         additional_addresses, stats_matcher, fcds_config, filter_chain_matcher,
         use_original_dst, per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type,
-        continue_on_listener_filters_timeout, transparent,
-        socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener,
+        transparent, socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener,
         connection_balance_config, reuse_port, enable_reuse_port,
         max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
         bypass_overload_manager, tcp_keepalive,
@@ -147,12 +147,21 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         Some(limit) => limit.value.into(),
     };
     let of = OfListener { direction, buffer_max_bytes };
-    let socket =
-        gateway::Fields { listener_filters, listener_filters_timeout, tcp_backlog_size, freebind };
+    let socket = gateway::Fields { tcp_backlog_size, freebind };
     let gateway = match direction {
-        Some(Direction::Gateway) => gateway::socket(d, socket).map(Some),
-        _ => gateway::refuse(d, socket),
+        Some(Direction::Gateway) => Some(gateway::socket(socket)),
+        _ => {
+            gateway::refuse(d, socket);
+            None
+        }
     };
+    let first = listener_filters::Fields {
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+    };
+    let listener_filters =
+        direction.and_then(|direction| listener_filters::listener_filters(d, first, direction));
     let address = common::socket_address(d, "address", address);
 
     if filter_chains.is_empty() && default_filter_chain.is_none() {
@@ -180,16 +189,13 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
             filter_chain(d, value, of).map(|chain| Some(Arc::new(chain)))
         }),
     };
-    let (mut gateway, filter_chains) = (gateway?, filter_chains?);
-    if let Some(gateway) = &mut gateway {
-        gateway::inspect(gateway, &seen);
-    }
     Some(Listener {
         name: name.into(),
         direction: direction?,
         address: address?,
         gateway,
-        filter_chains,
+        listener_filters: listener_filters?,
+        filter_chains: filter_chains?,
         default_filter_chain: default_filter_chain?,
         access_logs: access_logs?,
     })
@@ -264,7 +270,7 @@ fn chain_match(
         application_protocols,
     } = value;
     unsupported!(d; address_suffix, suffix_len);
-    if direction != Some(Direction::Gateway) {
+    if direction == Some(Direction::Inbound) {
         unsupported!(
             d; direct_source_prefix_ranges, source_type, server_names, application_protocols,
         );
@@ -278,9 +284,6 @@ fn chain_match(
     let source_ports = d.all("source_ports", source_ports, common::port);
     let transport_protocol = d.field("transport_protocol", |d| match transport_protocol.as_str() {
         "" => Some(None),
-        "tls" | "raw_buffer" if direction == Some(Direction::Outbound) => {
-            d.refused("is for inbound listeners")
-        }
         "tls" => Some(Some(TransportProtocol::Tls)),
         "raw_buffer" => Some(Some(TransportProtocol::RawBuffer)),
         other => d.refused(format!("`{other}` is not supported, only tls and raw_buffer")),
@@ -367,8 +370,8 @@ fn network_filter(d: &mut Decoder, value: Filter, of: OfListener) -> Option<Deco
         network::local_rate_limit(d, value).map(Decoded::Filter)
     } else if common::is::<SniCluster>(&any) {
         let SniCluster {} = common::unpack(d, &any)?;
-        if of.direction != Some(Direction::Gateway) {
-            return d.refused("nobody looks for the name: that is for gateways");
+        if of.direction == Some(Direction::Inbound) {
+            return d.refused("nobody looks for the name where mTLS ends");
         }
         Some(Decoded::Filter(NetworkFilter::SniCluster))
     } else if common::is::<PbTcpProxy>(&any) {

@@ -388,6 +388,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         direction: Direction::Outbound,
         address: "10.0.0.1:80".parse().unwrap(),
         gateway: None,
+        listener_filters: Default::default(),
         filter_chains: vec![Arc::new(chain)],
         default_filter_chain: None,
         access_logs: Arc::default(),
@@ -479,6 +480,7 @@ impl Mesh {
             pod: client_pod(),
             source,
             original_destination: "10.0.0.1:80".parse().unwrap(),
+            inspected: Default::default(),
         };
         let snapshot = self.services.snapshots.load();
         let flow = Flow::outbound(captured, &snapshot, OutboundPolicy::AllowAny).unwrap();
