@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{
-    format::{Format, Operator, Values},
+    format::{Format, Operator, PlainOperator, Values},
     route::HeaderMatcher,
     runtime::RuntimeFraction,
 };
@@ -240,6 +240,9 @@ impl Reads {
             Operator::Request(_) => self.request = true,
             Operator::Response(_) => self.response = true,
             Operator::Trailer(_) => self.trailers = true,
+            Operator::Plain(PlainOperator::GrpcStatus | PlainOperator::GrpcStatusNumber) => {
+                (self.request, self.response, self.trailers) = (true, true, true);
+            }
             _ => {}
         };
         match &log.line.format {

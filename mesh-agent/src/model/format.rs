@@ -73,6 +73,8 @@ plain_operators! {
     ResponseCode = "RESPONSE_CODE";
     ResponseFlags = "RESPONSE_FLAGS";
     ResponseCodeDetails = "RESPONSE_CODE_DETAILS";
+    GrpcStatus = "GRPC_STATUS";
+    GrpcStatusNumber = "GRPC_STATUS_NUMBER";
     BytesReceived = "BYTES_RECEIVED";
     BytesSent = "BYTES_SENT";
     UpstreamHost = "UPSTREAM_HOST";
@@ -120,6 +122,7 @@ impl PlainOperator {
             self,
             Self::Duration
                 | Self::ResponseCode
+                | Self::GrpcStatusNumber
                 | Self::BytesReceived
                 | Self::BytesSent
                 | Self::DownstreamRemotePort

@@ -67,6 +67,32 @@ pub(super) fn code_of(status: u16) -> u32 {
     }
 }
 
+/// A code's name as access logs have it; none for a code that gRPC does not define.
+///
+/// Source: Envoy's `%GRPC_STATUS%`.
+pub(super) fn name_of(code: u32) -> Option<&'static str> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+    NAMES.get(usize::try_from(code).ok()?).copied()
+}
+
 /// In whole milliseconds, rounded up: what is asked for is never nought unless it is.
 fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, number) = value.split_last()?;

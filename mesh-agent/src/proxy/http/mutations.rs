@@ -23,7 +23,8 @@ use super::{
         grpc_stats, grpc_web,
         stateful_session::Session,
     },
-    headers::append_value,
+    grpc,
+    headers::{self, append_value},
     record::RequestLog,
     stages::Stages,
 };
@@ -33,7 +34,10 @@ use crate::{
         header_mutation::{AppendAction, HeaderAddition, HeaderMutation, HeaderMutations},
     },
     policy::{Flow, matcher::first_value},
-    proxy::downstream_values::{self, Downstream, one_word, shown},
+    proxy::{
+        downstream_values::{self, Downstream, one_word, shown},
+        log_filter::Ended as _,
+    },
     route::Matched,
 };
 
@@ -364,6 +368,17 @@ impl RequestValues<'_> {
                     (None, None, None) => return false,
                 };
                 one_word(details, out)
+            }
+            P::GrpcStatus | P::GrpcStatusNumber => {
+                let grpc = self.head.is_some_and(|head| headers::is_grpc(&head.headers));
+                if !grpc || self.response.is_none() {
+                    return false;
+                }
+                let code = self.grpc_status();
+                match grpc::name_of(code).filter(|_| operator == P::GrpcStatus) {
+                    Some(name) => text(out, Some(name.as_bytes())),
+                    None => shown(out, &code),
+                }
             }
             P::BytesReceived => shown(out, &self.log.exchange.request_bytes()),
             P::BytesSent => shown(out, &self.log.exchange.response_bytes()),

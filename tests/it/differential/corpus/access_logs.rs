@@ -196,6 +196,27 @@ fn virtual_clusters() -> Case {
         .asks(get("/users/none").is(503)).asks(get("/nowhere").with("x-mark", "1").is(404)).asks(get("/users").with("x-mark", "1").http2())
 }
 
+/// Of calls, by whatever tells it; of other requests none.
+fn grpc_statuses() -> Case {
+    let call = |path: &str| Ask::new("POST", path).with("content-type", "application/grpc").http2();
+    let trailer = |status: &str| json!({ "body": "b", "trailers": [["grpc-status", status]] });
+    let header = |status: &str| json!({ "headers": [["grpc-status", status]] });
+    let logs = json!([
+        text("%GRPC_STATUS% %GRPC_STATUS_NUMBER% %RESPONSE_CODE%"),
+        json_of(json!({ "name": "%GRPC_STATUS%", "number": "%GRPC_STATUS_NUMBER%" }), false),
+    ]);
+    logging("log-grpc-status", logs)
+        .asks(call("/h2").answered(&trailer("5")))
+        .asks(call("/h2").answered(&trailer("0")))
+        .asks(call("/h2").answered(&trailer("16")))
+        .asks(call("/h2").answered(&trailer("77")))
+        .asks(call("/h2").answered(&header("1")))
+        .asks(call("/direct"))
+        .asks(call("/dead"))
+        .asks(call("/h2").answered(&json!({ "status": 404 })).is(404))
+        .asks(get("/h2").answered(&trailer("5")).http2())
+}
+
 #[rustfmt::skip]
 pub(super) fn cases() -> Vec<Case> {
     let comparison = |op: &str, value: u32| json!({ "comparison": { "op": op, "value": { "default_value": value, "runtime_key": "none" } } });
@@ -237,6 +258,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/none").is(404)).asks(get("/redirect").is(301)).asks(get("/denied").is(403)).asks(get("/direct").is(418)).asks(get("/"))
             .asks(get("/full").is(503)).asks(get("/again").is(503)).asks(get("/per-try").answered(&json!({ "delay_ms": 900 })).is(504)),
         virtual_clusters(),
+        grpc_statuses(),
         case("log-operator", to("one")).manager(json!({ "access_log": [text("%UPSTREAM_TLS_CIPHER%")] })).refused("%UPSTREAM_TLS_CIPHER% is not supported"),
         case("log-traceable", to("one")).manager(json!({ "access_log": [{ "name": "log", "filter": { "traceable_filter": {} }, "typed_config": typed(STDOUT, json!({})) }] }))
             .refused(".access_log[0].filter.traceable_filter: is not supported"),

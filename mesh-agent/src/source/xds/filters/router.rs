@@ -13,7 +13,8 @@ use super::super::{
 #[expect(deprecated, reason = "a deprecated field that is set is refused too")]
 pub(super) fn check(d: &mut Decoder, any: &Any) -> Option<()> {
     let Router {
-        dynamic_stats,
+        // Statistics.
+        dynamic_stats: _,
         start_child_span,
         upstream_log,
         upstream_log_options,
@@ -26,7 +27,7 @@ pub(super) fn check(d: &mut Decoder, any: &Any) -> Option<()> {
     } = common::unpack(d, any)?;
     unsupported!(
         d;
-        dynamic_stats, start_child_span, upstream_log, upstream_log_options,
+        start_child_span, upstream_log, upstream_log_options,
         suppress_envoy_headers, strict_check_headers, respect_expected_rq_timeout,
         suppress_grpc_request_failure_code_stats, upstream_http_filters,
         reject_connect_request_early_data,
