@@ -139,3 +139,25 @@ fn validate_accepts_what_the_agent_accepts() {
     let argv = [agent.to_str().unwrap(), "config", "validate", directory.to_str().unwrap()];
     mesh.bed.node(1).run(&argv).expect_success();
 }
+
+#[test]
+fn validate_judges_a_bootstrap_by_its_fields() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("envoy.yaml");
+    let judged = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        let mut command = std::process::Command::new(tests::process::agent_binary());
+        let output = command.args(["config", "validate"]).arg(&file).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = judged("node: {id: a, cluster: b}\nstatic_resources: {}\n");
+    assert!(
+        code == Some(0) && said.ends_with("envoy.yaml is a good bootstrap\n"),
+        "{code:?} {said}"
+    );
+    let unsupported = "static_resources: {listeners: [{name: l, traffic_direction: OUTBOUND, \
+               enable_mptcp: true}]}\n";
+    let (code, said) = judged(unsupported);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("would be refused") && said.contains("enable_mptcp"), "{said}");
+}

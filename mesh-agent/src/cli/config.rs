@@ -30,16 +30,16 @@ pub(super) struct Dump {
     client: Client,
 }
 
-/// Check a directory of resources as the agent would, without an agent
+/// Check a directory of resources, or a bootstrap file, as the agent would, without an agent
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit codes:
   0  the agent would apply it
   2  the agent would refuse it: every reason is listed by full field path")]
 pub(super) struct Validate {
-    /// What `run --config-dir` would watch
-    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
-    directory: PathBuf,
+    /// What `run --config-dir` would watch, or the file that `run --bootstrap` would read
+    #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    path: PathBuf,
 
     /// How to show the result
     #[arg(long, short, value_enum, default_value_t)]
@@ -175,10 +175,15 @@ fn variant(value: &Value) -> String {
 impl Validate {
     fn run(self) -> Result<Output, CliError> {
         let cell = SnapshotCell::default();
-        let judged = source::validate(&self.directory)
-            .and_then(|delivery| cell.replace(delivery.resources, delivery.label));
+        let is_bootstrap = self.path.is_file();
+        let judged = match is_bootstrap {
+            true => source::read_bootstrap(&self.path).map(drop),
+            false => source::validate(&self.path)
+                .and_then(|delivery| cell.replace(delivery.resources, delivery.label))
+                .map(drop),
+        };
         let (reasons, code) = match judged {
-            Ok(_) => (Vec::new(), 0),
+            Ok(()) => (Vec::new(), 0),
             Err(rejected) => (rejected.iter().map(ToString::to_string).collect::<Vec<_>>(), 2),
         };
         let found = SnapshotView::from(&*cell.load());
@@ -186,16 +191,19 @@ impl Validate {
             OutputFormat::Json => {
                 output::json(&json!({"valid": code == 0, "found": found, "reasons": reasons}))?
             }
+            OutputFormat::Table if code == 0 && is_bootstrap => {
+                format!("{} is a good bootstrap\n", self.path.display())
+            }
             OutputFormat::Table if code == 0 => format!(
                 "{} is good: {} listeners, {} routes, {} clusters, {} endpoints\n",
-                self.directory.display(),
+                self.path.display(),
                 found.listeners,
                 found.routes,
                 found.clusters,
                 found.endpoints
             ),
             OutputFormat::Table => {
-                let heading = format!("{} would be refused:\n", self.directory.display());
+                let heading = format!("{} would be refused:\n", self.path.display());
                 let line = |text, reason: &String| format!("{text}  {}\n", printable(reason));
                 reasons.iter().fold(heading, line)
             }
