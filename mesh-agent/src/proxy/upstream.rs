@@ -290,10 +290,10 @@ impl AsyncWrite for Upstream {
 }
 
 impl Io for Upstream {
-    fn local_address(&self) -> Option<SocketAddr> {
+    fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Tcp(stream) => stream.local_address(),
-            Self::Tls(stream) => stream.local_address(),
+            Self::Tcp(stream) => stream.socket(),
+            Self::Tls(stream) => stream.socket(),
             // The tunnel's connection carries others, too.
             Self::Hbone(_) | Self::Within(_) => None,
         }

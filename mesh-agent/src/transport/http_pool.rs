@@ -43,19 +43,24 @@ use crate::model::{cluster::ConnectionLimits, identity::Identity, workload::Work
 
 /// A connection's bytes, whatever carries them: a socket or an HBONE stream.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
-    /// The socket's own end; `None` where it is not this connection's alone.
-    fn local_address(&self) -> Option<SocketAddr>;
+    /// The socket; `None` where it is not this connection's alone.
+    fn socket(&self) -> Option<&TcpStream>;
+
+    /// The socket's own end.
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.socket()?.local_addr().ok()
+    }
 }
 
 impl Io for TcpStream {
-    fn local_address(&self) -> Option<SocketAddr> {
-        self.local_addr().ok()
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
 impl Io for TlsStream {
-    fn local_address(&self) -> Option<SocketAddr> {
-        self.get_ref().0.local_address()
+    fn socket(&self) -> Option<&TcpStream> {
+        self.get_ref().0.socket()
     }
 }
 

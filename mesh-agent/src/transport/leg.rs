@@ -9,7 +9,6 @@
 use std::{
     future::Future,
     io,
-    net::SocketAddr,
     os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -92,8 +91,8 @@ impl From<TcpStream> for Leg {
 }
 
 impl Io for Leg {
-    fn local_address(&self) -> Option<SocketAddr> {
-        self.stream.local_address()
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(&self.stream)
     }
 }
 

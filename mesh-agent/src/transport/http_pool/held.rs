@@ -2,12 +2,14 @@
 
 use std::{
     io::{self, IoSlice},
-    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 use super::{BoxedIo, Io};
 
@@ -25,8 +27,8 @@ impl<H> Held<H> {
 }
 
 impl<H: Send + Unpin> Io for Held<H> {
-    fn local_address(&self) -> Option<SocketAddr> {
-        self.io.local_address()
+    fn socket(&self) -> Option<&TcpStream> {
+        self.io.socket()
     }
 }
 

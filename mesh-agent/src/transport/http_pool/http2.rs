@@ -14,6 +14,7 @@ use std::{
 use http::{Request, Response};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::time::Instant;
 
 use super::{
@@ -26,6 +27,13 @@ const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// And all slow readers of a connection, before they slow down the others.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const SEND_BUFFER_MAX_BYTES: usize = 128 * 1024;
+/// For how long a server may acknowledge nothing of what it is sent. Nobody is told that a host
+/// or a path to it is gone, and one connection has everybody's requests: by TCP's own patience
+/// they would go there, and fail, for a quarter of an hour. A server that reads nothing for as
+/// long is no better.
+///
+/// Linux: tcp(7), `TCP_USER_TIMEOUT`.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(50);
 
 pub(super) struct Http2<B> {
     sender: http2::SendRequest<B>,
@@ -93,6 +101,10 @@ impl<B: UpstreamBody> Http2<B> {
         pings: Option<Pings>,
     ) -> Result<(Arc<Self>, Stream<B>), hyper::Error> {
         let local = io.local_address();
+        if let Some(socket) = io.socket() {
+            // Fails only where the socket is dead already.
+            let _ = SockRef::from(socket).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+        }
         let mut builder = http2::Builder::new(TokioExecutor::new());
         if let Some(Pings { interval, timeout }) = pings {
             builder

@@ -1,5 +1,6 @@
 use std::{
     convert::Infallible,
+    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -38,7 +39,7 @@ fn key(client: &str, protocol: HttpProtocol) -> HttpKey {
 
 /// A server at the end of a pipe.
 impl super::Io for tokio::io::DuplexStream {
-    fn local_address(&self) -> Option<std::net::SocketAddr> {
+    fn socket(&self) -> Option<&tokio::net::TcpStream> {
         None
     }
 }
@@ -146,6 +147,20 @@ async fn silent_servers_are_pinged_only_where_the_cluster_says_so() {
     let pings = Some(Pings { interval, timeout });
     let (types, ended) = told_in_silence(ConnectionLimits { pings, ..Default::default() }).await;
     assert!(types.contains(&HEADERS) && types.contains(&PING) && ended, "{types:?}");
+}
+
+/// Nobody says that a host is gone, and TCP would wait for a quarter of an hour.
+#[tokio::test]
+async fn servers_of_http2_that_acknowledge_nothing_are_given_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let socket = stream.as_fd().try_clone_to_owned().unwrap();
+    let connect = || async { Ok::<_, Infallible>(Box::new(stream) as BoxedIo) };
+    let pool = Arc::new(HttpPool::<Body>::new(HttpPoolOptions::default()));
+    pool.lease(&key("127.0.0.1", HttpProtocol::Http2), false, connect).await.unwrap();
+    let patience = socket2::SockRef::from(&socket).tcp_user_timeout().unwrap();
+    assert_eq!(patience, Some(Duration::from_secs(50)));
 }
 
 #[tokio::test(start_paused = true)]
