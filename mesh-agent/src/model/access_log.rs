@@ -150,6 +150,38 @@ impl Line {
             }
         }
     }
+
+    /// Appends it as a log's line: only the format ends it, no value does.
+    pub fn append_to_log(&self, values: &impl Values, out: &mut Vec<u8>) {
+        match &self.format {
+            LineFormat::Text(_) => self.append(&OneLine(values), out),
+            // JSON escapes them itself.
+            LineFormat::Json(_) => self.append(values, out),
+        }
+    }
+}
+
+/// Values whose control bytes are escaped as in Rust (`\n`, `\x1b`), but for tabs, which
+/// headers may hold. Envoy writes them as they are, so that what is noted of a token or said
+/// by a server that is asked makes lines of its own.
+struct OneLine<'a, V>(&'a V);
+
+impl<V: Values> Values for OneLine<'_, V> {
+    fn append(&self, operator: &Operator, out: &mut Vec<u8>) -> bool {
+        let breaks = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';
+        let start = out.len();
+        let there = self.0.append(operator, out);
+        if out[start..].iter().any(breaks) {
+            for byte in out.split_off(start) {
+                if breaks(&byte) {
+                    out.extend(byte.escape_ascii());
+                } else {
+                    out.push(byte);
+                }
+            }
+        }
+        there
+    }
 }
 
 impl JsonFormat {
@@ -338,5 +370,37 @@ mod tests {
         };
         assert_eq!((line(false).as_str(), line(true).as_str()), ("-|200", "|200"));
         assert!(DEFAULT_FORMAT.parse::<Format>().is_ok());
+    }
+
+    /// Has this for whatever is asked.
+    struct Hostile(&'static [u8]);
+
+    impl Values for Hostile {
+        fn append(&self, _: &Operator, out: &mut Vec<u8>) -> bool {
+            out.extend_from_slice(self.0);
+            true
+        }
+    }
+
+    #[test]
+    fn no_value_ends_a_line_of_a_log() {
+        let line = |format: LineFormat, value, logs: bool| {
+            let (line, mut out) = (Line { format, omit_empty: false }, Vec::new());
+            match logs {
+                true => line.append_to_log(&Hostile(value), &mut out),
+                false => line.append(&Hostile(value), &mut out),
+            }
+            out
+        };
+        let format = || LineFormat::Text("a %DYNAMIC_METADATA(n:k)%\nb %REQ(x):2%\n".parse().unwrap());
+        let value = b"1\r\n@2\0\x1b[2J\x7f";
+        let expected = b"a 1\\r\\n@2\\x00\\x1b[2J\\x7f\nb 1\\\n";
+        assert_eq!(line(format(), value, true), expected, "only the format's own line feeds");
+        // As Envoy: neither ends a line.
+        assert_eq!(line(format(), b"\t\\n\xe9\"", true), b"a \t\\n\xe9\"\nb \t\\\n");
+        // A local reply's body has as many lines as it likes.
+        assert_eq!(line(format(), b"1\n2", false), b"a 1\n2\nb 1\n\n");
+        let json = LineFormat::Json(JsonFormat::List(vec![text("%REQ(x)%")]));
+        assert_eq!(line(json, b"1\n2", true), b"[\"1\\n2\"]\n");
     }
 }

@@ -12,6 +12,11 @@ use super::{
     runtime::RuntimeFraction,
 };
 
+/// The largest answer of a server that a filter asks, in bytes, whatever the configuration
+/// says: an empty item of a protobuf list is two bytes and becomes a struct of dozens, so an
+/// answer is held to what is bearable when it is decoded.
+pub const ANSWER_MAX_BYTES: usize = 1 << 20;
+
 /// Spec: `ExtAuthz`.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExtAuthz {
@@ -49,7 +54,7 @@ pub struct GrpcService {
     pub timeout: Option<Duration>,
     #[serde(skip)]
     pub initial_metadata: Vec<(HeaderName, HeaderValue)>,
-    /// The largest answer that is read.
+    /// The largest answer that is read; at most [`ANSWER_MAX_BYTES`].
     pub answer_max_bytes: usize,
 }
 

@@ -72,7 +72,7 @@ impl ConnectionLog {
         for of in self.logs.iter().flat_map(|logs| logs.iter()) {
             if of.filter.as_ref().is_none_or(|filter| wants(filter, &values, runtime)) {
                 let mut line = Vec::with_capacity(256);
-                of.line.append(&values, &mut line);
+                of.line.append_to_log(&values, &mut line);
                 lines.write(&of.sink, line);
             }
         }

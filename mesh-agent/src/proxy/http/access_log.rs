@@ -89,7 +89,7 @@ impl Logging {
         for of in self.logs.iter() {
             if of.filter.as_ref().is_none_or(|filter| wants(filter, &values, runtime)) {
                 let mut line = Vec::with_capacity(256);
-                of.line.append(&values, &mut line);
+                of.line.append_to_log(&values, &mut line);
                 lines.write(&of.sink, line);
             }
         }

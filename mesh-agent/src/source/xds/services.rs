@@ -18,12 +18,14 @@ use super::{
     common,
     reject::{Decoder, unsupported},
 };
-use crate::model::{cluster::ClusterName, ext_authz::GrpcService, jwt_authn::HttpUri};
+use crate::model::{
+    cluster::ClusterName,
+    ext_authz::{ANSWER_MAX_BYTES, GrpcService},
+    jwt_authn::HttpUri,
+};
 
 /// How long a gRPC server has where nothing is said, as in Envoy's filters.
 const GRPC_TIMEOUT_DEFAULT: Duration = Duration::from_millis(200);
-/// The largest answer where nothing is said, and at most.
-const ANSWER_MAX_BYTES: usize = 4 << 20;
 
 /// Spec: `envoy.config.core.v3.HttpUri`.
 pub(super) fn http_uri(d: &mut Decoder, value: PbHttpUri) -> Option<HttpUri> {
@@ -120,5 +122,32 @@ pub(super) fn literal_header(
     match (HeaderName::try_from(&key), HeaderValue::try_from(&value)) {
         (Ok(name), Ok(value)) => Some((name, value)),
         _ => d.refused(format!("`{key}` is no valid header")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::google::protobuf::UInt32Value;
+
+    use super::*;
+
+    /// How large an answer may be where the configuration says `most`.
+    fn answer_max_bytes(most: Option<u32>) -> usize {
+        let service = EnvoyGrpc {
+            cluster_name: "asked".to_owned(),
+            max_receive_message_length: most.map(|value| UInt32Value { value }),
+            ..EnvoyGrpc::default()
+        };
+        let target_specifier = Some(TargetSpecifier::EnvoyGrpc(service));
+        let service = PbGrpcService { target_specifier, ..PbGrpcService::default() };
+        grpc_service(&mut Decoder::new("service".to_owned()), service).unwrap().answer_max_bytes
+    }
+
+    #[test]
+    fn no_answer_is_larger_than_what_is_bearable_decoded() {
+        for most in [None, Some(0), Some(4 << 20), Some(u32::MAX)] {
+            assert_eq!(answer_max_bytes(most), 1 << 20, "{most:?}");
+        }
+        assert_eq!(answer_max_bytes(Some(1000)), 1000);
     }
 }

@@ -217,6 +217,19 @@ fn grpc_statuses() -> Case {
         .asks(get("/h2").answered(&trailer("5")).http2())
 }
 
+/// What is noted of a token, say, ends no line.
+#[rustfmt::skip]
+fn line_feeds() -> Case {
+    let noted = json!({ "lines": "a\r\n@forged|b\u{1b}[2J", "plain": "a\tb\\n\"c", "nested": { "of": "a\nb" } });
+    let noted = json!({ "metadata": [{ "metadata_namespace": "n", "value": noted }] });
+    let told = |key: &str| text(&format!("{key} [%DYNAMIC_METADATA(n:{key})%]"));
+    case("log-line-feeds", to("one"))
+        .filter("set", "extensions.filters.http.set_metadata.v3.Config", noted)
+        .manager(json!({ "access_log": [told("plain"), told("nested"), told("lines"), text("[%REQ(X-A)%]"), json_of(json!({ "lines": "%DYNAMIC_METADATA(n:lines)%" }), false)] }))
+        .asks(get("/").with("x-a", "a\tb\u{e9}"))
+        .asks(get("/").with("x-a", "a\tb\u{e9}").http2())
+}
+
 #[rustfmt::skip]
 pub(super) fn cases() -> Vec<Case> {
     let comparison = |op: &str, value: u32| json!({ "comparison": { "op": op, "value": { "default_value": value, "runtime_key": "none" } } });
@@ -258,6 +271,7 @@ pub(super) fn cases() -> Vec<Case> {
             .asks(get("/none").is(404)).asks(get("/redirect").is(301)).asks(get("/denied").is(403)).asks(get("/direct").is(418)).asks(get("/"))
             .asks(get("/full").is(503)).asks(get("/again").is(503)).asks(get("/per-try").answered(&json!({ "delay_ms": 900 })).is(504)),
         virtual_clusters(),
+        line_feeds(),
         grpc_statuses(),
         case("log-operator", to("one")).manager(json!({ "access_log": [text("%UPSTREAM_TLS_CIPHER%")] })).refused("%UPSTREAM_TLS_CIPHER% is not supported"),
         case("log-traceable", to("one")).manager(json!({ "access_log": [{ "name": "log", "filter": { "traceable_filter": {} }, "typed_config": typed(STDOUT, json!({})) }] }))

@@ -36,7 +36,10 @@ use crate::{
     codec::ext_authz::{self as codec, Asked, InvalidAnswer, Said, SaidHeader},
     model::{
         authz::StringMatcher,
-        ext_authz::{AuthzBody, AuthzPerRoute, AuthzService, ExtAuthz, GrpcService, HttpAuthz},
+        ext_authz::{
+            ANSWER_MAX_BYTES, AuthzBody, AuthzPerRoute, AuthzService, ExtAuthz, GrpcService,
+            HttpAuthz,
+        },
         filter::{Levels, RouteFilterConfig},
         header_mutation::AppendAction,
         listener::Direction,
@@ -52,8 +55,6 @@ const TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-r
 /// Where what an answer notes is noted, whatever the filter is called in its chain.
 const NAMESPACE: &str = "envoy.filters.http.ext_authz";
 const METADATA_PREFIX: &str = "x-ext-metadata-";
-/// The largest answer by HTTP.
-const ANSWER_MAX_BYTES: usize = 4 << 20;
 
 /// What is asked about one request.
 pub(super) struct Question<'a> {
