@@ -35,6 +35,15 @@ pub enum Protocol {
     Bytes,
 }
 
+/// What is not as with Envoy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Deviation {
+    pub part: String,
+    pub why: String,
+    /// Whether it has to differ.
+    pub always: bool,
+}
+
 /// One question, over a connection of its own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ask {
@@ -57,8 +66,8 @@ pub struct Ask {
     pub not_before_ms: Option<u64>,
     /// What the first response's status has to be; 0 if there must be none.
     pub expected: u16,
-    /// Part and reason: see the corpus.
-    pub deviations: Vec<(String, String)>,
+    /// See the corpus.
+    pub deviations: Vec<Deviation>,
 }
 
 impl Ask {
@@ -180,8 +189,17 @@ impl Ask {
     /// differ, nothing else is compared.
     #[must_use]
     pub fn differs(mut self, part: &str, why: &str) -> Self {
-        self.deviations.push((part.to_owned(), why.to_owned()));
+        let (part, why) = (part.to_owned(), why.to_owned());
+        self.deviations.push(Deviation { part, why, always: true });
         self
+    }
+
+    /// What differs now and then, where Envoy itself does not always do the same.
+    #[must_use]
+    pub fn may_differ(self, part: &str, why: &str) -> Self {
+        let mut ask = self.differs(part, why);
+        ask.deviations.iter_mut().for_each(|of| of.always &= of.part != part);
+        ask
     }
 
     /// Names it in what a failed test says.

@@ -392,7 +392,8 @@ mod tests {
             }
             out
         };
-        let format = || LineFormat::Text("a %DYNAMIC_METADATA(n:k)%\nb %REQ(x):2%\n".parse().unwrap());
+        let format =
+            || LineFormat::Text("a %DYNAMIC_METADATA(n:k)%\nb %REQ(x):2%\n".parse().unwrap());
         let value = b"1\r\n@2\0\x1b[2J\x7f";
         let expected = b"a 1\\r\\n@2\\x00\\x1b[2J\\x7f\nb 1\\\n";
         assert_eq!(line(format(), value, true), expected, "only the format's own line feeds");

@@ -54,7 +54,7 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command, time::Du
 use serde_json::{Value, json};
 use tests::{
     Pod, Process, control_plane,
-    corpus::{Ask, Heard, Script, Seen},
+    corpus::{Ask, Deviation, Heard, Script, Seen},
     eventually, process,
     twins::{ADDRESSES, Twins},
 };
@@ -361,15 +361,16 @@ fn judge(case: &Case, script: usize, envoy: &Side, agent: &Side) -> Vec<String> 
             let name = compare::common_name(part);
             let is = |of: &str| name == of || name.starts_with(&format!("{of} "));
             let mut known = false;
-            for (n, (of, _)) in ask.deviations.iter().enumerate() {
-                own[n] |= is(of);
-                known |= is(of);
+            for (n, of) in ask.deviations.iter().enumerate() {
+                own[n] |= is(&of.part);
+                known |= is(&of.part);
             }
             if !known {
                 lines.push(format!("{part}\n      Envoy: {theirs}\n      agent: {ours}"));
             }
         }
-        for ((part, why), _) in ask.deviations.iter().zip(own).filter(|(_, used)| !used) {
+        let unused = ask.deviations.iter().zip(own).filter(|(of, used)| of.always && !used);
+        for (Deviation { part, why, .. }, _) in unused {
             lines.push(format!("{part} differs no longer: {why}"));
         }
         wrong.extend(lines.into_iter().map(|line| format!("  {}\n    {line}", ask.label())));

@@ -139,7 +139,7 @@ fn of_connections() -> Vec<Case> {
         connection("log-tcp-dead", "dead", vec![]).asks(get("/").is(0)),
         connection("log-tcp-empty", "empty", vec![]).asks(get("/").is(0)),
         connection("log-tcp-nowhere", "nowhere", vec![]).asks(get("/").is(0)),
-        connection("log-tcp-denied", "one", vec![network_rbac("ALLOW", 1)]).asks(get("/").is(0).differs("log", "nothing is connected before policy was asked")),
+        connection("log-tcp-denied", "one", vec![network_rbac("ALLOW", 1)]).asks(get("/").is(0).may_differ("log", "nothing is connected before policy was asked")),
         connection("log-tcp-allowed", "one", vec![network_rbac("DENY", 1)]).asks(get("/")),
         http("log-listener-http").asks(get("/")),
         http("log-listener-http2").asks(get("/").http2()),
@@ -226,8 +226,8 @@ fn line_feeds() -> Case {
     case("log-line-feeds", to("one"))
         .filter("set", "extensions.filters.http.set_metadata.v3.Config", noted)
         .manager(json!({ "access_log": [told("plain"), told("nested"), told("lines"), text("[%REQ(X-A)%]"), json_of(json!({ "lines": "%DYNAMIC_METADATA(n:lines)%" }), false)] }))
-        .asks(get("/").with("x-a", "a\tb\u{e9}"))
-        .asks(get("/").with("x-a", "a\tb\u{e9}").http2())
+        .asks(get("/").with("x-a", "a\tb").differs("log 2", "a value ends no line"))
+        .asks(get("/").with("x-a", "a\tb").http2().differs("log 2", "a value ends no line"))
 }
 
 #[rustfmt::skip]
