@@ -28,7 +28,7 @@ const NOBODY: u16 = 7005;
 const TO: u16 = 9200;
 
 /// Some rounds are needed: see [`latest`].
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 fn chain(number: u16, matches: Value) -> Value {
     json!({ "name": format!("c{number}"), "filter_chain_match": matches, "filters": [{
