@@ -323,12 +323,10 @@ impl Capture {
 
     /// Ends every connection from or to the pod of `cookie`.
     pub(super) fn cut_kernel_connections_of(&self, cookie: u64) {
-        let live = self.state().kernel.live();
-        for (tuple, connection) in live {
-            if tuple.netns_cookie != cookie && connection.source_cookie != cookie {
-                continue;
-            }
-            let connection = describe(&tuple, &connection, &self.state().by_cookie());
+        let is_of = |connection: &KernelConnection| {
+            connection.source_netns == cookie || connection.destination_netns == cookie
+        };
+        for connection in self.kernel_connections().into_iter().filter(is_of) {
             if let Err(error) = self.cut_kernel_connection(&connection) {
                 tracing::error!(
                     source = %connection.source, destination = %connection.destination, %error,
