@@ -1,6 +1,7 @@
 //! Envoy and our agent, given the same resources by the same control plane, must do the
 //! same. What differs on purpose is said here, and in the README, with its reason.
 
+mod certificates;
 mod chains;
 mod corpus;
 mod features;

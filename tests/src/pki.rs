@@ -71,13 +71,35 @@ impl Pki {
         Self { root_pem, issuer: Issuer::new(params, key) }
     }
 
-    /// The root certificate, PEM.
+    /// The root certificate, or the intermediate's, PEM.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
     }
 
+    /// An authority that this one vouches for.
+    #[must_use]
+    pub fn intermediate(&self) -> Self {
+        let key = KeyPair::generate().expect("make a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "an intermediate");
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let signed = params.signed_by(&key, &self.issuer).expect("sign the intermediate");
+        Self { root_pem: signed.pem(), issuer: Issuer::new(params, key) }
+    }
+
     /// A certificate for `names`: URIs, addresses and DNS names.
     pub fn issue(&self, names: &[&str], validity: Validity) -> Credentials {
+        self.issue_with(names, validity, |_| {})
+    }
+
+    /// The same, to which `change` is made.
+    pub fn issue_with(
+        &self,
+        names: &[&str],
+        validity: Validity,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Credentials {
         let key = KeyPair::generate().expect("make a key");
         let mut params = CertificateParams::default();
         let san = |name: &&str| match (name.parse(), name.contains("://")) {
@@ -98,6 +120,7 @@ impl Pki {
         };
         params.not_before = from.into();
         params.not_after = to.into();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).expect("sign the certificate");
         Credentials {
             certificate: certificate.der().to_vec(),

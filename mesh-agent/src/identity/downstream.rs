@@ -1,7 +1,11 @@
 //! TLS that gateway listeners terminate: what settings, secrets and files make of rustls'
 //! configurations. As towards clusters, a bad version of a file leaves the last good one.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
     DistinguishedName, ServerConfig, SignatureAlgorithm,
@@ -23,7 +27,7 @@ use super::{
     upstream::{Trust, names, signatures_by_trust},
 };
 use crate::model::{
-    captured::{ClientCertificate, GatewayPeer, TlsSession},
+    captured::{GatewayPeer, PresentedCertificate, TlsSession},
     tls::{CertificateMaterial, TlsTermination, TlsVersion, ValidationContext},
 };
 
@@ -64,7 +68,16 @@ pub struct DownstreamContext {
     agreeing: Arc<ServerConfig>,
     /// Says nothing of protocols.
     silent: Arc<ServerConfig>,
+    certificates: Arc<Certificates>,
     proves_names: bool,
+}
+
+/// What one client is met with.
+#[derive(Debug)]
+pub struct Meeting {
+    pub config: Arc<ServerConfig>,
+    /// For [`DownstreamContext::peer`].
+    pub presents: Arc<Presents>,
 }
 
 impl Default for DownstreamContexts {
@@ -87,8 +100,10 @@ impl Make<TlsTermination> for Terminator {
         let refused = |source| DownstreamTlsError::Tls { listener: Arc::clone(listener), source };
         let certificates = materials(termination)?.into_iter();
         let certificates: Result<Vec<_>, _> = certificates.map(material::certified).collect();
-        let certificates: Vec<_> =
+        let certificates =
             certificates.map_err(unusable)?.into_iter().map(Presentable::new).collect();
+        let certificates =
+            Arc::new(Certificates { certificates, require_sni: settings.require_sni });
         let provider = Arc::new(material::provider(&settings.cipher_suites, &settings.curves));
         let versions = TlsVersion::range(settings.min_version, settings.max_version);
         let builder =
@@ -109,9 +124,7 @@ impl Make<TlsTermination> for Terminator {
                 builder.with_client_cert_verifier(Arc::new(ExpectedClient { trust, required }))
             }
         };
-        let require_sni = settings.require_sni;
-        let mut silent =
-            builder.with_cert_resolver(Arc::new(Certificates { certificates, require_sni }));
+        let mut silent = builder.with_cert_resolver(Arc::new(Presents::from(&certificates)));
         silent.ignore_client_order = !settings.prefer_client_ciphers;
         // Every client is judged by what is in force when it comes.
         silent.session_storage = Arc::new(NoServerSessionStorage {});
@@ -120,42 +133,47 @@ impl Make<TlsTermination> for Terminator {
         agreeing.alpn_protocols =
             settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let (agreeing, silent) = (Arc::new(agreeing), Arc::new(silent));
-        Ok(DownstreamContext { agreeing, silent, proves_names })
+        Ok(DownstreamContext { agreeing, silent, certificates, proves_names })
     }
 }
 
 impl DownstreamContext {
     /// For a client that said this. As with Envoy, who offers none of the protocols is
     /// served without one.
-    pub fn config(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
+    pub fn meeting(&self, hello: &ClientHello<'_>) -> Meeting {
         let ours = &self.agreeing.alpn_protocols;
         let common = hello
             .alpn()
             .is_some_and(|mut offered| offered.any(|name| ours.iter().any(|ours| ours == name)));
-        Arc::clone(if common { &self.agreeing } else { &self.silent })
+        let presents = Arc::new(Presents::from(&self.certificates));
+        let mut config = ServerConfig::clone(if common { &self.agreeing } else { &self.silent });
+        config.cert_resolver = Arc::clone(&presents) as Arc<dyn ResolvesServerCert>;
+        Meeting { config: Arc::new(config), presents }
     }
 
     /// Who the client of a finished handshake is.
-    pub fn peer(&self, connection: &rustls::ServerConnection) -> GatewayPeer {
-        let leaf = connection.peer_certificates().and_then(|chain| chain.first());
-        let proven = leaf.filter(|_| self.proves_names).and_then(proven);
-        let (names, certificate) = proven.unzip();
-        let names = names.unwrap_or_default();
+    pub fn peer(&self, connection: &rustls::ServerConnection, met: &Presents) -> GatewayPeer {
+        let chain = connection.peer_certificates().filter(|_| self.proves_names);
+        let (names, peer) = chain.and_then(proven).unwrap_or_default();
         let identity = names.iter().find_map(|name| name.parse().ok());
         let server_name = connection.server_name().map(|name| name.to_ascii_lowercase().into());
         let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
+        let group = connection.negotiated_key_exchange_group().map(|group| group.name());
         let session = TlsSession {
             version: subject::version(connection.protocol_version()),
             cipher: subject::cipher(suite),
-            certificate: certificate.map(Arc::new),
+            group: subject::group(group),
+            peer: peer.into(),
+            local: met.presented.get().cloned(),
         };
         GatewayPeer::Tls { names: names.into(), identity, server_name, session }
     }
 }
 
-/// URIs, DNS names, then the subject, as Envoy looks for principals; and what is told of it.
-fn proven(leaf: &CertificateDer<'_>) -> Option<(Vec<Arc<str>>, ClientCertificate)> {
-    let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
+/// URIs, DNS names, then the subject, as Envoy looks for principals; and what is told of the
+/// chain.
+fn proven(chain: &[CertificateDer<'_>]) -> Option<(Vec<Arc<str>>, Vec<PresentedCertificate>)> {
+    let (_, parsed) = X509Certificate::from_der(chain.first()?).ok()?;
     let names = names::of(&parsed);
     let uris = names.iter().filter_map(|name| match name {
         GeneralName::URI(uri) => Some((*uri).into()),
@@ -165,8 +183,8 @@ fn proven(leaf: &CertificateDer<'_>) -> Option<(Vec<Arc<str>>, ClientCertificate
         GeneralName::DNSName(host) => Some((*host).into()),
         _ => None,
     });
-    let told = subject::certificate(leaf, &parsed);
-    let subject = Arc::from(&*told.subject);
+    let subject = subject::name(parsed.subject()).into();
+    let told = chain.iter().filter_map(|der| subject::presented(der)).collect();
     Some((uris.chain(hosts).chain([subject]).collect(), told))
 }
 
@@ -223,6 +241,7 @@ fn validation(
 struct Presentable {
     certified: Arc<CertifiedKey>,
     names: Vec<String>,
+    told: Option<Arc<PresentedCertificate>>,
 }
 
 impl Presentable {
@@ -240,7 +259,8 @@ impl Presentable {
                 found.extend(common.map(str::to_ascii_lowercase));
             }
         }
-        Self { certified, names: found }
+        let told = certified.cert.first().and_then(|leaf| subject::presented(leaf)).map(Arc::new);
+        Self { certified, names: found, told }
     }
 
     fn is_for(&self, wanted: &str) -> bool {
@@ -255,8 +275,8 @@ struct Certificates {
     require_sni: bool,
 }
 
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+impl Certificates {
+    fn pick(&self, hello: &ClientHello<'_>) -> Option<&Presentable> {
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let wildcard = name.as_deref().and_then(|name| name.split_once('.'));
         let wildcard = wildcard.map(|(_, rest)| format!("*.{rest}"));
@@ -279,7 +299,29 @@ impl ResolvesServerCert for Certificates {
         let ecdsa = |one: &&Presentable| one.certified.key.algorithm() == SignatureAlgorithm::ECDSA;
         // As Envoy: ECDSA where the client can.
         let usable: Vec<_> = fitting.into_iter().filter(usable).collect();
-        let picked = usable.iter().find(|one| ecdsa(one)).or(usable.first())?;
+        usable.iter().find(|one| ecdsa(one)).or(usable.first()).copied()
+    }
+}
+
+/// Presents one of them to one client, and remembers which: rustls does not tell.
+#[derive(Debug)]
+pub struct Presents {
+    certificates: Arc<Certificates>,
+    presented: OnceLock<Arc<PresentedCertificate>>,
+}
+
+impl Presents {
+    fn from(certificates: &Arc<Certificates>) -> Self {
+        Self { certificates: Arc::clone(certificates), presented: OnceLock::new() }
+    }
+}
+
+impl ResolvesServerCert for Presents {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let picked = self.certificates.pick(&hello)?;
+        if let Some(told) = &picked.told {
+            self.presented.get_or_init(|| Arc::clone(told));
+        }
         Some(Arc::clone(&picked.certified))
     }
 }

@@ -30,7 +30,7 @@ mod refusal;
 mod rotation;
 mod sds;
 mod source;
-mod subject;
+pub mod subject;
 pub mod tls;
 mod trust;
 pub mod upstream;

@@ -1,20 +1,29 @@
-//! What is told of a client's certificate, and of the TLS it came by, in OpenSSL's words.
+//! What is told of a certificate, and of the TLS it came by, in OpenSSL's words.
 //!
 //! Spec: RFC 2253 §2; Envoy's "Access logging", `%DOWNSTREAM_PEER_*%`.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
 
 use aws_lc_rs::digest;
-use rustls::{CipherSuite, ProtocolVersion, pki_types::CertificateDer};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
 use x509_parser::{
     asn1_rs::ToDer as _,
     certificate::X509Certificate,
     extensions::GeneralName,
+    prelude::FromDer as _,
+    time::ASN1Time,
     x509::{AttributeTypeAndValue, X509Name},
 };
 
 use super::upstream::names;
-use crate::model::captured::ClientCertificate;
+use crate::model::captured::{PresentedCertificate, SubjectAltNames};
+
+/// How long a line of PEM is.
+const PEM_LINE: usize = 64;
 
 /// The attributes that have a name.
 const ATTRIBUTES: [(&str, &str); 20] = [
@@ -40,17 +49,29 @@ const ATTRIBUTES: [(&str, &str); 20] = [
     ("1.2.840.113549.1.9.1", "emailAddress"),
 ];
 
-pub(super) fn certificate(
-    leaf: &CertificateDer<'_>,
-    of: &X509Certificate<'_>,
-) -> ClientCertificate {
+/// `None`: it is none that can be read.
+pub(super) fn presented(der: &[u8]) -> Option<PresentedCertificate> {
+    let (_, of) = X509Certificate::from_der(der).ok()?;
+    let fingerprint = |by| hex(digest::digest(by, der).as_ref()).into();
+    Some(PresentedCertificate {
+        der: der.into(),
+        subject: name(of.subject()).into(),
+        issuer: name(of.issuer()).into(),
+        sans: sans(&of),
+        serial: serial(of.raw_serial()).into(),
+        fingerprint_1: fingerprint(&digest::SHA1_FOR_LEGACY_USE_ONLY),
+        fingerprint_256: fingerprint(&digest::SHA256),
+        not_before: at(of.validity().not_before),
+        not_after: at(of.validity().not_after),
+    })
+}
+
+fn sans(of: &X509Certificate<'_>) -> SubjectAltNames {
     let names = names::of(of);
     let joined = |pick: fn(&GeneralName<'_>) -> Option<String>| {
         names.iter().filter_map(pick).collect::<Vec<_>>().join(",").into_boxed_str()
     };
-    ClientCertificate {
-        subject: name(of.subject()).into(),
-        issuer: name(of.issuer()).into(),
+    SubjectAltNames {
         uris: joined(|name| match name {
             GeneralName::URI(uri) => Some(graphic(uri)),
             _ => None,
@@ -59,9 +80,49 @@ pub(super) fn certificate(
             GeneralName::DNSName(host) => Some(graphic(host)),
             _ => None,
         }),
-        serial: serial(of.raw_serial()).into(),
-        fingerprint_256: hex(digest::digest(&digest::SHA256, leaf).as_ref()).into(),
+        addresses: joined(|name| match name {
+            GeneralName::IPAddress(bytes) => names::ip(bytes).map(|ip| ip.to_string()),
+            _ => None,
+        }),
+        emails: joined(|name| match name {
+            GeneralName::RFC822Name(mail) => Some(graphic(mail)),
+            _ => None,
+        }),
+        others: joined(|name| match name {
+            GeneralName::OtherName(_, value) => names::other(value).map(|value| graphic(&value)),
+            _ => None,
+        }),
     }
+}
+
+fn at(time: ASN1Time) -> SystemTime {
+    let seconds = Duration::from_secs(time.timestamp().unsigned_abs());
+    let moment = match time.timestamp() {
+        ..0 => SystemTime::UNIX_EPOCH.checked_sub(seconds),
+        _ => SystemTime::UNIX_EPOCH.checked_add(seconds),
+    };
+    moment.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// As PEM, percent-encoded but for what RFC 3986 §2.3 leaves alone.
+pub fn url_encoded_pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in text.as_bytes().chunks(PEM_LINE) {
+        pem.extend(line.iter().copied().map(char::from));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem.bytes().fold(String::with_capacity(pem.len() * 2), |mut out, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte));
+            }
+            // Writing to a string can't fail.
+            _ => _ = write!(out, "%{byte:02X}"),
+        }
+        out
+    })
 }
 
 /// A log's line and a header's value stay what they are.
@@ -134,6 +195,18 @@ pub(super) fn version(version: Option<ProtocolVersion>) -> &'static str {
 }
 
 /// Empty where it has no name.
+pub(super) fn group(group: Option<NamedGroup>) -> &'static str {
+    match group {
+        Some(NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
+        Some(NamedGroup::X25519) => "X25519",
+        Some(NamedGroup::secp256r1) => "P-256",
+        Some(NamedGroup::secp384r1) => "P-384",
+        Some(NamedGroup::secp521r1) => "P-521",
+        _ => "",
+    }
+}
+
+/// Empty where it has no name.
 pub(super) fn cipher(suite: Option<CipherSuite>) -> &'static str {
     use CipherSuite as C;
     match suite {
@@ -152,10 +225,8 @@ pub(super) fn cipher(suite: Option<CipherSuite>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, SerialNumber};
-    use x509_parser::prelude::FromDer as _;
-
     use super::*;
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, SerialNumber};
 
     /// As Envoy 1.40 writes the same.
     #[test]
@@ -167,7 +238,12 @@ mod tests {
             uri("spiffe://cluster.local/ns/a/sa/b"),
             uri("urn:two"),
             SanType::DnsName("client.example".try_into().unwrap()),
+            SanType::IpAddress([192, 0, 2, 1].into()),
+            SanType::Rfc822Name("a@b.c".try_into().unwrap()),
+            SanType::IpAddress("2001:db8::1".parse().unwrap()),
         ];
+        params.not_before = rcgen::date_time_ymd(2026, 1, 2);
+        params.not_after = rcgen::date_time_ymd(2027, 1, 2);
         params.serial_number = Some(SerialNumber::from(vec![0x75, 0xfd, 0x38]));
         for (kind, value) in [
             (DnType::CountryName, "DE"),
@@ -180,14 +256,19 @@ mod tests {
             params.distinguished_name.push(kind, value);
         }
         let signed = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        let (_, parsed) = X509Certificate::from_der(signed.der()).unwrap();
-        let told = certificate(signed.der(), &parsed);
+        let told = presented(signed.der()).unwrap();
         let subject = "serialNumber=77,emailAddress=a@b.c,CN=client \\C3\\BC,OU=\\ a\\+b\\ ,\
                        O=Acme\\, Inc. \\<\\\"x\\\"\\>\\;#,C=DE";
         assert_eq!((&*told.subject, &*told.issuer), (subject, subject));
-        assert_eq!(&*told.uris, "spiffe://cluster.local/ns/a/sa/b,urn:two");
-        assert_eq!((&*told.hosts, &*told.serial), ("client.example", "75fd38"));
-        assert_eq!(told.fingerprint_256.len(), 64);
+        assert_eq!(&*told.sans.uris, "spiffe://cluster.local/ns/a/sa/b,urn:two");
+        assert_eq!((&*told.sans.hosts, &*told.serial), ("client.example", "75fd38"));
+        assert_eq!((&*told.sans.addresses, &*told.sans.emails), ("192.0.2.1,2001:db8::1", "a@b.c"));
+        assert_eq!((told.fingerprint_1.len(), told.fingerprint_256.len()), (40, 64));
+        let year = told.not_after.duration_since(told.not_before).unwrap();
+        assert_eq!(year, Duration::from_secs(365 * 24 * 3600));
+        let pem = url_encoded_pem(&told.der);
+        assert!(pem.starts_with("-----BEGIN%20CERTIFICATE-----%0AMII"), "{pem}");
+        assert!(pem.ends_with("%0A-----END%20CERTIFICATE-----%0A"), "{pem}");
     }
 
     #[test]

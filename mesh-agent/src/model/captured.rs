@@ -1,6 +1,6 @@
 //! A connection that capture handed to the agent, before anything was decided.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use super::{
     identity::Identity, listener_filter::Inspected, socket::PodSockets, workload::Workload,
@@ -99,22 +99,38 @@ pub struct TlsSession {
     pub version: &'static str,
     /// `TLS_AES_128_GCM_SHA256`, `ECDHE-RSA-AES128-GCM-SHA256`
     pub cipher: &'static str,
-    /// The client's, if somebody trusted vouches for it.
-    pub certificate: Option<Arc<ClientCertificate>>,
+    /// `X25519MLKEM768`, `P-256`
+    pub group: &'static str,
+    /// The client's chain, its own first; empty unless somebody trusted vouches for it.
+    pub peer: Arc<[PresentedCertificate]>,
+    /// Ours.
+    pub local: Option<Arc<PresentedCertificate>>,
 }
 
 /// What is told of a certificate.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ClientCertificate {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresentedCertificate {
+    pub der: Box<[u8]>,
     /// As RFC 2253 has it.
     pub subject: Box<str>,
     pub issuer: Box<str>,
-    /// With commas between them.
-    pub uris: Box<str>,
-    pub hosts: Box<str>,
+    pub sans: SubjectAltNames,
     /// Hexadecimal.
     pub serial: Box<str>,
+    pub fingerprint_1: Box<str>,
     pub fingerprint_256: Box<str>,
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
+}
+
+/// A certificate's names by kind, with commas between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SubjectAltNames {
+    pub uris: Box<str>,
+    pub hosts: Box<str>,
+    pub addresses: Box<str>,
+    pub emails: Box<str>,
+    pub others: Box<str>,
 }
 
 impl GatewayPeer {

@@ -36,9 +36,21 @@ pub enum Operator {
     Request(HeaderNames),
     Response(HeaderNames),
     Trailer(HeaderNames),
-    DynamicMetadata { namespace: Box<str>, path: Box<[Box<str>]> },
+    DynamicMetadata {
+        namespace: Box<str>,
+        path: Box<[Box<str>]>,
+    },
     StartTime(TimeFormat),
+    /// When the client's certificate begins or ends to be valid.
+    PeerValidity(ValidityEnd, TimeFormat),
     Plain(PlainOperator),
+}
+
+/// One of a certificate's two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValidityEnd {
+    NotBefore,
+    NotAfter,
 }
 
 /// A header, and the one to take where it is not there; lower case.
@@ -102,13 +114,28 @@ plain_operators! {
     DownstreamLocalPort = "DOWNSTREAM_LOCAL_PORT";
     DownstreamPeerUriSan = "DOWNSTREAM_PEER_URI_SAN";
     DownstreamLocalUriSan = "DOWNSTREAM_LOCAL_URI_SAN";
+    DownstreamLocalDnsSan = "DOWNSTREAM_LOCAL_DNS_SAN";
+    DownstreamLocalIpSan = "DOWNSTREAM_LOCAL_IP_SAN";
+    DownstreamLocalEmailSan = "DOWNSTREAM_LOCAL_EMAIL_SAN";
+    DownstreamLocalOthernameSan = "DOWNSTREAM_LOCAL_OTHERNAME_SAN";
+    DownstreamLocalSubject = "DOWNSTREAM_LOCAL_SUBJECT";
     DownstreamPeerDnsSan = "DOWNSTREAM_PEER_DNS_SAN";
+    DownstreamPeerIpSan = "DOWNSTREAM_PEER_IP_SAN";
+    DownstreamPeerEmailSan = "DOWNSTREAM_PEER_EMAIL_SAN";
+    DownstreamPeerOthernameSan = "DOWNSTREAM_PEER_OTHERNAME_SAN";
     DownstreamPeerSubject = "DOWNSTREAM_PEER_SUBJECT";
     DownstreamPeerIssuer = "DOWNSTREAM_PEER_ISSUER";
     DownstreamPeerSerial = "DOWNSTREAM_PEER_SERIAL";
     DownstreamPeerFingerprint256 = "DOWNSTREAM_PEER_FINGERPRINT_256";
+    DownstreamPeerFingerprint1 = "DOWNSTREAM_PEER_FINGERPRINT_1";
+    DownstreamPeerChainFingerprints256 = "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256";
+    DownstreamPeerChainFingerprints1 = "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1";
+    DownstreamPeerChainSerials = "DOWNSTREAM_PEER_CHAIN_SERIALS";
+    DownstreamPeerCert = "DOWNSTREAM_PEER_CERT";
     DownstreamTlsVersion = "DOWNSTREAM_TLS_VERSION";
     DownstreamTlsCipher = "DOWNSTREAM_TLS_CIPHER";
+    DownstreamTlsGroup = "DOWNSTREAM_TLS_GROUP";
+    DownstreamTlsSessionId = "DOWNSTREAM_TLS_SESSION_ID";
     RequestedServerName = "REQUESTED_SERVER_NAME";
     RouteName = "ROUTE_NAME";
     StreamId = "STREAM_ID";
@@ -146,6 +173,8 @@ pub enum FormatError {
     Unknown(String),
     #[error("%{0}% takes neither argument nor length")]
     TakesNothing(&'static str),
+    #[error("%{0}% takes no length")]
+    NoLength(String),
     #[error("`{0}` names no header, or more than two")]
     Headers(String),
     #[error("`{0}` is no length")]
@@ -302,13 +331,12 @@ impl Command<'_> {
                 Operator::Trailer(header_names(names)?)
             }
             ("DYNAMIC_METADATA", Some(path)) => metadata(path)?,
-            ("START_TIME", argument) => {
-                if length.is_some() {
-                    return Err(FormatError::TakesNothing("START_TIME"));
-                }
-                let format = argument.unwrap_or_default();
-                let parsed = format.parse().map_err(|()| FormatError::Time(format.to_owned()))?;
-                Operator::StartTime(parsed)
+            ("START_TIME", format) => Operator::StartTime(self.time(format)?),
+            ("DOWNSTREAM_PEER_CERT_V_START", format) => {
+                Operator::PeerValidity(ValidityEnd::NotBefore, self.time(format)?)
+            }
+            ("DOWNSTREAM_PEER_CERT_V_END", format) => {
+                Operator::PeerValidity(ValidityEnd::NotAfter, self.time(format)?)
             }
             _ => {
                 let known = PlainOperator::ALL.iter().find(|known| known.as_str() == name);
@@ -322,6 +350,15 @@ impl Command<'_> {
             }
         };
         Ok(Piece::Operator { operator, max_bytes })
+    }
+
+    /// An argument that says how a time is written.
+    fn time(&self, format: Option<&str>) -> Result<TimeFormat, FormatError> {
+        if self.length.is_some() {
+            return Err(FormatError::NoLength(self.name.to_owned()));
+        }
+        let format = format.unwrap_or_default();
+        format.parse().map_err(|()| FormatError::Time(format.to_owned()))
     }
 }
 
@@ -383,6 +420,12 @@ impl fmt::Display for Operator {
                 f.write_str(")")
             }
             Self::StartTime(format) => write!(f, "START_TIME{format}"),
+            Self::PeerValidity(ValidityEnd::NotBefore, format) => {
+                write!(f, "DOWNSTREAM_PEER_CERT_V_START{format}")
+            }
+            Self::PeerValidity(ValidityEnd::NotAfter, format) => {
+                write!(f, "DOWNSTREAM_PEER_CERT_V_END{format}")
+            }
             Self::Plain(plain) => f.write_str(plain.as_str()),
         }
     }

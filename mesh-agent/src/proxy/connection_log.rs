@@ -87,17 +87,20 @@ struct ConnectionValues<'a> {
 }
 
 impl ConnectionValues<'_> {
+    fn downstream(&self) -> Downstream<'_> {
+        match &self.log.flow {
+            Some(flow) => Downstream::of(flow),
+            None => {
+                let (remote, local) = (self.record.source, self.record.original_destination);
+                Downstream { remote, direct: remote, local, flow: None }
+            }
+        }
+    }
+
     fn plain(&self, operator: PlainOperator, out: &mut Vec<u8>) -> bool {
         use PlainOperator as P;
         let Self { log, record, failure } = self;
-        let downstream = match &log.flow {
-            Some(flow) => Downstream::of(flow),
-            None => {
-                let (remote, local) = (record.source, record.original_destination);
-                Downstream { remote, direct: remote, local, flow: None }
-            }
-        };
-        if let Some(there) = downstream.append(operator, out) {
+        if let Some(there) = self.downstream().append(operator, out) {
             return there;
         }
         let local = log.upstream_local;
@@ -190,6 +193,9 @@ impl Values for ConnectionValues<'_> {
             Operator::StartTime(format) => {
                 format.append(self.record.start_time, out);
                 true
+            }
+            Operator::PeerValidity(end, format) => {
+                self.downstream().append_validity(*end, format, out)
             }
             Operator::Request(_)
             | Operator::Response(_)

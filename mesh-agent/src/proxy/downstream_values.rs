@@ -3,7 +3,12 @@
 use std::{fmt::Display, io::Write as _, net::SocketAddr};
 
 use crate::{
-    model::{format::PlainOperator, listener::Direction},
+    identity::subject::url_encoded_pem,
+    model::{
+        captured::PresentedCertificate,
+        format::{PlainOperator, TimeFormat, ValidityEnd},
+        listener::Direction,
+    },
     policy::Flow,
 };
 
@@ -29,9 +34,17 @@ impl<'a> Downstream<'a> {
     /// something else.
     pub(super) fn append(&self, operator: PlainOperator, out: &mut Vec<u8>) -> Option<bool> {
         use PlainOperator as P;
-        let Self { remote, direct, local, flow } = *self;
+        let Self { remote, direct, flow, .. } = *self;
         let tls = flow.and_then(Flow::tls);
-        let certificate = tls.and_then(|tls| tls.certificate.as_deref());
+        let chain = tls.map_or(&[][..], |tls| &tls.peer);
+        let peer = chain.first();
+        let local = tls.and_then(|tls| tls.local.as_deref());
+        let of = |out: &mut Vec<u8>, certificate: Option<&PresentedCertificate>, pick: Told| {
+            certificate.is_some_and(|certificate| text(out, pick(certificate)))
+        };
+        let of_all = |out: &mut Vec<u8>, pick: Told| {
+            text(out, &chain.iter().map(pick).collect::<Vec<_>>().join(","))
+        };
         Some(match operator {
             P::DownstreamRemoteAddress => shown(out, &remote),
             P::DownstreamRemoteAddressWithoutPort => shown(out, &remote.ip()),
@@ -39,9 +52,9 @@ impl<'a> Downstream<'a> {
             P::DownstreamDirectRemoteAddress => shown(out, &direct),
             P::DownstreamDirectRemoteAddressWithoutPort => shown(out, &direct.ip()),
             P::DownstreamDirectRemotePort => shown(out, &direct.port()),
-            P::DownstreamLocalAddress => shown(out, &local),
-            P::DownstreamLocalAddressWithoutPort => shown(out, &local.ip()),
-            P::DownstreamLocalPort => shown(out, &local.port()),
+            P::DownstreamLocalAddress => shown(out, &self.local),
+            P::DownstreamLocalAddressWithoutPort => shown(out, &self.local.ip()),
+            P::DownstreamLocalPort => shown(out, &self.local.port()),
             P::FilterChainName => {
                 let chain = flow.and_then(|flow| flow.chain());
                 chain.is_some_and(|chain| text(out, &*chain.name))
@@ -52,16 +65,29 @@ impl<'a> Downstream<'a> {
             // Only a tunnel's handshake proves anything.
             P::DownstreamTlsVersion => tls.is_some_and(|tls| text(out, tls.version)),
             P::DownstreamTlsCipher => tls.is_some_and(|tls| text(out, tls.cipher)),
-            P::DownstreamPeerSubject => certificate.is_some_and(|of| text(out, &*of.subject)),
-            P::DownstreamPeerIssuer => certificate.is_some_and(|of| text(out, &*of.issuer)),
-            P::DownstreamPeerSerial => certificate.is_some_and(|of| text(out, &*of.serial)),
-            P::DownstreamPeerFingerprint256 => {
-                certificate.is_some_and(|of| text(out, &*of.fingerprint_256))
-            }
-            P::DownstreamPeerDnsSan => certificate.is_some_and(|of| text(out, &*of.hosts)),
-            P::DownstreamPeerUriSan if tls.is_some() => {
-                certificate.is_some_and(|of| text(out, &*of.uris))
-            }
+            P::DownstreamTlsGroup => tls.is_some_and(|tls| text(out, tls.group)),
+            // No session is ever resumed: none has a name.
+            P::DownstreamTlsSessionId => false,
+            P::DownstreamPeerSubject => of(out, peer, |of| &of.subject),
+            P::DownstreamPeerIssuer => of(out, peer, |of| &of.issuer),
+            P::DownstreamPeerSerial => of(out, peer, |of| &of.serial),
+            P::DownstreamPeerFingerprint256 => of(out, peer, |of| &of.fingerprint_256),
+            P::DownstreamPeerFingerprint1 => of(out, peer, |of| &of.fingerprint_1),
+            P::DownstreamPeerChainFingerprints256 => of_all(out, |of| &of.fingerprint_256),
+            P::DownstreamPeerChainFingerprints1 => of_all(out, |of| &of.fingerprint_1),
+            P::DownstreamPeerChainSerials => of_all(out, |of| &of.serial),
+            P::DownstreamPeerCert => peer.is_some_and(|of| text(out, &url_encoded_pem(&of.der))),
+            P::DownstreamPeerDnsSan => of(out, peer, |of| &of.sans.hosts),
+            P::DownstreamPeerIpSan => of(out, peer, |of| &of.sans.addresses),
+            P::DownstreamPeerEmailSan => of(out, peer, |of| &of.sans.emails),
+            P::DownstreamPeerOthernameSan => of(out, peer, |of| &of.sans.others),
+            P::DownstreamPeerUriSan if tls.is_some() => of(out, peer, |of| &of.sans.uris),
+            P::DownstreamLocalSubject => of(out, local, |of| &of.subject),
+            P::DownstreamLocalDnsSan => of(out, local, |of| &of.sans.hosts),
+            P::DownstreamLocalIpSan => of(out, local, |of| &of.sans.addresses),
+            P::DownstreamLocalEmailSan => of(out, local, |of| &of.sans.emails),
+            P::DownstreamLocalOthernameSan => of(out, local, |of| &of.sans.others),
+            P::DownstreamLocalUriSan if tls.is_some() => of(out, local, |of| &of.sans.uris),
             P::DownstreamPeerUriSan => {
                 let flow = flow.filter(|flow| flow.direction() != Direction::Outbound);
                 flow.and_then(Flow::source_identity).is_some_and(|name| shown(out, name))
@@ -74,7 +100,30 @@ impl<'a> Downstream<'a> {
             _ => return None,
         })
     }
+
+    /// Appends when the client's certificate begins or ends to be valid, if there is one.
+    pub(super) fn append_validity(
+        &self,
+        end: ValidityEnd,
+        format: &TimeFormat,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let Some(peer) = self.flow.and_then(Flow::tls).and_then(|tls| tls.peer.first()) else {
+            return false;
+        };
+        format.append(
+            match end {
+                ValidityEnd::NotBefore => peer.not_before,
+                ValidityEnd::NotAfter => peer.not_after,
+            },
+            out,
+        );
+        true
+    }
 }
+
+/// One thing that is told of a certificate.
+type Told = fn(&PresentedCertificate) -> &str;
 
 /// Appends it; `true`.
 pub(super) fn shown(out: &mut Vec<u8>, value: &dyn Display) -> bool {

@@ -27,7 +27,11 @@ use super::{
 };
 use crate::{
     codec::proxy_protocol::Addresses,
-    identity::{downstream::DownstreamTlsError, refused_by_peer, upstream::refused_server},
+    identity::{
+        downstream::{DownstreamTlsError, Meeting},
+        refused_by_peer,
+        upstream::refused_server,
+    },
     model::{
         captured::{AcceptedByGateway, GatewayPeer, Pod},
         identity::Identity,
@@ -228,12 +232,13 @@ async fn terminate(
     })?;
     let handshake = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let config = context.config(&start.client_hello());
-        start.into_stream(config).await
+        let Meeting { config, presents } = context.meeting(&start.client_hello());
+        let stream = start.into_stream(config).await?;
+        Ok((context.peer(stream.get_ref().1, &presents), stream))
     };
     let timeout = timeout.unwrap_or(dataplane.options.tls_handshake_timeout);
     match time::timeout(timeout, handshake).await {
-        Ok(Ok(stream)) => Ok((context.peer(stream.get_ref().1), stream)),
+        Ok(Ok(met)) => Ok(met),
         Ok(Err(error)) => {
             let (reason, why) = match (refused_server(&error), refused_by_peer(&error)) {
                 (Some(refused), _) => ("client_refused", refused.to_string()),

@@ -99,11 +99,11 @@ impl<'a> Client<'a> {
         };
         let accept = async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), far).await?;
-            let config = context.config(&start.client_hello());
+            let Meeting { config, presents } = context.meeting(&start.client_hello());
             let mut stream = start.into_stream(config).await?;
             stream.write_u8(1).await?;
             stream.shutdown().await?;
-            std::io::Result::Ok(context.peer(stream.get_ref().1))
+            std::io::Result::Ok(context.peer(stream.get_ref().1, &presents))
         };
         let (client, server) = tokio::join!(connect, accept);
         let (leaf, protocol) = client.map_err(|error| format!("client: {error}"))?;
@@ -144,7 +144,8 @@ async fn the_clients_sni_picks_the_certificate() {
     ] {
         let met = Client::of(&authority, name).meets(&contexts, &termination).await.unwrap();
         assert!(met.leaf == der(expected), "{name}");
-        let GatewayPeer::Tls { server_name, names, identity, .. } = met.peer else { panic!() };
+        let GatewayPeer::Tls { server_name, names, identity, session } = met.peer else { panic!() };
+        assert_eq!(*session.local.unwrap().der, *met.leaf, "{name}");
         assert_eq!(server_name.as_deref(), Some(&*name.to_ascii_lowercase()));
         assert!(names.is_empty() && identity.is_none());
     }
@@ -211,9 +212,11 @@ async fn clients_prove_who_they_are_where_they_have_to() {
     for termination in [&asks, &demands] {
         let met = client(Some(&known)).meets(&contexts, termination).await.unwrap();
         let GatewayPeer::Tls { names, identity, session, .. } = met.peer else { panic!() };
-        let told = session.certificate.unwrap();
-        assert_eq!(&*told.uris, "spiffe://cluster.local/ns/a/sa/b");
-        assert_eq!((&*told.hosts, &*told.subject), ("client.example", &**names.last().unwrap()));
+        let [told] = &*session.peer else { panic!("{session:?}") };
+        assert_eq!(&*told.sans.uris, "spiffe://cluster.local/ns/a/sa/b");
+        let subject = &**names.last().unwrap();
+        assert_eq!((&*told.sans.hosts, &*told.subject), ("client.example", subject));
+        assert_eq!(&*session.local.unwrap().sans.hosts, "a.example");
         assert_eq!(session.version, "TLSv1.3");
         assert!(session.cipher.starts_with("TLS_"), "{}", session.cipher);
         assert_eq!(
@@ -227,7 +230,7 @@ async fn clients_prove_who_they_are_where_they_have_to() {
     }
     let met = client(None).meets(&contexts, &asks).await.unwrap();
     let GatewayPeer::Tls { names, identity, server_name, session } = met.peer else { panic!() };
-    assert!(names.is_empty() && identity.is_none() && session.certificate.is_none());
+    assert!(names.is_empty() && identity.is_none() && session.peer.is_empty());
     assert_eq!(server_name.as_deref(), Some("a.example"));
     assert!(client(None).meets(&contexts, &demands).await.is_err());
 }

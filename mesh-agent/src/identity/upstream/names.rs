@@ -75,7 +75,7 @@ fn dns(presented: &str, wanted: &str) -> bool {
     }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(in crate::identity) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(v4.into());
     }
@@ -83,7 +83,7 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 /// The value of an `otherName` as text: `[0] EXPLICIT ANY`.
-fn other(explicit: &[u8]) -> Option<String> {
+pub(in crate::identity) fn other(explicit: &[u8]) -> Option<String> {
     let (_, outer) = Any::from_der(explicit).ok()?;
     let (_, value) = Any::from_der(outer.data).ok()?;
     match value.tag() {

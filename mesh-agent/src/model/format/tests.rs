@@ -38,6 +38,9 @@ fn places_are_filled_in() {
         ("%DYNAMIC_METADATA(a.b)%", "DYNAMIC_METADATA(a.b)"),
         ("%START_TIME%", "START_TIME"),
         ("%START_TIME(%Y %s.%3f)%", "START_TIME(%Y %s.%3f)"),
+        ("%DOWNSTREAM_PEER_CERT_V_START%", "DOWNSTREAM_PEER_CERT_V_START"),
+        ("%DOWNSTREAM_PEER_CERT_V_END(%s)%", "DOWNSTREAM_PEER_CERT_V_END(%s)"),
+        ("%DOWNSTREAM_PEER_CERT%", "DOWNSTREAM_PEER_CERT"),
     ] {
         assert_eq!(filled(format), expected, "{format}");
         let parsed: Format = format.parse().unwrap();
@@ -61,6 +64,9 @@ fn what_is_no_format_is_refused() {
         ("%REQ()%", "`` names no header, or more than two"),
         ("%REQ(a?b?c)%", "`a?b?c` names no header, or more than two"),
         ("%REQ(a b)%", "`a b` names no header, or more than two"),
+        ("%START_TIME:3%", "%START_TIME% takes no length"),
+        ("%DOWNSTREAM_PEER_CERT_V_END:3%", "%DOWNSTREAM_PEER_CERT_V_END% takes no length"),
+        ("%DOWNSTREAM_PEER_CERT_V_END(%Q)%", "`%Q` is not supported as a format of time"),
         ("%START_TIME(%Q)%", "`%Q` is not supported as a format of time"),
         ("%DYNAMIC_METADATA(:a)%", "`:a` names no metadata: NAMESPACE or NAMESPACE:KEY:..."),
     ] {

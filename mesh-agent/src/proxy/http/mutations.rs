@@ -435,6 +435,9 @@ impl Values for RequestValues<'_> {
                 format.append(start, out);
                 return true;
             }
+            Operator::PeerValidity(end, format) => {
+                return Downstream::of(self.flow).append_validity(*end, format, out);
+            }
             Operator::Request(names) => {
                 either(names, |name| self.head.and_then(|head| first_value(name, head)))
             }
