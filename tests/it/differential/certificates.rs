@@ -284,8 +284,8 @@ fn clients(pki: &Pki, directory: &std::path::Path) -> Vec<(&'static str, Credent
 /// The operator that a part is the value of.
 fn operator(part: &str) -> Option<&'static str> {
     let index = part.rsplit([' ', '-']).next().and_then(|index| index.parse::<usize>().ok());
-    let named = |of: &&str| part.strip_prefix("json ") == Some(*of);
-    index.and_then(|index| OPERATORS.get(index)).or(OPERATORS.iter().find(named)).copied()
+    let named = OPERATORS.iter().find(|of| part.strip_prefix("json ") == Some(**of));
+    index.and_then(|index| OPERATORS.get(index)).or(named).copied()
 }
 
 /// By case and part, what a client heard and what was logged of it.
