@@ -64,7 +64,8 @@ pub struct DownstreamContext {
     agreeing: Arc<ServerConfig>,
     /// Says nothing of protocols.
     silent: Arc<ServerConfig>,
-    proves_names: bool,
+    /// What is asked of clients; `None`: nothing.
+    expected: Option<Arc<ExpectedClient>>,
 }
 
 impl Default for DownstreamContexts {
@@ -95,7 +96,7 @@ impl Make<TlsTermination> for Terminator {
             ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&self.clock))
                 .with_protocol_versions(versions)
                 .map_err(refused)?;
-        let mut proves_names = false;
+        let mut expected = None;
         let builder = match validation(termination)? {
             None => builder.with_no_client_auth(),
             Some(context) => {
@@ -104,9 +105,10 @@ impl Make<TlsTermination> for Terminator {
                     return Err(DownstreamTlsError::Unsafe { listener, flaw });
                 }
                 let trust = Trust::new(&context, &provider).map_err(unusable)?;
-                proves_names = trust.proves_names();
                 let required = settings.require_client_certificate;
-                builder.with_client_cert_verifier(Arc::new(ExpectedClient { trust, required }))
+                let client = Arc::new(ExpectedClient { trust, required });
+                expected = Some(Arc::clone(&client));
+                builder.with_client_cert_verifier(client)
             }
         };
         let require_sni = settings.require_sni;
@@ -120,7 +122,7 @@ impl Make<TlsTermination> for Terminator {
         agreeing.alpn_protocols =
             settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let (agreeing, silent) = (Arc::new(agreeing), Arc::new(silent));
-        Ok(DownstreamContext { agreeing, silent, proves_names })
+        Ok(DownstreamContext { agreeing, silent, expected })
     }
 }
 
@@ -135,10 +137,28 @@ impl DownstreamContext {
         Arc::clone(if common { &self.agreeing } else { &self.silent })
     }
 
+    /// Judges the client of a handshake that another version has finished.
+    ///
+    /// # Errors
+    /// This one would not have let it in.
+    pub fn judge_again(&self, connection: &rustls::ServerConnection) -> Result<(), rustls::Error> {
+        let Some(expected) = &self.expected else { return Ok(()) };
+        match connection.peer_certificates() {
+            Some([leaf, intermediates @ ..]) => {
+                let now = self.agreeing.time_provider.current_time();
+                let now = now.ok_or(rustls::Error::FailedToGetCurrentTime)?;
+                expected.verify_client_cert(leaf, intermediates, now).map(|_| ())
+            }
+            _ if expected.required => Err(rustls::Error::NoCertificatesPresented),
+            _ => Ok(()),
+        }
+    }
+
     /// Who the client of a finished handshake is.
     pub fn peer(&self, connection: &rustls::ServerConnection) -> GatewayPeer {
         let leaf = connection.peer_certificates().and_then(|chain| chain.first());
-        let proven = leaf.filter(|_| self.proves_names).and_then(proven);
+        let proves_names = self.expected.as_ref().is_some_and(|of| of.trust.proves_names());
+        let proven = leaf.filter(|_| proves_names).and_then(proven);
         let (names, certificate) = proven.unzip();
         let names = names.unwrap_or_default();
         let identity = names.iter().find_map(|name| name.parse().ok());
