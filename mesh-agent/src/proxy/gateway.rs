@@ -125,6 +125,9 @@ enum Entered {
     Gone,
 }
 
+/// The TLS of a chain, and how long a handshake may take where that is configured.
+type ChainTls = (Arc<DownstreamContext>, Option<Duration>);
+
 /// Why a client is turned away; its connection is closed.
 struct Refused {
     /// For metrics: one of a few, snake_case.
@@ -223,13 +226,12 @@ fn termination(listener: &Arc<str>, tls: &GatewayTls, snapshot: &Snapshot) -> Tl
     TlsTermination { listener: Arc::clone(listener), settings, certificates, validation }
 }
 
-/// The TLS of the chain that is for a client, and how long its handshake may take; `None`
-/// where the chain has none, or there is no chain.
+/// The TLS of the chain that is for a client; `None` where that has none, or there is no chain.
 fn tls_context(
     dataplane: &Dataplane,
     accepted: &AcceptedByGateway,
     snapshot: &Snapshot,
-) -> Result<Option<(Arc<DownstreamContext>, Option<Duration>)>, Refused> {
+) -> Result<Option<ChainTls>, Refused> {
     let Ok((listener, chain)) = policy::gateway_chain(accepted, snapshot) else { return Ok(None) };
     let Some(tls) = &chain.tls else { return Ok(None) };
     let context = dataplane.downstream_tls.context(&termination(&listener.name, tls, snapshot));
