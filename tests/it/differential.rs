@@ -2,6 +2,7 @@
 //! same. What differs on purpose is said here, and in the README, with its reason.
 
 mod chains;
+mod client_certificates;
 mod corpus;
 mod features;
 mod first_bytes;

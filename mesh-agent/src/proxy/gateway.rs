@@ -228,12 +228,13 @@ async fn terminate(
     })?;
     let handshake = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let config = context.config(&start.client_hello());
-        start.into_stream(config).await
+        let handshake = context.handshake(&start.client_hello());
+        let stream = start.into_stream(Arc::clone(&handshake.config)).await?;
+        io::Result::Ok((context.peer(&handshake, stream.get_ref().1), stream))
     };
     let timeout = timeout.unwrap_or(dataplane.options.tls_handshake_timeout);
     match time::timeout(timeout, handshake).await {
-        Ok(Ok(stream)) => Ok((context.peer(stream.get_ref().1), stream)),
+        Ok(Ok(terminated)) => Ok(terminated),
         Ok(Err(error)) => {
             let (reason, why) = match (refused_server(&error), refused_by_peer(&error)) {
                 (Some(refused), _) => ("client_refused", refused.to_string()),
