@@ -25,7 +25,7 @@ use super::{
 use crate::{
     codec::proxy_protocol::Addresses,
     identity::{
-        downstream::{DownstreamContext, DownstreamTlsError},
+        downstream::{DownstreamContext, DownstreamTlsError, Handshake},
         refused_by_peer,
         upstream::refused_server,
     },
@@ -172,17 +172,17 @@ async fn enter(
         return Ok(Entered::Plain(snapshot, stream));
     };
     let timeout = timeout.unwrap_or(dataplane.options.tls_handshake_timeout);
-    let stream = handshake(&context, timeout, stream).await?;
+    let (begun, stream) = handshake(&context, timeout, stream).await?;
     // A client may take its time: what is in force after the handshake counts.
     let snapshot = dataplane.snapshot.load();
     let connection = stream.get_ref().1;
     accepted.peer = match tls_context(dataplane, accepted, &snapshot)? {
         Some((now, _)) if !Arc::ptr_eq(&now, &context) => {
             now.judge_again(connection).map_err(|e| not_shaken(&io::Error::other(e)))?;
-            now.peer(connection)
+            now.peer(&begun, connection)
         }
         // Where there is none any more, the connection has no chain either.
-        _ => context.peer(connection),
+        _ => context.peer(&begun, connection),
     };
     Ok(Entered::Tls(snapshot, Box::new(stream)))
 }
@@ -249,11 +249,12 @@ async fn handshake(
     context: &DownstreamContext,
     timeout: Duration,
     stream: Replayed<TcpStream>,
-) -> Result<TlsStream<Replayed<TcpStream>>, Refused> {
+) -> Result<(Handshake, TlsStream<Replayed<TcpStream>>), Refused> {
     let handshake = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let config = context.config(&start.client_hello());
-        start.into_stream(config).await
+        let begun = context.handshake(&start.client_hello());
+        let stream = start.into_stream(Arc::clone(&begun.config)).await?;
+        Ok((begun, stream))
     };
     match time::timeout(timeout, handshake).await {
         Ok(shaken) => shaken.map_err(|error| not_shaken(&error)),

@@ -110,12 +110,13 @@ impl<'a> Client<'a> {
         };
         let accept = async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), far).await?;
-            let config = context.config(&start.client_hello());
+            let handshake = context.handshake(&start.client_hello());
+            let config = Arc::clone(&handshake.config);
             let mut stream = start.into_stream(config).await?;
             after.judge_again(stream.get_ref().1).map_err(std::io::Error::other)?;
             stream.write_u8(1).await?;
             stream.shutdown().await?;
-            std::io::Result::Ok(after.peer(stream.get_ref().1))
+            std::io::Result::Ok(after.peer(&handshake, stream.get_ref().1))
         };
         let (client, server) = tokio::join!(connect, accept);
         let (leaf, protocol) = client.map_err(|error| format!("client: {error}"))?;
@@ -224,8 +225,12 @@ async fn clients_prove_who_they_are_where_they_have_to() {
         let met = client(Some(&known)).meets(&contexts, termination).await.unwrap();
         let GatewayPeer::Tls { names, identity, session, .. } = met.peer else { panic!() };
         let told = session.certificate.unwrap();
-        assert_eq!(&*told.uris, "spiffe://cluster.local/ns/a/sa/b");
-        assert_eq!((&*told.hosts, &*told.subject), ("client.example", &**names.last().unwrap()));
+        assert_eq!(*told.uris, ["spiffe://cluster.local/ns/a/sa/b".into()]);
+        assert_eq!(*told.hosts, ["client.example".into()]);
+        assert_eq!(&*told.subject, &**names.last().unwrap());
+        let encoded = told.chain.encoded();
+        let pem = known.0.replace('\n', "%0A").replace(' ', "%20").replace('+', "%2B");
+        assert_eq!(encoded.concat(), pem.replace('/', "%2F").replace('=', "%3D").replace('\r', ""));
         assert_eq!(session.version, "TLSv1.3");
         assert!(session.cipher.starts_with("TLS_"), "{}", session.cipher);
         assert_eq!(
