@@ -2,6 +2,7 @@
 //! same. What differs on purpose is said here, and in the README, with its reason.
 
 mod chains;
+mod client_certificates;
 mod corpus;
 mod features;
 mod first_bytes;
@@ -9,6 +10,7 @@ mod orders;
 mod scopes;
 mod script;
 mod secrets;
+mod slow_readers;
 mod tunnels;
 mod upgrades;
 mod walk;

@@ -4,8 +4,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 /// An authority that signs whatever it is asked to.
@@ -78,8 +78,25 @@ impl Pki {
 
     /// A certificate for `names`: URIs, addresses and DNS names.
     pub fn issue(&self, names: &[&str], validity: Validity) -> Credentials {
-        let key = KeyPair::generate().expect("make a key");
+        self.sign(CertificateParams::default(), names, validity)
+    }
+
+    /// A certificate of who has this common name and this organization.
+    pub fn issue_to(&self, [name, organization]: [&str; 2], names: &[&str]) -> Credentials {
         let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+        params.distinguished_name.push(DnType::CommonName, name);
+        self.sign(params, names, Validity::Now)
+    }
+
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        names: &[&str],
+        validity: Validity,
+    ) -> Credentials {
+        let key = KeyPair::generate().expect("make a key");
         let san = |name: &&str| match (name.parse(), name.contains("://")) {
             (Ok(address), _) => SanType::IpAddress(address),
             (_, true) => SanType::URI((*name).try_into().expect("a URI is ASCII")),

@@ -1,7 +1,11 @@
 //! TLS that gateway listeners terminate: what settings, secrets and files make of rustls'
 //! configurations. As towards clusters, a bad version of a file leaves the last good one.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
     DistinguishedName, ServerConfig, SignatureAlgorithm,
@@ -64,7 +68,15 @@ pub struct DownstreamContext {
     agreeing: Arc<ServerConfig>,
     /// Says nothing of protocols.
     silent: Arc<ServerConfig>,
-    proves_names: bool,
+    certificates: Arc<Certificates>,
+    /// What is asked of clients; `None`: nothing.
+    expected: Option<Arc<ExpectedClient>>,
+}
+
+/// One client's handshake.
+pub struct Handshake {
+    pub config: Arc<ServerConfig>,
+    shown: Arc<Shown>,
 }
 
 impl Default for DownstreamContexts {
@@ -95,7 +107,7 @@ impl Make<TlsTermination> for Terminator {
             ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&self.clock))
                 .with_protocol_versions(versions)
                 .map_err(refused)?;
-        let mut proves_names = false;
+        let mut expected = None;
         let builder = match validation(termination)? {
             None => builder.with_no_client_auth(),
             Some(context) => {
@@ -104,14 +116,15 @@ impl Make<TlsTermination> for Terminator {
                     return Err(DownstreamTlsError::Unsafe { listener, flaw });
                 }
                 let trust = Trust::new(&context, &provider).map_err(unusable)?;
-                proves_names = trust.proves_names();
                 let required = settings.require_client_certificate;
-                builder.with_client_cert_verifier(Arc::new(ExpectedClient { trust, required }))
+                let client = Arc::new(ExpectedClient { trust, required });
+                expected = Some(Arc::clone(&client));
+                builder.with_client_cert_verifier(client)
             }
         };
         let require_sni = settings.require_sni;
-        let mut silent =
-            builder.with_cert_resolver(Arc::new(Certificates { certificates, require_sni }));
+        let certificates = Arc::new(Certificates { certificates, require_sni });
+        let mut silent = builder.with_cert_resolver(Shown::of(&certificates));
         silent.ignore_client_order = !settings.prefer_client_ciphers;
         // Every client is judged by what is in force when it comes.
         silent.session_storage = Arc::new(NoServerSessionStorage {});
@@ -120,25 +133,47 @@ impl Make<TlsTermination> for Terminator {
         agreeing.alpn_protocols =
             settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let (agreeing, silent) = (Arc::new(agreeing), Arc::new(silent));
-        Ok(DownstreamContext { agreeing, silent, proves_names })
+        Ok(DownstreamContext { agreeing, silent, certificates, expected })
     }
 }
 
 impl DownstreamContext {
     /// For a client that said this. As with Envoy, who offers none of the protocols is
     /// served without one.
-    pub fn config(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
+    pub fn handshake(&self, hello: &ClientHello<'_>) -> Handshake {
         let ours = &self.agreeing.alpn_protocols;
         let common = hello
             .alpn()
             .is_some_and(|mut offered| offered.any(|name| ours.iter().any(|ours| ours == name)));
-        Arc::clone(if common { &self.agreeing } else { &self.silent })
+        let shared = if common { &self.agreeing } else { &self.silent };
+        let shown = Shown::of(&self.certificates);
+        let mut config = ServerConfig::clone(shared);
+        config.cert_resolver = Arc::<Shown>::clone(&shown);
+        Handshake { config: Arc::new(config), shown }
+    }
+
+    /// Judges the client of a handshake that another version has finished.
+    ///
+    /// # Errors
+    /// This one would not have let it in.
+    pub fn judge_again(&self, connection: &rustls::ServerConnection) -> Result<(), rustls::Error> {
+        let Some(expected) = &self.expected else { return Ok(()) };
+        match connection.peer_certificates() {
+            Some([leaf, intermediates @ ..]) => {
+                let now = self.agreeing.time_provider.current_time();
+                let now = now.ok_or(rustls::Error::FailedToGetCurrentTime)?;
+                expected.verify_client_cert(leaf, intermediates, now).map(|_| ())
+            }
+            _ if expected.required => Err(rustls::Error::NoCertificatesPresented),
+            _ => Ok(()),
+        }
     }
 
     /// Who the client of a finished handshake is.
-    pub fn peer(&self, connection: &rustls::ServerConnection) -> GatewayPeer {
-        let leaf = connection.peer_certificates().and_then(|chain| chain.first());
-        let proven = leaf.filter(|_| self.proves_names).and_then(proven);
+    pub fn peer(&self, of: &Handshake, connection: &rustls::ServerConnection) -> GatewayPeer {
+        let proves_names = self.expected.as_ref().is_some_and(|of| of.trust.proves_names());
+        let chain = connection.peer_certificates().filter(|_| proves_names);
+        let proven = chain.and_then(proven);
         let (names, certificate) = proven.unzip();
         let names = names.unwrap_or_default();
         let identity = names.iter().find_map(|name| name.parse().ok());
@@ -147,6 +182,7 @@ impl DownstreamContext {
         let session = TlsSession {
             version: subject::version(connection.protocol_version()),
             cipher: subject::cipher(suite),
+            local_uris: of.shown.uris(),
             certificate: certificate.map(Arc::new),
         };
         GatewayPeer::Tls { names: names.into(), identity, server_name, session }
@@ -154,7 +190,8 @@ impl DownstreamContext {
 }
 
 /// URIs, DNS names, then the subject, as Envoy looks for principals; and what is told of it.
-fn proven(leaf: &CertificateDer<'_>) -> Option<(Vec<Arc<str>>, ClientCertificate)> {
+fn proven(chain: &[CertificateDer<'_>]) -> Option<(Vec<Arc<str>>, ClientCertificate)> {
+    let leaf = chain.first()?;
     let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
     let names = names::of(&parsed);
     let uris = names.iter().filter_map(|name| match name {
@@ -165,7 +202,7 @@ fn proven(leaf: &CertificateDer<'_>) -> Option<(Vec<Arc<str>>, ClientCertificate
         GeneralName::DNSName(host) => Some((*host).into()),
         _ => None,
     });
-    let told = subject::certificate(leaf, &parsed);
+    let told = subject::certificate(leaf, &parsed, chain);
     let subject = Arc::from(&*told.subject);
     Some((uris.chain(hosts).chain([subject]).collect(), told))
 }
@@ -223,6 +260,7 @@ fn validation(
 struct Presentable {
     certified: Arc<CertifiedKey>,
     names: Vec<String>,
+    uris: Arc<[Arc<str>]>,
 }
 
 impl Presentable {
@@ -240,7 +278,8 @@ impl Presentable {
                 found.extend(common.map(str::to_ascii_lowercase));
             }
         }
-        Self { certified, names: found }
+        let uris = leaf.iter().flat_map(|(_, leaf)| subject::uris(leaf).map(Arc::from)).collect();
+        Self { certified, names: found, uris }
     }
 
     fn is_for(&self, wanted: &str) -> bool {
@@ -255,8 +294,8 @@ struct Certificates {
     require_sni: bool,
 }
 
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+impl Certificates {
+    fn pick(&self, hello: &ClientHello<'_>) -> Option<&Presentable> {
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let wildcard = name.as_deref().and_then(|name| name.split_once('.'));
         let wildcard = wildcard.map(|(_, rest)| format!("*.{rest}"));
@@ -279,7 +318,32 @@ impl ResolvesServerCert for Certificates {
         let ecdsa = |one: &&Presentable| one.certified.key.algorithm() == SignatureAlgorithm::ECDSA;
         // As Envoy: ECDSA where the client can.
         let usable: Vec<_> = fitting.into_iter().filter(usable).collect();
-        let picked = usable.iter().find(|one| ecdsa(one)).or(usable.first())?;
+        usable.iter().find(|one| ecdsa(one)).or(usable.first()).copied()
+    }
+}
+
+/// Remembers which of the certificates a client was shown.
+#[derive(Debug)]
+struct Shown {
+    certificates: Arc<Certificates>,
+    picked: OnceLock<Arc<[Arc<str>]>>,
+}
+
+impl Shown {
+    fn of(certificates: &Arc<Certificates>) -> Arc<Self> {
+        Arc::new(Self { certificates: Arc::clone(certificates), picked: OnceLock::new() })
+    }
+
+    fn uris(&self) -> Arc<[Arc<str>]> {
+        self.picked.get().map(Arc::clone).unwrap_or_default()
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let picked = self.certificates.pick(&hello)?;
+        // A handshake asks once; were it to ask again, it would be told the same.
+        self.picked.get_or_init(|| Arc::clone(&picked.uris));
         Some(Arc::clone(&picked.certified))
     }
 }

@@ -14,7 +14,7 @@ use x509_parser::{
 };
 
 use super::upstream::names;
-use crate::model::captured::ClientCertificate;
+use crate::model::captured::{ClientCertificate, PresentedChain};
 
 /// The attributes that have a name.
 const ATTRIBUTES: [(&str, &str); 20] = [
@@ -43,25 +43,31 @@ const ATTRIBUTES: [(&str, &str); 20] = [
 pub(super) fn certificate(
     leaf: &CertificateDer<'_>,
     of: &X509Certificate<'_>,
+    chain: &[CertificateDer<'_>],
 ) -> ClientCertificate {
     let names = names::of(of);
-    let joined = |pick: fn(&GeneralName<'_>) -> Option<String>| {
-        names.iter().filter_map(pick).collect::<Vec<_>>().join(",").into_boxed_str()
-    };
     ClientCertificate {
         subject: name(of.subject()).into(),
         issuer: name(of.issuer()).into(),
-        uris: joined(|name| match name {
-            GeneralName::URI(uri) => Some(graphic(uri)),
-            _ => None,
-        }),
-        hosts: joined(|name| match name {
-            GeneralName::DNSName(host) => Some(graphic(host)),
-            _ => None,
-        }),
+        uris: uris(of).collect(),
+        hosts: names
+            .iter()
+            .filter_map(|name| match name {
+                GeneralName::DNSName(host) => Some(graphic(host).into()),
+                _ => None,
+            })
+            .collect(),
         serial: serial(of.raw_serial()).into(),
         fingerprint_256: hex(digest::digest(&digest::SHA256, leaf).as_ref()).into(),
+        chain: PresentedChain::new(chain.iter().map(|one| one.as_ref().into())),
     }
+}
+
+pub(super) fn uris<'a>(of: &'a X509Certificate<'_>) -> impl Iterator<Item = Box<str>> + 'a {
+    names::of(of).iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(graphic(uri).into()),
+        _ => None,
+    })
 }
 
 /// A log's line and a header's value stay what they are.
@@ -181,12 +187,12 @@ mod tests {
         }
         let signed = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         let (_, parsed) = X509Certificate::from_der(signed.der()).unwrap();
-        let told = certificate(signed.der(), &parsed);
+        let told = certificate(signed.der(), &parsed, &[]);
         let subject = "serialNumber=77,emailAddress=a@b.c,CN=client \\C3\\BC,OU=\\ a\\+b\\ ,\
                        O=Acme\\, Inc. \\<\\\"x\\\"\\>\\;#,C=DE";
         assert_eq!((&*told.subject, &*told.issuer), (subject, subject));
-        assert_eq!(&*told.uris, "spiffe://cluster.local/ns/a/sa/b,urn:two");
-        assert_eq!((&*told.hosts, &*told.serial), ("client.example", "75fd38"));
+        assert_eq!(*told.uris, ["spiffe://cluster.local/ns/a/sa/b".into(), "urn:two".into()]);
+        assert_eq!((&*told.hosts, &*told.serial), (&["client.example".into()][..], "75fd38"));
         assert_eq!(told.fingerprint_256.len(), 64);
     }
 

@@ -1,6 +1,12 @@
 //! A connection that capture handed to the agent, before anything was decided.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use super::{
     identity::Identity, listener_filter::Inspected, socket::PodSockets, workload::Workload,
@@ -99,6 +105,8 @@ pub struct TlsSession {
     pub version: &'static str,
     /// `TLS_AES_128_GCM_SHA256`, `ECDHE-RSA-AES128-GCM-SHA256`
     pub cipher: &'static str,
+    /// The URIs of the listener's own certificate that the client was shown.
+    pub local_uris: Arc<[Arc<str>]>,
     /// The client's, if somebody trusted vouches for it.
     pub certificate: Option<Arc<ClientCertificate>>,
 }
@@ -109,12 +117,53 @@ pub struct ClientCertificate {
     /// As RFC 2253 has it.
     pub subject: Box<str>,
     pub issuer: Box<str>,
-    /// With commas between them.
-    pub uris: Box<str>,
-    pub hosts: Box<str>,
+    pub uris: Box<[Box<str>]>,
+    pub hosts: Box<[Box<str>]>,
     /// Hexadecimal.
     pub serial: Box<str>,
     pub fingerprint_256: Box<str>,
+    /// As it was presented.
+    pub chain: PresentedChain,
+}
+
+/// Certificates in DER, the client's own first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PresentedChain {
+    certificates: Box<[Box<[u8]>]>,
+    /// Each as it goes into headers, once somebody has wanted to know.
+    encoded: OnceLock<Box<[String]>>,
+}
+
+impl PresentedChain {
+    pub fn new(certificates: impl IntoIterator<Item = Box<[u8]>>) -> Self {
+        Self { certificates: certificates.into_iter().collect(), encoded: OnceLock::new() }
+    }
+
+    /// PEM, URL-encoded as by Envoy.
+    pub fn encoded(&self) -> &[String] {
+        self.encoded
+            .get_or_init(|| self.certificates.iter().map(|one| url_encoded_pem(one)).collect())
+    }
+}
+
+/// What PEM has in a line.
+const PEM_COLUMNS: usize = 64;
+
+fn url_encoded_pem(der: &[u8]) -> String {
+    let base64 = BASE64_STANDARD.encode(der);
+    let mut out = "-----BEGIN%20CERTIFICATE-----".to_owned();
+    for (at, c) in base64.chars().enumerate() {
+        if at % PEM_COLUMNS == 0 {
+            out.push_str("%0A");
+        }
+        match c {
+            // Writing to a string can't fail.
+            '+' | '/' | '=' => _ = write!(out, "%{:02X}", u32::from(c)),
+            c => out.push(c),
+        }
+    }
+    out.push_str("%0A-----END%20CERTIFICATE-----%0A");
+    out
 }
 
 impl GatewayPeer {

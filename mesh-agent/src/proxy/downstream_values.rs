@@ -58,9 +58,9 @@ impl<'a> Downstream<'a> {
             P::DownstreamPeerFingerprint256 => {
                 certificate.is_some_and(|of| text(out, &*of.fingerprint_256))
             }
-            P::DownstreamPeerDnsSan => certificate.is_some_and(|of| text(out, &*of.hosts)),
+            P::DownstreamPeerDnsSan => certificate.is_some_and(|of| listed(out, &of.hosts)),
             P::DownstreamPeerUriSan if tls.is_some() => {
-                certificate.is_some_and(|of| text(out, &*of.uris))
+                certificate.is_some_and(|of| listed(out, &of.uris))
             }
             P::DownstreamPeerUriSan => {
                 let flow = flow.filter(|flow| flow.direction() != Direction::Outbound);
@@ -86,6 +86,11 @@ pub(super) fn shown(out: &mut Vec<u8>, value: &dyn Display) -> bool {
 pub(super) fn text<T: AsRef<[u8]> + ?Sized>(out: &mut Vec<u8>, value: &T) -> bool {
     out.extend_from_slice(value.as_ref());
     !value.as_ref().is_empty()
+}
+
+/// Appends them with commas between; `false` of none.
+fn listed(out: &mut Vec<u8>, values: &[Box<str>]) -> bool {
+    text(out, &values.join(","))
 }
 
 /// Appends it without spaces, as Envoy does; `false` of nothing.
