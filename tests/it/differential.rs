@@ -3,6 +3,7 @@
 
 mod certificates;
 mod chains;
+mod client_certificates;
 mod corpus;
 mod features;
 mod first_bytes;
@@ -10,6 +11,7 @@ mod orders;
 mod scopes;
 mod script;
 mod secrets;
+mod slow_readers;
 mod tunnels;
 mod upgrades;
 mod walk;

@@ -242,6 +242,47 @@ fn policy_speaks_the_whole_language() {
     mesh.enrolled_pod("stranger").curl("http://10.96.0.10/api/x").expect_status(403);
 }
 
+/// By mTLS from the other node, and within the agent from this one.
+#[test]
+fn workloads_are_told_who_their_clients_are() {
+    let mut mesh = mesh::web_and_client("http-client-cert");
+    let near = mesh.bed.node(2).pod("near").start();
+    mesh.far().enroll(&near);
+    let service = Service::http("web", "10.96.0.10:80").backed_by(&mesh.server, mesh::WEB_PORT);
+    let inbound = Inbound::http(&mesh.server, mesh::WEB_PORT).open().plaintext();
+    let config = MeshConfig::new().service(&service).inbound(&inbound);
+    let outsider = mesh.plain_pod("outsider");
+    let own = mesh.server.identity();
+    let claim = "x-forwarded-client-cert: Hash=1;URI=spiffe://cluster.local/ns/a/sa/admin";
+    let claimed = claim.split_once(": ").unwrap().1;
+    let details = json!({
+        "subject": true, "cert": true, "chain": true, "dns": true, "uri": true,
+    });
+    for (mode, expected) in [
+        ("SANITIZE", "<>".to_owned()),
+        ("SANITIZE_SET", "<By=OWN;URI=CLIENT>".to_owned()),
+        ("APPEND_FORWARD", "<By=OWN;URI=CLIENT>".to_owned()),
+        ("FORWARD_ONLY", "<>".to_owned()),
+        ("ALWAYS_FORWARD_ONLY", format!("<{claimed}>")),
+    ] {
+        let fields = json!({
+            "forward_client_cert_details": mode, "set_current_client_cert_details": details,
+        });
+        mesh.reconfigure(config.clone().managers(&fields));
+        for client in [&mesh.client, &near] {
+            // What an application claims the agent beside it takes away.
+            let said = client.curl("http://10.96.0.10/echo-client").header(claim);
+            let expected = expected.replace("OWN", &own).replace("CLIENT", &client.identity());
+            assert_eq!(said.expect_status(200).body().trim(), expected, "{mode}");
+        }
+        // Nobody vouches for who comes in the clear.
+        let url = format!("http://{}/echo-client", mesh.server.at(mesh::WEB_PORT));
+        let said = outsider.curl(&url).header(claim).expect_status(200);
+        let expected = if mode == "ALWAYS_FORWARD_ONLY" { &expected } else { "<>" };
+        assert_eq!(said.body().trim(), expected, "{mode}");
+    }
+}
+
 /// The answer comes while the request's body is still on its way.
 #[test]
 fn an_early_answer_over_http2_is_not_reset() {

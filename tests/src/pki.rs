@@ -4,8 +4,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 /// An authority that signs whatever it is asked to.
@@ -93,7 +93,16 @@ impl Pki {
         self.issue_with(names, validity, |_| {})
     }
 
-    /// The same, to which `change` is made.
+    /// A certificate of who has this common name and this organization.
+    pub fn issue_to(&self, [name, organization]: [&str; 2], names: &[&str]) -> Credentials {
+        self.issue_with(names, Validity::Now, |params| {
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::OrganizationName, organization);
+            params.distinguished_name.push(DnType::CommonName, name);
+        })
+    }
+
+    /// As [`Pki::issue`], once `change` is made.
     pub fn issue_with(
         &self,
         names: &[&str],

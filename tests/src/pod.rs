@@ -457,6 +457,7 @@ http {{
         location / {{ return 200 "hello from {name}, you are $remote_addr\n"; }}
         location /files/ {{ alias {directory}/; }}
         location /echo-headers {{ return 200 "host=$http_host x=$http_x_test forwarded=$http_x_forwarded_for\n"; }}
+        location /echo-client {{ return 200 "<$http_x_forwarded_client_cert>\n"; }}
         location /echo-request {{ return 200 "$request_method $request_uri host=$http_host\n"; }}
     }}
 }}

@@ -69,15 +69,14 @@ pub struct DownstreamContext {
     /// Says nothing of protocols.
     silent: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
-    proves_names: bool,
+    /// What is asked of clients; `None`: nothing.
+    expected: Option<Arc<ExpectedClient>>,
 }
 
-/// What one client is met with.
-#[derive(Debug)]
-pub struct Meeting {
+/// One client's handshake.
+pub struct Handshake {
     pub config: Arc<ServerConfig>,
-    /// For [`DownstreamContext::peer`].
-    pub presents: Arc<Presents>,
+    shown: Arc<Shown>,
 }
 
 impl Default for DownstreamContexts {
@@ -100,17 +99,15 @@ impl Make<TlsTermination> for Terminator {
         let refused = |source| DownstreamTlsError::Tls { listener: Arc::clone(listener), source };
         let certificates = materials(termination)?.into_iter();
         let certificates: Result<Vec<_>, _> = certificates.map(material::certified).collect();
-        let certificates =
+        let certificates: Vec<_> =
             certificates.map_err(unusable)?.into_iter().map(Presentable::new).collect();
-        let certificates =
-            Arc::new(Certificates { certificates, require_sni: settings.require_sni });
         let provider = Arc::new(material::provider(&settings.cipher_suites, &settings.curves));
         let versions = TlsVersion::range(settings.min_version, settings.max_version);
         let builder =
             ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&self.clock))
                 .with_protocol_versions(versions)
                 .map_err(refused)?;
-        let mut proves_names = false;
+        let mut expected = None;
         let builder = match validation(termination)? {
             None => builder.with_no_client_auth(),
             Some(context) => {
@@ -119,12 +116,15 @@ impl Make<TlsTermination> for Terminator {
                     return Err(DownstreamTlsError::Unsafe { listener, flaw });
                 }
                 let trust = Trust::new(&context, &provider).map_err(unusable)?;
-                proves_names = trust.proves_names();
                 let required = settings.require_client_certificate;
-                builder.with_client_cert_verifier(Arc::new(ExpectedClient { trust, required }))
+                let client = Arc::new(ExpectedClient { trust, required });
+                expected = Some(Arc::clone(&client));
+                builder.with_client_cert_verifier(client)
             }
         };
-        let mut silent = builder.with_cert_resolver(Arc::new(Presents::from(&certificates)));
+        let require_sni = settings.require_sni;
+        let certificates = Arc::new(Certificates { certificates, require_sni });
+        let mut silent = builder.with_cert_resolver(Shown::of(&certificates));
         silent.ignore_client_order = !settings.prefer_client_ciphers;
         // Every client is judged by what is in force when it comes.
         silent.session_storage = Arc::new(NoServerSessionStorage {});
@@ -133,27 +133,46 @@ impl Make<TlsTermination> for Terminator {
         agreeing.alpn_protocols =
             settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let (agreeing, silent) = (Arc::new(agreeing), Arc::new(silent));
-        Ok(DownstreamContext { agreeing, silent, certificates, proves_names })
+        Ok(DownstreamContext { agreeing, silent, certificates, expected })
     }
 }
 
 impl DownstreamContext {
     /// For a client that said this. As with Envoy, who offers none of the protocols is
     /// served without one.
-    pub fn meeting(&self, hello: &ClientHello<'_>) -> Meeting {
+    pub fn handshake(&self, hello: &ClientHello<'_>) -> Handshake {
         let ours = &self.agreeing.alpn_protocols;
         let common = hello
             .alpn()
             .is_some_and(|mut offered| offered.any(|name| ours.iter().any(|ours| ours == name)));
-        let presents = Arc::new(Presents::from(&self.certificates));
-        let mut config = ServerConfig::clone(if common { &self.agreeing } else { &self.silent });
-        config.cert_resolver = Arc::clone(&presents) as Arc<dyn ResolvesServerCert>;
-        Meeting { config: Arc::new(config), presents }
+        let shared = if common { &self.agreeing } else { &self.silent };
+        let shown = Shown::of(&self.certificates);
+        let mut config = ServerConfig::clone(shared);
+        config.cert_resolver = Arc::<Shown>::clone(&shown);
+        Handshake { config: Arc::new(config), shown }
+    }
+
+    /// Judges the client of a handshake that another version has finished.
+    ///
+    /// # Errors
+    /// This one would not have let it in.
+    pub fn judge_again(&self, connection: &rustls::ServerConnection) -> Result<(), rustls::Error> {
+        let Some(expected) = &self.expected else { return Ok(()) };
+        match connection.peer_certificates() {
+            Some([leaf, intermediates @ ..]) => {
+                let now = self.agreeing.time_provider.current_time();
+                let now = now.ok_or(rustls::Error::FailedToGetCurrentTime)?;
+                expected.verify_client_cert(leaf, intermediates, now).map(|_| ())
+            }
+            _ if expected.required => Err(rustls::Error::NoCertificatesPresented),
+            _ => Ok(()),
+        }
     }
 
     /// Who the client of a finished handshake is.
-    pub fn peer(&self, connection: &rustls::ServerConnection, met: &Presents) -> GatewayPeer {
-        let chain = connection.peer_certificates().filter(|_| self.proves_names);
+    pub fn peer(&self, of: &Handshake, connection: &rustls::ServerConnection) -> GatewayPeer {
+        let proves_names = self.expected.as_ref().is_some_and(|of| of.trust.proves_names());
+        let chain = connection.peer_certificates().filter(|_| proves_names);
         let (names, peer) = chain.and_then(proven).unwrap_or_default();
         let identity = names.iter().find_map(|name| name.parse().ok());
         let server_name = connection.server_name().map(|name| name.to_ascii_lowercase().into());
@@ -164,7 +183,7 @@ impl DownstreamContext {
             cipher: subject::cipher(suite),
             group: subject::group(group),
             peer: peer.into(),
-            local: met.presented.get().cloned(),
+            local: of.shown.picked.get().cloned(),
         };
         GatewayPeer::Tls { names: names.into(), identity, server_name, session }
     }
@@ -303,24 +322,25 @@ impl Certificates {
     }
 }
 
-/// Presents one of them to one client, and remembers which: rustls does not tell.
+/// Remembers which of the certificates a client was shown.
 #[derive(Debug)]
-pub struct Presents {
+struct Shown {
     certificates: Arc<Certificates>,
-    presented: OnceLock<Arc<PresentedCertificate>>,
+    picked: OnceLock<Arc<PresentedCertificate>>,
 }
 
-impl Presents {
-    fn from(certificates: &Arc<Certificates>) -> Self {
-        Self { certificates: Arc::clone(certificates), presented: OnceLock::new() }
+impl Shown {
+    fn of(certificates: &Arc<Certificates>) -> Arc<Self> {
+        Arc::new(Self { certificates: Arc::clone(certificates), picked: OnceLock::new() })
     }
 }
 
-impl ResolvesServerCert for Presents {
+impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let picked = self.certificates.pick(&hello)?;
+        // A handshake asks once; were it to ask again, it would be told the same.
         if let Some(told) = &picked.told {
-            self.presented.get_or_init(|| Arc::clone(told));
+            self.picked.get_or_init(|| Arc::clone(told));
         }
         Some(Arc::clone(&picked.certified))
     }

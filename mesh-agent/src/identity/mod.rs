@@ -30,7 +30,7 @@ mod refusal;
 mod rotation;
 mod sds;
 mod source;
-pub mod subject;
+mod subject;
 pub mod tls;
 mod trust;
 pub mod upstream;

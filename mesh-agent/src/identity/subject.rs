@@ -8,7 +8,6 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
 use x509_parser::{
     asn1_rs::ToDer as _,
@@ -20,10 +19,7 @@ use x509_parser::{
 };
 
 use super::upstream::names;
-use crate::model::captured::{PresentedCertificate, SubjectAltNames};
-
-/// How long a line of PEM is.
-const PEM_LINE: usize = 64;
+use crate::model::captured::{PresentedCertificate, PresentedDer, SubjectAltNames};
 
 /// The attributes that have a name.
 const ATTRIBUTES: [(&str, &str); 20] = [
@@ -54,7 +50,7 @@ pub(super) fn presented(der: &[u8]) -> Option<PresentedCertificate> {
     let (_, of) = X509Certificate::from_der(der).ok()?;
     let fingerprint = |by| hex(digest::digest(by, der).as_ref()).into();
     Some(PresentedCertificate {
-        der: der.into(),
+        der: PresentedDer::new(der),
         subject: name(of.subject()).into(),
         issuer: name(of.issuer()).into(),
         sans: sans(&of),
@@ -68,27 +64,27 @@ pub(super) fn presented(der: &[u8]) -> Option<PresentedCertificate> {
 
 fn sans(of: &X509Certificate<'_>) -> SubjectAltNames {
     let names = names::of(of);
-    let joined = |pick: fn(&GeneralName<'_>) -> Option<String>| {
-        names.iter().filter_map(pick).collect::<Vec<_>>().join(",").into_boxed_str()
+    let all = |pick: fn(&GeneralName<'_>) -> Option<String>| {
+        names.iter().filter_map(pick).map(String::into_boxed_str).collect()
     };
     SubjectAltNames {
-        uris: joined(|name| match name {
+        uris: all(|name| match name {
             GeneralName::URI(uri) => Some(graphic(uri)),
             _ => None,
         }),
-        hosts: joined(|name| match name {
+        hosts: all(|name| match name {
             GeneralName::DNSName(host) => Some(graphic(host)),
             _ => None,
         }),
-        addresses: joined(|name| match name {
+        addresses: all(|name| match name {
             GeneralName::IPAddress(bytes) => names::ip(bytes).map(|ip| ip.to_string()),
             _ => None,
         }),
-        emails: joined(|name| match name {
+        emails: all(|name| match name {
             GeneralName::RFC822Name(mail) => Some(graphic(mail)),
             _ => None,
         }),
-        others: joined(|name| match name {
+        others: all(|name| match name {
             GeneralName::OtherName(_, value) => names::other(value).map(|value| graphic(&value)),
             _ => None,
         }),
@@ -102,27 +98,6 @@ fn at(time: ASN1Time) -> SystemTime {
         _ => SystemTime::UNIX_EPOCH.checked_add(seconds),
     };
     moment.unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// As PEM, percent-encoded but for what RFC 3986 §2.3 leaves alone.
-pub fn url_encoded_pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    for line in text.as_bytes().chunks(PEM_LINE) {
-        pem.extend(line.iter().copied().map(char::from));
-        pem.push('\n');
-    }
-    pem.push_str("-----END CERTIFICATE-----\n");
-    pem.bytes().fold(String::with_capacity(pem.len() * 2), |mut out, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                out.push(char::from(byte));
-            }
-            // Writing to a string can't fail.
-            _ => _ = write!(out, "%{byte:02X}"),
-        }
-        out
-    })
 }
 
 /// A log's line and a header's value stay what they are.
@@ -260,13 +235,15 @@ mod tests {
         let subject = "serialNumber=77,emailAddress=a@b.c,CN=client \\C3\\BC,OU=\\ a\\+b\\ ,\
                        O=Acme\\, Inc. \\<\\\"x\\\"\\>\\;#,C=DE";
         assert_eq!((&*told.subject, &*told.issuer), (subject, subject));
-        assert_eq!(&*told.sans.uris, "spiffe://cluster.local/ns/a/sa/b,urn:two");
-        assert_eq!((&*told.sans.hosts, &*told.serial), ("client.example", "75fd38"));
-        assert_eq!((&*told.sans.addresses, &*told.sans.emails), ("192.0.2.1,2001:db8::1", "a@b.c"));
+        let names = |of: &[Box<str>]| of.join(",");
+        assert_eq!(names(&told.sans.uris), "spiffe://cluster.local/ns/a/sa/b,urn:two");
+        assert_eq!(names(&told.sans.hosts), "client.example");
+        assert_eq!(names(&told.sans.addresses), "192.0.2.1,2001:db8::1");
+        assert_eq!((names(&told.sans.emails).as_str(), &*told.serial), ("a@b.c", "75fd38"));
         assert_eq!((told.fingerprint_1.len(), told.fingerprint_256.len()), (40, 64));
         let year = told.not_after.duration_since(told.not_before).unwrap();
         assert_eq!(year, Duration::from_secs(365 * 24 * 3600));
-        let pem = url_encoded_pem(&told.der);
+        let pem = told.der.encoded();
         assert!(pem.starts_with("-----BEGIN%20CERTIFICATE-----%0AMII"), "{pem}");
         assert!(pem.ends_with("%0A-----END%20CERTIFICATE-----%0A"), "{pem}");
     }

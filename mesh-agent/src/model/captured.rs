@@ -1,6 +1,13 @@
 //! A connection that capture handed to the agent, before anything was decided.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use super::{
     identity::Identity, listener_filter::Inspected, socket::PodSockets, workload::Workload,
@@ -103,14 +110,14 @@ pub struct TlsSession {
     pub group: &'static str,
     /// The client's chain, its own first; empty unless somebody trusted vouches for it.
     pub peer: Arc<[PresentedCertificate]>,
-    /// Ours.
+    /// The listener's own that the client was shown.
     pub local: Option<Arc<PresentedCertificate>>,
 }
 
 /// What is told of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PresentedCertificate {
-    pub der: Box<[u8]>,
+    pub der: PresentedDer,
     /// As RFC 2253 has it.
     pub subject: Box<str>,
     pub issuer: Box<str>,
@@ -123,14 +130,53 @@ pub struct PresentedCertificate {
     pub not_after: SystemTime,
 }
 
-/// A certificate's names by kind, with commas between them.
+/// A certificate as it was presented.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresentedDer {
+    der: Box<[u8]>,
+    /// As it goes into headers, once somebody has wanted to know.
+    encoded: OnceLock<String>,
+}
+
+impl PresentedDer {
+    pub fn new(der: &[u8]) -> Self {
+        Self { der: der.into(), encoded: OnceLock::new() }
+    }
+
+    /// PEM, URL-encoded as by Envoy.
+    pub fn encoded(&self) -> &str {
+        self.encoded.get_or_init(|| url_encoded_pem(&self.der))
+    }
+}
+
+/// What PEM has in a line.
+const PEM_COLUMNS: usize = 64;
+
+fn url_encoded_pem(der: &[u8]) -> String {
+    let base64 = BASE64_STANDARD.encode(der);
+    let mut out = "-----BEGIN%20CERTIFICATE-----".to_owned();
+    for (at, c) in base64.chars().enumerate() {
+        if at % PEM_COLUMNS == 0 {
+            out.push_str("%0A");
+        }
+        match c {
+            // Writing to a string can't fail.
+            '+' | '/' | '=' => _ = write!(out, "%{:02X}", u32::from(c)),
+            c => out.push(c),
+        }
+    }
+    out.push_str("%0A-----END%20CERTIFICATE-----%0A");
+    out
+}
+
+/// A certificate's names by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubjectAltNames {
-    pub uris: Box<str>,
-    pub hosts: Box<str>,
-    pub addresses: Box<str>,
-    pub emails: Box<str>,
-    pub others: Box<str>,
+    pub uris: Box<[Box<str>]>,
+    pub hosts: Box<[Box<str>]>,
+    pub addresses: Box<[Box<str>]>,
+    pub emails: Box<[Box<str>]>,
+    pub others: Box<[Box<str>]>,
 }
 
 impl GatewayPeer {

@@ -43,6 +43,7 @@ pub struct HttpOptions {
     #[serde(serialize_with = "shown_one")]
     pub server_name: HeaderValue,
     pub server_header: ServerHeader,
+    pub client_certificates: ClientCertificates,
     pub underscores: Underscores,
     pub request_ids: RequestIds,
     pub upgrades: Upgrades,
@@ -82,6 +83,7 @@ impl Default for HttpOptions {
             via: None,
             server_name: HeaderValue::from_static("envoy"),
             server_header: ServerHeader::Overwrite,
+            client_certificates: ClientCertificates::default(),
             underscores: Underscores::Allow,
             request_ids: RequestIds::default(),
             upgrades: Upgrades::default(),
@@ -118,6 +120,36 @@ impl Default for Http2Limits {
     fn default() -> Self {
         Self { streams: 256, stream_window_bytes: 256 * 1024, connection_window_bytes: 8 << 20 }
     }
+}
+
+/// What becomes of `x-forwarded-client-cert`.
+///
+/// Spec: `HttpConnectionManager.ForwardClientCertDetails`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCertificates {
+    #[default]
+    Sanitize,
+    /// What a client says that has proven who it is stays.
+    ForwardOnly,
+    /// And who it has proven to be is added.
+    AppendForward(CertificateDetails),
+    /// In place of what it says.
+    SanitizeSet(CertificateDetails),
+    /// Whatever anybody says stays.
+    AlwaysForwardOnly,
+}
+
+/// What is told of a client's certificate besides its digest.
+///
+/// Spec: `HttpConnectionManager.SetCurrentClientCertDetails`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct CertificateDetails {
+    pub cert: bool,
+    pub chain: bool,
+    pub subject: bool,
+    pub uri: bool,
+    pub dns: bool,
 }
 
 /// What a request's id tells of its trace.

@@ -3,9 +3,8 @@
 use std::{fmt::Display, io::Write as _, net::SocketAddr};
 
 use crate::{
-    identity::subject::url_encoded_pem,
     model::{
-        captured::PresentedCertificate,
+        captured::{PresentedCertificate, SubjectAltNames},
         format::{PlainOperator, TimeFormat, ValidityEnd},
         listener::Direction,
     },
@@ -42,6 +41,9 @@ impl<'a> Downstream<'a> {
         let of = |out: &mut Vec<u8>, certificate: Option<&PresentedCertificate>, pick: Told| {
             certificate.is_some_and(|certificate| text(out, pick(certificate)))
         };
+        let names = |out: &mut Vec<u8>, certificate: Option<&PresentedCertificate>, pick: Names| {
+            certificate.is_some_and(|of| text(out, &pick(&of.sans).join(",")))
+        };
         let of_all = |out: &mut Vec<u8>, pick: Told| {
             text(out, &chain.iter().map(pick).collect::<Vec<_>>().join(","))
         };
@@ -76,18 +78,18 @@ impl<'a> Downstream<'a> {
             P::DownstreamPeerChainFingerprints256 => of_all(out, |of| &of.fingerprint_256),
             P::DownstreamPeerChainFingerprints1 => of_all(out, |of| &of.fingerprint_1),
             P::DownstreamPeerChainSerials => of_all(out, |of| &of.serial),
-            P::DownstreamPeerCert => peer.is_some_and(|of| text(out, &url_encoded_pem(&of.der))),
-            P::DownstreamPeerDnsSan => of(out, peer, |of| &of.sans.hosts),
-            P::DownstreamPeerIpSan => of(out, peer, |of| &of.sans.addresses),
-            P::DownstreamPeerEmailSan => of(out, peer, |of| &of.sans.emails),
-            P::DownstreamPeerOthernameSan => of(out, peer, |of| &of.sans.others),
-            P::DownstreamPeerUriSan if tls.is_some() => of(out, peer, |of| &of.sans.uris),
+            P::DownstreamPeerCert => of(out, peer, |of| of.der.encoded()),
+            P::DownstreamPeerDnsSan => names(out, peer, |of| &of.hosts),
+            P::DownstreamPeerIpSan => names(out, peer, |of| &of.addresses),
+            P::DownstreamPeerEmailSan => names(out, peer, |of| &of.emails),
+            P::DownstreamPeerOthernameSan => names(out, peer, |of| &of.others),
+            P::DownstreamPeerUriSan if tls.is_some() => names(out, peer, |of| &of.uris),
             P::DownstreamLocalSubject => of(out, local, |of| &of.subject),
-            P::DownstreamLocalDnsSan => of(out, local, |of| &of.sans.hosts),
-            P::DownstreamLocalIpSan => of(out, local, |of| &of.sans.addresses),
-            P::DownstreamLocalEmailSan => of(out, local, |of| &of.sans.emails),
-            P::DownstreamLocalOthernameSan => of(out, local, |of| &of.sans.others),
-            P::DownstreamLocalUriSan if tls.is_some() => of(out, local, |of| &of.sans.uris),
+            P::DownstreamLocalDnsSan => names(out, local, |of| &of.hosts),
+            P::DownstreamLocalIpSan => names(out, local, |of| &of.addresses),
+            P::DownstreamLocalEmailSan => names(out, local, |of| &of.emails),
+            P::DownstreamLocalOthernameSan => names(out, local, |of| &of.others),
+            P::DownstreamLocalUriSan if tls.is_some() => names(out, local, |of| &of.uris),
             P::DownstreamPeerUriSan => {
                 let flow = flow.filter(|flow| flow.direction() != Direction::Outbound);
                 flow.and_then(Flow::source_identity).is_some_and(|name| shown(out, name))
@@ -124,6 +126,9 @@ impl<'a> Downstream<'a> {
 
 /// One thing that is told of a certificate.
 type Told = fn(&PresentedCertificate) -> &str;
+
+/// Its names of one kind.
+type Names = fn(&SubjectAltNames) -> &[Box<str>];
 
 /// Appends it; `true`.
 pub(super) fn shown(out: &mut Vec<u8>, value: &dyn Display) -> bool {

@@ -18,6 +18,7 @@ mod attempts;
 mod body;
 mod breakers;
 mod call;
+mod client_certificate;
 mod cookies;
 mod copy;
 mod descriptors;

@@ -13,9 +13,12 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use super::*;
 use crate::{
     identity::testing::authority::Authority,
-    model::tls::{
-        CertificateFiles, CertificateSource, DownstreamTls, TlsCertificate, TlsVersion,
-        ValidationSource,
+    model::{
+        captured::PresentedDer,
+        tls::{
+            CertificateFiles, CertificateSource, DownstreamTls, TlsCertificate, TlsVersion,
+            ValidationSource,
+        },
     },
 };
 
@@ -86,6 +89,17 @@ impl<'a> Client<'a> {
         contexts: &DownstreamContexts,
         termination: &TlsTermination,
     ) -> Result<Met, String> {
+        self.meets_late(contexts, termination, termination).await
+    }
+
+    /// As [`Client::meets`], where something else is in force after the handshake.
+    async fn meets_late(
+        &self,
+        contexts: &DownstreamContexts,
+        termination: &TlsTermination,
+        after: &TlsTermination,
+    ) -> Result<Met, String> {
+        let after = contexts.context(after).map_err(|error| error.to_string())?;
         let context = contexts.context(termination).map_err(|error| error.to_string())?;
         let (near, far) = duplex(64 * 1024);
         let connect = async {
@@ -99,11 +113,13 @@ impl<'a> Client<'a> {
         };
         let accept = async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), far).await?;
-            let Meeting { config, presents } = context.meeting(&start.client_hello());
+            let handshake = context.handshake(&start.client_hello());
+            let config = Arc::clone(&handshake.config);
             let mut stream = start.into_stream(config).await?;
+            after.judge_again(stream.get_ref().1).map_err(std::io::Error::other)?;
             stream.write_u8(1).await?;
             stream.shutdown().await?;
-            std::io::Result::Ok(context.peer(stream.get_ref().1, &presents))
+            std::io::Result::Ok(after.peer(&handshake, stream.get_ref().1))
         };
         let (client, server) = tokio::join!(connect, accept);
         let (leaf, protocol) = client.map_err(|error| format!("client: {error}"))?;
@@ -145,7 +161,7 @@ async fn the_clients_sni_picks_the_certificate() {
         let met = Client::of(&authority, name).meets(&contexts, &termination).await.unwrap();
         assert!(met.leaf == der(expected), "{name}");
         let GatewayPeer::Tls { server_name, names, identity, session } = met.peer else { panic!() };
-        assert_eq!(*session.local.unwrap().der, *met.leaf, "{name}");
+        assert_eq!(session.local.unwrap().der, PresentedDer::new(&met.leaf), "{name}");
         assert_eq!(server_name.as_deref(), Some(&*name.to_ascii_lowercase()));
         assert!(names.is_empty() && identity.is_none());
     }
@@ -213,10 +229,15 @@ async fn clients_prove_who_they_are_where_they_have_to() {
         let met = client(Some(&known)).meets(&contexts, termination).await.unwrap();
         let GatewayPeer::Tls { names, identity, session, .. } = met.peer else { panic!() };
         let [told] = &*session.peer else { panic!("{session:?}") };
-        assert_eq!(&*told.sans.uris, "spiffe://cluster.local/ns/a/sa/b");
-        let subject = &**names.last().unwrap();
-        assert_eq!((&*told.sans.hosts, &*told.subject), ("client.example", subject));
-        assert_eq!(&*session.local.unwrap().sans.hosts, "a.example");
+        assert_eq!(*told.sans.uris, ["spiffe://cluster.local/ns/a/sa/b".into()]);
+        assert_eq!(*told.sans.hosts, ["client.example".into()]);
+        assert_eq!(*session.local.unwrap().sans.hosts, ["a.example".into()]);
+        assert_eq!(&*told.subject, &**names.last().unwrap());
+        let pem = known.0.replace('\n', "%0A").replace(' ', "%20").replace('+', "%2B");
+        assert_eq!(
+            told.der.encoded(),
+            pem.replace('/', "%2F").replace('=', "%3D").replace('\r', "")
+        );
         assert_eq!(session.version, "TLSv1.3");
         assert!(session.cipher.starts_with("TLS_"), "{}", session.cipher);
         assert_eq!(
@@ -274,4 +295,39 @@ async fn secrets_and_files_are_followed_and_the_last_good_ones_stay() {
 
     contexts.retain(|one| Arc::ptr_eq(&one.settings, &missing.settings));
     assert_eq!(contexts.all().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_in_force_after_a_handshake_judges_its_client() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let own = ours.issue(&["a.example"], |_| {});
+    let friend = ours.issue(&["client.example"], |_| {});
+    let open = settings(vec![given(&own)]);
+    let trusting = |authority: &Authority, require_client_certificate| {
+        let validation = Some(ValidationSource::Inline(Arc::new(authority.trusted())));
+        termination(DownstreamTls { validation, require_client_certificate, ..open.clone() })
+    };
+    let (asks, demands) = (trusting(&ours, false), trusting(&ours, true));
+    let (asks_others, demands_others) = (trusting(&theirs, false), trusting(&theirs, true));
+    let open = termination(open.clone());
+    let contexts = DownstreamContexts::default();
+    for (presents, before, after, named) in [
+        (Some(&friend), &asks, &demands, Some(true)),
+        (Some(&friend), &demands, &demands_others, None),
+        (Some(&friend), &asks, &asks_others, None),
+        // Nobody vouches for it any more.
+        (Some(&friend), &demands, &open, Some(false)),
+        (Some(&friend), &open, &asks, Some(false)),
+        (Some(&friend), &open, &demands, None),
+        (None, &asks, &asks_others, Some(false)),
+        (None, &asks, &demands, None),
+    ] {
+        let client = Client { presents, ..Client::of(&ours, "a.example") };
+        let met = client.meets_late(&contexts, before, after).await;
+        let is_named = met.as_ref().ok().map(|met| {
+            let GatewayPeer::Tls { names, .. } = &met.peer else { panic!() };
+            !names.is_empty()
+        });
+        assert_eq!(is_named, named, "{:?}", met.err());
+    }
 }

@@ -74,7 +74,7 @@ pub(super) fn of_request(
     peers: Peers,
 ) -> Result<Option<IpAddr>, StatusCode> {
     let Peers { remote, secure, .. } = peers;
-    join_forwarded_for(headers);
+    join_lines(headers, FORWARDED_FOR);
     let edge = options.use_remote_address;
     disbelieve(headers, edge);
     let believed = match options.original_ip.as_slice() {
@@ -195,13 +195,13 @@ fn entries(headers: &HeaderMap) -> Option<impl Iterator<Item = &str>> {
 }
 
 /// As Envoy: one line, whoever reads on.
-fn join_forwarded_for(headers: &mut HeaderMap) {
-    let mut lines = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+pub(super) fn join_lines(headers: &mut HeaderMap, name: HeaderName) {
+    let mut lines = headers.get_all(&name).iter().map(HeaderValue::as_bytes);
     let (Some(first), Some(second)) = (lines.next(), lines.next()) else { return };
     let all: Vec<&[u8]> = [first, second].into_iter().chain(lines).collect();
     // Parts of valid values, joined by a visible character, are one.
     if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b","[..])) {
-        headers.insert(FORWARDED_FOR, joined);
+        headers.insert(name, joined);
     }
 }
 

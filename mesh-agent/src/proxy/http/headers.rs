@@ -31,7 +31,8 @@ pub(super) const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overl
 pub(super) const TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Envoy's "this is who the client proved to be".
-const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+pub(super) const FORWARDED_CLIENT_CERT: HeaderName =
+    HeaderName::from_static("x-forwarded-client-cert");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
@@ -85,14 +86,6 @@ const NOMINATED_MAX: usize = 10;
 #[derive(Debug, Clone)]
 pub(super) struct Checked {
     pub(super) authority: Authority,
-}
-
-/// Takes away what only a proxy may claim, before anything is judged by it.
-///
-/// Spec: `HttpConnectionManager.forward_client_cert_details`, `SANITIZE`, the default and
-/// the only value that is supported.
-pub(super) fn sanitize(headers: &mut HeaderMap) {
-    headers.remove(FORWARDED_CLIENT_CERT);
 }
 
 /// Refuses heads that could not be forwarded unambiguously.
@@ -171,9 +164,7 @@ fn check_http1(head: &Parts) -> Result<(), Reply> {
     if !METHODS.contains(&head.method.as_str()) {
         return Err(Reply::bad_request("unknown method"));
     }
-    let values = head.headers.get_all(CONNECTION).iter();
-    let nominated = values.flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    for (n, name) in nominated.map(<[u8]>::trim_ascii).enumerate() {
+    for (n, name) in nominated(&head.headers).enumerate() {
         // Without these the request would be another one.
         let kept = [HOST, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO];
         if n + 1 >= NOMINATED_MAX
@@ -189,6 +180,12 @@ fn check_http1(head: &Parts) -> Result<(), Reply> {
         }
     }
     Ok(())
+}
+
+/// What `connection` names.
+pub(super) fn nominated(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(CONNECTION).iter();
+    values.flat_map(|value| value.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii)
 }
 
 /// Turns a request's head into the one that goes upstream, to `host`.
@@ -395,13 +392,12 @@ pub(super) fn sanitize_response(
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let nominated: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            // Naming these would take away what frames, routes or judges the message.
-            .filter(|name| ![HOST, CONTENT_LENGTH, TRAILER].contains(name))
+        // Naming these would take away what frames, routes or judges the message, or what the
+        // agent itself says.
+        let kept = [HOST, CONTENT_LENGTH, TRAILER, FORWARDED_CLIENT_CERT];
+        let nominated: Vec<HeaderName> = nominated(headers)
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
+            .filter(|name| !kept.contains(name))
             .collect();
         for name in nominated {
             headers.remove(name);
@@ -420,8 +416,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Spec: RFC 9110 §6.5.1: fields that frame, route or authenticate are no trailers.
 pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
     strip_hop_by_hop(trailers);
-    sanitize(trailers);
-    for name in [CONTENT_LENGTH, HOST, CONTENT_TYPE, TRAILER, EXPECT] {
+    let never = [CONTENT_LENGTH, HOST, CONTENT_TYPE, TRAILER, EXPECT, FORWARDED_CLIENT_CERT];
+    for name in never {
         trailers.remove(name);
     }
 }

@@ -14,7 +14,7 @@ use super::{
     access_log::Logging,
     answer::Answer,
     body::ResponseBody,
-    cookies,
+    client_certificate, cookies,
     filter::{self, Next, grpc_web, run::Filtering},
     forward::{Forward, Upgrade, forward},
     forwarding, grpc,
@@ -107,7 +107,6 @@ async fn answer(
     log.record.path = head.uri.path_and_query().map(|path| path.as_str().to_owned());
     log.record.user_agent = head.headers.get(USER_AGENT).cloned();
     log.record.request_id = head.headers.get(REQUEST_ID).cloned();
-    headers::sanitize(&mut head.headers);
     headers::check_names(&mut head.headers, connection.http.options.underscores)?;
     if head.headers.len() > usize::try_from(connection.http.max_headers_count).unwrap_or(usize::MAX)
     {
@@ -124,6 +123,7 @@ async fn answer(
     log.options = Arc::clone(&http.options);
     log.logging = Logging::of(http, &judged);
     let flow = judged.permit.flow();
+    client_certificate::of_request(&mut head.headers, log.options.client_certificates, flow);
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
     let secure = flow.is_secure();

@@ -104,8 +104,8 @@ pub(super) fn connection_manager(
         scheme_header_transformation, stream_flush_timeout, drain_timeout,
         drain_timeout_jitter, delayed_close_timeout, access_log_flush_interval,
         flush_access_log_on_new_request, access_log_options,
-        early_header_mutation_extensions, internal_address_config, forward_client_cert_details,
-        set_current_client_cert_details, forward_client_cert_matcher, proxy_100_continue,
+        early_header_mutation_extensions, internal_address_config,
+        forward_client_cert_matcher, proxy_100_continue,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         stream_error_on_invalid_http_message, path_normalization_options,
         proxy_status_config, typed_header_validation_config, append_x_forwarded_port,
@@ -144,6 +144,8 @@ pub(super) fn connection_manager(
         via,
         server_name,
         server_header_transformation,
+        forward_client_cert_details,
+        set_current_client_cert_details,
     };
     let tracing = match tracing {
         None => Some(None),

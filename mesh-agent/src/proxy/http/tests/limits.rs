@@ -274,21 +274,25 @@ async fn a_stream_that_takes_nothing_is_reset_and_no_other() {
     let mut client = mesh.connect().await;
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), no_window].concat();
-    client.write([preface, get(1, "/stream")].concat()).await;
-    loop {
-        match next_frame(&mut client.stream).await {
-            (RST_STREAM, 1, _) => break,
-            (kind, ..) => assert_ne!(kind, DATA),
+    client.write(preface).await;
+    // Of the second all there is waits for the client.
+    for (number, stream, path) in [(0, 1, "/stream"), (1, 3, "/direct")] {
+        client.write(get(stream, path)).await;
+        loop {
+            match next_frame(&mut client.stream).await {
+                (RST_STREAM, of, _) if of == stream => break,
+                (kind, ..) => assert_ne!(kind, DATA),
+            }
         }
+        let record = mesh.record(number).await;
+        assert_eq!(record.flags.to_string(), "SI", "{record:?}");
     }
-    let record = mesh.record(0).await;
-    assert_eq!(record.flags.to_string(), "SI", "{record:?}");
     // The connection goes on.
-    client.write([get(3, "/direct"), frame(WINDOW_UPDATE, 0, 3, &[0, 0, 1, 0])].concat()).await;
+    client.write([get(5, "/direct"), frame(WINDOW_UPDATE, 0, 5, &[0, 0, 1, 0])].concat()).await;
     loop {
         let (kind, stream, length) = next_frame(&mut client.stream).await;
         assert_ne!(kind, RST_STREAM);
-        if (kind, stream) == (DATA, 3) && length > 0 {
+        if (kind, stream) == (DATA, 5) && length > 0 {
             break;
         }
     }

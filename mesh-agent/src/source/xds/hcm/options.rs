@@ -3,13 +3,15 @@
 //! Spec: `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    PathWithEscapedSlashesAction as Action, ServerHeaderTransformation, StripPortMode,
+    ForwardClientCertDetails, PathWithEscapedSlashesAction as Action, ServerHeaderTransformation, SetCurrentClientCertDetails, StripPortMode,
 };
 
 use http::HeaderValue;
 
-use super::super::reject::Decoder;
-use crate::model::http_options::{EscapedSlashes, HttpOptions, ServerHeader, StripPort};
+use super::super::reject::{Decoder, unsupported};
+use crate::model::http_options::{
+    CertificateDetails, ClientCertificates, EscapedSlashes, HttpOptions, ServerHeader, StripPort,
+};
 
 /// The fields of the message, under its names.
 pub(super) struct Fields {
@@ -28,6 +30,8 @@ pub(super) struct Fields {
     pub(super) via: String,
     pub(super) server_name: String,
     pub(super) server_header_transformation: i32,
+    pub(super) forward_client_cert_details: i32,
+    pub(super) set_current_client_cert_details: Option<SetCurrentClientCertDetails>,
 }
 
 pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
@@ -55,6 +59,11 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         (true, _) => Some(StripPort::Matching),
         (false, _) => Some(StripPort::No),
     };
+    let client_certificates = client_certificates(
+        d,
+        fields.forward_client_cert_details,
+        fields.set_current_client_cert_details.unwrap_or_default(),
+    );
     let via = value(d, "via", fields.via);
     let server_name = value(d, "server_name", fields.server_name);
     let default = HttpOptions::default();
@@ -74,6 +83,7 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         via: via?,
         server_name: server_name?.unwrap_or(default.server_name),
         server_header: server_header?,
+        client_certificates: client_certificates?,
         underscores: default.underscores,
         request_ids: default.request_ids,
         upgrades: default.upgrades,
@@ -81,6 +91,31 @@ pub(super) fn options(d: &mut Decoder, fields: Fields) -> Option<HttpOptions> {
         buffer_max_bytes: default.buffer_max_bytes,
         original_ip: default.original_ip,
     })
+}
+
+fn client_certificates(
+    d: &mut Decoder,
+    forward: i32,
+    told: SetCurrentClientCertDetails,
+) -> Option<ClientCertificates> {
+    let SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = told;
+    d.field("set_current_client_cert_details", |d| {
+        unsupported!(d; issuer, format);
+    });
+    let subject = subject.is_some_and(|subject| subject.value);
+    let details = CertificateDetails { cert, chain, subject, uri, dns };
+    match ForwardClientCertDetails::try_from(forward) {
+        Ok(ForwardClientCertDetails::Sanitize) => Some(ClientCertificates::Sanitize),
+        Ok(ForwardClientCertDetails::ForwardOnly) => Some(ClientCertificates::ForwardOnly),
+        Ok(ForwardClientCertDetails::AppendForward) => {
+            Some(ClientCertificates::AppendForward(details))
+        }
+        Ok(ForwardClientCertDetails::SanitizeSet) => Some(ClientCertificates::SanitizeSet(details)),
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => {
+            Some(ClientCertificates::AlwaysForwardOnly)
+        }
+        Err(_) => unknown(d, "forward_client_cert_details"),
+    }
 }
 
 /// A header's value, if one is given.
