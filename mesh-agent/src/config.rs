@@ -9,13 +9,10 @@ mod duration;
 mod layers;
 pub mod settings;
 mod source;
+mod values;
 
 use std::{
-    collections::BTreeMap,
-    fmt, io,
-    net::SocketAddr,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
+    collections::BTreeMap, fmt, io, net::SocketAddr, num::NonZeroUsize, path::PathBuf,
     time::Duration,
 };
 
@@ -40,10 +37,13 @@ use crate::{
 
 pub use self::source::SourceConfig;
 
-use self::layers::Layers;
-
-/// More threads than CPUs of any node.
-const DATA_THREADS_MAX: usize = 1024;
+use self::{
+    layers::Layers,
+    values::{
+        absolute, agent_down, between, boolean, choice, cidr, log_filter, name, port, splice_mode,
+        threads,
+    },
+};
 
 /// The largest map: a tenth of it is 100 MB already.
 const MAP_SIZE_MAX: u32 = 1 << 24;
@@ -417,23 +417,6 @@ fn capture(layers: &mut Layers<'_>) -> Option<CaptureConfig> {
     })
 }
 
-fn splice_mode(s: &str) -> Result<SpliceMode, String> {
-    match s {
-        "auto" => Ok(SpliceMode::Auto),
-        "on" => Ok(SpliceMode::On),
-        "off" => Ok(SpliceMode::Off),
-        other => Err(format!("`{other}` is none of auto, on, off")),
-    }
-}
-
-fn agent_down(s: &str) -> Result<AgentDown, String> {
-    match s {
-        "refuse" => Ok(AgentDown::Refuse),
-        "keep" => Ok(AgentDown::Keep),
-        other => Err(format!("`{other}` is neither refuse nor keep")),
-    }
-}
-
 fn map_sizes(layers: &mut Layers<'_>) -> Option<MapCapacities> {
     let given = layers.many("map_size", |s| {
         let (name, size) = s.split_once('=').ok_or_else(|| format!("`{s}` is not MAP=ENTRIES"))?;
@@ -514,83 +497,6 @@ fn access_log(layers: &mut Layers<'_>) -> Option<AccessLogConfig> {
     let file = layers.optional("access_log_file", absolute);
     let sink = file?.map_or(AccessLogSink::Stdout, AccessLogSink::File);
     Some(AccessLogConfig { format: format?, sink })
-}
-
-// === parsers: the reason names the value ===
-
-fn absolute(s: &str) -> Result<PathBuf, String> {
-    let path = Path::new(s);
-    if path.is_absolute() {
-        return Ok(path.to_owned());
-    }
-    if s.is_empty() {
-        return Err("the path is empty".to_owned());
-    }
-    // Taken once, at start: the agent may change directory, its settings must not.
-    std::path::absolute(path).map_err(|error| format!("`{s}` can't be made absolute: {error}"))
-}
-
-fn name(s: &str) -> Result<String, String> {
-    let valid = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
-    if s.is_empty() || s.len() > 63 || s.starts_with('.') || !s.bytes().all(valid) {
-        return Err(format!("`{s}` must be 1 to 63 letters, digits, `.`, `-` or `_`"));
-    }
-    Ok(s.to_owned())
-}
-
-fn port(s: &str) -> Result<u16, String> {
-    match s.parse() {
-        Ok(0) | Err(_) => Err(format!("`{s}` is not a port from 1 to 65535")),
-        Ok(port) => Ok(port),
-    }
-}
-
-fn threads(s: &str) -> Result<NonZeroUsize, String> {
-    match s.parse::<NonZeroUsize>() {
-        Ok(threads) if threads.get() <= DATA_THREADS_MAX => Ok(threads),
-        _ => Err(format!("`{s}` is not a number from 1 to {DATA_THREADS_MAX}")),
-    }
-}
-
-fn cidr(s: &str) -> Result<IpNet, String> {
-    s.parse::<IpNet>()
-        .or_else(|_| s.parse::<std::net::IpAddr>().map(IpNet::from))
-        .map_err(|_| format!("`{s}` is neither an address nor a network such as 10.0.0.0/8"))
-}
-
-fn choice<T: ValueEnum>(s: &str) -> Result<T, String> {
-    T::from_str(s, false).map_err(|_| {
-        let names = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
-        let names: Vec<_> = names.map(|value| value.get_name().to_owned()).collect();
-        format!("`{s}` is none of {}", names.join(", "))
-    })
-}
-
-fn boolean(s: &str) -> Result<bool, String> {
-    match s {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        other => Err(format!("`{other}` is neither true nor false")),
-    }
-}
-
-fn between(s: &str, least: Duration, most: Duration) -> Result<Duration, String> {
-    let given = duration::parse(s)?;
-    if given < least || given > most {
-        return Err(format!(
-            "`{s}` is not between {} and {}",
-            duration::show(least),
-            duration::show(most)
-        ));
-    }
-    Ok(given)
-}
-
-fn log_filter(s: &str) -> Result<String, String> {
-    match s.parse::<tracing_subscriber::EnvFilter>() {
-        Ok(_) => Ok(s.to_owned()),
-        Err(error) => Err(format!("`{s}` is not a filter such as info,mesh_agent=debug: {error}")),
-    }
 }
 
 fn host_name() -> io::Result<String> {

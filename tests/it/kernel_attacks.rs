@@ -15,7 +15,8 @@ use tests::{
 
 use crate::{
     kernel_news::nftables,
-    kernel_path::{Neighbours, hardware_of, on_a_bridge},
+    kernel_path::Neighbours,
+    kernel_roads::{hardware_of, on_a_bridge},
 };
 
 /// Another pod of the bridge, which has a way to the pods of `it`.

@@ -27,6 +27,7 @@ mod kernel_identity;
 mod kernel_news;
 mod kernel_path;
 mod kernel_revocation;
+mod kernel_roads;
 mod leaks;
 mod lifecycle;
 mod many;

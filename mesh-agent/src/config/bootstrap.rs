@@ -1,6 +1,6 @@
 //! Envoy's bootstrap files as a setting.
 
-use super::{absolute, layers::Layers};
+use super::{layers::Layers, values::absolute};
 use crate::source::{self, Bootstrap};
 
 /// What the bootstrap file says: that has no other setting beside it.

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use super::{absolute, layers::Layers};
+use super::{layers::Layers, values::absolute};
 use crate::{
     model::{
         cluster::{ClusterName, LocalCluster, Place},

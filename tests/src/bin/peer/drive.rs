@@ -110,9 +110,7 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let start = Instant::now();
-    let tally = runtime.block_on(drive(&plan, start));
-    let seconds = start.elapsed().as_secs_f64();
+    let (tally, seconds) = runtime.block_on(drive(&plan));
     for error in tally.errors.iter().take(3) {
         eprintln!("{}: {error}", plan.address);
     }
@@ -120,15 +118,25 @@ pub(crate) fn run(arguments: &[&str]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn drive(plan: &Plan, start: Instant) -> Tally {
+/// What was seen, and in how many seconds.
+async fn drive(plan: &Plan) -> (Tally, f64) {
+    let mut whole = Tally::default();
+    // At a rate, what is told are latencies of kept connections: a sample of a second and less
+    // would tell by its 99th percentile how long it took to open them.
+    let mut opened = match (plan.rate, plan.kind) {
+        (Some(_), Kind::Http1) => http1::open(plan, &mut whole).await,
+        _ => Vec::new(),
+    };
+    let start = Instant::now();
     let end = start + Duration::from_secs_f64(plan.seconds);
     let workers: Vec<_> = (0..plan.connections)
         .map(|worker| {
             let plan = plan.clone();
             let pace = plan.rate.map(|rate| Pace::new(start, rate, worker, plan.connections));
+            let opened = opened.pop();
             tokio::spawn(async move {
                 match plan.kind {
-                    Kind::Http1 => http1::kept(&plan, end, pace).await,
+                    Kind::Http1 => http1::kept(&plan, end, pace, opened).await,
                     Kind::Fresh => http1::fresh(&plan, end, pace).await,
                     Kind::Http2 => http2::get(&plan, end).await,
                     Kind::GrpcUnary => grpc::unary(&plan, end).await,
@@ -139,14 +147,13 @@ async fn drive(plan: &Plan, start: Instant) -> Tally {
             })
         })
         .collect();
-    let mut whole = Tally::default();
     for worker in workers {
         match worker.await {
             Ok(tally) => whole.merge(tally),
             Err(error) => whole.failed(&error),
         }
     }
-    whole
+    (whole, start.elapsed().as_secs_f64())
 }
 
 /// When one connection's requests are meant to leave.

@@ -11,10 +11,32 @@ use super::{Pace, Plan, Tally, other, turn};
 
 const HEAD_MAX_BYTES: usize = 16 << 10;
 
-pub(super) async fn kept(plan: &Plan, end: Instant, mut pace: Option<Pace>) -> Tally {
+/// The plan's connections, each after an answer that is not counted; what fails is.
+pub(super) async fn open(plan: &Plan, tally: &mut Tally) -> Vec<Connection> {
+    let request = request(plan, "keep-alive");
+    let mut opened = Vec::new();
+    for _ in 0..plan.connections {
+        let asked = async {
+            let mut connection = Connection::open(plan).await?;
+            let answer = connection.ask(&request).await?;
+            Ok::<_, io::Error>((!answer.last).then_some(connection))
+        };
+        match asked.await {
+            Ok(connection) => opened.extend(connection),
+            Err(error) => tally.failed(&error),
+        }
+    }
+    opened
+}
+
+pub(super) async fn kept(
+    plan: &Plan,
+    end: Instant,
+    mut pace: Option<Pace>,
+    mut connection: Option<Connection>,
+) -> Tally {
     let mut tally = Tally::default();
     let request = request(plan, "keep-alive");
-    let mut connection = None;
     loop {
         let since = turn(&mut pace).await;
         if Instant::now() >= end {
@@ -83,7 +105,7 @@ struct Answer {
     last: bool,
 }
 
-struct Connection {
+pub(super) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
