@@ -18,6 +18,10 @@ fn next_probe(pod: &Pod, through: &str, endpoint: &str) -> String {
         let said = ran.expect_success().stdout().to_owned();
         let Some(line) = said.lines().next() else { return Err("no connection") };
         let timer = line.split_once("timer:(keepalive,").map(|(_, timer)| timer);
+        // The clock has not moved yet.
+        if timer.is_some_and(|timer| timer.split(',').next().unwrap_or_default().ends_with("min")) {
+            return Err("it was made just now");
+        }
         let digits = |timer: &str| timer.find(|c: char| !c.is_ascii_digit());
         found = timer.map_or_else(String::new, |timer| {
             let (count, unit) = timer.split_at(digits(timer).unwrap_or_default());
