@@ -11,6 +11,7 @@ mod orders;
 mod scopes;
 mod script;
 mod secrets;
+mod slow_readers;
 mod tunnels;
 mod upgrades;
 mod walk;

@@ -1,13 +1,13 @@
 //! What pods open goes where its first bytes say: TLS by its name without an end to it, HTTP
 //! by its request line, and who waits for the server to speak.
 
-use std::fs;
+use std::{fs, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tests::{
     Allow, Inbound, Mesh, MeshConfig, Pod, Process, Service, Testbed,
     conversation::end,
-    eventually,
+    eventually, eventually_within,
     pki::{Pki, Validity},
 };
 
@@ -62,6 +62,10 @@ fn chains(raw: &str) -> Value {
 }
 
 fn config(client: &Pod, server: &Pod, raw: &str) -> MeshConfig {
+    without_endless(client, server, raw).raw_listener(listener(ENDLESS, "0s", false, chains(raw)))
+}
+
+fn without_endless(client: &Pod, server: &Pod, raw: &str) -> MeshConfig {
     let allowed = || Allow::policy("client-may-talk").from(client);
     let services = [("secure", TLS_PORT), ("greet", GREET_PORT), ("echo", ECHO_PORT)];
     let config = services.into_iter().zip(30..).fold(MeshConfig::new(), |config, (service, n)| {
@@ -74,7 +78,6 @@ fn config(client: &Pod, server: &Pod, raw: &str) -> MeshConfig {
         .inbound(&Inbound::http(server, WEB_PORT).allow(allowed()))
         .raw_listener(listener(PATIENT, "1s", true, chains(raw)))
         .raw_listener(listener(IMPATIENT, "1s", false, chains(raw)))
-        .raw_listener(listener(ENDLESS, "0s", false, chains(raw)))
 }
 
 /// With what runs in the server's pod.
@@ -162,4 +165,80 @@ fn a_server_that_speaks_first_is_waited_for_as_configured() {
     let entry = mesh.near().logs_access(&["closed by the client before"]);
     assert_eq!(entry["response_flags"], "DC", "{entry}");
     assert!(entry["upstream_cluster"].is_null(), "{entry}");
+}
+
+/// Connections of that listener that are on the table.
+fn live(mesh: &Mesh, port: u16) -> usize {
+    let live = mesh.near().connections();
+    let of = |one: &&Value| one["original_destination"] == format!("{VIP}:{port}");
+    live.as_array().map_or(0, |live| live.iter().filter(of).count())
+}
+
+#[test]
+fn who_waits_while_its_listener_changes_is_not_forgotten() {
+    let (mesh, _pki, _programs) = start("first-bytes-changes");
+    let wire = mesh.bed.wire().capture();
+    let half = "\x16\x03\x01";
+    let waiting = || {
+        let two = [mesh.client.connects(at(ENDLESS)), mesh.client.connects(at(ENDLESS))];
+        eventually("both are waited for", || {
+            let live = live(&mesh, ENDLESS);
+            if live == 2 { Ok(()) } else { Err(live) }
+        });
+        let [silent, mut begun] = two;
+        begun.says(half);
+        [silent, begun]
+    };
+    let without = without_endless(&mesh.client, &mesh.server, "echo");
+    let mut served = waiting();
+    // Nobody has to look any more: a server that speaks first does so at once.
+    let mut raw = listener(ENDLESS, "0s", false, json!([tcp_to("greet", json!({}))]));
+    raw["listener_filters"] = json!([]);
+    mesh.near().configure(&without.clone().raw_listener(raw));
+    for one in &mut served {
+        one.hears("220 ready").echoes("hello");
+    }
+    drop(served);
+    eventually("they are gone", || if live(&mesh, ENDLESS) == 0 { Ok(()) } else { Err(()) });
+    mesh.near().configure(&config(&mesh.client, &mesh.server, "echo"));
+
+    // What was begun for a listener never goes on in the clear.
+    let mut gone = waiting();
+    mesh.near().configure(&without);
+    for one in &mut gone {
+        assert_eq!(one.rest(), (String::new(), end::RESET));
+    }
+    let entry = mesh.near().logs_access(&["was removed as its first bytes"]);
+    assert!(entry["upstream_cluster"].is_null(), "{entry}");
+    wire.expect_only_tls();
+}
+
+#[test]
+fn silent_connections_of_a_pod_make_room_for_those_that_speak() {
+    const ROOM: usize = 4096;
+    let (mesh, _pki, _programs) = start("first-bytes-flood");
+    let mut first = mesh.client.connects(at(ENDLESS));
+    eventually("it is waited for", || if live(&mesh, ENDLESS) == 1 { Ok(()) } else { Err(()) });
+    let mut command = Command::new(tests::process::peer());
+    command.args(["hold", &at(ENDLESS).to_string(), &(ROOM + 100).to_string()]);
+    let holder = mesh.client.starts("hold", command);
+    eventually_within(Duration::from_secs(180), "all are open", || {
+        if holder.log().contains("open") { Ok(()) } else { Err(holder.log()) }
+    });
+    assert_eq!(first.rest(), (String::new(), end::RESET));
+    mesh.near().logs(&["connection refused", "on their way in"]);
+    eventually("the room is full", || {
+        let live = live(&mesh, ENDLESS);
+        if live == ROOM { Ok(()) } else { Err(live) }
+    });
+    for _ in 0..20 {
+        mesh.client.connects(at(ENDLESS)).says("EHLO a\r\n").hears("220 ready\r\nEHLO a\r\n");
+    }
+    // Nor do they live longer than the agent, or pass without it.
+    mesh.near().kill_9();
+    eventually("all are ended", || {
+        let left = mesh.client.run(&["ss", "-Htn", "state", "established"]);
+        let left = left.expect_success().stdout().lines().count();
+        if left == 0 { Ok(()) } else { Err(left) }
+    });
 }

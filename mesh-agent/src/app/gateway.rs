@@ -21,7 +21,7 @@ use crate::{
     capture::Listening,
     model::{captured::Pod, gateway::Gateway, listener::Direction},
     observe::log_limit::LogLimit,
-    proxy::{self, gateway::HalfOpen},
+    proxy::{self, HalfOpen},
 };
 
 /// How long to wait before what failed is tried again.
@@ -32,9 +32,6 @@ static FAILURES: LogLimit = LogLimit::new();
 
 /// A control plane may change its mind about many of them, again and again.
 static CHANGES: LogLimit = LogLimit::new();
-
-/// How many clients of one listener may be without a finished handshake.
-const HALF_OPEN_MAX: usize = 4096;
 
 /// What a socket is opened by.
 type Wanted = HashMap<SocketAddr, (u32, bool)>;
@@ -153,7 +150,7 @@ fn open(
     let open = Arc::downgrade(&listener);
     let accepting = CancellationToken::new();
     let (dataplane, pod) = (Arc::clone(&agent.dataplane), Arc::clone(pod));
-    let half_open = Arc::new(HalfOpen::new(HALF_OPEN_MAX));
+    let half_open = Arc::new(HalfOpen::default());
     let accepted = Accepting::new(agent, &pod, accepting.clone()).run(async move || {
         let (stream, source) = listener.accept().await?;
         stream.set_nodelay(true)?;

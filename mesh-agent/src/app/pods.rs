@@ -14,7 +14,7 @@ use crate::{
     admin::{ControlError, EnrollRequest, NetnsRef},
     capture::{self, EnrollError, EnrollPod, EnrolledPod, Exclusions, Multicast},
     model::{captured::Pod, workload::WorkloadUid},
-    proxy::{inbound, outbound, story},
+    proxy::{HalfOpen, inbound, outbound, story},
 };
 
 /// Between two looks at what has changed: the first is at once, and who makes changes all
@@ -406,10 +406,13 @@ fn serve(agent: &Agent, enrolled: EnrolledPod, accepting: &CancellationToken) ->
     let EnrolledPod { pod, outbound, inbound, hbone, links } = enrolled;
     let accepting = || Accepting::new(agent, &pod, accepting.clone());
     let dataplane = Arc::clone(&agent.dataplane);
+    let half_open = Arc::new(HalfOpen::default());
     agent.owning.spawn(accepting().run(async move || {
         let (stream, captured) = outbound.accept().await?;
-        let dataplane = Arc::clone(&dataplane);
-        Ok((stream, move |stream| outbound::serve(dataplane, stream, captured)))
+        let (dataplane, half_open) = (Arc::clone(&dataplane), Arc::clone(&half_open));
+        Ok((stream, async move |stream| {
+            outbound::serve(dataplane, &half_open, stream, captured).await;
+        }))
     }));
     let dataplane = Arc::clone(&agent.dataplane);
     agent.owning.spawn(accepting().run(async move || {

@@ -69,7 +69,8 @@ pub struct DownstreamContext {
     /// Says nothing of protocols.
     silent: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
-    proves_names: bool,
+    /// What is asked of clients; `None`: nothing.
+    expected: Option<Arc<ExpectedClient>>,
 }
 
 /// One client's handshake.
@@ -106,7 +107,7 @@ impl Make<TlsTermination> for Terminator {
             ServerConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&self.clock))
                 .with_protocol_versions(versions)
                 .map_err(refused)?;
-        let mut proves_names = false;
+        let mut expected = None;
         let builder = match validation(termination)? {
             None => builder.with_no_client_auth(),
             Some(context) => {
@@ -115,9 +116,10 @@ impl Make<TlsTermination> for Terminator {
                     return Err(DownstreamTlsError::Unsafe { listener, flaw });
                 }
                 let trust = Trust::new(&context, &provider).map_err(unusable)?;
-                proves_names = trust.proves_names();
                 let required = settings.require_client_certificate;
-                builder.with_client_cert_verifier(Arc::new(ExpectedClient { trust, required }))
+                let client = Arc::new(ExpectedClient { trust, required });
+                expected = Some(Arc::clone(&client));
+                builder.with_client_cert_verifier(client)
             }
         };
         let require_sni = settings.require_sni;
@@ -131,7 +133,7 @@ impl Make<TlsTermination> for Terminator {
         agreeing.alpn_protocols =
             settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let (agreeing, silent) = (Arc::new(agreeing), Arc::new(silent));
-        Ok(DownstreamContext { agreeing, silent, certificates, proves_names })
+        Ok(DownstreamContext { agreeing, silent, certificates, expected })
     }
 }
 
@@ -150,9 +152,27 @@ impl DownstreamContext {
         Handshake { config: Arc::new(config), shown }
     }
 
+    /// Judges the client of a handshake that another version has finished.
+    ///
+    /// # Errors
+    /// This one would not have let it in.
+    pub fn judge_again(&self, connection: &rustls::ServerConnection) -> Result<(), rustls::Error> {
+        let Some(expected) = &self.expected else { return Ok(()) };
+        match connection.peer_certificates() {
+            Some([leaf, intermediates @ ..]) => {
+                let now = self.agreeing.time_provider.current_time();
+                let now = now.ok_or(rustls::Error::FailedToGetCurrentTime)?;
+                expected.verify_client_cert(leaf, intermediates, now).map(|_| ())
+            }
+            _ if expected.required => Err(rustls::Error::NoCertificatesPresented),
+            _ => Ok(()),
+        }
+    }
+
     /// Who the client of a finished handshake is.
     pub fn peer(&self, of: &Handshake, connection: &rustls::ServerConnection) -> GatewayPeer {
-        let chain = connection.peer_certificates().filter(|_| self.proves_names);
+        let proves_names = self.expected.as_ref().is_some_and(|of| of.trust.proves_names());
+        let chain = connection.peer_certificates().filter(|_| proves_names);
         let proven = chain.and_then(proven);
         let (names, certificate) = proven.unzip();
         let names = names.unwrap_or_default();

@@ -126,6 +126,11 @@ pub fn outbound_listener<'a>(
     snapshot.listeners.select(Direction::Outbound, destination)
 }
 
+/// The listener whose socket has this address.
+pub fn gateway_listener(bound: SocketAddr, snapshot: &Snapshot) -> Option<&Arc<Listener>> {
+    snapshot.listeners.select(Direction::Gateway, bound)
+}
+
 /// A captured connection and the filter chain that is to judge it.
 #[derive(Debug, Clone)]
 pub struct Flow {
@@ -413,7 +418,7 @@ pub fn gateway_chain(
     snapshot: &Snapshot,
 ) -> Result<(Arc<Listener>, Arc<FilterChain>), FlowError> {
     let AcceptedByGateway { bound, source, original_destination, .. } = accepted;
-    let Some(listener) = snapshot.listeners.select(Direction::Gateway, *bound) else {
+    let Some(listener) = gateway_listener(*bound, snapshot) else {
         let (source_address, destination) = (*source, *original_destination);
         return Err(FlowError::NoGateway { source_address, destination });
     };

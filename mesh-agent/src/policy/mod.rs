@@ -25,4 +25,6 @@ pub use authorize::{
     Chain, Denied, DenyReason, Permit, Place, Progress, RequestPermit, Revoked, Shadow, Step,
     authorize, resolve,
 };
-pub use flow::{Flow, FlowError, OutboundPolicy, gateway_chain, outbound_listener};
+pub use flow::{
+    Flow, FlowError, OutboundPolicy, gateway_chain, gateway_listener, outbound_listener,
+};

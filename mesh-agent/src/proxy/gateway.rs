@@ -4,8 +4,6 @@
 //! Upstream the gateway is a workload of the mesh like any other, with an identity of its
 //! own; it dials from the agent's network namespace.
 
-mod half_open;
-
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
@@ -18,21 +16,24 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-pub use half_open::HalfOpen;
-
 use super::{
     Dataplane, failure,
+    half_open::{CROWDED_OUT, Entering, HalfOpen},
     listener_filters::{self, Found, Stopped},
     session::{Facts, Session},
 };
 use crate::{
     codec::proxy_protocol::Addresses,
-    identity::{downstream::DownstreamTlsError, refused_by_peer, upstream::refused_server},
+    identity::{
+        downstream::{DownstreamContext, DownstreamTlsError, Handshake},
+        refused_by_peer,
+        upstream::refused_server,
+    },
     model::{
         captured::{AcceptedByGateway, GatewayPeer, Pod},
         identity::Identity,
         listener::{Direction, GatewayTls},
-        listener_filter::{Inspected, ListenerFilters},
+        listener_filter::Inspected,
         secret::SecretKind,
         socket::PodSockets,
         tls::{CertificateSource, TlsTermination},
@@ -88,12 +89,6 @@ pub async fn serve(
     let (Ok(bound), source) = (stream.local_addr().map(canonical), canonical(source)) else {
         return;
     };
-    let snapshot = dataplane.snapshot.load();
-    let listener = snapshot.listeners.select(Direction::Gateway, bound);
-    let Some(filters) = listener.map(|listener| &listener.listener_filters) else {
-        // It went while the connection waited to be accepted.
-        return abort(stream);
-    };
     let accepted = AcceptedByGateway {
         pod,
         bound,
@@ -103,29 +98,35 @@ pub async fn serve(
         inspected: Inspected::default(),
         peer: GatewayPeer::Plaintext,
     };
-    let (mut seen, crowded) = (accepted.clone(), half_open.enter());
-    let entered = tokio::select! {
-        entered = enter(&dataplane, &snapshot, filters, &mut seen, stream) => entered,
-        () = crowded.cancelled() => Err(Refused {
-            reason: "crowded_out",
-            why: "others were on their way in, and it was for the longest".to_owned(),
-        }),
+    let mut seen = accepted.clone();
+    let entered = {
+        let entering = half_open.enter();
+        tokio::select! {
+            entered = enter(&dataplane, &entering, &mut seen, stream) => entered,
+            () = entering.crowded_out() => {
+                Err(Refused { reason: "crowded_out", why: CROWDED_OUT.to_owned() })
+            }
+        }
     };
     match entered {
-        Ok(Entered::Plain(stream)) => go_on(dataplane, snapshot, seen, stream).await,
-        Ok(Entered::Tls(stream)) => go_on(dataplane, snapshot, seen, stream).await,
+        Ok(Entered::Plain(snapshot, stream)) => go_on(dataplane, snapshot, seen, stream).await,
+        Ok(Entered::Tls(snapshot, stream)) => go_on(dataplane, snapshot, seen, stream).await,
         Ok(Entered::Gone) => {}
         Err(Refused { reason, why }) => refused(&dataplane, &accepted, reason, &why),
     }
 }
 
-/// What a client is once its listener's filters and handshake are done.
+/// What a client is once its listener's filters and handshake are done, and what is in force
+/// by then.
 enum Entered {
-    Plain(Replayed<TcpStream>),
-    Tls(Box<TlsStream<Replayed<TcpStream>>>),
+    Plain(Arc<Snapshot>, Replayed<TcpStream>),
+    Tls(Arc<Snapshot>, Box<TlsStream<Replayed<TcpStream>>>),
     /// It closed the connection.
     Gone,
 }
+
+/// The TLS of a chain, and how long a handshake may take where that is configured.
+type ChainTls = (Arc<DownstreamContext>, Option<Duration>);
 
 /// Why a client is turned away; its connection is closed.
 struct Refused {
@@ -137,40 +138,53 @@ struct Refused {
 /// Listener filters, then the TLS of the chain they lead to. `accepted` learns of both.
 async fn enter(
     dataplane: &Dataplane,
-    snapshot: &Snapshot,
-    filters: &ListenerFilters,
+    entering: &Entering<'_>,
     accepted: &mut AcceptedByGateway,
     mut stream: TcpStream,
 ) -> Result<Entered, Refused> {
-    let mut sniffed = BytesMut::new();
-    match listener_filters::run(filters, &mut stream, &mut sniffed).await {
-        Ok(Found { addresses, inspected }) => {
+    let (current, mut sniffed) = (&dataplane.snapshot, BytesMut::new());
+    let bound = accepted.bound;
+    let found = listener_filters::run(
+        current,
+        |snapshot| policy::gateway_listener(bound, snapshot),
+        entering,
+        &mut stream,
+        &mut sniffed,
+    )
+    .await;
+    let snapshot = match found {
+        Ok((snapshot, Found { addresses, inspected })) => {
             if let Some(Addresses { source, destination }) = addresses {
                 (accepted.source, accepted.original_destination) = (source, destination);
             }
             accepted.inspected = inspected;
+            snapshot
         }
         Err(Stopped::Gone) => return Ok(Entered::Gone),
         Err(Stopped::Refused(why)) => {
-            abort(stream);
+            stream.abort();
             return Err(Refused { reason: "listener_filter", why: why.to_owned() });
         }
-    }
-    let stream = Replayed { io: stream, sniffed: sniffed.freeze() };
-    let tls = policy::gateway_chain(accepted, snapshot);
-    let tls = tls.ok().and_then(|(listener, chain)| Some((listener, chain.tls.clone()?)));
-    let Some((listener, tls)) = tls else {
-        // Also where no chain is for it, which the access log tells.
-        return Ok(Entered::Plain(stream));
     };
-    let termination = termination(&listener.name, &tls, snapshot);
-    let (peer, stream) = terminate(dataplane, &termination, tls.timeout, stream).await?;
-    accepted.peer = peer;
-    Ok(Entered::Tls(Box::new(stream)))
-}
-
-fn abort(mut stream: TcpStream) {
-    stream.abort();
+    let stream = Replayed { io: stream, sniffed: sniffed.freeze() };
+    let Some((context, timeout)) = tls_context(dataplane, accepted, &snapshot)? else {
+        // Also where no chain is for it, which the access log tells.
+        return Ok(Entered::Plain(snapshot, stream));
+    };
+    let timeout = timeout.unwrap_or(dataplane.options.tls_handshake_timeout);
+    let (begun, stream) = handshake(&context, timeout, stream).await?;
+    // A client may take its time: what is in force after the handshake counts.
+    let snapshot = dataplane.snapshot.load();
+    let connection = stream.get_ref().1;
+    accepted.peer = match tls_context(dataplane, accepted, &snapshot)? {
+        Some((now, _)) if !Arc::ptr_eq(&now, &context) => {
+            now.judge_again(connection).map_err(|e| not_shaken(&io::Error::other(e)))?;
+            now.peer(&begun, connection)
+        }
+        // Where there is none any more, the connection has no chain either.
+        _ => context.peer(&begun, connection),
+    };
+    Ok(Entered::Tls(snapshot, Box::new(stream)))
 }
 
 /// The connection is what it is: policy, then the chain's terminal filter.
@@ -212,41 +226,51 @@ fn termination(listener: &Arc<str>, tls: &GatewayTls, snapshot: &Snapshot) -> Tl
     TlsTermination { listener: Arc::clone(listener), settings, certificates, validation }
 }
 
-/// The handshake; who the client is, and the stream inside.
-async fn terminate(
+/// The TLS of the chain that is for a client; `None` where that has none, or there is no chain.
+fn tls_context(
     dataplane: &Dataplane,
-    termination: &TlsTermination,
-    timeout: Option<Duration>,
-    stream: Replayed<TcpStream>,
-) -> Result<(GatewayPeer, TlsStream<Replayed<TcpStream>>), Refused> {
-    let context = dataplane.downstream_tls.context(termination).map_err(|error| {
+    accepted: &AcceptedByGateway,
+    snapshot: &Snapshot,
+) -> Result<Option<ChainTls>, Refused> {
+    let Ok((listener, chain)) = policy::gateway_chain(accepted, snapshot) else { return Ok(None) };
+    let Some(tls) = &chain.tls else { return Ok(None) };
+    let context = dataplane.downstream_tls.context(&termination(&listener.name, tls, snapshot));
+    let context = context.map_err(|error| {
         let reason = match &error {
             DownstreamTlsError::NoSecret { .. } => "no_secret",
             _ => "no_tls",
         };
         Refused { reason, why: failure::story(&error) }
     })?;
+    Ok(Some((context, tls.timeout)))
+}
+
+async fn handshake(
+    context: &DownstreamContext,
+    timeout: Duration,
+    stream: Replayed<TcpStream>,
+) -> Result<(Handshake, TlsStream<Replayed<TcpStream>>), Refused> {
     let handshake = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let handshake = context.handshake(&start.client_hello());
-        let stream = start.into_stream(Arc::clone(&handshake.config)).await?;
-        io::Result::Ok((context.peer(&handshake, stream.get_ref().1), stream))
+        let begun = context.handshake(&start.client_hello());
+        let stream = start.into_stream(Arc::clone(&begun.config)).await?;
+        Ok((begun, stream))
     };
-    let timeout = timeout.unwrap_or(dataplane.options.tls_handshake_timeout);
     match time::timeout(timeout, handshake).await {
-        Ok(Ok(terminated)) => Ok(terminated),
-        Ok(Err(error)) => {
-            let (reason, why) = match (refused_server(&error), refused_by_peer(&error)) {
-                (Some(refused), _) => ("client_refused", refused.to_string()),
-                (None, Some(alert)) => ("refused_by_peer", alert.to_string()),
-                (None, None) => ("tls", failure::story(&error)),
-            };
-            Err(Refused { reason, why })
-        }
+        Ok(shaken) => shaken.map_err(|error| not_shaken(&error)),
         Err(_) => {
             Err(Refused { reason: "timeout", why: format!("no TLS handshake within {timeout:?}") })
         }
     }
+}
+
+fn not_shaken(error: &io::Error) -> Refused {
+    let (reason, why) = match (refused_server(error), refused_by_peer(error)) {
+        (Some(refused), _) => ("client_refused", refused.to_string()),
+        (None, Some(alert)) => ("refused_by_peer", alert.to_string()),
+        (None, None) => ("tls", failure::story(error)),
+    };
+    Refused { reason, why }
 }
 
 fn refused(dataplane: &Dataplane, accepted: &AcceptedByGateway, reason: &'static str, why: &str) {

@@ -11,6 +11,7 @@ mod connection_log;
 mod downstream_values;
 mod failure;
 pub mod gateway;
+mod half_open;
 pub mod health;
 pub mod http;
 mod http_session;
@@ -35,6 +36,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use failure::{Failure, story};
+pub use half_open::HalfOpen;
 pub use originate::Origination;
 pub use upstream::{Connector, Upstream};
 

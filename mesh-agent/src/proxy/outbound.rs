@@ -6,19 +6,26 @@ use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 
 use super::{
-    Dataplane, Failure, failure, listener_filters,
+    Dataplane, Failure, failure,
+    half_open::{CROWDED_OUT, HalfOpen},
+    listener_filters::{self, Stopped},
     session::{Facts, Session},
 };
 use crate::{
-    model::{captured::CapturedOutbound, listener_filter::ListenerFilters},
+    model::captured::CapturedOutbound,
+    observe::log_limit::LogLimit,
     policy::{self, Flow},
     snapshot::Snapshot,
     transport::{leg::Leg, relay::Abort, replayed::Replayed},
 };
 
+/// A pod can provoke these lines.
+static CROWDED: LogLimit = LogLimit::new();
+
 /// Serves one captured connection to its end.
 pub async fn serve(
     dataplane: Arc<Dataplane>,
+    half_open: &HalfOpen,
     downstream: TcpStream,
     mut captured: CapturedOutbound,
 ) {
@@ -30,7 +37,7 @@ pub async fn serve(
     let cut = session.guard.cancelled();
     let inspected = tokio::select! {
         biased;
-        inspected = inspect(&dataplane, &mut captured, &mut downstream) => inspected,
+        inspected = inspect(&dataplane, half_open, &mut captured, &mut downstream) => inspected,
         () = cut.cancelled() => Err(failure::cut()),
     };
     let (snapshot, sniffed) = match inspected {
@@ -57,22 +64,35 @@ pub async fn serve(
 /// for, and what was read.
 async fn inspect(
     dataplane: &Dataplane,
+    half_open: &HalfOpen,
     captured: &mut CapturedOutbound,
     downstream: &mut Leg,
 ) -> Result<(Arc<Snapshot>, Bytes), Failure> {
-    let mut bytes = BytesMut::new();
-    let mut done: Option<ListenerFilters> = None;
-    loop {
-        let snapshot = dataplane.snapshot.load();
-        let listener = policy::outbound_listener(captured, &snapshot);
-        let filters = listener.map(|listener| &listener.listener_filters);
-        match filters.filter(|filters| filters.wait() && done.as_ref() != Some(*filters)) {
-            None => return Ok((snapshot, bytes.freeze())),
-            Some(filters) => {
-                let found = listener_filters::run(filters, downstream, &mut bytes).await;
-                captured.inspected = found.map_err(failure::not_inspected)?.inspected;
-                done = Some(filters.clone());
-            }
-        }
+    let snapshot = dataplane.snapshot.load();
+    let listener = policy::outbound_listener(captured, &snapshot);
+    if !listener.is_some_and(|listener| listener.listener_filters.wait()) {
+        return Ok((snapshot, Bytes::new()));
     }
+    let mut bytes = BytesMut::new();
+    let entering = half_open.enter();
+    let running = listener_filters::run(
+        &dataplane.snapshot,
+        |snapshot| policy::outbound_listener(captured, snapshot),
+        &entering,
+        downstream,
+        &mut bytes,
+    );
+    let found = tokio::select! {
+        found = running => found,
+        () = entering.crowded_out() => {
+            if let Some(suppressed) = CROWDED.allows() {
+                let (pod, to) = (&captured.pod.workload.uid, captured.original_destination);
+                tracing::warn!(%pod, %to, suppressed, "connection refused: {CROWDED_OUT}");
+            }
+            Err(Stopped::Refused(CROWDED_OUT))
+        }
+    };
+    let (snapshot, found) = found.map_err(failure::not_inspected)?;
+    captured.inspected = found.inspected;
+    Ok((snapshot, bytes.freeze()))
 }

@@ -151,7 +151,8 @@ fn cases() -> Vec<Value> {
         let target = vec![b'a'; bytes];
         [b"GET /", &target[..], b" HTTP/1.1\r\n"].concat()
     };
-    cases.extend([1000, 5000].map(|bytes| says(HTTP, &long(bytes))));
+    let lengths = [1000, 5000, 9000, 20_000, 40_000, 60_000, 65_000, 65_520, 65_536, 70_000];
+    cases.extend(lengths.map(|bytes| says(HTTP, &long(bytes))));
     // Every byte wherever one may be.
     let frames: [(&[u8], &[u8]); 5] = [
         (b"", b"ET / HTTP/1.1\r\n"),

@@ -159,3 +159,136 @@ fn gateway_serves_ipv6_and_pods_of_its_own_node() {
     let entry = gateway.agent().logs_access(&["\"gateway\"", "[::1]:8006"]);
     assert!(entry["source_address"].to_string().contains("[::1]:"), "{entry}");
 }
+
+/// Waits for a client's first bytes for as long as `timeout` says.
+fn waiting(name: &str, at: (&str, u16), timeout: &str, filters: Vec<Value>) -> Value {
+    let mut listener = listener(name, at, json!([{ "filters": filters }]));
+    listener["listener_filters"] = inspected();
+    listener["listener_filters_timeout"] = timeout.into();
+    listener
+}
+
+#[test]
+fn gateway_judges_by_what_is_in_force_when_a_client_has_spoken() {
+    const ECHO_PORT: u16 = 9001;
+    let gateway = Gateway::start("gateway-waiting", |_| Vec::new());
+    let server = &gateway.mesh.server;
+    let _echo = server.serves("echo", ECHO_PORT);
+    let principal = json!({ "authenticated": { "principal_name": { "exact": IDENTITY } } });
+    let inside =
+        Inbound::tcp(server, ECHO_PORT).allow(Allow::policy("gateways").principal(principal));
+    let echo = Service::tcp("echo", "10.96.0.13:1").backed_by(server, ECHO_PORT);
+    let config = gateway.mesh.config.clone().service(&echo).inbound(&inside);
+    gateway.mesh.far().configure(&config);
+    let address = gateway.mesh.bed.node(1).gateway().to_string();
+    let listeners = |filters: &[Value]| {
+        let waits = |name, port| waiting(name, (&address, port), "0s", filters.to_vec());
+        vec![waits("edge", 8000), waits("going", 8001), waits("open", 8002), waits("late", 8003)]
+    };
+    gateway.serve_with(config.clone(), listeners(&[tcp_to("echo")]));
+    // Whoever came before one that is served has been accepted.
+    let accepted = |port: u16, said: &[u8]| {
+        let mut waits = gateway.outside.connects(gateway.at(port));
+        waits.says(said);
+        gateway.outside.connects(gateway.at(port)).echoes("PING\r\n");
+        waits
+    };
+    let half = b"\x16\x03\x01";
+    let mut denied = [accepted(8000, b""), accepted(8000, half)];
+    let mut going = [accepted(8001, b""), accepted(8001, half)];
+    let mut open = accepted(8002, half);
+    let mut late = [accepted(8003, b""), accepted(8003, half)];
+    let served = || {
+        let reached = gateway.mesh.far().metrics();
+        reached.sum("mesh_captured_connections_total", &[r#"direction="inbound""#])
+    };
+    let before = served();
+
+    let nobody = json!({ "action": "DENY", "policies": { "nobody": {
+        "permissions": [{ "any": true }],
+        "principals": [{ "any": true }],
+    } } });
+    let rbac = json!({
+        "name": "rbac",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC",
+            "stat_prefix": "r",
+            "rules": nobody,
+        },
+    });
+    let mut changed = listeners(&[rbac, tcp_to("echo")]);
+    // Nobody looks any more, and everybody may come; and who says nothing has its time.
+    changed[2] = listener("open", (&address, 8002), json!([{ "filters": [tcp_to("echo")] }]));
+    changed[3]["listener_filters_timeout"] = "1s".into();
+    changed.remove(1);
+    gateway.serve_with(config, changed);
+    for one in going.iter_mut().chain(&mut late) {
+        assert_eq!(one.rest(), (String::new(), end::RESET));
+    }
+    for one in &mut denied {
+        one.says("and what is nobody's business\r\n");
+        assert_eq!(one.rest(), (String::new(), end::RESET));
+    }
+    let entry = gateway.agent().logs_access(&["\"gateway\"", "`nobody` denies it"]);
+    assert!(entry["upstream_cluster"].is_null(), "{entry}");
+    gateway.agent().logs(&["connection refused", "listener_filter", "was removed"]);
+    open.hears(half).echoes("and more");
+    assert_eq!(served(), before + 1.0, "nobody else has reached the server");
+}
+
+#[test]
+fn gateway_judges_a_client_by_whom_it_trusts_after_the_handshake() {
+    let (ours, theirs) = (Pki::foreign(), Pki::foreign());
+    let (own, friend) =
+        (ours.issue(&["edge.example"], Validity::Now), ours.issue(&["friend"], Validity::Now));
+    let gateway = Gateway::start("gateway-late-trust", |_| Vec::new());
+    let address = gateway.mesh.bed.node(1).gateway().to_string();
+    let trusts = |root: &str| {
+        let mut chain = terminated(
+            json!({
+                "require_client_certificate": true,
+                "common_tls_context": {
+                    "tls_certificates": [certificate(&own)],
+                    "validation_context": { "trusted_ca": { "inline_string": root } },
+                },
+            }),
+            http_to("web"),
+        );
+        chain["transport_socket_connect_timeout"] = "120s".into();
+        gateway.serve(vec![listener("edge", (&address, 8443), json!([chain]))]);
+    };
+    let directory = gateway.mesh.bed.directory();
+    let written = |name: &str, text: &str| {
+        let path = directory.join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let files = [
+        written("friend.pem", &friend.certificate_pem),
+        written("friend-key.pem", &friend.key_pem),
+    ];
+    let holds = |go: &str| {
+        let mut command = std::process::Command::new("python3");
+        command.arg(crate::upgrades::program("slow_handshake.py"));
+        command.args([&*address, "8443"]).args(&files).arg(directory.join(go));
+        let client = gateway.outside.starts(go, command);
+        eventually("all but the last flight is said", || {
+            if client.log().contains("held") { Ok(()) } else { Err(client.log()) }
+        });
+        client
+    };
+    let told = |client: &tests::Process| {
+        eventually("it has ended", || {
+            if client.log().contains("ended") { Ok(client.log()) } else { Err(client.log()) }
+        })
+    };
+    trusts(ours.root_pem());
+    let kept = holds("first");
+    written("first", "");
+    assert!(told(&kept).contains("hello from web"), "{}", kept.log());
+    let cut = holds("second");
+    trusts(theirs.root_pem());
+    written("second", "");
+    assert!(!told(&cut).contains("hello"), "{}", cut.log());
+    gateway.agent().logs(&["connection refused", "client_refused"]);
+}

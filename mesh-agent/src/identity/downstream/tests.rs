@@ -86,6 +86,17 @@ impl<'a> Client<'a> {
         contexts: &DownstreamContexts,
         termination: &TlsTermination,
     ) -> Result<Met, String> {
+        self.meets_late(contexts, termination, termination).await
+    }
+
+    /// As [`Client::meets`], where something else is in force after the handshake.
+    async fn meets_late(
+        &self,
+        contexts: &DownstreamContexts,
+        termination: &TlsTermination,
+        after: &TlsTermination,
+    ) -> Result<Met, String> {
+        let after = contexts.context(after).map_err(|error| error.to_string())?;
         let context = contexts.context(termination).map_err(|error| error.to_string())?;
         let (near, far) = duplex(64 * 1024);
         let connect = async {
@@ -102,9 +113,10 @@ impl<'a> Client<'a> {
             let handshake = context.handshake(&start.client_hello());
             let config = Arc::clone(&handshake.config);
             let mut stream = start.into_stream(config).await?;
+            after.judge_again(stream.get_ref().1).map_err(std::io::Error::other)?;
             stream.write_u8(1).await?;
             stream.shutdown().await?;
-            std::io::Result::Ok(context.peer(&handshake, stream.get_ref().1))
+            std::io::Result::Ok(after.peer(&handshake, stream.get_ref().1))
         };
         let (client, server) = tokio::join!(connect, accept);
         let (leaf, protocol) = client.map_err(|error| format!("client: {error}"))?;
@@ -276,4 +288,39 @@ async fn secrets_and_files_are_followed_and_the_last_good_ones_stay() {
 
     contexts.retain(|one| Arc::ptr_eq(&one.settings, &missing.settings));
     assert_eq!(contexts.all().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_in_force_after_a_handshake_judges_its_client() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let own = ours.issue(&["a.example"], |_| {});
+    let friend = ours.issue(&["client.example"], |_| {});
+    let open = settings(vec![given(&own)]);
+    let trusting = |authority: &Authority, require_client_certificate| {
+        let validation = Some(ValidationSource::Inline(Arc::new(authority.trusted())));
+        termination(DownstreamTls { validation, require_client_certificate, ..open.clone() })
+    };
+    let (asks, demands) = (trusting(&ours, false), trusting(&ours, true));
+    let (asks_others, demands_others) = (trusting(&theirs, false), trusting(&theirs, true));
+    let open = termination(open.clone());
+    let contexts = DownstreamContexts::default();
+    for (presents, before, after, named) in [
+        (Some(&friend), &asks, &demands, Some(true)),
+        (Some(&friend), &demands, &demands_others, None),
+        (Some(&friend), &asks, &asks_others, None),
+        // Nobody vouches for it any more.
+        (Some(&friend), &demands, &open, Some(false)),
+        (Some(&friend), &open, &asks, Some(false)),
+        (Some(&friend), &open, &demands, None),
+        (None, &asks, &asks_others, Some(false)),
+        (None, &asks, &demands, None),
+    ] {
+        let client = Client { presents, ..Client::of(&ours, "a.example") };
+        let met = client.meets_late(&contexts, before, after).await;
+        let is_named = met.as_ref().ok().map(|met| {
+            let GatewayPeer::Tls { names, .. } = &met.peer else { panic!() };
+            !names.is_empty()
+        });
+        assert_eq!(is_named, named, "{:?}", met.err());
+    }
 }

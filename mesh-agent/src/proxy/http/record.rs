@@ -343,7 +343,7 @@ impl RequestLog {
 
     /// The response has been handed over to its end.
     pub(super) fn end(&mut self) {
-        self.exchange.finish();
+        self.exchange.hand_over();
         self.ended = true;
     }
 
@@ -378,7 +378,8 @@ impl Drop for RequestLog {
         if let Some(guard) = &self.guard {
             guard.finished();
         }
-        if let Some(expired) = self.exchange.expired().filter(|_| !self.ended) {
+        // All of it may have been handed over, and not taken.
+        if let Some(expired) = self.exchange.expired() {
             self.expired(expired);
         }
         if !self.ended {

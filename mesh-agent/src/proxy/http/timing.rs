@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -27,7 +27,9 @@ pub(super) struct Exchange {
     request_broken: AtomicBool,
     /// Whether who sends the response waits for more of it.
     asked_for_more: AtomicBool,
-    /// All of the response was handed over, or nothing more will be.
+    /// All of the response was handed over: it may still wait for the client to take it.
+    handed_over: AtomicBool,
+    /// Nothing of the response is left.
     over: AtomicBool,
     /// What passed while the client took nothing.
     expired: OnceLock<Expired>,
@@ -47,6 +49,7 @@ impl Exchange {
             response_bytes: AtomicU64::new(0),
             request_broken: AtomicBool::new(false),
             asked_for_more: AtomicBool::new(true),
+            handed_over: AtomicBool::new(false),
             over: AtomicBool::new(false),
             expired: OnceLock::new(),
             request_max: AtomicU64::new(0),
@@ -117,6 +120,11 @@ impl Exchange {
 
     pub(super) fn is_asked_for_more(&self) -> bool {
         self.asked_for_more.load(Ordering::Relaxed)
+    }
+
+    /// Whoever sends the response has all of it.
+    pub(super) fn hand_over(&self) {
+        self.handed_over.store(true, Ordering::Relaxed);
     }
 
     /// Nothing of the response is left.
@@ -232,14 +240,16 @@ impl Deadline {
     }
 
     /// The earliest limit. While the request goes on the route's is at least its
-    /// timeout away: looking again then is soon enough.
+    /// timeout away: looking again then is soon enough. It is for the upstream, which has done
+    /// its part once all is handed over.
     fn next(&self) -> Option<(Instant, Option<Expired>)> {
         let at = |micros| self.exchange.start + Duration::from_micros(micros);
         let idle = self.stream_idle.map(|timeout| {
             let last = at(self.exchange.last_activity.load(Ordering::Relaxed));
             (last.max(self.from) + timeout, Some(Expired::StreamIdle))
         });
-        let route = self.route.map(|timeout| {
+        let handed_over = self.exchange.handed_over.load(Ordering::Relaxed);
+        let route = self.route.filter(|_| !handed_over).map(|timeout| {
             match self.exchange.request_complete.load(Ordering::Relaxed) {
                 0 => (Instant::now() + timeout, None),
                 complete => (at(complete - 1).max(self.from) + timeout, Some(Expired::Route)),
@@ -266,8 +276,13 @@ impl Deadline {
     /// Ready when a limit has passed.
     pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
         loop {
-            if let Some(timer) = &mut self.timer {
-                ready!(timer.as_mut().poll(cx));
+            // Who has used up its turn is told of no timer: whoever always does, as long as there is
+            // more, would never hear of one.
+            if let Some(timer) = &mut self.timer
+                && timer.as_mut().poll(cx).is_pending()
+                && Instant::now() < timer.deadline()
+            {
+                return Poll::Pending;
             }
             let Some((until, why)) = self.next() else { return Poll::Pending };
             if let Some(why) = why
@@ -290,5 +305,29 @@ impl Deadline {
             Poll::Pending => self.poll_expired(cx).map(Err),
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, pin::pin};
+
+    use tokio::task::coop;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_limit_passes_though_the_turn_is_used_up() {
+        let idle = Duration::from_millis(20);
+        let mut deadline = Deadline::new(Exchange::new(), Some(idle));
+        assert!(poll_fn(|cx| Poll::Ready(deadline.poll_expired(cx))).await.is_pending());
+        std::thread::sleep(2 * idle);
+        let polled = poll_fn(|cx| {
+            while coop::has_budget_remaining() {
+                let _ = pin!(coop::consume_budget()).poll(cx);
+            }
+            Poll::Ready(deadline.poll_expired(cx))
+        });
+        assert_eq!(polled.await, Poll::Ready(Expired::StreamIdle));
     }
 }

@@ -1,12 +1,18 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream, duplex},
+    time::Instant,
+};
 
-use super::{Found, Stopped, run};
-use crate::model::{
-    listener::TransportProtocol,
-    listener_filter::{ListenerFilters, TlsInspector},
+use super::{Reading, Stopped, inspect};
+use crate::{
+    model::{
+        listener::TransportProtocol,
+        listener_filter::{Inspected, ListenerFilters, TlsInspector},
+    },
+    proxy::half_open::HalfOpen,
 };
 
 fn both() -> ListenerFilters {
@@ -27,7 +33,7 @@ async fn found(
     filters: &ListenerFilters,
     pieces: &[&[u8]],
     closes: bool,
-) -> (Result<Found, Stopped>, BytesMut) {
+) -> (Result<Inspected, Stopped>, BytesMut) {
     let (mut client, mut stream): (DuplexStream, _) = duplex(1 << 20);
     let mut bytes = BytesMut::new();
     let speaking = async {
@@ -38,15 +44,19 @@ async fn found(
         let _open = (!closes).then_some(client);
         std::future::pending::<()>().await;
     };
+    let half_open = HalfOpen::default();
+    let entering = half_open.enter();
+    let mut reading =
+        Reading { entering: &entering, stream: &mut stream, bytes: &mut bytes, header: None };
     let found = tokio::select! {
-        found = run(filters, &mut stream, &mut bytes) => found,
+        found = inspect(filters, Instant::now(), &mut reading) => found,
         () = speaking => unreachable!(),
     };
     (found, bytes)
 }
 
-fn protocols(found: &Found) -> Vec<&str> {
-    found.inspected.application_protocols.iter().map(|name| &**name).collect()
+fn protocols(found: &Inspected) -> Vec<&str> {
+    found.application_protocols.iter().map(|name| &**name).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,15 +65,15 @@ async fn first_bytes_are_read_once_and_handed_on() {
     let (of, bytes) = found(&both(), &pieces, false).await;
     let of = of.unwrap();
     assert_eq!(protocols(&of), ["http/1.1"]);
-    assert_eq!(of.inspected.transport, TransportProtocol::RawBuffer);
-    assert!(both().are_done(&of.inspected));
+    assert_eq!(of.transport, TransportProtocol::RawBuffer);
+    assert!(both().are_done(&of));
     assert_eq!(bytes, pieces.concat());
 
     let nobody = ListenerFilters::default();
     let (of, bytes) = found(&nobody, &pieces, false).await;
     let of = of.unwrap();
     assert!(bytes.is_empty() && protocols(&of).is_empty());
-    assert!(nobody.are_done(&of.inspected) && !both().are_done(&of.inspected));
+    assert!(nobody.are_done(&of) && !both().are_done(&of));
 
     let (of, _) = found(&both(), &[b"\0\0\0\x08"], false).await;
     assert!(protocols(&of.unwrap()).is_empty());
@@ -75,7 +85,7 @@ async fn who_says_too_little_goes_on_where_that_is_configured() {
     for said in [&b""[..], b"\x16\x03", b"GET / HT"] {
         let (of, bytes) = found(&patient, &[said], false).await;
         let of = of.unwrap();
-        assert!(protocols(&of).is_empty() && patient.are_done(&of.inspected));
+        assert!(protocols(&of).is_empty() && patient.are_done(&of));
         assert_eq!(bytes, said);
         let (of, _) = found(&both(), &[said], false).await;
         assert!(matches!(of, Err(Stopped::Refused("the listener filters took too long"))));
@@ -86,7 +96,11 @@ async fn who_says_too_little_goes_on_where_that_is_configured() {
     let (mut client, mut stream) = duplex(64);
     let endless = ListenerFilters { timeout: None, ..both() };
     let mut bytes = BytesMut::new();
-    let mut running = std::pin::pin!(run(&endless, &mut stream, &mut bytes));
+    let half_open = HalfOpen::default();
+    let entering = half_open.enter();
+    let mut reading =
+        Reading { entering: &entering, stream: &mut stream, bytes: &mut bytes, header: None };
+    let mut running = std::pin::pin!(inspect(&endless, Instant::now(), &mut reading));
     let waited = tokio::time::timeout(Duration::from_secs(1 << 20), &mut running).await;
     assert!(waited.is_err());
     client.write_all(b"PING\r\n").await.unwrap();
@@ -102,7 +116,7 @@ async fn what_is_kept_of_a_client_is_bounded() {
     let mut hello = vec![22, 3, 1, 0x3f, 0xff, 1, 0, 0x3f, 0xf0];
     hello.resize(1 << 20, 0);
     let (of, bytes) = found(&both(), &[&hello], false).await;
-    assert_eq!(of.unwrap().inspected.transport, TransportProtocol::RawBuffer);
+    assert_eq!(of.unwrap().transport, TransportProtocol::RawBuffer);
     assert!(bytes.len() <= 32 << 10, "{}", bytes.len());
     let strict = TlsInspector { max_client_hello_bytes: 512, close_on_errors: true };
     let strict = ListenerFilters { tls_inspector: Some(strict), ..both() };
@@ -126,8 +140,8 @@ async fn names_are_read_off_a_client_hello() {
     let (first, second) = hello.split_at(100);
     let (of, bytes) = found(&both(), &[first, second], false).await;
     let of = of.unwrap();
-    assert_eq!(of.inspected.server_name.as_deref(), Some("a.example"));
+    assert_eq!(of.server_name.as_deref(), Some("a.example"));
     assert_eq!(protocols(&of), ["h2", "http/1.1"]);
-    assert_eq!(of.inspected.transport, TransportProtocol::Tls);
+    assert_eq!(of.transport, TransportProtocol::Tls);
     assert_eq!(bytes, hello);
 }

@@ -77,7 +77,10 @@ fn main() -> ExitCode {
             let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
             let plain = |a: std::net::SocketAddr| (a.ip().to_canonical(), a.port());
             let ((peer, peer_port), (local, local_port)) = (plain(peer), plain(local));
-            writeln!(stream, "you are {peer} {peer_port}, I am {local} {local_port}")
+            writeln!(stream, "you are {peer} {peer_port}, I am {local} {local_port}")?;
+            // What is left to read when a socket is closed resets it, and the answer is lost.
+            stream.shutdown(Shutdown::Write)?;
+            std::io::copy(&mut stream, &mut std::io::sink()).map(|_| ())
         }),
         ["mute", port] => serve(port, |stream| {
             thread::park();

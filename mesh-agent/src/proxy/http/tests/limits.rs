@@ -247,6 +247,26 @@ async fn endless_upstream() -> std::net::SocketAddr {
     .await
 }
 
+/// However fast it comes: no other task of the thread waits for the end of the flood.
+#[tokio::test]
+async fn a_response_of_crumbs_without_end_is_ended_by_the_route() {
+    let upstream = raw_upstream(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let crumbs = b"1\r\nx\r\n".repeat(20_000);
+        while stream.write_all(&crumbs).await.is_ok() {}
+    });
+    let mesh = Mesh::new(Setup::new(upstream.await));
+    let mut client = mesh.connect().await;
+    client.write("GET /slow HTTP/1.1\r\nhost: app.test\r\n\r\n").await;
+    let begun = Instant::now();
+    let (response, _) = client.rest().await;
+    assert!(response.starts_with("HTTP/1.1 200 "));
+    let record = mesh.record(0).await;
+    assert_eq!(record.flags.to_string(), "UT", "{record:?}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn a_client_that_does_not_read_is_ended_by_the_same_limits() {
     for (path, flag) in [("/stream", "SI"), ("/slow", "UT")] {
@@ -274,21 +294,25 @@ async fn a_stream_that_takes_nothing_is_reset_and_no_other() {
     let mut client = mesh.connect().await;
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), no_window].concat();
-    client.write([preface, get(1, "/stream")].concat()).await;
-    loop {
-        match next_frame(&mut client.stream).await {
-            (RST_STREAM, 1, _) => break,
-            (kind, ..) => assert_ne!(kind, DATA),
+    client.write(preface).await;
+    // Of the second all there is waits for the client.
+    for (number, stream, path) in [(0, 1, "/stream"), (1, 3, "/direct")] {
+        client.write(get(stream, path)).await;
+        loop {
+            match next_frame(&mut client.stream).await {
+                (RST_STREAM, of, _) if of == stream => break,
+                (kind, ..) => assert_ne!(kind, DATA),
+            }
         }
+        let record = mesh.record(number).await;
+        assert_eq!(record.flags.to_string(), "SI", "{record:?}");
     }
-    let record = mesh.record(0).await;
-    assert_eq!(record.flags.to_string(), "SI", "{record:?}");
     // The connection goes on.
-    client.write([get(3, "/direct"), frame(WINDOW_UPDATE, 0, 3, &[0, 0, 1, 0])].concat()).await;
+    client.write([get(5, "/direct"), frame(WINDOW_UPDATE, 0, 5, &[0, 0, 1, 0])].concat()).await;
     loop {
         let (kind, stream, length) = next_frame(&mut client.stream).await;
         assert_ne!(kind, RST_STREAM);
-        if (kind, stream) == (DATA, 3) && length > 0 {
+        if (kind, stream) == (DATA, 5) && length > 0 {
             break;
         }
     }
