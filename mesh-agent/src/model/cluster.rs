@@ -98,7 +98,7 @@ pub enum Keepalive {
     /// None are sent.
     Off,
     /// Of each, what is not said is the kernel's.
-    Probes { probes: Option<u32>, time: Option<Duration>, interval: Option<Duration> },
+    Probes { probes: Option<u8>, time_s: Option<u16>, interval_s: Option<u16> },
 }
 
 /// Spec: `envoy.config.core.v3.KeepaliveSettings`.

@@ -166,12 +166,15 @@ async fn finish(
 fn prepare(socket: &Socket, keepalive: Keepalive) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    let seconds = |s: u16| Duration::from_secs(s.into());
     let (probes, time, interval) = match keepalive {
         Keepalive::Usual => {
             (Some(KEEPALIVE_PROBES), Some(KEEPALIVE_IDLE), Some(KEEPALIVE_INTERVAL))
         }
         Keepalive::Off => return Ok(()),
-        Keepalive::Probes { probes, time, interval } => (probes, time, interval),
+        Keepalive::Probes { probes, time_s, interval_s } => {
+            (probes.map(u32::from), time_s.map(seconds), interval_s.map(seconds))
+        }
     };
     socket.set_keepalive(true)?;
     if let Some(probes) = probes {
@@ -234,17 +237,13 @@ mod tests {
         let seconds = Duration::from_secs;
         let usual = probes_of(Keepalive::Usual).await;
         assert_eq!(usual, (true, 3, seconds(60), seconds(10)));
-        let all = Keepalive::Probes {
-            probes: Some(5),
-            time: Some(seconds(7)),
-            interval: Some(seconds(11)),
-        };
+        let all = Keepalive::Probes { probes: Some(5), time_s: Some(7), interval_s: Some(11) };
         assert_eq!(probes_of(all).await, (true, 5, seconds(7), seconds(11)));
         let (is_on, probes, time, interval) = probes_of(Keepalive::Off).await;
         assert!(!is_on);
-        let kernels = Keepalive::Probes { probes: None, time: None, interval: None };
+        let kernels = Keepalive::Probes { probes: None, time_s: None, interval_s: None };
         assert_eq!(probes_of(kernels).await, (true, probes, time, interval));
-        let one = Keepalive::Probes { probes: None, time: Some(seconds(9)), interval: None };
+        let one = Keepalive::Probes { probes: None, time_s: Some(9), interval_s: None };
         assert_eq!(probes_of(one).await, (true, probes, seconds(9), interval));
     }
 
