@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use mesh_agent::{
     model::{
         captured::Pod,
+        cluster::Keepalive,
         socket::PodSockets,
         workload::{MtlsMode, Workload, WorkloadUid},
     },
@@ -95,7 +96,7 @@ async fn inbound(tcp: TcpStream, tls: Arc<ServerConfig>, sink: SocketAddr) -> Re
     while let Some(request) = server.next().await {
         let downstream = request?.accept()?;
         tokio::spawn(async move {
-            let upstream = dial::connect(&PlainSockets, sink, TIMEOUT).await?;
+            let upstream = dial::connect(&PlainSockets, sink, Keepalive::Usual, TIMEOUT).await?;
             let cancel = CancellationToken::new();
             relay(downstream, upstream, None, &Counters::default(), &cancel).await;
             Ok::<_, anyhow::Error>(())
@@ -161,7 +162,8 @@ async fn main() -> Result<()> {
         tokio::spawn(async move {
             while let Ok((downstream, _)) = listener.accept().await {
                 tokio::spawn(async move {
-                    let upstream = dial::connect(&PlainSockets, next, TIMEOUT).await?;
+                    let upstream =
+                        dial::connect(&PlainSockets, next, Keepalive::Usual, TIMEOUT).await?;
                     let cancel = CancellationToken::new();
                     relay(downstream, upstream, None, &Counters::default(), &cancel).await;
                     Ok::<_, anyhow::Error>(())

@@ -7,6 +7,7 @@ mod client_certificates;
 mod corpus;
 mod features;
 mod first_bytes;
+mod keepalive;
 mod orders;
 mod scopes;
 mod script;

@@ -19,6 +19,7 @@ mod hbone_client;
 mod held_bodies;
 mod hostile;
 mod hostile_http2;
+mod hostile_upstreams;
 mod http;
 mod hung;
 mod identity;

@@ -83,6 +83,22 @@ pub struct ConnectionLimits {
     /// By HTTP/2. `None`: a silent peer is asked nothing, since gRPC servers hang up on who asks
     /// more often than they like; TCP's own probes tell whether it is there.
     pub pings: Option<Pings>,
+    pub keepalive: Keepalive,
+}
+
+/// TCP's own probes on connections that are made to endpoints, opaque ones as well.
+///
+/// Spec: `envoy.config.core.v3.TcpKeepalive`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keepalive {
+    /// The agent's own.
+    #[default]
+    Usual,
+    /// None are sent.
+    Off,
+    /// Of each, what is not said is the kernel's.
+    Probes { probes: Option<u8>, time_s: Option<u16>, interval_s: Option<u16> },
 }
 
 /// Spec: `envoy.config.core.v3.KeepaliveSettings`.

@@ -252,7 +252,10 @@ async fn connect(
     tls: Option<&Origination>,
     timeout: Duration,
 ) -> Result<BoxedIo, String> {
-    let stream = dial::connect_from_here(address, timeout).await.map_err(|error| story(&error))?;
+    let stream =
+        dial::connect_from_here(address, destination.connection_limits().keepalive, timeout)
+            .await
+            .map_err(|error| story(&error))?;
     match tls {
         None => Ok(Box::new(stream)),
         Some(tls) => match tls.run(stream, destination, timeout).await {

@@ -88,6 +88,7 @@ impl Connector {
         tls: Option<&Origination>,
     ) -> Result<Upstream, Failure> {
         let timeout = destination.connect_timeout();
+        let keepalive = destination.connection_limits().keepalive;
         let pod = flow.pod();
         let sockets = &*pod.sockets;
         let plaintext = tls.is_none() && destination.tls().is_none();
@@ -97,16 +98,19 @@ impl Connector {
                 if flow.direction() == Direction::Inbound && plaintext =>
             {
                 let (source, to) = (flow.source(), *address);
-                let leg = dial::connect_application(sockets, source, to, timeout).await?;
+                let leg =
+                    dial::connect_application(sockets, source, to, keepalive, timeout).await?;
                 return Ok(Upstream::Tcp(leg));
             }
             Target::OriginalDestination { address } if flow.direction() == Direction::Inbound => {
-                dial::connect_from(sockets, flow.source(), *address, timeout).await
+                dial::connect_from(sockets, flow.source(), *address, keepalive, timeout).await
             }
             Target::OriginalDestination { address } => {
-                dial::connect(sockets, *address, timeout).await
+                dial::connect(sockets, *address, keepalive, timeout).await
             }
-            Target::Direct { endpoint } => dial::connect(sockets, endpoint.address, timeout).await,
+            Target::Direct { endpoint } => {
+                dial::connect(sockets, endpoint.address, keepalive, timeout).await
+            }
             Target::Hbone { endpoint, identity, workload } => {
                 let tls = self
                     .identities

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::leg::Leg;
-use crate::model::socket::PodSockets;
+use crate::model::{cluster::Keepalive, socket::PodSockets};
 
 /// Silence after which the kernel probes the peer.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -87,11 +87,12 @@ impl DialError {
 pub async fn connect(
     sockets: &dyn PodSockets,
     destination: SocketAddr,
+    keepalive: Keepalive,
     timeout: Duration,
 ) -> Result<TcpStream, DialError> {
     let socket =
         sockets.tcp(destination).map_err(|source| DialError::Socket { destination, source })?;
-    finish(socket, destination, timeout).await
+    finish(socket, destination, keepalive, timeout).await
 }
 
 /// Connects to `destination` from the agent's own network namespace.
@@ -100,12 +101,13 @@ pub async fn connect(
 /// As [`connect`].
 pub async fn connect_from_here(
     destination: SocketAddr,
+    keepalive: Keepalive,
     timeout: Duration,
 ) -> Result<TcpStream, DialError> {
     let domain = Domain::for_address(destination);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))
         .map_err(|source| DialError::Socket { destination, source })?;
-    finish(socket, destination, timeout).await
+    finish(socket, destination, keepalive, timeout).await
 }
 
 /// Connects to `destination` such that the application there sees `source`'s
@@ -117,12 +119,13 @@ pub async fn connect_from(
     sockets: &dyn PodSockets,
     source: SocketAddr,
     destination: SocketAddr,
+    keepalive: Keepalive,
     timeout: Duration,
 ) -> Result<TcpStream, DialError> {
     let socket = sockets
         .tcp_from(source, destination)
         .map_err(|source| DialError::Socket { destination, source })?;
-    finish(socket, destination, timeout).await
+    finish(socket, destination, keepalive, timeout).await
 }
 
 /// As [`connect_from`], for what will be plaintext to the pod's own application for as long
@@ -134,22 +137,24 @@ pub async fn connect_application(
     sockets: &dyn PodSockets,
     source: SocketAddr,
     destination: SocketAddr,
+    keepalive: Keepalive,
     timeout: Duration,
 ) -> Result<Leg, DialError> {
     let socket = sockets
         .tcp_from(source, destination)
         .and_then(|socket| sockets.offer_splice(socket.as_fd()).map(|()| socket))
         .map_err(|source| DialError::Socket { destination, source })?;
-    let stream = finish(socket, destination, timeout).await?;
+    let stream = finish(socket, destination, keepalive, timeout).await?;
     Leg::of(stream, sockets).map_err(|source| DialError::Connect { destination, source })
 }
 
 async fn finish(
     socket: Socket,
     destination: SocketAddr,
+    keepalive: Keepalive,
     timeout: Duration,
 ) -> Result<TcpStream, DialError> {
-    prepare(&socket).map_err(|source| DialError::Socket { destination, source })?;
+    prepare(&socket, keepalive).map_err(|source| DialError::Socket { destination, source })?;
     let socket = TcpSocket::from_std_stream(socket.into());
     match time::timeout(timeout, socket.connect(destination)).await {
         Ok(Ok(stream)) => Ok(stream),
@@ -158,15 +163,30 @@ async fn finish(
     }
 }
 
-fn prepare(socket: &Socket) -> io::Result<()> {
+fn prepare(socket: &Socket, keepalive: Keepalive) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )
+    let seconds = |s: u16| Duration::from_secs(s.into());
+    let (probes, time, interval) = match keepalive {
+        Keepalive::Usual => {
+            (Some(KEEPALIVE_PROBES), Some(KEEPALIVE_IDLE), Some(KEEPALIVE_INTERVAL))
+        }
+        Keepalive::Off => return Ok(()),
+        Keepalive::Probes { probes, time_s, interval_s } => {
+            (probes.map(u32::from), time_s.map(seconds), interval_s.map(seconds))
+        }
+    };
+    socket.set_keepalive(true)?;
+    if let Some(probes) = probes {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_retries(probes))?;
+    }
+    if let Some(time) = time {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time))?;
+    }
+    if let Some(interval) = interval {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_interval(interval))?;
+    }
+    Ok(())
 }
 
 fn classify(destination: SocketAddr, after: Duration, source: io::Error) -> DialError {
@@ -192,10 +212,39 @@ mod tests {
     async fn a_listener_is_reached_without_delay_on_small_writes() {
         let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
         let destination = listener.local_addr().unwrap();
-        let stream = connect(&PlainSockets, destination, SHORT).await.unwrap();
+        let stream = connect(&PlainSockets, destination, Keepalive::Usual, SHORT).await.unwrap();
         assert!(stream.nodelay().unwrap());
         let source = "127.0.0.1:1".parse().unwrap();
-        connect_from(&PlainSockets, source, destination, SHORT).await.unwrap();
+        connect_from(&PlainSockets, source, destination, Keepalive::Usual, SHORT).await.unwrap();
+    }
+
+    /// What the kernel says of a connection's probes: whether, how many, when, how often.
+    async fn probes_of(keepalive: Keepalive) -> (bool, u32, Duration, Duration) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let destination = listener.local_addr().unwrap();
+        let stream = connect(&PlainSockets, destination, keepalive, SHORT).await.unwrap();
+        let socket = socket2::SockRef::from(&stream);
+        (
+            socket.keepalive().unwrap(),
+            socket.tcp_keepalive_retries().unwrap(),
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn silent_peers_are_probed_as_is_asked() {
+        let seconds = Duration::from_secs;
+        let usual = probes_of(Keepalive::Usual).await;
+        assert_eq!(usual, (true, 3, seconds(60), seconds(10)));
+        let all = Keepalive::Probes { probes: Some(5), time_s: Some(7), interval_s: Some(11) };
+        assert_eq!(probes_of(all).await, (true, 5, seconds(7), seconds(11)));
+        let (is_on, probes, time, interval) = probes_of(Keepalive::Off).await;
+        assert!(!is_on);
+        let kernels = Keepalive::Probes { probes: None, time_s: None, interval_s: None };
+        assert_eq!(probes_of(kernels).await, (true, probes, time, interval));
+        let one = Keepalive::Probes { probes: None, time_s: Some(9), interval_s: None };
+        assert_eq!(probes_of(one).await, (true, probes, seconds(9), interval));
     }
 
     #[tokio::test]
@@ -204,19 +253,21 @@ mod tests {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             listener.local_addr().unwrap()
         };
-        let refused = connect(&PlainSockets, closed, SHORT).await.unwrap_err();
+        let refused = connect(&PlainSockets, closed, Keepalive::Usual, SHORT).await.unwrap_err();
         assert!(matches!(refused, DialError::Refused { .. }), "{refused:?}");
         assert_eq!(refused.destination(), closed);
 
         let full = FullListener::new();
-        let silent = connect(&PlainSockets, full.address(), SHORT).await.unwrap_err();
+        let silent =
+            connect(&PlainSockets, full.address(), Keepalive::Usual, SHORT).await.unwrap_err();
         assert!(matches!(silent, DialError::TimedOut { .. }), "{silent:?}");
 
-        let gone = connect(&GoneSockets, closed, SHORT).await.unwrap_err();
+        let gone = connect(&GoneSockets, closed, Keepalive::Usual, SHORT).await.unwrap_err();
         assert!(matches!(gone, DialError::Socket { .. }), "{gone:?}");
 
         let broadcast = "255.255.255.255:1".parse().unwrap();
-        let unreachable = connect(&PlainSockets, broadcast, SHORT).await.unwrap_err();
+        let unreachable =
+            connect(&PlainSockets, broadcast, Keepalive::Usual, SHORT).await.unwrap_err();
         assert!(
             matches!(unreachable, DialError::Unreachable { .. } | DialError::Connect { .. }),
             "{unreachable:?}"

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -276,8 +276,13 @@ impl Deadline {
     /// Ready when a limit has passed.
     pub(super) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Expired> {
         loop {
-            if let Some(timer) = &mut self.timer {
-                ready!(timer.as_mut().poll(cx));
+            // Who has used up its turn is told of no timer: whoever always does, as long as there is
+            // more, would never hear of one.
+            if let Some(timer) = &mut self.timer
+                && timer.as_mut().poll(cx).is_pending()
+                && Instant::now() < timer.deadline()
+            {
+                return Poll::Pending;
             }
             let Some((until, why)) = self.next() else { return Poll::Pending };
             if let Some(why) = why
@@ -300,5 +305,29 @@ impl Deadline {
             Poll::Pending => self.poll_expired(cx).map(Err),
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, pin::pin};
+
+    use tokio::task::coop;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_limit_passes_though_the_turn_is_used_up() {
+        let idle = Duration::from_millis(20);
+        let mut deadline = Deadline::new(Exchange::new(), Some(idle));
+        assert!(poll_fn(|cx| Poll::Ready(deadline.poll_expired(cx))).await.is_pending());
+        std::thread::sleep(2 * idle);
+        let polled = poll_fn(|cx| {
+            while coop::has_budget_remaining() {
+                let _ = pin!(coop::consume_budget()).poll(cx);
+            }
+            Poll::Ready(deadline.poll_expired(cx))
+        });
+        assert_eq!(polled.await, Poll::Ready(Expired::StreamIdle));
     }
 }

@@ -36,7 +36,7 @@ use envoy_types::pb::{
 
 use super::{
     ResourceType, balancing, circuit_breakers, common, config_source, dns, eds, health_check,
-    http_options,
+    http_options, keepalive,
     options::json_of,
     outlier,
     reject::{Decoder, unsupported},
@@ -44,7 +44,7 @@ use super::{
 };
 use crate::model::{
     cluster::{
-        CircuitBreakers, Cluster, ClusterName, ConnectionLimits, Discovery, HealthCheck,
+        CircuitBreakers, Cluster, ClusterName, ConnectionLimits, Discovery, HealthCheck, Keepalive,
         LoadAssignment, Monitoring, Tunnel, UpstreamProtocol,
     },
     socket_match::TransportSocketMatch,
@@ -125,7 +125,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         dns_resolvers, use_tcp_for_dns_lookups, dns_resolution_config,
         typed_dns_resolver_config, wait_for_warm_on_init, cleanup_interval,
         upstream_bind_config, protocol_selection,
-        upstream_connection_options, close_connections_on_host_health_failure,
+        close_connections_on_host_health_failure,
         filters, lrs_server,
         lrs_report_endpoint_metrics, track_timeout_budgets, upstream_config,
         track_cluster_stats, preconnect_policy, connection_pool_per_downstream_connection,
@@ -170,6 +170,10 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
     };
     let connect_timeout =
         common::period(d, "connect_timeout", connect_timeout, CONNECT_TIMEOUT_DEFAULT);
+    let probes = match upstream_connection_options {
+        None => Some(Keepalive::Usual),
+        Some(value) => d.field("upstream_connection_options", |d| keepalive::of_cluster(d, value)),
+    };
     let health_check = health_check(d, health_checks, &name, discovery.as_ref());
     let outlier_detection = match outlier_detection {
         None => Some(None),
@@ -202,7 +206,7 @@ pub(super) fn cluster(d: &mut Decoder, value: PbCluster) -> Option<Cluster> {
         table_space,
         connect_timeout: connect_timeout?,
         upstream_protocol: http.as_ref()?.protocol,
-        connection_limits: http?.limits,
+        connection_limits: ConnectionLimits { keepalive: probes?, ..http?.limits },
         circuit_breakers: Arc::new(breakers?),
         tls: tls?,
         monitoring: Monitoring {

@@ -155,7 +155,7 @@ pub(super) fn of_upstream(d: &mut Decoder, value: HttpProtocolOptions) -> Option
         idle_timeout: idle_timeout?,
         max_duration: max_duration?,
         max_requests,
-        pings: None,
+        ..ConnectionLimits::default()
     })
 }
 

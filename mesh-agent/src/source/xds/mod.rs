@@ -28,6 +28,7 @@ mod hcm;
 mod header_mutation;
 mod health_check;
 mod http_options;
+mod keepalive;
 mod layered_runtime;
 mod lds;
 mod local_reply;

@@ -18,7 +18,10 @@ use super::{
     MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, MAX_LOCAL_ERROR_RESETS, SEND_BUFFER_BYTES,
     STREAM_WINDOW_BYTES, UNSENT_TLS_BYTES, pool::HboneTarget,
 };
-use crate::transport::{dial, read_ahead::ReadAhead};
+use crate::{
+    model::cluster::Keepalive,
+    transport::{dial, read_ahead::ReadAhead},
+};
 
 /// The longest reason taken from a peer's refusal, in bytes.
 const MAX_REASON_BYTES: usize = 256;
@@ -38,9 +41,14 @@ pub(super) async fn establish(
 ) -> Result<(SendRequest<Bytes>, ClientConnection), HboneError> {
     let error = |failure| HboneError::new(target, failure);
     let failed = |source: io::Error| error(HboneFailure::Handshake(source.into()));
-    let tcp = dial::connect(target.pod.sockets.as_ref(), target.tunnel, connect_timeout)
-        .await
-        .map_err(|source| error(HboneFailure::Dial(source.into())))?;
+    let tcp = dial::connect(
+        target.pod.sockets.as_ref(),
+        target.tunnel,
+        Keepalive::Usual,
+        connect_timeout,
+    )
+    .await
+    .map_err(|source| error(HboneFailure::Dial(source.into())))?;
     // An address, so that no SNI is sent: the peer is named by its SPIFFE ID alone.
     let name = ServerName::IpAddress(target.tunnel.ip().into());
     let handshake = TlsConnector::from(tls).connect_with(name, ReadAhead::new(tcp), |tls| {

@@ -247,6 +247,26 @@ async fn endless_upstream() -> std::net::SocketAddr {
     .await
 }
 
+/// However fast it comes: no other task of the thread waits for the end of the flood.
+#[tokio::test]
+async fn a_response_of_crumbs_without_end_is_ended_by_the_route() {
+    let upstream = raw_upstream(|mut stream, _| async move {
+        read_head(&mut stream).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let crumbs = b"1\r\nx\r\n".repeat(20_000);
+        while stream.write_all(&crumbs).await.is_ok() {}
+    });
+    let mesh = Mesh::new(Setup::new(upstream.await));
+    let mut client = mesh.connect().await;
+    client.write("GET /slow HTTP/1.1\r\nhost: app.test\r\n\r\n").await;
+    let begun = Instant::now();
+    let (response, _) = client.rest().await;
+    assert!(response.starts_with("HTTP/1.1 200 "));
+    let record = mesh.record(0).await;
+    assert_eq!(record.flags.to_string(), "UT", "{record:?}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn a_client_that_does_not_read_is_ended_by_the_same_limits() {
     for (path, flag) in [("/stream", "SI"), ("/slow", "UT")] {

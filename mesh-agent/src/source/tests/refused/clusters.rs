@@ -32,6 +32,18 @@ fn clusters() {
             "least_request_lb_config: {}",
             ".least_request_lb_config: is not supported with ROUND_ROBIN",
         ),
+        (
+            "upstream_connection_options: {tcp_keepalive: {keepalive_probes: 128}}",
+            ".upstream_connection_options.tcp_keepalive.keepalive_probes: 128 is more than 127",
+        ),
+        (
+            "upstream_connection_options: {tcp_keepalive: {keepalive_time: 32768}}",
+            ".upstream_connection_options.tcp_keepalive.keepalive_time: 32768 is more than 32767",
+        ),
+        (
+            "upstream_connection_options: {happy_eyeballs_config: {}}",
+            ".upstream_connection_options.happy_eyeballs_config: is not supported",
+        ),
         ("connect_timeout: 0s", ".connect_timeout: must be more than zero"),
         (
             "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
@@ -108,7 +120,7 @@ fn options_of_http() {
                 idle_timeout: seconds(7),
                 max_duration: seconds(8),
                 max_requests: Some(9),
-                pings: None,
+                ..none
             },
         ),
         (

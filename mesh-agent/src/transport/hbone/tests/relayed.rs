@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::harness::{Client, LONG, serve};
 use crate::{
+    model::cluster::Keepalive,
     observe::counters::Counters,
     transport::{
         dial,
@@ -43,7 +44,9 @@ async fn chain() -> Chain {
         move |request: ConnectRequest| {
             let report = far_report.clone();
             async move {
-                let upstream = dial::connect(&PlainSockets, application_at, LONG).await.unwrap();
+                let upstream = dial::connect(&PlainSockets, application_at, Keepalive::Usual, LONG)
+                    .await
+                    .unwrap();
                 let (counters, cancel) = (Counters::default(), CancellationToken::new());
                 let downstream = request.accept().unwrap();
                 let outcome = relay(downstream, upstream, None, &counters, &cancel).await;
