@@ -40,9 +40,13 @@ pub(super) fn of_request(headers: &mut HeaderMap, wanted: ClientCertificates, fl
             join_lines(headers, FORWARDED_CLIENT_CERT);
         }
         (ClientCertificates::AppendForward(details), Some(proven)) => {
-            join_lines(headers, FORWARDED_CLIENT_CERT);
-            if let Some(told) = told(&proven, details) {
-                append_value(headers, FORWARDED_CLIENT_CERT, &told, ",");
+            match told(&proven, details) {
+                Some(told) => {
+                    join_lines(headers, FORWARDED_CLIENT_CERT);
+                    append_value(headers, FORWARDED_CLIENT_CERT, &told, ",");
+                }
+                // What the client says would stand last, as if it were said here.
+                None => _ = headers.remove(FORWARDED_CLIENT_CERT),
             }
         }
         (ClientCertificates::SanitizeSet(details), Some(proven)) => match told(&proven, details) {
