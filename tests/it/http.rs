@@ -186,6 +186,25 @@ fn a_host_that_no_virtual_host_is_for_is_404() {
 }
 
 #[test]
+fn a_host_becomes_the_name_of_an_endpoint_behind_a_tunnel() {
+    let mut mesh = mesh::web_and_client("http-hostname");
+    let routes = json!([{
+        "match": { "prefix": "/" }, "route": { "cluster": "web", "auto_host_rewrite": true },
+    }]);
+    let service = Service::http("web", "10.96.0.10:80")
+        .backed_by(&mesh.server, mesh::WEB_PORT)
+        .called("named.test")
+        .routes(routes);
+    let inbound = Inbound::http(&mesh.server, mesh::WEB_PORT).open();
+    mesh.reconfigure(MeshConfig::new().service(&service).inbound(&inbound));
+    mesh.client.curl(mesh::WEB).header("Host: asked.test").expect_status(200);
+    let there = mesh.far().logs_access(&["named.test"]);
+    assert_eq!(there["authority"], "named.test", "{there}");
+    let here = mesh.near().logs_access(&["asked.test"]);
+    assert_eq!(here["authority"], "asked.test", "{here}");
+}
+
+#[test]
 fn requests_are_spread_over_endpoints() {
     let mut mesh = mesh::web_and_client("http-balance");
     let second = mesh.bed.node(2).pod("web-2").service_account("web").start();

@@ -103,6 +103,14 @@ impl Service {
         self
     }
 
+    /// The endpoint that came last is called so.
+    #[must_use]
+    pub fn called(mut self, hostname: &str) -> Self {
+        let last = self.endpoints.last_mut().expect("an endpoint");
+        last["endpoint"]["hostname"] = hostname.into();
+        self
+    }
+
     /// With these routes (`envoy.config.route.v3.Route`) instead of one for everything.
     #[must_use]
     pub fn routes(mut self, routes: Value) -> Self {

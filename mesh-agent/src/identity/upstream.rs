@@ -11,6 +11,7 @@ mod verify;
 use std::{
     collections::HashSet,
     fmt,
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -54,6 +55,9 @@ pub enum UpstreamTlsError {
     /// What SDS delivered leaves open whom to trust.
     #[error("cluster `{cluster}`: validation context: {flaw}")]
     Unsafe { cluster: ClusterName, flaw: &'static str },
+    /// The server's certificate would have to be for it.
+    #[error("cluster `{cluster}`: {endpoint} has no hostname to validate its certificate against")]
+    NoName { cluster: ClusterName, endpoint: SocketAddr },
     #[error("cluster `{cluster}`: rustls refuses its settings: {source}")]
     Tls {
         cluster: ClusterName,
@@ -78,6 +82,15 @@ pub struct UpstreamContext {
     settings: Arc<UpstreamTls>,
     base: ClientConfig,
     trust: Arc<Trust>,
+}
+
+/// Names that a server may be asked for by; settings decide which.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Names<'a> {
+    /// The host of a request, where requests decide.
+    pub host: Option<&'a str>,
+    /// The endpoint's, where endpoints do.
+    pub endpoint: Option<&'a str>,
 }
 
 /// What HTTP speaks on a connection, which ALPN says where the cluster does not.
@@ -149,18 +162,18 @@ impl UpstreamContext {
         self.id
     }
 
-    /// The configuration of one connection, and the name to connect with. `host` is the
-    /// host that is asked for, where requests decide. An address instead of a name is
-    /// never sent.
+    /// The configuration of one connection, and the name to connect with. An address instead
+    /// of a name is never sent.
     pub fn connection(
         &self,
         alpn: Alpn,
-        host: Option<&str>,
+        Names { host, endpoint }: Names<'_>,
         address: std::net::IpAddr,
     ) -> (Arc<ClientConfig>, ServerName<'static>) {
         let settings = &*self.settings;
         let by_host = &settings.by_host;
-        let sni = host.filter(|_| by_host.sni).or(settings.sni.as_deref());
+        let endpoint = endpoint.filter(|_| settings.sni_by_endpoint);
+        let sni = host.filter(|_| by_host.sni).or(endpoint).or(settings.sni.as_deref());
         let name = sni.and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
         let mut config = self.base.clone();
         config.enable_sni = name.is_some();

@@ -397,6 +397,10 @@ impl DropOverload {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Endpoint {
     pub address: SocketAddr,
+    /// What it is called: a request's host where routes want that, and a name to ask for by TLS.
+    /// A valid authority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<Arc<str>>,
     pub tunnel: Tunnel,
     /// Relative to others of its locality; at least 1.
     pub weight: u32,

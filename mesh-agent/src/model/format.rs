@@ -90,6 +90,8 @@ plain_operators! {
     BytesReceived = "BYTES_RECEIVED";
     BytesSent = "BYTES_SENT";
     UpstreamHost = "UPSTREAM_HOST";
+    UpstreamHostName = "UPSTREAM_HOST_NAME";
+    UpstreamHostNameWithoutPort = "UPSTREAM_HOST_NAME_WITHOUT_PORT";
     UpstreamRemoteAddress = "UPSTREAM_REMOTE_ADDRESS";
     UpstreamRemoteAddressWithoutPort = "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT";
     UpstreamRemotePort = "UPSTREAM_REMOTE_PORT";

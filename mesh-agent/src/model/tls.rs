@@ -39,7 +39,9 @@ pub struct UpstreamTls {
     pub alpn: Vec<Arc<str>>,
     /// A name to ask for; where it is none, nothing is asked for.
     pub sni: Option<Arc<str>>,
-    /// The server's certificate must be for `sni`.
+    /// What the endpoint is called goes before `sni`, where it has a name.
+    pub sni_by_endpoint: bool,
+    /// The server's certificate must be for the name that is asked for.
     pub sni_is_san: bool,
     pub by_host: HostNames,
     /// What is presented; `None`: nothing.

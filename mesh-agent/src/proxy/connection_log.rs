@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
     Failure,
-    downstream_values::{Downstream, one_word, shown, text},
+    downstream_values::{Downstream, host_name, one_word, shown, text},
     log_filter::{Ended, wants},
     network_filters::TOO_FAST,
 };
@@ -33,6 +33,8 @@ pub(super) struct ConnectionLog {
     flow: Option<Flow>,
     /// The agent's end of the connection upstream.
     pub(super) upstream_local: Option<SocketAddr>,
+    /// What the endpoint is called, where it has a name.
+    pub(super) upstream_name: Option<Arc<str>>,
 }
 
 impl ConnectionLog {
@@ -57,7 +59,9 @@ impl ConnectionLog {
     ) -> Option<Box<Self>> {
         let logs: Vec<_> = logs.filter(|logs| !logs.is_empty()).cloned().collect();
         let any = !logs.is_empty();
-        any.then(|| Box::new(Self { logs, flow: flow(), upstream_local: None }))
+        any.then(|| {
+            Box::new(Self { logs, flow: flow(), upstream_local: None, upstream_name: None })
+        })
     }
 
     /// Hands the lines over.
@@ -120,6 +124,10 @@ impl ConnectionValues<'_> {
             P::BytesReceived => shown(out, &record.bytes_received),
             P::BytesSent => shown(out, &record.bytes_sent),
             P::UpstreamHost => record.upstream_host.is_some_and(|host| shown(out, &host)),
+            P::UpstreamHostName | P::UpstreamHostNameWithoutPort => {
+                let with_port = operator == P::UpstreamHostName;
+                host_name(out, log.upstream_name.as_deref(), record.upstream_host, with_port)
+            }
             P::UpstreamRemoteAddress => remote.is_some_and(|end| shown(out, &end)),
             P::UpstreamRemoteAddressWithoutPort => remote.is_some_and(|end| shown(out, &end.ip())),
             P::UpstreamRemotePort => remote.is_some_and(|end| shown(out, &end.port())),

@@ -148,9 +148,50 @@ pub(super) fn one_word(text: &str, out: &mut Vec<u8>) -> bool {
     !text.is_empty()
 }
 
+/// Appends what an endpoint is called, or its address where it has no name; as Envoy, the port
+/// is what follows the last colon outside of brackets.
+pub(super) fn host_name(
+    out: &mut Vec<u8>,
+    name: Option<&str>,
+    address: Option<SocketAddr>,
+    with_port: bool,
+) -> bool {
+    let Some(address) = address else { return false };
+    let from = out.len();
+    match name {
+        Some(name) => out.extend_from_slice(name.as_bytes()),
+        None => _ = shown(out, &address),
+    }
+    let written = &out[from..];
+    let colon = written.iter().rposition(|byte| *byte == b':').filter(|_| !with_port);
+    if let Some(colon) = colon.filter(|colon| !written[*colon..].contains(&b']')) {
+        out.truncate(from + colon);
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endpoints_are_called_by_name_or_address() {
+        let v6 = "[fd00::1]:80";
+        for (name, address, expected, without_port) in [
+            (None, "10.0.0.1:80", "10.0.0.1:80", "10.0.0.1"),
+            (None, v6, v6, "[fd00::1]"),
+            (Some("a.test"), v6, "a.test", "a.test"),
+            (Some("a.test:81"), v6, "a.test:81", "a.test"),
+            (Some("[fd00::2]"), v6, "[fd00::2]", "[fd00::2]"),
+        ] {
+            for (with_port, expected) in [(true, expected), (false, without_port)] {
+                let mut out = b"a:b ".to_vec();
+                assert!(host_name(&mut out, name, Some(address.parse().unwrap()), with_port));
+                assert_eq!(String::from_utf8(out).unwrap(), format!("a:b {expected}"));
+            }
+        }
+        assert!(!host_name(&mut Vec::new(), Some("a.test"), None, true));
+    }
 
     #[test]
     fn details_become_one_word() {

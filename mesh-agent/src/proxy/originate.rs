@@ -8,7 +8,11 @@ use tokio::net::TcpStream;
 use super::{Failure, failure};
 use crate::{
     identity::refused_by_peer,
-    identity::upstream::{Alpn, RefusedServer, UpstreamContext, UpstreamContexts, refused_server},
+    identity::upstream::{
+        Alpn, Names, RefusedServer, UpstreamContext, UpstreamContexts, UpstreamTlsError,
+        refused_server,
+    },
+    model::tls::TlsOrigination,
     observe::flags::ResponseFlag,
     route::Destination,
     transport::{
@@ -24,6 +28,8 @@ pub struct Origination {
     alpn: Alpn,
     /// Of the request, where the cluster wants it to decide.
     host: Option<Arc<str>>,
+    /// What the endpoint is called, where the cluster wants that.
+    endpoint: Option<Arc<str>>,
 }
 
 impl Origination {
@@ -53,8 +59,7 @@ impl Origination {
             HttpProtocol::Http1 => Alpn::Http1,
             HttpProtocol::Http2 => Alpn::Http2,
         };
-        let context = contexts.context(settings).map_err(|error| Failure::from(&error))?;
-        Ok(Some(Self { context, alpn, host }))
+        Self::named(contexts, settings, destination, (alpn, host)).map(Some)
     }
 
     /// As [`Origination::http`], for opaque bytes.
@@ -63,13 +68,39 @@ impl Origination {
         destination: &Destination,
     ) -> Result<Option<Self>, Failure> {
         let Some(settings) = destination.tls() else { return Ok(None) };
-        let context = contexts.context(settings).map_err(|error| Failure::from(&error))?;
-        Ok(Some(Self { context, alpn: Alpn::Opaque, host: None }))
+        Self::named(contexts, settings, destination, (Alpn::Opaque, None)).map(Some)
+    }
+
+    fn named(
+        contexts: &UpstreamContexts,
+        origination: &TlsOrigination,
+        destination: &Destination,
+        (alpn, host): (Alpn, Option<Arc<str>>),
+    ) -> Result<Self, Failure> {
+        let TlsOrigination { cluster, settings, .. } = origination;
+        let context = contexts.context(origination).map_err(|error| Failure::from(&error))?;
+        let endpoint = destination.hostname().filter(|_| settings.sni_by_endpoint);
+        let endpoint = endpoint.map(|name| match name.parse::<Authority>() {
+            // Without the port, as above.
+            Ok(authority) if authority.port().is_some() => authority.host().into(),
+            _ => Arc::clone(name),
+        });
+        let by_host = host.as_ref().filter(|_| settings.by_host.sni);
+        let name = by_host.or(endpoint.as_ref()).or(settings.sni.as_ref());
+        if name.is_none() && settings.sni_by_endpoint && settings.sni_is_san {
+            let (cluster, endpoint) = (cluster.clone(), destination.address());
+            return Err((&UpstreamTlsError::NoName { cluster, endpoint }).into());
+        }
+        Ok(Self { context, alpn, host, endpoint })
     }
 
     /// Who may share the connection.
     pub(super) fn key(&self) -> TlsKey {
-        TlsKey { context: self.context.id(), host: self.host.clone() }
+        TlsKey {
+            context: self.context.id(),
+            host: self.host.clone(),
+            endpoint: self.endpoint.clone(),
+        }
     }
 
     /// The handshake.
@@ -80,7 +111,8 @@ impl Origination {
         timeout: Duration,
     ) -> Result<TlsStream, Failure> {
         let address = destination.address();
-        let (config, name) = self.context.connection(self.alpn, self.host.as_deref(), address.ip());
+        let names = Names { host: self.host.as_deref(), endpoint: self.endpoint.as_deref() };
+        let (config, name) = self.context.connection(self.alpn, names, address.ip());
         let failed = |error: &io::Error| {
             let cluster = destination.cluster().map_or("", |name| &name.0);
             Failure::handshake(&format!("TLS to {address} of cluster `{cluster}`"), error)

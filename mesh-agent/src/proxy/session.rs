@@ -355,6 +355,9 @@ impl Session {
         let cluster = destination.cluster().map(|name| Arc::clone(&name.0));
         self.record.upstream_cluster = cluster.clone();
         self.record.upstream_host = Some(destination.address());
+        if let Some(logging) = &mut self.logging {
+            logging.upstream_name = destination.hostname().cloned();
+        }
         if let Target::Hbone { identity, .. } = destination.target() {
             self.record.destination_identity = Some(identity.clone());
             self.record.connection_security_policy = ConnectionSecurity::MutualTls;

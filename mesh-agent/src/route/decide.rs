@@ -67,6 +67,16 @@ impl Destination {
         }
     }
 
+    /// What the endpoint is called, where it has a name.
+    pub fn hostname(&self) -> Option<&Arc<str>> {
+        match &self.target {
+            Target::OriginalDestination { .. } => None,
+            Target::Direct { endpoint } | Target::Hbone { endpoint, .. } => {
+                endpoint.hostname.as_ref()
+            }
+        }
+    }
+
     /// The cluster; `None` for passthrough.
     pub fn cluster(&self) -> Option<&ClusterName> {
         self.cluster.as_ref()
@@ -361,7 +371,12 @@ fn original_destination(permit: &Permit, snapshot: &Snapshot) -> Target {
         Direction::Outbound | Direction::Gateway => snapshot.workloads.tunnel(address),
         Direction::Inbound => None,
     };
-    workload.map_or(Target::OriginalDestination { address }, reach)
+    // Who asks for an address does not ask for one of its names.
+    let unnamed = |endpoint: Arc<Endpoint>| match endpoint.hostname {
+        Some(_) => Arc::new(Endpoint { hostname: None, ..Endpoint::clone(&endpoint) }),
+        None => endpoint,
+    };
+    workload.map(unnamed).map_or(Target::OriginalDestination { address }, reach)
 }
 
 fn reach(endpoint: Arc<Endpoint>) -> Target {

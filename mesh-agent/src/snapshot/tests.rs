@@ -155,6 +155,7 @@ fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
     let address = address.parse().unwrap();
     Arc::new(Endpoint {
         address,
+        hostname: None,
         tunnel,
         weight: 1,
         health: Health::Healthy,

@@ -109,6 +109,8 @@ pub struct TlsKey {
     pub context: u64,
     /// The name that was asked for, where requests decide.
     pub host: Option<Arc<str>>,
+    /// The same, where the endpoint's own decides.
+    pub endpoint: Option<Arc<str>>,
 }
 
 /// Bounds of a pool.

@@ -35,6 +35,7 @@ mod compare;
 mod compression;
 mod filters;
 mod grpc_web;
+mod hostnames;
 mod http;
 mod limits;
 mod local_replies;
@@ -159,7 +160,8 @@ impl Case {
         self
     }
 
-    /// With one more cluster: `one` or `h2` under another name, and with these fields.
+    /// With one more cluster: `one` or `h2` under another name, and with these fields; `hostnames`
+    /// are its endpoints'.
     pub(super) fn cluster(mut self, name: &str, like: &str, fields: Value) -> Self {
         let mut cluster = json!({ "name": name, "like": like });
         merge(&mut cluster, fields);
@@ -299,7 +301,14 @@ fn clusters(twins: &Twins, cases: &[Case]) -> Vec<Value> {
     for of in cases.iter().flat_map(|case| &case.clusters) {
         let like = clusters.iter().find(|c| c["name"] == of["like"]).expect("a cluster like it");
         let (mut new, mut fields) = (like.clone(), of.clone());
-        fields.as_object_mut().expect("an object").remove("like");
+        let fields_of = fields.as_object_mut().expect("an object");
+        fields_of.remove("like");
+        if let Some(Value::Array(names)) = fields_of.remove("hostnames") {
+            for (index, name) in names.into_iter().enumerate() {
+                let endpoints = &mut new["load_assignment"]["endpoints"][0]["lb_endpoints"];
+                endpoints[index]["endpoint"]["hostname"] = name;
+            }
+        }
         merge(&mut new, fields);
         new["load_assignment"]["cluster_name"] = of["name"].clone();
         clusters.push(new);
@@ -533,6 +542,7 @@ fn envoy_and_the_agent_answer_the_corpus_alike() {
         access_logs::cases(),
         network::cases(),
         grpc_web::cases(),
+        hostnames::cases(),
         mirroring::cases(),
         local_replies::cases(),
         timeouts::cases(),

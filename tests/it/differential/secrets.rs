@@ -199,3 +199,103 @@ fn envoy_and_the_agent_choose_the_same_sockets_in_state_of_the_world() {
 fn envoy_and_the_agent_choose_the_same_sockets_in_delta() {
     the_sockets("diff-sockets-delta", true);
 }
+
+/// Answered by the endpoint, which was asked for by this name.
+fn asked_for(name: &'static str) -> Check<'static> {
+    let text = format!("sni={name} ");
+    Box::new(move |answers| {
+        answers.is_status(200) && answers.texts().iter().all(|said| said.contains(&text))
+    })
+}
+
+fn the_names(name: &str, delta: bool) {
+    let pki = Pki::foreign();
+    let own = pki.issue(&[NAME, "*.wild.example.com"], Validity::Now);
+    let client = pki.issue(&["client.example.com"], Validity::Now);
+    let mut play = Play::start(name, delta);
+    let backend = &play.twins.backends[0];
+    let (_nginx, endpoint) =
+        (backend.runs_tls_nginx(TLS_PORT, &own, pki.root_pem()), backend.at(TLS_PORT));
+    play.world.tcp("one", &format!("{}:80", ADDRESSES[0]), "named").eds("named", &[endpoint]);
+    for (name, secret) in [("mine", certificate("mine", &client)), ("ca", roots("ca", &[&pki]))] {
+        play.world.put(SECRET, name, secret);
+    }
+    let ads = json!({ "ads": {}, "resource_api_version": "V3" });
+    play.world.at(CLUSTER, "named")["transport_socket"] = json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type":
+                "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": NAME, "auto_host_sni": true, "auto_sni_san_validation": true,
+            "common_tls_context": {
+                "tls_certificate_sds_secret_configs": [{ "name": "mine", "sds_config": ads }],
+                "validation_context_sds_secret_config": { "name": "ca", "sds_config": ads },
+            },
+        },
+    });
+    play.step("an endpoint without a name", &[(get("/"), asked_for(NAME))]);
+    let mut called = |what: &str, name: &str, expected| {
+        let endpoints = &mut play.world.at(ENDPOINTS, "named")["endpoints"][0]["lb_endpoints"];
+        endpoints[0]["endpoint"]["hostname"] = name.into();
+        play.step(what, &[(get("/"), expected)]);
+    };
+    called("it has one", "a.wild.example.com", asked_for("a.wild.example.com"));
+    called("another one", "b.wild.example.com", asked_for("b.wild.example.com"));
+    called("one that is not its certificate's", "web.example.org", nothing());
+    called("none any more", "", asked_for(NAME));
+    play.twins.control_plane.expect_no_violations();
+}
+
+#[test]
+fn envoy_and_the_agent_ask_endpoints_by_the_same_names_in_state_of_the_world() {
+    the_names("diff-names-sotw", false);
+}
+
+#[test]
+fn envoy_and_the_agent_ask_endpoints_by_the_same_names_in_delta() {
+    the_names("diff-names-delta", true);
+}
+
+#[test]
+fn envoy_and_the_agent_ask_for_the_same_hosts_where_routes_change_them() {
+    let pki = Pki::foreign();
+    let own = pki.issue(&[NAME, "*.wild.example.com"], Validity::Now);
+    let client = pki.issue(&["client.example.com"], Validity::Now);
+    let mut play = Play::start("diff-hosts", true);
+    let backend = &play.twins.backends[0];
+    let (_nginx, endpoint) =
+        (backend.runs_tls_nginx(TLS_PORT, &own, pki.root_pem()), backend.at(TLS_PORT));
+    let route = |prefix: &str, mut action: Value| {
+        action["cluster"] = "by-host".into();
+        json!({ "match": { "prefix": prefix }, "route": action })
+    };
+    let routes = json!([
+        route("/literal", json!({ "host_rewrite_literal": "literal.wild.example.com" })),
+        route("/endpoint", json!({ "auto_host_rewrite": true })),
+        route("/", json!({})),
+    ]);
+    let address = format!("{}:80", ADDRESSES[0]);
+    play.world.inline("one", &address, routes).eds("by-host", &[endpoint]);
+    play.world.at(ENDPOINTS, "by-host")["endpoints"][0]["lb_endpoints"][0]["endpoint"]["hostname"] =
+        "endpoint.wild.example.com".into();
+    for (name, secret) in [("mine", certificate("mine", &client)), ("ca", roots("ca", &[&pki]))] {
+        play.world.put(SECRET, name, secret);
+    }
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let cluster = play.world.at(CLUSTER, "by-host");
+    cluster["transport_socket"] = tls();
+    cluster["transport_socket"]["typed_config"]["common_tls_context"]["combined_validation_context"]
+        ["default_validation_context"] = json!({});
+    cluster["typed_extension_protocol_options"] = json!({ options: {
+        "@type": format!("type.googleapis.com/{options}"),
+        "explicit_http_config": { "http_protocol_options": {} },
+        "upstream_http_protocol_options": { "auto_sni": true },
+    } });
+    let asking = |path: &str| get(path).header("Host: own.wild.example.com");
+    let own = || asked_for("own.wild.example.com");
+    play.step("a host", &[(asking("/"), own())]);
+    play.step("one that is an address", &[(get("/"), asked_for(NAME))]);
+    play.step("the endpoint's in its place", &[(asking("/endpoint"), own())]);
+    play.step("another in its place", &[(asking("/literal"), own())]);
+    play.twins.control_plane.expect_no_violations();
+}

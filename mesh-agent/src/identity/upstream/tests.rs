@@ -25,6 +25,7 @@ fn settings(validation: ValidationSource) -> UpstreamTls {
         curves: Vec::new(),
         alpn: Vec::new(),
         sni: None,
+        sni_by_endpoint: false,
         sni_is_san: false,
         by_host: HostNames::default(),
         certificate: None,
@@ -63,11 +64,20 @@ async fn meet(
     host: Option<&str>,
     server: Arc<ServerConfig>,
 ) -> (Result<(), String>, Option<String>) {
+    meet_by(contexts, origination, Names { host, endpoint: None }, server).await
+}
+
+async fn meet_by(
+    contexts: &UpstreamContexts,
+    origination: &TlsOrigination,
+    names: Names<'_>,
+    server: Arc<ServerConfig>,
+) -> (Result<(), String>, Option<String>) {
     let context = match contexts.context(origination) {
         Ok(context) => context,
         Err(error) => return (Err(error.to_string()), None),
     };
-    let (config, name) = context.connection(Alpn::Http1, host, [127, 0, 0, 1].into());
+    let (config, name) = context.connection(Alpn::Http1, names, [127, 0, 0, 1].into());
     let (near, far) = duplex(64 * 1024);
     let connect = async {
         let mut stream = TlsConnector::from(config).connect(name, near).await?;
@@ -198,6 +208,28 @@ async fn the_name_asked_for_is_the_settings_or_the_requests() {
         settings.sni_is_san = true;
     });
     assert!(meet(own, None).await.0.unwrap_err().ends_with("is not for `example.org`"));
+
+    // Of all that may name it, the request's host goes first, and the endpoint's before `sni`.
+    let by_endpoint = |sni_is_san, by_host: bool| {
+        with(&move |settings: &mut UpstreamTls| {
+            settings.sni = Some("fixed.example.com".into());
+            (settings.sni_by_endpoint, settings.sni_is_san) = (true, sni_is_san);
+            settings.by_host.sni = by_host;
+        })
+    };
+    let names = |endpoint| Names { host: Some("host.example.com"), endpoint };
+    let meet = async |origination: TlsOrigination, names| {
+        meet_by(&contexts, &origination, names, Arc::clone(&web)).await
+    };
+    let named = names(Some("a.example.com"));
+    assert_eq!(meet(by_endpoint(true, false), named).await, (Ok(()), asked("a.example.com")));
+    assert_eq!(meet(by_endpoint(true, true), named).await, (Ok(()), asked("host.example.com")));
+    let unnamed = meet(by_endpoint(true, false), names(None)).await;
+    assert_eq!(unnamed, (Ok(()), asked("fixed.example.com")));
+    let (refused, _) = meet(by_endpoint(true, false), names(Some("a.example.org"))).await;
+    assert!(refused.unwrap_err().ends_with("is not for `a.example.org`"));
+    // Who does not want it asks for none.
+    assert_eq!(meet(with(&|_| ()), named).await, (Ok(()), None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -135,6 +135,7 @@ mod tests {
         let endpoint = |n: u16| {
             Arc::new(Endpoint {
                 address: stands_for(n),
+                hostname: None,
                 tunnel: Tunnel::Direct,
                 weight: n.into(),
                 health: Health::Healthy,

@@ -220,6 +220,8 @@ pub enum HostRewrite {
     Header(String),
     /// By what becomes of the path without query.
     PathRegex(RegexRewrite),
+    /// By what the endpoint is called, where it has a name; each attempt's anew.
+    Endpoint,
 }
 
 /// Spec: `envoy.config.route.v3.RedirectAction`.

@@ -68,6 +68,12 @@ impl Logging {
         }
     }
 
+    /// The request as it goes on, whatever was told before.
+    pub(super) fn request_anew(&mut self, head: &Parts) {
+        self.request = None;
+        self.request(head);
+    }
+
     pub(super) fn response(&mut self, status: StatusCode, headers: &HeaderMap) {
         let kept = if self.reads.response { headers.clone() } else { HeaderMap::new() };
         self.response = Some((status, kept));

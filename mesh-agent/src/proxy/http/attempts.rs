@@ -23,6 +23,7 @@ use super::{
     replay::Replay,
     reply::Reply,
     reset::Failure,
+    rewrites::Renaming,
     spans::Ending,
     timing::Exchange,
 };
@@ -142,8 +143,10 @@ impl Attempting<'_> {
             };
             progress.reporter = destination.reporter();
             let breaker = self.breaker(&destination);
+            let renaming = Renaming::of(self.action, &destination)?;
+            let mut due = renaming.as_ref();
             progress.counted = breaker.as_ref().map(|breaker| Arc::clone(&breaker.counted));
-            let ended = self.attempt(&destination, breaker.as_ref(), this, log).await;
+            let ended = self.attempt(&destination, breaker.as_ref(), this, &mut due, log).await;
             if let Some(counted) = &progress.counted {
                 let answered = ended.as_ref().map(|(response, _)| response.status());
                 breakers::count(counted, answered);
@@ -192,6 +195,10 @@ impl Attempting<'_> {
                 }
                 Verdict::Final => return self.ended(ended, destination, log, count),
             };
+            // As Envoy: only once there was a connection, and the next one sees it.
+            if let (Some(renaming), None) = (&renaming, due) {
+                request = renaming.apply(request);
+            }
             if self.action.attempts.timeout_in_request && matches!(ended, Err(Failure::Attempt(_)))
             {
                 request.headers_mut().insert(TIMEOUT_RETRY, HeaderValue::from_static("true"));
@@ -239,7 +246,7 @@ impl Attempting<'_> {
                 // Only requests of a route are sent again, and a route names a cluster.
                 None => return Err(Reply::bad_request("no cluster")),
             };
-            log.record.upstream = Some(destination.address());
+            log.record.goes_to(&destination);
             if let Some(trace) = &mut log.trace {
                 let to = (destination.address(), self.protocol);
                 trace.attempt(request.headers_mut(), to, progress.count);
@@ -247,11 +254,13 @@ impl Attempting<'_> {
         }
     }
 
+    /// `due`: what becomes of the request's host once there is a connection, which takes it.
     async fn attempt(
         &self,
         destination: &Destination,
         breaker: Option<&Arc<Breaker>>,
         request: Request<RequestBody>,
+        due: &mut Option<&Renaming>,
         log: &mut RequestLog,
     ) -> Ended {
         let admitted = match breaker {
@@ -269,14 +278,21 @@ impl Attempting<'_> {
         self.connection.observer.routed(&log.record);
         let to = (destination, tls.as_ref(), &key);
         let (services, limits) = (&self.connection.services, self.limits());
-        let local = &mut log.record.upstream_local;
-        *local = None;
+        log.record.upstream_local = None;
+        let mut ready = |local, request: Request<RequestBody>| {
+            log.record.upstream_local = local;
+            match due.take() {
+                Some(renaming) => log.goes_on(renaming.apply(request)),
+                None => request,
+            }
+        };
         if self.opaque {
             let to = (destination, tls.as_ref());
-            let opened = terminate(services, self.permit, to, breaker, local).await;
+            let ready = |local| drop(ready(local, request));
+            let opened = terminate(services, self.permit, to, breaker, ready).await;
             return Ok((opened?, admitted));
         }
-        let sent = exchange(services, self.permit, to, request, breaker, limits, local).await;
+        let sent = exchange(services, self.permit, to, request, breaker, limits, ready).await;
         Ok((sent?, admitted))
     }
 

@@ -234,7 +234,8 @@ pub(super) async fn send(
         let key = key(permit, destination, protocol, tls.as_ref());
         let (to, limitless) = ((destination, tls.as_ref(), &key), (None, None));
         let breaker = breaker.as_ref();
-        let sent = exchange(services, permit, to, request, breaker, limitless, &mut None).await;
+        let as_it_is = |_, request| request;
+        let sent = exchange(services, permit, to, request, breaker, limitless, as_it_is).await;
         Ok((sent?, admitted))
     };
     let ended = sending.await;

@@ -24,8 +24,8 @@ use crate::{
     transport::http_pool::{BoxedIo, Heard, Held, HttpKey, LeaseError, LeasedBody, SendFailure},
 };
 
-/// Sends a request to `destination`. `limits` bounds it from when there is a connection,
-/// whose own end becomes `local`.
+/// Sends a request to `destination`. `limits` bounds it from when there is a connection;
+/// `ready` is told that connection's own end, and has the request once more.
 pub(super) async fn exchange(
     services: &HttpServices,
     permit: &Permit,
@@ -33,7 +33,7 @@ pub(super) async fn exchange(
     mut request: Request<RequestBody>,
     breaker: Option<&Arc<Breaker>>,
     limits: (Option<Duration>, Option<Duration>),
-    local: &mut Option<SocketAddr>,
+    mut ready: impl FnMut(Option<SocketAddr>, Request<RequestBody>) -> Request<RequestBody>,
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
     let connect = || connect(services, permit, (destination, tls), breaker);
     let mut fresh = false;
@@ -43,7 +43,7 @@ pub(super) async fn exchange(
                 LeaseError::Connect(error) => error.into(),
                 LeaseError::Handshake { .. } => Failure::Handshake(story(&error)),
             })?;
-        *local = lease.local_address();
+        request = ready(lease.local_address(), request);
         let copy = if lease.reused() { repeatable(&request) } else { None };
         let retry = !fresh && lease.reused();
         let exchange = request.body().exchange();
@@ -110,16 +110,17 @@ async fn connect(
     })
 }
 
-/// Ends a CONNECT here: a connection to `destination` for what it carries.
+/// Ends a CONNECT here: a connection to `destination` for what it carries, whose own end `ready`
+/// is told.
 pub(super) async fn terminate(
     services: &HttpServices,
     permit: &Permit,
     to: (&Destination, Option<&Origination>),
     breaker: Option<&Arc<Breaker>>,
-    local: &mut Option<SocketAddr>,
+    ready: impl FnOnce(Option<SocketAddr>),
 ) -> Result<Response<LeasedBody<RequestBody>>, Failure> {
     let io = connect(services, permit, to, breaker).await?;
-    *local = io.local_address();
+    ready(io.local_address());
     Ok(Response::new(LeasedBody::opaque(io)))
 }
 

@@ -213,7 +213,9 @@ pub(super) fn forwarded(
         }
     }
     if let Some(original) = original {
-        original_host(&mut head.headers, &original, rewrites.action.append_x_forwarded_host)?;
+        let original = HeaderValue::from_str(original.as_str())
+            .map_err(|_| Reply::bad_request("invalid authority"))?;
+        original_host(&mut head.headers, original, rewrites.action.append_x_forwarded_host);
     }
     let connect = head.method == Method::CONNECT;
     let path = match rewrites.path(&head.uri)? {
@@ -272,13 +274,7 @@ fn scheme(head: &Parts) -> Scheme {
 }
 
 /// Tells the upstream what host it was before.
-fn original_host(
-    headers: &mut HeaderMap,
-    authority: &Authority,
-    append: bool,
-) -> Result<(), Reply> {
-    let invalid = |_| Reply::bad_request("invalid authority");
-    let host = HeaderValue::from_str(authority.as_str()).map_err(invalid)?;
+pub(super) fn original_host(headers: &mut HeaderMap, host: HeaderValue, append: bool) {
     if append {
         let known = headers.get(FORWARDED_HOST).map(HeaderValue::as_bytes);
         let last = known.and_then(|known| known.rsplit(|b| *b == b',').next());
@@ -287,7 +283,6 @@ fn original_host(
         }
     }
     headers.insert(ORIGINAL_HOST, host);
-    Ok(())
 }
 
 /// Adds to the one value that a header has, as Envoy does to those it knows.

@@ -35,7 +35,7 @@ use crate::{
     },
     policy::{Flow, matcher::first_value},
     proxy::{
-        downstream_values::{self, Downstream, one_word, shown},
+        downstream_values::{self, Downstream, host_name, one_word, shown},
         log_filter::Ended as _,
     },
     route::Matched,
@@ -386,6 +386,11 @@ impl RequestValues<'_> {
                 (Some(upstream), Some(_)) => shown(out, &upstream),
                 _ => false,
             },
+            P::UpstreamHostName | P::UpstreamHostNameWithoutPort => {
+                let upstream = record.upstream.filter(|_| self.response.is_some());
+                let with_port = operator == P::UpstreamHostName;
+                host_name(out, record.upstream_name.as_deref(), upstream, with_port)
+            }
             P::UpstreamRemoteAddress => remote_end.is_some_and(|end| shown(out, &end)),
             P::UpstreamRemoteAddressWithoutPort => {
                 remote_end.is_some_and(|end| shown(out, &end.ip()))

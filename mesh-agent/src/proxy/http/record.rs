@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, request::Parts};
 
 use super::{
     HttpConnection, Judged,
@@ -36,7 +36,7 @@ use crate::{
         metrics::{OfRoute, RouteKey, RouteOrCluster},
     },
     policy::{Flow, Place, Shadow, matcher::header_matches},
-    route::WantedHost,
+    route::{Destination, WantedHost},
 };
 
 /// Requests that none of a host's virtual clusters matches.
@@ -74,6 +74,8 @@ pub struct RequestRecord {
     pub cluster: Option<ClusterName>,
     /// The endpoint that was chosen.
     pub upstream: Option<SocketAddr>,
+    /// What that endpoint is called, where it has a name.
+    pub upstream_name: Option<Arc<str>>,
     /// The agent's end of the connection to it, unless that is a tunnel.
     pub upstream_local: Option<SocketAddr>,
     /// The identity that endpoint had to prove.
@@ -121,6 +123,12 @@ impl RequestRecord {
         }
     }
 
+    /// This endpoint was chosen.
+    pub(super) fn goes_to(&mut self, destination: &Destination) {
+        self.upstream = Some(destination.address());
+        self.upstream_name = destination.hostname().cloned();
+    }
+
     fn new(protocol: Protocol) -> Self {
         Self {
             protocol,
@@ -134,6 +142,7 @@ impl RequestRecord {
             route: None,
             cluster: None,
             upstream: None,
+            upstream_name: None,
             upstream_local: None,
             upstream_identity: None,
             dropped: None,
@@ -254,6 +263,22 @@ impl RequestLog {
             logging.request(head);
         }
         self.trace_request(head);
+    }
+
+    /// The request goes upstream like this, and not as [`RequestLog::forwarded`] was told.
+    pub(super) fn goes_on<B>(&mut self, request: Request<B>) -> Request<B> {
+        let (head, body) = request.into_parts();
+        if let Some(mutations) = &mut self.mutations {
+            mutations.keep_request(&head);
+        }
+        if let Some(logging) = &mut self.logging {
+            logging.request_anew(&head);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.request_anew();
+        }
+        self.trace_request(&head);
+        Request::from_parts(head, body)
     }
 
     fn trace_request(&mut self, head: &Parts) {

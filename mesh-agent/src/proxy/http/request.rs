@@ -351,7 +351,7 @@ async fn answer(
             cookies.clear();
         }
         log.record.cluster = cluster.cloned();
-        log.record.upstream = Some(destination.address());
+        log.record.goes_to(&destination);
 
         let timeout = grpc::timeout(action, &head.headers);
         let mut deadline = Deadline::new(Arc::clone(&log.exchange), idle);

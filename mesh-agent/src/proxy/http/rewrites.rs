@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use http::{
-    StatusCode, Uri,
+    HeaderValue, Request, StatusCode, Uri,
+    header::HOST,
     request::Parts,
     uri::{Authority, PathAndQuery},
 };
 
-use super::reply::Reply;
+use super::{headers, reply::Reply};
 use crate::{
     model::route::{ForwardAction, HostRewrite, PathMatch, PathRewrite, RouteCluster},
     policy::matcher::{first_value, url_path},
+    route::Destination,
 };
 
 /// The host that goes upstream, and the one that a route's rewrite took the place of.
@@ -56,7 +58,8 @@ impl Rewrites<'_> {
                 })?;
                 Some(replaced.as_str()).filter(|host| !host.is_empty())
             }
-            None => None,
+            // Not known before there is a connection, see `Renaming`.
+            Some(HostRewrite::Endpoint) | None => None,
         };
         Ok(match host {
             Some(host) => {
@@ -95,6 +98,57 @@ impl Rewrites<'_> {
     }
 }
 
+/// The host of the endpoint that a request goes to, in place of the one that it had.
+///
+/// Spec: `envoy.config.route.v3.RouteAction.auto_host_rewrite`.
+#[derive(Debug)]
+pub(super) struct Renaming {
+    host: Authority,
+    value: HeaderValue,
+    append: bool,
+}
+
+impl Renaming {
+    /// `None`: the route does not want it, or the endpoint has no name.
+    pub(super) fn of(
+        action: &ForwardAction,
+        destination: &Destination,
+    ) -> Result<Option<Self>, Reply> {
+        let (Some(HostRewrite::Endpoint), Some(name)) =
+            (&action.host_rewrite, destination.hostname())
+        else {
+            return Ok(None);
+        };
+        let host = Authority::try_from(&**name).ok();
+        let host = host.and_then(|host| Some((HeaderValue::from_str(host.as_str()).ok()?, host)));
+        let (value, host) =
+            host.ok_or_else(|| misconfigured("the endpoint's hostname is no valid host"))?;
+        Ok(Some(Self { host, value, append: action.append_x_forwarded_host }))
+    }
+
+    /// Changes the host of a request that is made up for its upstream.
+    pub(super) fn apply<B>(&self, request: Request<B>) -> Request<B> {
+        let (mut head, body) = request.into_parts();
+        let before = match (head.headers.get(HOST), head.uri.authority()) {
+            (Some(host), _) => Some(host.clone()),
+            (None, Some(authority)) => HeaderValue::from_str(authority.as_str()).ok(),
+            (None, None) => None,
+        };
+        if let Some(before) = before {
+            headers::original_host(&mut head.headers, before, self.append);
+        }
+        if head.headers.contains_key(HOST) {
+            head.headers.insert(HOST, self.value.clone());
+        }
+        if head.uri.authority().is_some() {
+            let mut uri = std::mem::take(&mut head.uri).into_parts();
+            uri.authority = Some(self.host.clone());
+            head.uri = Uri::from_parts(uri).expect("one authority in place of another");
+        }
+        Request::from_parts(head, body)
+    }
+}
+
 /// A path with `prefix` in place of what was matched of it: a prefix, or all of it.
 pub(super) fn with_prefix(path: &str, matched: &PathMatch, prefix: &str) -> String {
     let rest = match matched {
@@ -111,4 +165,37 @@ pub(super) fn with_prefix(path: &str, matched: &PathMatch, prefix: &str) -> Stri
 
 pub(super) fn misconfigured(details: &'static str) -> Reply {
     Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", None, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_host_stands_wherever_the_old_one_did() {
+        let (host, value) = (Authority::from_static("b.test"), HeaderValue::from_static("b.test"));
+        let mut renaming = Renaming { host, value, append: true };
+        for (uri, host, renamed) in [
+            ("/a?b", Some("a.test:80"), "/a?b"),
+            ("http://a.test:80/a?b", None, "http://b.test/a?b"),
+            ("a.test:80", Some("a.test:80"), "b.test"),
+            ("a.test:80", None, "b.test"),
+        ] {
+            let mut request = Request::builder().uri(uri).header("x-a", "1");
+            if let Some(host) = host {
+                request = request.header(HOST, host);
+            }
+            let request = renaming.apply(request.body(7).unwrap());
+            assert_eq!((request.uri().to_string().as_str(), *request.body()), (renamed, 7));
+            assert_eq!(request.headers().get(HOST).is_some(), host.is_some(), "{uri}");
+            assert!(request.headers().get_all(HOST).iter().all(|host| host == "b.test"), "{uri}");
+            assert_eq!(request.headers()["x-envoy-original-host"], "a.test:80");
+            assert_eq!(request.headers()["x-forwarded-host"], "a.test:80");
+        }
+        renaming.append = false;
+        let request = Request::builder().uri("/").header(HOST, "a.test").body(()).unwrap();
+        let request = renaming.apply(request);
+        assert_eq!(request.headers()[HOST], "b.test");
+        assert!(!request.headers().contains_key("x-forwarded-host"));
+    }
 }

@@ -231,6 +231,13 @@ impl Trace {
         }
     }
 
+    /// What is told next of the request counts in place of what was told before.
+    pub(super) fn request_anew(&mut self) {
+        if let Some(own) = self.sampled() {
+            own.request = None;
+        }
+    }
+
     /// Tells the upstream of the attempt that begins: to `address`, the `count`th.
     pub(super) fn attempt(
         &mut self,

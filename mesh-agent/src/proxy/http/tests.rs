@@ -14,6 +14,7 @@ mod harness;
 mod headers;
 mod hostile_servers;
 mod hostile_upstreams;
+mod hostnames;
 mod http1;
 mod http2;
 mod limits;

@@ -51,6 +51,7 @@ fn pods() -> Vec<Arc<Pod>> {
 fn endpoint(address: &str, expected: &Identity) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         address: addr(address),
+        hostname: None,
         tunnel: Tunnel::Hbone { identity: expected.clone(), workload: None },
         weight: 1,
         health: Health::Healthy,

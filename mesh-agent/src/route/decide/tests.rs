@@ -18,6 +18,7 @@ use crate::{
 fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         address: addr(address),
+        hostname: Some("named.test".into()),
         tunnel,
         weight: 1,
         health: Health::Healthy,
@@ -189,6 +190,8 @@ fn passthrough_to_a_workload_of_the_mesh_is_tunnelled() {
     let to = |address| {
         let destination = decide_passthrough(&outbound_permit(address, &world), &world).unwrap();
         assert_eq!((destination.address(), destination.cluster()), (addr(address), None));
+        // It was asked for by its address.
+        assert_eq!(destination.hostname(), None);
         matches!(destination.target(), Target::Hbone { identity: i, .. } if *i == identity("server"))
     };
     assert!(to("10.9.0.2:80"), "the endpoint itself");
@@ -225,6 +228,7 @@ fn a_request_in_flight_counts_until_its_destination_goes() {
     assert_eq!(active(), 0);
     let (first, second) = (decide(), decide());
     assert_eq!(active(), 2);
+    assert_eq!(first.hostname().map(|name| &**name), Some("named.test"));
     drop(first);
     assert_eq!(active(), 1);
     let load = second.into_load();

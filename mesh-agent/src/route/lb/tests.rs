@@ -38,6 +38,7 @@ pub(super) fn endpoint(i: usize, weight: u32, health: Health) -> Arc<Endpoint> {
     let address = addr(&format!("10.3.0.{}:80", i + 1));
     Arc::new(Endpoint {
         address,
+        hostname: None,
         tunnel: Tunnel::Direct,
         weight,
         health,

@@ -2,7 +2,7 @@
 
 use prost::Message as _;
 
-use super::*;
+use super::{refused::one, *};
 use crate::model::tls::{CertificateSource, TlsVersion, ValidationSource};
 
 const AT: &str = "clusters[c].transport_socket.typed_config";
@@ -42,6 +42,23 @@ fn a_context_is_decoded() {
     assert!(matches!(&tls.certificate, Some(CertificateSource::Secret(_))));
     let ValidationSource::Combined { default, .. } = &tls.validation else { panic!("{tls:?}") };
     assert!(default.roots.is_some() && default.sans.len() == 1);
+    assert!(!tls.sni_by_endpoint && !tls.sni_is_san);
+}
+
+#[test]
+fn endpoints_may_say_what_a_server_is_asked_for_by() {
+    let [ca, _] = pair();
+    let trusted = format!(
+        "common_tls_context: {{validation_context: {{trusted_ca: {{inline_string: {ca}}}}}}}"
+    );
+    let both = format!("auto_host_sni: true, auto_sni_san_validation: true, {trusted}");
+    let tls = accepted(&cluster(&both)).clusters.remove(0).tls.unwrap();
+    assert!(tls.sni_by_endpoint && tls.sni_is_san && tls.sni.is_none());
+    one(
+        cluster(&format!("auto_sni_san_validation: true, {trusted}")),
+        AT,
+        ".auto_sni_san_validation: there is no sni to validate against",
+    );
 }
 
 #[test]

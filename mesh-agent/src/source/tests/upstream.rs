@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use super::{
-    refused::{cluster, one},
+    refused::{cluster, endpoint, one},
     *,
 };
 use crate::model::{
     cluster::{
-        Balancing, Cluster, Consecutive, DnsFamily, EndpointCheck, FailurePercentage, HealthCheck,
-        OutlierDetection, Probe, SelectorFallback, SubsetFallback, SuccessRate,
+        Balancing, Cluster, Consecutive, DnsFamily, Endpoint, EndpointCheck, FailurePercentage,
+        HealthCheck, LoadAssignment, OutlierDetection, Probe, SelectorFallback, SubsetFallback,
+        SuccessRate,
     },
-    route::Clusters,
+    route::{Clusters, HostRewrite},
     runtime::RuntimeDouble,
 };
 
@@ -280,6 +281,46 @@ fn an_endpoint_says_where_it_is_checked() {
     );
 }
 
+#[test]
+fn an_endpoint_may_have_a_name() {
+    let at = "endpoint: {address: ";
+    let of = |hostname: &str| {
+        endpoint("").replace(at, &format!("endpoint: {{hostname: {hostname:?}, address: "))
+    };
+    for (hostname, expected) in [
+        ("", None),
+        ("a.test", Some("a.test")),
+        ("a.test:81", Some("a.test:81")),
+        ("10.0.0.9", Some("10.0.0.9")),
+        ("fd00::1", Some("[fd00::1]")),
+    ] {
+        let (_, assignment) = accepted(&of(hostname)).assignments.into_iter().next().unwrap();
+        let endpoint = assignment.endpoints().next().unwrap();
+        assert_eq!(endpoint.hostname.as_deref(), expected, "{hostname}");
+    }
+    let path = "endpoints[e].endpoints[0].lb_endpoints[0].endpoint.hostname";
+    one(of("a b"), path, ": `a b` is not an authority: invalid uri character");
+    one(of("a/b"), path, ": `a/b` is not an authority: invalid authority");
+}
+
+#[test]
+fn routes_may_want_the_endpoints_name_for_the_host() {
+    let of = |wanted: bool| {
+        let yaml = format!(
+            "'@type': t/envoy.config.route.v3.RouteConfiguration\nname: r\n\
+             virtual_hosts: [{{name: h, domains: ['*'], routes: [{{match: {{prefix: /}}, \
+             route: {{cluster: c, auto_host_rewrite: {wanted}}}}}]}}]\n"
+        );
+        let routes = accepted(&yaml).routes.into_iter().next().unwrap();
+        let RouteAction::Forward(action) = &routes.virtual_hosts[0].routes[0].action else {
+            panic!("{routes:?}")
+        };
+        action.host_rewrite.clone()
+    };
+    assert!(matches!(of(true), Some(HostRewrite::Endpoint)));
+    assert!(of(false).is_none());
+}
+
 fn typed(kind: &str, fields: &str) -> String {
     let policies = "t/envoy.extensions.load_balancing_policies";
     let policy = format!(
@@ -436,8 +477,15 @@ fn endpoints_may_be_names() {
     assert_eq!(names, [("web.test", 81)]);
     let addresses = [("web.test".into(), vec!["10.0.0.7".parse().unwrap()])].into();
     let resolved = plain.resolved(&addresses);
-    let resolved: Vec<_> = resolved.endpoints().map(|e| e.address.to_string()).collect();
-    assert_eq!(resolved, ["10.0.0.7:81"]);
+    let called = |resolved: &LoadAssignment| -> Vec<_> {
+        let shown = |e: &Arc<Endpoint>| format!("{} {}", e.address, e.hostname.as_deref().unwrap());
+        resolved.endpoints().map(shown).collect()
+    };
+    assert_eq!(called(&resolved), ["10.0.0.7:81 web.test"]);
+    let named_otherwise = named("STRICT_DNS", "web.test", "")
+        .replace("endpoint: {address", "endpoint: {hostname: other.test, address");
+    let resolved = of(&named_otherwise).resolved(&addresses);
+    assert_eq!(called(&resolved), ["10.0.0.7:81 other.test"]);
     let all = of(&named(
         "LOGICAL_DNS",
         "web.test",

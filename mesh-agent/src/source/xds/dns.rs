@@ -136,8 +136,9 @@ fn take_names(
     let mut number = 0_u32;
     for (i, locality) in assignment.endpoints.iter_mut().enumerate() {
         for (j, endpoint) in locality.lb_endpoints.iter_mut().enumerate() {
-            let Some(HostIdentifier::Endpoint(PbEndpoint { address: Some(address), .. })) =
-                &mut endpoint.host_identifier
+            let Some(HostIdentifier::Endpoint(PbEndpoint {
+                address: Some(address), hostname, ..
+            })) = &mut endpoint.host_identifier
             else {
                 continue;
             };
@@ -155,6 +156,9 @@ fn take_names(
             address.address = stands_for.to_string();
             match (&mut names, name) {
                 (Some(names), Some(name)) => {
+                    if hostname.is_empty() {
+                        hostname.push_str(&name.host);
+                    }
                     names.insert(SocketAddr::from((stands_for, name.port)), name);
                 }
                 _ => names = None,

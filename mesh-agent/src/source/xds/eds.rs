@@ -4,7 +4,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +29,7 @@ use super::{
     balancing::LB_METADATA,
     common, health_check,
     options::json_of,
+    rds::authority,
     reject::{Decoder, IsSet as _, unsupported},
 };
 use crate::model::{
@@ -242,18 +243,24 @@ fn lb_endpoint(
         None => d.field("endpoint", |d| d.refused("is missing")),
     };
     let (tunnel, own) = reached?;
-    let (address, check) = host?;
+    let Host { address, hostname, check } = host?;
     let labels = (!own.is_empty() || !locality.is_empty() || !lb.is_empty())
         .then(|| Arc::new(SocketLabels { own, locality: locality.clone(), lb }));
-    Some(Endpoint { address, tunnel, weight: weight?, health: health?, labels, check })
+    Some(Endpoint { address, hostname, tunnel, weight: weight?, health: health?, labels, check })
 }
 
-fn host(d: &mut Decoder, value: PbEndpoint) -> Option<(SocketAddr, Option<Arc<EndpointCheck>>)> {
+/// Who the endpoint is, whatever it is to its locality.
+struct Host {
+    address: SocketAddr,
+    hostname: Option<Arc<str>>,
+    check: Option<Arc<EndpointCheck>>,
+}
+
+fn host(d: &mut Decoder, value: PbEndpoint) -> Option<Host> {
     let PbEndpoint {
         address,
         health_check_config,
-        // Read by `auto_host_rewrite` alone, which is refused.
-        hostname: _,
+        hostname,
         additional_addresses,
         // A name in statistics.
         observability_name: _,
@@ -266,11 +273,17 @@ fn host(d: &mut Decoder, value: PbEndpoint) -> Option<(SocketAddr, Option<Arc<En
             .field("health_check_config", |d| health_check::endpoint_check(d, value, address))
             .map(|check| Some(Arc::new(check))),
     };
+    let hostname = match hostname.as_str() {
+        "" => Some(None),
+        // The form in which it may stand in a request.
+        name if name.parse::<Ipv6Addr>().is_ok() => Some(Some(format!("[{name}]").into())),
+        _ => d.field("hostname", |d| authority(d, hostname)).map(|name| Some(name.into())),
+    };
     let address = address?;
     if address.ip().is_unspecified() || address.ip().is_multicast() {
         return d.field("address", |d| d.refused(format!("{} can't be dialled", address.ip())));
     }
-    Some((address, check?))
+    Some(Host { address, hostname: hostname?, check: check? })
 }
 
 /// How an endpoint is reached, from its metadata, and its labels besides.

@@ -20,7 +20,7 @@ use envoy_types::pb::envoy::config::route::v3::{
     virtual_host::TlsRequirementType as TlsRequirement,
 };
 
-pub(super) use self::clusters::{check_weights, named_weight, one_cluster};
+pub(super) use self::clusters::{authority, check_weights, named_weight, one_cluster};
 pub(super) use self::matches::matches as route_match;
 use super::{
     ResourceType, config_source, filters, header_mutation, matchers, rate_limits,

@@ -49,7 +49,7 @@ fn upstream(d: &mut Decoder, value: UpstreamTlsContext, by_host: HostNames) -> O
         // Deprecated, and ignored by Envoy as well.
         enforce_rsa_key_usage: _,
     } = value;
-    unsupported!(d; auto_host_sni, allow_renegotiation);
+    unsupported!(d; allow_renegotiation);
     let sni = match sni.as_str() {
         "" => Some(None),
         // An address is no SNI, and rustls sends none for it.
@@ -58,7 +58,8 @@ fn upstream(d: &mut Decoder, value: UpstreamTlsContext, by_host: HostNames) -> O
             Err(_) => d.refused(format!("`{name}` is not a server's name")),
         }),
     };
-    if auto_sni_san_validation && matches!(sni, Some(None)) && !by_host.sni {
+    let named = auto_host_sni || by_host.sni;
+    if auto_sni_san_validation && matches!(sni, Some(None)) && !named {
         d.refuse_field("auto_sni_san_validation", "there is no sni to validate against");
     }
     d.field("common_tls_context", |d| {
@@ -75,6 +76,7 @@ fn upstream(d: &mut Decoder, value: UpstreamTlsContext, by_host: HostNames) -> O
             curves,
             alpn: alpn?,
             sni: sni?,
+            sni_by_endpoint: auto_host_sni,
             sni_is_san: auto_sni_san_validation,
             by_host,
             certificate: certificate?,

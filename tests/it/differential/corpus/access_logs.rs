@@ -39,7 +39,7 @@ fn istio_json() -> Value {
     })
 }
 
-fn text(format: &str) -> Value {
+pub(super) fn text(format: &str) -> Value {
     let source = json!({ "inline_string": format!("@%REQ(X-CASE)%|{format}\n") });
     log(STDOUT, json!({ "log_format": { "text_format_source": source } }))
 }
@@ -91,7 +91,7 @@ fn asked(case: Case) -> Case {
         .asks(get("/").answered(&answered).is(503))
 }
 
-const CONNECTION: &str = "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% [%UPSTREAM_TRANSPORT_FAILURE_REASON%] %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS% %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME% %PROTOCOL% %REQ(:METHOD)% %FILTER_CHAIN_NAME% %UPSTREAM_REQUEST_ATTEMPT_COUNT%";
+const CONNECTION: &str = "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% [%UPSTREAM_TRANSPORT_FAILURE_REASON%] %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_HOST% %UPSTREAM_REMOTE_ADDRESS% %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME% %PROTOCOL% %REQ(:METHOD)% %FILTER_CHAIN_NAME% %UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_HOST_NAME% %UPSTREAM_HOST_NAME_WITHOUT_PORT%";
 
 /// A log of connections: they have no header to be known by.
 fn of_connection(name: &str, who: &str) -> Value {
@@ -137,6 +137,8 @@ fn of_connections() -> Vec<Case> {
     vec![
         connection("log-tcp", "one", vec![]).asks(Ask::bytes("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-case: CASE\r\n\r\n")),
         connection("log-tcp-dead", "dead", vec![]).asks(get("/").is(0)),
+        connection("log-tcp-named", "log-tcp-named", vec![]).cluster("log-tcp-named", "one", json!({ "hostnames": ["a.test:81"] })).asks(Ask::bytes("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-case: CASE\r\n\r\n")),
+        connection("log-tcp-named-dead", "log-tcp-named-dead", vec![]).cluster("log-tcp-named-dead", "dead", json!({ "hostnames": ["a.test"] })).asks(get("/").is(0)),
         connection("log-tcp-empty", "empty", vec![]).asks(get("/").is(0)),
         connection("log-tcp-nowhere", "nowhere", vec![]).asks(get("/").is(0)),
         connection("log-tcp-denied", "one", vec![network_rbac("ALLOW", 1)]).asks(get("/").is(0).may_differ("log", "nothing is connected before policy was asked")),

@@ -272,6 +272,13 @@ pub(super) fn cases() -> Vec<Case> {
         traced("spans-denied", otel(json!({})), spawn())
             .filter("rbac", "extensions.filters.http.rbac.v3.RBAC", json!({ "rules": { "action": "DENY", "policies": { "no": { "permissions": [{ "url_path": { "path": { "prefix": "/no" } } }], "principals": [{ "any": true }] } } } }))
             .asks(get("/no").is(403)).asks(get("/no").http2().is(403)).asks(get("/")).spans(4),
+        traced("spans-hostname", otel(json!({})), spawn())
+            .manager(json!({ "route_config": routes(json!([{ "match": { "prefix": "/" }, "route": {
+                "cluster": "spans-hostname", "auto_host_rewrite": true, "retry_policy": { "retry_on": "5xx", "num_retries": 1 },
+            } }])) })).cluster("spans-hostname", "one", json!({ "hostnames": ["a.test"] }))
+            .asks(get("/a?b=c")).asks(get("/").http2()).asks(get("/").answered(&answers(503)).is(503))
+            .asks(Ask::new("POST", "/pkg.S/M").with("content-type", "application/grpc").http2().answered(&json!({ "headers": [["content-type", "application/grpc"], ["grpc-status", "5"]] })))
+            .spans(9),
         traced("spans-by-http", otel(by_http), json!({})).asks(get("/")).asks(follows("01")).spans(2),
         traced("spans-name", otel(json!({})), json!({}))
             .asks(get("/named")).asks(get("/unsaid")).asks(get("/named").with("x-envoy-decorator-operation", "theirs"))

@@ -157,6 +157,8 @@ pub(super) struct Setup {
     pub(super) access_logs: Vec<AccessLog>,
     /// The cluster `shadow`'s endpoint.
     pub(super) shadow: Option<SocketAddr>,
+    /// What the endpoints of the clusters `app` and `dead` are called.
+    pub(super) hostname: Option<Arc<str>>,
 }
 
 impl Setup {
@@ -180,6 +182,7 @@ impl Setup {
             mirrors: Vec::new(),
             access_logs: Vec::new(),
             shadow: None,
+            hostname: None,
         }
     }
 
@@ -209,10 +212,12 @@ fn cluster(
     name: &str,
     address: Option<SocketAddr>,
     upstream_protocol: UpstreamProtocol,
+    hostname: Option<&Arc<str>>,
 ) -> Cluster {
     let endpoint = |address| {
         Arc::new(Endpoint {
             address,
+            hostname: hostname.cloned(),
             tunnel: Tunnel::Direct,
             weight: 1,
             health: Health::Healthy,
@@ -265,6 +270,7 @@ fn mutated(prefix: &str, action: RouteAction) -> Route {
             ("r-seen", "%REQ(x-here)% %REQ(x-cut)%"),
             ("r-code", "%RESPONSE_CODE%;%RESPONSE_CODE_DETAILS%"),
             ("r-upstream", "%UPSTREAM_HOST%"),
+            ("r-host", "%REQ(:AUTHORITY)% %UPSTREAM_HOST_NAME% %UPSTREAM_HOST_NAME_WITHOUT_PORT%"),
         ]),
     };
     let (request, response) = (Some(Arc::new(request)), Some(Arc::new(response)));
@@ -276,6 +282,15 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
     let again = |prefix, cluster| {
         let attempts = setup.attempts.clone();
         route(prefix, RouteAction::Forward(Box::new(ForwardAction { attempts, ..to(cluster) })))
+    };
+    let named = |prefix, cluster| {
+        let action = ForwardAction {
+            attempts: setup.attempts.clone(),
+            host_rewrite: Some(HostRewrite::Endpoint),
+            append_x_forwarded_host: true,
+            ..to(cluster)
+        };
+        mutated(prefix, RouteAction::Forward(Box::new(action)))
     };
     let forward = |prefix, cluster| route(prefix, RouteAction::Forward(Box::new(to(cluster))));
     let routes = vec![
@@ -305,6 +320,8 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
             "/stream",
             RouteAction::Forward(Box::new(ForwardAction { timeout: None, ..to("app") })),
         ),
+        named("/named/dead", "dead"),
+        named("/named", "app"),
         again("/again/dead", "dead"),
         again("/again", "app"),
         mutated("/mutated/", RouteAction::Forward(Box::new(to("app")))),
@@ -398,16 +415,17 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         default_filter_chain: None,
         access_logs: Arc::default(),
     };
+    let name = setup.hostname.as_ref();
     Resources {
         listeners: vec![listener],
         clusters: vec![
             Cluster {
                 circuit_breakers: Arc::new(setup.circuit_breakers),
-                ..cluster("app", Some(setup.upstream), setup.protocol)
+                ..cluster("app", Some(setup.upstream), setup.protocol, name)
             },
-            cluster("empty", None, setup.protocol),
-            cluster("shadow", setup.shadow, setup.protocol),
-            cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol),
+            cluster("empty", None, setup.protocol, None),
+            cluster("shadow", setup.shadow, setup.protocol, None),
+            cluster("dead", Some("127.0.0.1:1".parse().unwrap()), setup.protocol, name),
         ],
         ..Resources::default()
     }

@@ -17,7 +17,7 @@ use tokio::sync::Barrier;
 use super::harness::{BoxBody, Mesh, Setup, http_upstream, raw_upstream, read_head, within};
 use crate::model::retry::{Attempts, BackOff, RetryOn, RetryPolicy};
 
-fn policy(retry_on: RetryOn) -> RetryPolicy {
+pub(super) fn policy(retry_on: RetryOn) -> RetryPolicy {
     RetryPolicy {
         retry_on,
         num_retries: 2,

@@ -96,6 +96,7 @@ fn assignment(weights: &[(u16, u32)]) -> Arc<LoadAssignment> {
     let endpoint = |(port, weight): &(u16, u32)| {
         Arc::new(Endpoint {
             address: ([127, 0, 0, 1], *port).into(),
+            hostname: None,
             tunnel: Tunnel::Direct,
             weight: *weight,
             health: Health::Healthy,

@@ -129,7 +129,7 @@ pub(super) fn forward(
             .map(|host| Some(HostRewrite::Literal(host))),
         Some(HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: false })) => Some(None),
         Some(HostRewriteSpecifier::AutoHostRewrite(BoolValue { value: true })) => {
-            d.not_supported("auto_host_rewrite")
+            Some(Some(HostRewrite::Endpoint))
         }
         Some(HostRewriteSpecifier::HostRewriteHeader(name)) => d
             .field("host_rewrite_header", |d| matchers::header_name(d, &name))

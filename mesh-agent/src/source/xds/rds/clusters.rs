@@ -100,7 +100,7 @@ fn cluster_weight(d: &mut Decoder, value: ClusterWeight) -> Option<RouteCluster>
 }
 
 /// What may stand for a request's host.
-pub(super) fn authority(d: &mut Decoder, host: String) -> Option<String> {
+pub(in super::super) fn authority(d: &mut Decoder, host: String) -> Option<String> {
     match host.parse::<http::uri::Authority>() {
         Ok(_) => Some(host),
         Err(error) => d.refused(format!("`{host}` is not an authority: {error}")),
