@@ -11,7 +11,7 @@ mod verify;
 use std::{
     collections::HashSet,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
@@ -162,18 +162,25 @@ impl UpstreamContext {
         self.id
     }
 
+    /// The name that a server is asked for by. As Envoy: a host that is an address is none.
+    pub fn sni<'a>(&'a self, Names { host, endpoint }: Names<'a>) -> Option<&'a str> {
+        let settings = &*self.settings;
+        let is_address = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        host.filter(|host| settings.by_host.sni && !is_address(host))
+            .or(endpoint.filter(|_| settings.sni_by_endpoint))
+            .or(settings.sni.as_deref())
+    }
+
     /// The configuration of one connection, and the name to connect with. An address instead
     /// of a name is never sent.
     pub fn connection(
         &self,
         alpn: Alpn,
-        Names { host, endpoint }: Names<'_>,
-        address: std::net::IpAddr,
+        names: Names<'_>,
+        address: IpAddr,
     ) -> (Arc<ClientConfig>, ServerName<'static>) {
         let settings = &*self.settings;
-        let by_host = &settings.by_host;
-        let endpoint = endpoint.filter(|_| settings.sni_by_endpoint);
-        let sni = host.filter(|_| by_host.sni).or(endpoint).or(settings.sni.as_deref());
+        let sni = self.sni(names);
         let name = sni.and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
         let mut config = self.base.clone();
         config.enable_sni = name.is_some();
@@ -184,7 +191,7 @@ impl UpstreamContext {
             (true, Alpn::Opaque) => Vec::new(),
         };
         let mut must_be = Vec::new();
-        must_be.extend(host.filter(|_| by_host.san).map(str::to_owned));
+        must_be.extend(names.host.filter(|_| settings.by_host.san).map(str::to_owned));
         must_be.extend(sni.filter(|_| settings.sni_is_san).map(str::to_owned));
         if !must_be.is_empty() {
             let expected = Expected::new(Arc::clone(&self.trust), must_be);

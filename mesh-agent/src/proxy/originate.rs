@@ -85,9 +85,8 @@ impl Origination {
             Ok(authority) if authority.port().is_some() => authority.host().into(),
             _ => Arc::clone(name),
         });
-        let by_host = host.as_ref().filter(|_| settings.by_host.sni);
-        let name = by_host.or(endpoint.as_ref()).or(settings.sni.as_ref());
-        if name.is_none() && settings.sni_by_endpoint && settings.sni_is_san {
+        let names = Names { host: host.as_deref(), endpoint: endpoint.as_deref() };
+        if context.sni(names).is_none() && settings.sni_by_endpoint && settings.sni_is_san {
             let (cluster, endpoint) = (cluster.clone(), destination.address());
             return Err((&UpstreamTlsError::NoName { cluster, endpoint }).into());
         }

@@ -294,8 +294,9 @@ fn envoy_and_the_agent_ask_for_the_same_hosts_where_routes_change_them() {
     let asking = |path: &str| get(path).header("Host: own.wild.example.com");
     let own = || asked_for("own.wild.example.com");
     play.step("a host", &[(asking("/"), own())]);
-    play.step("one that is an address", &[(get("/"), asked_for(NAME))]);
     play.step("the endpoint's in its place", &[(asking("/endpoint"), own())]);
-    play.step("another in its place", &[(asking("/literal"), own())]);
+    let literal = asked_for("literal.wild.example.com");
+    play.step("another in its place", &[(asking("/literal"), literal)]);
+    play.step("one that is an address", &[(get("/"), asked_for(NAME))]);
     play.twins.control_plane.expect_no_violations();
 }

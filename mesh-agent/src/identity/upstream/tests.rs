@@ -228,6 +228,10 @@ async fn the_name_asked_for_is_the_settings_or_the_requests() {
     assert_eq!(unnamed, (Ok(()), asked("fixed.example.com")));
     let (refused, _) = meet(by_endpoint(true, false), names(Some("a.example.org"))).await;
     assert!(refused.unwrap_err().ends_with("is not for `a.example.org`"));
+    for address in ["10.0.0.1", "[fd00::1]"] {
+        let names = Names { host: Some(address), endpoint: Some("a.example.com") };
+        assert_eq!(meet(by_endpoint(true, true), names).await, (Ok(()), asked("a.example.com")));
+    }
     // Who does not want it asks for none.
     assert_eq!(meet(with(&|_| ()), named).await, (Ok(()), None));
 }
