@@ -89,7 +89,7 @@ fn one_listener_takes_whatever_no_other_is_for() {
 
     mesh.near().configure(&mesh.config);
     mesh.client.connects(plain.at(7001)).hears("220 ready");
-    mesh.near().logs_access(&["passthrough", &plain.at(7001).to_string()]);
+    mesh.near().logs_access(&["\"listener\":null", &plain.at(7001).to_string()]);
 }
 
 #[test]
