@@ -225,6 +225,7 @@ pub(crate) fn listener(
         name: format!("{direction:?}-{address}").into(),
         direction,
         address: addr(address),
+        use_original_dst: false,
         gateway: None,
         listener_filters: ListenerFilters::default(),
         filter_chains: chains.into_iter().map(Arc::new).collect(),
