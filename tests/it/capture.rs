@@ -1,6 +1,9 @@
 //! What is captured and what is left alone.
 
-use tests::{Allow, Inbound, MeshConfig, Service, eventually, mesh};
+use std::net::SocketAddr;
+
+use serde_json::json;
+use tests::{Allow, Inbound, MeshConfig, Service, config::TCP_PROXY, eventually, mesh};
 
 #[test]
 fn pods_that_are_not_enrolled_are_untouched() {
@@ -28,6 +31,65 @@ fn what_no_listener_is_for_passes_in_the_clear_unless_told_otherwise() {
     mesh.agents[0].restart_with(&["--outbound-policy", "registry-only"]);
     mesh.client.connects(plain.at(7000)).expect_cut_off();
     mesh.client.curl(mesh::WEB).expect_status(200);
+}
+
+#[test]
+fn one_listener_takes_whatever_no_other_is_for() {
+    // As Istio's `virtualOutbound` and `virtualInbound`.
+    let tcp = |cluster: &str| {
+        json!([{
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": { "@type": TCP_PROXY, "stat_prefix": "any", "cluster": cluster },
+        }])
+    };
+    let any = |direction: &str, port: u16, closed: u16| {
+        json!({
+            "name": format!("virtual-{direction}"),
+            "traffic_direction": direction,
+            "use_original_dst": true,
+            "address": { "socket_address": { "address": "0.0.0.0", "port_value": port } },
+            "filter_chains": [{
+                "filter_chain_match": { "destination_port": closed },
+                "filters": tcp("BlackHoleCluster"),
+            }],
+            "default_filter_chain": { "filters": tcp("PassthroughCluster") },
+        })
+    };
+    let mesh = mesh::web_and_client("use-original-dst");
+    let plain = mesh.bed.node(2).pod("plain").start();
+    let _programs =
+        [7000, 7001].map(|port| (plain.serves("greet", port), mesh.server.serves("greet", port)));
+    let greet = |port: u16| SocketAddr::from(([10, 96, 0, 20], port));
+    let service = |port| {
+        let service = Service::tcp(&format!("greet-{port}"), &greet(port).to_string());
+        service.backed_by(&mesh.server, port)
+    };
+    let config = mesh
+        .config
+        .clone()
+        .raw_cluster(json!({ "name": "BlackHoleCluster", "type": "STATIC" }))
+        .raw_cluster(json!({
+            "name": "PassthroughCluster", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED",
+        }))
+        .service(&service(7000))
+        .service(&service(7001))
+        .raw_listener(any("OUTBOUND", 15001, 7001))
+        .raw_listener(any("INBOUND", 15006, 7001));
+    mesh.agents.iter().for_each(|agent| agent.configure(&config));
+
+    mesh.client.connects(plain.at(7000)).hears("220 ready").echoes("words");
+    mesh.near().logs_access(&["virtual-OUTBOUND", &plain.at(7000).to_string()]);
+    mesh.client.connects(plain.at(7001)).expect_cut_off();
+    // Those that have a listener of their own are not its.
+    mesh.client.curl(mesh::WEB).expect_status(200);
+    mesh.client.curl(mesh::WEB).arguments(&["-X", "DELETE"]).expect_status(403);
+    mesh.client.connects(greet(7000)).hears("220 ready").echoes("words");
+    mesh.far().logs_access(&["virtual-INBOUND", &mesh.server.at(7000).to_string()]);
+    mesh.client.connects(greet(7001)).expect_cut_off();
+
+    mesh.near().configure(&mesh.config);
+    mesh.client.connects(plain.at(7001)).hears("220 ready");
+    mesh.near().logs_access(&["\"listener\":null", &plain.at(7001).to_string()]);
 }
 
 #[test]

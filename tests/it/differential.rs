@@ -8,6 +8,7 @@ mod corpus;
 mod features;
 mod first_bytes;
 mod keepalive;
+mod loopback;
 mod orders;
 mod scopes;
 mod script;

@@ -6,6 +6,7 @@ use std::{fs, process::Command, time::Duration};
 use serde_json::{Value, json};
 use tests::{
     Allow, Inbound, Mesh, MeshConfig, Pod, Process, Service, Testbed,
+    config::TCP_PROXY,
     conversation::end,
     eventually, eventually_within,
     pki::{Pki, Validity},
@@ -14,8 +15,6 @@ use tests::{
 use crate::gateway::http_to;
 
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.listener";
-const TCP_PROXY: &str =
-    "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const VIP: &str = "10.96.0.20";
 /// Where each service is in the server's pod.
 const TLS_PORT: u16 = 9443;

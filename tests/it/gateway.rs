@@ -6,15 +6,14 @@ mod limits;
 
 use std::{
     fs,
-    io::Write as _,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use serde_json::{Value, json};
 use tests::{
     Agent, Allow, Inbound, Mesh, MeshConfig, Pod, Service, Testbed,
-    config::replace,
+    config::{TCP_PROXY, replace},
     control_plane::ControlPlane,
     conversation::end,
     curl::Curl,
@@ -29,8 +28,6 @@ const INSPECTOR: &str =
     "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
 const PROXY_PROTOCOL: &str =
     "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
-const TCP_PROXY: &str =
-    "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 /// Who a node's gateway is unless it is said.
 const IDENTITY: &str = "spiffe://cluster.local/ns/mesh-system/sa/gateway";
 const WEB_PORT: u16 = 8080;
@@ -339,36 +336,6 @@ fn gateway_clients_prove_who_they_are_where_they_must() {
     }
     assert_eq!(answer(Some(&friend)), Some(200));
     gateway.agent().logs(&["connection refused", "client_refused"]);
-}
-
-#[test]
-fn gateway_survives_a_flood_of_clients_that_say_nothing() {
-    let pki = Pki::foreign();
-    let own = pki.issue(&["edge.example"], Validity::Now);
-    let gateway = Gateway::start("gateway-flood", |address| {
-        let context = json!({ "common_tls_context": { "tls_certificates": [certificate(&own)] } });
-        let mut listener =
-            listener("edge", (address, 8443), json!([terminated(context, http_to("web"))]));
-        listener["listener_filters"] = inspected();
-        vec![listener]
-    });
-    let trust = gateway.client_files(pki.root_pem(), None);
-    let flood: Vec<_> = gateway.outside.netns().enter(|| {
-        let open = |n: usize| {
-            let mut stream = TcpStream::connect(gateway.at(8443)).unwrap();
-            // Some begin a handshake, as large as they come.
-            if n.is_multiple_of(2) {
-                stream.write_all(&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3]).unwrap();
-            }
-            stream
-        };
-        (0..400).map(open).collect()
-    });
-    for _ in 0..3 {
-        gateway.https("edge.example", 8443, &trust).expect_status(200);
-    }
-    drop(flood);
-    gateway.https("edge.example", 8443, &trust).expect_status(200);
 }
 
 fn tcp_to(cluster: &str) -> Value {

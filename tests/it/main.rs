@@ -18,6 +18,7 @@ mod hand_over;
 mod hbone_client;
 mod held_bodies;
 mod hostile;
+mod hostile_bodies;
 mod hostile_http2;
 mod hostile_upstreams;
 mod http;

@@ -221,6 +221,8 @@ pub struct Response {
     /// Informational responses before it.
     pub interim: Vec<u16>,
     pub status: u16,
+    /// By HTTP/1.
+    pub reason: String,
     pub headers: Vec<Field>,
     pub body: String,
     pub trailers: Vec<Field>,

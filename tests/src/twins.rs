@@ -19,6 +19,7 @@ use crate::{
     Agent, MeshConfig, Pod, Process, Testbed,
     control_plane::ControlPlane,
     envoy,
+    netns::Netns,
     probe::{Answers, Probe, ask},
 };
 
@@ -202,6 +203,11 @@ impl Twins {
     /// Where the sockets of gateway listeners are, Envoy's first.
     pub fn edges(&self) -> [Ipv4Addr; 2] {
         [self.envoy_pod.ip(), self.client.node().gateway()]
+    }
+
+    /// Where each of them, Envoy first, has the sockets of such listeners.
+    pub fn hosts(&self) -> [&Netns; 2] {
+        [self.envoy_pod.netns(), self.client.node().netns()]
     }
 
     /// What each of them, Envoy first, answers now.

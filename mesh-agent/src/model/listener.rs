@@ -56,6 +56,9 @@ pub struct Listener {
     /// where an unspecified address means every enrolled workload. Gateway: what is bound
     /// in the agent's own network namespace.
     pub address: SocketAddr,
+    /// Not of gateways: it is, besides, for every original destination of its address's
+    /// family that no other listener of its direction is for.
+    pub use_original_dst: bool,
     /// Of gateways only.
     pub gateway: Option<Gateway>,
     /// Not of inbound listeners: what is done before a chain is chosen.

@@ -20,14 +20,15 @@ use crate::{
         filter::{ChainFilter, HttpFilter, Levels},
         identity::Identity,
         listener::{
-            CodecType, Direction, FilterChain, FilterChainMatch, HttpConnectionManager, Listener,
-            NetworkFilter, NetworkRbac, RouteSource, TcpProxy, TerminalFilter, TransportProtocol,
-            WeightedCluster,
+            CodecType, Direction, FilterChain, FilterChainMatch, GatewayTls, HttpConnectionManager,
+            Listener, NetworkFilter, NetworkRbac, RouteSource, TcpProxy, TerminalFilter,
+            TransportProtocol, WeightedCluster,
         },
         listener_filter::{Inspected, ListenerFilters},
         metadata::DynamicMetadata,
         route::{HeaderMatchKind, HeaderMatcher, RouteConfiguration},
         socket::PodSockets,
+        tls::{DownstreamTls, TlsVersion},
         workload::{MtlsMode, Workload, WorkloadUid},
     },
     snapshot::{Resources, Snapshot, SnapshotCell},
@@ -183,6 +184,25 @@ pub(crate) fn chain(name: &str, matches: FilterChainMatch) -> FilterChain {
     FilterChain { name: name.into(), matches, tls: None, filters: Vec::new(), terminal }
 }
 
+/// The same for clients that speak TLS to a gateway.
+pub(crate) fn by_tls(chain: FilterChain) -> FilterChain {
+    let settings = DownstreamTls {
+        min_version: TlsVersion::V1_2,
+        max_version: TlsVersion::V1_3,
+        cipher_suites: vec![],
+        curves: vec![],
+        alpn: vec![],
+        // Nobody shakes hands.
+        certificates: vec![],
+        validation: None,
+        require_client_certificate: false,
+        require_sni: false,
+        prefer_client_ciphers: false,
+    };
+    let tls = GatewayTls { settings: Arc::new(settings), timeout: None };
+    FilterChain { tls: Some(tls), ..chain }
+}
+
 pub(crate) fn for_transport(transport: TransportProtocol) -> FilterChainMatch {
     FilterChainMatch { transport_protocol: Some(transport), ..FilterChainMatch::default() }
 }
@@ -205,6 +225,7 @@ pub(crate) fn listener(
         name: format!("{direction:?}-{address}").into(),
         direction,
         address: addr(address),
+        use_original_dst: false,
         gateway: None,
         listener_filters: ListenerFilters::default(),
         filter_chains: chains.into_iter().map(Arc::new).collect(),

@@ -190,10 +190,12 @@ fn build_with(
         for listener in changed {
             rejected.check_listener(&listener, &clusters, &routes);
             if let Err(clash) = table.insert(Arc::clone(&listener)) {
+                let both = listener.use_original_dst && clash.use_original_dst;
+                let both = if both { ", or use_original_dst" } else { "" };
                 rejected.push(
                     format!("listeners[{}]", listener.name),
                     format!(
-                        "its name, or its direction and address {}, is already taken by \
+                        "its name, or its direction and address {}{both}, is already taken by \
                          listener `{}`",
                         listener.address, clash.name
                     ),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    iter,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::SystemTime,
@@ -123,34 +124,33 @@ impl ListenerTable {
     /// # Errors
     /// The listener that already has this name, or this direction and address.
     pub(super) fn insert(&mut self, listener: Arc<Listener>) -> Result<(), Arc<Listener>> {
-        let key = (listener.direction, listener.address);
-        let clash = self.by_name.get(&listener.name).or_else(|| self.by_address.get(&key));
-        if let Some(clash) = clash {
+        let mut taken = keys(&listener).filter_map(|key| self.by_address.get(&key));
+        if let Some(clash) = self.by_name.get(&listener.name).or_else(|| taken.next()) {
             return Err(Arc::clone(clash));
         }
         self.by_name.insert_mut(Arc::clone(&listener.name), Arc::clone(&listener));
-        self.by_address.insert_mut(key, listener);
+        for key in keys(&listener) {
+            self.by_address.insert_mut(key, Arc::clone(&listener));
+        }
         Ok(())
     }
 
     /// Takes a listener out, if it is there.
     pub(super) fn remove(&mut self, name: &str) {
         if let Some(listener) = self.by_name.get(name) {
-            self.by_address.remove_mut(&(listener.direction, listener.address));
+            keys(listener).for_each(|key| _ = self.by_address.remove_mut(&key));
             self.by_name.remove_mut(name);
         }
     }
 
     /// The listener for a connection: its exact address first, then the
-    /// unspecified address of its family with its port.
+    /// unspecified address of its family with its port, then the one that says
+    /// `use_original_dst`.
     pub fn select(&self, direction: Direction, destination: SocketAddr) -> Option<&Arc<Listener>> {
-        let any = match destination.ip() {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        self.by_address
-            .get(&(direction, destination))
-            .or_else(|| self.by_address.get(&(direction, SocketAddr::new(any, destination.port()))))
+        let any = SocketAddr::new(unspecified(destination.ip()), destination.port());
+        [destination, any, anywhere(destination.ip())]
+            .into_iter()
+            .find_map(|address| self.by_address.get(&(direction, address)))
     }
 
     /// Every listener, in no order.
@@ -167,4 +167,23 @@ impl ListenerTable {
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
     }
+}
+
+/// What a listener is found by, beside its name.
+fn keys(listener: &Listener) -> impl Iterator<Item = (Direction, SocketAddr)> {
+    let Listener { direction, address, use_original_dst, .. } = *listener;
+    let besides = use_original_dst.then(|| anywhere(address.ip()));
+    iter::once(address).chain(besides).map(move |address| (direction, address))
+}
+
+fn unspecified(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// Stands for every destination of a family: nothing is sent to port 0.
+fn anywhere(ip: IpAddr) -> SocketAddr {
+    SocketAddr::new(unspecified(ip), 0)
 }

@@ -49,6 +49,7 @@ fn listener(name: &str, port: u16, to: &str) -> Listener {
         name: name.into(),
         direction: Direction::Outbound,
         address: ([10, 0, 0, 1], port).into(),
+        use_original_dst: false,
         gateway: None,
         listener_filters: Default::default(),
         filter_chains: vec![Arc::new(chain)],
@@ -149,6 +150,50 @@ fn two_listeners_can_not_have_one_address_but_can_swap_theirs() {
     let snapshot = cell.load();
     let found = snapshot.listeners.select(Direction::Outbound, ([10, 0, 0, 1], 1).into());
     assert_eq!(&*found.unwrap().name, "b");
+}
+
+#[test]
+fn one_listener_of_a_family_may_be_for_what_no_other_is_for() {
+    let cell = two_services();
+    let anywhere = |name: &str, address: &str| Listener {
+        address: address.parse().unwrap(),
+        use_original_dst: true,
+        ..listener(name, 0, "a")
+    };
+    let give = |name: &str, address: &str| {
+        let listeners = vec![anywhere(name, address)];
+        updated(Resources { listeners, ..Resources::default() })
+    };
+    let selected = |direction, destination: &str| {
+        let snapshot = cell.load();
+        let listener = snapshot.listeners.select(direction, destination.parse().unwrap());
+        listener.map(|listener| listener.name.to_string())
+    };
+    let outbound = |destination: &str| selected(Direction::Outbound, destination);
+    assert_eq!(outbound("192.0.2.1:443"), None);
+    cell.update(give("virtual", "0.0.0.0:15001"), "2".into()).unwrap();
+    for destination in ["192.0.2.1:443", "10.0.0.1:3", "192.0.2.1:15001"] {
+        assert_eq!(outbound(destination).as_deref(), Some("virtual"), "{destination}");
+    }
+    assert_eq!(outbound("10.0.0.1:2").as_deref(), Some("b"));
+    assert_eq!(outbound("[2001:db8::1]:443"), None);
+    assert_eq!(selected(Direction::Inbound, "192.0.2.1:443"), None);
+
+    let second = cell.update(give("another", "0.0.0.0:15002"), "3".into()).unwrap_err();
+    let reason = "0.0.0.0:15002, or use_original_dst, is already taken by listener `virtual`";
+    assert!(second[0].reason.contains(reason), "{second:?}");
+    cell.update(give("v6", "[::]:15001"), "3".into()).unwrap();
+    assert_eq!(outbound("[2001:db8::1]:443").as_deref(), Some("v6"));
+
+    // Told otherwise, or gone: nothing of it is left behind.
+    let plain = Listener { use_original_dst: false, ..anywhere("virtual", "0.0.0.0:15001") };
+    let plain = Resources { listeners: vec![plain], ..Resources::default() };
+    cell.update(updated(plain), "4".into()).unwrap();
+    assert_eq!(outbound("192.0.2.1:443"), None);
+    assert_eq!(outbound("192.0.2.1:15001").as_deref(), Some("virtual"));
+    let removed = Removed { listeners: vec!["v6".into()], ..Removed::default() };
+    cell.update(Changes { removed, ..Changes::default() }, "5".into()).unwrap();
+    assert_eq!(outbound("[2001:db8::1]:443"), None);
 }
 
 fn endpoint(address: &str, tunnel: Tunnel) -> Arc<Endpoint> {

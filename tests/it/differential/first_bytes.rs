@@ -7,14 +7,12 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tests::{Pod, Process, twins::ADDRESSES};
+use tests::{Pod, Process, config::TCP_PROXY, twins::ADDRESSES};
 
 use super::{script::Play, world::LISTENER};
 use crate::upgrades::program;
 
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.listener";
-const TCP_PROXY: &str =
-    "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 
 /// Listeners by what looks: everything, the same and nobody waits for long, and each by
 /// itself; the last has nobody.

@@ -1,7 +1,10 @@
 //! What becomes of a gateway's connections and secrets as its configuration changes, and whom
 //! it serves.
 
-use std::io::Read as _;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
 
 use super::*;
 

@@ -1,4 +1,6 @@
-//! Network filters of gateways' chains, and what access logs say of connections.
+//! Network filters of gateways' chains, what access logs say of connections, and floods.
+
+use std::{io::Write as _, net::TcpStream};
 
 use super::*;
 
@@ -122,4 +124,34 @@ fn gateway_leads_to_the_cluster_that_the_client_names() {
             if text.lines().any(|one| one == line) { Ok(()) } else { Err(text) }
         });
     }
+}
+
+#[test]
+fn gateway_survives_a_flood_of_clients_that_say_nothing() {
+    let pki = Pki::foreign();
+    let own = pki.issue(&["edge.example"], Validity::Now);
+    let gateway = Gateway::start("gateway-flood", |address| {
+        let context = json!({ "common_tls_context": { "tls_certificates": [certificate(&own)] } });
+        let mut listener =
+            listener("edge", (address, 8443), json!([terminated(context, http_to("web"))]));
+        listener["listener_filters"] = inspected();
+        vec![listener]
+    });
+    let trust = gateway.client_files(pki.root_pem(), None);
+    let flood: Vec<_> = gateway.outside.netns().enter(|| {
+        let open = |n: usize| {
+            let mut stream = TcpStream::connect(gateway.at(8443)).unwrap();
+            // Some begin a handshake, as large as they come.
+            if n.is_multiple_of(2) {
+                stream.write_all(&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3]).unwrap();
+            }
+            stream
+        };
+        (0..400).map(open).collect()
+    });
+    for _ in 0..3 {
+        gateway.https("edge.example", 8443, &trust).expect_status(200);
+    }
+    drop(flood);
+    gateway.https("edge.example", 8443, &trust).expect_status(200);
 }

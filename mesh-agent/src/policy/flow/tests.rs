@@ -1,11 +1,9 @@
 use super::*;
 use crate::{
-    model::{
-        listener::{FilterChainMatch, GatewayTls},
-        tls::{CertificateMaterial, CertificateSource, DownstreamTls, TlsCertificate, TlsVersion},
-    },
+    model::listener::FilterChainMatch,
     policy::fixtures::{
-        POD_V6, addr, chain, for_transport, identity, inbound, listener, outbound_to, snapshot,
+        POD_V6, addr, by_tls, chain, for_transport, identity, inbound, listener, outbound_to,
+        snapshot,
     },
 };
 
@@ -335,23 +333,7 @@ fn a_gateways_chain_is_what_the_client_asks_for() {
 
 #[test]
 fn who_spoke_no_tls_does_not_get_into_a_chain_for_it() {
-    let pair = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
-    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-    let certificate = TlsCertificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
-    let settings = DownstreamTls {
-        min_version: TlsVersion::V1_2,
-        max_version: TlsVersion::V1_3,
-        cipher_suites: vec![],
-        curves: vec![],
-        alpn: vec![],
-        certificates: vec![CertificateSource::Given(CertificateMaterial::Inline(certificate))],
-        validation: None,
-        require_client_certificate: false,
-        require_sni: false,
-        prefer_client_ciphers: false,
-    };
-    let tls = GatewayTls { settings: Arc::new(settings), timeout: None };
-    let chain = FilterChain { tls: Some(tls), ..chain("tls", any()) };
+    let chain = by_tls(chain("tls", any()));
     let snapshot =
         snapshot(vec![listener(Direction::Gateway, "10.0.0.1:443", vec![chain], None)], vec![]);
     let flow =

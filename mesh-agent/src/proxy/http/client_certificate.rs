@@ -102,3 +102,80 @@ fn told(proven: &Proven<'_>, details: CertificateDetails) -> Option<HeaderValue>
     }
     HeaderValue::try_from(parts.join(";")).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::SystemTime};
+
+    use super::*;
+    use crate::{
+        model::{
+            captured::{AcceptedByGateway, GatewayPeer, PresentedDer, SubjectAltNames},
+            listener::{Direction, FilterChainMatch},
+            listener_filter::Inspected,
+            workload::MtlsMode,
+        },
+        policy::fixtures::{addr, by_tls, chain, listener, pod, snapshot},
+    };
+
+    /// A gateway's client that has presented a certificate of this subject.
+    fn presents(subject: &str) -> Flow {
+        let chain = by_tls(chain("tls", FilterChainMatch::default()));
+        let bound = "10.0.0.1:443";
+        let snapshot =
+            snapshot(vec![listener(Direction::Gateway, bound, vec![chain], None)], vec![]);
+        let certificate = PresentedCertificate {
+            der: PresentedDer::new(b"der"),
+            subject: subject.into(),
+            issuer: "CN=ca".into(),
+            sans: SubjectAltNames::default(),
+            serial: "1".into(),
+            fingerprint_1: "f1".into(),
+            fingerprint_256: "f256".into(),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH,
+        };
+        let session = TlsSession { peer: Arc::new([certificate]), ..TlsSession::default() };
+        let source = addr("192.0.2.7:999");
+        let accepted = AcceptedByGateway {
+            pod: pod(MtlsMode::Strict),
+            bound: addr(bound),
+            direct_source: source,
+            source,
+            original_destination: addr(bound),
+            inspected: Inspected::default(),
+            peer: GatewayPeer::Tls {
+                names: Arc::new([]),
+                identity: None,
+                server_name: None,
+                session,
+            },
+        };
+        Flow::gateway(Arc::new(accepted), &snapshot).unwrap()
+    }
+
+    /// What goes on of a claim.
+    fn told(subject: &str, wanted: fn(CertificateDetails) -> ClientCertificates) -> Option<String> {
+        let claim = HeaderValue::from_static("Hash=1;URI=spiffe://cluster.local/ns/a/sa/admin");
+        let mut headers = HeaderMap::from_iter([(FORWARDED_CLIENT_CERT, claim)]);
+        let details = CertificateDetails { subject: true, ..CertificateDetails::default() };
+        of_request(&mut headers, wanted(details), &presents(subject));
+        let told = headers.get(FORWARDED_CLIENT_CERT)?;
+        Some(told.to_str().unwrap().to_owned())
+    }
+
+    /// Who reads the header takes its last element for what this proxy has seen: where there is
+    /// none, a client's own would stand in its place.
+    #[test]
+    fn a_claim_goes_where_what_is_proven_cannot_be_said() {
+        use ClientCertificates::{AppendForward, SanitizeSet};
+        let own = "Hash=f256;Subject=\"CN=a\"";
+        let claimed = "Hash=1;URI=spiffe://cluster.local/ns/a/sa/admin";
+        assert_eq!(told("CN=a", AppendForward), Some(format!("{claimed},{own}")));
+        assert_eq!(told("CN=a", SanitizeSet).as_deref(), Some(own));
+        for unsayable in ["CN=a\nb", "CN=a\0", "CN=\u{7f}"] {
+            assert_eq!(told(unsayable, AppendForward), None, "{unsayable:?}");
+            assert_eq!(told(unsayable, SanitizeSet), None, "{unsayable:?}");
+        }
+    }
+}

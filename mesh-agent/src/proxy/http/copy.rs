@@ -109,8 +109,10 @@ impl Tee {
     }
 
     pub(super) fn copy(&mut self, frame: &Frame<Bytes>) {
+        // A small piece of somebody's large buffer would keep all of it.
+        let own = frame.data_ref().map(|data| Bytes::copy_from_slice(data));
         for queue in &self.queues {
-            if let Some(data) = frame.data_ref() {
+            if let Some(data) = &own {
                 lock(queue).push(Piece::Data(data.clone()), &self.share);
             } else if let Some(trailers) = frame.trailers_ref() {
                 lock(queue).push(Piece::Trailers(trailers.clone()), &self.share);
@@ -221,6 +223,17 @@ mod tests {
             tee.copy(&piece(1));
         }
         assert_eq!(poll(&mut pieces), Poll::Ready(Some(Err(()))));
+    }
+
+    /// What counts is what is kept.
+    #[test]
+    fn a_crumb_does_not_keep_what_it_came_in() {
+        let mut tee = Tee::default();
+        let mut copy = tee.add();
+        let buffer = Bytes::from(vec![b'x'; 64 << 10]);
+        tee.copy(&Frame::data(buffer.slice(..1)));
+        assert!(buffer.is_unique());
+        assert_eq!(poll(&mut copy), Poll::Ready(Some(Ok(b"x".to_vec()))));
     }
 
     #[test]

@@ -3,12 +3,16 @@
 //!
 //! Spec: Envoy's "HTTP header manipulation", "HTTP header sanitizing".
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::LazyLock,
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{SERVER, VIA},
 };
+use nix::ifaddrs::getifaddrs;
 
 use super::headers::{FORWARDED_PROTO, REQUEST_ID, append_value, new_request_id};
 use super::spans::forget;
@@ -47,19 +51,31 @@ const EDGE: [&str; 5] = [
     "x-envoy-original-path",
 ];
 
-/// The ends of a connection.
+/// What the agent's own host is called: the first address of IPv4 that any of its interfaces has.
+static OWN_ADDRESS: LazyLock<IpAddr> = LazyLock::new(|| {
+    let interfaces = getifaddrs().into_iter().flatten();
+    let mut addresses =
+        interfaces.filter_map(|of| Some(IpAddr::V4(of.address?.as_sockaddr_in()?.ip())));
+    addresses.find(|ip| !is_loopback(*ip)).unwrap_or(Ipv4Addr::LOCALHOST.into())
+});
+
+/// To Envoy, the others of `127.0.0.0/8` are addresses like any.
+fn is_loopback(ip: IpAddr) -> bool {
+    ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST
+}
+
+/// The other end of a connection.
 #[derive(Clone, Copy)]
-pub(super) struct Peers {
-    pub(super) remote: SocketAddr,
-    pub(super) local: SocketAddr,
+pub(super) struct Peer {
+    pub(super) ip: IpAddr,
     /// Whether the client speaks TLS.
     pub(super) secure: bool,
 }
 
-impl Peers {
-    /// What is said of the remote end: who comes by loopback is this host.
+impl Peer {
+    /// What is said of it: who comes by loopback is this host.
     fn told(self) -> IpAddr {
-        if self.remote.ip().is_loopback() { self.local.ip() } else { self.remote.ip() }
+        if is_loopback(self.ip) { *OWN_ADDRESS } else { self.ip }
     }
 }
 
@@ -71,9 +87,8 @@ impl Peers {
 pub(super) fn of_request(
     headers: &mut HeaderMap,
     options: &HttpOptions,
-    peers: Peers,
+    peer: Peer,
 ) -> Result<Option<IpAddr>, StatusCode> {
-    let Peers { remote, secure, .. } = peers;
     join_lines(headers, FORWARDED_FOR);
     let edge = options.use_remote_address;
     disbelieve(headers, edge);
@@ -81,12 +96,12 @@ pub(super) fn of_request(
         [] if edge => options.trusted_hops.checked_sub(1).and_then(|skip| entry(headers, skip)),
         // Who is no edge is told of its peer as well.
         [] => entry(headers, options.trusted_hops),
-        all => detect(headers, all, peers)?,
+        all => detect(headers, all, peer)?,
     };
     if edge {
-        let client = believed.unwrap_or(remote.ip());
+        let client = believed.unwrap_or(peer.ip);
         if !options.skip_xff_append {
-            append_address(headers, peers.told());
+            append_address(headers, peer.told());
         }
         if let Ok(client) = HeaderValue::try_from(client.to_string()) {
             headers.insert(EXTERNAL_ADDRESS, client);
@@ -95,7 +110,7 @@ pub(super) fn of_request(
     if edge && options.trusted_hops == 0 || !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(
             FORWARDED_PROTO,
-            HeaderValue::from_static(if secure { "https" } else { "http" }),
+            HeaderValue::from_static(if peer.secure { "https" } else { "http" }),
         );
     }
     if let Some(via) = &options.via {
@@ -117,7 +132,7 @@ pub(super) fn of_request(
 fn detect(
     headers: &mut HeaderMap,
     all: &[OriginalIp],
-    peers: Peers,
+    peer: Peer,
 ) -> Result<Option<IpAddr>, StatusCode> {
     for one in all {
         let (found, append) = match one {
@@ -126,7 +141,7 @@ fn detect(
             }
             OriginalIp::ForwardedFor { trusted: TrustedProxies::Ranges(ranges), append } => {
                 let trusts = |ip: IpAddr| ranges.iter().any(|range| range.contains(&ip));
-                match trusts(peers.remote.ip()) {
+                match trusts(peer.ip) {
                     true => (first_foreign(headers, trusts), *append),
                     false => (None, true),
                 }
@@ -142,7 +157,7 @@ fn detect(
             }
         };
         if append {
-            append_address(headers, peers.told());
+            append_address(headers, peer.told());
         }
         if found.is_some() {
             return Ok(found);

@@ -152,6 +152,7 @@ fn listener() -> Listener {
         name: "fuzz".into(),
         direction: Direction::Outbound,
         address: SERVICE.parse().expect("an address"),
+        use_original_dst: false,
         gateway: None,
         listener_filters: Default::default(),
         filter_chains: vec![Arc::new(chain)],

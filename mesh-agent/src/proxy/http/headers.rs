@@ -324,12 +324,16 @@ pub(super) fn tell_body(head: &mut Parts) {
     }
 }
 
-/// Envoy's words for a status that has none; those of an upstream are never passed on.
+/// Envoy's words for a status, where hyper has others; those of an upstream are never passed on.
 pub(super) fn name_status<B>(response: &mut Response<B>) {
     response.extensions_mut().remove::<ReasonPhrase>();
-    if response.status().canonical_reason().is_none() {
-        response.extensions_mut().insert(ReasonPhrase::from_static(b"Unknown"));
-    }
+    let words: &[u8] = match (response.status().as_u16(), response.status().canonical_reason()) {
+        (203, _) => b"Non-Authoritative Information",
+        (599, _) => b"Last Unassigned Server Error Code",
+        (418 | 451, _) | (_, None) => b"Unknown",
+        (_, Some(_)) => return,
+    };
+    response.extensions_mut().insert(ReasonPhrase::from_static(words));
 }
 
 /// A response's head as it goes downstream.

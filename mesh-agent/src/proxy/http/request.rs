@@ -127,9 +127,9 @@ async fn answer(
     let (remote, local) = (flow.source(), flow.original_destination());
     normalize(head, &mut authority, &log.options, local.port())?;
     let secure = flow.is_secure();
-    let peers = forwarding::Peers { remote, local, secure };
+    let peer = forwarding::Peer { ip: remote.ip(), secure };
     log.record.client =
-        forwarding::of_request(&mut head.headers, &log.options, peers).map_err(|status| {
+        forwarding::of_request(&mut head.headers, &log.options, peer).map_err(|status| {
             let details = "rejecting_because_detection_failed";
             Reply::new(status, "", None, details)
         })?;

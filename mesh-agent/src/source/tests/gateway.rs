@@ -77,6 +77,10 @@ fn a_listener_without_direction_is_the_nodes_own() {
         ".bind_to_port: nothing would ever reach it: a listener of captured traffic says its \
          traffic_direction",
     );
+    refused(
+        &format!("use_original_dst: true\n{}", chains(&[""])),
+        ".use_original_dst: is not for gateways: nothing redirects to their sockets",
+    );
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn listeners() {
     let ok = format!("filter_chains: [{{filters: [{TCP}]}}]");
     assert_eq!(accepted(&listener(&ok)).listeners.len(), 1);
     for (fields, expected) in [
-        ("use_original_dst: true", ".use_original_dst: is not supported"),
+        ("transparent: true", ".transparent: is not supported"),
         (
             "bind_to_port: true",
             ".bind_to_port: is not supported: traffic is captured, not bound to; a gateway \

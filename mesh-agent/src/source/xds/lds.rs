@@ -101,8 +101,8 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
     unsupported!(
         d;
         additional_addresses, stats_matcher, fcds_config, filter_chain_matcher,
-        use_original_dst, per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type,
-        transparent, socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener,
+        per_connection_buffer_high_watermark_timeout, deprecated_v1, drain_type, transparent,
+        socket_options, tcp_fast_open_queue_length, udp_listener_config, api_listener,
         connection_balance_config, reuse_port, enable_reuse_port,
         max_connections_to_accept_per_socket_event, enable_mptcp, ignore_global_conn_limit,
         bypass_overload_manager, tcp_keepalive,
@@ -134,6 +134,13 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
              traffic_direction",
         ),
         _ => {}
+    }
+    let use_original_dst = use_original_dst.is_some_and(|used| used.value);
+    if use_original_dst && direction == Some(Direction::Gateway) {
+        d.refuse_field(
+            "use_original_dst",
+            "is not for gateways: nothing redirects to their sockets",
+        );
     }
     let buffer_max_bytes = match per_connection_buffer_limit_bytes {
         None => HttpOptions::BUFFER_MAX_BYTES,
@@ -193,6 +200,7 @@ pub(super) fn listener(d: &mut Decoder, value: PbListener) -> Option<Listener> {
         name: name.into(),
         direction: direction?,
         address: address?,
+        use_original_dst,
         gateway,
         listener_filters: listener_filters?,
         filter_chains: filter_chains?,

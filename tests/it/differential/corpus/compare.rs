@@ -13,7 +13,7 @@ const EPHEMERAL: u16 = 32768;
 /// How a cookie begins that a hash policy makes.
 const HASHED: &str = "hashed=";
 
-/// By name: `status`, `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
+/// By name: `status`, `reason` (by HTTP/1), `header x`, `body`, `trailer x`, `end`, `interim`, the same behind
 /// `more N` for later responses, `log N`, `upstream` (how many requests it saw), and for each of
 /// those `upstream N method` and so on.
 pub(super) type Parts = BTreeMap<String, String>;
@@ -33,6 +33,9 @@ pub(super) fn parts<'a>(
         let of =
             |part: &str| if index == 0 { part.to_owned() } else { format!("more {index} {part}") };
         parts.insert(of("status"), response.status.to_string());
+        if !response.reason.is_empty() {
+            parts.insert(of("reason"), response.reason.clone());
+        }
         parts.insert(of("body"), plain(&response.headers, &response.body));
         if !response.interim.is_empty() {
             parts.insert(of("interim"), format!("{:?}", response.interim));

@@ -69,6 +69,12 @@ fn grpc_ok() -> Value {
     })
 }
 
+/// Every status of a hundred.
+fn statuses(name: &'static str, hundred: u16) -> Case {
+    let answered = |status: u16| get("/").answered(&json!({ "status": status })).is(status);
+    (hundred..hundred + 100).fold(case(name, to("one")), |case, status| case.asks(answered(status)))
+}
+
 /// With a log of why.
 fn logged(case: Case) -> Case {
     let source = json!({ "inline_string": "@%REQ(X-CASE)%|%RESPONSE_CODE% %RESPONSE_FLAGS%\n" });
@@ -153,6 +159,10 @@ pub(super) fn cases() -> Vec<Case> {
     }
     cases.extend([
         case("a-cluster-of-its-own", to("own")).cluster("own", "one", json!({ "lb_policy": "LEAST_REQUEST" })).asks(get("/")),
+        statuses("statuses-2xx", 200),
+        statuses("statuses-3xx", 300),
+        statuses("statuses-4xx", 400),
+        statuses("statuses-5xx", 500),
         case("responses-http1-shapes", to("one"))
             .asks(get("/").answered(&json!({ "close": true })))
             .asks(get("/").answered(&json!({ "interim": [103] }))).asks(get("/").answered(&json!({ "interim": [100] })))

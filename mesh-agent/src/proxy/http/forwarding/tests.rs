@@ -7,13 +7,12 @@ fn request(pairs: &[(&'static str, &'static str)], options: &HttpOptions) -> Hea
     for (name, value) in pairs {
         headers.append(*name, HeaderValue::from_static(value));
     }
-    of_request(&mut headers, options, peers()).unwrap();
+    of_request(&mut headers, options, peer()).unwrap();
     headers
 }
 
-fn peers() -> Peers {
-    let (remote, local) = ("192.0.2.7:999".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
-    Peers { remote, local, secure: false }
+fn peer() -> Peer {
+    Peer { ip: "192.0.2.7".parse().unwrap(), secure: false }
 }
 
 fn by_proxies(pairs: &[(&'static str, &'static str)], all: Vec<OriginalIp>) -> (String, String) {
@@ -22,7 +21,7 @@ fn by_proxies(pairs: &[(&'static str, &'static str)], all: Vec<OriginalIp>) -> (
         headers.append(*name, HeaderValue::from_static(value));
     }
     let options = HttpOptions { original_ip: all, ..HttpOptions::default() };
-    let client = match of_request(&mut headers, &options, peers()) {
+    let client = match of_request(&mut headers, &options, peer()) {
         Ok(client) => client.map_or_else(|| "peer".to_owned(), |client| client.to_string()),
         Err(status) => status.as_u16().to_string(),
     };

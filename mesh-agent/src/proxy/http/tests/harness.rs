@@ -409,6 +409,7 @@ fn resources(setup: &Setup, denied_prefix: &str) -> Resources {
         name: "outbound".into(),
         direction: Direction::Outbound,
         address: "10.0.0.1:80".parse().unwrap(),
+        use_original_dst: false,
         gateway: None,
         listener_filters: Default::default(),
         filter_chains: vec![Arc::new(chain)],

@@ -94,7 +94,8 @@ pub(super) fn response(bytes: &[u8], bodiless: bool, ended: bool) -> Front<Respo
             _ => return Front::Part,
         };
         at += length;
-        let Some(status) = head.start.split(' ').nth(1).and_then(|s| s.parse().ok()) else {
+        let mut words = head.start.splitn(3, ' ').skip(1);
+        let Some(status) = words.next().and_then(|s| s.parse().ok()) else {
             return Front::Wrong;
         };
         if (100..200).contains(&status) && status != 101 {
@@ -102,7 +103,8 @@ pub(super) fn response(bytes: &[u8], bodiless: bool, ended: bool) -> Front<Respo
             continue;
         }
         let rest = &bytes[at..];
-        let mut response = Response { interim, status, ..Response::default() };
+        let reason = words.next().unwrap_or_default().to_owned();
+        let mut response = Response { interim, status, reason, ..Response::default() };
         if bodiless || matches!(status, 101 | 204 | 304) {
         } else if head.lists("transfer-encoding", "chunked") {
             match chunked(rest) {
