@@ -252,9 +252,12 @@ mod tests {
         assert_eq!(whole(&late), merged);
     }
 
-    /// What a peer makes of it: what each stream is told between frames that are not its data.
-    fn meaning(bytes: &[u8]) -> Vec<(Vec<u8>, BTreeMap<u32, (Vec<u8>, u8)>)> {
-        let mut told = vec![(Vec::new(), BTreeMap::<u32, (Vec<u8>, u8)>::new())];
+    /// What streams are told, and whether it is all.
+    type Told = BTreeMap<u32, (Vec<u8>, u8)>;
+
+    /// What a peer makes of it: frames that are not data, and what is told after each.
+    fn meaning(bytes: &[u8]) -> Vec<(Vec<u8>, Told)> {
+        let mut told = vec![(Vec::new(), Told::new())];
         let mut whole = 0;
         for (head, payload) in frames(bytes) {
             whole += HEAD_BYTES + payload.len();
@@ -263,7 +266,7 @@ mod tests {
                 stream.0.extend_from_slice(payload);
                 stream.1 |= head.flags;
             } else {
-                told.push((frame(head.kind, head.flags, head.stream, payload), BTreeMap::new()));
+                told.push((frame(head.kind, head.flags, head.stream, payload), Told::new()));
             }
         }
         assert_eq!(whole, bytes.len(), "ends within a frame");
