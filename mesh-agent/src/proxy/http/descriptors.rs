@@ -46,6 +46,12 @@ impl Counted<'_> {
         (!entries.is_empty()).then_some(Descriptor { entries, hits, x_ratelimit })
     }
 
+    /// That of a limit of a route or of a virtual host. As Envoy: it counts as without
+    /// `hits_addend`.
+    pub(super) fn under_routes(&self, limit: &RateLimit) -> Option<Descriptor> {
+        Some(Descriptor { hits: None, ..self.under(limit)? })
+    }
+
     /// The outer `None`: the request is not counted; the inner one: not under this.
     fn entry(&self, action: &RateLimitAction) -> Option<Option<(String, String)>> {
         let entry = |key: &str, value: String| Some(Some((key.to_owned(), value)));
@@ -86,6 +92,15 @@ mod tests {
 
     fn header(skip_if_absent: bool) -> RateLimitAction {
         RateLimitAction::RequestHeader { name: "x-a".into(), key: "a".into(), skip_if_absent }
+    }
+
+    #[test]
+    fn what_a_request_counts_is_not_for_routes_to_say() {
+        let (head, ()) = Request::new(()).into_parts();
+        let counted = Counted { head: &head, client: [10, 0, 0, 1].into(), cluster: None };
+        let six = RateLimit { hits: Some(6), ..limit(vec![RateLimitAction::RemoteAddress]) };
+        assert_eq!(counted.under(&six).unwrap().hits, Some(6));
+        assert_eq!(counted.under_routes(&six).unwrap().hits, None);
     }
 
     #[test]

@@ -332,6 +332,10 @@ fn connection_managers() {
             ".common_http_protocol_options.max_headers_count: 0 is not within 1 to 10000",
         ),
         (
+            "common_http_protocol_options: {max_connection_duration: 0s}",
+            ".common_http_protocol_options.max_connection_duration: 0s lets no connection live",
+        ),
+        (
             "common_http_protocol_options: {max_connection_duration_jitter: {value: 50}}",
             ".common_http_protocol_options.max_connection_duration_jitter: is not supported",
         ),

@@ -182,8 +182,14 @@ pub(super) fn common(d: &mut Decoder, value: HttpProtocolOptions) -> Option<Comm
     } = value;
     unsupported!(d; max_connection_duration_jitter, max_response_headers_kb);
     let idle_timeout = common::timeout(d, "idle_timeout", idle_timeout, Some(IDLE_TIMEOUT_DEFAULT));
-    let max_connection_duration =
-        common::timeout(d, "max_connection_duration", max_connection_duration, None);
+    let max_connection_duration = match max_connection_duration {
+        None => Some(None),
+        // Envoy closes every connection at once, sometimes before an answer.
+        Some(value) if value.seconds == 0 && value.nanos == 0 => {
+            d.field("max_connection_duration", |d| d.refused("0s lets no connection live"))
+        }
+        Some(value) => common::duration(d, "max_connection_duration", value).map(Some),
+    };
     let max_stream_duration = common::timeout(d, "max_stream_duration", max_stream_duration, None);
     let max_headers_count = match max_headers_count.map(|max| max.value) {
         None => Some(HEADERS_COUNT_DEFAULT),

@@ -315,6 +315,10 @@ fn limit_cases() -> Vec<Case> {
                 { "entries": [entry("not", "n"), entry("masked_remote_address", "10.0.0.0/8")], "token_bucket": bucket(2) },
                 { "entries": [entry("generic_key", "h")], "token_bucket": bucket(12) }, { "entries": [entry("generic_key", "i")], "token_bucket": bucket(0) } ] }))
             .asks(get("/").with("x-m", "1")).asks(get("/").with("x-m", "1").is(429)).asks(get("/")).asks(get("/")).asks(get("/").is(429)),
+        // Filters' own limits count it; those of routes do not.
+        counted("limit-hits", json!([{ "actions": [generic("h")], "hits_addend": { "number": 6 } }]), json!([]), json!({}), json!({ "descriptors": [{ "entries": [entry("generic_key", "h")], "token_bucket": bucket(10) }] })).asks(get("/")).asks(get("/")).asks(get("/")),
+        counted("limit-hits-default", json!([{ "actions": [generic("h")], "hits_addend": { "number": 6 } }]), json!([]), json!({}), json!({ "token_bucket": bucket(10) })).asks(get("/")).asks(get("/")).asks(get("/")),
+        limited("limit-hits-own", 100, json!({ "rate_limits": [{ "actions": [generic("h")], "hits_addend": { "number": 6 } }], "descriptors": [{ "entries": [entry("generic_key", "h")], "token_bucket": bucket(10) }] })).asks(get("/")).asks(get("/").is(429)).asks(get("/").is(429)),
         counted("limit-host-override", one("own"), one("host"), json!({}), of_both.clone()).asks(get("/")).asks(get("/")).asks(get("/").is(429)),
         counted("limit-host-override-none", json!([]), one("host"), json!({}), of_both.clone()).asks(get("/")).asks(get("/").is(429)),
         counted("limit-host-include", one("own"), one("host"), json!({}), vh("INCLUDE")).asks(get("/")).asks(get("/").is(429)),

@@ -42,6 +42,11 @@ pub(super) fn cases() -> Vec<Case> {
         common("headers-dropped", json!({ "headers_with_underscores_action": "DROP_HEADER" })).asks(get("/").with("x_a", "1").with("x-a", "2")).asks(get("/").with("x_a", "1").http2()),
         common("requests-per-connection", json!({ "max_requests_per_connection": 2 })).asks(Ask::bytes(&format!("GET /1 HTTP/1.1\r\nhost: test\r\nx-case: CASE\r\n\r\n{next}{next}"))),
         common("one-request-per-connection", json!({ "max_requests_per_connection": 1 })).asks(get("/")).asks(get("/").http2()),
+        common("idle-nought", json!({ "idle_timeout": "0s" })).asks(get("/")).asks(get("/").http2()),
+        common("stream-nought", json!({ "max_stream_duration": "0s" })).asks(get("/")).asks(get("/").http2()),
+        case("request-nought", to("one")).manager(json!({ "request_timeout": "0s" })).asks(get("/")).asks(get("/").http2()),
+        case("request-headers-nought", to("one")).manager(json!({ "request_headers_timeout": "0s" })).asks(get("/")).asks(get("/").http2()),
+        case("stream-idle-nought", to("one")).manager(json!({ "stream_idle_timeout": "0s" })).asks(get("/")).asks(get("/").http2()),
         common("connection-duration", json!({ "max_connection_duration": "60s" })).asks(get("/")),
     ]
 }

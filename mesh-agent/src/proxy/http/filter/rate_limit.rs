@@ -171,9 +171,7 @@ impl Filtering<'_> {
         let host = said.map_or(HostRateLimits::default(), |said| said.host);
         let limits = action.rate_limits.of(filter.stage, host);
         let on = |limit: &&RateLimit| limit.disable_key.is_empty() || self.is_on(limit);
-        let descriptors = limits.filter(on).filter_map(|limit| counted.under(limit));
-        // As Envoy: what routes and hosts say counts as the server has it.
-        descriptors.map(|descriptor| Descriptor { hits: None, ..descriptor }).collect()
+        limits.filter(on).filter_map(|limit| counted.under_routes(limit)).collect()
     }
 
     fn is_on(&self, limit: &RateLimit) -> bool {

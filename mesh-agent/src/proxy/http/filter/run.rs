@@ -36,6 +36,7 @@ use crate::{
         filter::{Fault, HealthCheck, HttpFilter, Levels, LocalRateLimit, SetMetadata},
         listener::HttpConnectionManager,
         metadata::DynamicMetadata,
+        rate_limit::RateLimit,
         route::{Route, RouteAction},
     },
     observe::flags::ResponseFlag,
@@ -273,16 +274,15 @@ impl Filtering<'_> {
             Some(RouteAction::Forward(action)) => Some(&action.rate_limits),
             _ => None,
         };
-        let (own, of_route) = match config.rate_limits.is_empty() {
-            true => (None, of_route),
-            false => (Some(config.rate_limits.iter()), None),
-        };
-        let of_route = of_route.map(|limits| limits.of(config.stage, config.host));
-        let limits = own.into_iter().flatten().chain(of_route.into_iter().flatten());
-        let limits = limits.filter(|limit| limit.disable_key.is_empty());
-        let descriptors: Vec<_> = match config.descriptors.is_empty() {
-            true => Vec::new(),
-            false => limits.filter_map(|limit| counted.under(limit)).collect(),
+        let on = |limit: &&RateLimit| limit.disable_key.is_empty();
+        let descriptors: Vec<_> = if config.descriptors.is_empty() {
+            Vec::new()
+        } else if !config.rate_limits.is_empty() {
+            let own = config.rate_limits.iter().filter(on);
+            own.filter_map(|limit| counted.under(limit)).collect()
+        } else {
+            let limits = of_route.into_iter().flat_map(|all| all.of(config.stage, config.host));
+            limits.filter(on).filter_map(|limit| counted.under_routes(limit)).collect()
         };
         let now = Instant::now();
         let limiter = match config.per_connection {
