@@ -126,7 +126,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.45),
     ),
     (
-        "the same with redirect_peer: within the agent",
+        "the same with redirect_peer: within the agent, without TLS",
         "http1-16",
         "mesh-l7-redirect/same-node",
         "envoy-http/same-node",
@@ -134,7 +134,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.45),
     ),
     (
-        "HTTP/1.1 rate, L4, same node",
+        "HTTP/1.1 rate, L4, same node, without TLS",
         "http1-16",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
@@ -142,7 +142,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(1.0),
     ),
     (
-        "the same with redirect_peer",
+        "the same with redirect_peer, without TLS",
         "http1-16",
         "mesh-l4-redirect/same-node",
         "envoy-tcp/same-node",
@@ -166,7 +166,7 @@ const GOALS: &[Goal] = &[
         Bound::AtMost(8.0),
     ),
     (
-        "mesh CPU s per 100 000 requests, L4, same node",
+        "mesh CPU s per 100 000 requests, L4, same node, without TLS",
         "http1-16",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
@@ -223,7 +223,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.40),
     ),
     (
-        "new connections, L4, same node",
+        "new connections, L4, same node, without TLS",
         "connections",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
@@ -239,7 +239,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.50),
     ),
     (
-        "one TCP stream, same node",
+        "one TCP stream, same node, without TLS",
         "stream-up-1",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
