@@ -116,6 +116,8 @@ use crate::{
     snapshot::{RouteTable, SnapshotCell},
     transport::{
         http_pool::{BoxedIo, HttpPool, HttpProtocol},
+        http2_frames::PREFACE_BYTES,
+        paced::Paced,
         replayed::Replayed,
     },
 };
@@ -490,6 +492,7 @@ where
         })
     };
     let headers_max_bytes = u32::try_from(connection.head_max_bytes()).unwrap_or(u32::MAX);
+    let io = Replayed { io, sniffed: sniffed.freeze() };
     let mut builder = http2::Builder::new(Watching);
     if connection.http.options.extended_connect {
         builder.enable_connect_protocol();
@@ -505,7 +508,7 @@ where
         .max_local_error_reset_streams(HTTP2_LOCAL_RESETS_MAX)
         .keep_alive_interval(HTTP2_PING_INTERVAL)
         .keep_alive_timeout(HTTP2_PING_TIMEOUT)
-        .serve_connection(TokioIo::new(Replayed { io, sniffed: sniffed.freeze() }), service);
+        .serve_connection(TokioIo::new(Paced::new(io, PREFACE_BYTES)), service);
     let mut served = std::pin::pin!(served);
     let idle = tokio::select! {
         served = served.as_mut() => return served,

@@ -11,7 +11,6 @@ mod body;
 mod held;
 mod http1;
 mod http2;
-mod paced;
 #[cfg(test)]
 mod tests;
 mod torn;

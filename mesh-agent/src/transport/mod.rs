@@ -8,9 +8,11 @@
 
 pub mod dial;
 pub mod hbone;
+pub(crate) mod http2_frames;
 pub mod http_pool;
 pub mod leg;
 pub mod memory;
+pub(crate) mod paced;
 mod read_ahead;
 pub mod relay;
 pub mod replayed;

@@ -17,10 +17,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::time::Instant;
 
-use super::{
-    BoxedIo, Heard, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use, paced::Paced,
+use super::{BoxedIo, Heard, HttpPoolOptions, LeasedBody, SendFailure, UpstreamBody, Use};
+use crate::{
+    model::cluster::{ConnectionLimits, Pings},
+    transport::paced::Paced,
 };
-use crate::model::cluster::{ConnectionLimits, Pings};
 
 /// A slow reader holds at most this much of its response in the agent.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -118,7 +119,7 @@ impl<B: UpstreamBody> Http2<B> {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(SEND_BUFFER_MAX_BYTES)
             .max_header_list_size(options.response_head_max_bytes)
-            .handshake(TokioIo::new(Paced::new(io)))
+            .handshake(TokioIo::new(Paced::new(io, 0)))
             .await?;
         // Ends when the last sender is dropped or the peer closes; requests in hand are
         // told its error.

@@ -1,11 +1,13 @@
 //! Peers of HTTP/2 that send single bytes to somebody who does not read them: each takes far more
 //! than it counts for by flow control, and h2 has each count for 256 of the connection's window.
 
+use http::Response;
+use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    frames::{ACK, DATA, END_STREAM, SETTINGS, frame, head, preface, request},
-    harness::{Mesh, Setup, eventually, raw_upstream, silent_upstream, within},
+    frames::{ACK, DATA, END_STREAM, GOAWAY, PADDED, SETTINGS, frame, head, preface, request},
+    harness::{Mesh, Setup, eventually, http_upstream, raw_upstream, silent_upstream, within},
 };
 
 /// Less than three streams' windows.
@@ -13,9 +15,10 @@ const FRAMES: usize = 600 << 10;
 /// For as many as are taken.
 const HELD_MAX_BYTES: u64 = 40 << 20;
 
-/// As many frames of a byte for each stream, in pieces.
+/// As many frames of a byte for each stream, in pieces; padded, for others are put together as
+/// they are read.
 fn trickle(streams: [u32; 3]) -> impl Iterator<Item = Vec<u8>> {
-    let each = streams.map(|stream| frame(DATA, 0, stream, b"x")).concat();
+    let each = streams.map(|stream| frame(DATA, PADDED, stream, b"\0x")).concat();
     let piece = each.repeat(1 << 10);
     std::iter::repeat_n(piece, FRAMES / (3 << 10))
 }
@@ -120,4 +123,87 @@ fn a_client_that_trickles_to_who_does_not_read_is_hung_up_on() {
         let response = mesh.connect().await.ask(ask).await;
         assert!(response.starts_with("HTTP/1.1 418 "), "{response}");
     });
+}
+
+/// For each of three streams; more than h2 lets wait.
+const MANY: usize = 40_000;
+
+fn many(streams: [u32; 3]) -> Vec<u8> {
+    let each = |flags| streams.map(|stream| frame(DATA, flags, stream, b"x")).concat();
+    [each(0).repeat(MANY - 1), each(END_STREAM)].concat()
+}
+
+#[tokio::test]
+async fn a_client_may_say_much_in_single_bytes() {
+    for http2 in [false, true] {
+        let upstream = http_upstream(http2, |request| async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Response::new(Full::from(body.len().to_string()).map_err(|e| match e {}).boxed_unsync())
+        });
+        let upstream = upstream.await;
+        let setup = if http2 { Setup::http2(upstream) } else { Setup::new(upstream) };
+        let mut client = Mesh::new(setup).connect().await;
+        let streams = [1, 3, 5];
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "app.test"),
+            (":path", "/stream"),
+        ];
+        let mut says = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        says.extend(frame(SETTINGS, 0, 0, &[]));
+        says.extend(streams.map(|stream| head(0, stream, &fields)).concat());
+        says.extend(many(streams));
+        let (mut read, mut write) = client.stream.split();
+        let answers = async {
+            let mut answers = Vec::new();
+            while answers.len() < streams.len() {
+                let mut prefix = [0; 9];
+                read.read_exact(&mut prefix).await.unwrap();
+                let [a, b, c, kind, ..] = prefix;
+                let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap();
+                let mut payload = vec![0; length];
+                read.read_exact(&mut payload).await.unwrap();
+                assert_ne!(kind, GOAWAY, "{payload:?}");
+                if kind == DATA && length > 0 {
+                    answers.push(String::from_utf8(payload).unwrap());
+                }
+            }
+            answers
+        };
+        let (written, answers) =
+            within(async { tokio::join!(write.write_all(&says), answers) }).await;
+        written.unwrap();
+        assert_eq!(answers, [(); 3].map(|()| MANY.to_string()), "HTTP/2 upstream: {http2}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_may_say_much_in_single_bytes() {
+    let address = raw_upstream(|stream, _| async move {
+        let (mut read, mut write) = stream.into_split();
+        preface(&mut read).await.unwrap();
+        let first = request(&mut read).await.unwrap();
+        let settings = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat();
+        write.write_all(&settings).await.unwrap();
+        let second = request(&mut read).await.unwrap();
+        let streams = [first, second, request(&mut read).await.unwrap()];
+        let heads = streams.map(|stream| head(0, stream, &[(":status", "200")])).concat();
+        write.write_all(&[heads, many(streams)].concat()).await.unwrap();
+        while matches!(read.read(&mut [0; 4096]).await, Ok(1..)) {}
+    });
+    let mesh = Mesh::new(Setup::http2(address.await));
+    let ask = "GET /stream HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\n\r\n";
+    let mut clients = [mesh.connect().await, mesh.connect().await, mesh.connect().await];
+    for client in &mut clients {
+        client.write(ask).await;
+    }
+    for mut client in clients {
+        let (response, reset) = client.rest().await;
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 ") && !reset, "{head}");
+        assert!(body.ends_with("\r\n0\r\n\r\n"));
+        assert_eq!(body.bytes().filter(|byte| *byte == b'x').count(), MANY);
+    }
+    assert_eq!(mesh.connections(), 1);
 }

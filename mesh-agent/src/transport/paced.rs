@@ -1,4 +1,4 @@
-//! Reads that let others have their turn.
+//! Reads of HTTP/2 that let others have their turn.
 
 use std::{
     io,
@@ -8,20 +8,24 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::http2_frames::Frames;
+
 /// What is read in one go. What the codec makes of it waits until those that it is for have their
 /// turn: of frames of 30 bytes it makes ten times as much.
 const TURN_BYTES: usize = 64 << 10;
 
-/// `IO`, of which little is read at a time, however much there is.
+/// `IO`, of which little is read at a time, however much there is, and in few frames.
 #[derive(Debug)]
-pub(super) struct Paced<IO> {
+pub(crate) struct Paced<IO> {
     io: IO,
+    frames: Frames,
     read: usize,
 }
 
 impl<IO> Paced<IO> {
-    pub(super) fn new(io: IO) -> Self {
-        Self { io, read: 0 }
+    /// `preface_bytes` come before the first frame.
+    pub(crate) fn new(io: IO, preface_bytes: usize) -> Self {
+        Self { io, frames: Frames::new(preface_bytes), read: 0 }
     }
 }
 
@@ -43,7 +47,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
             this.read = 0;
         }
         ready!(polled)?;
-        this.read += buf.filled().len() - before;
+        let chunk = &mut buf.filled_mut()[before..];
+        this.read += chunk.len();
+        let becomes = this.frames.put_together(chunk);
+        buf.set_filled(before + becomes);
         Poll::Ready(Ok(()))
     }
 }
@@ -91,7 +98,7 @@ mod tests {
         let (mut write, read) = duplex(1 << 20);
         write.write_all(&vec![7; 1 << 20]).await.unwrap();
         drop(write);
-        let mut paced = Paced::new(read);
+        let mut paced = Paced::new(read, 1 << 20);
         let (mut all, mut turns) = (0, 0);
         poll_fn(|cx| {
             let mut bytes = [0; 8192];
