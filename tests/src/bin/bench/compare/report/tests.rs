@@ -23,9 +23,12 @@ fn sample(lane: &str, round: u32, requests: u64, disturbed: bool) -> Sample {
     }
 }
 
+/// Requests without a mesh and by the kernel path, and whether they were disturbed.
+type Round = [(u64, bool); 2];
+
 /// Of no mesh and of the kernel path on one node: requests, and whether disturbed, by round.
-fn rounds(of: &[((u64, bool), (u64, bool))]) -> Vec<Sample> {
-    let both = |(round, (plain, mesh)): (usize, &((u64, bool), (u64, bool)))| {
+fn rounds(of: &[Round]) -> Vec<Sample> {
+    let both = |(round, [plain, mesh]): (usize, &Round)| {
         let round = u32::try_from(round).unwrap();
         [
             sample("no-mesh/same-node", round, plain.0, plain.1),
@@ -36,7 +39,7 @@ fn rounds(of: &[((u64, bool), (u64, bool))]) -> Vec<Sample> {
 }
 
 /// Ratio, pairs, whether disturbed, of the kernel path.
-fn ratio(of: &[((u64, bool), (u64, bool))]) -> (f64, usize, bool) {
+fn ratio(of: &[Round]) -> (f64, usize, bool) {
     let samples = rounds(of);
     let of = |lane: &str| samples.iter().filter(|s| s.lane == lane).collect::<Vec<_>>();
     let row = row("mesh-l4/same-node", &of("mesh-l4/same-node"), &of("no-mesh/same-node"));
@@ -47,12 +50,12 @@ fn ratio(of: &[((u64, bool), (u64, bool))]) -> (f64, usize, bool) {
 fn a_ratio_is_of_two_calm_samples() {
     let (calm, disturbed) = (false, true);
     // A disturbed baseline, and then a disturbed lane, do not count beside a calm pair.
-    let one = ((100, calm), (90, calm));
-    assert_eq!(ratio(&[((50, disturbed), (90, calm)), one]), (0.9, 1, false));
-    assert_eq!(ratio(&[((100, calm), (10, disturbed)), one]), (0.9, 1, false));
+    let one = [(100, calm), (90, calm)];
+    assert_eq!(ratio(&[[(50, disturbed), (90, calm)], one]), (0.9, 1, false));
+    assert_eq!(ratio(&[[(100, calm), (10, disturbed)], one]), (0.9, 1, false));
     // Where there is no calm pair, they count and are told of.
-    assert_eq!(ratio(&[((50, disturbed), (90, calm))]), (1.8, 1, true));
-    let crossed = [((100, disturbed), (80, calm)), ((100, calm), (60, disturbed))];
+    assert_eq!(ratio(&[[(50, disturbed), (90, calm)]]), (1.8, 1, true));
+    let crossed = [[(100, disturbed), (80, calm)], [(100, calm), (60, disturbed)]];
     assert_eq!(ratio(&crossed), (0.7, 2, true));
     // A round without a baseline is no pair.
     let alone = sample("mesh-l4/same-node", 3, 90, calm);
@@ -78,7 +81,7 @@ fn forms(samples: &[Sample]) -> [String; 3] {
 
 #[test]
 fn every_form_says_what_a_verdict_stands_on() {
-    let [markdown, html, json] = forms(&rounds(&[((50, true), (90, false))]));
+    let [markdown, html, json] = forms(&rounds(&[[(50, true), (90, false)]]));
     assert!(markdown.contains("| reached, by one disturbed round |"), "{markdown}");
     assert!(markdown.contains("| 1 | 1 disturbed | 0 |"), "{markdown}");
     assert!(html.contains(">reached, by one disturbed round</td>"), "{html}");
@@ -86,7 +89,7 @@ fn every_form_says_what_a_verdict_stands_on() {
     assert!(json.contains(r#""reached":true,"rounds":1,"disturbed":true"#), "{json}");
     assert!(json.contains(r#""pairs":1,"pairs_disturbed":true"#), "{json}");
 
-    let calm = ((100, false), (90, false));
+    let calm = [(100, false), (90, false)];
     let [markdown, html, _] = forms(&rounds(&[calm]));
     assert!(markdown.contains("| **missed**, by a single round |"), "{markdown}");
     assert!(html.contains(">missed, by a single round</td>"), "{html}");
