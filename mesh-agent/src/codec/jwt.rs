@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::model::jwks::{Curve, Jwk, Jwks, Key};
 
-/// As Envoy: padding may be there, and what is left of the last character is not looked at.
+/// As Envoy: what is left of the last character is not looked at. Padding: see [`decoded`].
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new()
@@ -55,10 +55,16 @@ pub enum JwtError {
     Subject,
     #[error("Jwt payload [iat] field is not an integer")]
     IssuedAt,
+    #[error("Jwt payload [iat] field is not a positive 64 bit integer")]
+    IssuedAtRange,
     #[error("Jwt payload [nbf] field is not an integer")]
     NotBefore,
+    #[error("Jwt payload [nbf] field is not a positive 64 bit integer")]
+    NotBeforeRange,
     #[error("Jwt payload [exp] field is not an integer")]
     Expiration,
+    #[error("Jwt payload [exp] field is not a positive 64 bit integer")]
+    ExpirationRange,
     #[error("Jwt payload [aud] field is not a string or string list")]
     Audience,
     #[error("Jwt signature is an invalid Base64url encoded")]
@@ -140,20 +146,20 @@ impl<'a> Jwt<'a> {
             return Err(JwtError::Format);
         };
         let signed = &token[..header.len() + 1 + payload.len()];
-        let bytes = BASE64.decode(header).map_err(|_| JwtError::HeaderBase64)?;
+        let bytes = decoded(header).ok_or(JwtError::HeaderBase64)?;
         let header: Map<String, Value> =
             serde_json::from_slice(&bytes).map_err(|_| JwtError::HeaderJson)?;
         let alg = header.get("alg").and_then(Value::as_str).ok_or(JwtError::HeaderAlg)?.to_owned();
         let algorithm = Alg::named(&alg).ok_or(JwtError::UnknownAlg)?;
         let kid = text(&header, "kid", JwtError::HeaderKid)?.map(str::to_owned);
-        let bytes = BASE64.decode(payload).map_err(|_| JwtError::PayloadBase64)?;
+        let bytes = decoded(payload).ok_or(JwtError::PayloadBase64)?;
         let claims: Map<String, Value> =
             serde_json::from_slice(&bytes).map_err(|_| JwtError::PayloadJson)?;
         let issuer = text(&claims, "iss", JwtError::Issuer)?.unwrap_or_default().to_owned();
         let subject = text(&claims, "sub", JwtError::Subject)?.unwrap_or_default().to_owned();
-        time(&claims, "iat", JwtError::IssuedAt)?;
-        let not_before = time(&claims, "nbf", JwtError::NotBefore)?;
-        let expires = time(&claims, "exp", JwtError::Expiration)?;
+        time(&claims, "iat", [JwtError::IssuedAt, JwtError::IssuedAtRange])?;
+        let not_before = time(&claims, "nbf", [JwtError::NotBefore, JwtError::NotBeforeRange])?;
+        let expires = time(&claims, "exp", [JwtError::Expiration, JwtError::ExpirationRange])?;
         let audiences = match claims.get("aud") {
             None => Vec::new(),
             Some(Value::String(one)) => vec![one.clone()],
@@ -163,7 +169,7 @@ impl<'a> Jwt<'a> {
             }
             Some(_) => return Err(JwtError::Audience),
         };
-        let signature = BASE64.decode(signature).map_err(|_| JwtError::SignatureBase64)?;
+        let signature = decoded(signature).ok_or(JwtError::SignatureBase64)?;
         Ok(Self {
             signed,
             signature,
@@ -239,10 +245,24 @@ fn text<'m>(
     fields.get(name).map(|value| value.as_str().ok_or(error)).transpose()
 }
 
-/// A time that is there is a number, and not before 1970.
-fn time(fields: &Map<String, Value>, name: &str, error: JwtError) -> Result<Option<f64>, JwtError> {
-    let number = fields.get(name).map(|value| value.as_f64().filter(|n| *n >= 0.0).ok_or(error));
-    number.transpose()
+/// As Envoy: padding may be there, but then all of it.
+fn decoded(part: &str) -> Option<Vec<u8>> {
+    let padded = part.ends_with('=');
+    if padded && !part.len().is_multiple_of(4) { None } else { BASE64.decode(part).ok() }
+}
+
+/// A time that is there is a number, and of 64 bits without a sign. `errors`: the two.
+fn time(
+    fields: &Map<String, Value>,
+    name: &str,
+    [no_number, out_of_range]: [JwtError; 2],
+) -> Result<Option<f64>, JwtError> {
+    const END: f64 = u64::MAX as f64;
+    let Some(value) = fields.get(name) else { return Ok(None) };
+    match value.as_f64().ok_or(no_number)? {
+        time if (0.0..END).contains(&time) => Ok(Some(time)),
+        _ => Err(out_of_range),
+    }
 }
 
 /// Reads a peer's bytes as a token and as the keys it is verified by, of which the first byte

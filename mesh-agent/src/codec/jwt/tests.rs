@@ -94,12 +94,26 @@ fn what_is_no_token() {
         (with(ok, &"[".repeat(10_000)), JwtError::PayloadJson),
         (with(ok, r#"{"iss":1}"#), JwtError::Issuer),
         (with(ok, r#"{"exp":"1"}"#), JwtError::Expiration),
-        (with(ok, r#"{"exp":-1}"#), JwtError::Expiration),
+        (with(ok, r#"{"exp":-1}"#), JwtError::ExpirationRange),
+        (with(ok, r#"{"exp":1e30}"#), JwtError::ExpirationRange),
+        (with(ok, r#"{"exp":18446744073709551616}"#), JwtError::ExpirationRange),
+        (with(ok, r#"{"nbf":1e30}"#), JwtError::NotBeforeRange),
+        (with(ok, r#"{"iat":1e30}"#), JwtError::IssuedAtRange),
         (with(ok, r#"{"nbf":{}}"#), JwtError::NotBefore),
         (with(ok, r#"{"aud":[1]}"#), JwtError::Audience),
         (format!("{}.{}.!", b64(ok), b64("{}")), JwtError::SignatureBase64),
     ] {
         assert_eq!(Jwt::parse(&token).unwrap_err(), expected, "{token}");
+    }
+    // Of padding there is all or none.
+    let bare = with(ok, "{}");
+    let bare = bare.trim_end_matches(|c| c != '.');
+    for signature in ["AA", "AA==", "AAA", "AAA="] {
+        assert!(Jwt::parse(&format!("{bare}{signature}")).is_ok(), "{signature}");
+    }
+    for signature in ["AA=", "AA===", "AAAA=", "AAAA===="] {
+        let token = format!("{bare}{signature}");
+        assert_eq!(Jwt::parse(&token).unwrap_err(), JwtError::SignatureBase64, "{signature}");
     }
     let token = with(ok, r#"{"aud":"a","exp":9}"#);
     let jwt = Jwt::parse(&token).unwrap();

@@ -101,7 +101,7 @@ fn listener_filters_are_read_or_refused() {
     for (filters, expected) in [
         (
             "listener_filters: [{name: envoy.filters.listener.http_inspector}]".to_owned(),
-            ".listener_filters[0]: envoy.filters.listener.http_inspector is not supported",
+            ".listener_filters[0]: envoy.filters.listener.http_inspector without typed_config is not supported",
         ),
         (
             filter("original_dst.v3.OriginalDst", ""),

@@ -86,7 +86,7 @@ fn listeners() {
         ),
         (
             "access_log: [{name: envoy.access_loggers.file}]",
-            ".access_log[0]: envoy.access_loggers.file is not supported",
+            ".access_log[0]: envoy.access_loggers.file without typed_config is not supported",
         ),
         (
             "per_connection_buffer_limit_bytes: 0",
@@ -100,7 +100,7 @@ fn listeners() {
         ),
         (
             "listener_filters: [{name: envoy.filters.listener.tls_inspector}]",
-            ".listener_filters[0]: envoy.filters.listener.tls_inspector is not supported",
+            ".listener_filters[0]: envoy.filters.listener.tls_inspector without typed_config is not supported",
         ),
         ("socket_options: [{level: 1}]", ".socket_options: is not supported"),
         ("internal_listener: {}", ".internal_listener: is not supported"),
@@ -215,7 +215,7 @@ fn filter_chains() {
         ),
         (
             "{name: envoy.filters.network.echo}".to_owned(),
-            ".filters[0]: envoy.filters.network.echo is not supported",
+            ".filters[0]: envoy.filters.network.echo without typed_config is not supported",
         ),
         ("{name: x, typed_config: {cluster: y}}".to_owned(), ".filters[0]: has no @type"),
         (
@@ -292,7 +292,7 @@ fn connection_managers() {
         ),
         (
             "tracing: {provider: {name: envoy.tracers.datadog}}",
-            ".tracing.provider: envoy.tracers.datadog is not supported",
+            ".tracing.provider: envoy.tracers.datadog without typed_config is not supported",
         ),
         (
             "tracing: {provider: {name: t, typed_config: {\"@type\": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig}}}",
@@ -306,7 +306,10 @@ fn connection_managers() {
             "local_reply_config: {mappers: [{filter: {response_flag_filter: {flags: [UX]}}}]}",
             ".local_reply_config.mappers[0].filter.response_flag_filter.flags[0]: UX is not supported",
         ),
-        ("access_log: [{name: mine}]", ".access_log[0]: mine is not supported"),
+        (
+            "access_log: [{name: mine}]",
+            ".access_log[0]: mine without typed_config is not supported",
+        ),
         (
             "access_log: [{typed_config: {'@type': \
              t/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: log}}]",

@@ -192,7 +192,7 @@ fn health_checks_that_can_not_be_made_are_refused() {
         (checked(""), ": has no http_health_check, grpc_health_check or tcp_health_check"),
         (
             checked("custom_health_check: {name: envoy.health_checkers.redis}"),
-            ".custom_health_check: envoy.health_checkers.redis is not supported",
+            ".custom_health_check: envoy.health_checkers.redis without typed_config is not supported",
         ),
         (
             checked("tcp_health_check: {proxy_protocol_config: {}}"),

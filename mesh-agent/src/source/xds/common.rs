@@ -65,7 +65,8 @@ pub(super) fn unpack<M: Message + Default>(d: &mut Decoder, any: &protobuf::Any)
 pub(super) fn refuse_extension(d: &mut Decoder, name: &str, type_name: &str) {
     d.refuse(match (name, type_name) {
         ("", "") => "has neither name nor typed_config".to_owned(),
-        ("", only) | (only, "") => format!("{only} is not supported"),
+        ("", only) => format!("{only} is not supported"),
+        (name, "") => format!("{name} without typed_config is not supported"),
         (name, _) if name.starts_with("envoy.") => format!("{name} is not supported"),
         (name, type_name) => format!("{name} ({type_name}) is not supported"),
     });

@@ -12,6 +12,7 @@ const AUTHZ: &str = "extensions.filters.http.ext_authz.v3.ExtAuthz";
 const AUTHZ_PER_ROUTE: &str = "extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
 const JWT: &str = "extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 const JWT_PER_ROUTE: &str = "extensions.filters.http.jwt_authn.v3.PerRouteConfig";
+const FILTER_CONFIG: &str = "config.route.v3.FilterConfig";
 const RBAC: &str = "extensions.filters.http.rbac.v3.RBAC";
 
 pub(super) fn cases() -> Vec<Case> {
@@ -53,6 +54,13 @@ fn jwt_cases() -> Vec<Case> {
     use tokens::*;
     let b = json!({ "issuer": "https://b", "local_jwks": jwks(), "forward": true });
     let two = json!({ "p": provider(json!({})), "q": b });
+    let writer = provider(json!({
+        "forward_payload_header": "x-payload",
+        "claim_to_headers": [{ "header_name": "x-sub", "claim_name": "sub" }, { "header_name": "x-none", "claim_name": "none" }],
+    }));
+    let forged = |method: &str, path: &str| {
+        Ask::new(method, path).with("x-payload", "forged").with("x-sub", "forged").with("x-none", "forged").with("x-other", "kept")
+    };
     let either = json!({ "requires_any": { "requirements": [{ "provider_name": "p" }, { "provider_name": "q" }] } });
     let lenient = |kind: &str| json!({ "requires_any": { "requirements": [{ "provider_name": "p" }, { kind: {} }] } });
     let admin = json!({ "rules": { "policies": { "p": { "permissions": [{ "any": true }], "principals": [
@@ -92,6 +100,31 @@ fn jwt_cases() -> Vec<Case> {
             ],
         }))
             .asks(bearing(EC).with("x-sub", "forged").with("x-none", "forged").with("x-payload", "forged")),
+        case("jwt: what providers write is not for clients, whatever is required", routes(json!([
+            { "match": { "prefix": "/off" }, "route": { "cluster": "one" }, "typed_per_filter_config": { "jwt": typed(JWT_PER_ROUTE, json!({ "disabled": true })) } },
+            { "match": { "prefix": "/filter-off" }, "route": { "cluster": "one" }, "typed_per_filter_config": { "jwt": typed(FILTER_CONFIG, json!({ "disabled": true })) } },
+            { "match": { "prefix": "/" }, "route": { "cluster": "one" } },
+        ]))).filter("jwt", JWT, json!({
+            "providers": { "p": writer.clone(), "q": b.clone() }, "bypass_cors_preflight": true,
+            "rules": [
+                { "match": { "prefix": "/free" } },
+                { "match": { "prefix": "/q" }, "requires": { "provider_name": "q" } },
+                { "match": { "prefix": "/lenient" }, "requires": { "allow_missing_or_failed": {} } },
+            ],
+        }))
+            .asks(forged("GET", "/none")).asks(forged("GET", "/off")).asks(forged("GET", "/filter-off")).asks(forged("GET", "/free")).asks(forged("GET", "/lenient"))
+            .asks(forged("GET", "/q").with("authorization", &format!("Bearer {OTHER_ISSUER}"))).asks(forged("GET", "/none").http2())
+            .asks(forged("OPTIONS", "/q").with("origin", "a").with("access-control-request-method", "PUT")),
+        case("jwt: providers without rules", to("one")).filter("jwt", JWT, json!({ "providers": { "p": writer.clone() } })).asks(forged("GET", "/")),
+        rules("jwt: two providers that write the same", json!({
+            "p": provider(json!({ "claim_to_headers": [{ "header_name": "x-sub", "claim_name": "sub" }] })),
+            "q": { "issuer": "https://b", "local_jwks": jwks(), "from_headers": [{ "name": "x-q" }], "claim_to_headers": [{ "header_name": "x-sub", "claim_name": "sub" }] },
+        }), json!({ "requires_all": { "requirements": [{ "provider_name": "q" }, { "provider_name": "p" }] } }))
+            .asks(bearing(EC).with("x-q", OTHER_ISSUER).with("x-sub", "forged")),
+        jwt("jwt: padding is whole or none", json!({})).asks(bearing(&format!("{EC}=="))).asks(bearing(&format!("{EC}=")).is(401)),
+        jwt("jwt: times of tokens have a range", json!({ "local_jwks": { "inline_string": SECRET } }))
+            .asks(bearing(PLAIN)).asks(bearing(FRACTION)).asks(bearing(LARGE_EXP)).asks(bearing(LARGER_EXP)).asks(bearing(LIMIT_EXP).is(401)).asks(bearing(HUGE_EXP).is(401))
+            .asks(bearing(HUGE_IAT).is(401)).asks(bearing(HUGE_NBF).is(401)).asks(bearing(NEG_EXP).is(401)).asks(bearing(PADDED)),
         jwt("jwt: payloads without padding", json!({ "forward_payload_header": "x-payload" })).asks(bearing(EC)),
         jwt("jwt: how long tokens live", json!({ "max_lifetime": "3600s" })).asks(bearing(EC).is(401)).asks(bearing(ENDLESS).is(401)),
         jwt("jwt: tokens have to end", json!({ "require_expiration": true })).asks(bearing(EC)).asks(bearing(ENDLESS).is(401)),

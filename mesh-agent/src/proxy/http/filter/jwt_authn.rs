@@ -46,6 +46,7 @@ pub(in crate::proxy::http) async fn run(
     head: &mut Parts,
     metadata: &mut DynamicMetadata,
 ) -> Result<Next, Reply> {
+    strip(&filter.providers, &mut head.headers);
     let asks = |name: &HeaderName| head.headers.get(name).is_some_and(|value| !value.is_empty());
     let preflight =
         head.method == Method::OPTIONS && asks(&ORIGIN) && asks(&ACCESS_CONTROL_REQUEST_METHOD);
@@ -82,6 +83,17 @@ pub(in crate::proxy::http) async fn run(
         metadata.merge(NAMESPACE, noted);
     }
     Ok(if reroute { Next::Reroute } else { Next::Continue })
+}
+
+/// Takes away what only providers may say, whatever is required: who reads it next takes
+/// it for said by a token.
+fn strip(providers: &[Arc<JwtProvider>], headers: &mut HeaderMap) {
+    for provider in providers {
+        let written = provider.claim_to_headers.iter().map(|claim| &claim.header);
+        for name in provider.forward_payload_header.iter().chain(written) {
+            headers.remove(name);
+        }
+    }
 }
 
 fn details(message: &str) -> String {
@@ -219,12 +231,8 @@ impl<'a> Judge<'a> {
     async fn verified(&mut self, asked: Asked<'_>) -> Result<(), JwtError> {
         let filter = self.filter;
         let providers = asked.provider.map_or(filter.providers.as_slice(), std::slice::from_ref);
-        for provider in providers {
-            let written = provider.claim_to_headers.iter().map(|claim| &claim.header);
-            for name in provider.forward_payload_header.iter().chain(written) {
-                self.head.headers.remove(name);
-            }
-        }
+        // Once more: only the last of those a requirement asks says it, as in Envoy.
+        strip(providers, &mut self.head.headers);
         let mut tokens = tokens(providers, self.head);
         let mut ended = Err(JwtError::Missing);
         while let Some(token) = tokens.pop() {

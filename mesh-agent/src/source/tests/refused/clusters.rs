@@ -12,7 +12,7 @@ fn clusters() {
         ("type: STRICT_DNS", ".load_assignment: is missing"),
         (
             "cluster_type: {name: envoy.clusters.aggregate}",
-            ".cluster_type: envoy.clusters.aggregate is not supported",
+            ".cluster_type: envoy.clusters.aggregate without typed_config is not supported",
         ),
         (
             "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 4}",

@@ -154,7 +154,7 @@ fn routes() {
         ),
         (
             "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_host_predicate: [{name: p}]}}",
-            ".route.retry_policy.retry_host_predicate[0]: p is not supported",
+            ".route.retry_policy.retry_host_predicate[0]: p without typed_config is not supported",
         ),
         (
             "match: {prefix: /}, route: {cluster: c, retry_policy: {retry_back_off: {max_interval: 1s}}}",

@@ -14,3 +14,16 @@ pub(super) const OTHER_AUDIENCE: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIiwidHl
 pub(super) const ENDLESS: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIiwidHlwIjoiSldUIn0.eyJpc3MiOiJodHRwczovL2EiLCJzdWIiOiJtZSIsImF1ZCI6WyJvbmUiLCJodHRwczovL3R3by8iXSwic2NvcGUiOiJyZWFkIHdyaXRlIiwibiI6NywicmVhbCI6MS41LCJ5ZXMiOnRydWUsImRlZXAiOnsiZXIiOiJ4IiwibGlzdCI6WzEsImIiXX19.alzCJ5A_9RXLjhT8jBL2J-4d8YAq796A8UaMWdOQI2Sqq0E8K9-scQpY4v3i0DKK5KNfRhm-TPPDqrpr_HHKWA";
 pub(super) const WRONG_KID: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6Im5vYm9keSIsInR5cCI6IkpXVCJ9.eyJpc3MiOiJodHRwczovL2EiLCJzdWIiOiJtZSIsImF1ZCI6WyJvbmUiLCJodHRwczovL3R3by8iXSwiZXhwIjo0MTAyNDQ0ODAwLCJzY29wZSI6InJlYWQgd3JpdGUiLCJuIjo3LCJyZWFsIjoxLjUsInllcyI6dHJ1ZSwiZGVlcCI6eyJlciI6IngiLCJsaXN0IjpbMSwiYiJdfX0.kICqy15HL0bpnE1ois_H3nnCNc4Q0ruYH4bplPcmpD_3RsyHNFMuw-0uj8aOIIanz-_xNz5BTLsdHZw8SaVbQA";
 pub(super) const FORGED: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIiwidHlwIjoiSldUIn0.eyJpc3MiOiJodHRwczovL2EiLCJzdWIiOiJ5b3UiLCJhdWQiOlsib25lIiwiaHR0cHM6Ly90d28vIl0sImV4cCI6NDEwMjQ0NDgwMCwic2NvcGUiOiJyZWFkIHdyaXRlIiwibiI6NywicmVhbCI6MS41LCJ5ZXMiOnRydWUsImRlZXAiOnsiZXIiOiJ4IiwibGlzdCI6WzEsImIiXX19.2Q1axG91Tw-pGbBG7WxLyKKqU5VkX-xbKzSoZOCeaBgEsNWaRnMIZGymZuqWu1fx7f691xcBiHAQub02Uuij5Q";
+
+/// A secret, and what is signed with it.
+pub(super) const SECRET: &str = r#"{"keys": [{"kty": "oct", "alg": "HS256", "k": "YSBzZWNyZXQgb2YgdGhlc2UgdGVzdHMsIDMyIGJ5dGU"}]}"#;
+pub(super) const HUGE_EXP: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjFlMzB9.pTsUaPNyxTcPETbMiknXFuG66T-LV2q_7W68K4wOaHs";
+pub(super) const LARGE_EXP: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjllMTh9.iMsDdxnPm1dsjyEAzw62Ls5imaCWDoGUCgB5Xq-F6fY";
+pub(super) const LARGER_EXP: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjFlMTl9.M0ZXm-WIRlaSCjaC7OY5ASqoPOZJa4xeIS24HRJ3CZ0";
+pub(super) const LIMIT_EXP: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjE4NDQ2NzQ0MDczNzA5NTUxNjE2fQ.wPi8SVjydurJSJh5IX6sOQ0m78FJTdA2da1tNOO-PJc";
+pub(super) const HUGE_IAT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjQxMDI0NDQ4MDAsImlhdCI6MWUzMH0.MfC2v9uNVeR1OxWZYJ9_GlLd21NIbducOuG0waWl3H4";
+pub(super) const HUGE_NBF: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjQxMDI0NDQ4MDAsIm5iZiI6MWUzMH0.ShD2yxVkP5I8N1bl_xjvVQvEhCDfl32DOfOV4mfftFo";
+pub(super) const NEG_EXP: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOi0xfQ.jJB8BuknHmEh-6_5qgA7-BN-h1Yg17sgWsbc8_5kxA0";
+pub(super) const FRACTION: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjQxMDI0NDQ4MDAuNX0.MZK1qdnZ21fK2CTBfqMl4wogTwm0CdcVVWaeh8Fvw9Q";
+pub(super) const PADDED: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjQxMDI0NDQ4MDAsImEiOiJiIn0=.sH6S4mgdXqlH4rU_14Cp_VZzvvFGUYASiSGq1MLPgtU";
+pub(super) const PLAIN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJodHRwczovL2EiLCJleHAiOjQxMDI0NDQ4MDB9.LDjE29R48bIhwMtY7bhWZt21wT5TmMVnaJgp9615GyE";

@@ -2,7 +2,10 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    model::jwks::{Jwk, Jwks, Key},
+    model::{
+        jwks::{Jwk, Jwks, Key},
+        jwt_authn::ClaimToHeader,
+    },
     policy::fixtures::request,
 };
 
@@ -31,6 +34,24 @@ fn provider(issuer: Option<&str>, locations: Vec<JwtLocation>) -> Arc<JwtProvide
 
 fn header(name: &str, prefix: &str) -> JwtLocation {
     JwtLocation::Header { name: name.to_owned(), prefix: prefix.to_owned() }
+}
+
+#[test]
+fn what_providers_write_is_not_for_clients() {
+    let mut first = Arc::unwrap_or_clone(provider(None, Vec::new()));
+    first.forward_payload_header = Some(HeaderName::from_static("x-payload"));
+    let mut second = Arc::unwrap_or_clone(provider(None, Vec::new()));
+    let claim = |name| ClaimToHeader {
+        path: vec!["sub".to_owned()],
+        header: HeaderName::from_static(name),
+    };
+    second.claim_to_headers = vec![claim("x-a"), claim("x-b")];
+    let forged = [("x-payload", "f"), ("x-a", "f"), ("x-a", "g"), ("x-b", "f"), ("x-c", "kept")];
+    let mut head = request("GET", "/", &forged);
+    strip(&[Arc::new(first), Arc::new(second)], &mut head.headers);
+    let left: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+    assert!(!left.iter().any(|name| ["x-payload", "x-a", "x-b"].contains(name)), "{left:?}");
+    assert!(left.contains(&"x-c"));
 }
 
 #[test]
