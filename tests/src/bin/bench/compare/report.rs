@@ -137,6 +137,10 @@ impl Part {
     fn of(settings: Settings, out: &Path, journal: &Journal) -> Self {
         let samples: Vec<&Sample> =
             journal.samples.iter().filter(|sample| sample.settings == settings).collect();
+        // A lane that failed at a load is named above the tables, and is in no ratio.
+        let failures = journal.unmended();
+        let failed = |sample: &Sample| failures.iter().any(|failure| failure.is_of(sample));
+        let samples: Vec<&Sample> = samples.into_iter().filter(|sample| !failed(sample)).collect();
         Self::new(settings, &samples, running::kept(out, settings))
     }
 

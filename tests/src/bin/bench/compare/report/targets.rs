@@ -284,7 +284,7 @@ pub(super) fn all(tables: &[Table], figures: &[Figure]) -> Vec<Target> {
         figures.iter().find(of).map_or(f64::NAN, |figure| figure.value)
     };
     targets.push(target(
-        "MiB of their own, of one node with 100 pods",
+        "MiB of the processes' anonymous memory, without BPF maps, of one node with 100 pods",
         Bound::AtMost(MEMORY_MIB),
         memory("mesh"),
         memory("envoy sidecars"),
