@@ -50,10 +50,10 @@ pub(crate) struct Options {
     #[arg(long)]
     as_shipped: bool,
     /// Interleaved rounds [default: 7, quick: 3].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// How long a sample takes, in seconds [default: 1.5, quick: 0.7].
-    #[arg(long)]
+    #[arg(long, value_parser = some_seconds)]
     seconds: Option<f64>,
     /// Only lanes whose names contain one of these, and what they are compared with.
     #[arg(long, value_delimiter = ',')]
@@ -76,6 +76,11 @@ pub(crate) struct Options {
     /// Leave out memory, start-up and configuration at scale.
     #[arg(long)]
     no_scale: bool,
+}
+
+fn some_seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "is no number".to_owned())?;
+    if seconds.is_finite() && seconds > 0.0 { Ok(seconds) } else { Err("no time at all".into()) }
 }
 
 impl Options {
