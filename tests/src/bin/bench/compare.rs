@@ -50,10 +50,10 @@ pub(crate) struct Options {
     #[arg(long)]
     as_shipped: bool,
     /// Interleaved rounds [default: 7, quick: 3].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// How long a sample takes, in seconds [default: 1.5, quick: 0.7].
-    #[arg(long)]
+    #[arg(long, value_parser = some_seconds)]
     seconds: Option<f64>,
     /// Only lanes whose names contain one of these, and what they are compared with.
     #[arg(long, value_delimiter = ',')]
@@ -76,6 +76,11 @@ pub(crate) struct Options {
     /// Leave out memory, start-up and configuration at scale.
     #[arg(long)]
     no_scale: bool,
+}
+
+fn some_seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "is no number".to_owned())?;
+    if seconds.is_finite() && seconds > 0.0 { Ok(seconds) } else { Err("no time at all".into()) }
 }
 
 impl Options {
@@ -195,7 +200,7 @@ fn measure(options: &Options, journal: &mut Journal) {
     running::keep(&options.out, settings, &bed.programs());
     for (lane, why) in bed.failed() {
         let (failed, why) = (lane.clone(), why.clone());
-        journal.add_failure(Failure { settings, failed, load: None, why });
+        journal.add_failure(Failure { settings, failed, load: None, round: None, why });
     }
     let all: Vec<(u32, &Workload, &Lane)> = (0..rounds)
         .flat_map(|round| loads.iter().map(move |load| (round, load)))
@@ -213,45 +218,46 @@ fn measure(options: &Options, journal: &mut Journal) {
         all.len() - todo.len(),
         if todo.is_empty() { " (--fresh measures anew)" } else { "" }
     );
-    let broken = if todo.is_empty() { HashSet::new() } else { warm_up(&bed, &loads, journal) };
+    let broken = warm_up(&bed, &todo, journal);
     todo.retain(|(_, load, lane)| !broken.contains(&(lane.name.as_str(), load.name)));
     let start = Instant::now();
     for (done, (round, load, lane)) in todo.iter().enumerate() {
         let left = start.elapsed().mul_f64((todo.len() - done) as f64 / done.max(1) as f64);
-        match take(&bed, lane, load, *round, options.seconds()) {
+        let taken = take(&bed, lane, load, *round, options.seconds());
+        match taken.and_then(|sample| sample.failure().map_or(Ok(sample), Err)) {
             Ok(sample) => {
                 let (number, line) = (done + 1, sample.line());
                 println!("  {number:>4}/{} {line}   {} left", todo.len(), short(left));
                 journal.add(&sample);
             }
-            Err(why) => journal.add_failure(failure(&bed, lane, load, why)),
+            Err(why) => journal.add_failure(failure(&bed, lane, load, *round, why)),
         }
     }
     bed.stop();
 }
 
-fn failure(bed: &Bed, lane: &Lane, load: &Workload, why: String) -> Failure {
+fn failure(bed: &Bed, lane: &Lane, load: &Workload, round: u32, why: String) -> Failure {
     let (failed, load) = (lane.name.clone(), Some(load.name.to_owned()));
-    Failure { settings: bed.settings(), failed, load, why }
+    Failure { settings: bed.settings(), failed, load, round: Some(round), why }
 }
 
-/// Tunnels, pools, caches; and every lane is seen to work before hours are spent. Returns
-/// those that do not, with the load.
+/// Tunnels, pools, caches; and every lane of `todo` is seen to work before hours are spent.
+/// Returns those that do not, with the load.
 fn warm_up<'a>(
     bed: &'a Bed,
-    loads: &[Workload],
+    todo: &[(u32, &Workload, &'a Lane)],
     journal: &mut Journal,
 ) -> HashSet<(&'a str, &'static str)> {
-    let mut broken = HashSet::new();
-    for load in loads {
-        for lane in bed.lanes().iter().filter(|lane| lane.takes(load)) {
+    let (mut broken, mut seen) = (HashSet::new(), HashSet::new());
+    for &(round, load, lane) in todo {
+        if seen.insert((lane.name.as_str(), load.name)) {
             let works = bed.sample(lane, load, 0, 0.2).and_then(|sample| {
                 let moved = sample.requests > 0 || sample.bytes > 0;
                 let why = || sample.error.unwrap_or_else(|| "nothing got through".to_owned());
                 if sample.errors == 0 && moved { Ok(()) } else { Err(why()) }
             });
             if let Err(why) = works {
-                journal.add_failure(failure(bed, lane, load, why));
+                journal.add_failure(failure(bed, lane, load, round, why));
                 broken.insert((lane.name.as_str(), load.name));
             }
         }

@@ -305,7 +305,13 @@ pub(crate) fn settings_told(settings: Settings) -> &'static [(&'static str, &'st
             (
                 "TLS",
                 "1.3, X25519MLKEM768, AES-128-GCM, P-256 certificates of one authority, exact \
-                 SPIFFE ID on both sides",
+                 SPIFFE ID on both sides; none where a connection stays in the kernel or within \
+                 one agent, see there, while Envoy's pair has it on one node as well",
+            ),
+            (
+                "new connections",
+                "envoy-tcp opens TLS for each; the agents carry them as streams of connections \
+                 that they keep to each other, which is what the architecture is for",
             ),
             ("access logs", "none"),
             ("threads", "one for each CPU, of each Envoy, HAProxy and agent"),
@@ -316,13 +322,20 @@ pub(crate) fn settings_told(settings: Settings) -> &'static [(&'static str, &'st
                 "one HTTP hop in the clear, without TLS or policy: what a hop costs at least",
             ),
             ("mesh-l7", "each request judged and routed by the agents of both nodes"),
-            ("mesh-l7-redirect", "mesh-l7 with redirect_peer on: on one node within its agent"),
+            (
+                "mesh-l7-redirect",
+                "mesh-l7 with redirect_peer on: within the agent of one node, without TLS",
+            ),
             (
                 "mesh-l4",
-                "connections judged; on one node the kernel path, redirect_peer and splice off",
+                "connections judged; on one node the kernel path, without TLS, redirect_peer and \
+                 splice off",
             ),
-            ("mesh-l4-redirect", "mesh-l4 with redirect_peer on"),
-            ("mesh-l4-splice", "mesh-l4 with splice on, which auto leaves off on this kernel"),
+            ("mesh-l4-redirect", "mesh-l4 with redirect_peer on: on one node, without TLS"),
+            (
+                "mesh-l4-splice",
+                "mesh-l4 with splice on, which auto leaves off on this kernel; no TLS on one node",
+            ),
             ("mesh-l4-proxied", "an idle timeout keeps it from the kernel path: by the agent"),
             ("…-splice", "splice on between the applications and the agents, as well"),
         ],
@@ -337,7 +350,8 @@ pub(crate) fn settings_told(settings: Settings) -> &'static [(&'static str, &'st
             (
                 "mesh-l7, mesh-l4",
                 "TLS 1.3 with X25519MLKEM768; the access log as JSON, a line for each request or \
-                 connection; redirect_peer and splice by auto, as the kernel and the node allow",
+                 connection; redirect_peer and splice by auto, as the kernel and the node allow; \
+                 on one node mesh-l4 has no TLS, nor mesh-l7 where redirect_peer is on",
             ),
             ("left out", "lanes that are a setting: …-redirect, …-splice, mesh-l4-proxied"),
         ],

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use sha2::{Digest, Sha256};
 
 /// For the head of the report.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cpus: usize,

@@ -4,6 +4,8 @@ mod chart;
 mod html;
 mod markdown;
 mod targets;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +26,11 @@ use super::{
 
 /// What the report is written into.
 pub(crate) const FILES: [&str; 3] = ["report.html", "report.md", "report.json"];
+
+/// For who reads the tables.
+const CALM_TOLD: &str = "Samples that other programs disturbed count only where there is nothing \
+    else, which is then said: \"rounds\" is how many samples a lane's own figures stand on, \
+    \"pairs\" how many rounds its ratios and the mesh's part of the CPU do, both sides calm.";
 
 /// Everything that is shown.
 #[derive(Debug, Serialize)]
@@ -63,7 +70,14 @@ struct Table {
 #[derive(Debug, Clone, Serialize)]
 struct Row {
     lane: String,
+    /// Samples that its own figures stand on, one a round.
     rounds: usize,
+    /// Whether these are disturbed ones, for want of others.
+    disturbed: bool,
+    /// Rounds that its ratios stand on: with a sample of it and one of no mesh.
+    pairs: usize,
+    /// Whether one of the two was disturbed in each, for want of others.
+    pairs_disturbed: bool,
     errors: u64,
     /// Requests or MiB a second.
     rate: f64,
@@ -123,14 +137,22 @@ impl Part {
     fn of(settings: Settings, out: &Path, journal: &Journal) -> Self {
         let samples: Vec<&Sample> =
             journal.samples.iter().filter(|sample| sample.settings == settings).collect();
+        // A lane that failed at a load is named above the tables, and is in no ratio.
+        let failures = journal.unmended();
+        let failed = |sample: &Sample| failures.iter().any(|failure| failure.is_of(sample));
+        let samples: Vec<&Sample> = samples.into_iter().filter(|sample| !failed(sample)).collect();
+        Self::new(settings, &samples, running::kept(out, settings))
+    }
+
+    fn new(settings: Settings, samples: &[&Sample], programs: Vec<Program>) -> Self {
         Self {
             settings,
             settings_told: settings_told(settings),
             rounds: samples.iter().map(|sample| sample.round).collect::<BTreeSet<_>>().len(),
             samples: samples.len(),
             disturbed: samples.iter().filter(|sample| sample.disturbed).count(),
-            tables: tables(&samples),
-            programs: running::kept(out, settings),
+            tables: tables(samples),
+            programs,
         }
     }
 }
@@ -194,6 +216,13 @@ impl Row {
     fn contender(&self) -> &str {
         self.lane.split_once('/').map_or(&self.lane, |(contender, _)| contender)
     }
+
+    /// How many rounds its own figures and its ratios stand on, as people read it.
+    fn rounds_shown(&self) -> [String; 2] {
+        [(self.rounds, self.disturbed), (self.pairs, self.pairs_disturbed)].map(
+            |(count, disturbed)| format!("{count}{}", if disturbed { " disturbed" } else { "" }),
+        )
+    }
 }
 
 /// A line of the figures' table.
@@ -249,12 +278,13 @@ fn order(lane: &str) -> usize {
 }
 
 fn row(lane: &str, taken: &[&Sample], plain: &[&Sample]) -> Row {
-    // What was disturbed counts only where there is nothing else.
-    let calm: Vec<&Sample> = taken.iter().copied().filter(|sample| !sample.disturbed).collect();
-    let used = if calm.is_empty() { taken.to_vec() } else { calm };
+    // What was disturbed counts only where there is nothing else; of a ratio, either side.
+    let (used, disturbed) =
+        calm_or_all(taken.iter().copied().map(|sample| (sample, sample.disturbed)).collect());
     let beside = |sample: &Sample| plain.iter().find(|plain| plain.round == sample.round).copied();
-    let pairs: Vec<(&Sample, &Sample)> =
-        used.iter().filter_map(|sample| Some((*sample, beside(sample)?))).collect();
+    let pairs = taken.iter().filter_map(|sample| Some((*sample, beside(sample)?)));
+    let (pairs, pairs_disturbed) =
+        calm_or_all(pairs.map(|pair| (pair, pair.0.disturbed || pair.1.disturbed)).collect());
     let ratios: Vec<f64> = pairs.iter().map(|(mine, plain)| mine.rate() / plain.rate()).collect();
     let cpu = |sample: &Sample| sample.bed_cpu_us / sample.units();
     let percents: Vec<f64> =
@@ -266,6 +296,9 @@ fn row(lane: &str, taken: &[&Sample], plain: &[&Sample]) -> Row {
     Row {
         lane: lane.to_owned(),
         rounds: used.len(),
+        disturbed,
+        pairs: pairs.len(),
+        pairs_disturbed,
         errors: used.iter().map(|sample| sample.errors).sum(),
         rate: median(rates.iter().copied()),
         rate_spread: spread(&rates),
@@ -279,6 +312,13 @@ fn row(lane: &str, taken: &[&Sample], plain: &[&Sample]) -> Row {
         proxies_us: median(used.iter().map(|sample| sample.mesh_cpu_us / sample.units())),
         latency,
     }
+}
+
+/// Those that are not disturbed or, where there is none, all; and whether it is these.
+fn calm_or_all<T>(all: Vec<(T, bool)>) -> (Vec<T>, bool) {
+    let disturbed = !all.is_empty() && all.iter().all(|(_, disturbed)| *disturbed);
+    let used = all.into_iter().filter(|(_, it)| *it == disturbed).map(|(value, _)| value);
+    (used.collect(), disturbed)
 }
 
 /// The least and the most.

@@ -60,10 +60,20 @@ pub(crate) struct Failure {
     pub(crate) failed: String,
     /// The load, or nothing where it did not start.
     pub(crate) load: Option<String>,
+    /// The round that it left out, which a later run may make up for.
+    #[serde(default)]
+    pub(crate) round: Option<u32>,
     pub(crate) why: String,
 }
 
 impl Failure {
+    /// Whether the sample is of the lane that failed, and of the load that it failed at.
+    pub(crate) fn is_of(&self, sample: &Sample) -> bool {
+        sample.settings == self.settings
+            && sample.lane == self.failed
+            && self.load.as_ref().is_none_or(|load| *load == sample.load)
+    }
+
     /// In a line.
     pub(crate) fn told(&self) -> String {
         let at = self.load.as_deref().unwrap_or("its start");
@@ -72,6 +82,16 @@ impl Failure {
 }
 
 impl Sample {
+    /// Why it is no sample of what the lane does: nothing got through, or most of it did not.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let why = || self.error.clone().unwrap_or_else(|| "nothing got through".to_owned());
+        if self.units() == 0.0 {
+            return Some(why());
+        }
+        let most = self.errors > self.requests;
+        most.then(|| format!("{} errors to {} answers: {}", self.errors, self.requests, why()))
+    }
+
     fn key(&self) -> (Settings, String, String, u32) {
         (self.settings, self.lane.clone(), self.load.clone(), self.round)
     }
@@ -152,9 +172,7 @@ impl Journal {
     pub(crate) fn unmended(&self) -> Vec<&Failure> {
         let mended = |failure: &Failure| {
             self.samples.iter().any(|sample| {
-                sample.settings == failure.settings
-                    && sample.lane == failure.failed
-                    && failure.load.as_ref().is_none_or(|load| *load == sample.load)
+                failure.is_of(sample) && failure.round.is_none_or(|round| round == sample.round)
             })
         };
         let mut seen = HashSet::new();
@@ -196,5 +214,61 @@ impl Journal {
     fn write(&mut self, value: &impl Serialize) {
         let line = serde_json::to_string(value).expect("it is JSON");
         writeln!(self.file, "{line}").expect("write a sample");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Failure, Journal, Sample, Settings};
+
+    fn sample(round: u32, requests: u64, errors: u64) -> Sample {
+        Sample {
+            settings: Settings::Equal,
+            lane: "plug/across".to_owned(),
+            load: "http1-16".to_owned(),
+            round,
+            attempt: 1,
+            disturbed: false,
+            seconds: 1.0,
+            requests,
+            errors,
+            error: (errors > 0).then(|| "refused".to_owned()),
+            bytes: 0,
+            latency_us: Vec::new(),
+            bed_cpu_us: 0.0,
+            mesh_cpu_us: 0.0,
+            machine_cpu_us: 0.0,
+            foreign: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_sample_of_errors_is_a_failure() {
+        assert_eq!(sample(0, 10, 10).failure(), None);
+        assert_eq!(sample(0, 10, 11).failure().unwrap(), "11 errors to 10 answers: refused");
+        assert_eq!(sample(0, 0, 3).failure().unwrap(), "refused");
+        assert_eq!(sample(0, 0, 0).failure().unwrap(), "nothing got through");
+    }
+
+    #[test]
+    fn a_round_that_failed_is_mended_by_that_round_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&directory.path().join("samples.jsonl"));
+        journal.add(&sample(0, 10, 0));
+        journal.add_failure(Failure {
+            settings: Settings::Equal,
+            failed: "plug/across".to_owned(),
+            load: Some("http1-16".to_owned()),
+            round: Some(1),
+            why: "refused".to_owned(),
+        });
+        // Another round's sample mends nothing; it is of what failed, other loads' are not.
+        let unmended = journal.unmended();
+        assert!(unmended.len() == 1 && unmended[0].is_of(&sample(0, 10, 0)));
+        assert!(!unmended[0].is_of(&Sample { load: "http2".to_owned(), ..sample(0, 10, 0) }));
+        let shipped = Sample { settings: Settings::AsShipped, ..sample(0, 10, 0) };
+        assert!(!unmended[0].is_of(&shipped));
+        journal.add(&sample(1, 10, 0));
+        assert!(journal.unmended().is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Figure, Part, Place, Report, Row, Settings, Table,
+    CALM_TOLD, Figure, Part, Place, Report, Row, Settings, Table,
     chart::{self, Axis, Bar, Line},
     figure_lanes, figure_lines, ratio_shown, shown, spread_shown,
 };
@@ -57,8 +57,7 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         "<p class=\"note\">Figures are medians of interleaved rounds; the mark in a bar is the \
          least and the most that was seen. A ratio is to no mesh in the same place and the same \
          round. CPU counts everything that ran for a request or MiB: load, origin, proxies and \
-         kernel; the mesh's part is what that is more than without one. Samples that other \
-         programs disturbed count only where there is nothing else.</p>"
+         kernel; the mesh's part is what that is more than without one. {CALM_TOLD}</p>"
     )
 }
 
@@ -141,11 +140,12 @@ fn targets(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         write!(
             page,
             "<tr><td class=\"long\">{}</td><td>{}</td><td>{}</td><td>{}</td>\
-             <td class=\"{class}\">{verdict}</td>",
+             <td class=\"{class}\">{verdict}{}</td>",
             text(target.what),
             text(&target.goal),
             shown(target.seen),
-            shown(target.envoy)
+            shown(target.envoy),
+            target.doubt()
         )?;
         for value in target.cpu_columns() {
             write!(page, "<td>{value}</td>")?;
@@ -197,7 +197,7 @@ fn load(page: &mut String, prefix: &str, table: &Table) -> std::fmt::Result {
         page,
         "<h3>Figures</h3><div class=\"scroll\"><table><tr><th></th><th>{plural}/s</th><th>×</th>\
          <th>least–most</th>{latency}<th>CPU µs</th><th>mesh µs</th><th>proxies µs</th>\
-         <th>rounds</th><th>errors</th></tr>"
+         <th>rounds</th><th>pairs</th><th>errors</th></tr>"
     )?;
     for row in &table.rows {
         let class = if row.lane.starts_with("mesh") { " class=\"mesh\"" } else { "" };
@@ -205,10 +205,11 @@ fn load(page: &mut String, prefix: &str, table: &Table) -> std::fmt::Result {
             true => format!("<td>{}</td><td>{}</td>", shown(row.p50_us), shown(row.p99_us)),
             false => String::new(),
         };
+        let [rounds, pairs] = row.rounds_shown();
         write!(
             page,
             "<tr{class}><td>{}</td><td>{}</td><td>{}</td><td>{}</td>{latency}<td>{}</td>\
-             <td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+             <td>{}</td><td>{}</td><td>{rounds}</td><td>{pairs}</td><td>{}</td></tr>",
             text(&row.lane),
             shown(row.rate),
             ratio_shown(row.ratio),
@@ -216,7 +217,6 @@ fn load(page: &mut String, prefix: &str, table: &Table) -> std::fmt::Result {
             shown(row.cpu_us),
             shown(row.mesh_us),
             shown(row.proxies_us),
-            row.rounds,
             row.errors
         )?;
     }

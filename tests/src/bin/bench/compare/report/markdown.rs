@@ -43,9 +43,10 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
         page,
         "Medians; × is the median of the ratios to no mesh in the same place and round, with the \
          least and the most of them. CPU counts everything: load, origin, proxies, kernel; \
-         \"mesh\" is what that is more than without one.\n\n## Targets\n\n\
+         \"mesh\" is what that is more than without one. {}\n\n## Targets\n\n\
          | | goal | seen | Envoy | | goal as mesh CPU µs, there | here | mesh CPU µs seen | Envoy |\n\
-         |---|---|---|---|---|---|---|---|---|"
+         |---|---|---|---|---|---|---|---|---|",
+        super::CALM_TOLD
     )?;
     for target in &report.targets {
         let verdict = match target.reached {
@@ -53,6 +54,7 @@ fn head(page: &mut String, report: &Report<'_>) -> std::fmt::Result {
             Some(false) => "**missed**",
             None => "not measured",
         };
+        let verdict = format!("{verdict}{}", target.doubt());
         let (seen, envoy) = (shown(target.seen), shown(target.envoy));
         write!(page, "| {} | {} | {seen} | {envoy} | {verdict} |", target.what, target.goal)?;
         for value in target.cpu_columns() {
@@ -93,8 +95,8 @@ fn load(page: &mut String, table: &Table) -> std::fmt::Result {
     };
     writeln!(
         page,
-        "\n## {}\n\n| | {plural}/s | × | |{names} CPU µs/{per} | mesh | proxies' own | errors |\n\
-         |---|---|---|---|{rule}---|---|---|---|",
+        "\n## {}\n\n| | {plural}/s | × | |{names} CPU µs/{per} | mesh | proxies' own | rounds | \
+         pairs | errors |\n|---|---|---|---|{rule}---|---|---|---|---|---|",
         table.title
     )?;
     for row in &table.rows {
@@ -112,9 +114,10 @@ fn load(page: &mut String, table: &Table) -> std::fmt::Result {
                 write!(page, " {} |", shown(at.map_or(f64::NAN, |(_, us)| *us)))?;
             }
         }
+        let [rounds, pairs] = row.rounds_shown();
         writeln!(
             page,
-            " {} | {} | {} | {} |",
+            " {} | {} | {} | {rounds} | {pairs} | {} |",
             shown(row.cpu_us),
             shown(row.mesh_us),
             shown(row.proxies_us),

@@ -20,6 +20,10 @@ pub(crate) struct Target {
     /// The same of Envoy's sidecars, where there is one.
     pub(crate) envoy: f64,
     pub(crate) reached: Option<bool>,
+    /// Rounds that what was seen stands on, of loads.
+    pub(crate) rounds: Option<usize>,
+    /// Whether others disturbed them.
+    pub(crate) disturbed: bool,
     /// What a ratio amounts to.
     pub(crate) as_cpu: Option<AsCpu>,
 }
@@ -44,6 +48,16 @@ pub(super) const AS_CPU_TOLD: &str = "A rate of r of no mesh's leaves the mesh c
     their rates. \"Here\" is c of this run. Verdicts go by the goal as it was set.";
 
 impl Target {
+    /// What to think of beside the verdict: an end of its text.
+    pub(super) fn doubt(&self) -> &'static str {
+        match (self.disturbed, self.rounds) {
+            (true, Some(1)) => ", by one disturbed round",
+            (true, _) => ", by disturbed rounds",
+            (false, Some(1)) => ", by a single round",
+            (false, _) => "",
+        }
+    }
+
     /// The goal there and here, what was seen, and Envoy's, as they are written.
     pub(super) fn cpu_columns(&self) -> [String; 4] {
         let Some(cpu) = &self.as_cpu else { return ["", "", "", ""].map(str::to_owned) };
@@ -75,15 +89,16 @@ enum Bound {
     AtMost(f64),
 }
 
-type Measure = fn(&Row) -> f64;
+/// A figure of a row, how many rounds it stands on, and whether these were disturbed.
+type Measure = fn(&Row) -> (f64, usize, bool);
 
 /// A load's measure of a lane: name, load, lane, the sidecars' lane, measure, goal.
 type Goal = (&'static str, &'static str, &'static str, &'static str, Measure, Bound);
 
-const RATIO: Measure = |row| row.ratio;
-const CPU_SECONDS_PER_100K: Measure = |row| row.mesh_us / 10.0;
-const P50: Measure = |row| row.p50_us;
-const P99: Measure = |row| row.p99_us;
+const RATIO: Measure = |row| (row.ratio, row.pairs, row.pairs_disturbed);
+const CPU_SECONDS_PER_100K: Measure = |row| (row.mesh_us / 10.0, row.pairs, row.pairs_disturbed);
+const P50: Measure = |row| (row.p50_us, row.rounds, row.disturbed);
+const P99: Measure = |row| (row.p99_us, row.rounds, row.disturbed);
 
 const GOALS: &[Goal] = &[
     (
@@ -111,7 +126,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.45),
     ),
     (
-        "the same with redirect_peer: within the agent",
+        "the same with redirect_peer: within the agent, without TLS",
         "http1-16",
         "mesh-l7-redirect/same-node",
         "envoy-http/same-node",
@@ -119,7 +134,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.45),
     ),
     (
-        "HTTP/1.1 rate, L4, same node",
+        "HTTP/1.1 rate, L4, same node, without TLS",
         "http1-16",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
@@ -127,7 +142,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(1.0),
     ),
     (
-        "the same with redirect_peer",
+        "the same with redirect_peer, without TLS",
         "http1-16",
         "mesh-l4-redirect/same-node",
         "envoy-tcp/same-node",
@@ -151,7 +166,7 @@ const GOALS: &[Goal] = &[
         Bound::AtMost(8.0),
     ),
     (
-        "mesh CPU s per 100 000 requests, L4, same node",
+        "mesh CPU s per 100 000 requests, L4, same node, without TLS",
         "http1-16",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
@@ -208,7 +223,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.40),
     ),
     (
-        "new connections, L4, same node",
+        "new connections, L4, same node, without TLS",
         "connections",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
@@ -224,7 +239,7 @@ const GOALS: &[Goal] = &[
         Bound::AtLeast(0.50),
     ),
     (
-        "one TCP stream, same node",
+        "one TCP stream, same node, without TLS",
         "stream-up-1",
         "mesh-l4/same-node",
         "envoy-tcp/same-node",
@@ -237,28 +252,31 @@ const MEMORY_MIB: f64 = 15.0;
 const MEMORY_PODS: u64 = 100;
 
 pub(super) fn all(tables: &[Table], figures: &[Figure]) -> Vec<Target> {
-    let measured = |load: &str, lane: &str, measure: Measure| {
-        let table = tables.iter().find(|table| table.load == load);
-        let row = table.and_then(|table| table.rows.iter().find(|row| row.lane == lane));
-        row.map_or(f64::NAN, measure)
+    let row = |load: &str, lane: &str| {
+        let table = tables.iter().find(|table| table.load == load)?;
+        table.rows.iter().find(|row| row.lane == lane)
     };
+    let of = |row: Option<&Row>, value: fn(&Row) -> f64| row.map_or(f64::NAN, value);
     let mut targets: Vec<Target> = GOALS
         .iter()
         .map(|&(what, load, lane, envoy, measure, bound)| {
-            let (seen, theirs) = (measured(load, lane, measure), measured(load, envoy, measure));
             let place = lane.split_once('/').map_or("", |(_, place)| place);
-            let plain = measured(load, &format!("no-mesh/{place}"), |row| row.cpu_us);
+            let (ours, envoy) = (row(load, lane), row(load, envoy));
+            let plain = of(row(load, &format!("no-mesh/{place}")), |row| row.cpu_us);
+            let (seen, rounds, disturbed) = ours.map_or((f64::NAN, 0, false), measure);
+            let theirs = envoy.map_or(f64::NAN, |row| measure(row).0);
             let there = THERE.iter().find(|(name, _)| *name == load);
             let as_cpu = match (bound, there) {
                 (Bound::AtLeast(ratio), Some((_, rate))) => Some(AsCpu {
                     goal_there: left_by(ratio, CPUS_THERE * 1e6 / rate),
                     goal_here: left_by(ratio, plain),
-                    seen: measured(load, lane, |row| row.mesh_us),
-                    envoy: measured(load, envoy, |row| row.mesh_us),
+                    seen: of(ours, |row| row.mesh_us),
+                    envoy: of(envoy, |row| row.mesh_us),
                 }),
                 _ => None,
             };
-            Target { as_cpu, ..target(what, bound, seen, theirs) }
+            let rounds = seen.is_finite().then_some(rounds);
+            Target { as_cpu, rounds, disturbed, ..target(what, bound, seen, theirs) }
         })
         .collect();
     let memory = |lane: &str| {
@@ -266,7 +284,7 @@ pub(super) fn all(tables: &[Table], figures: &[Figure]) -> Vec<Target> {
         figures.iter().find(of).map_or(f64::NAN, |figure| figure.value)
     };
     targets.push(target(
-        "MiB of their own, of one node with 100 pods",
+        "MiB of the processes' anonymous memory, without BPF maps, of one node with 100 pods",
         Bound::AtMost(MEMORY_MIB),
         memory("mesh"),
         memory("envoy sidecars"),
@@ -280,5 +298,5 @@ fn target(what: &'static str, bound: Bound, seen: f64, envoy: f64) -> Target {
         Bound::AtMost(most) => (format!("≤ {most}"), seen <= most),
     };
     let reached = seen.is_finite().then_some(reached);
-    Target { what, goal, seen, envoy, reached, as_cpu: None }
+    Target { what, goal, seen, envoy, reached, rounds: None, disturbed: false, as_cpu: None }
 }
