@@ -31,6 +31,7 @@ use self::{
     bed::Bed,
     lane::{Contender, Lane, Place, Settings, lane_name},
     machine::Machine,
+    plugin::Plugin,
     sample::{Failure, Journal, Sample},
     workload::Workload,
 };
@@ -55,10 +56,11 @@ pub(crate) struct Options {
     /// How long a sample takes, in seconds [default: 1.5, quick: 0.7].
     #[arg(long, value_parser = some_seconds)]
     seconds: Option<f64>,
-    /// Only lanes whose names contain one of these, and what they are compared with.
+    /// Only lanes whose names contain one of these, and what they are compared with; names are
+    /// split at commas.
     #[arg(long, value_delimiter = ',')]
     lanes: Vec<String>,
-    /// Only loads whose names contain one of these.
+    /// Only loads whose names contain one of these; the same.
     #[arg(long, value_delimiter = ',')]
     loads: Vec<String>,
     /// Contenders of your own: a directory with NAME.up and NAME.down, see docs/performance.md.
@@ -114,10 +116,13 @@ impl Options {
     /// Whether a lane is asked for that is there.
     fn any_lane_in(&self, place: Place) -> bool {
         let mut there = Contender::ALL.into_iter().filter(|contender| contender.is_in(place));
-        there.any(|contender| {
-            let name = lane_name(contender.name(), place);
-            self.lanes.iter().any(|part| name.contains(&**part))
-        })
+        let plugin =
+            place == Place::Across && self.wanted_plugins().is_ok_and(|all| !all.is_empty());
+        plugin
+            || there.any(|contender| {
+                let name = lane_name(contender.name(), place);
+                self.lanes.iter().any(|part| name.contains(&**part))
+            })
     }
 
     fn loads(&self) -> Vec<Workload> {
@@ -130,6 +135,47 @@ impl Options {
             |load: &Workload| self.loads.is_empty() || self.loads.iter().any(|name| is(load, name));
         let wanted = |load: &&Workload| named(load) && (load.quick || !self.quick);
         workload::ALL.iter().filter(wanted).copied().collect()
+    }
+
+    /// The plug-ins that lanes are asked for of.
+    ///
+    /// # Errors
+    /// See [`Plugin::all`].
+    fn wanted_plugins(&self) -> Result<Vec<Plugin>, String> {
+        let mut plugins = self.plugins.as_deref().map(Plugin::all).transpose()?.unwrap_or_default();
+        let lane = |plugin: &Plugin| lane_name(&plugin.name, Place::Across);
+        let wanted = |name: &str| self.lanes.iter().any(|part| name.contains(&**part));
+        plugins.retain(|plugin| self.lanes.is_empty() || wanted(&lane(plugin)));
+        Ok(plugins)
+    }
+
+    /// Why nothing is measured like this.
+    fn refusal(&self) -> Option<String> {
+        let plugins = match self.wanted_plugins() {
+            Ok(plugins) => plugins,
+            Err(why) => return Some(why),
+        };
+        let there = |contender: Contender, place| {
+            contender.is_in(place).then(|| lane_name(contender.name(), place))
+        };
+        let mut lanes: Vec<String> = Contender::ALL
+            .into_iter()
+            .flat_map(|contender| [Place::Across, Place::Same].map(|place| there(contender, place)))
+            .flatten()
+            .collect();
+        lanes.extend(plugins.iter().map(|plugin| lane_name(&plugin.name, Place::Across)));
+        let no_lane = |part: &&String| !lanes.iter().any(|lane| lane.contains(&***part));
+        if let Some(part) = self.lanes.iter().find(no_lane) {
+            return Some(format!("--lanes {part}: there are {}", lanes.join(", ")));
+        }
+        let no_load =
+            |part: &&String| !workload::ALL.iter().any(|load| load.name.contains(&***part));
+        if let Some(part) = self.loads.iter().find(no_load) {
+            let there: Vec<&str> = workload::ALL.iter().map(|load| load.name).collect();
+            return Some(format!("--loads {part}: there are {}", there.join(", ")));
+        }
+        let is_root = nix::unistd::geteuid().is_root();
+        (!is_root).then(|| "namespaces and BPF programs are made as root".to_owned())
     }
 
     fn settings(&self) -> Settings {
@@ -146,14 +192,31 @@ pub(crate) fn show(options: &Options) -> ExitCode {
 
 /// Measures what is missing, and writes the report.
 pub(crate) fn run(options: &Options) -> ExitCode {
+    if let Some(why) = options.refusal().filter(|_| !options.report_only) {
+        eprintln!("{why}");
+        return ExitCode::FAILURE;
+    }
     let out = &options.out;
+    if let Err(error) = fs::create_dir_all(out) {
+        eprintln!("--out {}: {error}", out.display());
+        return ExitCode::FAILURE;
+    }
+    // Let go of when this process ends, however it does.
+    let lock = fs::File::create(out.join(".lock")).map_err(|error| error.to_string());
+    if let Err(why) = lock
+        .as_ref()
+        .map_err(String::clone)
+        .and_then(|lock| lock.try_lock().map_err(|error| format!("another run is at it: {error}")))
+    {
+        eprintln!("--out {}: {why}", out.display());
+        return ExitCode::FAILURE;
+    }
     if options.fresh {
         // Nothing is there the first time; what others keep in that directory stays.
         for file in running::FILES.into_iter().chain(report::FILES) {
             let _ = fs::remove_file(out.join(file));
         }
     }
-    fs::create_dir_all(out).expect("make the directory of the report");
     let mut journal = Journal::open(&out.join(running::SAMPLES));
     if options.report_only {
         if journal.is_empty() {

@@ -70,7 +70,7 @@ impl Bed {
                 }
             }
         }
-        let plugins = options.plugins.as_deref().map(Plugin::all).unwrap_or_default();
+        let plugins = options.wanted_plugins().expect("they were there before");
         let foreign: Vec<(Plugin, Pair)> = plugins
             .into_iter()
             .map(|plugin| {

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
 
 use tests::Pod;
 
-use super::workload::Port;
+use super::{lane::Contender, workload::Port};
 
 /// One contender's scripts.
 #[derive(Debug, Clone)]
@@ -25,22 +25,28 @@ pub(crate) struct Plugin {
 
 impl Plugin {
     /// Those in `directory`, by name.
-    pub(crate) fn all(directory: &Path) -> Vec<Self> {
+    ///
+    /// # Errors
+    /// It can't be listed, a plug-in is not whole, or has the name of a contender that is there.
+    pub(crate) fn all(directory: &Path) -> Result<Vec<Self>, String> {
         let listed = fs::read_dir(directory)
-            .unwrap_or_else(|error| panic!("list {}: {error}", directory.display()));
-        let mut plugins: Vec<Self> = listed
-            .filter_map(|entry| {
-                let path = entry.ok()?.path();
-                let name = path.file_name()?.to_str()?.strip_suffix(".up")?.to_owned();
-                let path = fs::canonicalize(path).ok()?;
-                let down = path.with_file_name(format!("{name}.down"));
-                assert!(down.is_file(), "{} has no {}", path.display(), down.display());
-                let text = |path: &Path| path.display().to_string();
-                Some(Self { name, up: text(&path), down: text(&down) })
-            })
-            .collect();
+            .map_err(|error| format!("--plugins {}: {error}", directory.display()))?;
+        let mut plugins: Vec<Self> = Vec::new();
+        for path in listed.filter_map(|entry| fs::canonicalize(entry.ok()?.path()).ok()) {
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".up"));
+            let Some(name) = name.map(str::to_owned) else { continue };
+            if Contender::ALL.into_iter().any(|contender| contender.name() == name) {
+                return Err(format!("{}: there is a contender of that name", path.display()));
+            }
+            let down = path.with_file_name(format!("{name}.down"));
+            if !down.is_file() {
+                return Err(format!("{}: there is no {}", path.display(), down.display()));
+            }
+            let text = |path: &Path| path.display().to_string();
+            plugins.push(Self { name, up: text(&path), down: text(&down) });
+        }
         plugins.sort_by(|a, b| a.name.cmp(&b.name));
-        plugins
+        Ok(plugins)
     }
 
     /// Where to dial for each port that it carries.
