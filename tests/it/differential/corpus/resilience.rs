@@ -102,12 +102,6 @@ pub(super) fn cases() -> Vec<Case> {
             .cluster("full", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } })).asks(get("/").is(503)),
         case("breakers-priority", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "low", "priority": "HIGH" } }])))
             .cluster("low", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_requests": 0 }] } })).asks(get("/")),
-        case("breakers-pending", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "none-waits" } }])))
-            .cluster("none-waits", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_pending_requests": 0 }] } })).asks(get("/").is(503)).asks(get("/").http2().is(503)),
-        case("breakers-pending-h2", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "none-waits-h2" } }])))
-            .cluster("none-waits-h2", "h2", json!({ "circuit_breakers": { "thresholds": [{ "max_pending_requests": 0 }] } })).asks(get("/").is(503)).asks(get("/").http2().is(503)),
-        case("breakers-pending-high", routes(json!([{ "match": { "prefix": "/" }, "route": { "cluster": "none-waits-high", "priority": "HIGH" } }])))
-            .cluster("none-waits-high", "one", json!({ "circuit_breakers": { "thresholds": [{ "priority": "HIGH", "max_pending_requests": 0 }] } })).asks(get("/").is(503)),
         case("breakers-retries", retried("never", on("5xx")))
             .cluster("never", "one", json!({ "circuit_breakers": { "thresholds": [{ "max_retries": 0 }] } })).asks(get("/").answered(&answers(503)).is(503)),
     ]);
