@@ -89,7 +89,10 @@ impl Frames {
                 self.passing = length.saturating_sub(rest);
                 length.min(rest)
             };
-            chunk.copy_within(from..from + by, to);
+            // Mostly nothing has been put together before it.
+            if to < from {
+                chunk.copy_within(from..from + by, to);
+            }
             (from, to) = (from + by, to + by);
         }
         to

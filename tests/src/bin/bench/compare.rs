@@ -80,6 +80,12 @@ pub(crate) struct Options {
     no_scale: bool,
 }
 
+/// Lanes of the contenders that are always there.
+fn own_lanes(place: Place) -> impl Iterator<Item = String> {
+    let there = Contender::ALL.into_iter().filter(move |contender| contender.is_in(place));
+    there.map(move |contender| lane_name(contender.name(), place))
+}
+
 fn some_seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "is no number".to_owned())?;
     if seconds.is_finite() && seconds > 0.0 { Ok(seconds) } else { Err("no time at all".into()) }
@@ -115,14 +121,9 @@ impl Options {
 
     /// Whether a lane is asked for that is there.
     fn any_lane_in(&self, place: Place) -> bool {
-        let mut there = Contender::ALL.into_iter().filter(|contender| contender.is_in(place));
         let plugin =
             place == Place::Across && self.wanted_plugins().is_ok_and(|all| !all.is_empty());
-        plugin
-            || there.any(|contender| {
-                let name = lane_name(contender.name(), place);
-                self.lanes.iter().any(|part| name.contains(&**part))
-            })
+        plugin || own_lanes(place).any(|name| self.names(&name))
     }
 
     fn loads(&self) -> Vec<Workload> {
@@ -143,10 +144,15 @@ impl Options {
     /// See [`Plugin::all`].
     fn wanted_plugins(&self) -> Result<Vec<Plugin>, String> {
         let mut plugins = self.plugins.as_deref().map(Plugin::all).transpose()?.unwrap_or_default();
-        let lane = |plugin: &Plugin| lane_name(&plugin.name, Place::Across);
-        let wanted = |name: &str| self.lanes.iter().any(|part| name.contains(&**part));
-        plugins.retain(|plugin| self.lanes.is_empty() || wanted(&lane(plugin)));
+        plugins.retain(|plugin| {
+            self.lanes.is_empty() || self.names(&lane_name(&plugin.name, Place::Across))
+        });
         Ok(plugins)
+    }
+
+    /// Whether `--lanes` has a part of it.
+    fn names(&self, lane: &str) -> bool {
+        self.lanes.iter().any(|part| lane.contains(&**part))
     }
 
     /// Why nothing is measured like this.
@@ -155,14 +161,7 @@ impl Options {
             Ok(plugins) => plugins,
             Err(why) => return Some(why),
         };
-        let there = |contender: Contender, place| {
-            contender.is_in(place).then(|| lane_name(contender.name(), place))
-        };
-        let mut lanes: Vec<String> = Contender::ALL
-            .into_iter()
-            .flat_map(|contender| [Place::Across, Place::Same].map(|place| there(contender, place)))
-            .flatten()
-            .collect();
+        let mut lanes: Vec<String> = Place::ALL.into_iter().flat_map(own_lanes).collect();
         lanes.extend(plugins.iter().map(|plugin| lane_name(&plugin.name, Place::Across)));
         let no_lane = |part: &&String| !lanes.iter().any(|lane| lane.contains(&***part));
         if let Some(part) = self.lanes.iter().find(no_lane) {
